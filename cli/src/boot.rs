@@ -1,0 +1,199 @@
+//! `mvm boot`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use serde::Deserialize;
+use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig};
+
+use crate::{chain, complain, config_file, exit_code};
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm boot --kernel vmlinux --rootfs rootfs.ext4
+  mvm boot --kernel /boot/vmlinuz --initrd initrd.img --append \"console=ttyS0\" --cpus 4 --memory 2G \\
+           --disk data.img --disk seed.iso,readonly
+  mvm boot --config vm.toml --memory 4G
+
+A configuration file has the names of the flags (paths in it are relative to it):
+  kernel = \"vmlinux\"
+  rootfs = \"rootfs.ext4\"
+  disk = [\"data.img\", \"seed.iso,readonly\"]
+  cpus = 4
+  memory = \"2G\"
+
+On a terminal, Ctrl-A x stops the VM, Ctrl-A h shows help, and all other keys go to the guest.
+SIGTERM presses the guest's power button; a second one stops it.
+
+Exit codes: 0 the guest powered off or rebooted, 2 wrong usage or configuration, 3 the host cannot do it,
+4 the guest crashed, 128 + N stopped by signal N.";
+
+/// Arguments of `mvm boot`.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct BootCommand {
+    /// Read the VM from a TOML file; a flag wins over what the file says
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    options: BootOptions,
+
+    /// Print what start-up spent its time on
+    #[arg(long)]
+    timing: bool,
+}
+
+/// What flags and configuration files can both say, by the same names and in the same words.
+#[derive(Args, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BootOptions {
+    /// The guest's kernel: an ELF vmlinux (with or without PVH note) or a bzImage
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// An initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// The disk that becomes /dev/vda and the root file system
+    #[arg(long, value_name = "PATH[,readonly]")]
+    pub rootfs: Option<DiskConfig>,
+
+    /// A further disk: a raw image or a block device; may be given more than once
+    #[arg(long, value_name = "PATH[,readonly][,id=ID]")]
+    #[serde(default)]
+    pub disk: Vec<DiskConfig>,
+
+    /// Number of virtual CPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+
+    /// The guest's memory, in bytes or with K, M, G or T [default: 512M]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+
+    /// Kernel arguments added to mvm's own
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub append: Option<String>,
+
+    /// Kernel arguments in place of mvm's own
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+
+    /// Where the serial console goes [default: stdio]
+    #[arg(long, value_name = "stdio|off|FILE")]
+    pub console: Option<ConsoleConfig>,
+}
+
+impl BootOptions {
+    /// These options, completed by those of `other`.
+    fn or(self, other: Self) -> Self {
+        Self {
+            kernel: self.kernel.or(other.kernel),
+            initrd: self.initrd.or(other.initrd),
+            rootfs: self.rootfs.or(other.rootfs),
+            disk: if self.disk.is_empty() { other.disk } else { self.disk },
+            cpus: self.cpus.or(other.cpus),
+            memory: self.memory.or(other.memory),
+            append: self.append.or(other.append),
+            cmdline: self.cmdline.or(other.cmdline),
+            console: self.console.or(other.console),
+        }
+    }
+
+    fn into_config(self) -> Result<VmConfig, String> {
+        Ok(VmConfig {
+            kernel: self.kernel.ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?,
+            initrd: self.initrd,
+            rootfs: self.rootfs,
+            disks: self.disk,
+            cpus: self.cpus.unwrap_or(1),
+            memory: self.memory.unwrap_or(MemorySize::from_mib(512)),
+            append: self.append,
+            cmdline: self.cmdline,
+            console: self.console.unwrap_or_default(),
+        })
+    }
+}
+
+/// Boots a VM and runs it to its end. `start` is when the process started.
+pub fn run(command: BootCommand, start: Instant) -> ExitCode {
+    let config = match configuration(command.options, command.config) {
+        Ok(config) => config,
+        Err(message) => {
+            complain(&message);
+            return exit_code::USAGE.into();
+        }
+    };
+    let timeline = Arc::new(Timeline::starting_at(start));
+    let result = Vm::new(&config, timeline.clone()).and_then(Vm::run);
+    if command.timing {
+        eprint!("{timeline}");
+    }
+    match result {
+        Ok(reason) => {
+            let code = exit_code::of_exit(&reason);
+            if code == exit_code::SUCCESS {
+                tracing::info!("{reason}");
+            } else {
+                complain(&reason.to_string());
+            }
+            code.into()
+        }
+        Err(error) => {
+            complain(&chain(&error));
+            exit_code::of_error(&error).into()
+        }
+    }
+}
+
+fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<VmConfig, String> {
+    let options = match file {
+        Some(path) => flags.or(config_file::read(&path).map_err(|error| chain(&error))?),
+        None => flags,
+    };
+    options.into_config()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(toml: &str) -> BootOptions {
+        toml::from_str(toml).unwrap()
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let file = options("kernel = 'a'\ncpus = 2\nmemory = '1G'\ndisk = ['x', 'y,readonly']");
+        let flags = BootOptions { cpus: Some(4), disk: vec!["z".parse().unwrap()], ..Default::default() };
+        let config = flags.or(file).into_config().unwrap();
+        assert_eq!((config.cpus, config.memory.to_string()), (4, "1G".to_owned()));
+        assert_eq!(config.disks, ["z".parse().unwrap()]);
+    }
+
+    #[test]
+    fn every_flag_has_its_line_in_the_file() {
+        use clap::Args as _;
+        let flags = BootOptions::augment_args(clap::Command::new("boot"));
+        for flag in flags.get_arguments().filter_map(|argument| argument.get_long()) {
+            let value = match flag {
+                "cpus" => "1",
+                "memory" => "'1G'",
+                "disk" => "['x']",
+                _ => "'x'",
+            };
+            options(&format!("{flag} = {value}"));
+        }
+    }
+
+    #[test]
+    fn without_a_kernel_the_message_says_how_to_give_one() {
+        let error = BootOptions::default().into_config().unwrap_err();
+        assert!(error.contains("--kernel"), "{error}");
+    }
+}

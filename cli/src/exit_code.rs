@@ -1,0 +1,45 @@
+//! The exit codes of mvm. They are part of its interface: README.md lists them.
+
+use vmm::{ExitReason, VmError};
+
+/// The guest powered off or rebooted, or the user stopped it from the console.
+pub const SUCCESS: u8 = 0;
+/// Wrong usage or configuration.
+pub const USAGE: u8 = 2;
+/// The host cannot do it.
+pub const HOST: u8 = 3;
+/// The guest crashed.
+pub const GUEST: u8 = 4;
+/// Added to the number of the signal that stopped the VM, as shells do.
+const SIGNAL: u8 = 128;
+
+/// The exit code for how a VM ended.
+pub fn of_exit(reason: &ExitReason) -> u8 {
+    match reason {
+        ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped => SUCCESS,
+        ExitReason::Panicked
+        | ExitReason::TripleFault { .. }
+        | ExitReason::FailEntry { .. }
+        | ExitReason::InternalError { .. }
+        | ExitReason::RunFailed { .. } => GUEST,
+        ExitReason::Signal(signal) => SIGNAL.saturating_add(u8::try_from(*signal).unwrap_or(u8::MAX)),
+    }
+}
+
+/// The exit code for a VM that could not be built.
+pub fn of_error(error: &VmError) -> u8 {
+    if error.is_the_hosts() { HOST } else { USAGE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_has_its_code() {
+        assert_eq!(of_exit(&ExitReason::Reboot), 0);
+        assert_eq!(of_exit(&ExitReason::Panicked), 4);
+        assert_eq!(of_exit(&ExitReason::TripleFault { vcpu: 0, rip: 0 }), 4);
+        assert_eq!(of_exit(&ExitReason::Signal(15)), 143);
+    }
+}

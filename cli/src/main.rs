@@ -1,0 +1,89 @@
+//! The command `mvm`: arguments, output and exit codes.
+
+mod boot;
+mod config_file;
+mod doctor;
+mod exit_code;
+mod pages;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+/// A small virtual machine monitor on KVM.
+#[derive(Parser)]
+#[command(name = "mvm", version, about, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    /// What mvm says of its own work on standard error: off, error, warn, info, debug or trace
+    #[arg(
+        long,
+        global = true,
+        env = "MVM_LOG",
+        value_name = "LEVEL",
+        default_value = "warn",
+        hide_env_values = true
+    )]
+    log_level: LevelFilter,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a virtual machine from a kernel and disks
+    Boot(Box<boot::BootCommand>),
+    /// Say what this host can and cannot do, and how to mend it
+    Doctor,
+    /// Print a shell's completion script
+    Completions(pages::CompletionsCommand),
+    /// Print a manual page
+    Man(pages::ManCommand),
+}
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    restore_terminal_on_panic();
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(cli.log_level)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .init();
+    match cli.command {
+        Command::Boot(command) => boot::run(*command, start),
+        Command::Doctor => doctor::run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
+    }
+}
+
+fn restore_terminal_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        vmm::console::restore_terminal();
+        report(panic);
+    }));
+}
+
+/// Says `message` on one line of standard error.
+fn complain(message: &str) {
+    // Where standard error is closed there is nobody to tell.
+    let _ = writeln!(io::stderr(), "mvm: {message}");
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}

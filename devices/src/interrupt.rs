@@ -1,0 +1,31 @@
+//! How a device asks for the guest's attention.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// One interrupt line, edge-triggered. The vmm gives an eventfd that KVM turns into an interrupt without an
+/// exit (irqfd); tests give a counter.
+pub trait Interrupt: Send + Sync {
+    /// Raises the line once.
+    ///
+    /// # Errors
+    ///
+    /// Those of a write to an eventfd.
+    fn trigger(&self) -> io::Result<()>;
+}
+
+impl Interrupt for EventFd {
+    fn trigger(&self) -> io::Result<()> {
+        self.write(1)
+    }
+}
+
+/// Counts how often it was raised, for tests.
+impl Interrupt for AtomicUsize {
+    fn trigger(&self) -> io::Result<()> {
+        self.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}

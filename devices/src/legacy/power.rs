@@ -1,0 +1,87 @@
+//! The registers that ACPI gives a hardware-reduced machine for its end: sleep control, sleep status and reset
+//! (ACPI 6.5, 4.8.3.6 and 4.8.3.7). The FADT tells the guest where they are.
+
+use std::sync::Arc;
+
+use crate::{BusDevice, MachineEvent, MachineEvents};
+
+/// Registers by their offset from [`PowerRegisters::PORT`].
+pub mod registers {
+    /// SLEEP_CONTROL_REG (4.8.3.7.1), one byte.
+    pub const SLEEP_CONTROL: u16 = 0;
+    /// SLEEP_STATUS_REG (4.8.3.7.2), one byte.
+    pub const SLEEP_STATUS: u16 = 1;
+    /// RESET_REG (4.8.3.6), one byte.
+    pub const RESET: u16 = 2;
+}
+
+/// The sleep type that stands for S5, soft off; the DSDT's `_S5` names it.
+pub const S5_SLEEP_TYPE: u8 = 5;
+/// The notification value of a power button that was pressed (ACPI 6.5, table 5.162).
+pub const POWER_BUTTON_NOTIFY: u8 = 0x80;
+
+const SLEEP_TYPE_SHIFT: u8 = 2;
+const SLEEP_TYPE_MASK: u8 = 0b111 << SLEEP_TYPE_SHIFT;
+const SLEEP_ENABLE: u8 = 1 << 5;
+
+/// Power off and reset by ACPI.
+pub struct PowerRegisters(Arc<dyn MachineEvents>);
+
+impl PowerRegisters {
+    /// First port.
+    pub const PORT: u16 = 0x600;
+    /// Number of ports.
+    pub const PORTS: u16 = 4;
+    /// What the guest writes to the reset register.
+    pub const RESET_VALUE: u8 = 1;
+
+    /// Registers that report to `events`.
+    pub fn new(events: Arc<dyn MachineEvents>) -> Self {
+        Self(events)
+    }
+}
+
+impl BusDevice for PowerRegisters {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        // No wake event has happened and nothing is being reset.
+        data.fill(0);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let (Ok(offset), [value]) = (u16::try_from(offset), data) else { return };
+        match offset {
+            registers::SLEEP_CONTROL
+                if value & SLEEP_ENABLE != 0
+                    && (value & SLEEP_TYPE_MASK) >> SLEEP_TYPE_SHIFT == S5_SLEEP_TYPE =>
+            {
+                self.0.report(MachineEvent::PowerOff);
+            }
+            registers::RESET if *value == Self::RESET_VALUE => self.0.report(MachineEvent::Reset),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::recorder::Recorder;
+
+    #[test]
+    fn each_register_reports_its_own_end() {
+        let events = Arc::new(Recorder::default());
+        let power = PowerRegisters::new(events.clone());
+        for (offset, value, expected) in [
+            (0, S5_SLEEP_TYPE << 2 | SLEEP_ENABLE, Some(MachineEvent::PowerOff)),
+            (0, S5_SLEEP_TYPE << 2, None),
+            (0, 3 << 2 | SLEEP_ENABLE, None),
+            (1, 0xff, None),
+            (2, 1, Some(MachineEvent::Reset)),
+            (2, 0, None),
+            (3, 1, None),
+        ] {
+            power.write(offset, &[value]);
+            assert_eq!(events.take(), Vec::from_iter(expected), "{value:#x} at {offset}");
+        }
+    }
+}

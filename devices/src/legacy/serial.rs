@@ -1,0 +1,269 @@
+//! A 16550A serial port: the console that every kernel has from its first line on.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use vm_superio::serial::SerialEvents;
+use vm_superio::{Serial as Uart, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{BusDevice, Interrupt, MachineEvent, MachineEvents, lock};
+
+struct Line(Arc<dyn Interrupt>);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.trigger()
+    }
+}
+
+struct Events {
+    machine: Arc<dyn MachineEvents>,
+    has_written: AtomicBool,
+    drained: EventFd,
+}
+
+impl SerialEvents for Events {
+    fn buffer_read(&self) {}
+
+    fn out_byte(&self) {
+        if !self.has_written.swap(true, Ordering::Relaxed) {
+            self.machine.report(MachineEvent::ConsoleOutput);
+        }
+    }
+
+    fn tx_lost_byte(&self) {}
+
+    fn in_buffer_empty(&self) {
+        // It fails only where the counter is full, and then the reader is being woken already.
+        let _ = self.drained.write(1);
+    }
+}
+
+/// Registers by their offset from the first port, and the bits of them that matter here.
+const INTERRUPT_ENABLE: u8 = 1;
+const MODEM_CONTROL: u8 = 4;
+const RECEIVED_DATA_INTERRUPT: u8 = 1 << 0;
+const LOOPBACK: u8 = 1 << 4;
+
+struct Port {
+    uart: Uart<Line, Events, Box<dyn Write + Send>>,
+    /// The guest has opened the port: it takes an interrupt for received data, and does not test the port in
+    /// loopback. Before that, a driver that probes the port would throw input away.
+    receiving: bool,
+}
+
+impl Port {
+    fn write(&mut self, offset: u8, value: u8) {
+        // A byte that nobody takes is lost, as on a line without a cable; the guest goes on.
+        let _ = self.uart.write(offset, value);
+        if matches!(offset, INTERRUPT_ENABLE | MODEM_CONTROL) {
+            let state = self.uart.state();
+            let receiving = state.interrupt_enable & RECEIVED_DATA_INTERRUPT != 0
+                && state.modem_control & LOOPBACK == 0;
+            if receiving && !self.receiving {
+                self.uart.events().in_buffer_empty();
+            }
+            self.receiving = receiving;
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        if self.receiving { self.uart.fifo_capacity() } else { 0 }
+    }
+}
+
+/// A serial port that writes to whatever it was given, and takes input as fast as the guest reads it.
+pub struct Serial(Arc<Mutex<Port>>);
+
+impl Serial {
+    /// First port of COM1.
+    pub const PORT: u16 = 0x3f8;
+    /// Number of ports.
+    pub const PORTS: u16 = 8;
+    /// The interrupt of COM1.
+    pub const GSI: u32 = 4;
+
+    /// A port that interrupts by `line`, writes to `out`, and reports its first byte to `machine`.
+    ///
+    /// # Errors
+    ///
+    /// Those of making an eventfd.
+    pub fn new(
+        line: Arc<dyn Interrupt>,
+        machine: Arc<dyn MachineEvents>,
+        out: Box<dyn Write + Send>,
+    ) -> io::Result<Self> {
+        let events =
+            Events { machine, has_written: AtomicBool::new(false), drained: EventFd::new(libc::EFD_NONBLOCK)? };
+        let uart = Uart::with_events(Line(line), events, out);
+        Ok(Self(Arc::new(Mutex::new(Port { uart, receiving: false }))))
+    }
+
+    /// The end of the port that takes what the user types.
+    ///
+    /// # Errors
+    ///
+    /// Those of duplicating an eventfd.
+    pub fn input(&self) -> io::Result<SerialInput> {
+        let drained = lock(&self.0).uart.events().drained.try_clone()?;
+        Ok(SerialInput { port: self.0.clone(), drained })
+    }
+}
+
+impl BusDevice for Serial {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
+            *byte = lock(&self.0).uart.read(offset);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
+            lock(&self.0).write(offset, *byte);
+        }
+    }
+}
+
+/// Feeds a serial port's receive FIFO.
+pub struct SerialInput {
+    port: Arc<Mutex<Port>>,
+    drained: EventFd,
+}
+
+impl SerialInput {
+    /// How many bytes the port can take now: none while the guest has not opened it.
+    pub fn capacity(&self) -> usize {
+        lock(&self.port).capacity()
+    }
+
+    /// Puts `bytes` in the receive FIFO and returns how many fitted.
+    ///
+    /// # Errors
+    ///
+    /// Those of raising the interrupt.
+    pub fn enqueue(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut port = lock(&self.port);
+        let room = port.capacity().min(bytes.len());
+        let (fitting, _) = bytes.split_at(room);
+        port.uart.enqueue_raw_bytes(fitting).map_err(|error| match error {
+            vm_superio::serial::Error::Trigger(error) | vm_superio::serial::Error::IOError(error) => error,
+            other => io::Error::other(other.to_string()),
+        })
+    }
+
+    /// Becomes readable when the guest has read the FIFO empty, and when it has opened the port.
+    pub fn drained(&self) -> &EventFd {
+        &self.drained
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::machine::recorder::Recorder;
+
+    const DATA: u64 = 0;
+    const INTERRUPT_ENABLE: u64 = super::INTERRUPT_ENABLE as u64;
+    const MODEM_CONTROL: u64 = super::MODEM_CONTROL as u64;
+
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct NoSpace;
+
+    impl Write for NoSpace {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn port(out: impl Write + Send + 'static) -> (Serial, Arc<AtomicUsize>, Arc<Recorder>) {
+        let line = Arc::new(AtomicUsize::new(0));
+        let events = Arc::new(Recorder::default());
+        (Serial::new(line.clone(), events.clone(), Box::new(out)).unwrap(), line, events)
+    }
+
+    #[test]
+    fn output_is_written_and_its_first_byte_reported_once() {
+        let out = Output::default();
+        let (serial, _, events) = port(out.clone());
+        for byte in b"hi" {
+            serial.write(DATA, &[*byte]);
+        }
+        assert_eq!(*out.0.lock().unwrap(), b"hi");
+        assert_eq!(events.take(), [MachineEvent::ConsoleOutput]);
+    }
+
+    #[test]
+    fn a_full_disk_behind_the_console_does_not_stop_the_guest() {
+        let (serial, line, _) = port(NoSpace);
+        serial.write(INTERRUPT_ENABLE, &[0b10]);
+        let before = line.load(Ordering::SeqCst);
+        let mut identification = [0];
+        serial.read(2, &mut identification);
+        serial.write(DATA, b"x");
+        assert_eq!(line.load(Ordering::SeqCst), before + 1, "the transmitter is empty again");
+    }
+
+    #[test]
+    fn input_waits_until_the_guest_has_read_the_fifo() {
+        let (serial, _, _) = port(io::sink());
+        let input = serial.input().unwrap();
+        serial.write(INTERRUPT_ENABLE, &[1]);
+        input.drained().read().expect("the port is open");
+        let typed = vec![b'a'; input.capacity() + 10];
+        assert_eq!(input.enqueue(&typed).unwrap(), typed.len() - 10);
+        assert_eq!(input.capacity(), 0);
+        assert_eq!(input.enqueue(b"more").unwrap(), 0);
+        assert!(input.drained().read().is_err(), "nothing was read");
+        for _ in 0..typed.len() - 10 {
+            let mut byte = [0];
+            serial.read(DATA, &mut byte);
+            assert_eq!(byte, *b"a");
+        }
+        input.drained().read().expect("the guest has read all");
+        assert_eq!(input.capacity(), typed.len() - 10);
+    }
+
+    #[test]
+    fn a_driver_that_probes_the_port_gets_no_input() {
+        let (serial, _, _) = port(io::sink());
+        let input = serial.input().unwrap();
+        for (register, value) in [(MODEM_CONTROL, 0x10), (INTERRUPT_ENABLE, 1), (INTERRUPT_ENABLE, 0)] {
+            serial.write(register, &[value]);
+            assert_eq!(input.enqueue(b"x").unwrap(), 0);
+            assert!(input.drained().read().is_err());
+        }
+        serial.write(INTERRUPT_ENABLE, &[1]);
+        serial.write(MODEM_CONTROL, &[0]);
+        input.drained().read().expect("the port is open");
+        assert_eq!(input.enqueue(b"x").unwrap(), 1);
+    }
+
+    #[test]
+    fn wide_accesses_are_ignored() {
+        let out = Output::default();
+        let (serial, _, _) = port(out.clone());
+        serial.write(DATA, b"ab");
+        assert!(out.0.lock().unwrap().is_empty());
+    }
+}

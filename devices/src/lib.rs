@@ -1,0 +1,23 @@
+//! Device models of mvm.
+//!
+//! Nothing here knows of KVM: a device is driven through [`BusDevice`] (what the guest reads and writes),
+//! raises interrupts through [`Interrupt`], and tells the machine of its end through [`MachineEvents`]. The
+//! vmm, a test and a fuzzer all stand at the same three places.
+
+pub mod bus;
+pub mod interrupt;
+pub mod legacy;
+pub mod machine;
+pub mod virtio;
+
+pub use bus::{Bus, BusDevice, BusError};
+pub use interrupt::Interrupt;
+pub use machine::{MachineEvent, MachineEvents};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks `mutex`, also where a thread panicked while it held it: the state behind each lock here is valid
+/// between any two statements, and a device that stops answering would hang the guest.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

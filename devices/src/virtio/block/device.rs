@@ -1,0 +1,112 @@
+//! The device: from chains in the queue to I/O and back.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::events::drain;
+use super::super::{ActivateError, Activation, VirtioDevice};
+use super::config;
+use super::disk::{Disk, DiskId};
+use super::engine::Engine;
+use super::worker::Worker;
+
+/// The one queue (5.2.2).
+const REQUESTS: u16 = 0;
+const QUEUE_SIZES: [u16; 1] = [256];
+
+/// What a snapshot has to know of a block device, so that its disk is recognized.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    /// The capacity in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+}
+
+/// How a device gets its engine: the disk's, woken through the eventfd.
+type OpenEngine = fn(&Disk, &EventFd) -> Engine;
+
+/// A block device.
+pub struct Block {
+    // Before the disk: it waits for what is in flight when it is dropped.
+    worker: Option<Worker>,
+    disk: Disk,
+    id: DiskId,
+    completions: EventFd,
+    open_engine: OpenEngine,
+}
+
+impl Block {
+    /// Makes a device of `disk`, which tells the guest that it is called `id`.
+    ///
+    /// # Errors
+    ///
+    /// Those of eventfd creation: the process has no descriptor left.
+    pub fn new(disk: Disk, id: DiskId) -> io::Result<Self> {
+        Self::with_engine(disk, id, Engine::open)
+    }
+
+    pub(super) fn with_engine(disk: Disk, id: DiskId, open_engine: OpenEngine) -> io::Result<Self> {
+        Ok(Self { worker: None, disk, id, completions: EventFd::new(EFD_NONBLOCK)?, open_engine })
+    }
+}
+
+impl VirtioDevice for Block {
+    type State = BlockState;
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        config::features(&self.disk)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let space = config::space(&self.disk);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset)) {
+            *byte = *value;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let engine = (self.open_engine)(&self.disk, &self.completions);
+        self.worker = Some(Worker::new(activation, REQUESTS, engine)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+        drain(&self.completions);
+    }
+
+    fn queue_notified(&mut self, _index: u16) {
+        if let Some(worker) = &mut self.worker {
+            worker.turn(&self.disk, &self.id);
+        }
+    }
+
+    fn wake_fds(&self) -> Vec<RawFd> {
+        vec![self.completions.as_raw_fd()]
+    }
+
+    fn woken(&mut self, _index: usize) {
+        drain(&self.completions);
+        if let Some(worker) = &mut self.worker {
+            worker.turn(&self.disk, &self.id);
+        }
+    }
+
+    fn state(&self) -> BlockState {
+        BlockState { sectors: self.disk.sectors, read_only: self.disk.read_only }
+    }
+}

@@ -1,0 +1,221 @@
+//! What lies behind a block device: an open, locked file.
+
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, OFlags, fcntl_setfl, flock, ioctl_blksszget};
+use rustix::io::Errno;
+use thiserror::Error;
+use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+
+/// Bytes in a sector, the unit of a block device's capacity and addresses (5.2.4).
+pub(super) const SECTOR: u64 = 512;
+
+/// Why a file can't be a disk.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// The file can't be opened.
+    #[error("cannot open disk {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The file can be read but not written.
+    #[error("cannot write to disk {path}; add `,readonly` to use it without writing")]
+    NotWritable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("cannot use {path} as a disk: it is {kind}; give a disk image or a block device")]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// Its size or block size can't be found out.
+    #[error("cannot find out the size of disk {path}")]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// It has not one sector.
+    #[error(
+        "disk {path} is too small: it has {bytes} bytes and needs at least 512; `truncate -s 1G {path}` makes it larger"
+    )]
+    TooSmall {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Another VM has it.
+    #[error("disk {path} is in use by another VM; stop that VM, or let both open the disk with `,readonly`")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It can't be locked, and not because another has it.
+    #[error("cannot lock disk {path}")]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A file or block device of the host, open and locked for one VM, or for several that only read.
+#[derive(Debug)]
+pub struct Disk {
+    pub(super) file: Arc<File>,
+    pub(super) read_only: bool,
+    pub(super) sectors: u64,
+    /// Bytes that the host reads and writes at once at the least.
+    pub(super) block_size: u32,
+}
+
+impl Disk {
+    /// Opens the regular file or block device at `path`, and locks it: for this VM alone, or, with
+    /// `read_only`, for all that only read. The lock ends with the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError`], which names `path` and says what to do.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
+        let file = open(path, read_only)?;
+        let size = |source: io::Error| DiskError::Size { path: path.into(), source };
+        let metadata = file.metadata().map_err(size)?;
+        let kind = metadata.file_type();
+        if let Some(kind) = not_a_disk(kind) {
+            return Err(DiskError::Kind { path: path.into(), kind });
+        }
+        // It was for the opening only: with it, io_uring gives up where it would have to wait.
+        fcntl_setfl(&file, OFlags::empty()).map_err(|error| size(error.into()))?;
+        lock(&file, path, read_only)?;
+        let (bytes, block_size) = if kind.is_block_device() {
+            let bytes = (&file).seek(SeekFrom::End(0)).map_err(size)?;
+            (bytes, ioctl_blksszget(&file).map_err(|error| size(error.into()))?)
+        } else {
+            (metadata.len(), 512)
+        };
+        if bytes < SECTOR {
+            return Err(DiskError::TooSmall { path: path.into(), bytes });
+        }
+        if !bytes.is_multiple_of(SECTOR) {
+            tracing::warn!(
+                path = %path.display(),
+                bytes,
+                "the size of the disk is no multiple of 512: the guest can't see its last, partial sector"
+            );
+        }
+        Ok(Self { file: Arc::new(file), read_only, sectors: bytes / SECTOR, block_size })
+    }
+
+    /// The size in bytes that a guest sees.
+    pub fn size(&self) -> u64 {
+        self.sectors * SECTOR
+    }
+}
+
+fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {
+    let with = |write| {
+        // A FIFO without a writer, or a terminal without a line, would block the opening.
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        let flags = i32::try_from(flags.bits()).unwrap_or_default();
+        OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)
+    };
+    with(!read_only).map_err(|source| match source.kind() {
+        io::ErrorKind::IsADirectory => DiskError::Kind { path: path.into(), kind: "a directory" },
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            if !read_only && with(false).is_ok() =>
+        {
+            DiskError::NotWritable { path: path.into(), source }
+        }
+        _ => DiskError::Open { path: path.into(), source },
+    })
+}
+
+fn not_a_disk(kind: FileType) -> Option<&'static str> {
+    if kind.is_file() || kind.is_block_device() {
+        None
+    } else if kind.is_dir() {
+        Some("a directory")
+    } else if kind.is_char_device() {
+        Some("a character device")
+    } else if kind.is_fifo() {
+        Some("a FIFO")
+    } else {
+        Some("no file with data in it")
+    }
+}
+
+/// Locks the open file, not the process: two disks of one VM exclude each other like those of two.
+fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DiskError> {
+    let operation = if read_only {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    match flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(DiskError::InUse { path: path.into() }),
+        Err(error @ (Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS)) => {
+            tracing::warn!(
+                path = %path.display(),
+                %error,
+                "the disk's file system has no locks: nothing keeps another VM from using the disk too"
+            );
+            Ok(())
+        }
+        Err(error) => Err(DiskError::Lock { path: path.into(), source: error.into() }),
+    }
+}
+
+/// What a disk tells the guest it is called (VIRTIO_BLK_T_GET_ID, 5.2.6): up to 20 bytes. Linux shows it as
+/// `/dev/disk/by-id/virtio-…`. Without one the disk has no name: nothing of the host's is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskId([u8; VIRTIO_BLK_ID_BYTES as usize]);
+
+/// Why a text can't be a disk's ID.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the disk ID `{0}` has to be 1 to 20 letters, digits, `-`, `_` or `.`")]
+pub struct DiskIdError(String);
+
+impl DiskId {
+    /// Makes an ID of `text`.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskIdError`] where it is empty, has more than 20 bytes, or characters that have no place in a path.
+    pub fn new(text: &str) -> Result<Self, DiskIdError> {
+        let mut bytes = [0; VIRTIO_BLK_ID_BYTES as usize];
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        match bytes.get_mut(..text.len()) {
+            Some(place) if !text.is_empty() && text.chars().all(fits) => {
+                place.copy_from_slice(text.as_bytes());
+                Ok(Self(bytes))
+            }
+            _ => Err(DiskIdError(text.into())),
+        }
+    }
+
+    /// The ID, padded with zeros.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}

@@ -1,0 +1,14 @@
+//! The block device (VIRTIO 1.2, section 5.2): a file or a block device of the host as the guest's disk.
+
+mod config;
+mod device;
+mod disk;
+mod engine;
+mod request;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod worker;
+
+pub use self::device::{Block, BlockState};
+pub use self::disk::{Disk, DiskError, DiskId, DiskIdError};

@@ -1,0 +1,256 @@
+//! Requests that fail, and disks that can't be opened.
+
+use std::os::unix::fs::PermissionsExt;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_RO, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
+
+use super::super::{DiskError, DiskIdError};
+use super::*;
+
+const IO_ERROR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+#[test]
+fn what_lies_outside_of_the_disk_or_is_no_whole_sector_fails() {
+    for with in BOTH {
+        let file = image(4);
+        let before = content(file.path());
+        let mut rig = Rig::new(with, file.path(), false);
+        for (sector, length) in
+            [(4, 512), (3, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 100), (0, 0)]
+        {
+            for (kind, flags) in [(VIRTIO_BLK_T_IN, WRITE), (VIRTIO_BLK_T_OUT, 0)] {
+                assert_eq!(
+                    rig.request(kind, sector, &[(DATA, length, flags)]),
+                    (IO_ERROR, 1),
+                    "{sector} {length}"
+                );
+            }
+        }
+        for (sector, sectors) in [(4, 1), (0, 5), (u64::MAX, 1), (0, u32::MAX), (1, 0)] {
+            for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+                assert_eq!(rig.range(kind, sector, sectors, 0), (IO_ERROR, 1));
+            }
+        }
+        assert_eq!(content(file.path()), before);
+        assert!(!rig.driver.counters.broken());
+    }
+}
+
+#[test]
+fn unknown_requests_and_flags_are_unsupported() {
+    let file = image(4);
+    let mut rig = Rig::new(With::Direct, file.path(), false);
+    for kind in [2, 3, 5, 14, 99, u32::MAX] {
+        assert_eq!(rig.request(kind, 0, &[]), (UNSUPPORTED, 1));
+    }
+    assert_eq!(rig.range(VIRTIO_BLK_T_DISCARD, 0, 1, 1), (UNSUPPORTED, 1));
+    assert_eq!(rig.range(VIRTIO_BLK_T_WRITE_ZEROES, 0, 1, 2), (UNSUPPORTED, 1));
+    assert_eq!(content(file.path())[..512], [1; 512]);
+}
+
+#[test]
+fn a_range_request_has_one_whole_range() {
+    let file = image(4);
+    let mut rig = Rig::new(With::Direct, file.path(), false);
+    for length in [0, 15, 17, 32] {
+        rig.driver.write(DATA, &[0; 32]);
+        assert_eq!(rig.request(VIRTIO_BLK_T_DISCARD, 0, &[(DATA, length, 0)]), (IO_ERROR, 1));
+    }
+}
+
+#[test]
+fn more_data_buffers_than_seg_max_fail() {
+    for with in BOTH {
+        let file = image(255);
+        let mut rig = Rig::new(with, file.path(), false);
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512, WRITE); 126]).0, 0);
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512, WRITE); 130]), (IO_ERROR, 1));
+    }
+}
+
+#[test]
+fn a_read_only_disk_takes_no_writes() {
+    for with in BOTH {
+        let file = image(4);
+        let before = content(file.path());
+        let mut rig = Rig::new(with, file.path(), true);
+        assert_eq!(rig.block.features() & (1 << VIRTIO_BLK_F_RO), 1 << VIRTIO_BLK_F_RO);
+        assert_eq!(rig.block.features() & (1 << VIRTIO_BLK_F_DISCARD), 0);
+        assert_eq!(rig.write(0, &[9; 512]), (IO_ERROR, 1));
+        for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+            assert_eq!(rig.range(kind, 0, 1, 0), (IO_ERROR, 1));
+        }
+        assert_eq!(rig.read(1, 512), (0, 513, vec![2; 512]));
+        assert_eq!(rig.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (0, 1));
+        assert_eq!(content(file.path()), before);
+    }
+}
+
+#[test]
+fn a_read_past_the_end_of_a_file_that_was_cut_off_fails() {
+    for with in BOTH {
+        let file = image(8);
+        let mut rig = Rig::new(with, file.path(), false);
+        file.as_file().set_len(3 * 512 + 100).unwrap();
+        let (status, written, data) = rig.read(2, 2048);
+        assert_eq!((status, written), (IO_ERROR, 512 + 100 + 1));
+        assert_eq!(data[..612], [vec![3; 512], vec![4; 100]].concat());
+        assert_eq!(rig.read(7, 512).0, IO_ERROR);
+        assert_eq!(rig.read(0, 512).0, 0);
+    }
+}
+
+/// A file system of 64 KiB; unmounted when it's dropped. `None`, where we may not mount.
+struct TinyFs(tempfile::TempDir);
+
+impl TinyFs {
+    fn new() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+            .arg(directory.path())
+            .output();
+        mount.is_ok_and(|output| output.status.success()).then_some(Self(directory))
+    }
+}
+
+impl Drop for TinyFs {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_file_system_fails_the_write_and_leaves_the_device_working() {
+    let Some(directory) = TinyFs::new() else {
+        eprintln!("skipped: a file system to fill can't be mounted without root");
+        return;
+    };
+    for with in BOTH {
+        let file = tempfile::NamedTempFile::new_in(directory.0.path()).unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let mut rig = Rig::new(with, file.path(), false);
+        let length = 0x1_8000;
+        assert_eq!(rig.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, length, 0)]), (IO_ERROR, 1));
+        assert_eq!(rig.range(VIRTIO_BLK_T_WRITE_ZEROES, 512, 512, 0), (IO_ERROR, 1));
+        assert_eq!(rig.range(VIRTIO_BLK_T_DISCARD, 0, 2048, 0), (0, 1));
+        assert_eq!(rig.write(0, &[1; 512]), (0, 1));
+    }
+}
+
+#[test]
+fn only_files_and_block_devices_are_disks() {
+    let kind = |path: &Path| Disk::open(path, true).unwrap_err().to_string();
+    assert!(kind(Path::new("/")).contains("it is a directory"));
+    assert!(kind(Path::new("/dev/null")).contains("it is a character device"));
+    let directory = tempfile::tempdir().unwrap();
+    assert!(matches!(Disk::open(directory.path(), false), Err(DiskError::Kind { .. })));
+    let fifo = directory.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    assert!(kind(&fifo).contains("it is a FIFO"));
+    assert!(kind(&directory.path().join("none")).starts_with("cannot open disk"));
+}
+
+#[test]
+fn a_disk_has_whole_sectors_and_at_least_one() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for bytes in [0, 511] {
+        file.as_file().set_len(bytes).unwrap();
+        assert!(
+            matches!(Disk::open(file.path(), false), Err(DiskError::TooSmall { bytes: b, .. }) if b == bytes)
+        );
+    }
+    file.as_file().set_len(1535).unwrap();
+    assert_eq!(Disk::open(file.path(), false).unwrap().size(), 1024);
+}
+
+#[test]
+fn a_disk_has_one_writer_or_many_readers() {
+    let file = image(1);
+    let in_use = |read_only| matches!(Disk::open(file.path(), read_only), Err(DiskError::InUse { .. }));
+    let writer = Disk::open(file.path(), false).unwrap();
+    assert!(in_use(false) && in_use(true));
+    drop(writer);
+    let readers = [Disk::open(file.path(), true).unwrap(), Disk::open(file.path(), true).unwrap()];
+    assert!(in_use(false) && !in_use(true));
+    drop(readers);
+    assert!(!in_use(false));
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_says_how_to_read_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("disk");
+    std::fs::write(&file, [0; 512]).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
+    // Root may write all files but those of sysfs, where the mode counts for it too.
+    let file = if rustix::process::geteuid().is_root() { Path::new("/sys/kernel/notes") } else { &file };
+    let error = Disk::open(file, false).unwrap_err();
+    assert!(matches!(error, DiskError::NotWritable { .. }), "{error}");
+    assert!(error.to_string().contains("add `,readonly`"), "{error}");
+}
+
+#[test]
+fn an_id_fits_and_is_fit_for_a_path() {
+    assert_eq!(DiskId::new("a-b_c.9").unwrap().bytes()[..8], *b"a-b_c.9\0");
+    assert!(DiskId::new("12345678901234567890").is_ok());
+    for bad in ["", "123456789012345678901", "a b", "a/b", "é"] {
+        assert!(DiskId::new(bad).is_err_and(|error: DiskIdError| error.to_string().contains(bad)));
+    }
+}
+
+#[test]
+fn the_config_space_tells_of_the_disk_and_ends() {
+    let file = image(9);
+    let rig = Rig::new(With::Direct, file.path(), false);
+    let mut space = [0xff; 70];
+    rig.block.read_config(0, &mut space);
+    assert_eq!(space[..8], 9u64.to_le_bytes());
+    assert_eq!(space[12..16], 126u32.to_le_bytes());
+    assert_eq!(space[20..24], 512u32.to_le_bytes());
+    assert_eq!(space[40..44], 1u32.to_le_bytes());
+    assert_eq!(space[60..], [0xff; 10]);
+    for offset in [59, 60, u64::MAX] {
+        rig.block.read_config(offset, &mut [0; 8]);
+    }
+    assert_eq!(rig.block.state().sectors, 9);
+}
+
+/// Has the kernel refuse io_uring to the calling thread, as a container's seccomp filter would.
+fn forbid_io_uring() {
+    let statement = |code: u32, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt: 0, jf, k };
+    let io_uring_setup = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
+    let mut filter = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0), // the system call's number
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, io_uring_setup),
+        statement(libc::BPF_RET | libc::BPF_K, 0, refuse),
+        statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: it takes no memory of ours.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the program and its four statements live until the call returns; the kernel copies them.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(result, 0);
+}
+
+#[test]
+fn a_host_that_refuses_io_uring_gets_synchronous_io() {
+    let test = || {
+        forbid_io_uring();
+        let file = image(4);
+        let mut block = Block::new(Disk::open(file.path(), false).unwrap(), DiskId::default()).unwrap();
+        let driver = Driver::new(16);
+        block.activate(driver.activation(0)).unwrap();
+        let mut rig = Rig { driver, block, requests: 0 };
+        assert_eq!(rig.read(1, 512), (0, 513, vec![2; 512]));
+    };
+    // The filter stays with the thread.
+    std::thread::spawn(test).join().unwrap();
+}

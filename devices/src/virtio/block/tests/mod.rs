@@ -1,0 +1,142 @@
+//! What a driver sees of a block device.
+
+mod errors;
+mod hostile;
+mod model;
+mod requests;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+
+use super::super::VirtioDevice;
+use super::super::testing::{Driver, FREE, WRITE, wait_readable};
+use super::engine::Engine;
+use super::{Block, Disk, DiskId};
+
+/// Where headers, status bytes and data are, one after another.
+const HEADERS: u64 = FREE;
+const STATUSES: u64 = FREE + 0x2000;
+const DATA: u64 = FREE + 0x4000;
+
+const UNANSWERED: u8 = 0xee;
+
+/// The two ways of I/O; every test of requests goes both.
+#[derive(Clone, Copy, Debug)]
+enum With {
+    Uring,
+    Direct,
+}
+
+const BOTH: [With; 2] = [With::Uring, With::Direct];
+
+/// A driver with a block device.
+struct Rig {
+    driver: Driver,
+    block: Block,
+    requests: u64,
+}
+
+impl Rig {
+    fn new(with: With, path: &Path, read_only: bool) -> Self {
+        Self::with_driver(with, path, read_only, Driver::with_event_idx(256))
+    }
+
+    fn with_driver(with: With, path: &Path, read_only: bool, driver: Driver) -> Self {
+        let disk = Disk::open(path, read_only).unwrap();
+        let open: fn(&Disk, &_) -> Engine = match with {
+            With::Uring => |disk, wake| {
+                let engine = Engine::open(disk, wake);
+                assert!(matches!(engine, Engine::Uring(_)), "this host has no io_uring to test");
+                engine
+            },
+            With::Direct => Engine::direct,
+        };
+        let mut block = Block::with_engine(disk, DiskId::new("disk-1").unwrap(), open).unwrap();
+        block.activate(driver.activation(1 << VIRTIO_BLK_F_FLUSH)).unwrap();
+        Self { driver, block, requests: 0 }
+    }
+
+    fn header(&mut self, kind: u32, sector: u64) -> (u64, u64) {
+        let (header, status) = (HEADERS + 16 * self.requests, STATUSES + self.requests);
+        self.requests = (self.requests + 1) % 256;
+        let mut bytes = kind.to_le_bytes().to_vec();
+        bytes.extend([0; 4]);
+        bytes.extend(sector.to_le_bytes());
+        self.driver.write(header, &bytes);
+        self.driver.write(status, &[UNANSWERED]);
+        (header, status)
+    }
+
+    /// Makes a request with `data` buffers available and gives where its status will be.
+    fn add(&mut self, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> u64 {
+        let (header, status) = self.header(kind, sector);
+        let mut buffers = vec![(header, 16, 0)];
+        buffers.extend(data);
+        buffers.push((status, 1, WRITE));
+        self.driver.add(&buffers);
+        status
+    }
+
+    /// Runs the device until it used `count` chains.
+    fn run(&mut self, count: u16) {
+        self.block.queue_notified(0);
+        while self.driver.used_count() < count {
+            if self.driver.counters.take_again() {
+                self.block.queue_notified(0);
+                continue;
+            }
+            wait_readable(self.block.wake_fds()[0]);
+            self.block.woken(0);
+        }
+    }
+
+    /// Makes one request; gives its status and the length written.
+    fn request(&mut self, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> (u8, u32) {
+        let status = self.add(kind, sector, data);
+        self.run(1);
+        let used = self.driver.take_used();
+        assert_eq!(used.len(), 1);
+        (self.driver.read(status, 1)[0], used[0].1)
+    }
+
+    fn read(&mut self, sector: u64, length: u32) -> (u8, u32, Vec<u8>) {
+        let (status, written) = self.request(VIRTIO_BLK_T_IN, sector, &[(DATA, length, WRITE)]);
+        (status, written, self.driver.read(DATA, length as usize))
+    }
+
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> (u8, u32) {
+        self.driver.write(DATA, bytes);
+        self.request(VIRTIO_BLK_T_OUT, sector, &[(DATA, u32::try_from(bytes.len()).unwrap(), 0)])
+    }
+
+    /// Sends the one range of a discard or write-zeroes request.
+    fn range(&mut self, kind: u32, sector: u64, sectors: u32, flags: u32) -> (u8, u32) {
+        let mut bytes = sector.to_le_bytes().to_vec();
+        bytes.extend(sectors.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        self.driver.write(DATA, &bytes);
+        self.request(kind, 0, &[(DATA, 16, 0)])
+    }
+}
+
+/// A file of `sectors` sectors, each filled with its number plus one.
+fn image(sectors: u8) -> tempfile::NamedTempFile {
+    image_in(&std::env::temp_dir(), sectors)
+}
+
+fn image_in(directory: &Path, sectors: u8) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new_in(directory).unwrap();
+    for sector in 0..sectors {
+        file.write_all(&[sector + 1; 512]).unwrap();
+    }
+    file
+}
+
+fn content(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut File::open(path).unwrap(), &mut bytes).unwrap();
+    bytes
+}

@@ -1,0 +1,196 @@
+//! One request on its way: what the host is asked for next, after it did a part or refused.
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::super::iovecs::IoVecs;
+use super::super::queue::Chain;
+use super::config::SEG_MAX;
+use super::engine::Operation;
+use super::request::{Action, Range, Status};
+
+/// How often an operation is begun again without progress, before the request fails.
+const MAX_RETRIES: u8 = 32;
+/// Zeros to write where the host can't zero by itself.
+static ZEROES: [u8; 4096] = [0; 4096];
+/// How many times [`ZEROES`] is written at once.
+const ZEROES_AT_ONCE: usize = 256;
+
+const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// What is transferred with the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// From the file to the ranges.
+    Read,
+    /// From the ranges to the file.
+    Write,
+    /// Zeros to the file.
+    Fill,
+    /// The range is freed.
+    Discard,
+    /// The range is zeroed by the file system, and its blocks freed.
+    Unmap,
+    /// The range is zeroed by the file system.
+    Zero,
+    /// What was written becomes durable.
+    Sync,
+}
+
+/// A request in flight.
+pub(super) struct Transfer {
+    pub(super) head: u16,
+    pub(super) status: GuestAddress,
+    work: Work,
+    /// Where in the file it goes on.
+    pub(super) offset: u64,
+    /// The bytes that are still to come.
+    left: u64,
+    /// The bytes that were read into the guest's memory.
+    pub(super) read: u64,
+    pub(super) ranges: IoVecs,
+    retries: u8,
+}
+
+/// What comes after a completion.
+pub(super) enum Next {
+    /// The operation, or its rest, has to be started.
+    Start,
+    /// The request is done.
+    Answer(Status),
+}
+
+impl Transfer {
+    pub(super) fn new() -> Self {
+        Self {
+            head: 0,
+            status: GuestAddress(0),
+            work: Work::Sync,
+            offset: 0,
+            left: 0,
+            read: 0,
+            ranges: IoVecs::default(),
+            retries: 0,
+        }
+    }
+
+    /// Begins with `action` on the buffers that are left in `chain`.
+    pub(super) fn set_up(
+        &mut self,
+        action: Action,
+        chain: &Chain,
+        memory: &GuestMemoryMmap,
+    ) -> Result<(), Status> {
+        self.ranges.clear();
+        let (work, range, buffers) = match action {
+            Action::Read(range) => (Work::Read, range, Some(&chain.writable)),
+            Action::Write(range) => (Work::Write, range, Some(&chain.readable)),
+            Action::Discard(range) => (Work::Discard, range, None),
+            Action::WriteZeroes { range, unmap: true } => (Work::Unmap, range, None),
+            Action::WriteZeroes { range, unmap: false } => (Work::Zero, range, None),
+            Action::Flush | Action::GetId => (Work::Sync, Range { offset: 0, length: 0 }, None),
+        };
+        self.begin(work, range);
+        let Some(buffers) = buffers else { return Ok(()) };
+        buffers.append_to(memory, &mut self.ranges).map_err(|_| Status::IoError)?;
+        // Header and status may share a buffer with data, so there may be two more of them.
+        let count = self.ranges.left().len();
+        if count > usize::from(SEG_MAX) + 2 { Err(Status::IoError) } else { Ok(()) }
+    }
+
+    fn begin(&mut self, work: Work, range: Range) {
+        self.work = work;
+        self.offset = range.offset;
+        self.left = range.length;
+        self.read = 0;
+        self.retries = 0;
+    }
+
+    pub(super) fn operation(&self) -> Operation {
+        let allocate = |mode| Operation::Allocate { mode, length: self.left };
+        match self.work {
+            Work::Read => Operation::Read,
+            Work::Write | Work::Fill => Operation::Write,
+            Work::Discard | Work::Unmap => allocate(PUNCH_HOLE),
+            Work::Zero => allocate(ZERO_RANGE),
+            Work::Sync => Operation::Sync,
+        }
+    }
+
+    /// Takes the result of the operation that was started last.
+    pub(super) fn completed(&mut self, result: i32, write_through: bool) -> Next {
+        match u32::try_from(result) {
+            Ok(done) => self.progressed(u64::from(done), write_through),
+            Err(_) => self.failed(-result),
+        }
+    }
+
+    fn progressed(&mut self, done: u64, write_through: bool) -> Next {
+        match self.work {
+            Work::Sync => return Next::Answer(Status::Ok),
+            Work::Discard | Work::Unmap | Work::Zero => self.left = 0,
+            // The file ends before the disk does: somebody cut it off.
+            Work::Read | Work::Write | Work::Fill if done == 0 => return Next::Answer(Status::IoError),
+            Work::Read | Work::Write | Work::Fill => self.advance(done),
+        }
+        if self.left > 0 {
+            Next::Start
+        } else if write_through && self.work != Work::Read {
+            self.begin(Work::Sync, Range { offset: 0, length: 0 });
+            Next::Start
+        } else {
+            Next::Answer(Status::Ok)
+        }
+    }
+
+    fn advance(&mut self, done: u64) {
+        let done = done.min(self.left);
+        self.offset += done;
+        self.left -= done;
+        self.retries = 0;
+        match self.work {
+            Work::Fill => self.refill(),
+            Work::Read => self.read += done,
+            _ => {}
+        }
+        if self.work != Work::Fill {
+            self.ranges.advance(usize::try_from(done).unwrap_or(usize::MAX));
+        }
+    }
+
+    fn failed(&mut self, errno: i32) -> Next {
+        match (errno, self.work) {
+            (libc::EINTR | libc::EAGAIN, _) if self.retries < MAX_RETRIES => {
+                self.retries += 1;
+                Next::Start
+            }
+            // A discard is a hint, which a host that can't follow it may leave alone.
+            (libc::EOPNOTSUPP, Work::Discard) => Next::Answer(Status::Ok),
+            (libc::EOPNOTSUPP, Work::Unmap | Work::Zero) => {
+                self.work = Work::Fill;
+                self.refill();
+                Next::Start
+            }
+            _ => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::warn!(%error, offset = self.offset, work = ?self.work, "disk I/O failed");
+                Next::Answer(Status::IoError)
+            }
+        }
+    }
+
+    /// Makes the ranges those of the next zeros to write.
+    fn refill(&mut self) {
+        self.ranges.clear();
+        let mut left = usize::try_from(self.left).unwrap_or(usize::MAX);
+        for _ in 0..ZEROES_AT_ONCE {
+            let length = left.min(ZEROES.len());
+            if length == 0 {
+                break;
+            }
+            // Nothing is ever read into them: `Work::Fill` is a write.
+            self.ranges.push_raw(ZEROES.as_ptr().cast_mut().cast(), length);
+            left -= length;
+        }
+    }
+}

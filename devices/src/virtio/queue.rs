@@ -1,0 +1,303 @@
+//! What every device does with a queue: take chains from it, check them, give them back, tell the driver.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+
+use super::iovecs::IoVecs;
+use super::{ActivateError, Activation, VirtioInterrupt};
+
+/// The most buffers a chain may have. An indirect table could name 65,535; no driver needs more than one
+/// `readv` takes (IOV_MAX).
+const MAX_BUFFERS: usize = 1024;
+
+/// How a driver broke the rules for queues (2.7).
+#[derive(Debug, Error)]
+enum QueueError {
+    #[error("the queue's rings cannot be used: {0}")]
+    Ring(virtio_queue::Error),
+    #[error("the chain at descriptor {0} ends in a descriptor that does not exist, or is a loop")]
+    Broken(u16),
+    #[error("the chain at descriptor {0} has more than {MAX_BUFFERS} buffers")]
+    TooLong(u16),
+    #[error("the chain at descriptor {0} has a buffer outside of memory")]
+    OutsideMemory(u16),
+    #[error("the chain at descriptor {0} has a readable buffer after a writable one")]
+    Order(u16),
+    #[error("the chain at descriptor {0} is of no use to the device")]
+    Unanswerable(u16),
+}
+
+/// Buffers of one kind in a chain, in its order. All of them lie in guest memory.
+#[derive(Debug, Default)]
+pub(super) struct Buffers(Vec<(GuestAddress, u32)>);
+
+impl Buffers {
+    /// The length of all buffers together, in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.0.iter().map(|&(_, length)| u64::from(length)).sum()
+    }
+
+    /// Reads as many bytes as `data` holds off the front, wherever the driver split them into buffers (2.7.4).
+    /// False, where there are fewer.
+    pub(super) fn take(&mut self, memory: &GuestMemoryMmap, data: &mut [u8]) -> bool {
+        let length = data.len();
+        length
+            == self.consume(length, |at, from, to| {
+                data.get_mut(from..to).is_some_and(|piece| memory.read_slice(piece, at).is_ok())
+            })
+    }
+
+    /// Writes `data` to the front, and gives the count of bytes that there was room for.
+    pub(super) fn put(&mut self, memory: &GuestMemoryMmap, data: &[u8]) -> usize {
+        self.consume(data.len(), |at, from, to| {
+            data.get(from..to).is_some_and(|piece| memory.write_slice(piece, at).is_ok())
+        })
+    }
+
+    /// Takes up to `count` bytes off the front. `copy` is given the place of each piece in guest memory and the
+    /// range of the `count` bytes that it is, and says whether to go on.
+    fn consume(&mut self, count: usize, mut copy: impl FnMut(GuestAddress, usize, usize) -> bool) -> usize {
+        let mut done = 0;
+        for (address, length) in &mut self.0 {
+            let here = u32::try_from(count - done).unwrap_or(u32::MAX).min(*length);
+            let end = done + usize::try_from(here).unwrap_or(0);
+            if end > done && !copy(*address, done, end) {
+                break;
+            }
+            // The buffer lies in memory, so its end is an address.
+            address.0 = address.0.saturating_add(u64::from(here));
+            *length -= here;
+            done = end;
+        }
+        done
+    }
+
+    /// Takes the last byte of all and gives its address.
+    pub(super) fn take_last(&mut self) -> Option<GuestAddress> {
+        let (address, length) = self.0.iter_mut().rev().find(|(_, length)| *length > 0)?;
+        *length -= 1;
+        Some(GuestAddress(address.0.saturating_add(u64::from(*length))))
+    }
+
+    /// Appends the places of the buffers in host memory to `iovecs`; they are valid as long as `memory` is.
+    pub(super) fn append_to(
+        &self,
+        memory: &GuestMemoryMmap,
+        iovecs: &mut IoVecs,
+    ) -> Result<(), vm_memory::GuestMemoryError> {
+        for &(address, length) in &self.0 {
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            // One slice for each memory region that the buffer lies in.
+            for slice in memory.get_slices(address, length, Permissions::ReadWrite)? {
+                iovecs.push(&slice?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A chain that the driver made available: buffers to read, then buffers to write (2.7.4).
+#[derive(Debug, Default)]
+pub(super) struct Chain {
+    /// What the chain is given back by.
+    pub(super) head: u16,
+    /// What the driver wrote for the device.
+    pub(super) readable: Buffers,
+    /// Where the device may write.
+    pub(super) writable: Buffers,
+}
+
+impl Chain {
+    fn collect(
+        &mut self,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        memory: &GuestMemoryMmap,
+    ) -> Result<(), QueueError> {
+        let head = chain.head_index();
+        self.head = head;
+        self.readable.0.clear();
+        self.writable.0.clear();
+        // The iterator ends without a word at a descriptor that it can't read and after as many as the table
+        // has: the chain is whole only where the last one says so.
+        let mut whole = false;
+        for descriptor in chain {
+            whole = !descriptor.has_next();
+            self.push(head, descriptor, memory)?;
+        }
+        if whole { Ok(()) } else { Err(QueueError::Broken(head)) }
+    }
+
+    fn push(
+        &mut self,
+        head: u16,
+        descriptor: Descriptor,
+        memory: &GuestMemoryMmap,
+    ) -> Result<(), QueueError> {
+        let (address, length) = (descriptor.addr(), descriptor.len());
+        if length == 0 {
+            return Ok(());
+        }
+        if self.readable.0.len() + self.writable.0.len() == MAX_BUFFERS {
+            return Err(QueueError::TooLong(head));
+        }
+        let bytes = usize::try_from(length).unwrap_or(usize::MAX);
+        if !memory.check_range(address, bytes, Permissions::ReadWrite) {
+            return Err(QueueError::OutsideMemory(head));
+        }
+        if descriptor.is_write_only() {
+            self.writable.0.push((address, length));
+        } else if self.writable.0.is_empty() {
+            self.readable.0.push((address, length));
+        } else {
+            return Err(QueueError::Order(head));
+        }
+        Ok(())
+    }
+}
+
+/// A queue that a device works on.
+///
+/// Work comes in turns, one for each wake-up: [`start_turn`](Self::start_turn), [`pop`](Self::pop) and
+/// [`add_used`](Self::add_used) as often as need be, [`end_turn`](Self::end_turn). Where the driver broke a
+/// rule, the queue asks for a reset and from then on is empty and takes nothing.
+pub(super) struct ActiveQueue {
+    index: u16,
+    queue: Queue,
+    memory: Arc<GuestMemoryMmap>,
+    interrupt: Arc<dyn VirtioInterrupt>,
+    /// How many more chains this turn takes. Without a limit, a driver that makes chains available as fast
+    /// as they are used would keep the event loop from all else.
+    budget: u16,
+    /// Whether chains were given back that the driver has not been told of.
+    used: bool,
+    broken: bool,
+}
+
+impl ActiveQueue {
+    /// Takes queue `index` out of what the driver activated.
+    ///
+    /// # Errors
+    ///
+    /// [`ActivateError::QueueMissing`] where the driver didn't enable it.
+    pub(super) fn take(activation: &mut Activation, index: u16) -> Result<Self, ActivateError> {
+        let queue = activation
+            .queues
+            .get_mut(usize::from(index))
+            .and_then(Option::take)
+            .ok_or(ActivateError::QueueMissing(index))?;
+        Ok(Self {
+            index,
+            queue,
+            memory: Arc::clone(&activation.memory),
+            interrupt: Arc::clone(&activation.interrupt),
+            budget: 0,
+            used: false,
+            broken: false,
+        })
+    }
+
+    pub(super) fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        &self.memory
+    }
+
+    /// Begins a turn.
+    pub(super) fn start_turn(&mut self) {
+        self.budget = self.queue.size();
+        if !self.broken
+            && let Err(error) = self.queue.disable_notification(&*self.memory)
+        {
+            self.fail(&QueueError::Ring(error));
+        }
+    }
+
+    /// Takes the next chain; false, where there is none for this turn. Where the queue is empty, the driver
+    /// will notify the device of the next chain.
+    pub(super) fn pop(&mut self, chain: &mut Chain) -> bool {
+        if self.broken {
+            return false;
+        }
+        if self.budget == 0 {
+            self.interrupt.notify_again(self.index);
+            return false;
+        }
+        match self.try_pop(chain) {
+            Ok(found) => {
+                self.budget -= u16::from(found);
+                found
+            }
+            Err(error) => {
+                self.fail(&error);
+                false
+            }
+        }
+    }
+
+    fn try_pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        // Twice: a chain may have become available just before notifications were enabled.
+        for _ in 0..2 {
+            if let Some(found) = self.queue.iter(&*self.memory).map_err(QueueError::Ring)?.next() {
+                chain.collect(found, &self.memory)?;
+                return Ok(true);
+            }
+            if !self.queue.enable_notification(&*self.memory).map_err(QueueError::Ring)? {
+                return Ok(false);
+            }
+        }
+        // The driver plays with the index.
+        self.interrupt.notify_again(self.index);
+        Ok(false)
+    }
+
+    /// Gives the chain at `head` back, with `length` bytes written to it.
+    pub(super) fn add_used(&mut self, head: u16, length: u32) {
+        if self.broken {
+            return;
+        }
+        match self.queue.add_used(&*self.memory, head, length) {
+            Ok(()) => self.used = true,
+            Err(error) => self.fail(&QueueError::Ring(error)),
+        }
+    }
+
+    /// Ends a turn: tells the driver of all that was used in it, if it wants to know.
+    pub(super) fn end_turn(&mut self) {
+        if self.broken || !std::mem::take(&mut self.used) {
+            return;
+        }
+        match self.wants_interrupt() {
+            Ok(true) => self.interrupt.queue_used(self.index),
+            Ok(false) => {}
+            Err(error) => self.fail(&QueueError::Ring(error)),
+        }
+    }
+
+    fn wants_interrupt(&mut self) -> Result<bool, virtio_queue::Error> {
+        let wanted = self.queue.needs_notification(&*self.memory)?;
+        if self.queue.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        // 2.7.7: without event indices, a flag says whether. `Queue` doesn't look at it.
+        let flags: u16 = self
+            .memory
+            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Says that the chain at `head` can't be answered, not even with an error.
+    pub(super) fn unanswerable(&mut self, head: u16) {
+        self.fail(&QueueError::Unanswerable(head));
+    }
+
+    fn fail(&mut self, error: &QueueError) {
+        tracing::warn!(queue = self.index, %error, "the driver broke a rule; the device needs a reset");
+        self.broken = true;
+        self.interrupt.needs_reset();
+    }
+}

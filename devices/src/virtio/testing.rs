@@ -1,0 +1,238 @@
+//! The driver's side of a queue, for tests: it writes rings and descriptors as a guest would, rules or not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::{Activation, VirtioInterrupt};
+
+/// Guest memory: two regions side by side, then a hole, then a third.
+pub(crate) const REGIONS: [(u64, usize); 3] = [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0x100_0000, 0x2_0000)];
+/// Where the rings are; buffers are best kept above.
+const TABLE: u64 = 0x1000;
+const AVAILABLE: u64 = 0x3000;
+const USED: u64 = 0x4000;
+/// The first address that no ring uses.
+pub(crate) const FREE: u64 = 0x6000;
+
+/// Descriptor flags (2.7.5).
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
+
+pub(crate) fn memory() -> Arc<GuestMemoryMmap> {
+    Arc::new(GuestMemoryMmap::from_ranges(&REGIONS.map(|(at, size)| (GuestAddress(at), size))).unwrap())
+}
+
+/// All bytes of guest memory.
+pub(crate) fn dump(memory: &GuestMemoryMmap) -> Vec<(u64, Vec<u8>)> {
+    let read = |(at, size): (u64, usize)| {
+        let mut bytes = vec![0; size];
+        memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        (at, bytes)
+    };
+    REGIONS.map(read).to_vec()
+}
+
+/// Counts what a device tells its driver.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) used: AtomicUsize,
+    pub(crate) needs_reset: AtomicUsize,
+    pub(crate) again: AtomicUsize,
+}
+
+impl Counters {
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::SeqCst)
+    }
+    pub(crate) fn broken(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst) > 0
+    }
+    /// Whether the device asked to be notified again since the last call.
+    pub(crate) fn take_again(&self) -> bool {
+        self.again.swap(0, Ordering::SeqCst) > 0
+    }
+}
+
+impl VirtioInterrupt for Counters {
+    fn queue_used(&self, _index: u16) {
+        self.used.fetch_add(1, Ordering::SeqCst);
+    }
+    fn config_changed(&self) {}
+    fn needs_reset(&self) {
+        self.needs_reset.fetch_add(1, Ordering::SeqCst);
+    }
+    fn notify_again(&self, _index: u16) {
+        self.again.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A descriptor as it lies in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub(crate) address: u64,
+    pub(crate) length: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
+}
+
+/// A driver with one queue.
+pub(crate) struct Driver {
+    pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) counters: Arc<Counters>,
+    size: u16,
+    next_descriptor: u16,
+    next_available: u16,
+    next_used: u16,
+    event_idx: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(size: u16) -> Self {
+        Self {
+            memory: memory(),
+            counters: Arc::default(),
+            size,
+            next_descriptor: 0,
+            next_available: 0,
+            next_used: 0,
+            event_idx: false,
+        }
+    }
+
+    pub(crate) fn with_event_idx(size: u16) -> Self {
+        Self { event_idx: true, ..Self::new(size) }
+    }
+
+    pub(crate) fn activation(&self, features: u64) -> Activation {
+        let mut queue = Queue::new(self.size).unwrap();
+        queue.try_set_size(self.size).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        queue.set_event_idx(self.event_idx);
+        queue.set_ready(true);
+        assert!(queue.is_valid(&*self.memory));
+        Activation {
+            memory: self.memory.clone(),
+            queues: vec![Some(queue)],
+            features,
+            interrupt: self.counters.clone(),
+        }
+    }
+
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
+    }
+
+    pub(crate) fn read(&self, at: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    fn read_u16(&self, at: u64) -> u16 {
+        self.memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    /// Writes `descriptor` to place `index` of the table at `table`.
+    pub(crate) fn describe(&self, table: u64, index: u16, descriptor: Descriptor) {
+        let Descriptor { address, length, flags, next } = descriptor;
+        let mut bytes = address.to_le_bytes().to_vec();
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+        self.write(table + 16 * u64::from(index), &bytes);
+    }
+
+    /// Writes `descriptor` to the queue's own table.
+    pub(crate) fn describe_own(&self, index: u16, descriptor: Descriptor) {
+        self.describe(TABLE, index, descriptor);
+    }
+
+    /// Makes the chain at `head` available.
+    pub(crate) fn make_available(&mut self, head: u16) {
+        self.write(AVAILABLE + 4 + 2 * u64::from(self.next_available % self.size), &head.to_le_bytes());
+        self.next_available = self.next_available.wrapping_add(1);
+        self.set_available_index(self.next_available);
+    }
+
+    pub(crate) fn set_available_index(&mut self, index: u16) {
+        self.next_available = index;
+        self.write(AVAILABLE + 2, &index.to_le_bytes());
+    }
+
+    pub(crate) fn set_available_flags(&self, flags: u16) {
+        self.write(AVAILABLE, &flags.to_le_bytes());
+    }
+
+    /// Asks for an interrupt when the used index passes `index`.
+    pub(crate) fn set_used_event(&self, index: u16) {
+        self.write(AVAILABLE + 4 + 2 * u64::from(self.size), &index.to_le_bytes());
+    }
+
+    /// The available index from which on the device wants to be notified.
+    pub(crate) fn available_event(&self) -> u16 {
+        self.read_u16(USED + 4 + 8 * u64::from(self.size))
+    }
+
+    /// Makes a chain of `buffers` (address, length, flags) available, and gives its head.
+    pub(crate) fn add(&mut self, buffers: &[(u64, u32, u16)]) -> u16 {
+        let head = self.next_descriptor;
+        for (i, &(address, length, flags)) in buffers.iter().enumerate() {
+            let index = self.next_descriptor;
+            self.next_descriptor = (index + 1) % self.size;
+            let flags = if i + 1 < buffers.len() { flags | NEXT } else { flags };
+            self.describe_own(index, Descriptor { address, length, flags, next: self.next_descriptor });
+        }
+        self.make_available(head);
+        head
+    }
+
+    /// As [`add`](Self::add), by way of an indirect table at `table`.
+    pub(crate) fn add_indirect(&mut self, table: u64, buffers: &[(u64, u32, u16)]) -> u16 {
+        for (i, &(address, length, flags)) in (0..).zip(buffers) {
+            let last = usize::from(i) + 1 == buffers.len();
+            let flags = if last { flags } else { flags | NEXT };
+            self.describe(table, i, Descriptor { address, length, flags, next: i + 1 });
+        }
+        self.add(&[(table, u32::try_from(buffers.len() * 16).unwrap(), INDIRECT)])
+    }
+
+    /// The count of used chains that were not taken yet.
+    pub(crate) fn used_count(&self) -> u16 {
+        self.read_u16(USED + 2).wrapping_sub(self.next_used)
+    }
+
+    /// Takes all used chains: head and written length.
+    pub(crate) fn take_used(&mut self) -> Vec<(u32, u32)> {
+        let mut used = Vec::new();
+        while self.used_count() > 0 {
+            let at = USED + 4 + 8 * u64::from(self.next_used % self.size);
+            used.push((
+                self.memory.read_obj(GuestAddress(at)).unwrap(),
+                self.memory.read_obj(GuestAddress(at + 4)).unwrap(),
+            ));
+            self.next_used = self.next_used.wrapping_add(1);
+        }
+        used
+    }
+
+    /// Where the device may write of itself: the used ring.
+    pub(crate) fn used_ring(&self) -> std::ops::Range<u64> {
+        USED..USED + 6 + 8 * u64::from(self.size)
+    }
+}
+
+/// Waits until `fd` is readable; a device that has not come to its end after ten seconds never will.
+pub(crate) fn wait_readable(fd: std::os::fd::RawFd) {
+    // SAFETY: the descriptor belongs to a device that the test holds.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap();
+    assert_eq!(ready, 1, "the device never answered");
+}

@@ -1,0 +1,168 @@
+//! What the kernel finds in memory when it starts: arguments, memory map, initrd, the address of the ACPI
+//! tables; as `boot_params` for the 64-bit entry, as `hvm_start_info` for the PVH entry.
+
+use std::ffi::CStr;
+
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::elf::start_info::{
+    XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+use super::layout;
+use crate::loader::{EntryPoint, Initrd, Kernel};
+
+/// What a kernel is told.
+pub struct BootInformation<'a> {
+    /// Its arguments.
+    pub arguments: &'a CStr,
+    /// The initrd.
+    pub initrd: Option<Initrd>,
+    /// The size of RAM in bytes.
+    pub memory_size: u64,
+    /// The ACPI root pointer.
+    pub rsdp: GuestAddress,
+}
+
+/// The boot loader's ID in `boot_params`: none that is registered.
+const LOADER_UNDEFINED: u8 = 0xff;
+const SETUP_HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
+const BOOT_FLAG: u16 = 0xaa55;
+
+/// Writes what `kernel` expects for its entry point.
+///
+/// # Errors
+///
+/// Those of writing to guest memory.
+pub fn write(
+    memory: &GuestMemoryMmap,
+    kernel: &Kernel,
+    information: &BootInformation<'_>,
+) -> Result<(), GuestMemoryError> {
+    memory.write_slice(information.arguments.to_bytes_with_nul(), layout::CMDLINE)?;
+    match kernel.entry {
+        EntryPoint::Pvh(_) => write_start_info(memory, information),
+        EntryPoint::Linux64(_) => write_zero_page(memory, kernel, information),
+    }
+}
+
+/// The PVH boot protocol's structures, version 1 (Xen, `arch-x86/hvm/start_info.h`).
+fn write_start_info(
+    memory: &GuestMemoryMmap,
+    information: &BootInformation<'_>,
+) -> Result<(), GuestMemoryError> {
+    let map = layout::memory_map(information.memory_size);
+    let mut start_info = hvm_start_info {
+        magic: XEN_HVM_START_MAGIC_VALUE,
+        version: 1,
+        cmdline_paddr: layout::CMDLINE.0,
+        rsdp_paddr: information.rsdp.0,
+        memmap_paddr: layout::PVH_MEMORY_MAP.0,
+        ..Default::default()
+    };
+    if let Some(initrd) = information.initrd {
+        let module = hvm_modlist_entry {
+            paddr: initrd.address.0,
+            size: initrd.length.into(),
+            ..Default::default()
+        };
+        memory.write_obj(module, layout::PVH_MODULES)?;
+        start_info.nr_modules = 1;
+        start_info.modlist_paddr = layout::PVH_MODULES.0;
+    }
+    let mut address = layout::PVH_MEMORY_MAP;
+    for (start, size, kind) in map {
+        let entry = hvm_memmap_table_entry { addr: start.0, size, type_: kind as u32, reserved: 0 };
+        memory.write_obj(entry, address)?;
+        address.0 += size_of_val(&entry) as u64;
+        start_info.memmap_entries += 1;
+    }
+    memory.write_obj(start_info, layout::PVH_START_INFO)
+}
+
+/// The zero page (Linux, `Documentation/arch/x86/boot.rst`).
+fn write_zero_page(
+    memory: &GuestMemoryMmap,
+    kernel: &Kernel,
+    information: &BootInformation<'_>,
+) -> Result<(), GuestMemoryError> {
+    let mut params = boot_params::default();
+    match &kernel.setup_header {
+        Some(header) => params.hdr = **header,
+        None => {
+            params.hdr.boot_flag = BOOT_FLAG;
+            params.hdr.header = SETUP_HEADER_MAGIC;
+            params.hdr.kernel_alignment = 0x0100_0000;
+        }
+    }
+    params.hdr.type_of_loader = LOADER_UNDEFINED;
+    // All addresses here are below 4 GiB by the layout; the kernel's limits keep the initrd there too.
+    params.hdr.cmd_line_ptr = u32::try_from(layout::CMDLINE.0).unwrap_or_default();
+    params.hdr.cmdline_size =
+        u32::try_from(information.arguments.to_bytes_with_nul().len()).unwrap_or_default();
+    if let Some(initrd) = information.initrd {
+        params.hdr.ramdisk_image = u32::try_from(initrd.address.0).unwrap_or_default();
+        params.hdr.ramdisk_size = initrd.length;
+    }
+    params.acpi_rsdp_addr = information.rsdp.0;
+    for ((start, size, kind), entry) in
+        layout::memory_map(information.memory_size).into_iter().zip(&mut params.e820_table)
+    {
+        *entry = boot_e820_entry { addr: start.0, size, r#type: kind as u32 };
+        params.e820_entries += 1;
+    }
+    memory.write_obj(params, layout::ZERO_PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::reserve;
+
+    fn written(entry: EntryPoint) -> std::sync::Arc<GuestMemoryMmap> {
+        let memory = reserve(&layout::ram_regions(4 << 30)).unwrap();
+        let information = BootInformation {
+            arguments: c"console=ttyS0",
+            initrd: Some(Initrd { address: GuestAddress(0x800_0000), length: 1234 }),
+            memory_size: 4 << 30,
+            rsdp: layout::ACPI_TABLES,
+        };
+        write(&memory, &Kernel { entry, end: 0, setup_header: None }, &information).unwrap();
+        memory
+    }
+
+    #[test]
+    fn a_pvh_kernel_finds_its_start_info() {
+        let memory = written(EntryPoint::Pvh(0x100_0000));
+        let info: hvm_start_info = memory.read_obj(layout::PVH_START_INFO).unwrap();
+        assert_eq!((info.magic, info.version, info.rsdp_paddr), (0x336e_c578, 1, 0xe_0000));
+        let module: hvm_modlist_entry = memory.read_obj(GuestAddress(info.modlist_paddr)).unwrap();
+        assert_eq!((info.nr_modules, module.paddr, module.size), (1, 0x800_0000, 1234));
+        let mut arguments = [0; 14];
+        memory.read_slice(&mut arguments, GuestAddress(info.cmdline_paddr)).unwrap();
+        assert_eq!(&arguments, b"console=ttyS0\0");
+        let ram: u64 = (0..info.memmap_entries)
+            .map(|index| {
+                let address = info.memmap_paddr + u64::from(index) * 24;
+                memory.read_obj::<hvm_memmap_table_entry>(GuestAddress(address)).unwrap()
+            })
+            .filter(|entry| entry.type_ == 1)
+            .map(|entry| entry.size)
+            .sum();
+        assert_eq!(ram, (4 << 30) - (0x10_0000 - 0x9_fc00));
+    }
+
+    #[test]
+    fn a_64_bit_kernel_finds_its_zero_page() {
+        let memory = written(EntryPoint::Linux64(0x100_0000));
+        let params: boot_params = memory.read_obj(layout::ZERO_PAGE).unwrap();
+        let (image, size, arguments) =
+            (params.hdr.ramdisk_image, params.hdr.ramdisk_size, params.hdr.cmd_line_ptr);
+        assert_eq!((image, size, arguments), (0x800_0000, 1234, 0x2_0000));
+        assert_eq!(params.e820_entries, 5);
+        let (start, size) = (params.e820_table[4].addr, params.e820_table[4].size);
+        assert_eq!((start, size), (4 << 30, 1 << 30));
+        let rsdp = params.acpi_rsdp_addr;
+        assert_eq!(rsdp, 0xe_0000);
+    }
+}

@@ -1,0 +1,64 @@
+//! The escape character of the console, for what the user says to mvm and not to the guest.
+
+/// Ctrl-A.
+const ESCAPE: u8 = 1;
+
+/// What the user can say.
+pub(super) const HELP: &str = "\r\nCtrl-A x  stop the VM at once\r\nCtrl-A h  show this help\r\nCtrl-A Ctrl-A  send Ctrl-A to the guest\r\nAll other keys, Ctrl-C among them, go to the guest.\r\n";
+
+/// What a key sequence asks of mvm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Stop,
+    Help,
+}
+
+/// Takes commands out of what is typed.
+#[derive(Default)]
+pub(super) struct Escape {
+    seen: bool,
+}
+
+impl Escape {
+    /// Appends to `to_guest` what is not for mvm, and returns the commands in the order in which they came.
+    pub(super) fn filter(&mut self, typed: &[u8], to_guest: &mut Vec<u8>) -> Vec<Command> {
+        let mut commands = Vec::new();
+        for byte in typed {
+            match (self.seen, *byte) {
+                (false, ESCAPE) => self.seen = true,
+                (false, byte) => to_guest.push(byte),
+                (true, byte) => {
+                    self.seen = false;
+                    match byte {
+                        ESCAPE => to_guest.push(ESCAPE),
+                        b'x' => commands.push(Command::Stop),
+                        b'h' | b'?' => commands.push(Command::Help),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        commands
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(&[b"ls\x03"], b"ls\x03", &[])]
+    #[case(&[b"\x01x"], b"", &[Command::Stop])]
+    #[case(&[b"a\x01", b"hb"], b"ab", &[Command::Help])]
+    #[case(&[b"\x01\x01x"], b"\x01x", &[])]
+    #[case(&[b"\x01qx"], b"x", &[])]
+    fn keys_are_told_apart(#[case] typed: &[&[u8]], #[case] guest: &[u8], #[case] commands: &[Command]) {
+        let (mut escape, mut to_guest, mut found) = (Escape::default(), Vec::new(), Vec::new());
+        for part in typed {
+            found.extend(escape.filter(part, &mut to_guest));
+        }
+        assert_eq!((to_guest.as_slice(), found.as_slice()), (guest, commands));
+    }
+}

@@ -1,0 +1,63 @@
+//! The host's end of the serial console.
+
+mod escape;
+mod input;
+mod terminal;
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub use input::ConsoleInput;
+pub use terminal::{RawTerminal, restore as restore_terminal};
+
+use crate::ConsoleConfig;
+
+/// Why the console could not be set up.
+#[derive(Debug, Error)]
+pub enum ConsoleError {
+    /// The file could not be opened.
+    #[error("cannot open the console's file {}", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Standard input could not be set up.
+    #[error("cannot set up the terminal")]
+    Terminal(#[source] io::Error),
+}
+
+/// Opens what the serial port writes to. A file is appended to, so that a log outlives a restart.
+///
+/// # Errors
+///
+/// [`ConsoleError::Open`].
+pub fn open_output(config: &ConsoleConfig) -> Result<Box<dyn Write + Send>, ConsoleError> {
+    match config {
+        ConsoleConfig::Stdio => Ok(Box::new(StandardOutput)),
+        ConsoleConfig::Off => Ok(Box::new(io::sink())),
+        ConsoleConfig::File(path) => {
+            let file = OpenOptions::new().append(true).create(true).open(path);
+            let file = file.map_err(|source| ConsoleError::Open { path: path.clone(), source })?;
+            Ok(Box::new(file))
+        }
+    }
+}
+
+/// Standard output without a buffer: a prompt has no line end, and has to be seen.
+struct StandardOutput;
+
+impl Write for StandardOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(rustix::stdio::stdout(), bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

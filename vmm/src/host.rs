@@ -1,0 +1,227 @@
+//! What this host can and cannot do, for `mvm doctor`.
+
+use std::fs;
+
+use kvm_ioctls::{Cap, Kvm};
+
+use crate::kvm;
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// mvm works, but not as well as it could.
+    Poor,
+    /// mvm can't run a VM.
+    Bad,
+}
+
+/// One line of the doctor's report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// The way to mend it, where it is not good.
+    pub mend: Option<String>,
+}
+
+impl Check {
+    fn good(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Good, found: found.into(), mend: None }
+    }
+
+    fn poor(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Poor, found: found.into(), mend: Some(mend.into()) }
+    }
+
+    fn bad(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Bad, found: found.into(), mend: Some(mend.into()) }
+    }
+}
+
+/// Looks at all that a VM depends on.
+pub fn examine() -> Vec<Check> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let kvm = kvm::open();
+    let mut checks = vec![processor(&cpuinfo)];
+    checks.push(match &kvm {
+        Ok(_) => Check::good("KVM", format!("{} opens and has all that mvm needs", kvm::DEVICE)),
+        Err(error) => {
+            let text = error.to_string();
+            let (found, mend) = text.split_once(": ").unwrap_or((&text, "see `dmesg | grep kvm`"));
+            Check::bad("KVM", found, mend)
+        }
+    });
+    if let Ok(kvm) = kvm {
+        checks.push(vm(&kvm));
+        checks.push(limits(&kvm));
+        checks.push(timer(&kvm));
+    }
+    checks.extend([nested_paging(), nesting(), huge_pages(), io_uring(), memory()]);
+    checks
+}
+
+/// The processor's extension for virtualization, where /proc/cpuinfo has it.
+fn extension(cpuinfo: &str) -> Option<&'static str> {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
+    ["vmx", "svm"].into_iter().find(|extension| flags.split_whitespace().any(|flag| flag == *extension))
+}
+
+fn processor(cpuinfo: &str) -> Check {
+    const NAME: &str = "processor";
+    match extension(cpuinfo) {
+        Some(extension) => Check::good(NAME, format!("hardware virtualization ({extension})")),
+        None if cpuinfo.split_whitespace().any(|flag| flag == "hypervisor") => Check::poor(
+            NAME,
+            "no hardware virtualization (neither vmx nor svm): this host is a VM without nesting",
+            "enable nested virtualization on the outer host; without it a Linux guest is not likely to boot",
+        ),
+        None => Check::poor(
+            NAME,
+            "no hardware virtualization (neither vmx nor svm)",
+            "enable it in the firmware, where it may be called VT-x, AMD-V or SVM",
+        ),
+    }
+}
+
+fn vm(kvm: &Kvm) -> Check {
+    match kvm::create_vm(kvm) {
+        Ok(_) => Check::good("VM", "KVM makes one"),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            Check::bad(
+                "VM",
+                format!("KVM does not make one: {cause}"),
+                "see `dmesg | grep kvm`; another hypervisor may hold the processor",
+            )
+        }
+    }
+}
+
+fn limits(kvm: &Kvm) -> Check {
+    let most = kvm.get_max_vcpus().min(crate::config::MAX_CPUS as usize);
+    Check::good("vCPUs", format!("up to {most} in a VM"))
+}
+
+fn timer(kvm: &Kvm) -> Check {
+    const NAME: &str = "timer";
+    if kvm.check_extension(Cap::TscDeadlineTimer) {
+        Check::good(NAME, "guests have the TSC-deadline timer")
+    } else {
+        Check::poor(NAME, "guests have no TSC-deadline timer and start more slowly", "use a newer kernel")
+    }
+}
+
+/// A parameter of whichever KVM module is loaded.
+fn module_parameter(names: [&str; 2]) -> Option<(String, bool)> {
+    ["kvm_amd", "kvm_intel"].into_iter().zip(names).find_map(|(module, name)| {
+        let path = format!("/sys/module/{module}/parameters/{name}");
+        let value = fs::read_to_string(path).ok()?;
+        Some((format!("{module}.{name}"), matches!(value.trim(), "Y" | "1")))
+    })
+}
+
+fn nested_paging() -> Check {
+    const NAME: &str = "nested paging";
+    match module_parameter(["npt", "ept"]) {
+        Some((name, true)) => Check::good(NAME, format!("on ({name})")),
+        Some((name, false)) => {
+            Check::poor(NAME, format!("off ({name})"), format!("load the module with {name}=1: guests run faster"))
+        }
+        None => Check::poor(
+            NAME,
+            "neither kvm_amd nor kvm_intel is loaded",
+            "where /dev/kvm is there all the same, it interprets guests, slowly and not all of them",
+        ),
+    }
+}
+
+fn nesting() -> Check {
+    const NAME: &str = "VMs in guests";
+    match module_parameter(["nested", "nested"]) {
+        Some((name, true)) => Check::good(NAME, format!("possible ({name})")),
+        Some((name, false)) => {
+            Check::poor(NAME, format!("not possible ({name} is off)"), format!("load the module with {name}=1"))
+        }
+        None => Check::poor(NAME, "not possible", "load kvm_amd or kvm_intel with nested=1"),
+    }
+}
+
+fn huge_pages() -> Check {
+    const NAME: &str = "huge pages";
+    let enabled = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    let choice = enabled.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(choice, _)| choice);
+    match choice {
+        Some(choice @ ("always" | "madvise")) => Check::good(NAME, format!("transparent ({choice})")),
+        Some(choice) => Check::poor(
+            NAME,
+            format!("transparent huge pages are off ({choice})"),
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled: guests fault less",
+        ),
+        None => Check::poor(
+            NAME,
+            "this kernel has no transparent huge pages",
+            "use a kernel with them: guests fault less",
+        ),
+    }
+}
+
+fn io_uring() -> Check {
+    const NAME: &str = "io_uring";
+    // SAFETY: the call gets no memory to write to, so that it fails: with EFAULT where io_uring is allowed.
+    let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, std::ptr::null::<u8>()) };
+    let errno = if result < 0 { std::io::Error::last_os_error().raw_os_error() } else { None };
+    match errno {
+        Some(libc::EFAULT) => Check::good(NAME, "available for disks"),
+        Some(libc::EPERM) => Check::poor(
+            NAME,
+            "forbidden; disks fall back to one request at a time",
+            "sysctl kernel.io_uring_disabled=0, or allow it in the container's seccomp profile",
+        ),
+        _ => Check::poor(
+            NAME,
+            "not in this kernel; disks fall back to one request at a time",
+            "use a kernel with CONFIG_IO_URING",
+        ),
+    }
+}
+
+fn memory() -> Check {
+    const NAME: &str = "memory";
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo.lines().find_map(|line| {
+        line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    match available {
+        Some(kib) if kib >= 512 << 10 => Check::good(NAME, format!("{} MiB available", kib >> 10)),
+        Some(kib) => {
+            Check::poor(NAME, format!("{} MiB available", kib >> 10), "free some, or give guests less --memory")
+        }
+        None => Check::poor(NAME, "/proc/meminfo does not say", "mount /proc"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extensions_are_found_as_whole_words() {
+        assert_eq!(extension("flags\t: fpu svm lm\n"), Some("svm"));
+        assert_eq!(extension("flags\t: fpu vmx lm\n"), Some("vmx"));
+        assert_eq!(extension("flags\t: fpu svm_lock lm\n"), None);
+        assert_eq!(extension("model name\t: svm\n"), None);
+    }
+
+    #[test]
+    fn what_is_not_good_says_how_to_mend_it() {
+        for check in examine() {
+            assert_eq!(check.verdict == Verdict::Good, check.mend.is_none(), "{check:?}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! KVM, opened and checked.
+
+use std::io;
+
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use thiserror::Error;
+
+/// The device.
+pub const DEVICE: &str = "/dev/kvm";
+/// The only API version there has been since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+
+/// What mvm cannot do without, with the names of the KVM API document.
+pub const REQUIRED: [(Cap, &str); 12] = [
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+    (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+];
+
+/// Why KVM can't be used; each message says how to mend it.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// There is no device.
+    #[error(
+        "there is no {DEVICE}: load KVM (modprobe kvm_amd or kvm_intel), enable virtualization in the firmware, \
+         or nested virtualization where this host is itself a VM; `mvm doctor` looks further"
+    )]
+    NoDevice,
+    /// The device may not be opened.
+    #[error(
+        "no permission to open {DEVICE}: join its group (usermod -aG kvm USER, then log in again), or run as root"
+    )]
+    NoPermission,
+    /// The device can't be opened for another reason.
+    #[error("cannot open {DEVICE}")]
+    Open(#[source] io::Error),
+    /// Not the KVM that all know.
+    #[error("{DEVICE} speaks API version {0}, mvm speaks {API_VERSION}: is it the KVM of Linux?")]
+    ApiVersion(i32),
+    /// Something that mvm needs is missing.
+    #[error("this host's KVM lacks {0}: use a newer kernel")]
+    Capability(&'static str),
+    /// A call that can't be done.
+    #[error("cannot {doing}")]
+    Call {
+        /// What was being done.
+        doing: &'static str,
+        /// KVM's refusal.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+}
+
+impl KvmError {
+    /// Wraps a failed call; for `map_err`.
+    pub(crate) fn call(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Call { doing, source }
+    }
+}
+
+/// Opens KVM and checks that it has all that mvm needs.
+///
+/// # Errors
+///
+/// [`KvmError`] says what is missing and how to mend it.
+pub fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::NoDevice,
+        libc::EACCES | libc::EPERM => KvmError::NoPermission,
+        errno => KvmError::Open(io::Error::from_raw_os_error(errno)),
+    })?;
+    match kvm.get_api_version() {
+        API_VERSION => {}
+        version => return Err(KvmError::ApiVersion(version)),
+    }
+    match REQUIRED.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+        Some((_, name)) => Err(KvmError::Capability(name)),
+        None => Ok(kvm),
+    }
+}
+
+/// Makes a VM.
+///
+/// # Errors
+///
+/// [`KvmError::Call`]. A call that a signal cut short is made again.
+pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => return result.map_err(KvmError::call("make a VM")),
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! ELF kernels (`vmlinux`).
+//!
+//! Segments are mapped from the file where they are aligned to pages, which linux-loader, made for readers,
+//! cannot do; so the few fields that this takes are read here, and every one of them is checked.
+
+use std::fs::File;
+use std::ops::Range;
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::{EntryPoint, Kernel, Problem, low_ram_end, read_up_to};
+use crate::arch::current::layout::HIGH_RAM_START;
+use crate::memory::map_file;
+
+const HEADER_SIZE: usize = 64;
+const PROGRAM_HEADER_SIZE: usize = 56;
+/// A kernel has about five; this bounds what a damaged file makes mvm read.
+const MAX_PROGRAM_HEADERS: u16 = 128;
+/// A kernel's notes are less than a page; the same.
+const MAX_NOTES: u64 = 64 << 10;
+
+const CLASS_64: u8 = 2;
+const LITTLE_ENDIAN: u8 = 1;
+const TYPE_EXECUTABLE: u16 = 2;
+const TYPE_SHARED: u16 = 3;
+const MACHINE_X86_64: u16 = 62;
+const SEGMENT_LOAD: u32 = 1;
+const SEGMENT_NOTE: u32 = 4;
+
+/// The note that holds the PVH entry point: a type of the owner "Xen".
+const NOTE_PVH_ENTRY: u32 = 18;
+const NOTE_OWNER: &[u8] = b"Xen\0";
+
+/// Little-endian fields at fixed places of a buffer; what lies outside reads as an error.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn bytes<const N: usize>(&self, offset: usize) -> Result<[u8; N], Problem> {
+        let bytes = offset.checked_add(N).and_then(|end| self.0.get(offset..end));
+        bytes.and_then(|bytes| bytes.try_into().ok()).ok_or(Problem::Elf("a header is cut short"))
+    }
+
+    fn u16(&self, offset: usize) -> Result<u16, Problem> {
+        self.bytes(offset).map(u16::from_le_bytes)
+    }
+
+    fn u32(&self, offset: usize) -> Result<u32, Problem> {
+        self.bytes(offset).map(u32::from_le_bytes)
+    }
+
+    fn u64(&self, offset: usize) -> Result<u64, Problem> {
+        self.bytes(offset).map(u64::from_le_bytes)
+    }
+}
+
+struct Header {
+    entry: u64,
+    program_headers: u64,
+    count: u16,
+}
+
+struct Segment {
+    kind: u32,
+    file_offset: u64,
+    address: u64,
+    file_size: u64,
+    memory_size: u64,
+}
+
+impl Segment {
+    fn parse(bytes: &[u8]) -> Result<Self, Problem> {
+        let fields = Fields(bytes);
+        Ok(Self {
+            kind: fields.u32(0)?,
+            file_offset: fields.u64(8)?,
+            address: fields.u64(24)?,
+            file_size: fields.u64(32)?,
+            memory_size: fields.u64(40)?,
+        })
+    }
+
+    /// The guest physical addresses that it takes.
+    fn range(&self) -> Result<Range<u64>, Problem> {
+        match self.address.checked_add(self.memory_size) {
+            Some(end) => Ok(self.address..end),
+            None => Err(Problem::Elf("a segment passes the end of the address space")),
+        }
+    }
+}
+
+/// Loads an ELF kernel of `length` bytes.
+pub(super) fn load(memory: &GuestMemoryMmap, file: &File, length: u64) -> Result<Kernel, Problem> {
+    let header = read_header(file, length)?;
+    let segments = read_segments(file, length, &header)?;
+    let loaded: Vec<_> = segments.iter().filter(|segment| is_loaded(segment)).collect();
+    check_placement(&loaded, low_ram_end(memory))?;
+    for segment in &loaded {
+        let address = GuestAddress(segment.address);
+        map_file(memory, address, file, segment.file_offset, segment.file_size).map_err(Problem::Memory)?;
+    }
+    let entry = match pvh_entry(file, &segments)? {
+        Some(entry) => EntryPoint::Pvh(entry),
+        None => EntryPoint::Linux64(header.entry),
+    };
+    let address = match entry {
+        EntryPoint::Pvh(address) => address.into(),
+        EntryPoint::Linux64(address) => address,
+    };
+    let mut end = 0;
+    let mut has_entry = false;
+    for segment in loaded {
+        let range = segment.range()?;
+        has_entry |= range.contains(&address);
+        end = end.max(range.end);
+    }
+    if !has_entry {
+        return Err(Problem::Entry(address));
+    }
+    Ok(Kernel { entry, end, setup_header: None })
+}
+
+fn is_loaded(segment: &Segment) -> bool {
+    segment.kind == SEGMENT_LOAD && segment.memory_size > 0
+}
+
+fn read_header(file: &File, length: u64) -> Result<Header, Problem> {
+    let mut bytes = [0; HEADER_SIZE];
+    if read_up_to(file, &mut bytes)? < HEADER_SIZE {
+        return Err(Problem::Truncated { part: "the ELF header", needed: HEADER_SIZE as u64, length });
+    }
+    let fields = Fields(&bytes);
+    let [_, _, _, _, class, data, ..] = bytes;
+    let machine = fields.u16(18)?;
+    if class != CLASS_64 || data != LITTLE_ENDIAN || machine != MACHINE_X86_64 {
+        return Err(Problem::Machine(machine_name(class, data, machine)));
+    }
+    match fields.u16(16)? {
+        TYPE_EXECUTABLE | TYPE_SHARED => {}
+        other => return Err(Problem::NotExecutable(other)),
+    }
+    if usize::from(fields.u16(54)?) != PROGRAM_HEADER_SIZE {
+        return Err(Problem::Elf("its program headers have an unknown size"));
+    }
+    let header = Header { entry: fields.u64(24)?, program_headers: fields.u64(32)?, count: fields.u16(56)? };
+    match header.count {
+        0 => Err(Problem::Elf("it has no segments")),
+        1..=MAX_PROGRAM_HEADERS => Ok(header),
+        _ => Err(Problem::Elf("it has more than 128 segments")),
+    }
+}
+
+fn machine_name(class: u8, data: u8, machine: u16) -> String {
+    let name = match machine {
+        3 => "x86".to_owned(),
+        40 => "arm".to_owned(),
+        62 => "x86_64".to_owned(),
+        183 => "aarch64".to_owned(),
+        243 => "riscv".to_owned(),
+        other => format!("machine {other}"),
+    };
+    let bits = if class == CLASS_64 { "64 bits" } else { "32 bits" };
+    let order = if data == LITTLE_ENDIAN { "little-endian" } else { "big-endian" };
+    format!("{name}, {bits}, {order}")
+}
+
+fn read_segments(file: &File, length: u64, header: &Header) -> Result<Vec<Segment>, Problem> {
+    let size = usize::from(header.count) * PROGRAM_HEADER_SIZE;
+    let bytes = read_part(file, length, "its program headers", header.program_headers, size as u64)?;
+    let segments = bytes.chunks_exact(PROGRAM_HEADER_SIZE).map(Segment::parse);
+    let segments = segments.collect::<Result<Vec<_>, _>>()?;
+    for segment in segments.iter().filter(|segment| is_loaded(segment)) {
+        if segment.file_size > segment.memory_size {
+            return Err(Problem::Elf("a segment is larger in the file than in memory"));
+        }
+        part_end(length, "a segment", segment.file_offset, segment.file_size)?;
+    }
+    Ok(segments)
+}
+
+fn part_end(length: u64, part: &'static str, offset: u64, size: u64) -> Result<(), Problem> {
+    match offset.checked_add(size) {
+        Some(end) if end <= length => Ok(()),
+        end => Err(Problem::Truncated { part, needed: end.unwrap_or(u64::MAX), length }),
+    }
+}
+
+/// Reads a part of the file that lies in it wholly; `size` is bounded by the caller.
+fn read_part(
+    file: &File,
+    length: u64,
+    part: &'static str,
+    offset: u64,
+    size: u64,
+) -> Result<Vec<u8>, Problem> {
+    use std::os::unix::fs::FileExt;
+    part_end(length, part, offset, size)?;
+    let mut bytes = vec![0; usize::try_from(size).map_err(|_| Problem::Elf("a part is too large"))?];
+    file.read_exact_at(&mut bytes, offset).map_err(Problem::Read)?;
+    Ok(bytes)
+}
+
+fn check_placement(segments: &[&Segment], ram_end: u64) -> Result<(), Problem> {
+    if segments.is_empty() {
+        return Err(Problem::Elf("it has no segment to load"));
+    }
+    for (index, segment) in segments.iter().enumerate() {
+        let range = segment.range()?;
+        if range.start < HIGH_RAM_START.0 {
+            return Err(Problem::TooLow(range.start));
+        }
+        if range.end > ram_end {
+            return Err(Problem::TooBig { needed: range.end, available: ram_end });
+        }
+        for (other_index, other) in segments.iter().enumerate().take(index) {
+            let other = other.range()?;
+            if range.start < other.end && other.start < range.end {
+                return Err(Problem::Overlap(other_index, index));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pvh_entry(file: &File, segments: &[Segment]) -> Result<Option<u32>, Problem> {
+    let length = file.metadata().map_err(Problem::Read)?.len();
+    for segment in segments.iter().filter(|segment| segment.kind == SEGMENT_NOTE) {
+        let size = segment.file_size.min(MAX_NOTES);
+        let notes = read_part(file, length, "its notes", segment.file_offset, size)?;
+        if let Some(entry) = find_pvh_note(&notes)? {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
+}
+
+/// Walks the notes of a segment: each has three sizes of 4 bytes, an owner and a descriptor, both padded to 4.
+fn find_pvh_note(mut notes: &[u8]) -> Result<Option<u32>, Problem> {
+    const NOTE_HEADER: usize = 12;
+    let padded = |size: u32| (size as usize).next_multiple_of(4);
+    while notes.len() >= NOTE_HEADER {
+        let fields = Fields(notes);
+        let (owner_size, descriptor_size, kind) = (fields.u32(0)?, fields.u32(4)?, fields.u32(8)?);
+        let descriptor = NOTE_HEADER + padded(owner_size);
+        let is_pvh = kind == NOTE_PVH_ENTRY
+            && owner_size as usize == NOTE_OWNER.len()
+            && fields.bytes::<4>(NOTE_HEADER)? == *NOTE_OWNER;
+        if is_pvh {
+            // The address has 4 bytes or, in a 64-bit kernel, 8, of which the upper ones are zero.
+            return fields.u32(descriptor).map(Some);
+        }
+        notes = notes.get(descriptor + padded(descriptor_size)..).unwrap_or_default();
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+#[path = "elf_tests.rs"]
+mod tests;

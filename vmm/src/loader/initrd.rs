@@ -1,0 +1,88 @@
+//! The initial RAM disk.
+
+use std::path::Path;
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::{Kernel, LoadError, Problem, low_ram_end, open};
+use crate::memory::{PAGE, read_file};
+
+/// Where the initrd is in guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Initrd {
+    /// Its first byte, at a page.
+    pub address: GuestAddress,
+    /// Its size in bytes.
+    pub length: u32,
+}
+
+/// Loads the initrd at `path` as high as `kernel` allows, so that the kernel has room to unpack itself.
+///
+/// It is read, not mapped: the guest frees these pages for other use, and there huge pages are worth more.
+///
+/// # Errors
+///
+/// [`LoadError`] names the file and what is wrong with it.
+pub fn load(memory: &GuestMemoryMmap, kernel: &Kernel, path: &Path) -> Result<Initrd, LoadError> {
+    let load = || {
+        let (file, length) = open(path)?;
+        let top = low_ram_end(memory).min(kernel.initrd_address_max().saturating_add(1));
+        let room = top.saturating_sub(kernel.end.next_multiple_of(PAGE));
+        let start = top.checked_sub(length).map(|start| start / PAGE * PAGE);
+        let start = start.filter(|start| *start >= kernel.end);
+        let (Some(start), Ok(size)) = (start, u32::try_from(length)) else {
+            return Err(Problem::NoRoom { length, room });
+        };
+        let address = GuestAddress(start);
+        read_file(memory, address, &file, 0, length).map_err(Problem::Memory)?;
+        Ok(Initrd { address, length: size })
+    };
+    load().map_err(|problem| problem.of("the initrd", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::loader::EntryPoint;
+    use crate::memory::reserve;
+
+    const MIB: u64 = 1 << 20;
+
+    fn kernel(end: u64) -> Kernel {
+        Kernel { entry: EntryPoint::Linux64(MIB), end, setup_header: None }
+    }
+
+    fn initrd_of(length: u64, kernel: &Kernel) -> Result<Initrd, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![3; usize::try_from(length).unwrap()]).unwrap();
+        let memory = reserve(&[(GuestAddress(0), 16 * MIB)]).unwrap();
+        let initrd = load(&memory, kernel, file.path()).map_err(|error| error.problem.to_string())?;
+        let end = initrd.address.0 + length;
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(end - 1)).unwrap(), 3);
+        Ok(initrd)
+    }
+
+    #[test]
+    fn it_comes_to_the_top_of_ram_at_a_page() {
+        let initrd = initrd_of(5000, &kernel(2 * MIB)).unwrap();
+        assert_eq!(initrd, Initrd { address: GuestAddress(16 * MIB - 8192), length: 5000 });
+    }
+
+    #[test]
+    fn it_stays_below_the_address_that_the_kernel_says() {
+        let mut header = linux_loader::loader::bootparam::setup_header::default();
+        header.initrd_addr_max = 0x7f_ffff;
+        let kernel = Kernel { setup_header: Some(Box::new(header)), ..kernel(2 * MIB) };
+        assert_eq!(initrd_of(4096, &kernel).unwrap().address, GuestAddress(8 * MIB - 4096));
+    }
+
+    #[test]
+    fn it_never_overlaps_the_kernel() {
+        assert!(initrd_of(8 * MIB, &kernel(8 * MIB)).is_ok());
+        let error = initrd_of(8 * MIB + 1, &kernel(8 * MIB)).unwrap_err();
+        assert!(error.contains("give more --memory"), "{error}");
+        assert!(initrd_of(17 * MIB, &kernel(8 * MIB)).is_err());
+    }
+}

@@ -1,0 +1,226 @@
+//! Kernel and initrd, from their files into guest RAM.
+
+mod bzimage;
+mod cmdline;
+mod elf;
+mod initrd;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use linux_loader::loader::bootparam::setup_header;
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use crate::memory::MemoryError;
+pub use cmdline::{CmdlineError, kernel_arguments};
+pub use initrd::{Initrd, load as load_initrd};
+
+/// Why a kernel or an initrd could not be loaded.
+#[derive(Debug)]
+pub struct LoadError {
+    what: &'static str,
+    path: PathBuf,
+    problem: Problem,
+}
+
+impl fmt::Display for LoadError {
+    /// A sentence: the file, and what is wrong with it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.what, self.path.display(), self.problem)
+    }
+}
+
+impl std::error::Error for LoadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.problem.source()
+    }
+}
+
+/// What is wrong with a file that is to be loaded, and how to mend it.
+#[derive(Debug, Error)]
+pub(crate) enum Problem {
+    #[error("cannot be opened")]
+    Open(#[source] io::Error),
+    #[error("cannot be read")]
+    Read(#[source] io::Error),
+    #[error("is a directory, not a file")]
+    Directory,
+    #[error("is not a regular file")]
+    NotAFile,
+    #[error("is empty")]
+    Empty,
+    #[error("is no kernel: neither an ELF vmlinux nor a bzImage")]
+    UnknownFormat,
+    #[error("is cut short: {part} needs {needed:#x} bytes, the file has {length:#x}")]
+    Truncated { part: &'static str, needed: u64, length: u64 },
+    #[error("is an ELF file for another machine ({0}), not for x86_64")]
+    Machine(String),
+    #[error("is an ELF file of type {0}, not an executable; give the vmlinux of the kernel's build, not a module or object")]
+    NotExecutable(u16),
+    #[error("is a damaged ELF file: {0}")]
+    Elf(&'static str),
+    #[error("is a damaged ELF file: segments {0} and {1} overlap")]
+    Overlap(usize, usize),
+    #[error("has a segment at {0:#x}, below 1 MiB, where the boot structures are")]
+    TooLow(u64),
+    #[error("has its entry point at {0:#x}, outside of its segments")]
+    Entry(u64),
+    #[error("needs memory up to {needed:#x}, the guest has {available:#x} of it: give more --memory")]
+    TooBig { needed: u64, available: u64 },
+    #[error("has {length:#x} bytes, more than the {room:#x} between kernel and end of memory: give more --memory")]
+    NoRoom { length: u64, room: u64 },
+    #[error("is a bzImage of boot protocol {0}, mvm needs 2.12 and 64 bits (Linux 3.8 or later)")]
+    OldProtocol(String),
+    #[error("is a damaged bzImage: {0}")]
+    BzImage(String),
+    #[error("cannot be loaded")]
+    Memory(#[source] MemoryError),
+}
+
+impl Problem {
+    fn of(self, what: &'static str, path: &Path) -> LoadError {
+        LoadError { what, path: path.to_owned(), problem: self }
+    }
+}
+
+/// How to enter a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryPoint {
+    /// In 32-bit protected mode without paging, `hvm_start_info` in EBX (PVH).
+    Pvh(u32),
+    /// In 64-bit mode with the first GiB mapped onto itself, `boot_params` in RSI.
+    Linux64(u64),
+}
+
+/// A kernel in guest RAM.
+pub struct Kernel {
+    /// Where it starts.
+    pub entry: EntryPoint,
+    /// The first address behind it, with what it needs for itself before it knows the memory map.
+    pub end: u64,
+    /// The setup header of a bzImage; an ELF has none.
+    pub setup_header: Option<Box<setup_header>>,
+}
+
+impl Kernel {
+    /// The last address that a byte of the initrd may have: all of the first 4 GiB, unless the kernel says less
+    /// (`initrd_addr_max`).
+    fn initrd_address_max(&self) -> u64 {
+        self.setup_header.as_ref().map_or(u64::from(u32::MAX), |header| header.initrd_addr_max.into())
+    }
+
+    /// The most bytes of arguments that the kernel takes, without the terminating zero.
+    pub fn cmdline_max(&self) -> usize {
+        let own = crate::arch::current::layout::CMDLINE_CAPACITY - 1;
+        match self.setup_header.as_ref().map(|header| header.cmdline_size as usize) {
+            Some(size) if size > 0 => size.min(own),
+            _ => own,
+        }
+    }
+}
+
+const ELF_MAGIC: &[u8] = b"\x7fELF";
+/// Where a bzImage has the magic number of its setup header.
+const BZIMAGE_MAGIC_OFFSET: usize = 0x202;
+const BZIMAGE_MAGIC: &[u8] = b"HdrS";
+
+/// Loads the kernel at `path`, of whichever format it is.
+///
+/// # Errors
+///
+/// [`LoadError`] names the file, what is wrong with it, and how to mend it.
+pub fn load_kernel(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, LoadError> {
+    let load = || {
+        let (file, length) = open(path)?;
+        let mut head = vec![0; 0x210];
+        let read = read_up_to(&file, &mut head)?;
+        head.truncate(read);
+        if head.starts_with(ELF_MAGIC) {
+            elf::load(memory, &file, length)
+        } else if head.get(BZIMAGE_MAGIC_OFFSET..).is_some_and(|rest| rest.starts_with(BZIMAGE_MAGIC)) {
+            bzimage::load(memory, file, length)
+        } else {
+            Err(Problem::UnknownFormat)
+        }
+    };
+    load().map_err(|problem| problem.of("the kernel", path))
+}
+
+/// Opens a regular file that is not empty; returns its length too.
+fn open(path: &Path) -> Result<(File, u64), Problem> {
+    // A FIFO would block the open until somebody writes to it.
+    let metadata = std::fs::metadata(path).map_err(Problem::Open)?;
+    if metadata.is_dir() {
+        return Err(Problem::Directory);
+    }
+    if !metadata.is_file() {
+        return Err(Problem::NotAFile);
+    }
+    let file = File::open(path).map_err(Problem::Open)?;
+    match file.metadata().map_err(Problem::Read)?.len() {
+        0 => Err(Problem::Empty),
+        length => Ok((file, length)),
+    }
+}
+
+fn read_up_to(file: &File, buffer: &mut [u8]) -> Result<usize, Problem> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Problem::Read(error)),
+        }
+    }
+    Ok(done)
+}
+
+/// The end of the RAM that kernel and initrd can be in, below the MMIO hole.
+fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+    memory.find_region(GuestAddress(0)).map_or(0, |region| region.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::memory::reserve;
+
+    fn error(path: &Path) -> String {
+        let memory = reserve(&[(GuestAddress(0), 16 << 20)]).unwrap();
+        load_kernel(&memory, path).err().expect("it is no kernel").to_string()
+    }
+
+    #[rstest]
+    #[case("missing", None, "cannot be opened")]
+    #[case("directory", None, "is a directory")]
+    #[case("empty", Some(&b""[..]), "is empty")]
+    #[case("text", Some(&b"#!/bin/sh\n"[..]), "is no kernel")]
+    #[case("magic", Some(&b"\x7fELF"[..]), "is cut short")]
+    fn what_is_no_kernel_is_refused(
+        #[case] name: &str,
+        #[case] content: Option<&[u8]>,
+        #[case] expected: &str,
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("directory")).unwrap();
+        let path = directory.path().join(name);
+        if let Some(content) = content {
+            std::fs::write(&path, content).unwrap();
+        }
+        let error = error(&path);
+        assert!(error.contains(expected) && error.contains(name), "{error}");
+    }
+
+    #[test]
+    fn a_device_is_no_kernel() {
+        assert!(error(Path::new("/dev/null")).contains("is not a regular file"));
+    }
+}

@@ -1,0 +1,264 @@
+//! Guest RAM.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
+};
+
+use crate::MemorySize;
+
+/// The size and alignment of a transparent huge page.
+const HUGE_PAGE: usize = 2 << 20;
+/// The size of a page.
+pub const PAGE: u64 = 4096;
+
+/// Why guest RAM could not be had or filled.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The host has no address space or no memory for it.
+    #[error("cannot reserve {size} of memory for the guest (give a smaller --memory)")]
+    Reserve {
+        /// What was asked for.
+        size: MemorySize,
+        /// The host's refusal.
+        #[source]
+        source: io::Error,
+    },
+    /// A region that vm-memory refuses.
+    #[error("cannot describe the guest's memory")]
+    Region(#[source] MmapRegionError),
+    /// Regions that vm-memory refuses.
+    #[error("cannot lay out the guest's memory")]
+    Layout(#[source] vm_memory::GuestRegionCollectionError),
+    /// A part of a file could not be brought into guest RAM.
+    #[error("cannot put {length:#x} bytes at guest address {address:#x}")]
+    Fill {
+        /// Guest physical address.
+        address: u64,
+        /// Bytes.
+        length: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Reserves private anonymous memory for each `(guest address, bytes)` of `regions`.
+///
+/// Each region starts at a multiple of 2 MiB on the host, so that where guest and host addresses are equally
+/// aligned a huge page serves both, and the region asks for huge pages: the fewer the pages, the fewer the
+/// faults, and under nested virtualization each of those costs many times over. The mapping lives as long as
+/// the process: a process runs one VM, and a device may hold the memory for just as long.
+///
+/// # Errors
+///
+/// [`MemoryError::Reserve`] where the host refuses.
+pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    let regions = regions.iter().map(|(address, length)| reserve_region(*address, *length));
+    let regions = regions.collect::<Result<Vec<_>, _>>()?;
+    GuestMemoryMmap::from_regions(regions).map(Arc::new).map_err(MemoryError::Layout)
+}
+
+fn reserve_region(address: GuestAddress, length: u64) -> Result<GuestRegionMmap, MemoryError> {
+    let error = |source| MemoryError::Reserve { size: MemorySize::from_bytes(length), source };
+    let size = usize::try_from(length).map_err(|_| error(io::ErrorKind::OutOfMemory.into()))?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let start = map_aligned(size, protection, flags).map_err(error)?;
+    // SAFETY: the range is a mapping of our own. Without huge pages in the host's kernel the call fails, and
+    // nothing depends on it.
+    unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
+    // SAFETY: the mapping has `size` bytes and is never unmapped.
+    let region = unsafe { MmapRegion::build_raw(start, size, protection, flags) };
+    let region = region.map_err(MemoryError::Region)?;
+    GuestRegionMmap::new(region, address).ok_or_else(|| error(io::ErrorKind::OutOfMemory.into()))
+}
+
+/// Maps `size` bytes at a multiple of [`HUGE_PAGE`].
+fn map_aligned(size: usize, protection: i32, flags: i32) -> io::Result<*mut u8> {
+    let padded = size.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+    let mapping = unsafe { libc::mmap(std::ptr::null_mut(), padded, protection, flags, -1, 0) };
+    if mapping == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let head = mapping.cast::<u8>().align_offset(HUGE_PAGE);
+    let tail = HUGE_PAGE - head;
+    // SAFETY: `head` and `tail` are what the mapping just made has before the aligned start and behind the
+    // `size` bytes from there on, and nobody knows of it yet.
+    unsafe {
+        let start = mapping.cast::<u8>().add(head);
+        if head > 0 {
+            libc::munmap(mapping, head);
+        }
+        libc::munmap(start.add(size).cast(), tail);
+        Ok(start)
+    }
+}
+
+/// Brings `length` bytes of `file` from `offset` on into guest RAM at `address`: whole pages by a private
+/// mapping, so that nothing is copied and all VMs share the page cache's pages until they write to them, what
+/// is left before and behind them by reading.
+///
+/// # Errors
+///
+/// [`MemoryError::Fill`] where the range is not in guest RAM or the file can't be read.
+pub fn map_file(
+    memory: &GuestMemoryMmap,
+    address: GuestAddress,
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> Result<(), MemoryError> {
+    let error = |source| MemoryError::Fill { address: address.0, length, source };
+    let end = address.checked_add(length).ok_or_else(|| error(io::ErrorKind::InvalidInput.into()))?;
+    let first_page = GuestAddress(address.0.next_multiple_of(PAGE)).min(end);
+    let last_page = GuestAddress(end.0 / PAGE * PAGE).max(first_page);
+    if address.0 % PAGE != offset % PAGE || first_page == last_page {
+        return read_file(memory, address, file, offset, length);
+    }
+    let head = first_page.0 - address.0;
+    let pages = last_page.0 - first_page.0;
+    read_file(memory, address, file, offset, head)?;
+    map_pages(memory, first_page, file, offset + head, pages).map_err(error)?;
+    read_file(memory, last_page, file, offset + head + pages, length - head - pages)
+}
+
+fn map_pages(
+    memory: &GuestMemoryMmap,
+    address: GuestAddress,
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> io::Result<()> {
+    let size = usize::try_from(length).map_err(io::Error::other)?;
+    let file_offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let (region, start) = memory.to_region_addr(address).ok_or(io::ErrorKind::InvalidInput)?;
+    if region.checked_offset(start, size - 1).is_none() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let host = region.get_host_address(start).map_err(io::Error::other)?;
+    // SAFETY: the pages lie in one region of guest RAM, as was just checked, and the new private mapping
+    // takes the place of anonymous memory that nobody holds a reference into.
+    let mapping = unsafe {
+        libc::mmap(
+            host.cast(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            file_offset,
+        )
+    };
+    if mapping == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads `length` bytes of `file` from `offset` on into guest RAM at `address`.
+///
+/// # Errors
+///
+/// [`MemoryError::Fill`] where the range is not in guest RAM or the file is shorter or can't be read.
+pub fn read_file(
+    memory: &GuestMemoryMmap,
+    address: GuestAddress,
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> Result<(), MemoryError> {
+    use std::io::{Seek, SeekFrom};
+
+    let error = |source| MemoryError::Fill { address: address.0, length, source };
+    if length == 0 {
+        return Ok(());
+    }
+    let size = usize::try_from(length).map_err(|other| error(io::Error::other(other)))?;
+    let mut reader = file;
+    reader.seek(SeekFrom::Start(offset)).map_err(error)?;
+    memory
+        .read_exact_volatile_from(address, &mut reader, size)
+        .map_err(|other| error(io::Error::other(other)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ram(length: u64) -> Arc<GuestMemoryMmap> {
+        reserve(&[(GuestAddress(0), length)]).unwrap()
+    }
+
+    #[test]
+    fn regions_start_at_huge_pages() {
+        let memory = reserve(&[(GuestAddress(0), 16 << 20), (GuestAddress(4 << 30), 4096)]).unwrap();
+        for region in memory.iter() {
+            assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
+        }
+        memory.write_obj(7_u64, GuestAddress((4 << 30) + 4088)).unwrap();
+        assert!(memory.write_obj(7_u64, GuestAddress((4 << 30) + 4089)).is_err());
+    }
+
+    #[test]
+    fn more_than_the_address_space_is_an_error() {
+        assert!(matches!(reserve(&[(GuestAddress(0), 1 << 62)]), Err(MemoryError::Reserve { .. })));
+    }
+
+    #[test]
+    fn a_private_mapping_leaves_the_file_alone() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 8192]).unwrap();
+        let memory = ram(1 << 20);
+        map_file(&memory, GuestAddress(4096), &file, 0, 8192).unwrap();
+        memory.write_obj(9_u8, GuestAddress(4096)).unwrap();
+        let again = ram(1 << 20);
+        map_file(&again, GuestAddress(0), &file, 0, 8192).unwrap();
+        assert_eq!(again.read_obj::<u8>(GuestAddress(0)).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_range_outside_ram_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 21).unwrap();
+        for address in [1 << 20, (1 << 20) - 4096, u64::MAX - 4095] {
+            let result = map_file(&ram(1 << 20), GuestAddress(address), &file, 0, 8192);
+            assert!(matches!(result, Err(MemoryError::Fill { .. })), "{address:#x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn mapped_or_read_the_guest_finds_the_same_bytes(
+            content in proptest::collection::vec(any::<u8>(), 1..40_000),
+            start in 0..20_000_u64,
+            offset in 0..10_000_u64,
+            aligned: bool,
+        ) {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&content).unwrap();
+            let length = content.len() as u64;
+            let offset = offset.min(length - 1);
+            let start = if aligned { start / PAGE * PAGE + offset % PAGE } else { start };
+            let memory = ram(1 << 20);
+            memory.write_slice(&[0xaa; 1 << 20], GuestAddress(0)).unwrap();
+            map_file(&memory, GuestAddress(start), &file, offset, length - offset).unwrap();
+
+            let mut expected = vec![0xaa; 1 << 20];
+            let at = usize::try_from(start).unwrap();
+            let part = &content[usize::try_from(offset).unwrap()..];
+            expected[at..at + part.len()].copy_from_slice(part);
+            let mut found = vec![0; 1 << 20];
+            memory.read_slice(&mut found, GuestAddress(0)).unwrap();
+            prop_assert!(found == expected);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What start-up spends its time on.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A point of a VM's start, in the order in which they are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// /dev/kvm is open, checked, and has made a VM.
+    Kvm,
+    /// Guest RAM is there.
+    Memory,
+    /// Kernel and initrd are in guest RAM.
+    Kernel,
+    /// Devices are on their buses.
+    Devices,
+    /// vCPUs are there with their registers set.
+    Vcpus,
+    /// The first vCPU enters the guest.
+    FirstInstruction,
+    /// The guest wrote its first byte to the console.
+    FirstConsoleByte,
+    /// The guest's init wrote to the boot-marker port.
+    Init,
+}
+
+impl Phase {
+    const ALL: [(Self, &'static str); 8] = [
+        (Self::Kvm, "open KVM"),
+        (Self::Memory, "memory"),
+        (Self::Kernel, "kernel"),
+        (Self::Devices, "devices"),
+        (Self::Vcpus, "vCPUs"),
+        (Self::FirstInstruction, "first guest instruction"),
+        (Self::FirstConsoleByte, "first console byte"),
+        (Self::Init, "init"),
+    ];
+}
+
+/// When each phase was first reached, since the start of the process. Any thread may mark.
+#[derive(Debug)]
+pub struct Timeline {
+    start: Instant,
+    /// Nanoseconds since the start, by phase; 0 where it was not reached.
+    marks: [AtomicU64; Phase::ALL.len()],
+}
+
+impl Timeline {
+    /// A timeline that starts at `start`.
+    pub fn starting_at(start: Instant) -> Self {
+        Self { start, marks: Default::default() }
+    }
+
+    /// Notes that `phase` is reached now; the first time counts.
+    pub fn mark(&self, phase: Phase) {
+        let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
+        if let Some(mark) = self.marks.get(phase as usize) {
+            // Nothing is ordered by a mark: it is read for the table when all is over.
+            let _ = mark.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// How long after the start `phase` was reached.
+    pub fn reached(&self, phase: Phase) -> Option<Duration> {
+        let nanoseconds = self.marks.get(phase as usize)?.load(Ordering::Relaxed);
+        (nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds))
+    }
+}
+
+/// A table, a line a phase: what it took, and the time since the start.
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<24} {:>10} {:>10}", "phase", "took ms", "at ms")?;
+        let mut before = Duration::ZERO;
+        for (phase, name) in Phase::ALL {
+            match self.reached(phase) {
+                Some(at) => {
+                    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+                    let took = milliseconds(at.saturating_sub(before));
+                    writeln!(f, "{name:<24} {took:>10.3} {:>10.3}", milliseconds(at))?;
+                    before = at;
+                }
+                None => writeln!(f, "{name:<24} {:>10} {:>10}", "-", "-")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_mark_counts_and_phases_not_reached_show_a_dash() {
+        let timeline = Timeline::starting_at(Instant::now());
+        assert_eq!(timeline.reached(Phase::Kvm), None);
+        timeline.mark(Phase::Kvm);
+        let first = timeline.reached(Phase::Kvm);
+        timeline.mark(Phase::Kvm);
+        assert_eq!(timeline.reached(Phase::Kvm), first);
+        let table = timeline.to_string();
+        assert_eq!(table.lines().count(), 1 + Phase::ALL.len());
+        assert!(table.lines().last().is_some_and(|line| line.split_whitespace().eq(["init", "-", "-"])));
+    }
+}

@@ -1,0 +1,74 @@
+//! What KVM_RUN returns with.
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::VcpuShared;
+use crate::exit::ExitReason;
+
+/// What to do after an exit.
+pub(super) enum Next {
+    /// Enter the guest again.
+    Enter,
+    /// The guest can't go on.
+    End(End),
+}
+
+/// Why the guest can't go on, before the vCPU's registers are looked at.
+pub(super) enum End {
+    TripleFault,
+    FailEntry(u64),
+    InternalError,
+    Unexpected(String),
+}
+
+/// Hands an access to its device, and finds the exits that end the VM.
+pub(super) fn handle(exit: VcpuExit<'_>, shared: &VcpuShared) -> Next {
+    match exit {
+        VcpuExit::IoIn(port, data) => shared.ports.read(port.into(), data),
+        VcpuExit::IoOut(port, data) => shared.ports.write(port.into(), data),
+        VcpuExit::MmioRead(address, data) => shared.mmio.read(address, data),
+        VcpuExit::MmioWrite(address, data) => shared.mmio.write(address, data),
+        // KVM handles HLT itself while it has the local APIC; a signal may show here.
+        VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {}
+        VcpuExit::Shutdown => return Next::End(End::TripleFault),
+        VcpuExit::FailEntry(reason, _cpu) => return Next::End(End::FailEntry(reason)),
+        VcpuExit::InternalError => return Next::End(End::InternalError),
+        other => return Next::End(End::Unexpected(format!("{other:?}"))),
+    }
+    Next::Enter
+}
+
+/// The reason for the VM's end, with what the vCPU tells of it.
+pub(super) fn reason(end: End, vcpu: u32, fd: &mut VcpuFd) -> ExitReason {
+    match end {
+        End::TripleFault => ExitReason::TripleFault { vcpu, rip: instruction_pointer(fd) },
+        End::FailEntry(hardware_reason) => ExitReason::FailEntry { vcpu, hardware_reason },
+        End::InternalError => ExitReason::InternalError { vcpu, detail: internal_error(fd) },
+        End::Unexpected(exit) => ExitReason::RunFailed { vcpu, detail: format!("unexpected exit {exit}") },
+    }
+}
+
+fn instruction_pointer(fd: &VcpuFd) -> u64 {
+    fd.get_regs().map_or(0, |registers| registers.rip)
+}
+
+/// KVM's word for the error, its data, and where the vCPU stood.
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: KVM filled this member of the union, since the exit reason is KVM_EXIT_INTERNAL_ERROR.
+    let internal = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
+    let suberror = match internal.suberror {
+        kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => "an instruction that KVM cannot emulate",
+        kvm_bindings::KVM_INTERNAL_ERROR_SIMUL_EX => "two exceptions at once",
+        kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => "a fault while an event was delivered",
+        kvm_bindings::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit that KVM does not know",
+        _ => "unknown",
+    };
+    let data: Vec<String> =
+        internal.data.iter().take(internal.ndata as usize).map(|word| format!("{word:#x}")).collect();
+    format!(
+        "{suberror} (suberror {}, data [{}]) at {:#x}",
+        internal.suberror,
+        data.join(", "),
+        instruction_pointer(fd)
+    )
+}

@@ -1,0 +1,114 @@
+//! A vCPU: its thread, its exits, and how it is stopped.
+
+mod exits;
+mod kick;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use devices::Bus;
+use kvm_ioctls::VcpuFd;
+use thiserror::Error;
+
+use crate::exit::{ExitReason, ExitSlot};
+use crate::timing::{Phase, Timeline};
+
+/// What all vCPU threads of a VM share.
+pub struct VcpuShared {
+    /// The I/O ports.
+    pub ports: Bus,
+    /// The physical addresses outside RAM.
+    pub mmio: Bus,
+    /// Where the VM's end is said; no vCPU enters the guest once it is.
+    pub exit: Arc<ExitSlot>,
+    /// Where the first entry is marked.
+    pub timeline: Arc<Timeline>,
+}
+
+/// Why a vCPU thread could not be had.
+#[derive(Debug, Error)]
+pub enum VcpuError {
+    /// The signal that stops it could not be set up.
+    #[error("cannot set up the signal that stops vCPUs")]
+    Signal(#[source] io::Error),
+    /// The thread could not be made.
+    #[error("cannot start the thread of vCPU {id}")]
+    Thread {
+        /// Which vCPU.
+        id: u32,
+        /// The host's refusal.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A vCPU's stack needs little: KVM's exits are handled a few calls deep.
+const STACK_SIZE: usize = 256 << 10;
+
+/// The running vCPUs of a VM.
+pub struct Vcpus {
+    threads: Vec<JoinHandle<()>>,
+    shared: Arc<VcpuShared>,
+}
+
+impl Vcpus {
+    /// Starts a thread for each vCPU; the first of `vcpus` is the boot vCPU.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError`]; threads that were started are stopped.
+    pub fn start(vcpus: Vec<VcpuFd>, shared: Arc<VcpuShared>) -> Result<Self, VcpuError> {
+        kick::install().map_err(VcpuError::Signal)?;
+        let mut started = Self { threads: Vec::new(), shared };
+        // The boot vCPU comes last, so that those which it calls are there.
+        for (id, vcpu) in (0_u32..).zip(vcpus).collect::<Vec<_>>().into_iter().rev() {
+            let shared = started.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .stack_size(STACK_SIZE)
+                .spawn(move || run(id, vcpu, &shared))
+                .map_err(|source| VcpuError::Thread { id, source })?;
+            started.threads.push(thread);
+        }
+        Ok(started)
+    }
+}
+
+impl Drop for Vcpus {
+    /// Stops all vCPUs and waits until the last of them has left the guest.
+    fn drop(&mut self) {
+        self.shared.exit.end(ExitReason::Stopped);
+        for thread in &self.threads {
+            kick::kick(thread);
+        }
+        for thread in self.threads.drain(..) {
+            // A vCPU thread that panicked has ended as well.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
+    let _registration = kick::Registration::new(&mut vcpu);
+    if id == 0 {
+        shared.timeline.mark(Phase::FirstInstruction);
+    }
+    while !shared.exit.has_ended() {
+        let reason = match vcpu.run() {
+            Ok(exit) => match exits::handle(exit, shared) {
+                exits::Next::Enter => continue,
+                exits::Next::End(end) => exits::reason(end, id, &mut vcpu),
+            },
+            Err(error) => match error.errno() {
+                libc::EINTR | libc::EAGAIN => {
+                    vcpu.set_kvm_immediate_exit(0);
+                    continue;
+                }
+                _ => ExitReason::RunFailed { vcpu: id, detail: error.to_string() },
+            },
+        };
+        shared.exit.end(reason);
+        break;
+    }
+}
