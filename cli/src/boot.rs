@@ -107,7 +107,9 @@ impl BootOptions {
 
     fn into_config(self) -> Result<VmConfig, String> {
         Ok(VmConfig {
-            kernel: self.kernel.ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?,
+            kernel: self
+                .kernel
+                .ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?,
             initrd: self.initrd,
             rootfs: self.rootfs,
             disks: self.disk,

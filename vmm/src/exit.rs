@@ -90,7 +90,11 @@ impl ExitSlot {
     ///
     /// Those of making an eventfd.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { reason: Mutex::new(None), ended: AtomicBool::new(false), event: EventFd::new(libc::EFD_NONBLOCK)? })
+        Ok(Self {
+            reason: Mutex::new(None),
+            ended: AtomicBool::new(false),
+            event: EventFd::new(libc::EFD_NONBLOCK)?,
+        })
     }
 
     /// Ends the VM for `reason`, unless it has ended already.

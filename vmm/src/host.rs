@@ -130,9 +130,11 @@ fn nested_paging() -> Check {
     const NAME: &str = "nested paging";
     match module_parameter(["npt", "ept"]) {
         Some((name, true)) => Check::good(NAME, format!("on ({name})")),
-        Some((name, false)) => {
-            Check::poor(NAME, format!("off ({name})"), format!("load the module with {name}=1: guests run faster"))
-        }
+        Some((name, false)) => Check::poor(
+            NAME,
+            format!("off ({name})"),
+            format!("load the module with {name}=1: guests run faster"),
+        ),
         None => Check::poor(
             NAME,
             "neither kvm_amd nor kvm_intel is loaded",
@@ -145,9 +147,11 @@ fn nesting() -> Check {
     const NAME: &str = "VMs in guests";
     match module_parameter(["nested", "nested"]) {
         Some((name, true)) => Check::good(NAME, format!("possible ({name})")),
-        Some((name, false)) => {
-            Check::poor(NAME, format!("not possible ({name} is off)"), format!("load the module with {name}=1"))
-        }
+        Some((name, false)) => Check::poor(
+            NAME,
+            format!("not possible ({name} is off)"),
+            format!("load the module with {name}=1"),
+        ),
         None => Check::poor(NAME, "not possible", "load kvm_amd or kvm_intel with nested=1"),
     }
 }
@@ -194,14 +198,16 @@ fn io_uring() -> Check {
 fn memory() -> Check {
     const NAME: &str = "memory";
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = meminfo.lines().find_map(|line| {
-        line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok()
-    });
+    let available = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok());
     match available {
         Some(kib) if kib >= 512 << 10 => Check::good(NAME, format!("{} MiB available", kib >> 10)),
-        Some(kib) => {
-            Check::poor(NAME, format!("{} MiB available", kib >> 10), "free some, or give guests less --memory")
-        }
+        Some(kib) => Check::poor(
+            NAME,
+            format!("{} MiB available", kib >> 10),
+            "free some, or give guests less --memory",
+        ),
         None => Check::poor(NAME, "/proc/meminfo does not say", "mount /proc"),
     }
 }

@@ -267,7 +267,8 @@ fn register_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> 
         };
         // SAFETY: the region is a mapping of this process of that size, lives as long as the process, and
         // overlaps no other slot, since the regions of guest memory don't.
-        unsafe { vm.set_user_memory_region(region) }.map_err(KvmError::call("give KVM the guest's memory"))?;
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(KvmError::call("give KVM the guest's memory"))?;
     }
     Ok(())
 }

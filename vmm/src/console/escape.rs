@@ -49,16 +49,19 @@ mod tests {
     use super::*;
 
     #[rstest]
-    #[case(&[b"ls\x03"], b"ls\x03", &[])]
-    #[case(&[b"\x01x"], b"", &[Command::Stop])]
-    #[case(&[b"a\x01", b"hb"], b"ab", &[Command::Help])]
-    #[case(&[b"\x01\x01x"], b"\x01x", &[])]
-    #[case(&[b"\x01qx"], b"x", &[])]
-    fn keys_are_told_apart(#[case] typed: &[&[u8]], #[case] guest: &[u8], #[case] commands: &[Command]) {
-        let (mut escape, mut to_guest, mut found) = (Escape::default(), Vec::new(), Vec::new());
-        for part in typed {
-            found.extend(escape.filter(part, &mut to_guest));
+    #[case("ls\x03", "ls\x03", &[])]
+    #[case("\x01x", "", &[Command::Stop])]
+    #[case("a\x01hb", "ab", &[Command::Help])]
+    #[case("\x01\x01x", "\x01x", &[])]
+    #[case("\x01qx", "x", &[])]
+    fn keys_are_told_apart(#[case] typed: &str, #[case] guest: &str, #[case] commands: &[Command]) {
+        // All at once, and key by key as from a slow typist.
+        for size in [typed.len(), 1] {
+            let (mut escape, mut to_guest, mut found) = (Escape::default(), Vec::new(), Vec::new());
+            for part in typed.as_bytes().chunks(size) {
+                found.extend(escape.filter(part, &mut to_guest));
+            }
+            assert_eq!((to_guest.as_slice(), found.as_slice()), (guest.as_bytes(), commands));
         }
-        assert_eq!((to_guest.as_slice(), found.as_slice()), (guest, commands));
     }
 }

@@ -47,9 +47,7 @@ impl<Source: AsFd> ConsoleInput<Source> {
     fn wait_for_source(&mut self, ops: &mut EventOps<'_>) {
         self.state = match ops.add(Events::new_raw(self.source_fd(), EventSet::IN)) {
             Ok(()) => State::Waiting,
-            Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
-                State::AlwaysReady
-            }
+            Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => State::AlwaysReady,
             Err(error) => {
                 tracing::warn!(%error, "the console takes no input");
                 State::Ended

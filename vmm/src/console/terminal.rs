@@ -56,11 +56,11 @@ impl Drop for RawTerminal {
 /// Puts the terminal back as it was found, if it is in raw mode. Safe to call from a signal handler and from a
 /// panic hook, and more than once.
 pub fn restore() {
-    if RAW.swap(false, Ordering::SeqCst) {
-        if let Some(found) = FOUND.get() {
-            // SAFETY: the attributes are those that the terminal had; tcsetattr is async-signal-safe.
-            unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, found) };
-        }
+    if RAW.swap(false, Ordering::SeqCst)
+        && let Some(found) = FOUND.get()
+    {
+        // SAFETY: the attributes are those that the terminal had; tcsetattr is async-signal-safe.
+        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, found) };
     }
 }
 

@@ -87,7 +87,8 @@ mod tests {
 
     fn image() -> Vec<u8> {
         let mut bytes = vec![0; SETUP + PAYLOAD];
-        let mut set = |offset: usize, field: &[u8]| bytes[offset..offset + field.len()].copy_from_slice(field);
+        let mut set =
+            |offset: usize, field: &[u8]| bytes[offset..offset + field.len()].copy_from_slice(field);
         set(SETUP_SECTS, &[4]);
         set(SYSSIZE, &0x100_u32.to_le_bytes());
         set(0x1fe, &[0x55, 0xaa]);

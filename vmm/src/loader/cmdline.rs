@@ -10,7 +10,9 @@ use crate::{ConsoleConfig, VmConfig};
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CmdlineError {
     /// Too many bytes.
-    #[error("the kernel's arguments have {length} bytes, this kernel takes {max}: shorten --append or --cmdline")]
+    #[error(
+        "the kernel's arguments have {length} bytes, this kernel takes {max}: shorten --append or --cmdline"
+    )]
     TooLong {
         /// Bytes without the terminating zero.
         length: usize,

@@ -65,7 +65,8 @@ impl Image {
 
     fn bytes(&self) -> Vec<u8> {
         let mut header = vec![0; HEADER_SIZE];
-        let mut set = |offset: usize, bytes: &[u8]| header[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let mut set =
+            |offset: usize, bytes: &[u8]| header[offset..offset + bytes.len()].copy_from_slice(bytes);
         set(0, b"\x7fELF");
         set(4, &[self.class, 1, 1]);
         set(16, &self.kind.to_le_bytes());

@@ -59,7 +59,9 @@ pub(crate) enum Problem {
     Truncated { part: &'static str, needed: u64, length: u64 },
     #[error("is an ELF file for another machine ({0}), not for x86_64")]
     Machine(String),
-    #[error("is an ELF file of type {0}, not an executable; give the vmlinux of the kernel's build, not a module or object")]
+    #[error(
+        "is an ELF file of type {0}, not an executable; give the vmlinux of the kernel's build, not a module or object"
+    )]
     NotExecutable(u16),
     #[error("is a damaged ELF file: {0}")]
     Elf(&'static str),
@@ -71,7 +73,9 @@ pub(crate) enum Problem {
     Entry(u64),
     #[error("needs memory up to {needed:#x}, the guest has {available:#x} of it: give more --memory")]
     TooBig { needed: u64, available: u64 },
-    #[error("has {length:#x} bytes, more than the {room:#x} between kernel and end of memory: give more --memory")]
+    #[error(
+        "has {length:#x} bytes, more than the {room:#x} between kernel and end of memory: give more --memory"
+    )]
     NoRoom { length: u64, room: u64 },
     #[error("is a bzImage of boot protocol {0}, mvm needs 2.12 and 64 bits (Linux 3.8 or later)")]
     OldProtocol(String),

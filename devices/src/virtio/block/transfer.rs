@@ -194,3 +194,82 @@ impl Transfer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RANGE: Range = Range { offset: 4096, length: 1024 };
+
+    fn transfer(work: Work) -> Transfer {
+        let mut transfer = Transfer::new();
+        transfer.begin(work, RANGE);
+        for length in [100, 924] {
+            transfer.ranges.push_raw(std::ptr::without_provenance_mut(0x1000), length);
+        }
+        transfer
+    }
+
+    fn lengths(transfer: &Transfer) -> Vec<usize> {
+        transfer.ranges.left().iter().map(|range| range.iov_len).collect()
+    }
+
+    fn answer(next: &Next) -> Option<Status> {
+        match next {
+            Next::Start => None,
+            Next::Answer(status) => Some(*status),
+        }
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_where_it_stopped() {
+        for work in [Work::Read, Work::Write] {
+            let mut transfer = transfer(work);
+            assert_eq!(answer(&transfer.completed(300, false)), None);
+            assert_eq!((transfer.offset, transfer.left), (4396, 724));
+            assert_eq!(lengths(&transfer), [724]);
+            assert_eq!(answer(&transfer.completed(724, false)), Some(Status::Ok));
+            assert_eq!(transfer.read, if work == Work::Read { 1024 } else { 0 });
+        }
+    }
+
+    #[test]
+    fn a_transfer_without_progress_ends() {
+        for work in [Work::Read, Work::Write, Work::Fill] {
+            assert_eq!(answer(&transfer(work).completed(0, false)), Some(Status::IoError));
+            for errno in [libc::EIO, libc::ENOSPC, libc::EFBIG] {
+                assert_eq!(answer(&transfer(work).completed(-errno, false)), Some(Status::IoError));
+            }
+            let mut transfer = transfer(work);
+            for _ in 0..MAX_RETRIES {
+                assert_eq!(answer(&transfer.completed(-libc::EAGAIN, false)), None);
+            }
+            assert_eq!(answer(&transfer.completed(-libc::EINTR, false)), Some(Status::IoError));
+        }
+    }
+
+    #[test]
+    fn what_the_file_system_cannot_zero_is_filled_and_what_it_cannot_free_stays() {
+        for work in [Work::Unmap, Work::Zero] {
+            let mut transfer = transfer(work);
+            assert_eq!(answer(&transfer.completed(-libc::EOPNOTSUPP, false)), None);
+            assert_eq!(transfer.operation(), Operation::Write);
+            assert_eq!(lengths(&transfer), [1024]);
+            assert_eq!(answer(&transfer.completed(1000, false)), None);
+            assert_eq!(lengths(&transfer), [24]);
+            assert_eq!(answer(&transfer.completed(24, false)), Some(Status::Ok));
+        }
+        assert_eq!(answer(&transfer(Work::Discard).completed(-libc::EOPNOTSUPP, false)), Some(Status::Ok));
+    }
+
+    #[test]
+    fn write_through_makes_each_change_durable_before_its_answer() {
+        for (work, result) in [(Work::Write, 1024), (Work::Fill, 1024), (Work::Zero, 0), (Work::Unmap, 0)] {
+            let mut transfer = transfer(work);
+            assert_eq!(answer(&transfer.completed(result, true)), None);
+            assert_eq!(transfer.operation(), Operation::Sync);
+            assert_eq!(answer(&transfer.completed(0, true)), Some(Status::Ok));
+        }
+        assert_eq!(answer(&transfer(Work::Read).completed(1024, true)), Some(Status::Ok));
+    }
+}

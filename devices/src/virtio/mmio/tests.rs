@@ -384,6 +384,14 @@ fn notifications_and_wake_ups_reach_the_device_through_the_event_loop() {
     assert_eq!((&device.notified[..], &device.woken[..]), (&[0, 1][..], &[0][..]));
 }
 
+#[test]
+fn a_driver_that_is_not_there_yet_is_not_interrupted_for_a_reset() {
+    let rig = Rig::new();
+    rig.transport.signals.needs_reset();
+    assert_eq!(rig.status(), NEEDS_RESET);
+    assert_eq!(rig.line.load(Ordering::SeqCst), 0);
+}
+
 /// What a driver, in its right mind or not, does with the registers.
 #[derive(Clone, Debug)]
 enum Access {

@@ -11,9 +11,7 @@ use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, P
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use devices::legacy::{
-    Cmos, POWER_BUTTON_NOTIFY, PowerRegisters, PvPanic, S5_SLEEP_TYPE, Serial, registers,
-};
+use devices::legacy::{Cmos, POWER_BUTTON_NOTIFY, PowerRegisters, PvPanic, S5_SLEEP_TYPE, Serial, registers};
 use devices::virtio::mmio::MMIO_LENGTH;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};

@@ -61,11 +61,8 @@ fn write_start_info(
         ..Default::default()
     };
     if let Some(initrd) = information.initrd {
-        let module = hvm_modlist_entry {
-            paddr: initrd.address.0,
-            size: initrd.length.into(),
-            ..Default::default()
-        };
+        let module =
+            hvm_modlist_entry { paddr: initrd.address.0, size: initrd.length.into(), ..Default::default() };
         memory.write_obj(module, layout::PVH_MODULES)?;
         start_info.nr_modules = 1;
         start_info.modlist_paddr = layout::PVH_MODULES.0;

@@ -99,16 +99,14 @@ fn common(
             leaf::VENDOR => entry.eax = entry.eax.max(leaf::TOPOLOGY),
             leaf::FEATURES => {
                 entry.ecx |= HYPERVISOR_PRESENT | if deadline { TSC_DEADLINE } else { 0 };
-                entry.edx =
-                    entry.edx & !MULTIPLE_PROCESSORS | if cpus > 1 { MULTIPLE_PROCESSORS } else { 0 };
+                entry.edx = entry.edx & !MULTIPLE_PROCESSORS | if cpus > 1 { MULTIPLE_PROCESSORS } else { 0 };
             }
             leaf::CACHES if entry.eax & 0x1f != 0 => {
                 entry.eax = cache_sharing(entry.eax, cpus) & 0x03ff_ffff | ((cpus - 1) & 0x3f) << 26;
             }
             leaf::AMD_CACHES if entry.eax & 0x1f != 0 => entry.eax = cache_sharing(entry.eax, cpus),
             leaf::AMD_FEATURES => {
-                entry.ecx =
-                    entry.ecx & !CORES_ARE_LEGACY | if cpus > 1 { CORES_ARE_LEGACY } else { 0 };
+                entry.ecx = entry.ecx & !CORES_ARE_LEGACY | if cpus > 1 { CORES_ARE_LEGACY } else { 0 };
             }
             leaf::AMD_SIZES => entry.ecx = id_bits(cpus) << 12 | (cpus - 1),
             leaf::HYPERVISOR if tsc_khz.is_some() => {

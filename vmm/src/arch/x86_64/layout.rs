@@ -122,7 +122,10 @@ mod tests {
             for pair in map.windows(2) {
                 assert!(end(&(pair[0].0, pair[0].1)) <= pair[1].0.0, "{pair:x?}");
             }
-            assert_eq!(end(&(map.last().unwrap().0, map.last().unwrap().1)), end(ram_regions(size).last().unwrap()));
+            assert_eq!(
+                end(&(map.last().unwrap().0, map.last().unwrap().1)),
+                end(ram_regions(size).last().unwrap())
+            );
         }
     }
 

@@ -75,7 +75,8 @@ const DELIVERY_MODE_NMI: u32 = 0b100 << 8;
 /// Those of writing to guest memory.
 pub fn write_boot_tables(memory: &GuestMemoryMmap, entry: EntryPoint) -> Result<(), GuestMemoryError> {
     let segments = Segments::of(entry);
-    let descriptors = [0, 0, descriptor(&segments.code), descriptor(&segments.data), descriptor(&segments.task)];
+    let descriptors =
+        [0, 0, descriptor(&segments.code), descriptor(&segments.data), descriptor(&segments.task)];
     for (address, value) in (layout::GDT.0..).step_by(8).zip(descriptors) {
         memory.write_obj::<u64>(value, vm_memory::GuestAddress(address))?;
     }
@@ -189,9 +190,12 @@ pub fn set_entry(vcpu: &VcpuFd, entry: EntryPoint) -> Result<(), RegisterError> 
     set_segments(&mut sregs, entry);
     vcpu.set_sregs(&sregs).map_err(KvmError::call("set the system registers of a vCPU"))?;
     let registers = match entry {
-        EntryPoint::Pvh(address) => {
-            kvm_regs { rip: address.into(), rbx: layout::PVH_START_INFO.0, rflags: RFLAGS, ..Default::default() }
-        }
+        EntryPoint::Pvh(address) => kvm_regs {
+            rip: address.into(),
+            rbx: layout::PVH_START_INFO.0,
+            rflags: RFLAGS,
+            ..Default::default()
+        },
         EntryPoint::Linux64(address) => kvm_regs {
             rip: address,
             rsi: layout::ZERO_PAGE.0,
@@ -248,7 +252,7 @@ mod tests {
         assert_eq!(read(0x9000), 0xa003);
         assert_eq!(read(0xa000), 0xb003);
         assert_eq!(read(0xb000), 0x83);
-        assert_eq!(read(0xb000 + 511 * 8), 511 * 0x20_0000 | 0x83);
+        assert_eq!(read(0xb000 + 511 * 8), 0x3fe0_0083);
         assert_eq!(read(0xc000), 0);
     }
 }

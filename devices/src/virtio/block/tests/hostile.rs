@@ -230,6 +230,18 @@ fn a_loop_needs_a_reset() {
 }
 
 #[test]
+fn a_chain_that_is_cut_off_needs_a_reset_though_it_has_all_parts() {
+    assert!(breaks(|rig| {
+        let (header, status) = rig.header(VIRTIO_BLK_T_IN, 0);
+        let parts = [(header, 16, NEXT, 1), (DATA, 512, NEXT | WRITE, 2), (status, 1, NEXT | WRITE, 99)];
+        for (i, (address, length, flags, next)) in (0..).zip(parts) {
+            rig.driver.describe_own(i, Descriptor { address, length, flags, next });
+        }
+        rig.driver.make_available(0);
+    }));
+}
+
+#[test]
 fn an_indirect_table_that_is_none_needs_a_reset() {
     // Inside another table, of no whole descriptors, empty, outside of memory.
     assert!(breaks(|rig| {

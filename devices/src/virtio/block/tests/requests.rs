@@ -197,6 +197,25 @@ fn after_a_reset_the_device_works_again_and_nothing_is_left_in_flight() {
 }
 
 #[test]
+fn a_reset_waits_for_what_is_in_flight() {
+    for with in BOTH {
+        let file = image(200);
+        let mut rig = Rig::new(with, file.path(), false);
+        for sector in 0..80 {
+            let segment = DATA + 16 * sector;
+            rig.driver.write(segment, &(2 * sector).to_le_bytes());
+            rig.driver.write(segment + 8, &1u64.to_le_bytes());
+            rig.add(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[(segment, 16, 0)]);
+        }
+        rig.block.queue_notified(0);
+        rig.block.reset();
+        let content = content(file.path());
+        let zeroed = content.chunks(1024).filter(|pair| pair[0] == 0 && pair[512] != 0).count();
+        assert_eq!(zeroed, 80, "{with:?}");
+    }
+}
+
+#[test]
 fn without_flush_a_write_is_durable_when_answered() {
     for with in BOTH {
         let file = image(8);
