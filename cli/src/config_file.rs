@@ -32,7 +32,7 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
     let text = read_text(path)?;
     let mut options: BootOptions = toml::from_str(&text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
-        let line = text.get(..at).unwrap_or_default().lines().count().max(1);
+        let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;
         // The whole message has the lines of the file drawn into it.
         let message = error.message().lines().collect::<Vec<_>>().join("; ");
         ConfigFileError::Parse { path: path.to_owned(), line, message }

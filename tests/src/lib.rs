@@ -1,1 +1,60 @@
-//! Tests that boot real guests.
+//! What tests that boot real guests share: the program, the kernels, and a guest that runs a script.
+//!
+//! `tests/run` builds what is needed and says where it is in the environment; it also decides whether the tests
+//! run on this host's KVM or in the KVM lab.
+
+// This crate is test code as a whole: what fails here fails a test.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a panic is a failed test")]
+
+mod guest;
+mod terminal;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+pub use guest::{Boot, Guest, Outcome};
+pub use terminal::Terminal;
+
+fn from_environment(name: &str) -> PathBuf {
+    match std::env::var_os(name) {
+        Some(path) => path.into(),
+        None => panic!("{name} is not set: run these tests with tests/run"),
+    }
+}
+
+/// The program under test.
+pub fn mvm() -> PathBuf {
+    from_environment("MVM_BIN")
+}
+
+/// A file of mvm's own kernel: `vmlinux` or `bzImage`.
+pub fn kernel(file: &str) -> PathBuf {
+    from_environment("MVM_KERNEL").join(file)
+}
+
+/// The kernel of Debian's cloud images.
+pub fn debian_kernel() -> PathBuf {
+    from_environment("MVM_DEBIAN_KERNEL")
+}
+
+/// The root file system of `tools/rootfs`, not to be written to.
+pub fn rootfs() -> PathBuf {
+    from_environment("MVM_ROOTFS")
+}
+
+/// The same as an initrd.
+pub fn initrd() -> PathBuf {
+    from_environment("MVM_INITRD")
+}
+
+/// A file of `length` bytes in `directory`, all holes.
+pub fn sparse_file(directory: &Path, name: &str, length: u64) -> PathBuf {
+    let path = directory.join(name);
+    std::fs::File::create(&path).and_then(|file| file.set_len(length)).expect("a file can be made");
+    path
+}
+
+/// Runs mvm with `arguments` to its end, without input.
+pub fn run_mvm<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
+    Command::new(mvm()).args(arguments).stdin(Stdio::null()).output().expect("mvm can be run")
+}

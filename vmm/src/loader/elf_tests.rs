@@ -83,7 +83,7 @@ impl Image {
             }
         }
         // Each byte behind the headers says where it was in the file.
-        let mut bytes: Vec<u8> = (0..self.length).map(|offset| (offset / 256) as u8).collect();
+        let mut bytes: Vec<u8> = (0..self.length).map(|offset| u8::try_from(offset / 256).unwrap()).collect();
         let used = header.len().min(self.length);
         bytes[..used].copy_from_slice(&header[..used]);
         let notes = usize::try_from(NOTES_OFFSET).unwrap();

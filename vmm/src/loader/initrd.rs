@@ -42,6 +42,7 @@ pub fn load(memory: &GuestMemoryMmap, kernel: &Kernel, path: &Path) -> Result<In
 
 #[cfg(test)]
 mod tests {
+    use linux_loader::loader::bootparam::setup_header;
     use vm_memory::Bytes;
 
     use super::*;
@@ -72,8 +73,7 @@ mod tests {
 
     #[test]
     fn it_stays_below_the_address_that_the_kernel_says() {
-        let mut header = linux_loader::loader::bootparam::setup_header::default();
-        header.initrd_addr_max = 0x7f_ffff;
+        let header = setup_header { initrd_addr_max: 0x7f_ffff, ..Default::default() };
         let kernel = Kernel { setup_header: Some(Box::new(header)), ..kernel(2 * MIB) };
         assert_eq!(initrd_of(4096, &kernel).unwrap().address, GuestAddress(8 * MIB - 4096));
     }

@@ -1,0 +1,262 @@
+//! A guest, from its boot to its exit code.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{kernel, mvm, rootfs};
+
+/// No guest of a test takes as long; it bounds a test that hangs, and none waits for it to pass.
+const WATCHDOG: Duration = Duration::from_secs(240);
+
+/// How to boot a guest.
+pub struct Boot {
+    directory: TempDir,
+    arguments: Vec<String>,
+    append: Vec<String>,
+    has_kernel: bool,
+    has_rootfs: bool,
+}
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Boot {
+    /// A guest with mvm's own kernel and root file system, as long as no other is named.
+    pub fn new() -> Self {
+        let directory = TempDir::new().expect("a directory can be made");
+        Self { directory, arguments: Vec::new(), append: vec!["quiet".into()], has_kernel: false, has_rootfs: false }
+    }
+
+    /// Adds a flag and its value.
+    pub fn flag(mut self, flag: &str, value: impl AsRef<Path>) -> Self {
+        self.has_kernel |= flag == "--kernel" || flag == "--config";
+        self.has_rootfs |= flag == "--rootfs" || flag == "--initrd";
+        self.arguments.extend([flag.to_owned(), value.as_ref().to_str().expect("UTF-8").to_owned()]);
+        self
+    }
+
+    /// Adds a flag without a value.
+    pub fn switch(mut self, flag: &str) -> Self {
+        self.arguments.push(flag.to_owned());
+        self
+    }
+
+    /// Adds a kernel argument.
+    pub fn append(mut self, argument: &str) -> Self {
+        self.append.push(argument.to_owned());
+        self
+    }
+
+    /// Lets init run `script` in place of a shell.
+    pub fn script(self, script: &str) -> Self {
+        let path = self.directory.path().join("script");
+        let mut text = format!("{script}\nexit\n");
+        // A disk has whole sectors.
+        text.extend(std::iter::repeat_n('\n', text.len().next_multiple_of(512) - text.len()));
+        std::fs::write(&path, text).expect("the script can be written");
+        let disk = format!("{},readonly,id=script", path.display());
+        self.flag("--disk", disk)
+    }
+
+    /// The command line.
+    pub fn command(mut self) -> (Command, TempDir) {
+        if !self.has_kernel {
+            self = self.flag("--kernel", kernel("vmlinux"));
+        }
+        if !self.has_rootfs {
+            let copy = self.directory.path().join("rootfs.ext4");
+            std::fs::copy(rootfs(), &copy).expect("the root file system can be copied");
+            self = self.flag("--rootfs", copy);
+        }
+        let mut command = Command::new(mvm());
+        command.arg("boot").args(self.arguments).arg("--append").arg(self.append.join(" "));
+        (command, self.directory)
+    }
+
+    /// Boots the guest with pipes for input and output.
+    pub fn start(self) -> Guest {
+        let (mut command, directory) = self.command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("mvm can be run");
+        let stdout = child.stdout.take().expect("it is piped");
+        let mut stderr = child.stderr.take().expect("it is piped");
+        Guest {
+            input: child.stdin.take(),
+            output: Reader::new(stdout),
+            errors: std::thread::spawn(move || {
+                let mut errors = String::new();
+                // What is no UTF-8 would be a fault of mvm's, and shows as what is missing.
+                let _ = stderr.read_to_string(&mut errors);
+                errors
+            }),
+            child,
+            _directory: directory,
+        }
+    }
+
+    /// Boots the guest and waits for its end.
+    pub fn run(self) -> Outcome {
+        let mut guest = self.start();
+        guest.close_input();
+        guest.finish()
+    }
+}
+
+/// Reads on a thread of its own what somebody waits for.
+pub(crate) struct Reader {
+    chunks: Receiver<Vec<u8>>,
+    seen: Vec<u8>,
+}
+
+impl Reader {
+    pub(crate) fn new(mut source: impl Read + Send + 'static) -> Self {
+        let (sender, chunks) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = source.read(&mut buffer) {
+                if sender.send(buffer.iter().take(length).copied().collect()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { chunks, seen: Vec::new() }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
+    /// Waits until `text` was seen `times` times.
+    pub(crate) fn wait_for(&mut self, text: &str, times: usize) {
+        let deadline = Instant::now() + WATCHDOG;
+        while self.text().matches(text).count() < times {
+            match self.chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(chunk) => self.seen.extend(chunk),
+                Err(error) => panic!("no {text:?} ({error}) in:\n{}", self.text()),
+            }
+        }
+    }
+
+    /// Reads to the end.
+    pub(crate) fn rest(&mut self) {
+        let deadline = Instant::now() + WATCHDOG;
+        loop {
+            match self.chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(chunk) => self.seen.extend(chunk),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => panic!("the guest does not end:\n{}", self.text()),
+            }
+        }
+    }
+}
+
+/// A guest that runs.
+pub struct Guest {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: Reader,
+    errors: JoinHandle<String>,
+    _directory: TempDir,
+}
+
+impl Guest {
+    /// Waits until the console has shown `text`.
+    pub fn wait_for(&mut self, text: &str) {
+        self.output.wait_for(text, 1);
+    }
+
+    /// Types `text`.
+    pub fn type_text(&mut self, text: &str) {
+        let input = self.input.as_mut().expect("the input is open");
+        input.write_all(text.as_bytes()).expect("mvm reads its input");
+    }
+
+    /// Ends the input.
+    pub fn close_input(&mut self) {
+        self.input = None;
+    }
+
+    /// The process ID of mvm.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Sends mvm a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("mvm runs");
+    }
+
+    /// Waits for the end. The input stays open until then, unless it was closed.
+    pub fn finish(mut self) -> Outcome {
+        self.output.rest();
+        let status = self.child.wait().expect("mvm is a child");
+        let errors = std::mem::replace(&mut self.errors, std::thread::spawn(String::new));
+        Outcome { status, output: self.output.text(), errors: errors.join().expect("the reader ends") }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Where a test fails, its guest must not outlive it; where it has ended, there is nothing to kill.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How a guest ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// mvm's exit status.
+    pub status: ExitStatus,
+    /// What the console showed.
+    pub output: String,
+    /// What mvm said on standard error.
+    pub errors: String,
+}
+
+impl Outcome {
+    /// Fails the test where the exit code is another.
+    pub fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "{self}");
+        self
+    }
+
+    /// Fails the test where the console did not show a line with just `text`.
+    pub fn expect_line(self, text: &str) -> Self {
+        assert!(self.output.lines().any(|line| line.trim() == text), "no line {text:?}: {self}");
+        self
+    }
+
+    /// Fails the test where neither the console nor standard error has `text`.
+    pub fn expect(self, text: &str) -> Self {
+        assert!(self.output.contains(text) || self.errors.contains(text), "no {text:?}: {self}");
+        self
+    }
+
+    /// The word behind `name=` in the console's output.
+    pub fn value(&self, name: &str) -> &str {
+        let found = self.output.lines().find_map(|line| line.trim().strip_prefix(&format!("{name}=")));
+        found.unwrap_or_else(|| panic!("no {name}= in {self}"))
+    }
+
+    /// The number behind `name=` in the console's output.
+    pub fn number(&self, name: &str) -> u64 {
+        self.value(name).parse().unwrap_or_else(|error| panic!("{name} is no number ({error}): {self}"))
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}\nconsole:\n{}\nstderr:\n{}", self.status, self.output, self.errors)
+    }
+}

@@ -1,0 +1,66 @@
+//! Guests in assembly, which rustc assembles into the test program as data.
+
+/// Defines the function `$name`, which returns the machine code of `$body`.
+///
+/// The code is in Intel syntax, begins in 64-bit mode (see `.code16` and `.code32` for others), and has to work
+/// at any address: data is reached with `[rip + label]`. Local labels are numbers from 2 on: 0 and 1 could be
+/// taken for binary digits. Each `$operand` is a constant that the code writes as `{operand}`.
+///
+/// These macros of the assembler are there; they change RAX, RDX and what they name:
+///
+/// | macro | what it does |
+/// | --- | --- |
+/// | `put8` | AL to the console |
+/// | `put32`, `put64` | EAX or RAX to the console, the lowest byte first |
+/// | `say 'x'` | a character to the console |
+/// | `send` | ECX bytes from RSI to the console |
+/// | `write_port port, value` | a byte to a port |
+/// | `power_off` | ends the VM |
+/// | `map_gib n, table` | maps GiB `n` onto itself with the page directory `table`; RCX, RDI |
+/// | `store offset, value` | 32 bits to RBX + offset |
+/// | `take_interrupt gsi, handler` | local APIC, I/O APIC and IDT deliver `gsi` to `handler`; RBX becomes the local APIC; RBP |
+/// | `end_of_interrupt` | tells the local APIC; RBX |
+macro_rules! guest {
+    ($name:ident, $body:literal $(, $operand:ident = $value:expr)* $(,)?) => {
+        core::arch::global_asm!(
+            include_str!("macros.s"),
+            concat!(
+                ".pushsection .guests, \"a\", @progbits\n",
+                ".p2align 12\n",
+                ".globl tiny_guest_", stringify!($name), "\n",
+                "tiny_guest_", stringify!($name), ":\n",
+                ".code64",
+            ),
+            $body,
+            concat!(
+                ".code64\n",
+                ".globl tiny_guest_", stringify!($name), "_end\n",
+                "tiny_guest_", stringify!($name), "_end:\n",
+                ".popsection",
+            ),
+            COM1 = const devices::legacy::Serial::PORT,
+            POWER = const devices::legacy::PowerRegisters::PORT,
+            SOFT_OFF = const $crate::tiny::guest::SOFT_OFF,
+            PDPT = const vmm::arch::current::layout::PAGE_TABLES.0 + 0x1000,
+            LOCAL_APIC = const vmm::arch::current::layout::LOCAL_APIC,
+            IO_APIC = const vmm::arch::current::layout::IO_APIC,
+            $($operand = const $value,)*
+        );
+
+        fn $name() -> &'static [u8] {
+            unsafe extern "C" {
+                #[link_name = concat!("tiny_guest_", stringify!($name))]
+                static START: u8;
+                #[link_name = concat!("tiny_guest_", stringify!($name), "_end")]
+                static END: u8;
+            }
+            let (start, end) = (&raw const START, &raw const END);
+            // SAFETY: both labels are in one section of the program, which nothing writes to, the first before
+            // the second.
+            unsafe { core::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+        }
+    };
+}
+
+/// What the guest writes to the sleep control register to power off: S5 and the bit that enables it.
+pub(crate) const SOFT_OFF: u8 = devices::legacy::S5_SLEEP_TYPE << 2 | 1 << 5;

@@ -1,0 +1,197 @@
+//! A VM around a tiny guest, from its files to its end.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::thread::JoinHandleExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, Timeline, Vm, VmConfig, VmError};
+
+use super::image::{self, Entry};
+
+/// No guest here takes a second; this is for one that hangs.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// A guest, before it runs.
+pub(super) struct Machine {
+    /// What the VM is made of. The kernel, the disks and the console are files of the directory.
+    pub(super) config: VmConfig,
+    directory: TempDir,
+}
+
+/// A guest after its end.
+pub(super) struct Ended {
+    /// Why it ended.
+    pub(super) reason: ExitReason,
+    /// All that it wrote to its serial port.
+    pub(super) console: Vec<u8>,
+    /// When it came how far.
+    pub(super) timeline: Arc<Timeline>,
+    /// Its files stay until the test has looked at them.
+    _directory: TempDir,
+}
+
+impl Ended {
+    /// What the guest wrote to its serial port, where it is known to have powered off after it.
+    pub(super) fn output(self) -> Vec<u8> {
+        assert_eq!(self.reason, ExitReason::PowerOff, "console: {:02x?}", self.console);
+        self.console
+    }
+
+    /// The same as numbers of 32 bits.
+    pub(super) fn numbers(self) -> Vec<u32> {
+        let output = self.output();
+        assert_eq!(output.len() % 4, 0, "{output:02x?}");
+        output.chunks_exact(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    }
+}
+
+/// A guest that runs, with its console in the hands of the test.
+pub(super) struct Running {
+    console: File,
+    thread: JoinHandle<()>,
+    end: Receiver<Result<ExitReason, VmError>>,
+    _directory: TempDir,
+}
+
+impl Machine {
+    /// A machine of one vCPU and 128 MiB for a guest that is entered in 64-bit mode; `None`, with the reason
+    /// printed, where there is no KVM.
+    pub(super) fn new(code: &[u8]) -> Option<Self> {
+        Self::with_entry(code, Entry::Linux64)
+    }
+
+    /// The same for a guest that is entered by its PVH note.
+    pub(super) fn pvh(code: &[u8]) -> Option<Self> {
+        Self::with_entry(code, Entry::Pvh)
+    }
+
+    fn with_entry(code: &[u8], entry: Entry) -> Option<Self> {
+        if !kvm_is_there() {
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let kernel = directory.path().join("kernel");
+        std::fs::write(&kernel, image::elf(code, entry)).unwrap();
+        let console = ConsoleConfig::File(directory.path().join("console"));
+        let config = VmConfig {
+            kernel,
+            initrd: None,
+            rootfs: None,
+            disks: Vec::new(),
+            cpus: 1,
+            memory: MemorySize::from_mib(128),
+            append: None,
+            cmdline: None,
+            console,
+        };
+        Some(Self { config, directory })
+    }
+
+    /// Makes a file with `content` next to the kernel.
+    pub(super) fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Gives the guest a disk with `content`.
+    pub(super) fn disk(mut self, name: &str, content: &[u8]) -> Self {
+        let path = self.file(name, content);
+        self.config.disks.push(DiskConfig { path, read_only: false, id: None });
+        self
+    }
+
+    /// Gives the guest `cpus` vCPUs.
+    pub(super) fn cpus(mut self, cpus: u32) -> Self {
+        self.config.cpus = cpus;
+        self
+    }
+
+    /// Runs the guest to its end.
+    pub(super) fn run(self) -> Ended {
+        let timeline = Arc::new(Timeline::starting_at(Instant::now()));
+        let (_thread, end) = start(self.config, timeline.clone());
+        let console = || std::fs::read(self.directory.path().join("console")).unwrap_or_default();
+        let Ok(reason) = end.recv_timeout(WATCHDOG) else {
+            panic!("the guest does not end; console: {:02x?}", console());
+        };
+        let reason = reason.unwrap();
+        Ended { reason, console: console(), timeline, _directory: self.directory }
+    }
+
+    /// Starts the guest with a pipe as its console and waits until it says that it is ready, with one byte.
+    pub(super) fn run_until_ready(self) -> Running {
+        let path = self.directory.path().join("console");
+        let name = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+        // SAFETY: the name is a string with an end.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", io::Error::last_os_error());
+        // Opened without waiting for the VM to open its end, so that a VM which cannot be built is seen.
+        let mut console =
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+        let (thread, end) = start(self.config, Arc::new(Timeline::starting_at(Instant::now())));
+        if !becomes_readable(&console) {
+            panic!("the guest is not ready; end: {:?}", end.try_recv());
+        }
+        console.read_exact(&mut [0]).unwrap();
+        Running { console, thread, end, _directory: self.directory }
+    }
+}
+
+impl Running {
+    /// Sends `signal` to the thread that runs the VM, and to no other of this process.
+    pub(super) fn signal(&self, signal: i32) {
+        // SAFETY: the thread has not been joined, so its ID is valid.
+        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), signal) };
+    }
+
+    /// Waits for the guest's end; returns its reason and what it wrote to its serial port since it was ready.
+    pub(super) fn wait(mut self) -> (ExitReason, Vec<u8>) {
+        let reason = self.end.recv_timeout(WATCHDOG).expect("the guest ends").unwrap();
+        self.thread.join().unwrap();
+        let mut rest = Vec::new();
+        self.console.read_to_end(&mut rest).unwrap();
+        (reason, rest)
+    }
+}
+
+/// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only.
+fn start(config: VmConfig, timeline: Arc<Timeline>) -> (JoinHandle<()>, Receiver<Result<ExitReason, VmError>>) {
+    let (sender, end) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let result = Vm::new(&config, timeline).and_then(Vm::run);
+        // The test has given up waiting where nobody takes it.
+        let _ = sender.send(result);
+    });
+    (thread, end)
+}
+
+/// Waits until there is something to read.
+fn becomes_readable(file: &File) -> bool {
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let timeout = i32::try_from(WATCHDOG.as_millis()).unwrap();
+    // SAFETY: the pointer is that of one `pollfd`.
+    unsafe { libc::poll(&raw mut poll, 1, timeout) };
+    poll.revents & libc::POLLIN != 0
+}
+
+/// Whether KVM can be used. Where it can't, the reason is printed, past the test harness, which would keep it
+/// to itself.
+fn kvm_is_there() -> bool {
+    match vmm::kvm::open() {
+        Ok(_) => true,
+        Err(error) => {
+            let thread = std::thread::current();
+            let _ = writeln!(io::stderr(), "skipped {}: {error}", thread.name().unwrap_or("a test"));
+            false
+        }
+    }
+}

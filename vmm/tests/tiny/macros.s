@@ -1,0 +1,104 @@
+// Macros for guests. See `guest!` in guest.rs, which puts this before each guest; an assembly that has them
+// already does not take them again.
+.ifndef tiny_guest_macros
+.set tiny_guest_macros, 1
+
+.macro put8
+    mov dx, {COM1}
+    out dx, al
+.endm
+
+.macro say character
+    mov al, \character
+    put8
+.endm
+
+.macro put32
+    mov dx, {COM1}
+    .rept 4
+    out dx, al
+    shr eax, 8
+    .endr
+.endm
+
+.macro put64
+    mov dx, {COM1}
+    .rept 8
+    out dx, al
+    shr rax, 8
+    .endr
+.endm
+
+.macro send
+    mov dx, {COM1}
+.Lsend\@:
+    lodsb
+    out dx, al
+    dec ecx
+    jnz .Lsend\@
+.endm
+
+.macro write_port port, value
+    mov dx, \port
+    mov al, \value
+    out dx, al
+.endm
+
+.macro power_off
+    write_port {POWER}, {SOFT_OFF}
+.Lpower_off\@:
+    hlt
+    jmp .Lpower_off\@
+.endm
+
+// Entries of 2 MiB: present, writable, not cached.
+.macro map_gib gib, table
+    mov edi, \table
+    movabs rax, \gib << 30 | 0x93
+    mov ecx, 512
+.Lmap\@:
+    mov [rdi], rax
+    add rax, 0x200000
+    add rdi, 8
+    dec ecx
+    jnz .Lmap\@
+    mov qword ptr [{PDPT} + \gib * 8], \table | 3
+.endm
+
+.macro store offset, value
+    mov dword ptr [rbx + \offset], \value
+.endm
+
+// Vector 0x40 of an IDT at 0x13000 (its page directory is at 0x12000): an interrupt gate to the boot's code
+// segment. The local APIC is enabled by its spurious vector register; the I/O APIC's entry is edge-triggered,
+// fixed, and goes to APIC 0.
+.macro take_interrupt gsi, handler
+    map_gib 3, 0x12000
+    lea rax, [rip + \handler]
+    mov edi, 0x13000 + 0x40 * 16
+    mov [rdi], ax
+    mov word ptr [rdi + 2], 0x10
+    mov word ptr [rdi + 4], 0x8e00
+    shr rax, 16
+    mov [rdi + 6], ax
+    mov qword ptr [rdi + 8], 0
+    lidt [rip + .Lidt\@]
+    mov ebp, {IO_APIC}
+    mov dword ptr [rbp], 0x10 + \gsi * 2 + 1
+    mov dword ptr [rbp + 0x10], 0
+    mov dword ptr [rbp], 0x10 + \gsi * 2
+    mov dword ptr [rbp + 0x10], 0x40
+    mov ebx, {LOCAL_APIC}
+    store 0xf0, 0x1ff
+    jmp .Lset\@
+.Lidt\@:
+    .word 0x41 * 16 - 1
+    .quad 0x13000
+.Lset\@:
+.endm
+
+.macro end_of_interrupt
+    store 0xb0, 0
+.endm
+
+.endif
