@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::{kernel, mvm, rootfs};
 
 /// No guest of a test takes as long; it bounds a test that hangs, and none waits for it to pass.
-const WATCHDOG: Duration = Duration::from_secs(240);
+const WATCHDOG: Duration = Duration::from_secs(120);
 
 /// How to boot a guest.
 pub struct Boot {
@@ -34,7 +34,13 @@ impl Boot {
     /// A guest with mvm's own kernel and root file system, as long as no other is named.
     pub fn new() -> Self {
         let directory = TempDir::new().expect("a directory can be made");
-        Self { directory, arguments: Vec::new(), append: vec!["quiet".into()], has_kernel: false, has_rootfs: false }
+        Self {
+            directory,
+            arguments: Vec::new(),
+            append: vec!["quiet".into()],
+            has_kernel: false,
+            has_rootfs: false,
+        }
     }
 
     /// Adds a flag and its value.

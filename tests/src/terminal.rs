@@ -68,7 +68,12 @@ impl Terminal {
         let modes = |termios: &Termios| {
             (termios.input_modes, termios.output_modes, termios.control_modes, termios.local_modes)
         };
-        assert_eq!(modes(&after), modes(&self.before), "the terminal is not as it was: {}", self.screen.text());
+        assert_eq!(
+            modes(&after),
+            modes(&self.before),
+            "the terminal is not as it was: {}",
+            self.screen.text()
+        );
         status
     }
 }

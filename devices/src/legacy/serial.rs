@@ -47,12 +47,13 @@ impl SerialEvents for Events {
 const INTERRUPT_ENABLE: u8 = 1;
 const MODEM_CONTROL: u8 = 4;
 const RECEIVED_DATA_INTERRUPT: u8 = 1 << 0;
+const DATA_TERMINAL_READY: u8 = 1 << 0;
 const LOOPBACK: u8 = 1 << 4;
 
 struct Port {
     uart: Uart<Line, Events, Box<dyn Write + Send>>,
-    /// The guest has opened the port: it takes an interrupt for received data, and does not test the port in
-    /// loopback. Before that, a driver that probes the port would throw input away.
+    /// The guest has opened the port: it says that its terminal is ready and takes an interrupt for received
+    /// data. Before that, a driver that probes or clears the port would throw input away.
     receiving: bool,
 }
 
@@ -63,7 +64,7 @@ impl Port {
         if matches!(offset, INTERRUPT_ENABLE | MODEM_CONTROL) {
             let state = self.uart.state();
             let receiving = state.interrupt_enable & RECEIVED_DATA_INTERRUPT != 0
-                && state.modem_control & LOOPBACK == 0;
+                && state.modem_control & (DATA_TERMINAL_READY | LOOPBACK) == DATA_TERMINAL_READY;
             if receiving && !self.receiving {
                 self.uart.events().in_buffer_empty();
             }
@@ -97,8 +98,11 @@ impl Serial {
         machine: Arc<dyn MachineEvents>,
         out: Box<dyn Write + Send>,
     ) -> io::Result<Self> {
-        let events =
-            Events { machine, has_written: AtomicBool::new(false), drained: EventFd::new(libc::EFD_NONBLOCK)? };
+        let events = Events {
+            machine,
+            has_written: AtomicBool::new(false),
+            drained: EventFd::new(libc::EFD_NONBLOCK)?,
+        };
         let uart = Uart::with_events(Line(line), events, out);
         Ok(Self(Arc::new(Mutex::new(Port { uart, receiving: false }))))
     }
@@ -229,6 +233,7 @@ mod tests {
         let (serial, _, _) = port(io::sink());
         let input = serial.input().unwrap();
         serial.write(INTERRUPT_ENABLE, &[1]);
+        serial.write(MODEM_CONTROL, &[1]);
         input.drained().read().expect("the port is open");
         let typed = vec![b'a'; input.capacity() + 10];
         assert_eq!(input.enqueue(&typed).unwrap(), typed.len() - 10);
@@ -248,13 +253,15 @@ mod tests {
     fn a_driver_that_probes_the_port_gets_no_input() {
         let (serial, _, _) = port(io::sink());
         let input = serial.input().unwrap();
-        for (register, value) in [(MODEM_CONTROL, 0x10), (INTERRUPT_ENABLE, 1), (INTERRUPT_ENABLE, 0)] {
+        let probes =
+            [(INTERRUPT_ENABLE, 0xf), (MODEM_CONTROL, 0x1a), (INTERRUPT_ENABLE, 0), (MODEM_CONTROL, 0x11)];
+        for (register, value) in probes {
             serial.write(register, &[value]);
             assert_eq!(input.enqueue(b"x").unwrap(), 0);
             assert!(input.drained().read().is_err());
         }
         serial.write(INTERRUPT_ENABLE, &[1]);
-        serial.write(MODEM_CONTROL, &[0]);
+        serial.write(MODEM_CONTROL, &[0xb]);
         input.drained().read().expect("the port is open");
         assert_eq!(input.enqueue(b"x").unwrap(), 1);
     }

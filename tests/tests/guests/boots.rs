@@ -112,8 +112,7 @@ fn timing_shows_every_phase() {
     let outcome = Boot::new().switch("--timing").script("true").run().expect_code(0);
     let rows: Vec<_> = outcome.errors.lines().filter(|line| !line.contains("took")).collect();
     assert_eq!(rows.len(), 8, "{outcome}");
-    let times: Vec<f64> =
-        rows.iter().filter_map(|row| row.split_whitespace().last()?.parse().ok()).collect();
+    let times: Vec<f64> = rows.iter().filter_map(|row| row.split_whitespace().last()?.parse().ok()).collect();
     assert_eq!(times.len(), rows.len(), "a phase was not reached: {outcome}");
     assert!(times.is_sorted(), "{outcome}");
 }

@@ -29,7 +29,8 @@ fn long_input_that_comes_before_the_guest_listens_is_not_lost() {
 }
 
 fn md5(text: &str) -> String {
-    let output = std::process::Command::new("sh").args(["-c", &format!("printf '%s' '{text}' | md5sum")]).output();
+    let output =
+        std::process::Command::new("sh").args(["-c", &format!("printf '%s' '{text}' | md5sum")]).output();
     String::from_utf8(output.unwrap().stdout).unwrap()[..32].to_owned()
 }
 

@@ -39,7 +39,8 @@ fn what_is_written_and_flushed_is_there_after_a_reboot() {
 fn large_and_small_requests_carry_the_right_bytes_both_ways() {
     let directory = directory();
     let disk = directory.path().join("disk");
-    let content: Vec<u8> = (0..8_u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let content: Vec<u8> =
+        (0..8_u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     fs::write(&disk, &content).unwrap();
     // The first MiB is read in sectors and in one piece, then copied to the second in small direct writes.
     let script = "echo all=$(dd if=$disk bs=1M iflag=direct 2>/dev/null | sha256sum | cut -c1-64)
@@ -56,8 +57,7 @@ fn large_and_small_requests_carry_the_right_bytes_both_ways() {
 fn sha256(bytes: &[u8]) -> String {
     use std::io::Write;
     use std::process::{Command, Stdio};
-    let mut child =
-        Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(bytes).unwrap();
     let output = child.wait_with_output().unwrap();
     String::from_utf8(output.stdout).unwrap()[..64].to_owned()
@@ -81,7 +81,7 @@ fn discard_gives_the_space_back_and_zeroes_are_zero() {
     fs::write(&disk, vec![7; 16 << 20]).unwrap();
     let before = fs::metadata(&disk).unwrap().blocks();
     let script = "blkdiscard -o 0 -l 8388608 $disk && echo discarded
-        blkdiscard -z -o 8388608 -l 1048576 $disk && echo zeroed
+        /usr/bin/blkdiscard -z -o 8388608 -l 1048576 $disk && echo zeroed
         echo zeros=$(dd if=$disk bs=1M skip=8 count=1 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c)";
     boot_with(&disk, "", script).expect_line("discarded").expect_line("zeroed").expect_line("zeros=0");
     let metadata = fs::metadata(&disk).unwrap();
@@ -97,7 +97,8 @@ fn a_full_host_disk_is_an_error_in_the_guest_and_no_more() {
         return;
     };
     let disk = sparse_file(small.path(), "disk", 64 << 20);
-    let script = "dd if=/dev/zero of=$disk bs=1M count=16 oflag=direct 2>/dev/null && echo written || echo failed
+    let script =
+        "dd if=/dev/zero of=$disk bs=1M count=16 oflag=direct 2>/dev/null && echo written || echo failed
         dd if=$disk of=/dev/null bs=1M count=1 iflag=direct 2>/dev/null && echo lives";
     boot_with(&disk, "", script).expect_line("failed").expect_line("lives");
 }
@@ -135,7 +136,8 @@ fn disks_come_in_the_order_of_the_flags_with_their_ids() {
         let disk = sparse_file(directory.path(), id, (index as u64 + 1) << 20);
         boot = boot.flag("--disk", format!("{},id={id}", disk.display()));
     }
-    let script = "echo disks=$(for d in /sys/block/vd*; do echo ${d##*/}:$(cat $d/serial):$(cat $d/size); done)";
+    let script =
+        "echo disks=$(for d in /sys/block/vd*; do echo ${d##*/}:$(cat $d/serial):$(cat $d/size); done)";
     let outcome = boot.flag("--rootfs", copy_of_rootfs(directory.path())).script(script).run().expect_code(0);
     let disks: Vec<_> = outcome.value("disks").split_whitespace().skip(1).take(3).collect();
     assert_eq!(disks, ["vdb:one:2048", "vdc:two:4096", "vdd:three:6144"], "{outcome}");

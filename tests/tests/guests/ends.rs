@@ -23,7 +23,8 @@ fn each_end_has_its_exit_code(
 }
 
 /// Waits for the power button as acpid does, and powers off.
-const BUTTON: &str = "hexdump -n 1 /dev/input/event0 >/dev/null & echo waiting; wait; echo pressed; poweroff -f";
+const BUTTON: &str =
+    "exec 3</dev/input/event0; echo waiting; dd bs=24 count=1 <&3 >/dev/null 2>&1; echo pressed; poweroff -f";
 
 #[test]
 fn sigterm_presses_the_power_button() {

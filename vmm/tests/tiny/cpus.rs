@@ -133,9 +133,14 @@ guest!(
 
         .code16
     3:
-        // Zeros: an interrupt table without an entry.
+        // In protected mode, with zeros for an interrupt table: one without an entry.
         lidt cs:[0x800]
-        ud2
+        mov eax, cr0
+        or al, 1
+        mov cr0, eax
+        // A segment that cannot be loaded.
+        mov ax, 0x800
+        mov ds, ax
     "
 );
 

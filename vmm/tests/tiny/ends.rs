@@ -75,20 +75,20 @@ fn pvpanic_tells_a_panic() {
     assert_eq!(machine.run().reason, ExitReason::Panicked);
 }
 
+/// Where `faults` does.
+const FAULT: u64 = 0x40;
+
 guest!(
     faults,
     "
-        jmp 3f
-        .skip {FAULT} - 2
-    3:
-        // An IDT without an entry: the fault cannot be handled, nor can that.
+        .rept {FAULT}
+        nop
+        .endr
+        // The IDT has no entry from the start: the fault cannot be handled, nor can that.
         ud2
     ",
     FAULT = FAULT
 );
-
-/// Where `faults` does; the IDT has no entry from the start.
-const FAULT: u64 = 0x40;
 
 /// Where KVM leaves a vCPU that it has reset, as it does on AMD processors after a triple fault, whose state
 /// is undefined there (AMD APM volume 2, 15.14.3).

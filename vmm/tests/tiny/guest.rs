@@ -1,6 +1,6 @@
 //! Guests in assembly, which rustc assembles into the test program as data.
 
-/// Defines the function `$name`, which returns the machine code of `$body`.
+/// Defines the function `$name`, which returns the machine code of `$body`; no two guests have the same name.
 ///
 /// The code is in Intel syntax, begins in 64-bit mode (see `.code16` and `.code32` for others), and has to work
 /// at any address: data is reached with `[rip + label]`. Local labels are numbers from 2 on: 0 and 1 could be
@@ -18,8 +18,12 @@
 /// | `power_off` | ends the VM |
 /// | `map_gib n, table` | maps GiB `n` onto itself with the page directory `table`; RCX, RDI |
 /// | `store offset, value` | 32 bits to RBX + offset |
+/// | `mask_8259s` | lets no interrupt come by the interrupt controllers that a PC has beside the I/O APIC |
 /// | `take_interrupt gsi, handler` | local APIC, I/O APIC and IDT deliver `gsi` to `handler`; RBX becomes the local APIC; RBP |
 /// | `end_of_interrupt` | tells the local APIC; RBX |
+/// | `start_device` | resets the virtio device at RBX and sets it up with queue 0, as far as DRIVER_OK |
+/// | `descriptor index, address, length, flags` | writes a descriptor of queue 0 |
+/// | `offer` | makes descriptor 0 available and notifies the device at RBX |
 macro_rules! guest {
     ($name:ident, $body:literal $(, $operand:ident = $value:expr)* $(,)?) => {
         core::arch::global_asm!(

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vmm::kvm::KvmError;
 use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, Timeline, Vm, VmConfig, VmError};
 
 use super::image::{self, Entry};
@@ -135,8 +136,7 @@ impl Machine {
         // SAFETY: the name is a string with an end.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", io::Error::last_os_error());
         // Opened without waiting for the VM to open its end, so that a VM which cannot be built is seen.
-        let mut console =
-            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+        let mut console = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
         let (thread, end) = start(self.config, Arc::new(Timeline::starting_at(Instant::now())));
         if !becomes_readable(&console) {
             panic!("the guest is not ready; end: {:?}", end.try_recv());
@@ -164,7 +164,10 @@ impl Running {
 }
 
 /// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only.
-fn start(config: VmConfig, timeline: Arc<Timeline>) -> (JoinHandle<()>, Receiver<Result<ExitReason, VmError>>) {
+fn start(
+    config: VmConfig,
+    timeline: Arc<Timeline>,
+) -> (JoinHandle<()>, Receiver<Result<ExitReason, VmError>>) {
     let (sender, end) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let result = Vm::new(&config, timeline).and_then(Vm::run);
@@ -183,15 +186,16 @@ fn becomes_readable(file: &File) -> bool {
     poll.revents & libc::POLLIN != 0
 }
 
-/// Whether KVM can be used. Where it can't, the reason is printed, past the test harness, which would keep it
+/// Whether KVM can be opened. Where it can't, the reason is printed, past the test harness, which would keep it
 /// to itself.
 fn kvm_is_there() -> bool {
     match vmm::kvm::open() {
         Ok(_) => true,
-        Err(error) => {
+        Err(error @ (KvmError::NoDevice | KvmError::NoPermission | KvmError::Open(_))) => {
             let thread = std::thread::current();
             let _ = writeln!(io::stderr(), "skipped {}: {error}", thread.name().unwrap_or("a test"));
             false
         }
+        Err(error) => panic!("{error}"),
     }
 }

@@ -69,6 +69,11 @@
     mov dword ptr [rbx + \offset], \value
 .endm
 
+.macro mask_8259s
+    write_port 0x21, 0xff
+    write_port 0xa1, 0xff
+.endm
+
 // Vector 0x40 of an IDT at 0x13000 (its page directory is at 0x12000): an interrupt gate to the boot's code
 // segment. The local APIC is enabled by its spurious vector register; the I/O APIC's entry is edge-triggered,
 // fixed, and goes to APIC 0.
@@ -99,6 +104,43 @@
 
 .macro end_of_interrupt
     store 0xb0, 0
+.endm
+
+// Accepts VERSION_1 and no other feature; queue 0 gets 8 descriptors at 0x30000, the available ring at 0x31000
+// and the used ring at 0x32000.
+.macro start_device
+    store 0x70, 0
+    store 0x70, 1
+    store 0x70, 1 | 2
+    store 0x24, 1
+    store 0x20, 1
+    store 0x24, 0
+    store 0x20, 0
+    store 0x70, 1 | 2 | 8
+    store 0x30, 0
+    store 0x38, 8
+    store 0x80, 0x30000
+    store 0x84, 0
+    store 0x90, 0x31000
+    store 0x94, 0
+    store 0xa0, 0x32000
+    store 0xa4, 0
+    store 0x44, 1
+    store 0x70, 1 | 2 | 4 | 8
+.endm
+
+// Flags are those of struct virtq_desc; the next one is the next index.
+.macro descriptor index, address, length, flags
+    mov qword ptr [0x30000 + \index * 16], \address
+    mov dword ptr [0x30008 + \index * 16], \length
+    mov dword ptr [0x3000c + \index * 16], (\flags) | (\index + 1) << 16
+.endm
+
+// The chain that begins with descriptor 0 is the only one in the available ring; a notification follows.
+.macro offer
+    mov word ptr [0x31004], 0
+    mov word ptr [0x31002], 1
+    store 0x50, 0
 .endm
 
 .endif

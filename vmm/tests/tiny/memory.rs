@@ -66,6 +66,10 @@ guest!(
     changes_itself,
     "
         mov byte ptr [rip + 2f + 1], 'b'
+        // A processor may run what was there before until an instruction that serializes (Intel SDM volume
+        // 3A, 8.1.3).
+        xor eax, eax
+        cpuid
     2:
         mov al, 'a'
         put8

@@ -1,5 +1,8 @@
 //! Virtio devices behind virtio-mmio, as a driver of a few instructions finds them.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use super::machine::Machine;
 
 guest!(
@@ -31,4 +34,193 @@ fn disks_come_first_then_the_entropy_device_then_nothing() {
     assert_eq!(numbers[..3], [0x7472_6976, 2, 2], "a disk");
     assert_eq!(numbers[3..6], [0x7472_6976, 2, 4], "an entropy device");
     assert_eq!(numbers[6..], [u32::MAX; 3], "nothing");
+}
+
+guest!(
+    negotiates,
+    "
+        map_gib 3, 0x12000
+        mov ebx, {VIRTIO}
+        // The upper half of the features that are offered.
+        store 0x14, 1
+        mov eax, [rbx + 0x10]
+        put32
+        // The largest size of queue 0, and of queue 7.
+        mov eax, [rbx + 0x34]
+        put32
+        store 0x30, 7
+        mov eax, [rbx + 0x34]
+        put32
+        // The size of the disk in its config space, read at once.
+        mov rax, [rbx + 0x100]
+        put64
+        // FEATURES_OK is not taken from a driver that did not accept VERSION_1.
+        store 0x70, 1
+        store 0x70, 1 | 2
+        store 0x70, 1 | 2 | 8
+        mov eax, [rbx + 0x70]
+        put32
+        // From one that did, it is, and so is DRIVER_OK.
+        start_device
+        mov eax, [rbx + 0x70]
+        put32
+        power_off
+    ",
+    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+);
+
+#[test]
+fn a_driver_negotiates_by_the_registers() {
+    let Some(machine) = Machine::new(negotiates()) else { return };
+    let numbers = machine.disk("disk", &[0; 3 * 512]).run().numbers();
+    let [features, size, no_size, rest @ ..] = numbers.as_slice() else { panic!("{numbers:?}") };
+    assert_eq!(features & 1, 1, "VERSION_1 is offered");
+    assert!(size.is_power_of_two() && *size >= 8, "{size}");
+    assert_eq!(*no_size, 0, "there is no queue 7");
+    assert_eq!(rest, [3, 0, 0b11, 0b1111], "sectors, then what the status was");
+}
+
+guest!(
+    reads_and_writes,
+    "
+        map_gib 3, 0x12000
+        mov ebx, {VIRTIO}
+        start_device
+        // Type IN, sector 1: a header, the data, a status.
+        mov qword ptr [0x33000], 0
+        mov qword ptr [0x33008], 1
+        mov byte ptr [0x35000], 0xff
+        descriptor 0, 0x33000, 16, 1
+        descriptor 1, 0x34000, 512, 1 | 2
+        descriptor 2, 0x35000, 1, 2
+        offer
+        // The used ring comes first, the interrupt status last.
+    2:
+        pause
+        cmp dword ptr [rbx + 0x60], 1
+        jne 2b
+        // Of the used ring flags and index, head, length; the interrupt status before and after it is
+        // acknowledged.
+        mov eax, [0x32000]
+        put32
+        mov rax, [0x32004]
+        put64
+        mov eax, [rbx + 0x60]
+        put32
+        store 0x64, 1
+        mov eax, [rbx + 0x60]
+        put32
+        // The status, the data.
+        mov al, [0x35000]
+        put8
+        mov esi, 0x34000
+        mov ecx, 512
+        send
+        // Type OUT of the same data, sector 0.
+        mov dword ptr [0x33000], 1
+        mov dword ptr [0x33008], 0
+        mov byte ptr [0x35000], 0xff
+        descriptor 1, 0x34000, 512, 1
+        mov word ptr [0x31006], 0
+        mov word ptr [0x31002], 2
+        store 0x50, 0
+    3:
+        pause
+        cmp word ptr [0x32002], 2
+        jne 3b
+        mov al, [0x35000]
+        put8
+        power_off
+    ",
+    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+);
+
+#[test]
+fn a_driver_reads_and_writes_sectors_of_a_disk() {
+    let Some(machine) = Machine::new(reads_and_writes()) else { return };
+    let second: Vec<u8> = (0..=255).chain((0..=255).rev()).collect();
+    let machine = machine.disk("disk", &[&[0; 512][..], &second].concat());
+    let disk = File::open(&machine.config.disks[0].path).unwrap();
+    let output = machine.run().output();
+    let (registers, data) = output.split_at(20);
+    let registers: Vec<_> =
+        registers.chunks(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
+    assert_eq!(registers, [1 << 16, 0, 513, 1, 0], "used ring, interrupt status");
+    assert_eq!(data, [&[0][..], &second, &[0]].concat(), "the status of either request is OK");
+    let mut first = [0; 512];
+    disk.read_exact_at(&mut first, 0).unwrap();
+    assert_eq!(first, *second);
+}
+
+guest!(
+    gathers_entropy,
+    "
+        mask_8259s
+        take_interrupt {GSI}, 3f
+        mov ebx, {VIRTIO}
+        start_device
+        // 48 bytes of 64 that are zero.
+        descriptor 0, 0x34000, 48, 2
+        sti
+        offer
+    2:
+        hlt
+        jmp 2b
+    3:
+        // The interrupt status, the used ring's index, head and length, the data.
+        mov eax, [rbx + 0x60]
+        put32
+        mov eax, [0x32000]
+        put32
+        mov rax, [0x32004]
+        put64
+        mov esi, 0x34000
+        mov ecx, 64
+        send
+        power_off
+    ",
+    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO,
+    GSI = vmm::arch::current::layout::VIRTIO_GSIS[0]
+);
+
+#[test]
+fn the_entropy_devices_interrupt_wakes_a_driver_that_waits_for_random_bytes() {
+    let Some(machine) = Machine::new(gathers_entropy()) else { return };
+    let numbers = machine.run().numbers();
+    assert_eq!(numbers[..4], [1, 1 << 16, 0, 48], "interrupt status, used ring");
+    let (random, untouched) = numbers[4..].split_at(12);
+    assert!(random.iter().all(|number| *number != 0), "48 bytes have no 4 zeros in a row: {random:x?}");
+    assert_eq!(untouched, [0; 4]);
+}
+
+guest!(
+    breaks_a_rule,
+    "
+        map_gib 3, 0x12000
+        mov ebx, {VIRTIO}
+        start_device
+        // A chain that ends with itself.
+        mov qword ptr [0x30000], 0x34000
+        mov dword ptr [0x30008], 16
+        mov dword ptr [0x3000c], 3
+        offer
+    2:
+        pause
+        test dword ptr [rbx + 0x70], 0x40
+        jz 2b
+        mov eax, [rbx + 0x70]
+        put32
+        // A reset mends it.
+        store 0x70, 0
+        mov eax, [rbx + 0x70]
+        put32
+        power_off
+    ",
+    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+);
+
+#[test]
+fn a_driver_that_breaks_a_rule_is_told_to_reset_the_device() {
+    let Some(machine) = Machine::new(breaks_a_rule()) else { return };
+    assert_eq!(machine.run().numbers(), [0x4f, 0]);
 }

@@ -1,0 +1,30 @@
+"""From the start of the process to the guest's init."""
+
+from . import linux
+from .process import running
+from .report import row
+from .vmms import mvm, qemu
+
+MEMORY = 256  # MiB
+
+
+def run_in_turns(job, machine, runs):
+    commands = {"mvm": mvm(job["mvm"], machine), "qemu": qemu(machine)}
+    times = {name: [] for name in commands}
+    for number in range(runs + 1):
+        for name, command in commands.items():
+            with running(command) as process:
+                seconds = process.wait_for(linux.STARTED)
+            # The first round brings the programs into the page cache.
+            if number > 0:
+                times[name].append(seconds)
+    return times
+
+
+def measure(job):
+    quiet = run_in_turns(job, linux.machine(job, MEMORY), job["runs"])
+    verbose = run_in_turns(job, linux.machine(job, MEMORY, ""), 1)
+    return [
+        row("boot to init, quiet", "s", quiet["mvm"], quiet["qemu"], ratio_at_most=0.6),
+        row("boot to init, messages on the console", "s", verbose["mvm"], verbose["qemu"]),
+    ], []

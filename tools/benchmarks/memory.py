@@ -1,0 +1,96 @@
+"""The memory that a VMM takes beyond its guest's RAM: PSS of all mappings that are not guest RAM."""
+
+import os
+import re
+import time
+from dataclasses import dataclass
+
+from . import linux, tiny
+from .process import running
+from .report import row
+from .vmms import Machine, mvm, qemu
+
+MEMORY = 128  # MiB
+SETTLE = 2  # seconds for the guest to come to rest
+SHOWN = 15  # mappings in the verbose output
+
+
+@dataclass
+class Mapping:
+    """One of /proc/PID/smaps."""
+
+    start: int
+    end: int
+    permissions: str
+    name: str
+    fields: dict  # KiB
+
+    def describe(self):
+        sizes = [(self.end - self.start) >> 10] + [self.fields[key] for key in ("Rss", "Pss", "Private_Dirty")]
+        return "".join(f"{size:>9}" for size in sizes) + f"  {self.permissions} {self.name or 'anonymous'}"
+
+
+def mappings(pid):
+    found = []
+    with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+\s*(.*)$", line):
+                found.append(Mapping(int(match[1], 16), int(match[2], 16), match[3], match[4], {}))
+            elif match := re.match(r"(\w+):\s+(\d+) kB$", line):
+                found[-1].fields[match[1]] = int(match[2])
+    return found
+
+
+def guest_ram(all_mappings, size, kernel):
+    """The neighbours that have `size` bytes together: RAM, and what of the kernel's file is mapped into it."""
+    candidates = [
+        mapping
+        for mapping in all_mappings
+        if mapping.permissions.startswith("rw") and (not mapping.name or mapping.name == os.path.realpath(kernel))
+    ]
+    for first, _ in enumerate(candidates):
+        together = []
+        for mapping in candidates[first:]:
+            if together and mapping.start != together[-1].end:
+                break
+            together.append(mapping)
+            if mapping.end - together[0].start >= size:
+                break
+        if together[-1].end - together[0].start == size:
+            return together
+    raise RuntimeError("the guest's RAM is not among the mappings")
+
+
+def beyond_ram(pid, machine):
+    """MiB of PSS, and a table of the largest mappings."""
+    found = mappings(pid)
+    ram = guest_ram(found, machine.memory << 20, machine.kernel)
+    rest = sorted((m for m in found if m not in ram), key=lambda mapping: -mapping.fields["Pss"])
+    total = sum(mapping.fields["Pss"] for mapping in rest)
+    lines = [f"{'KiB: size':>9}{'RSS':>9}{'PSS':>9}{'dirty':>9}", *(m.describe() for m in rest[:SHOWN])]
+    return total / 1024, "\n".join([*lines, f"{total:>27}           all of {len(rest)} mappings"])
+
+
+def measure(job, machine, marker, name):
+    """The row, and what the memory of the last run is made of."""
+    runs = {"mvm": [], "QEMU": []}
+    details = {}
+    commands = {"mvm": mvm(job["mvm"], machine), "QEMU": qemu(machine)}
+    for _ in range(job["runs"]):
+        for vmm, command in commands.items():
+            with running(command) as process:
+                process.wait_for(marker)
+                time.sleep(SETTLE)
+                size, details[vmm] = beyond_ram(process.pid, machine)
+            runs[vmm].append(size)
+    notes = [f"{name}, {vmm}:\n{detail}" for vmm, detail in details.items()]
+    return [row(name, "MiB", runs["mvm"], runs["QEMU"], mvm_at_most=3)], notes
+
+
+def measure_tiny(job):
+    _, idles, _ = tiny.write(job["work"])
+    return measure(job, Machine(idles, MEMORY), tiny.SAYS, "memory beyond RAM, halted guest")
+
+
+def measure_linux(job):
+    return measure(job, linux.machine(job, MEMORY), linux.STARTED, "memory beyond RAM, idle Linux")

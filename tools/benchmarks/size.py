@@ -1,0 +1,30 @@
+"""How large the program is, and how many crates it is made of."""
+
+import os
+import re
+import shutil
+import subprocess
+
+from .report import row
+from .vmms import QEMU
+
+
+def with_libraries(program):
+    """Bytes of a program and of the shared libraries that it is linked with."""
+    listing = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    files = {os.path.realpath(path) for path in re.findall(r"(/\S+) \(0x", listing.stdout)}
+    return sum(os.path.getsize(path) for path in files | {os.path.realpath(program)})
+
+
+def crates(root):
+    command = ["cargo", "tree", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--package", "mvm"]
+    result = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    return len({line.removesuffix(" (*)") for line in result.stdout.splitlines() if line.strip()})
+
+
+def measure(job):
+    sizes = [with_libraries(program) / 1e6 for program in (job["mvm"], shutil.which(QEMU))]
+    return [
+        row("program and its libraries", "MB", sizes[:1], sizes[1:], mvm_at_most=3),
+        row("crates in it", "", [crates(job["root"])], []),
+    ], []
