@@ -39,7 +39,7 @@ mod tests {
     fn each_end_has_its_code() {
         assert_eq!(of_exit(&ExitReason::Reboot), 0);
         assert_eq!(of_exit(&ExitReason::Panicked), 4);
-        assert_eq!(of_exit(&ExitReason::TripleFault { vcpu: 0, rip: 0 }), 4);
+        assert_eq!(of_exit(&ExitReason::TripleFault { vcpu: 0, rip: None }), 4);
         assert_eq!(of_exit(&ExitReason::Signal(15)), 143);
     }
 }

@@ -20,8 +20,8 @@ pub enum ExitReason {
     TripleFault {
         /// Which vCPU.
         vcpu: u32,
-        /// Where it stood.
-        rip: u64,
+        /// Where it stood, if the processor still knows: AMD's is reset by the fault.
+        rip: Option<u64>,
     },
     /// The processor refused to enter the guest.
     FailEntry {
@@ -56,8 +56,11 @@ impl fmt::Display for ExitReason {
             Self::PowerOff => f.write_str("the guest powered off"),
             Self::Reboot => f.write_str("the guest rebooted"),
             Self::Panicked => f.write_str("the guest's kernel panicked"),
-            Self::TripleFault { vcpu, rip } => {
+            Self::TripleFault { vcpu, rip: Some(rip) } => {
                 write!(f, "the guest crashed: triple fault on vCPU {vcpu} at {rip:#x}")
+            }
+            Self::TripleFault { vcpu, rip: None } => {
+                write!(f, "the guest crashed: triple fault on vCPU {vcpu}")
             }
             Self::FailEntry { vcpu, hardware_reason } => write!(
                 f,

@@ -52,29 +52,46 @@ const LOOPBACK: u8 = 1 << 4;
 
 struct Port {
     uart: Uart<Line, Events, Box<dyn Write + Send>>,
-    /// The guest has opened the port: it says that its terminal is ready and takes an interrupt for received
-    /// data. Before that, a driver that probes or clears the port would throw input away.
+    /// The guest has opened the port. Before that, a driver that probes or clears the port would throw input away.
     receiving: bool,
 }
 
 impl Port {
+    fn read(&mut self, offset: u8) -> u8 {
+        self.look_for_opening(offset);
+        self.uart.read(offset)
+    }
+
     fn write(&mut self, offset: u8, value: u8) {
         // A byte that nobody takes is lost, as on a line without a cable; the guest goes on.
         let _ = self.uart.write(offset, value);
-        if matches!(offset, INTERRUPT_ENABLE | MODEM_CONTROL) {
-            let state = self.uart.state();
-            let receiving = state.interrupt_enable & RECEIVED_DATA_INTERRUPT != 0
-                && state.modem_control & (DATA_TERMINAL_READY | LOOPBACK) == DATA_TERMINAL_READY;
-            if receiving && !self.receiving {
-                self.uart.events().in_buffer_empty();
-            }
-            self.receiving = receiving;
+        if offset == MODEM_CONTROL && !is_ready(value) {
+            self.receiving = false;
+        }
+        self.look_for_opening(offset);
+    }
+
+    /// The guest has opened the port when it says that its terminal is ready, takes interrupts for received data,
+    /// and goes on to another register: one that probes the port takes the interrupt back at once. A console that
+    /// masks interrupts while it writes does not close the port.
+    fn look_for_opening(&mut self, offset: u8) {
+        if self.receiving || offset == INTERRUPT_ENABLE {
+            return;
+        }
+        let state = self.uart.state();
+        if state.interrupt_enable & RECEIVED_DATA_INTERRUPT != 0 && is_ready(state.modem_control) {
+            self.receiving = true;
+            self.uart.events().in_buffer_empty();
         }
     }
 
     fn capacity(&self) -> usize {
         if self.receiving { self.uart.fifo_capacity() } else { 0 }
     }
+}
+
+fn is_ready(modem_control: u8) -> bool {
+    modem_control & (DATA_TERMINAL_READY | LOOPBACK) == DATA_TERMINAL_READY
 }
 
 /// A serial port that writes to whatever it was given, and takes input as fast as the guest reads it.
@@ -121,7 +138,7 @@ impl Serial {
 impl BusDevice for Serial {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            *byte = lock(&self.0).uart.read(offset);
+            *byte = lock(&self.0).read(offset);
         }
     }
 
@@ -253,8 +270,16 @@ mod tests {
     fn a_driver_that_probes_the_port_gets_no_input() {
         let (serial, _, _) = port(io::sink());
         let input = serial.input().unwrap();
-        let probes =
-            [(INTERRUPT_ENABLE, 0xf), (MODEM_CONTROL, 0x1a), (INTERRUPT_ENABLE, 0), (MODEM_CONTROL, 0x11)];
+        // As Linux does it where the port is a console already.
+        let probes = [
+            (MODEM_CONTROL, 0xb),
+            (INTERRUPT_ENABLE, 0xf),
+            (INTERRUPT_ENABLE, 0),
+            (MODEM_CONTROL, 0x1a),
+            (INTERRUPT_ENABLE, 1),
+            (MODEM_CONTROL, 0x10),
+            (INTERRUPT_ENABLE, 0),
+        ];
         for (register, value) in probes {
             serial.write(register, &[value]);
             assert_eq!(input.enqueue(b"x").unwrap(), 0);
@@ -264,6 +289,9 @@ mod tests {
         serial.write(MODEM_CONTROL, &[0xb]);
         input.drained().read().expect("the port is open");
         assert_eq!(input.enqueue(b"x").unwrap(), 1);
+        // A console masks interrupts while it writes.
+        serial.write(INTERRUPT_ENABLE, &[0]);
+        assert_eq!(input.enqueue(b"y").unwrap(), 1);
     }
 
     #[test]

@@ -5,6 +5,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::VcpuShared;
 use crate::exit::ExitReason;
 
+/// Where a processor starts after a reset.
+const RESET_VECTOR: u64 = 0xfff0;
+
 /// What to do after an exit.
 pub(super) enum Next {
     /// Enter the guest again.
@@ -22,10 +25,16 @@ pub(super) enum End {
 }
 
 /// Hands an access to its device, and finds the exits that end the VM.
-pub(super) fn handle(exit: VcpuExit<'_>, shared: &VcpuShared) -> Next {
+///
+/// `io_size` gives the bytes of one access of a port exit: a string instruction (REP INS) brings several at once.
+pub(super) fn handle(exit: VcpuExit<'_>, io_size: impl Fn() -> usize, shared: &VcpuShared) -> Next {
     match exit {
-        VcpuExit::IoIn(port, data) => shared.ports.read(port.into(), data),
-        VcpuExit::IoOut(port, data) => shared.ports.write(port.into(), data),
+        VcpuExit::IoIn(port, data) => {
+            data.chunks_mut(io_size().max(1)).for_each(|access| shared.ports.read(port.into(), access));
+        }
+        VcpuExit::IoOut(port, data) => {
+            data.chunks(io_size().max(1)).for_each(|access| shared.ports.write(port.into(), access));
+        }
         VcpuExit::MmioRead(address, data) => shared.mmio.read(address, data),
         VcpuExit::MmioWrite(address, data) => shared.mmio.write(address, data),
         // KVM handles HLT itself while it has the local APIC; a signal may show here.
@@ -41,7 +50,10 @@ pub(super) fn handle(exit: VcpuExit<'_>, shared: &VcpuShared) -> Next {
 /// The reason for the VM's end, with what the vCPU tells of it.
 pub(super) fn reason(end: End, vcpu: u32, fd: &mut VcpuFd) -> ExitReason {
     match end {
-        End::TripleFault => ExitReason::TripleFault { vcpu, rip: instruction_pointer(fd) },
+        End::TripleFault => ExitReason::TripleFault {
+            vcpu,
+            rip: Some(instruction_pointer(fd)).filter(|rip| *rip != RESET_VECTOR),
+        },
         End::FailEntry(hardware_reason) => ExitReason::FailEntry { vcpu, hardware_reason },
         End::InternalError => ExitReason::InternalError { vcpu, detail: internal_error(fd) },
         End::Unexpected(exit) => ExitReason::RunFailed { vcpu, detail: format!("unexpected exit {exit}") },

@@ -94,9 +94,13 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
     if id == 0 {
         shared.timeline.mark(Phase::FirstInstruction);
     }
+    let run = std::ptr::from_mut(vcpu.get_kvm_run()).cast_const();
+    // SAFETY: the mapping lives as long as the vCPU, and this is called for an exit of KVM_EXIT_IO alone, for which
+    // KVM has filled this member of the union.
+    let io_size = || usize::from(unsafe { (*run).__bindgen_anon_1.io.size });
     while !shared.exit.has_ended() {
         let reason = match vcpu.run() {
-            Ok(exit) => match exits::handle(exit, shared) {
+            Ok(exit) => match exits::handle(exit, io_size, shared) {
                 exits::Next::Enter => continue,
                 exits::Next::End(end) => exits::reason(end, id, &mut vcpu),
             },

@@ -18,7 +18,6 @@
 /// | `power_off` | ends the VM |
 /// | `map_gib n, table` | maps GiB `n` onto itself with the page directory `table`; RCX, RDI |
 /// | `store offset, value` | 32 bits to RBX + offset |
-/// | `mask_8259s` | lets no interrupt come by the interrupt controllers that a PC has beside the I/O APIC |
 /// | `take_interrupt gsi, handler` | local APIC, I/O APIC and IDT deliver `gsi` to `handler`; RBX becomes the local APIC; RBP |
 /// | `end_of_interrupt` | tells the local APIC; RBX |
 /// | `start_device` | resets the virtio device at RBX and sets it up with queue 0, as far as DRIVER_OK |

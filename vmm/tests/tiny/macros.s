@@ -69,11 +69,6 @@
     mov dword ptr [rbx + \offset], \value
 .endm
 
-.macro mask_8259s
-    write_port 0x21, 0xff
-    write_port 0xa1, 0xff
-.endm
-
 // Vector 0x40 of an IDT at 0x13000 (its page directory is at 0x12000): an interrupt gate to the boot's code
 // segment. The local APIC is enabled by its spurious vector register; the I/O APIC's entry is edge-triggered,
 // fixed, and goes to APIC 0.

@@ -107,7 +107,6 @@ guest!(
 );
 
 #[test]
-#[ignore = "a device is given all accesses of a REP INS as one"]
 fn string_instructions_reach_a_port_once_for_each_byte() {
     let Some(machine) = Machine::new(strings()) else { return };
     let expected = [&[0x01; 8][..], &[0xff; 8], &[0x5a; 4]].concat();

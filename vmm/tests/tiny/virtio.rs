@@ -155,7 +155,6 @@ fn a_driver_reads_and_writes_sectors_of_a_disk() {
 guest!(
     gathers_entropy,
     "
-        mask_8259s
         take_interrupt {GSI}, 3f
         mov ebx, {VIRTIO}
         start_device

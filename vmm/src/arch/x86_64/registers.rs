@@ -61,11 +61,12 @@ const BOOT_MSRS: [(u32, u64); 3] = [
     (0x2ff, 1 << 11 | 6),
 ];
 
-/// Local vector table entries of the local APIC, by their offset in its page, with what firmware leaves
-/// there: LINT0 takes the 8259's interrupts, LINT1 the NMI.
+/// Local vector table entries of the local APIC, by their offset in its page. LINT1 takes the NMI. LINT0 would take
+/// the interrupts of the 8259s, which the guest is told nothing of: KVM makes them with all lines open and vectors
+/// from 0 on, so that a line below 16 would reach the guest as an exception, too.
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
-const DELIVERY_MODE_EXTINT: u32 = 0b111 << 8;
+const LVT_MASKED: u32 = 1 << 16;
 const DELIVERY_MODE_NMI: u32 = 0b100 << 8;
 
 /// Writes the descriptors and page tables that the boot vCPU starts with.
@@ -168,9 +169,9 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegisterError> {
 
 fn set_local_apic(vcpu: &VcpuFd) -> Result<(), RegisterError> {
     let mut apic = vcpu.get_lapic().map_err(KvmError::call("read the local APIC of a vCPU"))?;
-    for (offset, mode) in [(LVT_LINT0, DELIVERY_MODE_EXTINT), (LVT_LINT1, DELIVERY_MODE_NMI)] {
+    for (offset, entry) in [(LVT_LINT0, LVT_MASKED), (LVT_LINT1, DELIVERY_MODE_NMI)] {
         if let Some(register) = apic.regs.get_mut(offset..offset + 4) {
-            let bytes = mode.to_le_bytes();
+            let bytes = entry.to_le_bytes();
             for (byte, value) in register.iter_mut().zip(bytes) {
                 *byte = value.cast_signed();
             }
