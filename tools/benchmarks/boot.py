@@ -1,7 +1,7 @@
 """From the start of the process to the guest's init."""
 
 from . import linux
-from .process import running
+from .process import in_turns, running
 from .report import row
 from .vmms import mvm, qemu
 
@@ -11,13 +11,11 @@ MEMORY = 256  # MiB
 def run_in_turns(job, machine, runs):
     commands = {"mvm": mvm(job["mvm"], machine), "qemu": qemu(machine)}
     times = {name: [] for name in commands}
-    for number in range(runs + 1):
-        for name, command in commands.items():
-            with running(command) as process:
-                seconds = process.wait_for(linux.STARTED)
-            # The first round brings the programs into the page cache.
-            if number > 0:
-                times[name].append(seconds)
+    for counts, name, command in in_turns(commands, runs):
+        with running(command) as process:
+            seconds = process.wait_for(linux.STARTED)
+        if counts:
+            times[name].append(seconds)
     return times
 
 

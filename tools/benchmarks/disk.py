@@ -4,13 +4,13 @@ import os
 import re
 
 from . import linux
-from .process import running
+from .process import in_turns, running
 from .report import row
 from .vmms import Disk, mvm, qemu
 
 MEMORY = 256  # MiB
 IMAGE_SIZE = 256 << 20
-SECONDS = 4  # for each kind of access
+SECONDS = 3  # for each kind of access
 DONE = b"bench: done"
 # name, fio's access, block size, depth, unit
 ACCESSES = [
@@ -57,13 +57,12 @@ def measure(job):
     machine.disks += [Disk(image, id="data"), Disk(script_disk, read_only=True, id="script")]
     commands = {"mvm": mvm(job["mvm"], machine), "qemu": qemu(machine)}
     runs = {(vmm, access): [] for vmm in commands for _, access, _, _, _ in ACCESSES}
-    for _ in range(job["runs"]):
-        for vmm, command in commands.items():
-            with running(command) as process:
-                process.wait_for(DONE)
-                output = process.output.decode(errors="replace")
-            for _, access, _, _, unit in ACCESSES:
-                runs[vmm, access].append(throughput(output, access, unit))
+    for _, vmm, command in in_turns(commands, job["runs"], warm_up=False):
+        with running(command) as process:
+            process.wait_for(DONE)
+            output = process.output.decode(errors="replace")
+        for _, access, _, _, unit in ACCESSES:
+            runs[vmm, access].append(throughput(output, access, unit))
     os.unlink(image)
     return [
         row(f"disk, {name}, {block}", unit, runs["mvm", access], runs["qemu", access], ratio_at_least=1)

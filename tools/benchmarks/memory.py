@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from . import linux, tiny
-from .process import running
+from .process import in_turns, running
 from .report import row
 from .vmms import Machine, mvm, qemu
 
@@ -76,13 +76,12 @@ def measure(job, machine, marker, name):
     runs = {"mvm": [], "QEMU": []}
     details = {}
     commands = {"mvm": mvm(job["mvm"], machine), "QEMU": qemu(machine)}
-    for _ in range(job["runs"]):
-        for vmm, command in commands.items():
-            with running(command) as process:
-                process.wait_for(marker)
-                time.sleep(SETTLE)
-                size, details[vmm] = beyond_ram(process.pid, machine)
-            runs[vmm].append(size)
+    for _, vmm, command in in_turns(commands, job["runs"], warm_up=False):
+        with running(command) as process:
+            process.wait_for(marker)
+            time.sleep(SETTLE)
+            size, details[vmm] = beyond_ram(process.pid, machine)
+        runs[vmm].append(size)
     notes = [f"{name}, {vmm}:\n{detail}" for vmm, detail in details.items()]
     return [row(name, "MiB", runs["mvm"], runs["QEMU"], mvm_at_most=3)], notes
 

@@ -65,3 +65,14 @@ def running(command):
         yield process
     finally:
         process.kill()
+
+
+def in_turns(commands, runs, warm_up=True):
+    """(counts, name, command) of each run: every other round the other way round, as a run may slow the next.
+
+    What does not count is the first round, which brings the programs into the page cache.
+    """
+    for number in range(0 if warm_up else 1, runs + 1):
+        order = list(commands.items())
+        for name, command in order if number % 2 else reversed(order):
+            yield number > 0, name, command

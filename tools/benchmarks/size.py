@@ -11,13 +11,15 @@ from .vmms import QEMU
 
 def with_libraries(program):
     """Bytes of a program and of the shared libraries that it is linked with."""
-    listing = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-    files = {os.path.realpath(path) for path in re.findall(r"(/\S+) \(0x", listing.stdout)}
+    # Of a static program, ldd says on standard error that there is nothing to list.
+    result = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
+    files = {os.path.realpath(path) for path in re.findall(r"(/\S+) \(0x", result.stdout)}
     return sum(os.path.getsize(path) for path in files | {os.path.realpath(program)})
 
 
 def crates(root):
-    command = ["cargo", "tree", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--package", "mvm"]
+    command = ["cargo", "tree", "--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}"]
+    command += ["--package", "mvm"]
     result = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
     return len({line.removesuffix(" (*)") for line in result.stdout.splitlines() if line.strip()})
 

@@ -1,7 +1,7 @@
 """From the start of the process to the guest's first instruction, with a guest of a few instructions."""
 
 from . import tiny
-from .process import running
+from .process import in_turns, running
 from .report import row
 from .vmms import Machine, mvm, qemu
 
@@ -17,15 +17,12 @@ def measure(job):
         "qemu firmware": qemu(machine, firmware),
     }
     first, end, cpu = ({name: [] for name in commands} for _ in range(3))
-    for number in range(job["runs"] + 1):
-        for name, command in commands.items():
-            with running(command) as process:
-                said = process.wait_for(tiny.SAYS)
-                ended, used = process.wait()
-            # The first round brings the programs into the page cache.
-            if number > 0:
-                for figures, seconds in ((first, said), (end, ended), (cpu, used)):
-                    figures[name].append(seconds * 1e3)
+    for counts, name, command in in_turns(commands, job["runs"]):
+        with running(command) as process:
+            said = process.wait_for(tiny.SAYS)
+            ended, used = process.wait()
+        for figures, seconds in ((first, said), (end, ended), (cpu, used)) if counts else ():
+            figures[name].append(seconds * 1e3)
     return [
         row("first guest byte", "ms", first["mvm"], first["qemu"], ratio_at_most=0.2),
         row("first guest byte, QEMU without a boot loader", "ms", first["mvm"], first["qemu firmware"]),
