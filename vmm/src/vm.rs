@@ -164,12 +164,13 @@ impl Vm {
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
-        create_interrupt_controllers(&vm)?;
         timeline.mark(Phase::Kvm);
 
         let memory = memory::reserve(&layout::ram_regions(config.memory.bytes()))?;
         register_memory(&vm, &memory)?;
         timeline.mark(Phase::Memory);
+        // After the memory: KVM waits some milliseconds to add a memory slot to a VM that has them.
+        create_interrupt_controllers(&vm)?;
 
         let kernel = loader::load_kernel(&memory, &config.kernel)?;
         let initrd = config.initrd.as_deref();

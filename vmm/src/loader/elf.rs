@@ -1,7 +1,7 @@
 //! ELF kernels (`vmlinux`).
 //!
-//! Segments are mapped from the file where they are aligned to pages, which linux-loader, made for readers,
-//! cannot do; so the few fields that this takes are read here, and every one of them is checked.
+//! linux-loader's loader takes an ELF file for any machine, and segments that overlap each other or the boot
+//! structures; so the few fields that loading takes are read here, and every one of them is checked.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::{EntryPoint, Kernel, Problem, low_ram_end, read_up_to};
 use crate::arch::current::layout::HIGH_RAM_START;
-use crate::memory::map_file;
+use crate::memory::read_file;
 
 const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
@@ -96,7 +96,7 @@ pub(super) fn load(memory: &GuestMemoryMmap, file: &File, length: u64) -> Result
     check_placement(&loaded, low_ram_end(memory))?;
     for segment in &loaded {
         let address = GuestAddress(segment.address);
-        map_file(memory, address, file, segment.file_offset, segment.file_size).map_err(Problem::Memory)?;
+        read_file(memory, address, file, segment.file_offset, segment.file_size).map_err(Problem::Memory)?;
     }
     let entry = match pvh_entry(file, &segments)? {
         Some(entry) => EntryPoint::Pvh(entry),

@@ -18,8 +18,6 @@ pub struct Initrd {
 
 /// Loads the initrd at `path` as high as `kernel` allows, so that the kernel has room to unpack itself.
 ///
-/// It is read, not mapped: the guest frees these pages for other use, and there huge pages are worth more.
-///
 /// # Errors
 ///
 /// [`LoadError`] names the file and what is wrong with it.
