@@ -21,6 +21,7 @@ guests: ## boots of real guests, on this host's KVM or in the KVM lab
 	@tests/run
 
 bench: ## measure mvm against QEMU's microvm machine
+	@tools/need python3
 	@tools/bench
 
 clean: ## remove what was built here; kernels and tools stay in ~/.cache/mvm

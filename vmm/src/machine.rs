@@ -1,22 +1,32 @@
-//! What the vmm gives its devices: interrupts, buses, and a place to report to.
+//! The devices of a VM: their places, their interrupts, and whom they report to.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
-use devices::{MachineEvent, MachineEvents};
-use kvm_ioctls::VmFd;
+use devices::legacy::{BootMarker, Cmos, I8042, PowerRegisters, PvPanic, Serial};
+use devices::virtio::VirtioDevice;
+use devices::virtio::mmio::{MMIO_LENGTH, MmioTransport, QUEUE_NOTIFY};
+use devices::{Bus, BusDevice, MachineEvent, MachineEvents};
+use event_manager::MutEventSubscriber;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch::current::acpi::VirtioMmioNode;
+use crate::arch::current::layout;
+use crate::console::{ConsoleError, ConsoleInput, ConsoleOutput, RawTerminal};
 use crate::exit::{ExitReason, ExitSlot};
 use crate::kvm::KvmError;
+use crate::signals::{EndingSignals, SignalHandler};
 use crate::timing::{Phase, Timeline};
+use crate::vm::VmError;
+use crate::{ConsoleConfig, VmConfig};
+
+/// What the event loop runs.
+pub type Subscriber = Box<dyn MutEventSubscriber>;
 
 /// An interrupt line of the in-kernel I/O APIC, raised by writing to an eventfd.
-///
-/// # Errors
-///
-/// Those of making the eventfd, and KVM's refusal to tie it to `gsi`.
-pub fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<Arc<EventFd>, KvmError> {
+fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<Arc<EventFd>, KvmError> {
     let line = EventFd::new(libc::EFD_NONBLOCK).map_err(|source| KvmError::Call {
         doing: "make an eventfd for an interrupt",
         source: errno(&source),
@@ -51,5 +61,123 @@ impl MachineEvents for Reporter {
             MachineEvent::ConsoleOutput => self.timeline.mark(Phase::FirstConsoleByte),
             MachineEvent::InitStarted => self.timeline.mark(Phase::Init),
         }
+    }
+}
+
+/// The devices of a VM while it is built.
+pub struct Devices<'a> {
+    vm: &'a VmFd,
+    memory: &'a Arc<GuestMemoryMmap>,
+    reporter: Arc<Reporter>,
+    /// The I/O ports.
+    pub ports: Bus,
+    /// The physical addresses outside RAM.
+    pub mmio: Bus,
+    /// What the ACPI tables have to say of virtio devices.
+    pub virtio: Vec<VirtioMmioNode>,
+    /// What the event loop has to run.
+    pub subscribers: Vec<Subscriber>,
+}
+
+impl<'a> Devices<'a> {
+    /// No devices yet, for `vm` with its `memory`.
+    pub fn new(vm: &'a VmFd, memory: &'a Arc<GuestMemoryMmap>, reporter: Arc<Reporter>) -> Self {
+        Self {
+            vm,
+            memory,
+            reporter,
+            ports: Bus::default(),
+            mmio: Bus::default(),
+            virtio: Vec::new(),
+            subscribers: Vec::new(),
+        }
+    }
+
+    fn add_ports(&mut self, first: u16, count: u16, device: impl BusDevice + 'static) -> Result<(), VmError> {
+        Ok(self.ports.insert(first.into(), count.into(), Arc::new(device))?)
+    }
+
+    /// Adds the devices that have neither a file nor an option.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Bus`].
+    pub fn add_legacy(&mut self) -> Result<(), VmError> {
+        let reporter = self.reporter.clone();
+        self.add_ports(I8042::PORT, I8042::PORTS, I8042::new(reporter.clone()))?;
+        self.add_ports(Cmos::PORT, Cmos::PORTS, Cmos::default())?;
+        self.add_ports(PvPanic::PORT, PvPanic::PORTS, PvPanic::new(reporter.clone()))?;
+        self.add_ports(PowerRegisters::PORT, PowerRegisters::PORTS, PowerRegisters::new(reporter.clone()))?;
+        self.add_ports(BootMarker::PORT, BootMarker::PORTS, BootMarker::new(reporter))
+    }
+
+    /// Adds the serial port, which writes to `sink`; on a terminal, that is in raw mode from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`].
+    pub fn add_console(
+        &mut self,
+        config: &VmConfig,
+        sink: Box<dyn io::Write + Send>,
+        exit: &Arc<ExitSlot>,
+    ) -> Result<Option<RawTerminal>, VmError> {
+        let line = interrupt_line(self.vm, Serial::GSI)?;
+        let output = ConsoleOutput::new(sink).map_err(VmError::host("make a timer"))?;
+        self.subscribers.push(Box::new(output.flusher()));
+        let serial = Serial::new(line, self.reporter.clone(), Box::new(output))
+            .map_err(VmError::host("make the serial port"))?;
+        let input = serial.input().map_err(VmError::host("make the serial port"))?;
+        self.add_ports(Serial::PORT, Serial::PORTS, serial)?;
+        if config.console != ConsoleConfig::Stdio {
+            return Ok(None);
+        }
+        let is_terminal = io::stdin().is_terminal();
+        self.subscribers.push(Box::new(ConsoleInput::new(io::stdin(), input, is_terminal, exit.clone())));
+        Ok(RawTerminal::enter().map_err(ConsoleError::Terminal)?)
+    }
+
+    /// Adds the power button, which ending signals press.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`].
+    pub fn add_power_button(&mut self, exit: &Arc<ExitSlot>) -> Result<(), VmError> {
+        let button = interrupt_line(self.vm, layout::EVENT_DEVICE_GSI)?;
+        let signals = EndingSignals::block().map_err(VmError::host("take signals"))?;
+        self.subscribers.push(Box::new(SignalHandler::new(signals, button, exit.clone())));
+        Ok(())
+    }
+
+    /// Adds a virtio device at the next free place and interrupt.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`].
+    pub fn add_virtio<D: VirtioDevice + 'static>(&mut self, device: D) -> Result<(), VmError> {
+        let index = self.virtio.len();
+        let most = layout::VIRTIO_GSIS.len();
+        let gsi = *layout::VIRTIO_GSIS.get(index).ok_or(VmError::TooManyDisks { asked: index + 1, most })?;
+        let base = layout::VIRTIO_MMIO + index as u64 * MMIO_LENGTH;
+        let line = interrupt_line(self.vm, gsi)?;
+        let transport = MmioTransport::new(device, self.memory.clone(), line)
+            .map_err(VmError::host("make a virtio device"))?;
+        self.tie_notifiers(base, transport.queue_notifiers())?;
+        self.subscribers.push(Box::new(transport.events()));
+        self.mmio.insert(base, MMIO_LENGTH, Arc::new(transport))?;
+        let address = u32::try_from(base).unwrap_or(u32::MAX);
+        self.virtio.push(VirtioMmioNode { address, gsi });
+        Ok(())
+    }
+
+    /// Lets KVM turn a write of a queue's index to QueueNotify into an event, without an exit to user space.
+    fn tie_notifiers(&self, base: u64, notifiers: &[EventFd]) -> Result<(), KvmError> {
+        for (index, notifier) in (0_u32..).zip(notifiers) {
+            let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+            self.vm
+                .register_ioevent(notifier, &address, index)
+                .map_err(KvmError::call("tie a queue's notifications to an eventfd"))?;
+        }
+        Ok(())
     }
 }

@@ -1,36 +1,31 @@
 //! A VM, from its configuration to its end.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::sync::Arc;
 
-use devices::legacy::{BootMarker, Cmos, I8042, PowerRegisters, PvPanic, Serial};
-use devices::virtio::VirtioDevice;
+use devices::BusError;
 use devices::virtio::block::{Block, Disk, DiskError, DiskId};
-use devices::virtio::mmio::{MMIO_LENGTH, MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::rng::Rng;
-use devices::{Bus, BusDevice, BusError};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::eventfd::EventFd;
 
-use crate::arch::current::acpi::{self, AcpiError, VirtioMmioNode};
+use crate::arch::current::acpi::{self, AcpiError};
 use crate::arch::current::boot::{self, BootInformation};
 use crate::arch::current::cpuid::CpuidTemplate;
 use crate::arch::current::layout;
 use crate::arch::current::registers::{self, RegisterError};
 use crate::config::ConfigError;
-use crate::console::{self, ConsoleError, ConsoleInput, RawTerminal};
+use crate::console::{self, ConsoleError, RawTerminal};
 use crate::exit::ExitSlot;
 use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
-use crate::machine::{Reporter, interrupt_line};
+use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
-use crate::signals::{EndingSignals, SignalHandler};
 use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
-use crate::{ConsoleConfig, ExitReason, MemorySize, Phase, Timeline, VmConfig};
+use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
 /// Why a VM could not be built or run.
 #[derive(Debug, Error)]
@@ -133,12 +128,10 @@ impl VmError {
         }
     }
 
-    fn host(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn host(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { doing, source }
     }
 }
-
-type Subscriber = Box<dyn MutEventSubscriber>;
 
 /// A VM that is ready to run.
 pub struct Vm {
@@ -160,7 +153,7 @@ impl Vm {
     /// [`VmError`] says what can't be had and how to mend it; nothing is left behind.
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
-        let (disks, output) = (open_disks(config)?, console::open_output(&config.console)?);
+        let (disks, sink) = (open_disks(config)?, console::open_sink(&config.console)?);
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
@@ -179,17 +172,11 @@ impl Vm {
         timeline.mark(Phase::Kernel);
 
         let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
-        let mut devices = Devices {
-            vm: &vm,
-            memory: &memory,
-            reporter: Arc::new(Reporter::new(exit.clone(), timeline.clone())),
-            ports: Bus::default(),
-            mmio: Bus::default(),
-            virtio: Vec::new(),
-            subscribers: vec![Box::new(EndWatcher(exit.clone()))],
-        };
+        let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
+        let mut devices = Devices::new(&vm, &memory, reporter);
+        devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
         devices.add_legacy()?;
-        let terminal = devices.add_console(config, output, &exit)?;
+        let terminal = devices.add_console(config, sink, &exit)?;
         devices.add_power_button(&exit)?;
         for (disk, id) in disks {
             devices.add_virtio(Block::new(disk, id).map_err(VmError::host("make a disk"))?)?;
@@ -320,84 +307,4 @@ impl MutEventSubscriber for EndWatcher {
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {}
-}
-
-/// The devices of a VM while it is built.
-struct Devices<'a> {
-    vm: &'a VmFd,
-    memory: &'a Arc<GuestMemoryMmap>,
-    reporter: Arc<Reporter>,
-    ports: Bus,
-    mmio: Bus,
-    virtio: Vec<VirtioMmioNode>,
-    subscribers: Vec<Subscriber>,
-}
-
-impl Devices<'_> {
-    fn add_ports(&mut self, first: u16, count: u16, device: impl BusDevice + 'static) -> Result<(), VmError> {
-        Ok(self.ports.insert(first.into(), count.into(), Arc::new(device))?)
-    }
-
-    fn add_legacy(&mut self) -> Result<(), VmError> {
-        let reporter = self.reporter.clone();
-        self.add_ports(I8042::PORT, I8042::PORTS, I8042::new(reporter.clone()))?;
-        self.add_ports(Cmos::PORT, Cmos::PORTS, Cmos::default())?;
-        self.add_ports(PvPanic::PORT, PvPanic::PORTS, PvPanic::new(reporter.clone()))?;
-        self.add_ports(PowerRegisters::PORT, PowerRegisters::PORTS, PowerRegisters::new(reporter.clone()))?;
-        self.add_ports(BootMarker::PORT, BootMarker::PORTS, BootMarker::new(reporter))
-    }
-
-    fn add_console(
-        &mut self,
-        config: &VmConfig,
-        output: Box<dyn io::Write + Send>,
-        exit: &Arc<ExitSlot>,
-    ) -> Result<Option<RawTerminal>, VmError> {
-        let line = interrupt_line(self.vm, Serial::GSI)?;
-        let serial = Serial::new(line, self.reporter.clone(), output)
-            .map_err(VmError::host("make the serial port"))?;
-        let input = serial.input().map_err(VmError::host("make the serial port"))?;
-        self.add_ports(Serial::PORT, Serial::PORTS, serial)?;
-        if config.console != ConsoleConfig::Stdio {
-            return Ok(None);
-        }
-        let is_terminal = io::stdin().is_terminal();
-        self.subscribers.push(Box::new(ConsoleInput::new(io::stdin(), input, is_terminal, exit.clone())));
-        Ok(RawTerminal::enter().map_err(ConsoleError::Terminal)?)
-    }
-
-    fn add_power_button(&mut self, exit: &Arc<ExitSlot>) -> Result<(), VmError> {
-        let button = interrupt_line(self.vm, layout::EVENT_DEVICE_GSI)?;
-        let signals = EndingSignals::block().map_err(VmError::host("take signals"))?;
-        self.subscribers.push(Box::new(SignalHandler::new(signals, button, exit.clone())));
-        Ok(())
-    }
-
-    /// Adds a virtio device at the next free place and interrupt.
-    fn add_virtio<D: VirtioDevice + 'static>(&mut self, device: D) -> Result<(), VmError> {
-        let index = self.virtio.len();
-        let most = layout::VIRTIO_GSIS.len();
-        let gsi = *layout::VIRTIO_GSIS.get(index).ok_or(VmError::TooManyDisks { asked: index + 1, most })?;
-        let base = layout::VIRTIO_MMIO + index as u64 * MMIO_LENGTH;
-        let line = interrupt_line(self.vm, gsi)?;
-        let transport = MmioTransport::new(device, self.memory.clone(), line)
-            .map_err(VmError::host("make a virtio device"))?;
-        self.tie_notifiers(base, transport.queue_notifiers())?;
-        self.subscribers.push(Box::new(transport.events()));
-        self.mmio.insert(base, MMIO_LENGTH, Arc::new(transport))?;
-        let address = u32::try_from(base).unwrap_or(u32::MAX);
-        self.virtio.push(VirtioMmioNode { address, gsi });
-        Ok(())
-    }
-
-    /// Lets KVM turn a write of a queue's index to QueueNotify into an event, without an exit to user space.
-    fn tie_notifiers(&self, base: u64, notifiers: &[EventFd]) -> Result<(), KvmError> {
-        for (index, notifier) in (0_u32..).zip(notifiers) {
-            let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
-            self.vm
-                .register_ioevent(notifier, &address, index)
-                .map_err(KvmError::call("tie a queue's notifications to an eventfd"))?;
-        }
-        Ok(())
-    }
 }

@@ -2,6 +2,7 @@
 
 mod escape;
 mod input;
+mod output;
 mod terminal;
 
 use std::fs::OpenOptions;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use input::ConsoleInput;
+pub use output::{ConsoleFlusher, ConsoleOutput};
 pub use terminal::{RawTerminal, restore as restore_terminal};
 
 use crate::ConsoleConfig;
@@ -32,12 +34,12 @@ pub enum ConsoleError {
     Terminal(#[source] io::Error),
 }
 
-/// Opens what the serial port writes to. A file is appended to, so that a log outlives a restart.
+/// Opens what the console goes to. A file is appended to, so that a log outlives a restart.
 ///
 /// # Errors
 ///
 /// [`ConsoleError::Open`].
-pub fn open_output(config: &ConsoleConfig) -> Result<Box<dyn Write + Send>, ConsoleError> {
+pub fn open_sink(config: &ConsoleConfig) -> Result<Box<dyn Write + Send>, ConsoleError> {
     match config {
         ConsoleConfig::Stdio => Ok(Box::new(StandardOutput)),
         ConsoleConfig::Off => Ok(Box::new(io::sink())),
@@ -49,7 +51,7 @@ pub fn open_output(config: &ConsoleConfig) -> Result<Box<dyn Write + Send>, Cons
     }
 }
 
-/// Standard output without a buffer: a prompt has no line end, and has to be seen.
+/// Standard output without a buffer of its own.
 struct StandardOutput;
 
 impl Write for StandardOutput {
