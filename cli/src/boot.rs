@@ -133,11 +133,11 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
     };
     let timeline = Arc::new(Timeline::starting_at(start));
     let result = Vm::new(&config, timeline.clone()).and_then(Vm::run);
-    if command.timing {
-        eprint!("{timeline}");
-    }
     match result {
         Ok(reason) => {
+            if command.timing {
+                eprint!("{timeline}");
+            }
             let code = exit_code::of_exit(&reason);
             if code == exit_code::SUCCESS {
                 tracing::info!("{reason}");
