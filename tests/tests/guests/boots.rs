@@ -131,7 +131,8 @@ fn every_mvm_command_of_the_readme_works() {
     fs::write(file("vm.toml"), "kernel = 'vmlinux'\nrootfs = 'rootfs.ext4'\n").unwrap();
 
     let readme = include_str!("../../../README.md");
-    let commands: Vec<_> = readme.lines().filter_map(|line| line.strip_prefix("mvm ")).collect();
+    let blocks = readme.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let commands: Vec<_> = blocks.flat_map(str::lines).filter_map(|line| line.strip_prefix("mvm ")).collect();
     assert!(commands.len() >= 4, "README.md shows how to use mvm");
     for command in commands {
         let line = command.replace("/boot/vmlinuz", debian_kernel().to_str().unwrap());
