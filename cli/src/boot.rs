@@ -1,5 +1,6 @@
 //! `mvm boot`.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -136,7 +137,8 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
     match result {
         Ok(reason) => {
             if command.timing {
-                eprint!("{timeline}");
+                // Where standard error is closed there is nobody to tell.
+                let _ = write!(io::stderr(), "{timeline}");
             }
             let code = exit_code::of_exit(&reason);
             if code == exit_code::SUCCESS {

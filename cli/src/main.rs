@@ -77,6 +77,17 @@ fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "mvm: {message}");
 }
 
+/// Prints `text` on standard output; returns `code`, unless that can't be done. A reader that has gone has read enough.
+fn print(text: &[u8], code: u8) -> ExitCode {
+    match io::stdout().write_all(text).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&format!("cannot write to standard output: {error}"));
+            exit_code::HOST.into()
+        }
+        _ => code.into(),
+    }
+}
+
 /// An error and its causes on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();

@@ -1,12 +1,11 @@
 //! `mvm completions` and `mvm man`: what packages install beside the program, made from its own arguments.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use crate::{Cli, complain, exit_code};
+use crate::{Cli, complain, exit_code, print};
 
 /// Arguments of `mvm completions`.
 #[derive(Args)]
@@ -20,7 +19,7 @@ impl CompletionsCommand {
     pub fn run(self) -> ExitCode {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "mvm", &mut script);
-        print(&script)
+        print(&script, exit_code::SUCCESS)
     }
 }
 
@@ -50,21 +49,11 @@ impl ManCommand {
         };
         let mut page = Vec::new();
         match clap_mangen::Man::new(command).render(&mut page) {
-            Ok(()) => print(&page),
+            Ok(()) => print(&page, exit_code::SUCCESS),
             Err(error) => {
                 complain(&format!("cannot make the manual page: {error}"));
                 exit_code::HOST.into()
             }
         }
-    }
-}
-
-fn print(text: &[u8]) -> ExitCode {
-    match io::stdout().write_all(text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            complain(&format!("cannot write to standard output: {error}"));
-            exit_code::HOST.into()
-        }
-        _ => exit_code::SUCCESS.into(),
     }
 }

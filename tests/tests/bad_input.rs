@@ -245,6 +245,25 @@ fn without_kvm_the_way_to_mend_it_is_said() {
 }
 
 #[test]
+fn more_memory_than_there_is_room_for_is_the_hosts_fault() {
+    let files = Files::new();
+    expect(&files.run("--kernel VMLINUX --memory 16000T"), 3, &["cannot reserve 16000T", "smaller --memory"]);
+}
+
+#[test]
+fn output_that_cannot_be_written_is_said_and_a_reader_that_has_gone_is_not() {
+    for (command, expected) in [("doctor", 3), ("man", 3), ("completions bash", 3)] {
+        let script = format!("\"$0\" {command} >/dev/full");
+        let output = Command::new("sh").args(["-c", &script]).arg(mvm()).output().unwrap();
+        expect(&output, expected, &["cannot write to standard output", "No space left"]);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = Command::new(mvm()).args(command.split(' ')).stdout(writer).status().unwrap();
+        assert_eq!(status.code(), Some(0), "{command}");
+    }
+}
+
+#[test]
 fn help_pages_and_completions_name_every_flag() {
     let text = |arguments: &[&str]| {
         let output = run_mvm(arguments);

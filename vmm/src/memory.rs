@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
-use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::MemorySize;
@@ -27,9 +26,6 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
-    /// A region that vm-memory refuses.
-    #[error("cannot describe the guest's memory")]
-    Region(#[source] MmapRegionError),
     /// Regions that vm-memory refuses.
     #[error("cannot lay out the guest's memory")]
     Layout(#[source] vm_memory::GuestRegionCollectionError),
@@ -57,24 +53,26 @@ pub enum MemoryError {
 ///
 /// [`MemoryError::Reserve`] where the host refuses.
 pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
-    let regions = regions.iter().map(|(address, length)| reserve_region(*address, *length));
+    let size = MemorySize::from_bytes(regions.iter().map(|(_, length)| length).sum());
+    let regions = regions.iter().map(|(address, length)| {
+        reserve_region(*address, *length).map_err(|source| MemoryError::Reserve { size, source })
+    });
     let regions = regions.collect::<Result<Vec<_>, _>>()?;
     GuestMemoryMmap::from_regions(regions).map(Arc::new).map_err(MemoryError::Layout)
 }
 
-fn reserve_region(address: GuestAddress, length: u64) -> Result<GuestRegionMmap, MemoryError> {
-    let error = |source| MemoryError::Reserve { size: MemorySize::from_bytes(length), source };
-    let size = usize::try_from(length).map_err(|_| error(io::ErrorKind::OutOfMemory.into()))?;
+fn reserve_region(address: GuestAddress, length: u64) -> io::Result<GuestRegionMmap> {
+    let size = usize::try_from(length).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let start = map_aligned(size, protection, flags).map_err(error)?;
+    let start = map_aligned(size, protection, flags)?;
     // SAFETY: the range is a mapping of our own. Without huge pages in the host's kernel the call fails, and
     // nothing depends on it.
     unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
     // SAFETY: the mapping has `size` bytes and is never unmapped.
     let region = unsafe { MmapRegion::build_raw(start, size, protection, flags) };
-    let region = region.map_err(MemoryError::Region)?;
-    GuestRegionMmap::new(region, address).ok_or_else(|| error(io::ErrorKind::OutOfMemory.into()))
+    let region = region.map_err(io::Error::other)?;
+    GuestRegionMmap::new(region, address).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 /// Maps `size` bytes at a multiple of [`HUGE_PAGE`].
