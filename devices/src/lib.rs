@@ -8,6 +8,7 @@ pub mod bus;
 pub mod interrupt;
 pub mod legacy;
 pub mod machine;
+pub mod metrics;
 pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};

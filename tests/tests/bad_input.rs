@@ -158,7 +158,11 @@ fn too_many_disks_are_refused_by_number() {
             format!(" --disk {}", disk.display())
         })
         .collect();
-    expect(&files.run(&format!("--kernel VMLINUX{disks}")), 2, &["18 disks cannot be had", "at most 17"]);
+    expect(
+        &files.run(&format!("--kernel VMLINUX{disks}")),
+        2,
+        &["19 virtio devices cannot be had", "at most 18"],
+    );
 }
 
 /// The files stay as they were whatever was wrong.

@@ -1,7 +1,7 @@
 //! The devices of a VM: their places, their interrupts, and whom they report to.
 
 use std::io::{self, IsTerminal};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use devices::legacy::{BootMarker, Cmos, I8042, PowerRegisters, PvPanic, Serial};
 use devices::virtio::VirtioDevice;
@@ -149,25 +149,28 @@ impl<'a> Devices<'a> {
         Ok(())
     }
 
-    /// Adds a virtio device at the next free place and interrupt.
+    /// Adds a virtio device at the next free place and interrupt, and gives it back for what has to be said to it
+    /// while it runs.
     ///
     /// # Errors
     ///
     /// [`VmError`].
-    pub fn add_virtio<D: VirtioDevice + 'static>(&mut self, device: D) -> Result<(), VmError> {
+    pub fn add_virtio<D: VirtioDevice + 'static>(&mut self, device: D) -> Result<Arc<Mutex<D>>, VmError> {
         let index = self.virtio.len();
         let most = layout::VIRTIO_GSIS.len();
-        let gsi = *layout::VIRTIO_GSIS.get(index).ok_or(VmError::TooManyDisks { asked: index + 1, most })?;
+        let gsi =
+            *layout::VIRTIO_GSIS.get(index).ok_or(VmError::TooManyDevices { asked: index + 1, most })?;
         let base = layout::VIRTIO_MMIO + index as u64 * MMIO_LENGTH;
         let line = interrupt_line(self.vm, gsi)?;
         let transport = MmioTransport::new(device, self.memory.clone(), line)
             .map_err(VmError::host("make a virtio device"))?;
         self.tie_notifiers(base, transport.queue_notifiers())?;
         self.subscribers.push(Box::new(transport.events()));
+        let device = Arc::clone(transport.device());
         self.mmio.insert(base, MMIO_LENGTH, Arc::new(transport))?;
         let address = u32::try_from(base).unwrap_or(u32::MAX);
         self.virtio.push(VirtioMmioNode { address, gsi });
-        Ok(())
+        Ok(device)
     }
 
     /// Lets KVM turn a write of a queue's index to QueueNotify into an event, without an exit to user space.

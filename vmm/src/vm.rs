@@ -65,8 +65,8 @@ pub enum VmError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// More devices than there are interrupts for.
-    #[error("{asked} disks cannot be had: a VM has at most {most}")]
-    TooManyDisks {
+    #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
+    TooManyDevices {
         /// What was asked for.
         asked: usize,
         /// The most that a VM can have.
@@ -122,7 +122,7 @@ impl VmError {
             | Self::Load(_)
             | Self::Cmdline(_)
             | Self::Disk(_)
-            | Self::TooManyDisks { .. }
+            | Self::TooManyDevices { .. }
             | Self::Console(_)
             | Self::Acpi(_) => false,
         }
@@ -223,18 +223,21 @@ impl Vm {
 }
 
 fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId)>, VmError> {
+    check_device_count(config)?;
     let all = config.rootfs.iter().chain(&config.disks);
-    let asked = all.clone().count();
-    // One interrupt is for the entropy device.
-    let most = layout::VIRTIO_GSIS.len() - 1;
-    if asked > most {
-        return Err(VmError::TooManyDisks { asked, most });
-    }
     all.map(|disk| {
         let id = disk.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
         Ok((Disk::open(&disk.path, disk.read_only)?, id.unwrap_or_default()))
     })
     .collect()
+}
+
+/// Checks that there is an interrupt for each device, before any of them is opened.
+fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
+    // One is for the entropy device.
+    let asked = config.rootfs.iter().count() + config.disks.len() + 1;
+    let most = layout::VIRTIO_GSIS.len();
+    if asked > most { Err(VmError::TooManyDevices { asked, most }) } else { Ok(()) }
 }
 
 fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {

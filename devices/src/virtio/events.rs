@@ -26,18 +26,20 @@ impl<D: VirtioDevice> DeviceEvents<D> {
         Self { device, notifiers }
     }
 
-    /// The descriptors to watch, in the order of the numbers they are registered with: the queues' notifiers,
-    /// then what the device itself waits for.
-    fn descriptors(&self) -> Vec<RawFd> {
-        let mut descriptors: Vec<RawFd> = self.notifiers.iter().map(AsRawFd::as_raw_fd).collect();
-        descriptors.extend(lock(&self.device).wake_fds());
-        descriptors
+    /// The descriptors to watch, with the numbers they are registered with: the queues' notifiers from 0 on, but
+    /// for those that the device serves itself, then what the device itself waits for.
+    fn descriptors(&self) -> Vec<(u32, RawFd)> {
+        let device = lock(&self.device);
+        let watched = (0..).zip(self.notifiers.iter()).filter(|(index, _)| !device.serves_itself(*index));
+        let notifiers = watched.map(|(index, notifier)| (u32::from(index), notifier.as_raw_fd()));
+        let first_own = u32::try_from(self.notifiers.len()).unwrap_or(u32::MAX);
+        notifiers.chain((first_own..).zip(device.wake_fds())).collect()
     }
 }
 
 impl<D: VirtioDevice> MutEventSubscriber for DeviceEvents<D> {
     fn init(&mut self, ops: &mut EventOps) {
-        for (number, descriptor) in (0..).zip(self.descriptors()) {
+        for (number, descriptor) in self.descriptors() {
             if let Err(error) = ops.add(Events::with_data_raw(descriptor, number, EventSet::IN)) {
                 tracing::error!(%error, "cannot watch a descriptor of a virtio device");
             }

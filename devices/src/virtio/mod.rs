@@ -12,6 +12,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::metrics::Metrics;
 
 pub mod block;
 pub mod events;
@@ -42,6 +45,9 @@ pub struct Activation {
     /// A queue for each of [`VirtioDevice::queue_sizes`], checked by the transport: the driver enabled it and
     /// its rings lie in guest memory. Queues that the driver left disabled are `None`.
     pub queues: Vec<Option<Queue>>,
+    /// The notifier of each queue, for those that the device serves itself (see
+    /// [`VirtioDevice::serves_itself`]). The same for the device's life.
+    pub notifiers: Arc<[EventFd]>,
     /// The feature bits that driver and device agreed on.
     pub features: u64,
     /// Raises the device's interrupts.
@@ -87,6 +93,12 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
     /// The driver made buffers available on queue `index`. Called for an inactive device too.
     fn queue_notified(&mut self, index: u16);
+    /// Whether queue `index` is served by a thread of the device's own or by another process, which waits for the
+    /// queue's notifier. Then the event loop leaves the notifier alone, and
+    /// [`queue_notified`](Self::queue_notified) is not called for it. The same for the device's life.
+    fn serves_itself(&self, _index: u16) -> bool {
+        false
+    }
     /// File descriptors of the device's own that wake it when they become readable; they stay the same for
     /// the device's life.
     fn wake_fds(&self) -> Vec<RawFd> {
@@ -94,6 +106,8 @@ pub trait VirtioDevice: Send {
     }
     /// The descriptor at `index` of [`wake_fds`](Self::wake_fds) is readable; the device reads it empty.
     fn woken(&mut self, _index: usize) {}
+    /// What the device counts; the same counters for the device's life.
+    fn metrics(&self) -> Arc<dyn Metrics>;
     /// What a snapshot has to know.
     fn state(&self) -> Self::State;
 }

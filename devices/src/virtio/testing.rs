@@ -6,15 +6,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Activation, VirtioInterrupt};
 
-/// Guest memory: two regions side by side, then a hole, then a third.
-pub(crate) const REGIONS: [(u64, usize); 3] = [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0x100_0000, 0x2_0000)];
-/// Where the rings are; buffers are best kept above.
-const TABLE: u64 = 0x1000;
-const AVAILABLE: u64 = 0x3000;
-const USED: u64 = 0x4000;
+/// Guest memory: two regions side by side, then a hole, then a third; the fourth has the rings of further queues.
+pub(crate) const REGIONS: [(u64, usize); 4] =
+    [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0x100_0000, 0x2_0000), (FURTHER_RINGS, 0x4_0000)];
+const FURTHER_RINGS: u64 = 0x200_0000;
+/// Where the first queue's rings are, and what is where in them; buffers are best kept above.
+const RINGS: u64 = 0x1000;
+const TABLE: u64 = 0;
+const AVAILABLE: u64 = 0x2000;
+const USED: u64 = 0x3000;
+const RINGS_LENGTH: u64 = 0x5000;
 /// The first address that no ring uses.
 pub(crate) const FREE: u64 = 0x6000;
 
@@ -43,6 +48,7 @@ pub(crate) struct Counters {
     pub(crate) used: AtomicUsize,
     pub(crate) needs_reset: AtomicUsize,
     pub(crate) again: AtomicUsize,
+    pub(crate) config_changed: AtomicUsize,
 }
 
 impl Counters {
@@ -62,7 +68,9 @@ impl VirtioInterrupt for Counters {
     fn queue_used(&self, _index: u16) {
         self.used.fetch_add(1, Ordering::SeqCst);
     }
-    fn config_changed(&self) {}
+    fn config_changed(&self) {
+        self.config_changed.fetch_add(1, Ordering::SeqCst);
+    }
     fn needs_reset(&self) {
         self.needs_reset.fetch_add(1, Ordering::SeqCst);
     }
@@ -80,10 +88,13 @@ pub(crate) struct Descriptor {
     pub(crate) next: u16,
 }
 
-/// A driver with one queue.
+/// A driver of one queue.
 pub(crate) struct Driver {
+    rings: u64,
     pub(crate) memory: Arc<GuestMemoryMmap>,
     pub(crate) counters: Arc<Counters>,
+    /// Wakes a device that serves the queue itself.
+    pub(crate) notifier: EventFd,
     size: u16,
     next_descriptor: u16,
     next_available: u16,
@@ -94,8 +105,10 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(size: u16) -> Self {
         Self {
+            rings: RINGS,
             memory: memory(),
             counters: Arc::default(),
+            notifier: EventFd::new(EFD_NONBLOCK).unwrap(),
             size,
             next_descriptor: 0,
             next_available: 0,
@@ -108,21 +121,49 @@ impl Driver {
         Self { event_idx: true, ..Self::new(size) }
     }
 
+    /// A driver of several queues of these sizes, in one memory and with one set of counters.
+    pub(crate) fn several(sizes: &[u16]) -> Vec<Self> {
+        let first = Self::new(16);
+        let (memory, counters) = (&first.memory, &first.counters);
+        let rings = (0..).map(|index: u64| match index {
+            0 => RINGS,
+            index => FURTHER_RINGS + (index - 1) * RINGS_LENGTH,
+        });
+        let queue = |(&size, rings)| Self {
+            rings,
+            memory: memory.clone(),
+            counters: counters.clone(),
+            ..Self::new(size)
+        };
+        sizes.iter().zip(rings).map(queue).collect()
+    }
+
     pub(crate) fn activation(&self, features: u64) -> Activation {
+        Self::activation_of(std::slice::from_ref(self), features)
+    }
+
+    /// What a device gets whose queues are those of `drivers`.
+    pub(crate) fn activation_of(drivers: &[Self], features: u64) -> Activation {
+        let [first, ..] = drivers else { panic!("a driver has a queue") };
+        Activation {
+            memory: first.memory.clone(),
+            queues: drivers.iter().map(|driver| Some(driver.queue())).collect(),
+            notifiers: drivers.iter().map(|driver| driver.notifier.try_clone().unwrap()).collect(),
+            features,
+            interrupt: first.counters.clone(),
+        }
+    }
+
+    fn queue(&self) -> Queue {
         let mut queue = Queue::new(self.size).unwrap();
         queue.try_set_size(self.size).unwrap();
-        queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
-        queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
-        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(self.rings + TABLE)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(self.rings + AVAILABLE)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(self.rings + USED)).unwrap();
         queue.set_event_idx(self.event_idx);
         queue.set_ready(true);
         assert!(queue.is_valid(&*self.memory));
-        Activation {
-            memory: self.memory.clone(),
-            queues: vec![Some(queue)],
-            features,
-            interrupt: self.counters.clone(),
-        }
+        queue
     }
 
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
@@ -151,33 +192,36 @@ impl Driver {
 
     /// Writes `descriptor` to the queue's own table.
     pub(crate) fn describe_own(&self, index: u16, descriptor: Descriptor) {
-        self.describe(TABLE, index, descriptor);
+        self.describe(self.rings + TABLE, index, descriptor);
     }
 
     /// Makes the chain at `head` available.
     pub(crate) fn make_available(&mut self, head: u16) {
-        self.write(AVAILABLE + 4 + 2 * u64::from(self.next_available % self.size), &head.to_le_bytes());
+        self.write(
+            self.rings + AVAILABLE + 4 + 2 * u64::from(self.next_available % self.size),
+            &head.to_le_bytes(),
+        );
         self.next_available = self.next_available.wrapping_add(1);
         self.set_available_index(self.next_available);
     }
 
     pub(crate) fn set_available_index(&mut self, index: u16) {
         self.next_available = index;
-        self.write(AVAILABLE + 2, &index.to_le_bytes());
+        self.write(self.rings + AVAILABLE + 2, &index.to_le_bytes());
     }
 
     pub(crate) fn set_available_flags(&self, flags: u16) {
-        self.write(AVAILABLE, &flags.to_le_bytes());
+        self.write(self.rings + AVAILABLE, &flags.to_le_bytes());
     }
 
     /// Asks for an interrupt when the used index passes `index`.
     pub(crate) fn set_used_event(&self, index: u16) {
-        self.write(AVAILABLE + 4 + 2 * u64::from(self.size), &index.to_le_bytes());
+        self.write(self.rings + AVAILABLE + 4 + 2 * u64::from(self.size), &index.to_le_bytes());
     }
 
     /// The available index from which on the device wants to be notified.
     pub(crate) fn available_event(&self) -> u16 {
-        self.read_u16(USED + 4 + 8 * u64::from(self.size))
+        self.read_u16(self.rings + USED + 4 + 8 * u64::from(self.size))
     }
 
     /// Makes a chain of `buffers` (address, length, flags) available, and gives its head.
@@ -205,14 +249,14 @@ impl Driver {
 
     /// The count of used chains that were not taken yet.
     pub(crate) fn used_count(&self) -> u16 {
-        self.read_u16(USED + 2).wrapping_sub(self.next_used)
+        self.read_u16(self.rings + USED + 2).wrapping_sub(self.next_used)
     }
 
     /// Takes all used chains: head and written length.
     pub(crate) fn take_used(&mut self) -> Vec<(u32, u32)> {
         let mut used = Vec::new();
         while self.used_count() > 0 {
-            let at = USED + 4 + 8 * u64::from(self.next_used % self.size);
+            let at = self.rings + USED + 4 + 8 * u64::from(self.next_used % self.size);
             used.push((
                 self.memory.read_obj(GuestAddress(at)).unwrap(),
                 self.memory.read_obj(GuestAddress(at + 4)).unwrap(),
@@ -224,7 +268,8 @@ impl Driver {
 
     /// Where the device may write of itself: the used ring.
     pub(crate) fn used_ring(&self) -> std::ops::Range<u64> {
-        USED..USED + 6 + 8 * u64::from(self.size)
+        let used = self.rings + USED;
+        used..used + 6 + 8 * u64::from(self.size)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -13,6 +14,7 @@ use super::config;
 use super::disk::{Disk, DiskId};
 use super::engine::Engine;
 use super::worker::Worker;
+use crate::metrics::Metrics;
 
 /// The one queue (5.2.2).
 const REQUESTS: u16 = 0;
@@ -27,6 +29,16 @@ pub struct BlockState {
     pub read_only: bool,
 }
 
+crate::metrics! {
+    /// What a block device counts.
+    pub struct BlockMetrics {
+        /// Requests taken from the queue.
+        request_operations,
+        /// Requests answered with an error.
+        failed_operations,
+    }
+}
+
 /// How a device gets its engine: the disk's, woken through the eventfd.
 type OpenEngine = fn(&Disk, &EventFd) -> Engine;
 
@@ -38,6 +50,7 @@ pub struct Block {
     id: DiskId,
     completions: EventFd,
     open_engine: OpenEngine,
+    metrics: Arc<BlockMetrics>,
 }
 
 impl Block {
@@ -51,7 +64,8 @@ impl Block {
     }
 
     pub(super) fn with_engine(disk: Disk, id: DiskId, open_engine: OpenEngine) -> io::Result<Self> {
-        Ok(Self { worker: None, disk, id, completions: EventFd::new(EFD_NONBLOCK)?, open_engine })
+        let (completions, metrics) = (EventFd::new(EFD_NONBLOCK)?, Arc::default());
+        Ok(Self { worker: None, disk, id, completions, open_engine, metrics })
     }
 }
 
@@ -80,7 +94,7 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let engine = (self.open_engine)(&self.disk, &self.completions);
-        self.worker = Some(Worker::new(activation, REQUESTS, engine)?);
+        self.worker = Some(Worker::new(activation, REQUESTS, engine, self.metrics.clone())?);
         Ok(())
     }
 
@@ -104,6 +118,10 @@ impl VirtioDevice for Block {
         if let Some(worker) = &mut self.worker {
             worker.turn(&self.disk, &self.id);
         }
+    }
+
+    fn metrics(&self) -> Arc<dyn Metrics> {
+        self.metrics.clone()
     }
 
     fn state(&self) -> BlockState {

@@ -1,10 +1,13 @@
 //! A device at work: takes requests from the queue, brings them to the engine, and answers them.
 
+use std::sync::Arc;
+
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::queue::{ActiveQueue, Chain};
 use super::super::{ActivateError, Activation};
+use super::device::BlockMetrics;
 use super::disk::{Disk, DiskId};
 use super::engine::{Completion, Engine, MAX_IN_FLIGHT};
 use super::request::{Action, Request, Status};
@@ -20,6 +23,7 @@ pub(super) struct Worker {
     chain: Chain,
     /// The driver didn't accept FLUSH: a write has to be durable when it is answered (5.2.6.2).
     write_through: bool,
+    metrics: Arc<BlockMetrics>,
 }
 
 impl Worker {
@@ -28,7 +32,12 @@ impl Worker {
     /// # Errors
     ///
     /// The queue isn't there.
-    pub(super) fn new(mut activation: Activation, index: u16, engine: Engine) -> Result<Self, ActivateError> {
+    pub(super) fn new(
+        mut activation: Activation,
+        index: u16,
+        engine: Engine,
+        metrics: Arc<BlockMetrics>,
+    ) -> Result<Self, ActivateError> {
         Ok(Self {
             queue: ActiveQueue::take(&mut activation, index)?,
             engine,
@@ -36,6 +45,7 @@ impl Worker {
             free: Vec::new(),
             chain: Chain::default(),
             write_through: activation.features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
+            metrics,
         })
     }
 
@@ -79,6 +89,7 @@ impl Worker {
     /// Starts the request in `self.chain`, or answers it.
     fn start(&mut self, disk: &Disk, id: &DiskId) {
         let head = self.chain.head;
+        self.metrics.request_operations.increment();
         let Some(request) = Request::parse(&mut self.chain, self.queue.memory(), disk) else {
             self.queue.unanswerable(head);
             return;
@@ -144,6 +155,9 @@ impl Worker {
 
     /// Writes the status byte and gives the chain back; `written` bytes of data went before it.
     fn answer(&mut self, head: u16, place: GuestAddress, status: Status, written: u64) {
+        if status != Status::Ok {
+            self.metrics.failed_operations.increment();
+        }
         // The place is in memory: that was checked with the chain.
         let _ = self.queue.memory().write_obj(status.byte(), place);
         self.queue.add_used(head, u32::try_from(written + 1).unwrap_or(u32::MAX));

@@ -201,6 +201,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         let activation = Activation {
             memory: Arc::clone(&self.memory),
             queues,
+            notifiers: Arc::clone(&self.notifiers),
             features: registers.driver_features(),
             interrupt: Arc::clone(&self.signals) as Arc<dyn VirtioInterrupt>,
         };

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use virtio_queue::{Queue, QueueT};
 
 use super::*;
+use crate::metrics::Metrics;
 use crate::virtio::ActivateError;
 use crate::virtio::testing;
 
@@ -15,6 +16,10 @@ const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
 const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
+
+crate::metrics! {
+    struct ProbeMetrics { notifications, }
+}
 
 /// Remembers what it's told.
 struct Probe {
@@ -87,6 +92,9 @@ impl VirtioDevice for Probe {
     fn woken(&mut self, index: usize) {
         drain(&self.wake);
         self.woken.push(index);
+    }
+    fn metrics(&self) -> Arc<dyn Metrics> {
+        Arc::new(ProbeMetrics::default())
     }
     fn state(&self) {}
 }

@@ -1,5 +1,7 @@
 //! Random bytes of the host for the guest.
 
+use std::sync::Arc;
+
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::super::queue::{ActiveQueue, Chain};
 use super::super::{ActivateError, Activation, VirtioDevice};
+use crate::metrics::Metrics;
 
 /// The requests queue (5.4.2).
 const REQUESTS: u16 = 0;
@@ -22,10 +25,21 @@ const PIECE: usize = 256;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RngState {}
 
+crate::metrics! {
+    /// What an entropy device counts.
+    pub struct RngMetrics {
+        /// Requests answered.
+        request_operations,
+        /// Random bytes given.
+        random_bytes,
+    }
+}
+
 /// An entropy device.
 #[derive(Default)]
 pub struct Rng {
     requests: Option<ActiveQueue>,
+    metrics: Arc<RngMetrics>,
 }
 
 impl Rng {
@@ -92,8 +106,14 @@ impl VirtioDevice for Rng {
             let head = chain.head;
             let written = answer(&mut chain, queue.memory());
             queue.add_used(head, written);
+            self.metrics.request_operations.increment();
+            self.metrics.random_bytes.add(written.into());
         }
         queue.end_turn();
+    }
+
+    fn metrics(&self) -> Arc<dyn Metrics> {
+        self.metrics.clone()
     }
 
     fn state(&self) -> RngState {

@@ -1,0 +1,107 @@
+//! Disks.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use devices::virtio::block::DiskId;
+use serde::{Deserialize, Serialize};
+
+use super::words::{double_commas, split_at_single_commas};
+use super::{ConfigError, serde_as_text};
+
+/// A disk of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DiskConfig {
+    /// A raw image or a block device.
+    pub path: PathBuf,
+    /// The guest may only read it.
+    pub read_only: bool,
+    /// The serial number that the guest reads (see [`DiskId`]).
+    pub id: Option<String>,
+}
+
+impl FromStr for DiskConfig {
+    type Err = ConfigError;
+
+    /// Reads `PATH[,readonly][,id=NAME]`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut words = split_at_single_commas(text).into_iter();
+        let path = words.next().filter(|path| !path.is_empty()).ok_or(ConfigError::DiskPath)?;
+        let mut disk = Self { path: path.into(), read_only: false, id: None };
+        for word in words {
+            match word.split_once('=') {
+                None if word == "readonly" => disk.read_only = true,
+                Some(("id", id)) => {
+                    DiskId::new(id)?;
+                    disk.id = Some(id.to_owned());
+                }
+                _ => return Err(ConfigError::DiskOption(word)),
+            }
+        }
+        Ok(disk)
+    }
+}
+
+impl fmt::Display for DiskConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", double_commas(&self.path.to_string_lossy()))?;
+        if self.read_only {
+            write!(f, ",readonly")?;
+        }
+        if let Some(id) = &self.id {
+            write!(f, ",id={id}")?;
+        }
+        Ok(())
+    }
+}
+
+serde_as_text!(DiskConfig);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn disk(path: &str, read_only: bool, id: Option<&str>) -> DiskConfig {
+        DiskConfig { path: path.into(), read_only, id: id.map(str::to_owned) }
+    }
+
+    #[rstest]
+    #[case("a.img", disk("a.img", false, None))]
+    #[case("a.img,readonly", disk("a.img", true, None))]
+    #[case("a.img,id=x-y,readonly", disk("a.img", true, Some("x-y")))]
+    #[case("a,,b.img,readonly", disk("a,b.img", true, None))]
+    fn disks_are_read(#[case] text: &str, #[case] expected: DiskConfig) {
+        assert_eq!(text.parse(), Ok(expected));
+    }
+
+    #[rstest]
+    #[case("", ConfigError::DiskPath)]
+    #[case(",readonly", ConfigError::DiskPath)]
+    #[case("a.img,ro", ConfigError::DiskOption("ro".into()))]
+    #[case("a.img,", ConfigError::DiskOption("".into()))]
+    #[case("a.img,readonly=yes", ConfigError::DiskOption("readonly=yes".into()))]
+    fn what_is_no_disk_is_refused(#[case] text: &str, #[case] expected: ConfigError) {
+        assert_eq!(text.parse::<DiskConfig>(), Err(expected));
+    }
+
+    #[rstest]
+    #[case("a.img,id=")]
+    #[case("a.img,id=123456789012345678901")]
+    #[case("a.img,id=é")]
+    fn an_id_that_no_guest_could_read_is_refused(#[case] text: &str) {
+        assert!(matches!(text.parse::<DiskConfig>(), Err(ConfigError::DiskId(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn a_disk_reads_back_as_written(path in "[a-z,./ ]{1,12}", read_only: bool, id in proptest::option::of("[a-z0-9._-]{1,20}")) {
+            let disk = DiskConfig { path: path.into(), read_only, id };
+            prop_assert_eq!(disk.to_string().parse(), Ok(disk));
+        }
+    }
+}
