@@ -64,8 +64,9 @@ pub struct BootOptions {
     #[arg(long, value_name = "PATH[,readonly]")]
     pub rootfs: Option<DiskConfig>,
 
-    /// A further disk: a raw image or a block device; may be given more than once
-    #[arg(long, value_name = "PATH[,readonly][,id=ID]")]
+    /// A further disk: a raw image or a block device; may be given more than once. RATE is what there may be in a
+    /// second, and at once after a pause: 50M or 50M:200M of bytes, 1000 or 1000:5000 of requests
+    #[arg(long, value_name = "PATH[,readonly][,id=ID][,limit-bandwidth=RATE][,limit-iops=RATE]")]
     #[serde(default)]
     pub disk: Vec<DiskConfig>,
 

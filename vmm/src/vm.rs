@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use devices::BusError;
 use devices::virtio::block::{Block, Disk, DiskError, DiskId};
+use devices::virtio::rate_limit::RateLimits;
 use devices::virtio::rng::Rng;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::kvm_userspace_memory_region;
@@ -178,8 +179,8 @@ impl Vm {
         devices.add_legacy()?;
         let terminal = devices.add_console(config, sink, &exit)?;
         devices.add_power_button(&exit)?;
-        for (disk, id) in disks {
-            devices.add_virtio(Block::new(disk, id).map_err(VmError::host("make a disk"))?)?;
+        for (disk, id, limits) in disks {
+            devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
         }
         devices.add_virtio(Rng::new())?;
         let Devices { ports, mmio, virtio, subscribers, .. } = devices;
@@ -222,12 +223,12 @@ impl Vm {
     }
 }
 
-fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId)>, VmError> {
+fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmError> {
     check_device_count(config)?;
     let all = config.rootfs.iter().chain(&config.disks);
     all.map(|disk| {
         let id = disk.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
-        Ok((Disk::open(&disk.path, disk.read_only)?, id.unwrap_or_default()))
+        Ok((Disk::open(&disk.path, disk.read_only)?, id.unwrap_or_default(), disk.limits))
     })
     .collect()
 }

@@ -21,6 +21,7 @@ pub mod events;
 mod iovecs;
 pub mod mmio;
 mod queue;
+pub mod rate_limit;
 pub mod rng;
 #[cfg(test)]
 mod testing;

@@ -216,6 +216,12 @@ impl ActiveQueue {
         }
     }
 
+    /// Whether there is a chain to take.
+    pub(super) fn has_available(&self) -> bool {
+        let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        !self.broken && available.is_ok_and(|index| index.0 != self.queue.next_avail())
+    }
+
     /// Takes the next chain; false, where there is none for this turn. Where the queue is empty, the driver
     /// will notify the device of the next chain.
     pub(super) fn pop(&mut self, chain: &mut Chain) -> bool {

@@ -273,11 +273,19 @@ impl Driver {
     }
 }
 
-/// Waits until `fd` is readable; a device that has not come to its end after ten seconds never will.
-pub(crate) fn wait_readable(fd: std::os::fd::RawFd) {
-    // SAFETY: the descriptor belongs to a device that the test holds.
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+/// Waits until one of `fds` is readable and gives its index; a device that has not come to its end after ten seconds
+/// never will.
+pub(crate) fn wait_any_readable(fds: &[std::os::fd::RawFd]) -> usize {
+    // SAFETY: the descriptors belong to a device that the test holds.
+    let fds: Vec<_> = fds.iter().map(|&fd| unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }).collect();
+    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
-    let ready = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap();
-    assert_eq!(ready, 1, "the device never answered");
+    poll(&mut polled, Some(&timeout)).unwrap();
+    let ready = polled.iter().position(|fd| fd.revents().contains(PollFlags::IN));
+    ready.expect("the device never answered")
+}
+
+/// Waits until `fd` is readable.
+pub(crate) fn wait_readable(fd: std::os::fd::RawFd) {
+    wait_any_readable(&[fd]);
 }

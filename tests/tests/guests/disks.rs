@@ -54,6 +54,31 @@ fn large_and_small_requests_carry_the_right_bytes_both_ways() {
     assert!(fs::read(&disk).unwrap() == expected, "the copy is not the original");
 }
 
+#[test]
+fn a_limit_holds_however_much_the_guest_asks_for() {
+    let directory = directory();
+    let disk = sparse_file(directory.path(), "disk", 64 << 20);
+    // Four MiB at one a second, of which the first is there at once; then 60 requests at 20 a second.
+    for (options, script) in [
+        (",limit-bandwidth=1M:1M", "dd if=$disk of=/dev/null bs=64k count=64 iflag=direct 2>/dev/null"),
+        (
+            ",limit-iops=20:1",
+            "for i in $(seq 60); do dd if=$disk of=/dev/null bs=4k count=1 skip=$((i * 200)) 2>/dev/null; done",
+        ),
+    ] {
+        let boot = Boot::new().flag("--disk", format!("{},id=data{options}", disk.display()));
+        let mut guest =
+            boot.script(&format!("{FIND}\necho limit-begins; {script}; echo limit-ends=$?")).start();
+        guest.close_input();
+        guest.wait_for("limit-begins");
+        let start = std::time::Instant::now();
+        guest.wait_for("limit-ends=0");
+        let taken = start.elapsed();
+        guest.finish().expect_code(0);
+        assert!(taken.as_secs_f64() > 2.5, "{options}: {taken:?}");
+    }
+}
+
 fn sha256(bytes: &[u8]) -> String {
     use std::io::Write;
     use std::process::{Command, Stdio};

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use devices::virtio::block::DiskId;
+use devices::virtio::rate_limit::RateLimits;
 use serde::{Deserialize, Serialize};
 
+use super::limit::{Bandwidth, Rate};
 use super::words::{double_commas, split_at_single_commas};
 use super::{ConfigError, serde_as_text};
 
@@ -20,16 +22,19 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// The serial number that the guest reads (see [`DiskId`]).
     pub id: Option<String>,
+    /// How much the guest may read and write, both together.
+    pub limits: RateLimits,
 }
 
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH[,readonly][,id=NAME]`.
+    /// Reads `PATH[,readonly][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut words = split_at_single_commas(text).into_iter();
         let path = words.next().filter(|path| !path.is_empty()).ok_or(ConfigError::DiskPath)?;
-        let mut disk = Self { path: path.into(), read_only: false, id: None };
+        let limits = RateLimits::default();
+        let mut disk = Self { path: path.into(), read_only: false, id: None, limits };
         for word in words {
             match word.split_once('=') {
                 None if word == "readonly" => disk.read_only = true,
@@ -37,6 +42,10 @@ impl FromStr for DiskConfig {
                     DiskId::new(id)?;
                     disk.id = Some(id.to_owned());
                 }
+                Some(("limit-bandwidth", rate)) => {
+                    disk.limits.bandwidth = Some(rate.parse::<Bandwidth>()?.0);
+                }
+                Some(("limit-iops", rate)) => disk.limits.operations = Some(rate.parse::<Rate>()?.0),
                 _ => return Err(ConfigError::DiskOption(word)),
             }
         }
@@ -53,6 +62,12 @@ impl fmt::Display for DiskConfig {
         if let Some(id) = &self.id {
             write!(f, ",id={id}")?;
         }
+        if let Some(limit) = self.limits.bandwidth {
+            write!(f, ",limit-bandwidth={}", Bandwidth(limit))?;
+        }
+        if let Some(limit) = self.limits.operations {
+            write!(f, ",limit-iops={}", Rate(limit))?;
+        }
         Ok(())
     }
 }
@@ -61,13 +76,14 @@ serde_as_text!(DiskConfig);
 
 #[cfg(test)]
 mod tests {
+    use devices::virtio::rate_limit::Limit;
     use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
 
     fn disk(path: &str, read_only: bool, id: Option<&str>) -> DiskConfig {
-        DiskConfig { path: path.into(), read_only, id: id.map(str::to_owned) }
+        DiskConfig { path: path.into(), read_only, id: id.map(str::to_owned), limits: RateLimits::default() }
     }
 
     #[rstest]
@@ -99,8 +115,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_disk_reads_back_as_written(path in "[a-z,./ ]{1,12}", read_only: bool, id in proptest::option::of("[a-z0-9._-]{1,20}")) {
-            let disk = DiskConfig { path: path.into(), read_only, id };
+        fn a_disk_reads_back_as_written(path in "[a-z,./ ]{1,12}", read_only: bool, id in proptest::option::of("[a-z0-9._-]{1,20}"), bandwidth: Option<u64>, operations: Option<u64>) {
+            let limit = |count: Option<u64>| {
+                let count = count.and_then(std::num::NonZeroU64::new)?;
+                Some(Limit { per_second: count, burst: count })
+            };
+            let limits = RateLimits { bandwidth: limit(bandwidth), operations: limit(operations) };
+            let disk = DiskConfig { path: path.into(), read_only, id, limits };
             prop_assert_eq!(disk.to_string().parse(), Ok(disk));
         }
     }

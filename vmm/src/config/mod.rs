@@ -2,6 +2,7 @@
 
 mod console;
 mod disk;
+mod limit;
 mod size;
 mod words;
 
@@ -12,6 +13,7 @@ use thiserror::Error;
 
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
+pub use limit::{Bandwidth, Rate};
 pub use size::MemorySize;
 
 /// A whole VM.
@@ -59,14 +61,25 @@ pub enum ConfigError {
     #[error("{0} CPUs cannot be had: give 1 to {MAX_CPUS}")]
     Cpus(u32),
     /// A disk without a path.
-    #[error("a disk needs a path: PATH[,readonly][,id=NAME]")]
+    #[error("a disk needs a path: PATH[,readonly][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]")]
     DiskPath,
     /// An unknown word behind a disk's path.
-    #[error("{0:?} is no option of a disk: there are readonly and id=NAME (a comma in a path is written ,,)")]
+    #[error(
+        "{0:?} is no option of a disk: there are readonly, id=NAME, limit-bandwidth=RATE and limit-iops=RATE \
+         (a comma in a path is written ,,)"
+    )]
     DiskOption(String),
     /// A disk's serial number that a driver could not read.
     #[error(transparent)]
     DiskId(#[from] DiskIdError),
+    /// A rate that is no number.
+    #[error(
+        "{0:?} is no rate: write how many there may be in a second, as in 1000, or 1000:5000 with a burst"
+    )]
+    NotARate(String),
+    /// A limit that lets nothing pass.
+    #[error("a limit of {0:?} would let nothing pass: leave it out where there is to be no limit")]
+    ZeroLimit(String),
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,

@@ -33,6 +33,19 @@ impl MemorySize {
     pub const fn bytes(self) -> u64 {
         self.0
     }
+
+    /// The size as one word that reads back as the same.
+    pub(super) fn word(self) -> String {
+        match self.unit() {
+            Some((name, unit)) => format!("{}{name}", self.0 / unit),
+            None => self.0.to_string(),
+        }
+    }
+
+    /// The largest unit of which it is a multiple.
+    fn unit(self) -> Option<&'static (char, u64)> {
+        UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit))
+    }
 }
 
 impl FromStr for MemorySize {
@@ -61,10 +74,8 @@ impl FromStr for MemorySize {
 
 impl fmt::Display for MemorySize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
-            Some((name, unit)) => write!(f, "{}{name}", self.0 / unit),
-            None => write!(f, "{} bytes", self.0),
-        }
+        f.write_str(&self.word())?;
+        if self.unit().is_none() { f.write_str(" bytes") } else { Ok(()) }
     }
 }
 

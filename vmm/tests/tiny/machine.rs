@@ -107,7 +107,7 @@ impl Machine {
     /// Gives the guest a disk with `content`.
     pub(super) fn disk(mut self, name: &str, content: &[u8]) -> Self {
         let path = self.file(name, content);
-        self.config.disks.push(DiskConfig { path, read_only: false, id: None });
+        self.config.disks.push(DiskConfig { path, read_only: false, id: None, limits: Default::default() });
         self
     }
 

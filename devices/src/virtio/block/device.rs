@@ -1,24 +1,28 @@
 //! The device: from chains in the queue to I/O and back.
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::{io, iter};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::events::drain;
+use super::super::rate_limit::{RateLimiter, RateLimits};
 use super::super::{ActivateError, Activation, VirtioDevice};
 use super::config;
 use super::disk::{Disk, DiskId};
 use super::engine::Engine;
+use super::metrics::BlockMetrics;
 use super::worker::Worker;
 use crate::metrics::Metrics;
 
 /// The one queue (5.2.2).
 const REQUESTS: u16 = 0;
 const QUEUE_SIZES: [u16; 1] = [256];
+/// Which of the descriptors that wake the device says that operations completed; the other is the limiter's timer.
+const COMPLETIONS: usize = 0;
 
 /// What a snapshot has to know of a block device, so that its disk is recognized.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,16 +31,6 @@ pub struct BlockState {
     pub sectors: u64,
     /// Whether the guest may only read.
     pub read_only: bool,
-}
-
-crate::metrics! {
-    /// What a block device counts.
-    pub struct BlockMetrics {
-        /// Requests taken from the queue.
-        request_operations,
-        /// Requests answered with an error.
-        failed_operations,
-    }
 }
 
 /// How a device gets its engine: the disk's, woken through the eventfd.
@@ -50,22 +44,37 @@ pub struct Block {
     id: DiskId,
     completions: EventFd,
     open_engine: OpenEngine,
+    /// It goes on through resets: a guest must not get a full bucket by a reset.
+    limiter: RateLimiter,
     metrics: Arc<BlockMetrics>,
 }
 
 impl Block {
-    /// Makes a device of `disk`, which tells the guest that it is called `id`.
+    /// Makes a device of `disk`, which tells the guest that it is called `id`. Data that is read, written or zeroed
+    /// counts for the bandwidth of `limits`, each request for their operations.
     ///
     /// # Errors
     ///
-    /// Those of eventfd creation: the process has no descriptor left.
-    pub fn new(disk: Disk, id: DiskId) -> io::Result<Self> {
-        Self::with_engine(disk, id, Engine::open)
+    /// Those of eventfd and timer creation: the process has no descriptor left.
+    pub fn new(disk: Disk, id: DiskId, limits: RateLimits) -> io::Result<Self> {
+        Self::with_engine(disk, id, limits, Engine::open)
     }
 
-    pub(super) fn with_engine(disk: Disk, id: DiskId, open_engine: OpenEngine) -> io::Result<Self> {
+    pub(super) fn with_engine(
+        disk: Disk,
+        id: DiskId,
+        limits: RateLimits,
+        open_engine: OpenEngine,
+    ) -> io::Result<Self> {
         let (completions, metrics) = (EventFd::new(EFD_NONBLOCK)?, Arc::default());
-        Ok(Self { worker: None, disk, id, completions, open_engine, metrics })
+        let limiter = RateLimiter::new(limits)?;
+        Ok(Self { worker: None, disk, id, completions, open_engine, limiter, metrics })
+    }
+
+    fn turn(&mut self) {
+        if let Some(worker) = &mut self.worker {
+            worker.turn(&self.disk, &self.id, &mut self.limiter);
+        }
     }
 }
 
@@ -104,20 +113,22 @@ impl VirtioDevice for Block {
     }
 
     fn queue_notified(&mut self, _index: u16) {
-        if let Some(worker) = &mut self.worker {
-            worker.turn(&self.disk, &self.id);
+        // While requests wait for the rate limit there is nothing to begin, and completions come by themselves.
+        if !self.limiter.is_waiting() {
+            self.turn();
         }
     }
 
     fn wake_fds(&self) -> Vec<RawFd> {
-        vec![self.completions.as_raw_fd()]
+        iter::once(self.completions.as_raw_fd()).chain(self.limiter.timer()).collect()
     }
 
-    fn woken(&mut self, _index: usize) {
-        drain(&self.completions);
-        if let Some(worker) = &mut self.worker {
-            worker.turn(&self.disk, &self.id);
+    fn woken(&mut self, index: usize) {
+        match index {
+            COMPLETIONS => drain(&self.completions),
+            _ => self.limiter.timer_expired(),
         }
+        self.turn();
     }
 
     fn metrics(&self) -> Arc<dyn Metrics> {

@@ -4,6 +4,7 @@ mod config;
 mod device;
 mod disk;
 mod engine;
+mod metrics;
 mod request;
 #[cfg(test)]
 mod tests;

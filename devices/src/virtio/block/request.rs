@@ -72,6 +72,18 @@ pub(super) enum Action {
     },
 }
 
+impl Action {
+    /// The bytes of data that the host moves for it; to free a range moves none.
+    pub(super) fn data_bytes(self) -> u64 {
+        match self {
+            Self::Read(range) | Self::Write(range) | Self::WriteZeroes { range, unmap: false } => {
+                range.length
+            }
+            Self::Discard(_) | Self::WriteZeroes { unmap: true, .. } | Self::Flush | Self::GetId => 0,
+        }
+    }
+}
+
 /// A request and where its answer goes. What it transfers is what is left in the chain.
 pub(super) struct Request {
     /// Where the status byte is.

@@ -41,6 +41,8 @@ enum Work {
 pub(super) struct Transfer {
     pub(super) head: u16,
     pub(super) status: GuestAddress,
+    /// What the driver asked for.
+    pub(super) action: Action,
     work: Work,
     /// Where in the file it goes on.
     pub(super) offset: u64,
@@ -65,6 +67,7 @@ impl Transfer {
         Self {
             head: 0,
             status: GuestAddress(0),
+            action: Action::Flush,
             work: Work::Sync,
             offset: 0,
             left: 0,
@@ -82,6 +85,7 @@ impl Transfer {
         memory: &GuestMemoryMmap,
     ) -> Result<(), Status> {
         self.ranges.clear();
+        self.action = action;
         let (work, range, buffers) = match action {
             Action::Read(range) => (Work::Read, range, Some(&chain.writable)),
             Action::Write(range) => (Work::Write, range, Some(&chain.readable)),

@@ -6,10 +6,11 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::queue::{ActiveQueue, Chain};
+use super::super::rate_limit::RateLimiter;
 use super::super::{ActivateError, Activation};
-use super::device::BlockMetrics;
 use super::disk::{Disk, DiskId};
 use super::engine::{Completion, Engine, MAX_IN_FLIGHT};
+use super::metrics::BlockMetrics;
 use super::request::{Action, Request, Status};
 use super::transfer::{Next, Transfer};
 
@@ -51,11 +52,11 @@ impl Worker {
 
     /// Does all that can be done now: starts what is available, answers what is complete. What completes at
     /// once (from the host's page cache) is answered in the same turn.
-    pub(super) fn turn(&mut self, disk: &Disk, id: &DiskId) {
+    pub(super) fn turn(&mut self, disk: &Disk, id: &DiskId, limiter: &mut RateLimiter) {
         self.queue.start_turn();
         self.engine.set_wake_ups(false);
         loop {
-            let mut progress = self.start_available(disk, id);
+            let mut progress = self.start_available(disk, id, limiter);
             self.engine.submit();
             progress |= self.answer_completed();
             if progress {
@@ -71,42 +72,56 @@ impl Worker {
         self.queue.end_turn();
     }
 
-    /// Starts requests until there are no more, or no more may be in flight: then the rest stays in the queue
-    /// until something completes.
-    fn start_available(&mut self, disk: &Disk, id: &DiskId) -> bool {
+    /// Starts requests until there are no more, or no more may be in flight, or the limiter lets none pass: then the
+    /// rest stays in the queue until something completes, or the limiter's timer expires.
+    fn start_available(&mut self, disk: &Disk, id: &DiskId, limiter: &mut RateLimiter) -> bool {
         let mut any = false;
-        while self.in_flight() < usize::from(MAX_IN_FLIGHT) && self.queue.pop(&mut self.chain) {
-            self.start(disk, id);
+        loop {
+            if self.in_flight() >= usize::from(MAX_IN_FLIGHT) {
+                self.metrics.queue_stalls.add(self.queue.has_available().into());
+                return any;
+            }
+            if self.queue.has_available() && !limiter.ready() {
+                self.metrics.rate_limit_waits.increment();
+                return any;
+            }
+            if !self.queue.pop(&mut self.chain) {
+                return any;
+            }
+            limiter.charge(self.start(disk, id));
             any = true;
         }
-        any
     }
 
     fn in_flight(&self) -> usize {
         self.transfers.len() - self.free.len()
     }
 
-    /// Starts the request in `self.chain`, or answers it.
-    fn start(&mut self, disk: &Disk, id: &DiskId) {
+    /// Starts the request in `self.chain`, or answers it. Gives the bytes of data that it moves.
+    fn start(&mut self, disk: &Disk, id: &DiskId) -> u64 {
         let head = self.chain.head;
-        self.metrics.request_operations.increment();
         let Some(request) = Request::parse(&mut self.chain, self.queue.memory(), disk) else {
             self.queue.unanswerable(head);
-            return;
+            return 0;
         };
+        let bytes = request.action.map_or(0, Action::data_bytes);
         let begun = match request.action {
             Ok(Action::GetId) => {
                 let written = self.chain.writable.put(self.queue.memory(), id.bytes());
                 self.answer(head, request.status, Status::Ok, u64::try_from(written).unwrap_or(0));
-                return;
+                return 0;
             }
             Ok(action) => self.begin(action, head, request.status),
             Err(status) => Err(status),
         };
         match begun {
             Ok(number) => self.start_operation(number),
-            Err(status) => self.answer(head, request.status, status, 0),
+            Err(status) => {
+                self.metrics.failed_operations.increment();
+                self.answer(head, request.status, status, 0);
+            }
         }
+        bytes
     }
 
     /// Makes a transfer of `action` and gives its number.
@@ -145,6 +160,7 @@ impl Worker {
                 Next::Start => self.start_operation(number),
                 Next::Answer(status) => {
                     let (head, place, read) = (transfer.head, transfer.status, transfer.read);
+                    self.metrics.answered(transfer.action, status);
                     self.free.push(number);
                     self.answer(head, place, status, read);
                 }
@@ -155,9 +171,6 @@ impl Worker {
 
     /// Writes the status byte and gives the chain back; `written` bytes of data went before it.
     fn answer(&mut self, head: u16, place: GuestAddress, status: Status, written: u64) {
-        if status != Status::Ok {
-            self.metrics.failed_operations.increment();
-        }
         // The place is in memory: that was checked with the chain.
         let _ = self.queue.memory().write_obj(status.byte(), place);
         self.queue.add_used(head, u32::try_from(written + 1).unwrap_or(u32::MAX));

@@ -245,7 +245,9 @@ fn a_host_that_refuses_io_uring_gets_synchronous_io() {
     let test = || {
         forbid_io_uring();
         let file = image(4);
-        let mut block = Block::new(Disk::open(file.path(), false).unwrap(), DiskId::default()).unwrap();
+        let mut block =
+            Block::new(Disk::open(file.path(), false).unwrap(), DiskId::default(), Default::default())
+                .unwrap();
         let driver = Driver::new(16);
         block.activate(driver.activation(0)).unwrap();
         let mut rig = Rig { driver, block, requests: 0 };

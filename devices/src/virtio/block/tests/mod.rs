@@ -2,6 +2,7 @@
 
 mod errors;
 mod hostile;
+mod limits;
 mod model;
 mod requests;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 use super::super::VirtioDevice;
+use super::super::rate_limit::RateLimits;
 use super::super::testing::{Driver, FREE, WRITE, wait_readable};
 use super::engine::Engine;
 use super::{Block, Disk, DiskId};
@@ -45,6 +47,10 @@ impl Rig {
     }
 
     fn with_driver(with: With, path: &Path, read_only: bool, driver: Driver) -> Self {
+        Self::with_limits(with, path, read_only, driver, RateLimits::default())
+    }
+
+    fn with_limits(with: With, path: &Path, read_only: bool, driver: Driver, limits: RateLimits) -> Self {
         let disk = Disk::open(path, read_only).unwrap();
         let open: fn(&Disk, &_) -> Engine = match with {
             With::Uring => |disk, wake| {
@@ -54,7 +60,7 @@ impl Rig {
             },
             With::Direct => Engine::direct,
         };
-        let mut block = Block::with_engine(disk, DiskId::new("disk-1").unwrap(), open).unwrap();
+        let mut block = Block::with_engine(disk, DiskId::new("disk-1").unwrap(), limits, open).unwrap();
         block.activate(driver.activation(1 << VIRTIO_BLK_F_FLUSH)).unwrap();
         Self { driver, block, requests: 0 }
     }

@@ -1,0 +1,157 @@
+//! Rate limits: how much a device moves for its guest, in bytes and in operations a second.
+
+mod bucket;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+
+use self::bucket::Bucket;
+pub use self::bucket::Limit;
+
+/// What is limited; nothing, as it is by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Bytes of data.
+    pub bandwidth: Option<Limit>,
+    /// Requests or packets.
+    pub operations: Option<Limit>,
+}
+
+/// Says when a device may go on.
+///
+/// A device asks [`ready`](Self::ready) before it takes work from its queue, and says what the work costs with
+/// [`charge`](Self::charge) once it knows. What may not be done yet stays in the queue, where it is no burden to the
+/// host, and the timer wakes the device when it may.
+pub struct RateLimiter(Option<Limited>);
+
+/// A limiter with something to limit.
+struct Limited {
+    bandwidth: Option<Bucket>,
+    operations: Option<Bucket>,
+    timer: OwnedFd,
+    /// The timer is set, and has not been seen to expire.
+    waiting: bool,
+}
+
+impl RateLimiter {
+    /// A limiter for `limits`; it costs nothing where there are none.
+    ///
+    /// # Errors
+    ///
+    /// Those of making a timer.
+    pub fn new(limits: RateLimits) -> io::Result<Self> {
+        if limits == RateLimits::default() {
+            return Ok(Self(None));
+        }
+        let now = Instant::now();
+        let bucket = |limit: Limit| Bucket::new(limit, now);
+        Ok(Self(Some(Limited {
+            bandwidth: limits.bandwidth.map(bucket),
+            operations: limits.operations.map(bucket),
+            timer: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?,
+            waiting: false,
+        })))
+    }
+
+    /// Whether an operation may begin now. If not, the timer becomes readable when one may.
+    pub fn ready(&mut self) -> bool {
+        let Some(limited) = &mut self.0 else { return true };
+        let now = Instant::now();
+        let wait = |bucket: &Option<Bucket>| bucket.as_ref().and_then(|bucket| bucket.wait(now));
+        let wait = wait(&limited.bandwidth).max(wait(&limited.operations));
+        // A timer that can't be set would stop the device for good.
+        wait.is_none_or(|wait| limited.wait(wait).is_err())
+    }
+
+    /// Counts an operation that moves `bytes` bytes.
+    pub fn charge(&mut self, bytes: u64) {
+        let Some(limited) = &mut self.0 else { return };
+        let now = Instant::now();
+        if let Some(bucket) = &mut limited.bandwidth {
+            bucket.take(bytes, now);
+        }
+        if let Some(bucket) = &mut limited.operations {
+            bucket.take(1, now);
+        }
+    }
+
+    /// Whether an operation waits for the timer.
+    pub fn is_waiting(&self) -> bool {
+        self.0.as_ref().is_some_and(|limited| limited.waiting)
+    }
+
+    /// The timer, which becomes readable when an operation may begin that could not before.
+    pub fn timer(&self) -> Option<RawFd> {
+        self.0.as_ref().map(|limited| limited.timer.as_raw_fd())
+    }
+
+    /// Takes note that the timer is readable.
+    pub fn timer_expired(&mut self) {
+        if let Some(limited) = &mut self.0 {
+            // It fails only where somebody was quicker, and then there is nothing to read.
+            let _ = rustix::io::read(&limited.timer, &mut [0; 8]);
+            limited.waiting = false;
+        }
+    }
+}
+
+impl Limited {
+    /// Sets the timer, unless it is set: the wait only becomes shorter while nothing is charged.
+    fn wait(&mut self, time: Duration) -> io::Result<()> {
+        if !self.waiting {
+            let it_value = Timespec {
+                tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+                // A timer of zero would be none.
+                tv_nsec: i64::from(time.subsec_nanos().max(1)),
+            };
+            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+            self.waiting = true;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::wait_readable;
+    use super::*;
+
+    fn limit(per_second: u64, burst: u64) -> Option<Limit> {
+        Some(Limit { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })
+    }
+
+    #[test]
+    fn without_limits_there_is_no_timer_and_no_wait() {
+        let mut limiter = RateLimiter::new(RateLimits::default()).unwrap();
+        assert!(limiter.timer().is_none());
+        for _ in 0..1000 {
+            assert!(limiter.ready());
+            limiter.charge(u64::MAX);
+        }
+    }
+
+    #[test]
+    fn either_limit_stops_and_the_timer_says_when_to_go_on() {
+        for limits in [
+            RateLimits { bandwidth: limit(100_000, 1000), operations: None },
+            RateLimits { bandwidth: None, operations: limit(100, 1) },
+            RateLimits { bandwidth: limit(100_000, 1000), operations: limit(1 << 40, 1 << 40) },
+        ] {
+            let mut limiter = RateLimiter::new(limits).unwrap();
+            assert!(limiter.ready() && !limiter.is_waiting());
+            limiter.charge(1000);
+            assert!(!limiter.ready());
+            assert!(limiter.is_waiting());
+            wait_readable(limiter.timer().unwrap());
+            limiter.timer_expired();
+            assert!(limiter.ready(), "the timer does not come too early");
+            assert!(!limiter.is_waiting());
+        }
+    }
+}
