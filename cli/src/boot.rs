@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::Deserialize;
-use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig};
+use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig, VsockConfig};
 
 use crate::{chain, complain, config_file, exit_code};
 
@@ -70,6 +70,11 @@ pub struct BootOptions {
     #[serde(default)]
     pub disk: Vec<DiskConfig>,
 
+    /// Sockets between guest and host: host programs connect to the Unix socket at PATH and write "CONNECT port";
+    /// the guest's connections to host port P go to the socket at PATH_P [default cid: 3]
+    #[arg(long, value_name = "PATH[,cid=N]")]
+    pub vsock: Option<VsockConfig>,
+
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
@@ -99,6 +104,7 @@ impl BootOptions {
             initrd: self.initrd.or(other.initrd),
             rootfs: self.rootfs.or(other.rootfs),
             disk: if self.disk.is_empty() { other.disk } else { self.disk },
+            vsock: self.vsock.or(other.vsock),
             cpus: self.cpus.or(other.cpus),
             memory: self.memory.or(other.memory),
             append: self.append.or(other.append),
@@ -115,6 +121,7 @@ impl BootOptions {
             initrd: self.initrd,
             rootfs: self.rootfs,
             disks: self.disk,
+            vsock: self.vsock,
             cpus: self.cpus.unwrap_or(1),
             memory: self.memory.unwrap_or(MemorySize::from_mib(512)),
             append: self.append,

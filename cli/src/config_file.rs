@@ -44,6 +44,9 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
     for DiskConfig { path, .. } in options.rootfs.iter_mut().chain(&mut options.disk) {
         place(path);
     }
+    if let Some(vsock) = &mut options.vsock {
+        place(&mut vsock.path);
+    }
     if let Some(ConsoleConfig::File(path)) = &mut options.console {
         place(path);
     }
@@ -80,9 +83,14 @@ mod tests {
 
     #[test]
     fn relative_paths_are_relative_to_the_file() {
-        let options = read_toml("kernel = 'vmlinux'\nrootfs = '/abs/root.img'\nconsole = 'stdio'").unwrap();
+        let options = read_toml(
+            "kernel = 'vmlinux'\nrootfs = '/abs/root.img'\nconsole = 'stdio'\nvsock = 'v.sock,cid=7'",
+        )
+        .unwrap();
         assert_eq!(options.rootfs.unwrap().path, Path::new("/abs/root.img"));
         assert_eq!(options.console, Some(ConsoleConfig::Stdio));
+        let vsock = options.vsock.unwrap();
+        assert!(vsock.path.is_absolute() && vsock.path.ends_with("v.sock"), "{vsock}");
     }
 
     #[rstest]

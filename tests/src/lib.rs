@@ -47,6 +47,11 @@ pub fn initrd() -> PathBuf {
     from_environment("MVM_INITRD")
 }
 
+/// The program `tests/programs/vsock.c`, for a guest.
+pub fn vsock_program() -> PathBuf {
+    from_environment("MVM_VSOCK")
+}
+
 /// A file of `length` bytes in `directory`, all holes.
 pub fn sparse_file(directory: &Path, name: &str, length: u64) -> PathBuf {
     let path = directory.join(name);

@@ -16,8 +16,9 @@ pub mod signals;
 pub mod timing;
 pub mod vcpu;
 pub mod vm;
+pub mod vsock;
 
-pub use config::{ConsoleConfig, DiskConfig, MemorySize, VmConfig};
+pub use config::{ConsoleConfig, DiskConfig, MemorySize, VmConfig, VsockConfig};
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};
 pub use vm::{Vm, VmError};

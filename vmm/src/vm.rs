@@ -7,6 +7,7 @@ use devices::BusError;
 use devices::virtio::block::{Block, Disk, DiskError, DiskId};
 use devices::virtio::rate_limit::RateLimits;
 use devices::virtio::rng::Rng;
+use devices::virtio::vsock::VsockPathError;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -26,6 +27,7 @@ use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
 use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
+use crate::vsock;
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
 /// Why a VM could not be built or run.
@@ -65,6 +67,9 @@ pub enum VmError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The host's socket for vsock.
+    #[error(transparent)]
+    Vsock(#[from] VsockPathError),
     /// More devices than there are interrupts for.
     #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
     TooManyDevices {
@@ -123,6 +128,7 @@ impl VmError {
             | Self::Load(_)
             | Self::Cmdline(_)
             | Self::Disk(_)
+            | Self::Vsock(_)
             | Self::TooManyDevices { .. }
             | Self::Console(_)
             | Self::Acpi(_) => false,
@@ -155,6 +161,7 @@ impl Vm {
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
         let (disks, sink) = (open_disks(config)?, console::open_sink(&config.console)?);
+        let vsock = config.vsock.as_ref().map(vsock::open).transpose()?;
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
@@ -181,6 +188,9 @@ impl Vm {
         devices.add_power_button(&exit)?;
         for (disk, id, limits) in disks {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
+        }
+        if let Some(vsock) = vsock {
+            devices.add_virtio(vsock)?;
         }
         devices.add_virtio(Rng::new())?;
         let Devices { ports, mmio, virtio, subscribers, .. } = devices;
@@ -236,7 +246,7 @@ fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmEr
 /// Checks that there is an interrupt for each device, before any of them is opened.
 fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
     // One is for the entropy device.
-    let asked = config.rootfs.iter().count() + config.disks.len() + 1;
+    let asked = config.rootfs.iter().count() + config.disks.len() + config.vsock.iter().count() + 1;
     let most = layout::VIRTIO_GSIS.len();
     if asked > most { Err(VmError::TooManyDevices { asked, most }) } else { Ok(()) }
 }

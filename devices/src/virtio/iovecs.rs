@@ -37,6 +37,20 @@ impl IoVecs {
         self.all.get(self.done..).unwrap_or_default()
     }
 
+    /// Leaves no more than the first `most` bytes of what is left.
+    pub(super) fn truncate(&mut self, mut most: usize) {
+        let mut kept = self.done;
+        for range in self.all.iter_mut().skip(self.done) {
+            if most == 0 {
+                break;
+            }
+            range.iov_len = range.iov_len.min(most);
+            most -= range.iov_len;
+            kept += 1;
+        }
+        self.all.truncate(kept);
+    }
+
     /// Marks `count` bytes at the front as done.
     pub(super) fn advance(&mut self, mut count: usize) {
         for range in self.all.iter_mut().skip(self.done) {
@@ -58,6 +72,23 @@ mod tests {
 
     fn lengths(iovecs: &IoVecs) -> Vec<usize> {
         iovecs.left().iter().map(|range| range.iov_len).collect()
+    }
+
+    #[test]
+    fn truncating_keeps_the_front_of_what_is_left() {
+        let mut iovecs = IoVecs::default();
+        for length in [4, 8, 2] {
+            iovecs.push_raw(0x1000 as *mut c_void, length);
+        }
+        iovecs.advance(5);
+        iovecs.truncate(100);
+        assert_eq!(lengths(&iovecs), [7, 2]);
+        iovecs.truncate(7);
+        assert_eq!(lengths(&iovecs), [7]);
+        iovecs.truncate(3);
+        assert_eq!(lengths(&iovecs), [3]);
+        iovecs.truncate(0);
+        assert!(lengths(&iovecs).is_empty());
     }
 
     #[test]

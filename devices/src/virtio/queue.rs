@@ -53,6 +53,11 @@ impl Buffers {
             })
     }
 
+    /// Takes up to `count` bytes off the front and leaves them unread.
+    pub(super) fn skip(&mut self, count: usize) {
+        self.consume(count, |_, _, _| true);
+    }
+
     /// Writes `data` to the front, and gives the count of bytes that there was room for.
     pub(super) fn put(&mut self, memory: &GuestMemoryMmap, data: &[u8]) -> usize {
         self.consume(data.len(), |at, from, to| {

@@ -4,6 +4,7 @@ mod console;
 mod disk;
 mod limit;
 mod size;
+mod vsock;
 mod words;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
 pub use limit::{Bandwidth, Rate};
 pub use size::MemorySize;
+pub use vsock::VsockConfig;
 
 /// A whole VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub struct VmConfig {
     pub rootfs: Option<DiskConfig>,
     /// Further disks, in order.
     pub disks: Vec<DiskConfig>,
+    /// Sockets between guest and host.
+    pub vsock: Option<VsockConfig>,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM.
@@ -80,6 +84,15 @@ pub enum ConfigError {
     /// A limit that lets nothing pass.
     #[error("a limit of {0:?} would let nothing pass: leave it out where there is to be no limit")]
     ZeroLimit(String),
+    /// A socket device without a path.
+    #[error("vsock needs the path of a Unix socket: PATH[,cid=N]")]
+    VsockPath,
+    /// A CID that no guest can have.
+    #[error("{0:?} is no CID of a guest: give a number from {min} to {max}", min = VsockConfig::MIN_CID, max = VsockConfig::MAX_CID)]
+    VsockCid(String),
+    /// An unknown word behind the path of a socket device.
+    #[error("{0:?} is no option of vsock: there is cid=N (a comma in a path is written ,,)")]
+    VsockOption(String),
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,

@@ -1,0 +1,90 @@
+//! How long the device waits for whom.
+
+use std::time::{Duration, Instant};
+
+use super::super::stream::{Attempt, path_of_port};
+use super::super::table::{Entry, Id, Role};
+use super::Muxer;
+
+/// For the line of a process of the host.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
+/// For the guest's answer to a connection of the host. Linux answers in its kernel, whether somebody listens or not.
+pub(super) const REQUEST: Duration = Duration::from_secs(10);
+/// For the guest's RST once both ends have heard that neither will send any more.
+pub(super) const CLOSE: Duration = Duration::from_secs(2);
+/// For the host to read the last bytes of a connection that the guest has forgotten.
+pub(super) const DRAIN: Duration = Duration::from_secs(30);
+/// Between two attempts to connect to a listener of the host that has as many waiting as it takes.
+const ATTEMPT: Duration = Duration::from_millis(20);
+/// For such a listener. Linux gives up after two seconds.
+const CONNECT: Duration = Duration::from_secs(2);
+/// Until descriptors may be free again.
+const ACCEPT: Duration = Duration::from_millis(200);
+
+/// The end of `patience` that begins now.
+pub(super) fn in_time(patience: Duration) -> Instant {
+    Instant::now() + patience
+}
+
+impl Muxer {
+    /// How long the device may sleep; `None`: for ever.
+    pub(in super::super) fn patience(&self) -> Option<Duration> {
+        let next = [self.table.earliest(), self.accept_at].into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    /// Does what is due.
+    pub(super) fn expire(&mut self) {
+        if self.accept_at.is_none() && self.table.earliest().is_none() {
+            return;
+        }
+        let now = Instant::now();
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.accept_at = None;
+            self.accepting = true;
+        }
+        for id in self.table.expired(now) {
+            let Some(entry) = self.table.get(id) else { continue };
+            match &entry.role {
+                Role::Connection(connection) if connection.is_connecting() => self.connect_again(id),
+                Role::Connection(_) => self.kill(id),
+                Role::Handshake | Role::Draining { .. } => self.remove(id),
+            }
+        }
+    }
+
+    /// Accepts again a little later.
+    pub(super) fn accept_later(&mut self) {
+        self.accept_at = Some(in_time(ACCEPT));
+    }
+
+    /// Connects the host's socket of `id` a little later, until patience ends.
+    pub(super) fn try_again_later(&mut self, id: Id) {
+        if let Some(entry) = self.table.get(id) {
+            entry.give_up.get_or_insert(in_time(CONNECT));
+            self.table.set_deadline(id, Some(in_time(ATTEMPT)));
+        }
+    }
+
+    fn connect_again(&mut self, id: Id) {
+        let Some(entry) = self.table.get(id) else { return };
+        let given_up = entry.give_up.is_none_or(|at| at <= Instant::now());
+        let Some(port) = entry.connection().map(|connection| connection.key().host_port) else { return };
+        let Some(stream) = &entry.stream else { return };
+        match stream.connect(&path_of_port(self.setup.listener.path(), port)) {
+            Ok(Attempt::Busy) if !given_up => self.try_again_later(id),
+            Ok(Attempt::Connected) if self.watch_entry(id).is_ok() => {
+                self.setup.metrics.opened_connections.increment();
+                if let Some(connection) = self.table.get(id).and_then(Entry::connection) {
+                    connection.connected();
+                }
+                self.pass_shutdown_on(id);
+                self.enqueue(id);
+            }
+            _ => {
+                self.setup.metrics.refused_connections.increment();
+                self.kill(id);
+            }
+        }
+    }
+}

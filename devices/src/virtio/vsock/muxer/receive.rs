@@ -1,0 +1,129 @@
+//! The receive queue: what the guest gets.
+
+use rustix::io::Errno;
+
+use super::super::connection::Next;
+use super::super::header::{self, Header, op};
+use super::super::table::{Entry, Id};
+use super::{Muxer, RX, deadlines};
+
+impl Muxer {
+    /// Fills the guest's buffers: RSTs first, then a packet of each connection in turn.
+    pub(in super::super) fn fill_receive_queue(&mut self) {
+        self.rx.start_turn();
+        while self.has_news() {
+            if !self.rx_in_hand && !self.take_buffer() {
+                break;
+            }
+            if let Some(reset) = self.resets.pop_front() {
+                self.send(&reset);
+            } else if let Some(id) = self.ready.pop_front() {
+                if let Some(entry) = self.table.get(id) {
+                    entry.queued = false;
+                    self.send_of(id);
+                }
+                self.enqueue(id);
+            }
+        }
+        self.rx.end_turn();
+    }
+
+    /// Takes the next buffer of the driver's; false, where there is none.
+    fn take_buffer(&mut self) -> bool {
+        if !self.rx.pop(&mut self.rx_chain) {
+            self.setup.metrics.rx_stalls.increment();
+            return false;
+        }
+        if self.rx_chain.writable.len() <= header::LENGTH as u64 {
+            // No packet with data would ever fit.
+            self.rx.unanswerable(self.rx_chain.head);
+            return false;
+        }
+        self.rx_in_hand = true;
+        true
+    }
+
+    /// Gives the buffer in hand back, with `header` and as much payload as it says.
+    fn send(&mut self, header: &Header) {
+        self.rx_chain.writable.put(&self.memory, &header.encode());
+        let length = header.len.saturating_add(u32::try_from(header::LENGTH).unwrap_or_default());
+        self.rx.add_used(self.rx_chain.head, length);
+        self.rx_in_hand = false;
+        self.setup.metrics.rx_packets.increment();
+        self.setup.metrics.rx_bytes.add(header.len.into());
+    }
+
+    /// Sends what the connection at `id` has next, if that is still so.
+    fn send_of(&mut self, id: Id) {
+        let Some(connection) = self.table.get(id).and_then(Entry::connection) else { return };
+        match connection.next() {
+            None => {}
+            Some(Next::Control { op, flags }) => {
+                let header = connection.send(op, flags, 0);
+                self.send(&header);
+                self.sent(id, op);
+            }
+            Some(Next::Data { most }) => self.send_data(id, most),
+            Some(Next::LookForEnd) => self.look_for_end(id),
+        }
+    }
+
+    /// What follows from having sent a packet.
+    fn sent(&mut self, id: Id, sent: u16) {
+        match sent {
+            op::RST => self.remove(id),
+            op::CREDIT_REQUEST => self.setup.metrics.credit_stalls.increment(),
+            op::SHUTDOWN => {
+                if let Some(entry) = self.table.get(id)
+                    && entry.connection().is_some_and(|connection| connection.is_closing())
+                {
+                    // Neither has anything for the other: the descriptor is free while the guest is waited for.
+                    entry.stream = None;
+                    self.table.set_deadline(id, Some(deadlines::in_time(deadlines::CLOSE)));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads from the host's socket into the buffer in hand.
+    fn send_data(&mut self, id: Id, most: u32) {
+        let Some(entry) = self.table.get(id) else { return };
+        let Some(stream) = &entry.stream else { return };
+        self.iovecs.clear();
+        // It can't fail: the buffers lie in memory.
+        if self.rx_chain.writable.append_to(&self.memory, &mut self.iovecs).is_err() {
+            return self.rx.unanswerable(RX);
+        }
+        self.iovecs.advance(header::LENGTH);
+        self.iovecs.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        // SAFETY: the ranges are of guest memory, which `self.memory` keeps.
+        let result = unsafe { stream.read(&self.iovecs) };
+        let Some(connection) = entry.connection() else { return };
+        match result {
+            Ok(0) => connection.host_ended(),
+            Ok(count) => {
+                let header = connection.send(op::RW, 0, u32::try_from(count).unwrap_or(u32::MAX));
+                self.send(&header);
+            }
+            Err(Errno::AGAIN) => connection.host_read_empty(),
+            Err(Errno::INTR) => {}
+            // The other end is gone and has not read all that it was sent.
+            Err(_) => self.kill(id),
+        }
+    }
+
+    /// Looks whether there is but the end to read from the host's socket.
+    fn look_for_end(&mut self, id: Id) {
+        let Some(entry) = self.table.get(id) else { return };
+        let Some(stream) = &entry.stream else { return };
+        let result = stream.peek(&mut [0]);
+        let Some(connection) = entry.connection() else { return };
+        match result {
+            Ok(0) => connection.host_ended(),
+            Ok(_) | Err(Errno::AGAIN) => connection.host_not_at_end(),
+            Err(Errno::INTR) => {}
+            Err(_) => self.kill(id),
+        }
+    }
+}

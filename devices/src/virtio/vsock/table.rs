@@ -1,0 +1,212 @@
+//! All that the device has an open socket for, or has still to tell the guest of.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::backlog::Backlog;
+use super::connection::{Connection, Key};
+use super::stream::HostStream;
+
+/// The name of an entry. Names are not given again before 2³² others, so that an event of a socket that is closed
+/// does not reach the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Id {
+    index: u32,
+    generation: u32,
+}
+
+impl Id {
+    pub(super) fn to_u64(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    pub(super) fn from_u64(value: u64) -> Self {
+        let half = |value: u64| u32::try_from(value & u64::from(u32::MAX)).unwrap_or_default();
+        Self { index: half(value), generation: half(value >> 32) }
+    }
+}
+
+/// What an entry is.
+pub(super) enum Role {
+    /// A process of the host connected and has not said to which port yet.
+    Handshake,
+    /// A connection that the guest knows of, or will.
+    Connection(Connection),
+    /// The guest is done with the connection, and the host has yet to read the last of it.
+    Draining {
+        /// The size of its window.
+        window: u32,
+    },
+}
+
+/// A socket of the host and what belongs to it.
+pub(super) struct Entry {
+    pub(super) role: Role,
+    /// The host's socket, while it is open.
+    pub(super) stream: Option<HostStream>,
+    /// What the guest sent and the socket did not take yet.
+    pub(super) backlog: Backlog,
+    /// When patience ends.
+    deadline: Option<Instant>,
+    /// When the device stops to try to connect.
+    pub(super) give_up: Option<Instant>,
+    /// Whether it waits for its turn to send to the guest.
+    pub(super) queued: bool,
+}
+
+impl Entry {
+    pub(super) fn new(role: Role, stream: Option<HostStream>) -> Self {
+        Self { role, stream, backlog: Backlog::default(), deadline: None, give_up: None, queued: false }
+    }
+
+    pub(super) fn connection(&mut self) -> Option<&mut Connection> {
+        match &mut self.role {
+            Role::Connection(connection) => Some(connection),
+            Role::Handshake | Role::Draining { .. } => None,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    entry: Option<Entry>,
+}
+
+/// The entries, at most as many as there are descriptors for.
+pub(super) struct Table {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    keys: HashMap<Key, Id>,
+    most: usize,
+    /// No deadline is before it; there may be none at all.
+    earliest: Option<Instant>,
+}
+
+impl Table {
+    /// An empty table for at most `most` entries.
+    pub(super) fn new(most: usize) -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), keys: HashMap::new(), most, earliest: None }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.free.is_empty() && self.slots.len() >= self.most
+    }
+
+    /// Adds an entry; `None`, where the table is full or has a connection of that key.
+    pub(super) fn insert(&mut self, entry: Entry) -> Option<Id> {
+        let key = match &entry.role {
+            Role::Connection(connection) => Some(connection.key()),
+            Role::Handshake | Role::Draining { .. } => None,
+        };
+        if key.is_some_and(|key| self.keys.contains_key(&key)) || self.is_full() {
+            return None;
+        }
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let index = u32::try_from(self.slots.len()).ok()?;
+                self.slots.push(Slot::default());
+                index
+            }
+        };
+        let slot = self.slots.get_mut(usize::try_from(index).ok()?)?;
+        slot.entry = Some(entry);
+        let id = Id { index, generation: slot.generation };
+        if let Some(key) = key {
+            self.keys.insert(key, id);
+        }
+        Some(id)
+    }
+
+    pub(super) fn get(&mut self, id: Id) -> Option<&mut Entry> {
+        let slot = self.slots.get_mut(usize::try_from(id.index).ok()?)?;
+        slot.entry.as_mut().filter(|_| slot.generation == id.generation)
+    }
+
+    pub(super) fn find(&self, key: Key) -> Option<Id> {
+        self.keys.get(&key).copied()
+    }
+
+    pub(super) fn remove(&mut self, id: Id) -> Option<Entry> {
+        self.get(id)?;
+        let slot = self.slots.get_mut(usize::try_from(id.index).ok()?)?;
+        let entry = slot.entry.take()?;
+        slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 1);
+        self.free.push(id.index);
+        if let Role::Connection(connection) = &entry.role {
+            self.keys.remove(&connection.key());
+        }
+        Some(entry)
+    }
+
+    /// Makes a connection of a handshake.
+    pub(super) fn set_connection(&mut self, id: Id, connection: Connection) {
+        let key = connection.key();
+        if let Some(entry) = self.get(id) {
+            entry.role = Role::Connection(connection);
+            self.keys.insert(key, id);
+        }
+    }
+
+    /// Lets the guest forget a connection of which the host has yet to read the last.
+    pub(super) fn set_draining(&mut self, id: Id) {
+        if let Some(entry) = self.get(id)
+            && let Some(connection) = entry.connection()
+        {
+            let (key, window) = (connection.key(), connection.window());
+            entry.role = Role::Draining { window };
+            self.keys.remove(&key);
+        }
+    }
+
+    pub(super) fn set_deadline(&mut self, id: Id, deadline: Option<Instant>) {
+        if let Some(entry) = self.get(id) {
+            entry.deadline = deadline;
+            if let Some(deadline) = deadline {
+                self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+            }
+        }
+    }
+
+    /// When [`expired`](Self::expired) may have something again.
+    pub(super) fn earliest(&self) -> Option<Instant> {
+        self.earliest
+    }
+
+    /// Takes the deadlines that have passed, and gives the entries that had them.
+    pub(super) fn expired(&mut self, now: Instant) -> Vec<Id> {
+        let mut expired = Vec::new();
+        if self.earliest.is_none_or(|earliest| earliest > now) {
+            return expired;
+        }
+        self.earliest = None;
+        for (index, slot) in (0..).zip(&mut self.slots) {
+            let Some(entry) = &mut slot.entry else { continue };
+            let Some(deadline) = entry.deadline else { continue };
+            if deadline <= now {
+                entry.deadline = None;
+                expired.push(Id { index, generation: slot.generation });
+            } else {
+                self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+            }
+        }
+        expired
+    }
+
+    /// How many handshakes there are, and the one whose patience ends first.
+    pub(super) fn handshakes(&self) -> (usize, Option<Id>) {
+        let mut count = 0;
+        let mut first: Option<(Instant, Id)> = None;
+        for (index, slot) in (0..).zip(&self.slots) {
+            let Some(Entry { role: Role::Handshake, deadline: Some(deadline), .. }) = &slot.entry else {
+                continue;
+            };
+            count += 1;
+            if first.is_none_or(|(earliest, _)| *deadline < earliest) {
+                first = Some((*deadline, Id { index, generation: slot.generation }));
+            }
+        }
+        (count, first.map(|(_, id)| id))
+    }
+}

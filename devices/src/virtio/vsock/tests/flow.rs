@@ -1,0 +1,154 @@
+//! How much is on its way.
+
+use std::io::Write;
+
+use super::guest::{GUEST_BUFFER, header, pattern, read_exactly};
+use super::*;
+
+#[test]
+fn the_guest_may_send_what_it_was_told_and_hears_when_there_is_room_again() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
+    let room = guest.expect(op::RESPONSE, 0).buf_alloc as usize;
+    let mut host = listener.accept().unwrap().0;
+    // The host does not read. Its socket takes some, of which the guest hears; the rest waits in the device.
+    let (mut sent, mut known) = (0, 0);
+    let bytes = pattern(0x1_0000);
+    while sent < known + room {
+        let piece = &bytes[..bytes.len().min(known + room - sent)];
+        guest.send(Header { op: op::RW, ..header(80, 1025) }, piece);
+        sent += piece.len();
+        guest.send(Header { op: op::CREDIT_REQUEST, ..header(80, 1025) }, b"");
+        let update = guest.expect(op::CREDIT_UPDATE, 0);
+        assert_eq!(update.buf_alloc as usize, room);
+        known = update.fwd_cnt as usize;
+    }
+    assert!(guest.metric("tx_stalls") > 0);
+    // Now the host reads, and everything is there.
+    let mut read = 0;
+    while read < sent {
+        let count = bytes.len().min(sent - read);
+        assert!(read_exactly(&mut host, count) == bytes[..count]);
+        read += count;
+    }
+    while known + room / 2 < sent {
+        known = guest.expect(op::CREDIT_UPDATE, 0).fwd_cnt as usize;
+    }
+    guest.send(Header { op: op::RW, ..header(80, 1025) }, b"more");
+    assert_eq!(read_exactly(&mut host, 4), b"more");
+}
+
+#[test]
+fn a_guest_that_sends_more_than_it_may_is_reset() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
+    let room = guest.expect(op::RESPONSE, 0).buf_alloc as usize;
+    let _host = listener.accept().unwrap().0;
+    let mut reset = false;
+    // Of each, the guest is told; it goes on regardless until the socket and the device are full.
+    for _ in 0..(4 * room) / 0x1_0000 {
+        guest.send(Header { op: op::RW, ..header(80, 1025) }, &pattern(0x1_0000));
+        if guest.metric("reset_connections") > 0 {
+            reset = true;
+            break;
+        }
+    }
+    assert!(reset);
+}
+
+#[test]
+fn the_guest_gets_no_more_than_it_has_room_for() {
+    let mut guest = Guest::new();
+    let mut host = guest.connect(80, 1025);
+    let bytes = pattern(GUEST_BUFFER as usize + 1000);
+    host.write_all(&bytes).unwrap();
+    let mut read = guest.read(GUEST_BUFFER as usize);
+    assert_eq!(read.len(), GUEST_BUFFER as usize);
+    guest.expect(op::CREDIT_REQUEST, 0);
+    guest.expect_silence();
+    guest.send(Header { op: op::CREDIT_UPDATE, fwd_cnt: 600, ..header(80, 1025) }, b"");
+    read.extend(guest.read(600));
+    guest.expect(op::CREDIT_REQUEST, 0);
+    guest.send(Header { op: op::CREDIT_UPDATE, fwd_cnt: GUEST_BUFFER, ..header(80, 1025) }, b"");
+    read.extend(guest.read(400));
+    assert!(read == bytes);
+    assert_eq!(guest.metric("credit_stalls"), 2);
+}
+
+#[test]
+fn the_end_needs_no_room() {
+    let mut guest = Guest::new();
+    let mut host = guest.connect(80, 1025);
+    host.write_all(&pattern(GUEST_BUFFER as usize)).unwrap();
+    guest.read(GUEST_BUFFER as usize);
+    drop(host);
+    let (mut last, _) = guest.receive();
+    if last.op == op::CREDIT_REQUEST {
+        last = guest.receive().0;
+    }
+    assert_eq!((last.op, last.flags & shutdown::RECEIVE), (op::SHUTDOWN, shutdown::RECEIVE));
+    if last.flags != shutdown::BOTH {
+        guest.expect(op::SHUTDOWN, shutdown::BOTH);
+    }
+}
+
+#[test]
+fn what_the_guest_has_no_buffers_for_waits_at_the_host() {
+    let mut guest = Guest::without_buffers();
+    let listener = guest.listen(80);
+    guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
+    let mut host = listener.accept().unwrap().0;
+    host.write_all(&pattern(50_000)).unwrap();
+    guest.give_buffers();
+    guest.expect(op::RESPONSE, 0);
+    assert_eq!(guest.read(50_000), pattern(50_000));
+}
+
+#[test]
+fn connections_take_turns() {
+    let mut guest = Guest::without_buffers();
+    let listener = guest.listen(80);
+    let mut hosts = Vec::new();
+    for port in 0..3 {
+        guest.send(Header { op: op::REQUEST, ..header(80, port) }, b"");
+        hosts.push(listener.accept().unwrap().0);
+    }
+    for host in &mut hosts {
+        host.write_all(&pattern(20_000)).unwrap();
+    }
+    guest.give_buffers();
+    let mut ports = Vec::new();
+    while ports.len() < 12 {
+        let (packet, _) = guest.receive();
+        if packet.op == op::RW {
+            ports.push(packet.dst_port);
+        }
+    }
+    for turn in ports.chunks(3) {
+        let mut turn = turn.to_vec();
+        turn.sort_unstable();
+        assert_eq!(turn, [0, 1, 2], "{ports:?}");
+    }
+}
+
+#[test]
+fn answers_that_the_guest_has_no_buffers_for_stop_its_questions() {
+    let mut guest = Guest::without_buffers();
+    for port in 0..256 {
+        guest.send(Header { op: op::RW, ..header(80, port) }, b"");
+    }
+    // From here on, packets stay in the queue.
+    for port in 256..266 {
+        guest.post(Header { op: op::RW, ..header(80, port) }, b"");
+    }
+    assert_eq!(guest.drivers[1].used_count(), 0);
+    guest.give_buffers();
+    let mut last = 0;
+    for _ in 0..266 {
+        last = guest.expect(op::RST, 0).dst_port;
+    }
+    assert_eq!(last, 265);
+    assert_eq!(guest.metric("tx_packets"), 266);
+}

@@ -1,0 +1,159 @@
+//! Drivers that keep to no rule.
+
+use std::io::Write;
+
+use proptest::prelude::*;
+
+use super::super::super::testing::{FREE, NEXT, REGIONS, WRITE, dump};
+use super::super::header::LENGTH;
+use super::guest::{header, read_exactly};
+use super::*;
+
+#[test]
+fn a_packet_that_is_longer_than_its_buffers_resets_the_connection() {
+    let mut guest = Guest::new();
+    guest.connect(80, 1025);
+    guest.post(Header { op: op::RW, len: 100, ..header(80, 1025) }, b"short");
+    let mut last = guest.receive().0;
+    // The host's end went out of scope, too.
+    while last.op == op::SHUTDOWN {
+        last = guest.receive().0;
+    }
+    assert_eq!(last.op, op::RST);
+    assert_eq!(guest.metric("invalid_packets"), 1);
+}
+
+#[test]
+fn a_packet_without_a_whole_header_is_given_back() {
+    let mut guest = Guest::new();
+    for length in [1, LENGTH as u32 - 1] {
+        guest.drivers[1].add(&[(FREE, length, 0)]);
+        guest.drivers[1].notifier.write(1).unwrap();
+        assert!(guest.wait());
+        assert_eq!(guest.drivers[1].take_used().len(), 1);
+    }
+    assert_eq!(guest.metric("invalid_packets"), 2);
+    guest.expect_silence();
+}
+
+#[test]
+fn a_buffer_without_room_for_a_packet_needs_a_reset() {
+    let mut guest = Guest::without_buffers();
+    guest.drivers[0].add(&[(FREE, LENGTH as u32, WRITE)]);
+    guest.post(Header { op: op::RW, ..header(80, 1025) }, b"");
+    while guest.wait() {}
+    // It ends nevertheless, and begins anew.
+    guest.device_reset();
+    guest.activate();
+    guest.give_buffers();
+    guest.expect_silence();
+}
+
+#[test]
+fn a_header_in_pieces_is_a_header() {
+    let mut guest = Guest::new();
+    let mut host = guest.connect(80, 1025);
+    let packet = Header { op: op::RW, len: 3, ..header(80, 1025) };
+    let bytes = [packet.encode().as_slice(), b"abc"].concat();
+    guest.drivers[1].write(FREE, &bytes);
+    let pieces: Vec<(u64, u32, u16)> =
+        [(0, 1), (1, 20), (21, 24), (45, 2)].map(|(at, length)| (FREE + at, length, 0)).to_vec();
+    guest.drivers[1].add_indirect(FREE + 0x1000, &pieces);
+    guest.drivers[1].notifier.write(1).unwrap();
+    assert_eq!(read_exactly(&mut host, 3), b"abc");
+}
+
+#[derive(Clone, Debug)]
+struct Chain {
+    header: Header,
+    garbage: Option<Vec<u8>>,
+    buffers: Vec<(u64, u32, u16)>,
+    transmit: bool,
+}
+
+/// Headers that are nearly right more often than not.
+fn any_header() -> impl Strategy<Value = Header> {
+    let port = prop_oneof![4 => 1024..1027_u32, 1 => any::<u32>()];
+    let cid = |right: u64| prop_oneof![9 => Just(right), 1 => any::<u64>()];
+    let numbers = (prop_oneof![0..5000_u32, any::<u32>()], any::<u32>(), any::<u32>());
+    (cid(CID.into()), cid(HOST_CID), port, 79..82_u32, 0..9_u16, 0..4_u32, 0..3_u16, numbers).prop_map(
+        |(src_cid, dst_cid, src_port, dst_port, op, flags, kind, (len, buf_alloc, fwd_cnt))| Header {
+            src_cid,
+            dst_cid,
+            src_port,
+            dst_port,
+            len,
+            kind: kind.min(1),
+            op,
+            flags,
+            buf_alloc,
+            fwd_cnt,
+        },
+    )
+}
+
+fn chains() -> impl Strategy<Value = Vec<Chain>> {
+    let address = prop_oneof![
+        8 => 0x1_0000..0x6_0000_u64,
+        1 => Just(REGIONS[2].0 + REGIONS[2].1 as u64 - 20),
+        1 => any::<u64>(),
+    ];
+    let length = prop_oneof![0..60_u32, 0..6000_u32];
+    let flags = prop_oneof![8 => Just(0), 4 => Just(WRITE), 1 => Just(NEXT | WRITE)];
+    let buffers = prop::collection::vec((address, length, flags), 1..4);
+    let garbage = prop::option::weighted(0.1, prop::collection::vec(any::<u8>(), LENGTH));
+    let chain = (any_header(), garbage, buffers, prop::bool::weighted(0.7)).prop_map(
+        |(header, garbage, mut buffers, transmit)| {
+            for (_, _, flags) in &mut buffers {
+                // The two queues want them one way each.
+                if *flags != NEXT | WRITE {
+                    *flags = if transmit { 0 } else { WRITE };
+                }
+                *flags &= !NEXT;
+            }
+            Chain { header, garbage, buffers, transmit }
+        },
+    );
+    prop::collection::vec(chain, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn whatever_a_driver_does_only_what_it_offered_is_written_and_the_device_ends(chains in chains()) {
+        let mut guest = Guest::without_buffers();
+        let listener = guest.listen(80);
+        let mut writable = Vec::new();
+        for Chain { header, garbage, buffers, transmit } in &chains {
+            let bytes = garbage.clone().unwrap_or_else(|| header.encode().to_vec());
+            let (at, length, _) = buffers[0];
+            if *transmit && at < 0x6_0000 {
+                guest.drivers[1].write(at, &bytes[..bytes.len().min(length as usize)]);
+            }
+            let queue = usize::from(*transmit);
+            if !transmit {
+                writable.extend(buffers.iter().map(|&(at, length, _)| at..at.saturating_add(length.into())));
+            }
+            guest.drivers[queue].add(buffers);
+        }
+        let before = dump(&guest.drivers[0].memory);
+        let _host = guest.dial("CONNECT 1024\nHello");
+        guest.drivers[0].notifier.write(1).unwrap();
+        guest.drivers[1].notifier.write(1).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        while let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.write_all(b"Hello from the host");
+        }
+        let sent = chains.iter().filter(|chain| chain.transmit).count();
+        while usize::from(guest.drivers[1].used_count()) < sent && guest.wait() {}
+        guest.device_reset();
+        let rings = [guest.drivers[0].used_ring(), guest.drivers[1].used_ring()];
+        for ((start, old), (_, new)) in before.iter().zip(dump(&guest.drivers[0].memory)) {
+            for ((at, old), new) in (*start..).zip(old).zip(new) {
+                let allowed = writable.iter().chain(&rings).any(|range| range.contains(&at));
+                prop_assert!(*old == new || allowed, "wrote to {at:#x}");
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The device with a driver on one side and Unix sockets on the other.
+
+mod connections;
+mod flow;
+mod guest;
+mod hostile;
+mod listener;
+mod model;
+
+use super::header::{HOST_CID, Header, STREAM, op, shutdown};
+use guest::{CID, Guest};
