@@ -8,7 +8,8 @@
  *   vsock many PORT COUNT    has COUNT connections to the host at once and sees that each gets back what it sent
  *   vsock hold PORT COUNT    opens COUNT connections to the host, says so, and keeps them until it is killed
  *
- * What fails is said by the name of the call and of its error, as in "connect: ECONNRESET".
+ * What there is to say goes to standard error; what fails is said by the name of the call and of its error, as in
+ * "connect: ECONNRESET".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,7 +28,7 @@ static char buffer[65536];
 
 static void fail(const char *call)
 {
-	printf("%s: %s\n", call, strerrorname_np(errno));
+	fprintf(stderr, "%s: %s\n", call, strerrorname_np(errno));
 	exit(1);
 }
 
@@ -59,8 +60,7 @@ static int listener(unsigned int port)
 		fail("bind");
 	if (listen(fd, MOST))
 		fail("listen");
-	printf("listening\n");
-	fflush(stdout);
+	fprintf(stderr, "listening\n");
 	return fd;
 }
 
@@ -133,8 +133,7 @@ static void many(unsigned int port, int count, int hold)
 	char line[32], answer[32];
 	for (int i = 0; i < count; i++)
 		fds[i] = dial(port);
-	printf("connected=%d\n", count);
-	fflush(stdout);
+	fprintf(stderr, "connected=%d\n", count);
 	while (hold)
 		pause();
 	for (int i = 0; i < count; i++)
@@ -142,11 +141,11 @@ static void many(unsigned int port, int count, int hold)
 	for (int i = 0; i < count; i++) {
 		snprintf(line, sizeof(line), "%010d", i);
 		if (recv(fds[i], answer, 10, MSG_WAITALL) != 10 || memcmp(line, answer, 10)) {
-			printf("connection %d has no echo\n", i);
+			fprintf(stderr, "connection %d has no echo\n", i);
 			exit(1);
 		}
 	}
-	printf("echoes=%d\n", count);
+	fprintf(stderr, "echoes=%d\n", count);
 }
 
 int main(int argc, char **argv)

@@ -47,8 +47,11 @@ impl Files {
         let directory = self.0.path().to_str().unwrap();
         let vmlinux = kernel("vmlinux");
         let words = arguments.split_whitespace();
-        let words =
-            words.map(|word| word.replace("VMLINUX", vmlinux.to_str().unwrap()).replace('@', directory));
+        let words = words.map(|word| {
+            word.replace("LONG", &"x".repeat(120))
+                .replace("VMLINUX", vmlinux.to_str().unwrap())
+                .replace('@', directory)
+        });
         run_mvm(["boot".to_owned()].into_iter().chain(words))
     }
 
@@ -76,6 +79,7 @@ fn expect(output: &Output, code: i32, parts: &[&str]) {
 #[test]
 fn each_mistake_has_its_code_and_its_one_line() {
     let files = Files::new();
+    let _live = std::os::unix::net::UnixListener::bind(files.path().join("live")).unwrap();
     let rows: &[(&str, &[&str])] = &[
         ("--kernel @/missing", &["/missing cannot be opened", "No such file"]),
         ("--kernel @/directory", &["/directory is a directory"]),
@@ -109,6 +113,11 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --disk @/disk,limit-iops=fast", &["\"fast\" is no rate", "1000:5000"]),
         ("--kernel VMLINUX --disk @/disk,limit-bandwidth=fast", &["\"fast\" is not a size"]),
         ("--kernel VMLINUX --disk @/disk --disk @/disk", &["in use by another VM"]),
+        ("--kernel VMLINUX --vsock @/missing/v", &["cannot make the vsock socket", "No such file"]),
+        ("--kernel VMLINUX --vsock @/text", &["the vsock path", "/text exists and is no socket"]),
+        ("--kernel VMLINUX --vsock @/directory", &["/directory exists and is no socket"]),
+        ("--kernel VMLINUX --vsock @/live", &["/live is in use", "another VM"]),
+        ("--kernel VMLINUX --vsock /tmp/LONG", &["bytes, 96 are possible", "shorter"]),
         ("--kernel VMLINUX --console @/missing/log", &["cannot open the console's file", "No such file"]),
         ("--config @/missing.toml", &["cannot read the configuration", "No such file"]),
         ("--config @/unknown.toml", &["unknown.toml, line 2", "rootfilesystem", "rootfs"]),
@@ -130,6 +139,10 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("boot --kernel x --disk a.img,ro", "\"ro\" is no option of a disk")]
 #[case("boot --kernel x --disk ,readonly", "a disk needs a path")]
 #[case("boot --kernel x --disk a,id=much-too-long-for-a-disk", "1 to 20")]
+#[case("boot --kernel x --vsock ,cid=3", "vsock needs the path")]
+#[case("boot --kernel x --vsock v,cid=2", "\"2\" is no CID of a guest: give a number from 3 to 4294967294")]
+#[case("boot --kernel x --vsock v,cid=4294967295", "is no CID of a guest")]
+#[case("boot --kernel x --vsock v,port=1", "\"port=1\" is no option of vsock")]
 #[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
 #[case("boot --kernle x", "unexpected argument '--kernle'")]
 #[case("boost", "unrecognized subcommand 'boost'")]

@@ -242,8 +242,12 @@ impl Connection {
             State::Established | State::Closing if self.update_asked || self.update_is_due() => {
                 control(op::CREDIT_UPDATE)
             }
-            // What the host sends no more is known only once all that it sent was read.
-            State::Established if self.host_shut != self.told => {
+            // What the host sends no more is known only once all that it sent was read. Where that will be soon, the
+            // guest hears of both directions at once.
+            State::Established
+                if self.host_shut != self.told
+                    && !(self.ending && self.has_data() && self.peer.credit() > 0) =>
+            {
                 Some(Next::Control { op: op::SHUTDOWN, flags: self.host_shut })
             }
             State::Established if self.has_data() => match self.peer.credit() {

@@ -7,7 +7,7 @@ use super::backlog::Backlog;
 use super::connection::{Connection, Key};
 use super::stream::HostStream;
 
-/// The name of an entry. Names are not given again before 2³² others, so that an event of a socket that is closed
+/// The name of an entry. Names are not given again before 2³¹ others, so that an event of a socket that is closed
 /// does not reach the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Id {
@@ -79,6 +79,7 @@ pub(super) struct Table {
     free: Vec<u32>,
     keys: HashMap<Key, Id>,
     most: usize,
+    handshakes: usize,
     /// No deadline is before it; there may be none at all.
     earliest: Option<Instant>,
 }
@@ -86,7 +87,7 @@ pub(super) struct Table {
 impl Table {
     /// An empty table for at most `most` entries.
     pub(super) fn new(most: usize) -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), keys: HashMap::new(), most, earliest: None }
+        Self { slots: Vec::new(), free: Vec::new(), keys: HashMap::new(), most, handshakes: 0, earliest: None }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -111,6 +112,7 @@ impl Table {
             }
         };
         let slot = self.slots.get_mut(usize::try_from(index).ok()?)?;
+        self.handshakes += usize::from(matches!(entry.role, Role::Handshake));
         slot.entry = Some(entry);
         let id = Id { index, generation: slot.generation };
         if let Some(key) = key {
@@ -134,8 +136,12 @@ impl Table {
         let entry = slot.entry.take()?;
         slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 1);
         self.free.push(id.index);
-        if let Role::Connection(connection) = &entry.role {
-            self.keys.remove(&connection.key());
+        match &entry.role {
+            Role::Handshake => self.handshakes -= 1,
+            Role::Connection(connection) => {
+                self.keys.remove(&connection.key());
+            }
+            Role::Draining { .. } => {}
         }
         Some(entry)
     }
@@ -145,6 +151,7 @@ impl Table {
         let key = connection.key();
         if let Some(entry) = self.get(id) {
             entry.role = Role::Connection(connection);
+            self.handshakes -= 1;
             self.keys.insert(key, id);
         }
     }
@@ -194,19 +201,22 @@ impl Table {
         expired
     }
 
-    /// How many handshakes there are, and the one whose patience ends first.
-    pub(super) fn handshakes(&self) -> (usize, Option<Id>) {
-        let mut count = 0;
+    /// How many processes have not said yet to which port.
+    pub(super) fn handshakes(&self) -> usize {
+        self.handshakes
+    }
+
+    /// The one of them whose patience ends first, and when.
+    pub(super) fn first_handshake(&self) -> Option<(Instant, Id)> {
         let mut first: Option<(Instant, Id)> = None;
         for (index, slot) in (0..).zip(&self.slots) {
             let Some(Entry { role: Role::Handshake, deadline: Some(deadline), .. }) = &slot.entry else {
                 continue;
             };
-            count += 1;
             if first.is_none_or(|(earliest, _)| *deadline < earliest) {
                 first = Some((*deadline, Id { index, generation: slot.generation }));
             }
         }
-        (count, first.map(|(_, id)| id))
+        first
     }
 }

@@ -8,6 +8,8 @@ use super::Muxer;
 
 /// For the line of a process of the host.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
+/// What may be left of it when another process needs the place.
+pub(super) const SPARE: Duration = Duration::from_millis(1800);
 /// For the guest's answer to a connection of the host. Linux answers in its kernel, whether somebody listens or not.
 pub(super) const REQUEST: Duration = Duration::from_secs(10);
 /// For the guest's RST once both ends have heard that neither will send any more.
@@ -18,7 +20,7 @@ pub(super) const DRAIN: Duration = Duration::from_secs(30);
 const ATTEMPT: Duration = Duration::from_millis(20);
 /// For such a listener. Linux gives up after two seconds.
 const CONNECT: Duration = Duration::from_secs(2);
-/// Until descriptors may be free again.
+/// Until there may be room again for who waits to be accepted.
 const ACCEPT: Duration = Duration::from_millis(200);
 
 /// The end of `patience` that begins now.

@@ -15,8 +15,7 @@ pub(super) const FIRST_PORT: u32 = 1 << 30;
 const LAST_PORT: u32 = (1 << 31) - 1;
 /// How many processes of the host are accepted before others have their turn.
 const MAX_ACCEPTED: usize = 64;
-/// How many processes may have connected and not said to which port. Where there are more, the one that had the
-/// most time goes.
+/// How many processes may have connected and not said to which port.
 const MAX_HANDSHAKES: usize = 256;
 
 impl Muxer {
@@ -27,6 +26,11 @@ impl Muxer {
 
     pub(super) fn accept(&mut self) {
         for _ in 0..MAX_ACCEPTED {
+            if self.table.handshakes() >= MAX_HANDSHAKES && !self.refuse_a_silent_one() {
+                self.accepting = false;
+                self.accept_later();
+                return;
+            }
             match self.setup.listener.accept() {
                 Ok(socket) => self.accepted(HostStream::accepted(socket)),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -46,12 +50,6 @@ impl Muxer {
     }
 
     fn accepted(&mut self, stream: HostStream) {
-        let (count, first) = self.table.handshakes();
-        if count >= MAX_HANDSHAKES
-            && let Some(first) = first
-        {
-            self.refuse_host(first);
-        }
         let Some(id) = self.insert(Role::Handshake, Some(stream), true) else {
             self.setup.metrics.refused_connections.increment();
             return;
@@ -59,6 +57,17 @@ impl Muxer {
         self.table.set_deadline(id, Some(deadlines::in_time(deadlines::HANDSHAKE)));
         // Most write their line at once.
         self.read_line(id);
+    }
+
+    /// Makes room for a process that may have something to say. False, where none has had the time to.
+    fn refuse_a_silent_one(&mut self) -> bool {
+        match self.table.first_handshake() {
+            Some((patience_ends, id)) if patience_ends <= deadlines::in_time(deadlines::SPARE) => {
+                self.refuse_host(id);
+                true
+            }
+            _ => false,
+        }
     }
 
     fn refuse_host(&mut self, id: Id) {

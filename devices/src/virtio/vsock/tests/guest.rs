@@ -19,6 +19,8 @@ use super::super::header::LENGTH;
 use super::super::{Vsock, VsockListener};
 use super::*;
 
+/// The length of a header, as descriptors have it.
+pub(super) const HEADER: u32 = 44;
 /// The guest's CID.
 pub(super) const CID: u32 = 52;
 /// What the guest keeps for a connection, as it tells the device.
@@ -146,7 +148,7 @@ impl Guest {
         tx.write(SEND, payload);
         // A payload in two buffers, as Linux has it for large ones.
         let (first, second) = (length / 3, length - length / 3);
-        tx.add(&[(header_at, LENGTH as u32, 0), (SEND, first, 0), (SEND + u64::from(first), second, 0)]);
+        tx.add(&[(header_at, HEADER, 0), (SEND, first, 0), (SEND + u64::from(first), second, 0)]);
         tx.notifier.write(1).unwrap();
     }
 
@@ -177,7 +179,7 @@ impl Guest {
             assert_eq!(head, given);
             let header: [u8; LENGTH] = self.drivers[0].read(at, LENGTH).try_into().unwrap();
             let header = Header::decode(header);
-            assert_eq!(length, LENGTH as u32 + header.len);
+            assert_eq!(length, HEADER + header.len);
             let payload = self.drivers[0].read(at + LENGTH as u64, header.len as usize);
             self.received.push_back((header, payload));
             self.give_buffer(at);
@@ -276,7 +278,7 @@ pub(super) fn header(host_port: u32, guest_port: u32) -> Header {
 
 /// Bytes that are not the same again soon.
 pub(super) fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|index| (index.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
+    (0..length).map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect()
 }
 
 pub(super) fn read_exactly(stream: &mut UnixStream, count: usize) -> Vec<u8> {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::super::testing::{FREE, NEXT, REGIONS, WRITE, dump};
 use super::super::header::LENGTH;
-use super::guest::{header, read_exactly};
+use super::guest::{HEADER, header, read_exactly};
 use super::*;
 
 #[test]
@@ -26,7 +26,7 @@ fn a_packet_that_is_longer_than_its_buffers_resets_the_connection() {
 #[test]
 fn a_packet_without_a_whole_header_is_given_back() {
     let mut guest = Guest::new();
-    for length in [1, LENGTH as u32 - 1] {
+    for length in [1, HEADER - 1] {
         guest.drivers[1].add(&[(FREE, length, 0)]);
         guest.drivers[1].notifier.write(1).unwrap();
         assert!(guest.wait());
@@ -39,7 +39,7 @@ fn a_packet_without_a_whole_header_is_given_back() {
 #[test]
 fn a_buffer_without_room_for_a_packet_needs_a_reset() {
     let mut guest = Guest::without_buffers();
-    guest.drivers[0].add(&[(FREE, LENGTH as u32, WRITE)]);
+    guest.drivers[0].add(&[(FREE, HEADER, WRITE)]);
     guest.post(Header { op: op::RW, ..header(80, 1025) }, b"");
     while guest.wait() {}
     // It ends nevertheless, and begins anew.
@@ -62,6 +62,9 @@ fn a_header_in_pieces_is_a_header() {
     guest.drivers[1].notifier.write(1).unwrap();
     assert_eq!(read_exactly(&mut host, 3), b"abc");
 }
+
+/// How much memory is compared at once.
+const CHUNK: usize = 4096;
 
 #[derive(Clone, Debug)]
 struct Chain {
@@ -118,7 +121,7 @@ fn chains() -> impl Strategy<Value = Vec<Chain>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn whatever_a_driver_does_only_what_it_offered_is_written_and_the_device_ends(chains in chains()) {
@@ -150,9 +153,12 @@ proptest! {
         guest.device_reset();
         let rings = [guest.drivers[0].used_ring(), guest.drivers[1].used_ring()];
         for ((start, old), (_, new)) in before.iter().zip(dump(&guest.drivers[0].memory)) {
-            for ((at, old), new) in (*start..).zip(old).zip(new) {
-                let allowed = writable.iter().chain(&rings).any(|range| range.contains(&at));
-                prop_assert!(*old == new || allowed, "wrote to {at:#x}");
+            for (at, (old, new)) in (*start..).step_by(CHUNK).zip(old.chunks(CHUNK).zip(new.chunks(CHUNK))) {
+                // Byte by byte only where something changed: there is much memory.
+                for (at, (old, new)) in (at..).zip(old.iter().zip(new)).filter(|_| old != new) {
+                    let allowed = writable.iter().chain(&rings).any(|range| range.contains(&at));
+                    prop_assert!(*old == *new || allowed, "wrote to {at:#x}");
+                }
             }
         }
     }
