@@ -118,6 +118,7 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --vsock @/directory", &["/directory exists and is no socket"]),
         ("--kernel VMLINUX --vsock @/live", &["/live is in use", "another VM"]),
         ("--kernel VMLINUX --vsock /tmp/LONG", &["bytes, 96 are possible", "shorter"]),
+        ("--kernel @/missing --vsock @/v", &["/missing cannot be opened"]),
         ("--kernel VMLINUX --console @/missing/log", &["cannot open the console's file", "No such file"]),
         ("--config @/missing.toml", &["cannot read the configuration", "No such file"]),
         ("--config @/unknown.toml", &["unknown.toml, line 2", "rootfilesystem", "rootfs"]),
@@ -129,6 +130,7 @@ fn each_mistake_has_its_code_and_its_one_line() {
         eprintln!("mvm boot {arguments}");
         expect(&files.run(arguments), 2, parts);
     }
+    assert!(!files.path().join("v").exists(), "a socket was left behind");
 }
 
 /// What clap finds has usage behind it, so only the first line counts.

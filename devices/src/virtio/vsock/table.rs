@@ -1,11 +1,14 @@
 //! All that the device has an open socket for, or has still to tell the guest of.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::backlog::Backlog;
 use super::connection::{Connection, Key};
 use super::stream::HostStream;
+
+/// How often deadlines are looked through at most. A guest could have thousands of them, each at another time.
+const SCAN_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The name of an entry. Names are not given again before 2³¹ others, so that an event of a socket that is closed
 /// does not reach the next one.
@@ -82,12 +85,21 @@ pub(super) struct Table {
     handshakes: usize,
     /// No deadline is before it; there may be none at all.
     earliest: Option<Instant>,
+    next_scan: Instant,
 }
 
 impl Table {
     /// An empty table for at most `most` entries.
     pub(super) fn new(most: usize) -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), keys: HashMap::new(), most, handshakes: 0, earliest: None }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            keys: HashMap::new(),
+            most,
+            handshakes: 0,
+            earliest: None,
+            next_scan: Instant::now(),
+        }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -178,15 +190,16 @@ impl Table {
 
     /// When [`expired`](Self::expired) may have something again.
     pub(super) fn earliest(&self) -> Option<Instant> {
-        self.earliest
+        self.earliest.map(|earliest| earliest.max(self.next_scan))
     }
 
     /// Takes the deadlines that have passed, and gives the entries that had them.
     pub(super) fn expired(&mut self, now: Instant) -> Vec<Id> {
         let mut expired = Vec::new();
-        if self.earliest.is_none_or(|earliest| earliest > now) {
+        if self.earliest().is_none_or(|earliest| earliest > now) {
             return expired;
         }
+        self.next_scan = now + SCAN_INTERVAL;
         self.earliest = None;
         for (index, slot) in (0..).zip(&mut self.slots) {
             let Some(entry) = &mut slot.entry else { continue };
@@ -218,5 +231,58 @@ impl Table {
             }
         }
         first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handshake() -> Entry {
+        Entry::new(Role::Handshake, None)
+    }
+
+    #[test]
+    fn a_name_does_not_reach_the_next_entry_in_its_place() {
+        let mut table = Table::new(1);
+        let first = table.insert(handshake()).unwrap();
+        assert!(table.insert(handshake()).is_none());
+        assert!(table.remove(first).is_some());
+        let second = table.insert(handshake()).unwrap();
+        assert!(table.get(first).is_none() && table.remove(first).is_none());
+        assert!(table.get(Id::from_u64(second.to_u64())).is_some());
+    }
+
+    #[test]
+    fn ports_are_free_once_a_connection_drains() {
+        let key = Key { host_port: 80, guest_port: 1 };
+        let connection = || Entry::new(Role::Connection(Connection::from_host(key, 3, 100)), None);
+        let mut table = Table::new(10);
+        let first = table.insert(connection()).unwrap();
+        assert_eq!(table.find(key), Some(first));
+        assert!(table.insert(connection()).is_none());
+        table.set_draining(first);
+        assert_eq!(table.find(key), None);
+        let second = table.insert(connection()).unwrap();
+        table.remove(first);
+        assert_eq!(table.find(key), Some(second));
+    }
+
+    #[test]
+    fn deadlines_pass_once_and_those_that_were_put_off_do_not() {
+        let mut table = Table::new(10);
+        let [kept, put_off, later] = [(); 3].map(|()| table.insert(handshake()).unwrap());
+        let start = Instant::now();
+        let at = |seconds| Some(start + Duration::from_secs(seconds));
+        for (id, deadline) in [(kept, at(1)), (put_off, at(1)), (later, at(5))] {
+            table.set_deadline(id, deadline);
+        }
+        table.set_deadline(put_off, None);
+        assert_eq!(table.first_handshake().map(|(_, id)| id), Some(kept));
+        assert!(table.expired(start).is_empty());
+        assert_eq!(table.expired(start + Duration::from_secs(2)), [kept]);
+        assert_eq!(table.earliest(), at(5));
+        assert_eq!(table.expired(start + Duration::from_secs(6)), [later]);
+        assert_eq!(table.earliest(), None);
     }
 }
