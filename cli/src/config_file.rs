@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmm::{ConsoleConfig, DiskConfig};
+use vmm::{ConsoleConfig, DiskConfig, PmemConfig};
 
 use crate::boot::BootOptions;
 
@@ -44,6 +44,7 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
     for DiskConfig { path, .. } in options.rootfs.iter_mut().chain(&mut options.disk) {
         place(path);
     }
+    options.pmem.iter_mut().map(|PmemConfig { path, .. }| path).for_each(place);
     if let Some(ConsoleConfig::File(path)) = &mut options.console {
         place(path);
     }

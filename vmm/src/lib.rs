@@ -12,12 +12,15 @@ pub mod kvm;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod pmem;
 pub mod signals;
 pub mod timing;
 pub mod vcpu;
 pub mod vm;
 
-pub use config::{ConsoleConfig, DiskConfig, MemorySize, VmConfig};
+pub use devices::virtio::balloon::BalloonHandle;
+
+pub use config::{ConsoleConfig, DiskConfig, MemorySize, PmemConfig, VmConfig};
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};
 pub use vm::{Vm, VmError};

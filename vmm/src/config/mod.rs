@@ -3,6 +3,7 @@
 mod console;
 mod disk;
 mod limit;
+mod pmem;
 mod size;
 mod words;
 
@@ -14,6 +15,7 @@ use thiserror::Error;
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
 pub use limit::{Bandwidth, Rate};
+pub use pmem::PmemConfig;
 pub use size::MemorySize;
 
 /// A whole VM.
@@ -27,6 +29,10 @@ pub struct VmConfig {
     pub rootfs: Option<DiskConfig>,
     /// Further disks, in order.
     pub disks: Vec<DiskConfig>,
+    /// Files that the guest has as persistent memory, in order.
+    pub pmem: Vec<PmemConfig>,
+    /// Whether there is a memory balloon.
+    pub balloon: bool,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM.
@@ -80,6 +86,15 @@ pub enum ConfigError {
     /// A limit that lets nothing pass.
     #[error("a limit of {0:?} would let nothing pass: leave it out where there is to be no limit")]
     ZeroLimit(String),
+    /// Persistent memory without a path.
+    #[error("persistent memory needs a path: PATH[,readonly|,cow]")]
+    PmemPath,
+    /// An unknown word behind the path of persistent memory, or one too many.
+    #[error(
+        "{0:?} is no option of persistent memory: there are readonly and cow, and one of them at the most (a comma in \
+         a path is written ,,)"
+    )]
+    PmemOption(String),
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,

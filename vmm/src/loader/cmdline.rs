@@ -76,6 +76,8 @@ mod tests {
             initrd: None,
             rootfs: Some("root.ext4".parse::<DiskConfig>().unwrap()),
             disks: Vec::new(),
+            pmem: Vec::new(),
+            balloon: false,
             cpus: 1,
             memory: MemorySize::from_mib(128),
             append: None,
