@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::Deserialize;
-use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig, VsockConfig};
+use vmm::{ConsoleConfig, DiskConfig, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VsockConfig};
 
 use crate::{chain, complain, config_file, exit_code};
 
@@ -74,6 +74,16 @@ pub struct BootOptions {
     /// the guest's connections to host port P go to the socket at PATH_P [default cid: 3]
     #[arg(long, value_name = "PATH[,cid=N]")]
     pub vsock: Option<VsockConfig>,
+    /// A file as persistent memory (/dev/pmem0, …), with its pages in the host's page cache alone; the guest writes to
+    /// it, or only reads, or writes to copies that end with the VM; may be given more than once
+    #[arg(long, value_name = "PATH[,readonly|,cow]")]
+    #[serde(default)]
+    pub pmem: Vec<PmemConfig>,
+
+    /// Give the guest a memory balloon: what it has free goes back to the host
+    #[arg(long)]
+    #[serde(default)]
+    pub balloon: bool,
 
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
@@ -105,6 +115,8 @@ impl BootOptions {
             rootfs: self.rootfs.or(other.rootfs),
             disk: if self.disk.is_empty() { other.disk } else { self.disk },
             vsock: self.vsock.or(other.vsock),
+            pmem: if self.pmem.is_empty() { other.pmem } else { self.pmem },
+            balloon: self.balloon || other.balloon,
             cpus: self.cpus.or(other.cpus),
             memory: self.memory.or(other.memory),
             append: self.append.or(other.append),
@@ -122,6 +134,8 @@ impl BootOptions {
             rootfs: self.rootfs,
             disks: self.disk,
             vsock: self.vsock,
+            pmem: self.pmem,
+            balloon: self.balloon,
             cpus: self.cpus.unwrap_or(1),
             memory: self.memory.unwrap_or(MemorySize::from_mib(512)),
             append: self.append,
@@ -196,7 +210,8 @@ mod tests {
             let value = match flag {
                 "cpus" => "1",
                 "memory" => "'1G'",
-                "disk" => "['x']",
+                "disk" | "pmem" => "['x']",
+                "balloon" => "true",
                 _ => "'x'",
             };
             options(&format!("{flag} = {value}"));

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmm::{ConsoleConfig, DiskConfig};
+use vmm::{ConsoleConfig, DiskConfig, PmemConfig};
 
 use crate::boot::BootOptions;
 
@@ -47,6 +47,7 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
     if let Some(vsock) = &mut options.vsock {
         place(&mut vsock.path);
     }
+    options.pmem.iter_mut().map(|PmemConfig { path, .. }| path).for_each(place);
     if let Some(ConsoleConfig::File(path)) = &mut options.console {
         place(path);
     }

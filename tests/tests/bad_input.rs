@@ -37,6 +37,8 @@ impl Files {
         fs::write(path("high.elf"), damaged(&vmlinux, first, &(1_u64 << 40).to_le_bytes())).unwrap();
         sparse_file(directory.path(), "huge", 1 << 30);
         sparse_file(directory.path(), "disk", 1 << 20);
+        sparse_file(directory.path(), "pmem", 2 << 20);
+        sparse_file(directory.path(), "odd", (2 << 20) + 4096);
         fs::write(path("tiny.img"), "x").unwrap();
         fs::write(path("unknown.toml"), "kernel = 'x'\nrootfilesystem = 'y'\n").unwrap();
         fs::write(path("syntax.toml"), "kernel = \n").unwrap();
@@ -119,6 +121,12 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --vsock @/live", &["/live is in use", "another VM"]),
         ("--kernel VMLINUX --vsock /tmp/LONG", &["bytes, 96 are possible", "shorter"]),
         ("--kernel @/missing --vsock @/v", &["/missing cannot be opened"]),
+        ("--kernel VMLINUX --pmem @/missing", &["cannot open disk", "No such file"]),
+        ("--kernel VMLINUX --pmem @/directory", &["is a directory"]),
+        ("--kernel VMLINUX --pmem @/empty", &["is too small", "truncate"]),
+        ("--kernel VMLINUX --pmem @/odd", &["no multiple of 2 MiB", "truncate -s %2M"]),
+        ("--kernel VMLINUX --pmem @/pmem --pmem @/pmem,readonly", &["in use by another VM"]),
+        ("--kernel VMLINUX --pmem @/pmem,cow --disk @/pmem", &["in use by another VM"]),
         ("--kernel VMLINUX --console @/missing/log", &["cannot open the console's file", "No such file"]),
         ("--config @/missing.toml", &["cannot read the configuration", "No such file"]),
         ("--config @/unknown.toml", &["unknown.toml, line 2", "rootfilesystem", "rootfs"]),
@@ -145,6 +153,10 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("boot --kernel x --vsock v,cid=2", "\"2\" is no CID of a guest: give a number from 3 to 4294967294")]
 #[case("boot --kernel x --vsock v,cid=4294967295", "is no CID of a guest")]
 #[case("boot --kernel x --vsock v,port=1", "\"port=1\" is no option of vsock")]
+#[case("boot --kernel x --pmem a.img,ro", "\"ro\" is no option of persistent memory")]
+#[case("boot --kernel x --pmem a.img,cow,readonly", "one of them at the most")]
+#[case("boot --kernel x --pmem ,readonly", "persistent memory needs a path")]
+#[case("boot --kernel x --balloon=big", "unexpected value 'big' for '--balloon'")]
 #[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
 #[case("boot --kernle x", "unexpected argument '--kernle'")]
 #[case("boost", "unrecognized subcommand 'boost'")]
@@ -301,9 +313,10 @@ fn help_pages_and_completions_name_every_flag() {
         [&["man", "boot"][..], &["completions", "bash"], &["completions", "zsh"], &["completions", "fish"]]
     {
         let page = text(arguments);
-        for flag in
-            ["kernel", "initrd", "rootfs", "disk", "cpus", "memory", "append", "cmdline", "console", "timing"]
-        {
+        for flag in [
+            "kernel", "initrd", "rootfs", "disk", "pmem", "balloon", "cpus", "memory", "append", "cmdline",
+            "console", "timing",
+        ] {
             assert!(page.contains(flag), "no {flag} in {arguments:?}");
         }
     }

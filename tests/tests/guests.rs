@@ -3,6 +3,8 @@
 #![allow(missing_docs, reason = "tests are named after what they show")]
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]
 
+#[path = "guests/balloon.rs"]
+mod balloon;
 #[path = "guests/boots.rs"]
 mod boots;
 #[path = "guests/console.rs"]
@@ -11,5 +13,7 @@ mod console;
 mod disks;
 #[path = "guests/ends.rs"]
 mod ends;
+#[path = "guests/pmem.rs"]
+mod pmem;
 #[path = "guests/vsock.rs"]
 mod vsock;

@@ -12,13 +12,16 @@ pub mod kvm;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod pmem;
 pub mod signals;
 pub mod timing;
 pub mod vcpu;
 pub mod vm;
 pub mod vsock;
 
-pub use config::{ConsoleConfig, DiskConfig, MemorySize, VmConfig, VsockConfig};
+pub use config::{ConsoleConfig, DiskConfig, MemorySize, PmemConfig, VmConfig, VsockConfig};
+pub use devices::virtio::balloon::BalloonHandle;
+
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};
 pub use vm::{Vm, VmError};

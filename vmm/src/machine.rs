@@ -68,6 +68,8 @@ impl MachineEvents for Reporter {
 pub struct Devices<'a> {
     vm: &'a VmFd,
     memory: &'a Arc<GuestMemoryMmap>,
+    /// Where the data of a request to a virtio device may lie: RAM, if nothing else is said.
+    pub dma: Arc<GuestMemoryMmap>,
     reporter: Arc<Reporter>,
     /// The I/O ports.
     pub ports: Bus,
@@ -85,6 +87,7 @@ impl<'a> Devices<'a> {
         Self {
             vm,
             memory,
+            dma: memory.clone(),
             reporter,
             ports: Bus::default(),
             mmio: Bus::default(),
@@ -163,7 +166,8 @@ impl<'a> Devices<'a> {
         let base = layout::VIRTIO_MMIO + index as u64 * MMIO_LENGTH;
         let line = interrupt_line(self.vm, gsi)?;
         let transport = MmioTransport::new(device, self.memory.clone(), line)
-            .map_err(VmError::host("make a virtio device"))?;
+            .map_err(VmError::host("make a virtio device"))?
+            .with_dma(self.dma.clone());
         self.tie_notifiers(base, transport.queue_notifiers())?;
         self.subscribers.push(Box::new(transport.events()));
         let device = Arc::clone(transport.device());

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use devices::virtio::pmem::{PmemFile, PmemMode};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
@@ -29,6 +31,15 @@ pub enum MemoryError {
     /// Regions that vm-memory refuses.
     #[error("cannot lay out the guest's memory")]
     Layout(#[source] vm_memory::GuestRegionCollectionError),
+    /// A file could not be mapped.
+    #[error("cannot map {size} of persistent memory")]
+    Map {
+        /// Its size.
+        size: MemorySize,
+        /// The host's refusal.
+        #[source]
+        source: io::Error,
+    },
     /// A part of a file could not be brought into guest RAM.
     #[error("cannot put {length:#x} bytes at guest address {address:#x}")]
     Fill {
@@ -95,6 +106,44 @@ fn map_aligned(size: usize, protection: i32, flags: i32) -> io::Result<*mut u8> 
         libc::munmap(start.add(size).cast(), tail);
         Ok(start)
     }
+}
+
+/// Maps the whole of `file`, to be at `address` in the guest's physical memory.
+///
+/// Where it may be written, a page that the file's storage has no room for can't be had, and neither can a page that
+/// somebody cuts off the file. To touch such a page is a signal's death for mvm, and an error for a system call and for
+/// KVM_RUN: so nothing here touches a page of the mapping. As guest RAM, it lives as long as the process.
+///
+/// # Errors
+///
+/// [`MemoryError::Map`] where the host refuses.
+pub fn map_file(address: GuestAddress, file: &PmemFile) -> Result<GuestRegionMmap, MemoryError> {
+    map_file_region(address, file)
+        .map_err(|source| MemoryError::Map { size: MemorySize::from_bytes(file.size()), source })
+}
+
+fn map_file_region(address: GuestAddress, file: &PmemFile) -> io::Result<GuestRegionMmap> {
+    let size = usize::try_from(file.size()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let (protection, kind) = match file.mode() {
+        PmemMode::Shared => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED),
+        PmemMode::ReadOnly => (libc::PROT_READ, libc::MAP_SHARED),
+        PmemMode::CopyOnWrite => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE),
+    };
+    let flags = kind | libc::MAP_NORESERVE;
+    // Where guest and host addresses are equally aligned, a huge page can serve both.
+    let start =
+        map_aligned(size, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
+    // SAFETY: the file takes the place of the mapping just made, which nobody else knows of.
+    let mapping = unsafe {
+        libc::mmap(start.cast(), size, protection, flags | libc::MAP_FIXED, file.file().as_raw_fd(), 0)
+    };
+    if mapping == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping has `size` bytes and is never unmapped.
+    let region = unsafe { MmapRegion::build_raw(start, size, protection, flags) };
+    let region = region.map_err(io::Error::other)?;
+    GuestRegionMmap::new(region, address).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 /// Reads `length` bytes of `file` from `offset` on into guest RAM at `address`.

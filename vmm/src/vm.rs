@@ -4,15 +4,17 @@ use std::io;
 use std::sync::Arc;
 
 use devices::BusError;
+use devices::virtio::balloon::{Balloon, BalloonHandle};
 use devices::virtio::block::{Block, Disk, DiskError, DiskId};
+use devices::virtio::pmem::{Pmem, PmemError, PmemFile, PmemMode};
 use devices::virtio::rate_limit::RateLimits;
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::VsockPathError;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::arch::current::acpi::{self, AcpiError};
 use crate::arch::current::boot::{self, BootInformation};
@@ -26,6 +28,7 @@ use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
+use crate::pmem::{self, PersistentMemory};
 use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
 use crate::vsock;
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
@@ -48,7 +51,9 @@ pub enum VmError {
         most: usize,
     },
     /// More memory than this host's processor can address for a guest.
-    #[error("{asked} of memory cannot be had: this processor addresses {bits} bits of a guest's memory")]
+    #[error(
+        "{asked} of memory (--memory and --pmem) cannot be had: this processor addresses {bits} bits of a guest's memory"
+    )]
     TooMuchMemory {
         /// What was asked for.
         asked: MemorySize,
@@ -70,6 +75,9 @@ pub enum VmError {
     /// The host's socket for vsock.
     #[error(transparent)]
     Vsock(#[from] VsockPathError),
+    /// Persistent memory.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     /// More devices than there are interrupts for.
     #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
     TooManyDevices {
@@ -129,6 +137,7 @@ impl VmError {
             | Self::Cmdline(_)
             | Self::Disk(_)
             | Self::Vsock(_)
+            | Self::Pmem(_)
             | Self::TooManyDevices { .. }
             | Self::Console(_)
             | Self::Acpi(_) => false,
@@ -146,6 +155,7 @@ pub struct Vm {
     shared: Arc<VcpuShared>,
     subscribers: Vec<Subscriber>,
     exit: Arc<ExitSlot>,
+    balloon: Option<BalloonHandle>,
     /// It restores the terminal when the VM is gone.
     terminal: Option<RawTerminal>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
@@ -162,13 +172,17 @@ impl Vm {
         config.validate()?;
         let (disks, sink) = (open_disks(config)?, console::open_sink(&config.console)?);
         let vsock = config.vsock.as_ref().map(vsock::open).transpose()?;
+        let (disks, pmem) = (open_disks(config)?, pmem::open(config)?);
+        let sink = console::open_sink(&config.console)?;
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
         timeline.mark(Phase::Kvm);
 
         let memory = memory::reserve(&layout::ram_regions(config.memory.bytes()))?;
+        let PersistentMemory { files: pmem, dma } = pmem::place(pmem, &memory)?;
         register_memory(&vm, &memory)?;
+        register_pmem(&vm, &memory, &pmem)?;
         timeline.mark(Phase::Memory);
         // After the memory: KVM waits some milliseconds to add a memory slot to a VM that has them.
         create_interrupt_controllers(&vm)?;
@@ -182,6 +196,7 @@ impl Vm {
         let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
         let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
         let mut devices = Devices::new(&vm, &memory, reporter);
+        devices.dma = dma.clone();
         devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
         devices.add_legacy()?;
         let terminal = devices.add_console(config, sink, &exit)?;
@@ -192,6 +207,10 @@ impl Vm {
         if let Some(vsock) = vsock {
             devices.add_virtio(vsock)?;
         }
+        for (file, region) in pmem {
+            devices.add_virtio(Pmem::new(file, region.start_addr()))?;
+        }
+        let balloon = config.balloon.then(|| add_balloon(&mut devices, config)).transpose()?;
         devices.add_virtio(Rng::new())?;
         let Devices { ports, mmio, virtio, subscribers, .. } = devices;
         timeline.mark(Phase::Devices);
@@ -200,11 +219,16 @@ impl Vm {
         let memory_size = config.memory.bytes();
         boot::write(&memory, &kernel, &BootInformation { arguments: &arguments, initrd, memory_size, rsdp })?;
         registers::write_boot_tables(&memory, kernel.entry)?;
-        let vcpus = create_vcpus(&kvm, &vm, config, &kernel)?;
+        let vcpus = create_vcpus(&kvm, &vm, config, (&kernel, &dma))?;
         timeline.mark(Phase::Vcpus);
 
         let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), timeline });
-        Ok(Self { vcpus, shared, subscribers, exit, terminal, _vm: vm })
+        Ok(Self { vcpus, shared, subscribers, exit, balloon, terminal, _vm: vm })
+    }
+
+    /// The memory balloon, for whoever controls the VM while it runs.
+    pub fn balloon(&self) -> Option<BalloonHandle> {
+        self.balloon.clone()
     }
 
     /// Runs the VM to its end.
@@ -213,7 +237,7 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, exit, terminal, _vm } = self;
+        let Self { vcpus, shared, subscribers, exit, balloon: _, terminal, _vm } = self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
@@ -245,10 +269,22 @@ fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmEr
 
 /// Checks that there is an interrupt for each device, before any of them is opened.
 fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
-    // One is for the entropy device.
-    let asked = config.rootfs.iter().count() + config.disks.len() + config.vsock.iter().count() + 1;
+    let asked = [
+        config.rootfs.iter().count(),
+        config.disks.len(),
+        config.vsock.iter().count(),
+        config.pmem.len(),
+        usize::from(config.balloon),
+        1, // The entropy device.
+    ];
+    let asked = asked.into_iter().sum();
     let most = layout::VIRTIO_GSIS.len();
     if asked > most { Err(VmError::TooManyDevices { asked, most }) } else { Ok(()) }
+}
+
+fn add_balloon(devices: &mut Devices<'_>, config: &VmConfig) -> Result<BalloonHandle, VmError> {
+    let balloon = Balloon::new(config.memory.bytes()).map_err(VmError::host("make a timer"))?;
+    devices.add_virtio(balloon).map(BalloonHandle::new)
 }
 
 fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
@@ -259,23 +295,44 @@ fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
 }
 
 fn register_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region is a mapping of this process of that size, lives as long as the process, and
-        // overlaps no other slot, since the regions of guest memory don't.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(KvmError::call("give KVM the guest's memory"))?;
-    }
-    Ok(())
+    (0..).zip(memory.iter()).try_for_each(|(slot, region)| register_region(vm, slot, 0, region))
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig, kernel: &Kernel) -> Result<Vec<VcpuFd>, VmError> {
+/// Gives KVM persistent memory, in the slots behind those of RAM.
+fn register_pmem(
+    vm: &VmFd,
+    ram: &GuestMemoryMmap,
+    pmem: &[(PmemFile, Arc<GuestRegionMmap>)],
+) -> Result<(), KvmError> {
+    let slots = (0..).skip(ram.num_regions());
+    slots.zip(pmem).try_for_each(|(slot, (file, region))| {
+        let read_only = file.mode() == PmemMode::ReadOnly;
+        if read_only && !vm.check_extension(Cap::ReadonlyMem) {
+            return Err(KvmError::Capability("KVM_CAP_READONLY_MEM"));
+        }
+        register_region(vm, slot, if read_only { KVM_MEM_READONLY } else { 0 }, region)
+    })
+}
+
+fn register_region(vm: &VmFd, slot: u32, flags: u32, region: &GuestRegionMmap) -> Result<(), KvmError> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the region is a mapping of this process of that size, lives as long as the process, and
+    // overlaps no other slot, since the regions of guest memory don't.
+    unsafe { vm.set_user_memory_region(region) }.map_err(KvmError::call("give KVM the guest's memory"))
+}
+
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    config: &VmConfig,
+    (kernel, memory): (&Kernel, &GuestMemoryMmap),
+) -> Result<Vec<VcpuFd>, VmError> {
     let most = kvm.get_max_vcpus();
     if config.cpus as usize > most {
         return Err(VmError::TooManyCpus { asked: config.cpus, most });
@@ -286,7 +343,7 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig, kernel: &Kernel) -> Res
         let vcpu = vm.create_vcpu(id.into()).map_err(KvmError::call("make a vCPU"))?;
         let template = match &mut cpuid {
             Some(template) => template,
-            none => none.insert(cpuid_template(kvm, &vcpu, config)?),
+            none => none.insert(cpuid_template(kvm, &vcpu, config, memory)?),
         };
         vcpu.set_cpuid2(&template.of(id)?).map_err(KvmError::call("set the CPUID of a vCPU"))?;
         registers::set_up(&vcpu)?;
@@ -298,15 +355,20 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig, kernel: &Kernel) -> Res
     Ok(vcpus)
 }
 
-fn cpuid_template(kvm: &Kvm, vcpu: &VcpuFd, config: &VmConfig) -> Result<CpuidTemplate, VmError> {
+/// The CPUID of all vCPUs, where the guest can address all of `memory`.
+fn cpuid_template(
+    kvm: &Kvm,
+    vcpu: &VcpuFd,
+    config: &VmConfig,
+    memory: &GuestMemoryMmap,
+) -> Result<CpuidTemplate, VmError> {
     let template = CpuidTemplate::new(kvm, config.cpus, vcpu.get_tsc_khz().ok())?;
     let bits = template.physical_bits();
-    let end = layout::ram_regions(config.memory.bytes())
-        .last()
-        .and_then(|(start, length)| start.0.checked_add(*length));
-    match end {
-        Some(end) if end <= 1_u64.checked_shl(bits).unwrap_or(u64::MAX) => Ok(template),
-        _ => Err(VmError::TooMuchMemory { asked: config.memory, bits }),
+    if memory.last_addr().0 < 1_u64.checked_shl(bits).unwrap_or(u64::MAX) {
+        Ok(template)
+    } else {
+        let asked = memory.iter().map(GuestMemoryRegion::len).fold(0, u64::saturating_add);
+        Err(VmError::TooMuchMemory { asked: MemorySize::from_bytes(asked), bits })
     }
 }
 

@@ -16,10 +16,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::metrics::Metrics;
 
+pub mod balloon;
 pub mod block;
 pub mod events;
 mod iovecs;
 pub mod mmio;
+pub mod pmem;
 mod queue;
 pub mod rate_limit;
 pub mod rng;
@@ -42,8 +44,12 @@ pub trait VirtioInterrupt: Send + Sync {
 
 /// What a device is given when the driver sets DRIVER_OK.
 pub struct Activation {
-    /// The guest's memory.
+    /// The guest's RAM. Rings lie in it, and all that a device reads and writes itself.
     pub memory: Arc<GuestMemoryMmap>,
+    /// RAM, and the files that the guest has as memory ([`pmem`]): the data of a request may lie there too. It is for
+    /// system calls only, which fail where a page can't be had or not be written. Whoever touched it otherwise would
+    /// be killed by a signal.
+    pub dma: Arc<GuestMemoryMmap>,
     /// A queue for each of [`VirtioDevice::queue_sizes`], checked by the transport: the driver enabled it and
     /// its rings lie in guest memory. Queues that the driver left disabled are `None`.
     pub queues: Vec<Option<Queue>>,

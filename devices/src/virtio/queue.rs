@@ -33,7 +33,8 @@ enum QueueError {
     Unanswerable(u16),
 }
 
-/// Buffers of one kind in a chain, in its order. All of them lie in guest memory.
+/// Buffers of one kind in a chain, in its order. All of them lie in guest memory, in RAM or in a file that the guest has
+/// as memory ([`Activation::dma`]): what takes RAM alone finds less in them where that is not where they are.
 #[derive(Debug, Default)]
 pub(super) struct Buffers(Vec<(GuestAddress, u32)>);
 
@@ -41,6 +42,11 @@ impl Buffers {
     /// The length of all buffers together, in bytes.
     pub(super) fn len(&self) -> u64 {
         self.0.iter().map(|&(_, length)| u64::from(length)).sum()
+    }
+
+    /// The places of the buffers that are left, and their lengths in bytes.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
+        self.0.iter().copied()
     }
 
     /// Reads as many bytes as `data` holds off the front, wherever the driver split them into buffers (2.7.4).
@@ -90,7 +96,8 @@ impl Buffers {
         Some(GuestAddress(address.0.saturating_add(u64::from(*length))))
     }
 
-    /// Appends the places of the buffers in host memory to `iovecs`; they are valid as long as `memory` is.
+    /// Appends the places of the buffers in host memory to `iovecs`; they are valid as long as `memory` is, which may
+    /// be the queue's [`dma`](ActiveQueue::dma).
     pub(super) fn append_to(
         &self,
         memory: &GuestMemoryMmap,
@@ -122,7 +129,7 @@ impl Chain {
     fn collect(
         &mut self,
         chain: DescriptorChain<&GuestMemoryMmap>,
-        memory: &GuestMemoryMmap,
+        dma: &GuestMemoryMmap,
     ) -> Result<(), QueueError> {
         let head = chain.head_index();
         self.head = head;
@@ -133,17 +140,12 @@ impl Chain {
         let mut whole = false;
         for descriptor in chain {
             whole = !descriptor.has_next();
-            self.push(head, descriptor, memory)?;
+            self.push(head, descriptor, dma)?;
         }
         if whole { Ok(()) } else { Err(QueueError::Broken(head)) }
     }
 
-    fn push(
-        &mut self,
-        head: u16,
-        descriptor: Descriptor,
-        memory: &GuestMemoryMmap,
-    ) -> Result<(), QueueError> {
+    fn push(&mut self, head: u16, descriptor: Descriptor, dma: &GuestMemoryMmap) -> Result<(), QueueError> {
         let (address, length) = (descriptor.addr(), descriptor.len());
         if length == 0 {
             return Ok(());
@@ -152,7 +154,7 @@ impl Chain {
             return Err(QueueError::TooLong(head));
         }
         let bytes = usize::try_from(length).unwrap_or(usize::MAX);
-        if !memory.check_range(address, bytes, Permissions::ReadWrite) {
+        if !dma.check_range(address, bytes, Permissions::ReadWrite) {
             return Err(QueueError::OutsideMemory(head));
         }
         if descriptor.is_write_only() {
@@ -175,6 +177,7 @@ pub(super) struct ActiveQueue {
     index: u16,
     queue: Queue,
     memory: Arc<GuestMemoryMmap>,
+    dma: Arc<GuestMemoryMmap>,
     interrupt: Arc<dyn VirtioInterrupt>,
     /// How many more chains this turn takes. Without a limit, a driver that makes chains available as fast
     /// as they are used would keep the event loop from all else.
@@ -200,6 +203,7 @@ impl ActiveQueue {
             index,
             queue,
             memory: Arc::clone(&activation.memory),
+            dma: Arc::clone(&activation.dma),
             interrupt: Arc::clone(&activation.interrupt),
             budget: 0,
             used: false,
@@ -207,8 +211,14 @@ impl ActiveQueue {
         })
     }
 
+    /// RAM: for all that the device itself reads and writes.
     pub(super) fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.memory
+    }
+
+    /// All that buffers may lie in: for system calls only, which fail where a page can't be had.
+    pub(super) fn dma(&self) -> &Arc<GuestMemoryMmap> {
+        &self.dma
     }
 
     /// Begins a turn.
@@ -253,7 +263,7 @@ impl ActiveQueue {
         // Twice: a chain may have become available just before notifications were enabled.
         for _ in 0..2 {
             if let Some(found) = self.queue.iter(&*self.memory).map_err(QueueError::Ring)?.next() {
-                chain.collect(found, &self.memory)?;
+                chain.collect(found, &self.dma)?;
                 return Ok(true);
             }
             if !self.queue.enable_notification(&*self.memory).map_err(QueueError::Ring)? {
@@ -263,6 +273,12 @@ impl ActiveQueue {
         // The driver plays with the index.
         self.interrupt.notify_again(self.index);
         Ok(false)
+    }
+
+    /// Takes no more chains in this turn, as what it took was much work. The others come after other devices had
+    /// their turn.
+    pub(super) fn leave_the_rest(&mut self) {
+        self.budget = 0;
     }
 
     /// Gives the chain at `head` back, with `length` bytes written to it.

@@ -92,6 +92,8 @@ pub(crate) struct Descriptor {
 pub(crate) struct Driver {
     rings: u64,
     pub(crate) memory: Arc<GuestMemoryMmap>,
+    /// Where data may lie, where that is more than `memory`.
+    pub(crate) dma: Option<Arc<GuestMemoryMmap>>,
     pub(crate) counters: Arc<Counters>,
     /// Wakes a device that serves the queue itself.
     pub(crate) notifier: EventFd,
@@ -107,6 +109,7 @@ impl Driver {
         Self {
             rings: RINGS,
             memory: memory(),
+            dma: None,
             counters: Arc::default(),
             notifier: EventFd::new(EFD_NONBLOCK).unwrap(),
             size,
@@ -147,6 +150,7 @@ impl Driver {
         let [first, ..] = drivers else { panic!("a driver has a queue") };
         Activation {
             memory: first.memory.clone(),
+            dma: first.dma.clone().unwrap_or_else(|| first.memory.clone()),
             queues: drivers.iter().map(|driver| Some(driver.queue())).collect(),
             notifiers: drivers.iter().map(|driver| driver.notifier.try_clone().unwrap()).collect(),
             features,

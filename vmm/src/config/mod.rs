@@ -3,6 +3,7 @@
 mod console;
 mod disk;
 mod limit;
+mod pmem;
 mod size;
 mod vsock;
 mod words;
@@ -15,6 +16,7 @@ use thiserror::Error;
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
 pub use limit::{Bandwidth, Rate};
+pub use pmem::PmemConfig;
 pub use size::MemorySize;
 pub use vsock::VsockConfig;
 
@@ -31,6 +33,10 @@ pub struct VmConfig {
     pub disks: Vec<DiskConfig>,
     /// Sockets between guest and host.
     pub vsock: Option<VsockConfig>,
+    /// Files that the guest has as persistent memory, in order.
+    pub pmem: Vec<PmemConfig>,
+    /// Whether there is a memory balloon.
+    pub balloon: bool,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM.
@@ -93,6 +99,15 @@ pub enum ConfigError {
     /// An unknown word behind the path of a socket device.
     #[error("{0:?} is no option of vsock: there is cid=N (a comma in a path is written ,,)")]
     VsockOption(String),
+    /// Persistent memory without a path.
+    #[error("persistent memory needs a path: PATH[,readonly|,cow]")]
+    PmemPath,
+    /// An unknown word behind the path of persistent memory, or one too many.
+    #[error(
+        "{0:?} is no option of persistent memory: there are readonly and cow, and one of them at the most (a comma in \
+         a path is written ,,)"
+    )]
+    PmemOption(String),
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,

@@ -77,6 +77,8 @@ mod tests {
             rootfs: Some("root.ext4".parse::<DiskConfig>().unwrap()),
             disks: Vec::new(),
             vsock: None,
+            pmem: Vec::new(),
+            balloon: false,
             cpus: 1,
             memory: MemorySize::from_mib(128),
             append: None,

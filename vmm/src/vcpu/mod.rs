@@ -43,6 +43,10 @@ pub enum VcpuError {
     },
 }
 
+/// What a failure of KVM_RUN with EFAULT means.
+const NO_PAGE: &str = "the host has no page for an address that the guest used (EFAULT); was a file of --pmem cut off, \
+                       or is its storage full or failing?";
+
 /// A vCPU's stack needs little: KVM's exits are handled a few calls deep.
 const STACK_SIZE: usize = 256 << 10;
 
@@ -109,6 +113,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
                     vcpu.set_kvm_immediate_exit(0);
                     continue;
                 }
+                libc::EFAULT => ExitReason::RunFailed { vcpu: id, detail: NO_PAGE.to_owned() },
                 _ => ExitReason::RunFailed { vcpu: id, detail: error.to_string() },
             },
         };

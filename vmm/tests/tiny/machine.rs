@@ -12,9 +12,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use devices::virtio::pmem::PmemMode;
 use tempfile::TempDir;
 use vmm::kvm::KvmError;
-use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, Timeline, Vm, VmConfig, VmError};
+use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmError};
 
 use super::image::{self, Entry};
 
@@ -89,6 +90,8 @@ impl Machine {
             rootfs: None,
             disks: Vec::new(),
             vsock: None,
+            pmem: Vec::new(),
+            balloon: false,
             cpus: 1,
             memory: MemorySize::from_mib(128),
             append: None,
@@ -112,6 +115,13 @@ impl Machine {
         self
     }
 
+    /// Gives the guest a file with `content` as persistent memory.
+    pub(super) fn pmem(mut self, name: &str, mode: PmemMode, content: &[u8]) -> Self {
+        let path = self.file(name, content);
+        self.config.pmem.push(PmemConfig { path, mode });
+        self
+    }
+
     /// Gives the guest `cpus` vCPUs.
     pub(super) fn cpus(mut self, cpus: u32) -> Self {
         self.config.cpus = cpus;
@@ -120,8 +130,13 @@ impl Machine {
 
     /// Runs the guest to its end.
     pub(super) fn run(self) -> Ended {
+        self.run_with(|_| ())
+    }
+
+    /// Runs the guest to its end, after `built` has seen the VM.
+    pub(super) fn run_with(self, built: impl FnOnce(&Vm) + Send + 'static) -> Ended {
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
-        let (_thread, end) = start(self.config, timeline.clone());
+        let (_thread, end) = start(self.config, timeline.clone(), built);
         let console = || std::fs::read(self.directory.path().join("console")).unwrap_or_default();
         let Ok(reason) = end.recv_timeout(WATCHDOG) else {
             panic!("the guest does not end; console: {:02x?}", console());
@@ -138,7 +153,7 @@ impl Machine {
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", io::Error::last_os_error());
         // Opened without waiting for the VM to open its end, so that a VM which cannot be built is seen.
         let mut console = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
-        let (thread, end) = start(self.config, Arc::new(Timeline::starting_at(Instant::now())));
+        let (thread, end) = start(self.config, Arc::new(Timeline::starting_at(Instant::now())), |_| ());
         if !becomes_readable(&console) {
             panic!("the guest is not ready; end: {:?}", end.try_recv());
         }
@@ -168,10 +183,14 @@ impl Running {
 fn start(
     config: VmConfig,
     timeline: Arc<Timeline>,
+    built: impl FnOnce(&Vm) + Send + 'static,
 ) -> (JoinHandle<()>, Receiver<Result<ExitReason, VmError>>) {
     let (sender, end) = mpsc::channel();
     let thread = std::thread::spawn(move || {
-        let result = Vm::new(&config, timeline).and_then(Vm::run);
+        let result = Vm::new(&config, timeline).and_then(|vm| {
+            built(&vm);
+            vm.run()
+        });
         // The test has given up waiting where nobody takes it.
         let _ = sender.send(result);
     });

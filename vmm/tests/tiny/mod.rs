@@ -5,10 +5,12 @@ mod guest;
 mod image;
 mod machine;
 
+mod balloon;
 mod boot;
 mod cpus;
 mod ends;
 mod interrupts;
 mod memory;
+mod pmem;
 mod ports;
 mod virtio;

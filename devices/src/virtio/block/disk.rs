@@ -126,6 +126,11 @@ impl Disk {
         Ok(Self { file: Arc::new(file), read_only, sectors: bytes / SECTOR, block_size })
     }
 
+    /// The open file, with its lock.
+    pub(in crate::virtio) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     /// The size in bytes that a guest sees.
     pub fn size(&self) -> u64 {
         self.sectors * SECTOR

@@ -4,7 +4,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::super::queue::Chain;
 use super::config::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS};
@@ -98,6 +98,9 @@ impl Request {
     /// them: there is no answer to it.
     pub(super) fn parse(chain: &mut Chain, memory: &GuestMemoryMmap, disk: &Disk) -> Option<Self> {
         let status = chain.writable.take_last()?;
+        if !memory.check_range(status, 1, Permissions::Write) {
+            return None;
+        }
         let mut header = [0; 16];
         if !chain.readable.take(memory, &mut header) {
             return None;

@@ -136,7 +136,7 @@ impl Worker {
         let transfer = self.transfers.get_mut(usize::from(number)).ok_or(Status::IoError)?;
         transfer.head = head;
         transfer.status = status;
-        let set_up = transfer.set_up(action, &self.chain, self.queue.memory());
+        let set_up = transfer.set_up(action, &self.chain, self.queue.dma());
         if set_up.is_err() {
             self.free.push(number);
         }
@@ -145,7 +145,7 @@ impl Worker {
 
     fn start_operation(&mut self, number: u16) {
         let Some(transfer) = self.transfers.get(usize::from(number)) else { return };
-        // SAFETY: the ranges lie in guest memory, which `self.queue` holds, or in `ZEROES`; their list belongs
+        // SAFETY: the ranges lie in guest memory (`dma`), which `self.queue` holds, or in `ZEROES`; their list belongs
         // to the transfer, which changes only after its completion was taken. Dropping `self` waits for that.
         unsafe { self.engine.start(number, transfer.operation(), transfer.offset, &transfer.ranges) };
     }
@@ -171,7 +171,7 @@ impl Worker {
 
     /// Writes the status byte and gives the chain back; `written` bytes of data went before it.
     fn answer(&mut self, head: u16, place: GuestAddress, status: Status, written: u64) {
-        // The place is in memory: that was checked with the chain.
+        // The place is in RAM: that was checked with the request.
         let _ = self.queue.memory().write_obj(status.byte(), place);
         self.queue.add_used(head, u32::try_from(written + 1).unwrap_or(u32::MAX));
     }
@@ -190,7 +190,7 @@ impl Drop for Worker {
             if let Err(error) = self.engine.wait() {
                 tracing::error!(%error, "cannot wait for disk I/O; its memory is kept for good");
                 std::mem::forget(std::mem::take(&mut self.transfers));
-                std::mem::forget(self.queue.memory().clone());
+                std::mem::forget(self.queue.dma().clone());
                 return;
             }
         }

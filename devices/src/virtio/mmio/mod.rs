@@ -52,6 +52,7 @@ pub struct MmioTransport<D: VirtioDevice> {
     device_type: u32,
     offered: u64,
     memory: Arc<GuestMemoryMmap>,
+    dma: Arc<GuestMemoryMmap>,
     registers: Mutex<Registers>,
     signals: Arc<Signals>,
     notifiers: Arc<[EventFd]>,
@@ -70,12 +71,19 @@ impl<D: VirtioDevice> MmioTransport<D> {
         Ok(Self {
             device_type: device.device_type(),
             offered: device.features() & DEVICE_FEATURES | TRANSPORT_FEATURES,
+            dma: Arc::clone(&memory),
             memory,
             registers: Mutex::new(Registers::new(sizes)),
             signals: Arc::new(Signals::new(line, Arc::clone(&notifiers))),
             notifiers,
             device: Arc::new(Mutex::new(device)),
         })
+    }
+
+    /// Lets the data of requests lie in `dma` too, which is `memory` and more (see [`Activation::dma`]).
+    #[must_use]
+    pub fn with_dma(self, dma: Arc<GuestMemoryMmap>) -> Self {
+        Self { dma, ..self }
     }
 
     /// The device.
@@ -200,6 +208,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         };
         let activation = Activation {
             memory: Arc::clone(&self.memory),
+            dma: Arc::clone(&self.dma),
             queues,
             notifiers: Arc::clone(&self.notifiers),
             features: registers.driver_features(),

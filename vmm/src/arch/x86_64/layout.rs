@@ -10,6 +10,7 @@
 //! | 0xfee0_0000 | 0xfee0_1000 | local APIC |
 //! | 0xfffb_c000 | 0xffff_f000 | KVM's own pages for processors without unrestricted guests |
 //! | 0x1_0000_0000 | | RAM beyond 3 GiB |
+//! | the next multiple of 1 GiB | | persistent memory, each file at a multiple of 1 GiB |
 
 use vm_memory::GuestAddress;
 
@@ -44,6 +45,10 @@ pub const MMIO_HOLE: u64 = 0xc000_0000;
 /// RAM beyond the hole.
 pub const ABOVE_4G: GuestAddress = GuestAddress(1 << 32);
 
+/// Persistent memory begins at multiples of this: then it shares no memory section of Linux (128 MiB) with RAM or with
+/// other persistent memory, and Linux maps it with pages as large as there are.
+const PMEM_ALIGNMENT: u64 = 1 << 30;
+
 /// The first virtio-mmio device.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 
@@ -70,6 +75,18 @@ pub fn ram_regions(size: u64) -> Vec<(GuestAddress, u64)> {
         regions.push((ABOVE_4G, size - below));
     }
     regions
+}
+
+/// The places of persistent memory of these `sizes`, behind `ram` bytes of RAM; `None` where there are not enough
+/// addresses.
+pub fn pmem_addresses(ram: u64, sizes: impl IntoIterator<Item = u64>) -> Option<Vec<GuestAddress>> {
+    let mut free = ABOVE_4G.0.checked_add(ram.saturating_sub(MMIO_HOLE))?;
+    let place = |size| {
+        let start = free.checked_next_multiple_of(PMEM_ALIGNMENT)?;
+        free = start.checked_add(size)?;
+        Some(GuestAddress(start))
+    };
+    sizes.into_iter().map(place).collect()
 }
 
 /// What the guest is told of its memory, in the numbers of the E820 map, which the PVH memory map shares.
@@ -127,6 +144,22 @@ mod tests {
                 end(ram_regions(size).last().unwrap())
             );
         }
+    }
+
+    #[test]
+    fn persistent_memory_is_behind_ram_and_each_has_gibs_of_its_own() {
+        const GIB: u64 = 1 << 30;
+        let addresses = |ram, sizes: &[u64]| {
+            let addresses = pmem_addresses(ram, sizes.iter().copied())?;
+            Some(addresses.iter().map(|at| at.0 / GIB).collect::<Vec<_>>())
+        };
+        assert_eq!(addresses(512 << 20, &[2 << 20, GIB, GIB + 1, GIB]), Some(vec![4, 5, 6, 8]));
+        assert_eq!(addresses(3 * GIB, &[GIB]), Some(vec![4]));
+        assert_eq!(addresses(3 * GIB + 4096, &[GIB]), Some(vec![5]));
+        assert_eq!(addresses(8 * GIB, &[GIB]), Some(vec![9]));
+        assert_eq!(addresses(8 * GIB, &[]), Some(vec![]));
+        assert_eq!(addresses(8 * GIB, &[u64::MAX - 10 * GIB, GIB]), None);
+        assert_eq!(addresses(u64::MAX, &[GIB]), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod errors;
 mod hostile;
 mod limits;
 mod model;
+mod pmem;
 mod requests;
 
 use std::fs::File;

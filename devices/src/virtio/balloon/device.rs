@@ -1,0 +1,365 @@
+//! The device: what the driver gives up, takes back, and tells.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Condvar};
+use std::time::{Duration, Instant};
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
+
+use super::super::queue::{ActiveQueue, Chain};
+use super::super::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
+use super::handle::TargetError;
+use super::ranges::{PAGE, Ranges};
+use super::statistics::{ENTRY, Statistics};
+use crate::metrics::Metrics;
+
+/// Feature bits (5.5.3).
+const F_STATS_VQ: u64 = 1 << 1;
+const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const F_REPORTING: u64 = 1 << 5;
+const FEATURES: u64 = F_STATS_VQ | F_DEFLATE_ON_OOM | F_REPORTING;
+
+/// Linux reports up to 32 ranges at once and wants a queue that holds them.
+const QUEUE_SIZES: [u16; 4] = [128; 4];
+
+/// Where `actual` is in the config space (5.5.4), which the driver writes.
+const ACTUAL: u64 = 4;
+const CONFIG_LENGTH: usize = 8;
+
+/// The most pages that the device takes from one chain: 64 MiB. Linux names 256.
+const MAX_PAGES: u64 = 16 << 10;
+/// The most entries that it takes from one buffer of statistics.
+const MAX_ENTRIES: usize = 64;
+/// After so many bytes in a turn, others have theirs: to free 64 MiB of small pages takes some milliseconds.
+const TURN: u64 = 64 << 20;
+/// What a guest is left with whatever is asked of it: less, and Linux could hardly run the driver.
+const LEAST_LEFT: u64 = 64 << 20;
+
+/// What a snapshot has to know of a balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonState {
+    /// The pages that the balloon should have.
+    pub target_pages: u32,
+    /// The pages that the driver says it has.
+    pub actual_pages: u32,
+}
+
+crate::metrics! {
+    /// What a balloon counts.
+    pub struct BalloonMetrics {
+        /// Bytes that went to the host by inflating.
+        inflated_bytes,
+        /// Bytes that the driver took back.
+        deflated_bytes,
+        /// Bytes that went to the host because the driver reported them free.
+        reported_bytes,
+        /// Bytes that the driver named and that could not go to the host.
+        refused_bytes,
+        /// Statistics that came from the driver.
+        statistics_operations,
+    }
+}
+
+/// What a queue is for (5.5.2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Inflate,
+    Deflate,
+    Statistics,
+    Reporting,
+}
+
+impl Role {
+    /// The roles of the queues that there are, in the order of their indices: a queue whose feature was not
+    /// negotiated takes no index from the next one, in Linux as in all devices that it drives.
+    fn all(features: u64) -> impl Iterator<Item = Self> {
+        let optional = |bit: u64, role| (features & bit != 0).then_some(role);
+        [
+            Some(Self::Inflate),
+            Some(Self::Deflate),
+            optional(F_STATS_VQ, Self::Statistics),
+            optional(F_REPORTING, Self::Reporting),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+/// A memory balloon.
+pub struct Balloon {
+    queues: Vec<(Role, ActiveQueue)>,
+    interrupt: Option<Arc<dyn VirtioInterrupt>>,
+    /// The guest's RAM in bytes.
+    ram: u64,
+    state: BalloonState,
+    statistics: Option<(Instant, Statistics)>,
+    /// The buffer that the driver gets back when the device wants new statistics.
+    statistics_buffer: Option<u16>,
+    statistics_came: Arc<Condvar>,
+    interval: Duration,
+    timer: OwnedFd,
+    // Room that every turn needs.
+    chain: Chain,
+    ranges: Ranges,
+    metrics: Arc<BalloonMetrics>,
+}
+
+impl Balloon {
+    /// Makes a balloon without air for a guest with `ram` bytes of memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of making a timer: the process has no descriptor left.
+    pub fn new(ram: u64) -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        Ok(Self {
+            queues: Vec::new(),
+            interrupt: None,
+            ram,
+            state: BalloonState { target_pages: 0, actual_pages: 0 },
+            statistics: None,
+            statistics_buffer: None,
+            statistics_came: Arc::default(),
+            interval: Duration::ZERO,
+            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
+            chain: Chain::default(),
+            ranges: Ranges::default(),
+            metrics: Arc::default(),
+        })
+    }
+
+    pub(super) fn target(&self) -> u64 {
+        u64::from(self.state.target_pages) * PAGE
+    }
+
+    pub(super) fn actual(&self) -> u64 {
+        u64::from(self.state.actual_pages) * PAGE
+    }
+
+    pub(super) fn largest_target(&self) -> u64 {
+        self.ram.saturating_sub(LEAST_LEFT).min(u64::from(u32::MAX) * PAGE) / PAGE * PAGE
+    }
+
+    pub(super) fn set_target(&mut self, bytes: u64) -> Result<(), TargetError> {
+        let most = self.largest_target();
+        let pages = u32::try_from(bytes / PAGE).ok().filter(|_| bytes <= most);
+        let pages = pages.ok_or(TargetError { asked: bytes, most })?;
+        if std::mem::replace(&mut self.state.target_pages, pages) != pages
+            && let Some(interrupt) = &self.interrupt
+        {
+            interrupt.config_changed();
+        }
+        Ok(())
+    }
+
+    pub(super) fn statistics(&self) -> Option<(Instant, Statistics)> {
+        self.statistics
+    }
+
+    /// Is notified when statistics came.
+    pub(super) fn statistics_came(&self) -> Arc<Condvar> {
+        self.statistics_came.clone()
+    }
+
+    /// Gives the driver its buffer back, which is how it is asked for new statistics. Where it has the buffer
+    /// already, they are on their way.
+    pub(super) fn request_statistics(&mut self) {
+        let queue = self.queues.iter_mut().find(|(role, _)| *role == Role::Statistics);
+        if let Some((_, queue)) = queue
+            && let Some(head) = self.statistics_buffer.take()
+        {
+            queue.add_used(head, 0);
+            queue.end_turn();
+        }
+    }
+
+    pub(super) fn statistics_interval(&self) -> Duration {
+        self.interval
+    }
+
+    pub(super) fn set_statistics_interval(&mut self, interval: Duration) -> io::Result<()> {
+        let each = Timespec::try_from(interval).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let times = Itimerspec { it_interval: each, it_value: each };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &times)?;
+        self.interval = interval;
+        Ok(())
+    }
+
+    fn config(&self) -> [u8; CONFIG_LENGTH] {
+        let [a, b, c, d] = self.state.target_pages.to_le_bytes();
+        let [e, f, g, h] = self.state.actual_pages.to_le_bytes();
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
+/// Collects the pages that `chain` names by number.
+fn collect_pages(chain: &mut Chain, queue: &ActiveQueue, ranges: &mut Ranges) {
+    let mut piece = [0; 1024];
+    let mut left = (chain.readable.len() / 4).min(MAX_PAGES) * 4;
+    while left > 0 {
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+        let Some(piece) = piece.get_mut(..count) else { return };
+        if !chain.readable.take(queue.memory(), piece) {
+            return;
+        }
+        for number in piece.as_chunks::<4>().0 {
+            ranges.push_page(u32::from_le_bytes(*number));
+        }
+        left -= u64::try_from(count).unwrap_or(left);
+    }
+}
+
+/// Takes what the driver has available on the inflate queue, or with `reported` on the reporting queue.
+fn discard(
+    queue: &mut ActiveQueue,
+    reported: bool,
+    (chain, ranges): (&mut Chain, &mut Ranges),
+    metrics: &BalloonMetrics,
+) {
+    let mut freed = 0;
+    while queue.pop(chain) {
+        ranges.clear();
+        if reported {
+            chain.writable.ranges().for_each(|(address, length)| ranges.push_buffer(address, length));
+        } else {
+            collect_pages(chain, queue, ranges);
+        }
+        let discarded = ranges.discard(queue.memory());
+        queue.add_used(chain.head, 0);
+        let counter = if reported { &metrics.reported_bytes } else { &metrics.inflated_bytes };
+        counter.add(discarded.bytes);
+        metrics.refused_bytes.add(discarded.refused);
+        freed += discarded.bytes;
+        if freed >= TURN {
+            queue.leave_the_rest();
+        }
+    }
+}
+
+/// Lets the driver have pages back: nothing has to be done, as the host gives memory where the guest touches it.
+fn deflate(queue: &mut ActiveQueue, chain: &mut Chain, metrics: &BalloonMetrics) {
+    while queue.pop(chain) {
+        metrics.deflated_bytes.add((chain.readable.len() / 4).min(MAX_PAGES) * PAGE);
+        queue.add_used(chain.head, 0);
+    }
+}
+
+impl Balloon {
+    /// Takes statistics and keeps their buffer, until new ones are wanted (5.5.6.3).
+    fn take_statistics(&mut self, index: usize) {
+        let Some((_, queue)) = self.queues.get_mut(index) else { return };
+        while queue.pop(&mut self.chain) {
+            // Those that the driver left out keep their value.
+            let mut statistics = self.statistics.map(|(_, statistics)| statistics).unwrap_or_default();
+            let mut entry = [0; ENTRY];
+            for _ in 0..MAX_ENTRIES {
+                if !self.chain.readable.take(queue.memory(), &mut entry) {
+                    break;
+                }
+                statistics.take(entry);
+            }
+            self.statistics = Some((Instant::now(), statistics));
+            self.metrics.statistics_operations.increment();
+            self.statistics_came.notify_all();
+            // A driver has one buffer; of one that has more, the newest is kept.
+            if let Some(older) = self.statistics_buffer.replace(self.chain.head) {
+                queue.add_used(older, 0);
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Balloon {
+    type State = BalloonState;
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BALLOON
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (byte, value) in data.iter_mut().zip(self.config().iter().skip(offset)) {
+            *byte = *value;
+        }
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let mut actual = self.state.actual_pages.to_le_bytes();
+        for (place, value) in (0..).zip(data) {
+            let index = offset.checked_add(place).and_then(|place| place.checked_sub(ACTUAL));
+            let index = index.and_then(|index| usize::try_from(index).ok());
+            if let Some(byte) = index.and_then(|index| actual.get_mut(index)) {
+                *byte = *value;
+            }
+        }
+        self.state.actual_pages = u32::from_le_bytes(actual);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        for (index, role) in (0..).zip(Role::all(activation.features)) {
+            self.queues.push((role, ActiveQueue::take(&mut activation, index)?));
+            if role == Role::Statistics {
+                // Linux makes its first buffer available before it sets DRIVER_OK, and notifies only then.
+                activation.interrupt.notify_again(index);
+            }
+        }
+        self.interrupt = Some(activation.interrupt);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.queues.clear();
+        self.interrupt = None;
+        self.statistics_buffer = None;
+        // The driver begins with an empty balloon.
+        self.state.actual_pages = 0;
+    }
+
+    fn queue_notified(&mut self, index: u16) {
+        let index = usize::from(index);
+        let Some((role, queue)) = self.queues.get_mut(index) else { return };
+        queue.start_turn();
+        let room = (&mut self.chain, &mut self.ranges);
+        match role {
+            Role::Inflate => discard(queue, false, room, &self.metrics),
+            Role::Reporting => discard(queue, true, room, &self.metrics),
+            Role::Deflate => deflate(queue, &mut self.chain, &self.metrics),
+            Role::Statistics => self.take_statistics(index),
+        }
+        if let Some((_, queue)) = self.queues.get_mut(index) {
+            queue.end_turn();
+        }
+    }
+
+    fn wake_fds(&self) -> Vec<RawFd> {
+        vec![self.timer.as_raw_fd()]
+    }
+
+    /// It is time for new statistics.
+    fn woken(&mut self, _index: usize) {
+        // It fails only where the timer has not run out.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        self.request_statistics();
+    }
+
+    fn metrics(&self) -> Arc<dyn Metrics> {
+        self.metrics.clone()
+    }
+
+    fn state(&self) -> BalloonState {
+        self.state
+    }
+}

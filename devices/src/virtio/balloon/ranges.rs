@@ -1,0 +1,151 @@
+//! Ranges of guest memory on their way back to the host.
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, madvise};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+
+/// The size of a page, for the balloon (5.5.6) as for the host.
+pub(super) const PAGE: u64 = 4096;
+
+/// Pages of guest memory, as ranges of addresses. The driver names them in any order, also twice, and they need not
+/// exist.
+#[derive(Default)]
+pub(super) struct Ranges(Vec<(u64, u64)>);
+
+/// What became of some ranges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Discarded {
+    /// Bytes that the host has back.
+    pub(super) bytes: u64,
+    /// Bytes that are still the guest's: there is no memory there, or the host did not want it.
+    pub(super) refused: u64,
+}
+
+impl Ranges {
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Adds the page with number `number`.
+    pub(super) fn push_page(&mut self, number: u32) {
+        let start = u64::from(number) * PAGE;
+        self.push(start, start + PAGE);
+    }
+
+    /// Adds the whole pages in a buffer: what shares a page with it may be in use.
+    pub(super) fn push_buffer(&mut self, address: GuestAddress, length: u32) {
+        let end = address.0.saturating_add(u64::from(length));
+        if let Some(start) = address.0.checked_next_multiple_of(PAGE) {
+            self.push(start, end - end % PAGE);
+        }
+    }
+
+    fn push(&mut self, start: u64, end: u64) {
+        match self.0.last_mut() {
+            _ if start >= end => {}
+            Some(last) if last.1 == start => last.1 = end,
+            _ => self.0.push((start, end)),
+        }
+    }
+
+    /// Sorts the ranges and makes one of those that touch: each page is given back once, in as few calls as it takes.
+    fn merge(&mut self) {
+        self.0.sort_unstable();
+        self.0.dedup_by(|next, last| {
+            let touches = next.0 <= last.1;
+            if touches {
+                last.1 = last.1.max(next.1);
+            }
+            touches
+        });
+    }
+
+    /// Gives the pages in the ranges that are pages of `memory` back to the host. The guest finds them zeroed.
+    pub(super) fn discard(&mut self, memory: &GuestMemoryMmap) -> Discarded {
+        self.merge();
+        let mut discarded = Discarded::default();
+        for &(start, end) in &self.0 {
+            let mut freed = 0;
+            for region in memory.iter() {
+                match discard_part(region, start, end) {
+                    Ok(bytes) => freed += bytes,
+                    Err(error) => tracing::warn!(%error, start, end, "the host did not take memory back"),
+                }
+            }
+            discarded.bytes += freed;
+            discarded.refused += end - start - freed;
+        }
+        discarded
+    }
+}
+
+/// Gives the part of `start..end` that lies in `region` back, and returns its bytes.
+fn discard_part(region: &GuestRegionMmap, start: u64, end: u64) -> Result<u64, Errno> {
+    let base = region.start_addr().0;
+    let first = start.max(base) - base;
+    // A region ends with a whole page in all that mvm builds; where one did not, its last page would stay.
+    let behind = end.saturating_sub(base).min(region.len() / PAGE * PAGE);
+    let Some(length) = behind.checked_sub(first).filter(|length| *length > 0) else { return Ok(0) };
+    // Shared memory belongs to a file, and leaves the host only with the file's pages.
+    let shared = region.flags() & libc::MAP_SHARED != 0;
+    let advice = if shared { Advice::LinuxRemove } else { Advice::LinuxDontNeed };
+    // Both are within the region, whose size is a `usize`.
+    let (first, bytes) = (usize::try_from(first).unwrap_or(0), usize::try_from(length).unwrap_or(0));
+    // SAFETY: `first..first + bytes` is within the region, which is a mapping of guest memory that `memory` keeps. Its
+    // pages become zeros, which is what any byte of guest memory may become at any time: nothing in Rust holds a
+    // reference to it.
+    unsafe { madvise(region.as_ptr().wrapping_add(first).cast(), bytes, advice) }?;
+    Ok(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn pages_that_touch_become_one_range() {
+        let mut ranges = Ranges::default();
+        for number in [7, 3, 4, 5, 5, 9, 6] {
+            ranges.push_page(number);
+        }
+        ranges.merge();
+        assert_eq!(ranges.0, [(3 * PAGE, 8 * PAGE), (9 * PAGE, 10 * PAGE)]);
+    }
+
+    #[test]
+    fn a_buffer_gives_its_whole_pages() {
+        for (address, length, expected) in [
+            (PAGE, 4096, vec![(PAGE, 2 * PAGE)]),
+            (PAGE + 1, 4096, vec![]),
+            (PAGE - 1, 4098, vec![(PAGE, 2 * PAGE)]),
+            (PAGE + 1, 3 * 4096, vec![(2 * PAGE, 4 * PAGE)]),
+            (u64::MAX, u32::MAX, vec![]),
+            (u64::MAX - PAGE, u32::MAX, vec![]),
+        ] {
+            let mut ranges = Ranges::default();
+            ranges.push_buffer(GuestAddress(address), length);
+            assert_eq!(ranges.0, expected, "{address:#x} {length:#x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn merging_keeps_every_page_and_adds_none(
+            pushed in prop::collection::vec((0_u64..60, 0_u64..9), 0..40)
+        ) {
+            let mut ranges = Ranges::default();
+            let mut expected = std::collections::BTreeSet::new();
+            for (first, count) in pushed {
+                ranges.push(first * PAGE, (first + count) * PAGE);
+                expected.extend(first..first + count);
+            }
+            ranges.merge();
+            let pages: Vec<_> =
+                ranges.0.iter().flat_map(|(start, end)| start / PAGE..end / PAGE).collect();
+            prop_assert_eq!(pages, expected.into_iter().collect::<Vec<_>>());
+            prop_assert!(ranges.0.windows(2).all(|pair| pair[0].1 < pair[1].0));
+        }
+    }
+}

@@ -1,0 +1,207 @@
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use rustix::fs::{OFlags, fcntl_getfl};
+use tempfile::TempDir;
+use vm_memory::GuestAddress;
+
+use super::super::testing::{Driver, FREE, WRITE};
+use super::super::{ActivateError, VirtioDevice};
+use super::{PMEM_ALIGNMENT, Pmem, PmemError, PmemFile, PmemMode, PmemState};
+
+const START: GuestAddress = GuestAddress(5 << 30);
+const MODES: [PmemMode; 3] = [PmemMode::Shared, PmemMode::ReadOnly, PmemMode::CopyOnWrite];
+
+fn file(directory: &TempDir, size: u64) -> PathBuf {
+    let path = directory.path().join("pmem");
+    File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+fn device(mode: PmemMode) -> Pmem {
+    let directory = tempfile::tempdir().unwrap();
+    Pmem::new(PmemFile::open(&file(&directory, 2 * PMEM_ALIGNMENT), mode).unwrap(), START)
+}
+
+/// Persistent memory whose flushes fail: a character device has nothing to sync.
+fn broken() -> Pmem {
+    let file = Arc::new(File::open("/dev/null").unwrap());
+    Pmem::new(PmemFile { file, mode: PmemMode::Shared, size: PMEM_ALIGNMENT }, START)
+}
+
+fn counts(pmem: &Pmem) -> [u64; 2] {
+    let mut counts = Vec::new();
+    pmem.metrics().visit(&mut |_, count| counts.push(count));
+    counts.try_into().unwrap()
+}
+
+/// Lets the device look at its queue and waits until it has given back `count` chains.
+fn serve(pmem: &mut Pmem, driver: &mut Driver, count: usize) -> Vec<(u32, u32)> {
+    if pmem.serves_itself(0) {
+        driver.notifier.write(1).unwrap();
+    } else {
+        pmem.queue_notified(0);
+    }
+    wait_until(|| usize::from(driver.used_count()) >= count);
+    driver.take_used()
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "the device never answered");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_config_space_says_where_the_memory_is() {
+    let pmem = device(PmemMode::ReadOnly);
+    let mut space = [0xaa; 20];
+    pmem.read_config(0, &mut space);
+    assert_eq!(space[..8], START.0.to_le_bytes());
+    assert_eq!(space[8..16], (4_u64 << 20).to_le_bytes());
+    assert_eq!(space[16..], [0xaa; 4]);
+    let mut byte = [0];
+    pmem.read_config(4, &mut byte);
+    assert_eq!(byte, [1]);
+    pmem.read_config(u64::MAX, &mut byte);
+    assert_eq!(pmem.state(), PmemState { start: START.0, size: 4 << 20 });
+}
+
+#[test]
+fn flushes_are_answered_in_every_mode() {
+    for mode in MODES {
+        let mut driver = Driver::new(16);
+        let mut pmem = device(mode);
+        pmem.activate(driver.activation(0)).unwrap();
+        driver.write(FREE + 16, &[0xff; 16]);
+        // In one piece, and in parts.
+        driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
+        driver.add(&[(FREE, 1, 0), (FREE + 1, 3, 0), (FREE + 24, 3, WRITE), (FREE + 27, 5, WRITE)]);
+        let used = serve(&mut pmem, &mut driver, 2);
+        assert_eq!(used, [(0, 4), (2, 4)], "{mode:?}");
+        let expected = [[0; 4], [0xff; 4], [0; 4], [0xff; 4]].concat();
+        assert_eq!(driver.read(FREE + 16, 16), expected);
+        wait_until(|| driver.counters.used() == 1);
+        assert_eq!(counts(&pmem), [2, 0]);
+        // After a reset there is nobody who would answer.
+        pmem.reset();
+        driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
+        driver.notifier.write(1).unwrap();
+        pmem.queue_notified(0);
+        assert_eq!(driver.used_count(), 0);
+        // It works again when it is set up again, and serves what was notified before.
+        let mut again = Driver::new(16);
+        again.notifier = driver.notifier;
+        again.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
+        pmem.activate(again.activation(0)).unwrap();
+        assert_eq!(serve(&mut pmem, &mut again, 1), [(0, 4)]);
+    }
+}
+
+#[test]
+fn a_flush_that_failed_makes_all_later_ones_fail() {
+    let mut driver = Driver::new(16);
+    let mut pmem = broken();
+    pmem.activate(driver.activation(0)).unwrap();
+    driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
+    assert_eq!(serve(&mut pmem, &mut driver, 1), [(0, 4)]);
+    assert_eq!(driver.read(FREE + 16, 4), [1, 0, 0, 0]);
+
+    pmem.reset();
+    pmem.file = PmemFile { file: Arc::new(tempfile::tempfile().unwrap()), ..pmem.file };
+    let mut driver = Driver::new(16);
+    pmem.activate(driver.activation(0)).unwrap();
+    driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
+    serve(&mut pmem, &mut driver, 1);
+    assert_eq!(driver.read(FREE + 16, 4), [1, 0, 0, 0], "the lost writes do not come back");
+    assert_eq!(counts(&pmem), [0, 2]);
+}
+
+#[test]
+fn an_unknown_request_is_an_error_and_one_without_room_for_it_breaks_the_queue() {
+    let mut driver = Driver::new(16);
+    let mut pmem = device(PmemMode::ReadOnly);
+    pmem.activate(driver.activation(0)).unwrap();
+    driver.write(FREE, &[1]);
+    driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
+    driver.add(&[(FREE + 4, 3, 0), (FREE + 20, 4, WRITE)]);
+    driver.add(&[(FREE + 24, 4, WRITE)]);
+    assert_eq!(serve(&mut pmem, &mut driver, 3).len(), 3);
+    assert_eq!(driver.read(FREE + 16, 12), [1, 0, 0, 0].repeat(3));
+    assert_eq!(counts(&pmem), [0, 3]);
+    assert!(!driver.counters.broken());
+    driver.add(&[(FREE + 4, 4, 0), (FREE + 16, 3, WRITE)]);
+    pmem.queue_notified(0);
+    assert!(driver.counters.broken());
+    assert_eq!(driver.used_count(), 0);
+}
+
+#[test]
+fn without_its_queue_it_does_not_start() {
+    let mut activation = Driver::new(16).activation(0);
+    activation.queues = vec![None];
+    assert!(matches!(device(PmemMode::Shared).activate(activation), Err(ActivateError::QueueMissing(0))));
+}
+
+#[test]
+fn only_the_shared_mode_can_write_the_file_and_has_it_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = file(&directory, PMEM_ALIGNMENT);
+    for mode in MODES {
+        let open = PmemFile::open(&path, mode).unwrap();
+        assert_eq!((open.mode(), open.size()), (mode, PMEM_ALIGNMENT));
+        let writable = fcntl_getfl(open.file()).unwrap().contains(OFlags::RDWR);
+        assert_eq!(writable, mode == PmemMode::Shared);
+        for other in MODES {
+            let both = PmemFile::open(&path, other).is_ok();
+            assert_eq!(both, mode != PmemMode::Shared && other != PmemMode::Shared, "{mode:?} {other:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_no_multiple_of_2_mib_is_refused_with_the_way_to_mend_it() {
+    let directory = tempfile::tempdir().unwrap();
+    for size in [512, 4096, PMEM_ALIGNMENT - 1, PMEM_ALIGNMENT + 1, PMEM_ALIGNMENT + 4096] {
+        let path = file(&directory, size);
+        let error = PmemFile::open(&path, PmemMode::Shared).unwrap_err();
+        assert!(matches!(error, PmemError::Unaligned { bytes, .. } if bytes == size), "{error}");
+        let status = std::process::Command::new("truncate").args(["-s", "%2M"]).arg(&path).status();
+        assert!(status.unwrap().success());
+        PmemFile::open(&path, PmemMode::Shared).unwrap();
+    }
+    assert!(matches!(PmemFile::open(&file(&directory, 0), PmemMode::Shared), Err(PmemError::File(_))));
+    assert!(matches!(PmemFile::open(Path::new("/dev/null"), PmemMode::ReadOnly), Err(PmemError::File(_))));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_requests_get_an_answer_or_break_the_queue(
+        requests in prop::collection::vec(
+            prop::collection::vec((FREE..FREE + 64, 0_u32..9, any::<bool>()), 1..5),
+            1..12,
+        ),
+    ) {
+        let mut driver = Driver::new(64);
+        let mut pmem = device(PmemMode::CopyOnWrite);
+        pmem.activate(driver.activation(0)).unwrap();
+        for request in &requests {
+            let buffers: Vec<_> =
+                request.iter().map(|&(at, length, write)| (at, length, if write { WRITE } else { 0 })).collect();
+            driver.add(&buffers);
+        }
+        pmem.queue_notified(0);
+        prop_assert!(driver.counters.broken() || usize::from(driver.used_count()) == requests.len());
+        let answers = counts(&pmem).iter().sum::<u64>();
+        prop_assert!(answers <= requests.len() as u64);
+        prop_assert!(driver.counters.used.load(Ordering::SeqCst) <= 1);
+        pmem.file.file().read_exact_at(&mut [0; 1], 0).unwrap();
+    }
+}
