@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::Deserialize;
-use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig};
+use vmm::{ConsoleConfig, DiskConfig, GdbConfig, MemorySize, Timeline, Vm, VmConfig};
 
 use crate::{chain, complain, config_file, exit_code};
 
@@ -88,6 +88,10 @@ pub struct BootOptions {
     /// Where the serial console goes [default: stdio]
     #[arg(long, value_name = "stdio|off|FILE")]
     pub console: Option<ConsoleConfig>,
+
+    /// Wait for GDB before the first instruction, on a Unix socket or a port of 127.0.0.1
+    #[arg(long, value_name = "PATH|[ADDR:]PORT")]
+    pub gdb: Option<GdbConfig>,
 }
 
 impl BootOptions {
@@ -103,6 +107,7 @@ impl BootOptions {
             append: self.append.or(other.append),
             cmdline: self.cmdline.or(other.cmdline),
             console: self.console.or(other.console),
+            gdb: self.gdb.or(other.gdb),
         }
     }
 
@@ -119,6 +124,7 @@ impl BootOptions {
             append: self.append,
             cmdline: self.cmdline,
             console: self.console.unwrap_or_default(),
+            gdb: self.gdb,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmm::{ConsoleConfig, DiskConfig};
+use vmm::{ConsoleConfig, DiskConfig, GdbConfig};
 
 use crate::boot::BootOptions;
 
@@ -45,6 +45,9 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
         place(path);
     }
     if let Some(ConsoleConfig::File(path)) = &mut options.console {
+        place(path);
+    }
+    if let Some(GdbConfig::Unix(path)) = &mut options.gdb {
         place(path);
     }
     Ok(options)

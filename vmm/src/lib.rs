@@ -7,6 +7,7 @@ pub mod arch;
 pub mod config;
 pub mod console;
 pub mod exit;
+pub mod gdb;
 pub mod host;
 pub mod kvm;
 pub mod loader;
@@ -17,7 +18,7 @@ pub mod timing;
 pub mod vcpu;
 pub mod vm;
 
-pub use config::{ConsoleConfig, DiskConfig, MemorySize, VmConfig};
+pub use config::{ConsoleConfig, DiskConfig, GdbConfig, MemorySize, VmConfig};
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};
 pub use vm::{Vm, VmError};

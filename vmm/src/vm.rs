@@ -20,11 +20,12 @@ use crate::arch::current::registers::{self, RegisterError};
 use crate::config::ConfigError;
 use crate::console::{self, ConsoleError, RawTerminal};
 use crate::exit::ExitSlot;
+use crate::gdb::{GdbError, GdbServer, Listener, Stops};
 use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
-use crate::vcpu::{Gate, VcpuError, VcpuShared, Vcpus};
+use crate::vcpu::{Gate, Holder, VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
 /// Why a VM could not be built or run.
@@ -75,6 +76,9 @@ pub enum VmError {
     /// The console.
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    /// The debugger's socket.
+    #[error(transparent)]
+    Gdb(#[from] GdbError),
     /// The ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
@@ -124,6 +128,7 @@ impl VmError {
             | Self::Disk(_)
             | Self::TooManyDevices { .. }
             | Self::Console(_)
+            | Self::Gdb(_)
             | Self::Acpi(_) => false,
         }
     }
@@ -142,6 +147,7 @@ pub struct Vm {
     /// It restores the terminal when the VM is gone.
     terminal: Option<RawTerminal>,
     memory: Arc<GuestMemoryMmap>,
+    debugger: Option<Listener>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
     _vm: VmFd,
 }
@@ -155,6 +161,7 @@ impl Vm {
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
         let (disks, sink) = (open_disks(config)?, console::open_sink(&config.console)?);
+        let debugger = config.gdb.as_ref().map(Listener::bind).transpose()?;
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
@@ -194,8 +201,10 @@ impl Vm {
         timeline.mark(Phase::Vcpus);
 
         let gate = Arc::new(Gate::new(config.cpus));
-        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, timeline });
-        Ok(Self { vcpus, shared, subscribers, exit, terminal, memory, _vm: vm })
+        let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
+        let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
+        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, timeline });
+        Ok(Self { vcpus, shared, subscribers, exit, terminal, memory, debugger, _vm: vm })
     }
 
     /// The gate that keeps the VM's vCPUs out of the guest for a while, before it runs and while it does.
@@ -214,12 +223,17 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, exit, terminal, memory: _memory, _vm } = self;
+        let Self { vcpus, shared, subscribers, exit, terminal, memory, debugger, _vm } = self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
         }
-        let vcpus = Vcpus::start(vcpus, shared)?;
+        if debugger.is_some() {
+            // They wait at the first instruction until a client lets them go.
+            shared.gate.hold(Holder::Debugger);
+        }
+        let vcpus = Vcpus::start(vcpus, shared.clone())?;
+        let debugger = start_debugger(debugger, &shared, memory)?;
         let reason = loop {
             if let Some(reason) = exit.reason() {
                 break reason;
@@ -228,10 +242,22 @@ impl Vm {
         };
         // Devices end after the vCPUs that use them, the terminal last.
         drop(vcpus);
+        drop(debugger);
         drop(events);
         drop(terminal);
         Ok(reason)
     }
+}
+
+/// Serves debuggers where they are awaited.
+fn start_debugger(
+    listener: Option<Listener>,
+    shared: &VcpuShared,
+    memory: Arc<GuestMemoryMmap>,
+) -> Result<Option<GdbServer>, VmError> {
+    let (Some(listener), Some(stops)) = (listener, &shared.stops) else { return Ok(None) };
+    let server = GdbServer::start(listener, stops.clone(), shared.gate.clone(), memory, shared.exit.clone());
+    Ok(Some(server.map_err(VmError::host("start the debugger's thread"))?))
 }
 
 fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId)>, VmError> {

@@ -2,6 +2,7 @@
 
 mod console;
 mod disk;
+mod gdb;
 mod size;
 mod words;
 
@@ -12,6 +13,7 @@ use thiserror::Error;
 
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
+pub use gdb::GdbConfig;
 pub use size::MemorySize;
 
 /// A whole VM.
@@ -35,6 +37,8 @@ pub struct VmConfig {
     pub cmdline: Option<String>,
     /// Where the serial console goes.
     pub console: ConsoleConfig,
+    /// Where a debugger finds the VM, which waits for it before the first instruction.
+    pub gdb: Option<GdbConfig>,
 }
 
 /// The most vCPUs a VM can have: an APIC ID has 8 bits, 255 means all of them, and the I/O APIC takes one.
@@ -70,6 +74,11 @@ pub enum ConfigError {
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,
+    /// No place for a debugger.
+    #[error(
+        "{0:?} is no place for GDB: give a port, an IP address with a port as in 127.0.0.1:1234, or a path"
+    )]
+    Gdb(String),
 }
 
 impl VmConfig {

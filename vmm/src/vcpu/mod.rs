@@ -13,6 +13,7 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::exit::{ExitReason, ExitSlot};
+use crate::gdb::Stops;
 use crate::timing::{Phase, Timeline};
 
 pub use gate::{Gate, GateError, Holder};
@@ -27,6 +28,8 @@ pub struct VcpuShared {
     pub exit: Arc<ExitSlot>,
     /// Where vCPUs are kept out of the guest for a while.
     pub gate: Arc<Gate>,
+    /// Where a debugger learns of what it waits for; without one there is nothing of it.
+    pub stops: Option<Arc<Stops>>,
     /// Where the first entry is marked.
     pub timeline: Arc<Timeline>,
 }
@@ -112,7 +115,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
             vcpu.set_kvm_immediate_exit(1);
         }
         let reason = match vcpu.run() {
-            Ok(exit) => match exits::handle(exit, io_size, shared) {
+            Ok(exit) => match exits::handle(exit, index, io_size, shared) {
                 exits::Next::Enter => continue,
                 exits::Next::End(end) => exits::reason(end, id, &mut vcpu),
             },

@@ -98,8 +98,14 @@ impl Machine {
             append: None,
             cmdline: None,
             console,
+            gdb: None,
         };
         Some(Self { config, directory })
+    }
+
+    /// The path of a file next to the kernel.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// Makes a file with `content` next to the kernel.
@@ -146,7 +152,8 @@ impl Machine {
         self.run_with_pipe(true)
     }
 
-    fn run_with_pipe(self, paused: bool) -> Running {
+    /// Starts the guest with a pipe as its console.
+    pub(super) fn run_with_pipe(self, paused: bool) -> Running {
         let path = self.directory.path().join("console");
         let name = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
         // SAFETY: the name is a string with an end.

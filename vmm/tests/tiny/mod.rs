@@ -8,6 +8,7 @@ mod machine;
 mod boot;
 mod cpus;
 mod ends;
+mod gdb;
 mod interrupts;
 mod memory;
 mod pause;
