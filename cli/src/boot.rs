@@ -89,6 +89,11 @@ pub struct BootOptions {
     #[arg(long, value_name = "stdio|off|FILE")]
     pub console: Option<ConsoleConfig>,
 
+    /// Let the guest run VMs of its own, where this host's KVM can nest them
+    #[arg(long)]
+    #[serde(default)]
+    pub nested: bool,
+
     /// Wait for GDB before the first instruction, on a Unix socket or a port of 127.0.0.1
     #[arg(long, value_name = "PATH|[ADDR:]PORT")]
     pub gdb: Option<GdbConfig>,
@@ -107,6 +112,7 @@ impl BootOptions {
             append: self.append.or(other.append),
             cmdline: self.cmdline.or(other.cmdline),
             console: self.console.or(other.console),
+            nested: self.nested || other.nested,
             gdb: self.gdb.or(other.gdb),
         }
     }
@@ -124,6 +130,7 @@ impl BootOptions {
             append: self.append,
             cmdline: self.cmdline,
             console: self.console.unwrap_or_default(),
+            nested: self.nested,
             gdb: self.gdb,
         })
     }
@@ -193,6 +200,7 @@ mod tests {
         for flag in flags.get_arguments().filter_map(|argument| argument.get_long()) {
             let value = match flag {
                 "cpus" => "1",
+                "nested" => "true",
                 "memory" => "'1G'",
                 "disk" => "['x']",
                 _ => "'x'",

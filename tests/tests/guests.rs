@@ -11,3 +11,7 @@ mod console;
 mod disks;
 #[path = "guests/ends.rs"]
 mod ends;
+#[path = "guests/gdb.rs"]
+mod gdb;
+#[path = "guests/nesting.rs"]
+mod nesting;

@@ -45,6 +45,12 @@ pub enum VmError {
         /// The most that KVM gives.
         most: usize,
     },
+    /// The guest shall run VMs, and can't.
+    #[error(
+        "VMs in the guest cannot be had: load kvm_amd or kvm_intel with nested=1, or leave --nested away; \
+         `mvm doctor` looks further"
+    )]
+    NoNesting,
     /// More memory than this host's processor can address for a guest.
     #[error("{asked} of memory cannot be had: this processor addresses {bits} bits of a guest's memory")]
     TooMuchMemory {
@@ -114,6 +120,7 @@ impl VmError {
         match self {
             Self::Kvm(_)
             | Self::TooManyCpus { .. }
+            | Self::NoNesting
             | Self::TooMuchMemory { .. }
             | Self::Memory(_)
             | Self::Boot(_)
@@ -316,7 +323,7 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig, kernel: &Kernel) -> Res
             none => none.insert(cpuid_template(kvm, &vcpu, config)?),
         };
         vcpu.set_cpuid2(&template.of(id)?).map_err(KvmError::call("set the CPUID of a vCPU"))?;
-        registers::set_up(&vcpu)?;
+        registers::set_up(&vcpu, template.has_vmx())?;
         if id == 0 {
             registers::set_entry(&vcpu, kernel.entry)?;
         }
@@ -326,7 +333,10 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig, kernel: &Kernel) -> Res
 }
 
 fn cpuid_template(kvm: &Kvm, vcpu: &VcpuFd, config: &VmConfig) -> Result<CpuidTemplate, VmError> {
-    let template = CpuidTemplate::new(kvm, config.cpus, vcpu.get_tsc_khz().ok())?;
+    let template = CpuidTemplate::new(kvm, config.cpus, vcpu.get_tsc_khz().ok(), config.nested)?;
+    if config.nested && !template.has_vmx() && !template.has_svm() {
+        return Err(VmError::NoNesting);
+    }
     let bits = template.physical_bits();
     let end = layout::ram_regions(config.memory.bytes())
         .last()

@@ -37,6 +37,8 @@ pub struct VmConfig {
     pub cmdline: Option<String>,
     /// Where the serial console goes.
     pub console: ConsoleConfig,
+    /// Whether the guest can run VMs of its own.
+    pub nested: bool,
     /// Where a debugger finds the VM, which waits for it before the first instruction.
     pub gdb: Option<GdbConfig>,
 }

@@ -80,6 +80,7 @@ mod tests {
             memory: MemorySize::from_mib(128),
             append: None,
             cmdline: None,
+            nested: false,
             gdb: None,
             console: ConsoleConfig::Stdio,
         }

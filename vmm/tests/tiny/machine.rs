@@ -98,6 +98,7 @@ impl Machine {
             append: None,
             cmdline: None,
             console,
+            nested: false,
             gdb: None,
         };
         Some(Self { config, directory })
