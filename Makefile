@@ -15,6 +15,7 @@ check: ## format, lints, documentation, dependencies, shell scripts
 	@tests/check
 
 unit: ## tests that need no real Linux guest; tiny guests run where /dev/kvm is there
+	@tools/need gdb
 	cargo test --locked --workspace --exclude tests
 
 guests: ## boots of real guests, on this host's KVM or in the KVM lab

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::Deserialize;
-use vmm::{ConsoleConfig, DiskConfig, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VsockConfig};
+use vmm::{
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VsockConfig,
+};
 
 use crate::{chain, complain, config_file, exit_code};
 
@@ -104,6 +106,15 @@ pub struct BootOptions {
     /// Where the serial console goes [default: stdio]
     #[arg(long, value_name = "stdio|off|FILE")]
     pub console: Option<ConsoleConfig>,
+
+    /// Let the guest run VMs of its own, where this host's KVM can nest them
+    #[arg(long)]
+    #[serde(default)]
+    pub nested: bool,
+
+    /// Wait for GDB before the first instruction, on a Unix socket or a port of 127.0.0.1
+    #[arg(long, value_name = "PATH|[ADDR:]PORT")]
+    pub gdb: Option<GdbConfig>,
 }
 
 impl BootOptions {
@@ -122,6 +133,8 @@ impl BootOptions {
             append: self.append.or(other.append),
             cmdline: self.cmdline.or(other.cmdline),
             console: self.console.or(other.console),
+            nested: self.nested || other.nested,
+            gdb: self.gdb.or(other.gdb),
         }
     }
 
@@ -141,6 +154,8 @@ impl BootOptions {
             append: self.append,
             cmdline: self.cmdline,
             console: self.console.unwrap_or_default(),
+            nested: self.nested,
+            gdb: self.gdb,
         })
     }
 }
@@ -209,6 +224,7 @@ mod tests {
         for flag in flags.get_arguments().filter_map(|argument| argument.get_long()) {
             let value = match flag {
                 "cpus" => "1",
+                "nested" => "true",
                 "memory" => "'1G'",
                 "disk" | "pmem" => "['x']",
                 "balloon" => "true",

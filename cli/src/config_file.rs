@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmm::{ConsoleConfig, DiskConfig, PmemConfig};
+use vmm::{ConsoleConfig, DiskConfig, GdbConfig, PmemConfig};
 
 use crate::boot::BootOptions;
 
@@ -49,6 +49,9 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
     }
     options.pmem.iter_mut().map(|PmemConfig { path, .. }| path).for_each(place);
     if let Some(ConsoleConfig::File(path)) = &mut options.console {
+        place(path);
+    }
+    if let Some(GdbConfig::Unix(path)) = &mut options.gdb {
         place(path);
     }
     Ok(options)

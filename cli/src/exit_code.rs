@@ -2,7 +2,7 @@
 
 use vmm::{ExitReason, VmError};
 
-/// The guest powered off or rebooted, or the user stopped it from the console.
+/// The guest powered off or rebooted, or the user stopped it from the console or a debugger.
 pub const SUCCESS: u8 = 0;
 /// Wrong usage or configuration.
 pub const USAGE: u8 = 2;
@@ -16,7 +16,7 @@ const SIGNAL: u8 = 128;
 /// The exit code for how a VM ended.
 pub fn of_exit(reason: &ExitReason) -> u8 {
     match reason {
-        ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped => SUCCESS,
+        ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped | ExitReason::Killed => SUCCESS,
         ExitReason::Panicked
         | ExitReason::TripleFault { .. }
         | ExitReason::FailEntry { .. }

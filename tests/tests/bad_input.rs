@@ -128,6 +128,9 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --pmem @/pmem --pmem @/pmem,readonly", &["in use by another VM"]),
         ("--kernel VMLINUX --pmem @/pmem,cow --disk @/pmem", &["in use by another VM"]),
         ("--kernel VMLINUX --console @/missing/log", &["cannot open the console's file", "No such file"]),
+        ("--kernel VMLINUX --gdb @/text", &["cannot make GDB's socket", "/text: the file exists"]),
+        ("--kernel VMLINUX --gdb @/missing/gdb", &["cannot make GDB's socket", "No such file"]),
+        ("--kernel VMLINUX --gdb 203.0.113.1:1", &["cannot wait for GDB on 203.0.113.1:1", "another port"]),
         ("--config @/missing.toml", &["cannot read the configuration", "No such file"]),
         ("--config @/unknown.toml", &["unknown.toml, line 2", "rootfilesystem", "rootfs"]),
         ("--config @/syntax.toml", &["syntax.toml, line 1"]),
@@ -157,6 +160,8 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("boot --kernel x --pmem a.img,cow,readonly", "one of them at the most")]
 #[case("boot --kernel x --pmem ,readonly", "persistent memory needs a path")]
 #[case("boot --kernel x --balloon=big", "unexpected value 'big' for '--balloon'")]
+#[case("boot --kernel x --gdb localhost:1", "\"localhost:1\" is no place for GDB")]
+#[case("boot --kernel x --gdb 65536", "\"65536\" is no place for GDB")]
 #[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
 #[case("boot --kernle x", "unexpected argument '--kernle'")]
 #[case("boost", "unrecognized subcommand 'boost'")]
@@ -166,6 +171,17 @@ fn wrong_usage_is_code_2(#[case] arguments: &str, #[case] expected: &str) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{errors}");
     assert!(errors.lines().next().unwrap().contains(expected), "{errors}");
+}
+
+#[test]
+fn a_port_in_use_and_a_path_too_long_are_no_places_for_gdb() {
+    let files = Files::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let output = files.run(&format!("--kernel VMLINUX --gdb {}", address.port()));
+    expect(&output, 2, &[&format!("cannot wait for GDB on {address}"), "another port", "in use"]);
+    let output = files.run(&format!("--kernel VMLINUX --gdb @/{}", "x".repeat(108)));
+    expect(&output, 2, &["longer than 107 bytes"]);
 }
 
 #[test]

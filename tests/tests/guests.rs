@@ -13,6 +13,10 @@ mod console;
 mod disks;
 #[path = "guests/ends.rs"]
 mod ends;
+#[path = "guests/gdb.rs"]
+mod gdb;
+#[path = "guests/nesting.rs"]
+mod nesting;
 #[path = "guests/pmem.rs"]
 mod pmem;
 #[path = "guests/vsock.rs"]

@@ -46,6 +46,8 @@ pub enum ExitReason {
     },
     /// The user ended the VM from its console.
     Stopped,
+    /// A debugger ended the VM.
+    Killed,
     /// A signal ended the VM.
     Signal(i32),
 }
@@ -73,6 +75,7 @@ impl fmt::Display for ExitReason {
                 write!(f, "the guest cannot go on: KVM_RUN of vCPU {vcpu} failed: {detail}")
             }
             Self::Stopped => f.write_str("stopped from the console"),
+            Self::Killed => f.write_str("stopped by the debugger"),
             Self::Signal(signal) => write!(f, "stopped by signal {signal}"),
         }
     }

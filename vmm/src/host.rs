@@ -146,7 +146,7 @@ fn nested_paging() -> Check {
 fn nesting() -> Check {
     const NAME: &str = "VMs in guests";
     match module_parameter(["nested", "nested"]) {
-        Some((name, true)) => Check::good(NAME, format!("possible ({name})")),
+        Some((name, true)) => Check::good(NAME, format!("possible with --nested ({name})")),
         Some((name, false)) => Check::poor(
             NAME,
             format!("not possible ({name} is off)"),

@@ -7,6 +7,7 @@ pub mod arch;
 pub mod config;
 pub mod console;
 pub mod exit;
+pub mod gdb;
 pub mod host;
 pub mod kvm;
 pub mod loader;
@@ -19,7 +20,7 @@ pub mod vcpu;
 pub mod vm;
 pub mod vsock;
 
-pub use config::{ConsoleConfig, DiskConfig, MemorySize, PmemConfig, VmConfig, VsockConfig};
+pub use config::{ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, VmConfig, VsockConfig};
 pub use devices::virtio::balloon::BalloonHandle;
 
 pub use exit::ExitReason;

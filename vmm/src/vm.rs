@@ -24,14 +24,14 @@ use crate::arch::current::registers::{self, RegisterError};
 use crate::config::ConfigError;
 use crate::console::{self, ConsoleError, RawTerminal};
 use crate::exit::ExitSlot;
+use crate::gdb::{GdbError, GdbServer, Listener, Stops};
 use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
 use crate::pmem::{self, PersistentMemory};
-use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
-use crate::vsock;
-use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
+use crate::vcpu::{Gate, Holder, VcpuError, VcpuShared, Vcpus};
+use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, vsock};
 
 /// Why a VM could not be built or run.
 #[derive(Debug, Error)]
@@ -50,6 +50,12 @@ pub enum VmError {
         /// The most that KVM gives.
         most: usize,
     },
+    /// The guest shall run VMs, and can't.
+    #[error(
+        "VMs in the guest cannot be had: load kvm_amd or kvm_intel with nested=1, or leave --nested away; \
+         `mvm doctor` looks further"
+    )]
+    NoNesting,
     /// More memory than this host's processor can address for a guest.
     #[error(
         "{asked} of memory (--memory and --pmem) cannot be had: this processor addresses {bits} bits of a guest's memory"
@@ -89,6 +95,9 @@ pub enum VmError {
     /// The console.
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    /// The debugger's socket.
+    #[error(transparent)]
+    Gdb(#[from] GdbError),
     /// The ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
@@ -124,6 +133,7 @@ impl VmError {
         match self {
             Self::Kvm(_)
             | Self::TooManyCpus { .. }
+            | Self::NoNesting
             | Self::TooMuchMemory { .. }
             | Self::Memory(_)
             | Self::Boot(_)
@@ -140,6 +150,7 @@ impl VmError {
             | Self::Pmem(_)
             | Self::TooManyDevices { .. }
             | Self::Console(_)
+            | Self::Gdb(_)
             | Self::Acpi(_) => false,
         }
     }
@@ -158,6 +169,8 @@ pub struct Vm {
     balloon: Option<BalloonHandle>,
     /// It restores the terminal when the VM is gone.
     terminal: Option<RawTerminal>,
+    memory: Arc<GuestMemoryMmap>,
+    debugger: Option<Listener>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
     _vm: VmFd,
 }
@@ -174,6 +187,7 @@ impl Vm {
         let vsock = config.vsock.as_ref().map(vsock::open).transpose()?;
         let (disks, pmem) = (open_disks(config)?, pmem::open(config)?);
         let sink = console::open_sink(&config.console)?;
+        let debugger = config.gdb.as_ref().map(Listener::bind).transpose()?;
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
@@ -222,13 +236,26 @@ impl Vm {
         let vcpus = create_vcpus(&kvm, &vm, config, (&kernel, &dma))?;
         timeline.mark(Phase::Vcpus);
 
-        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), timeline });
-        Ok(Self { vcpus, shared, subscribers, exit, balloon, terminal, _vm: vm })
+        let gate = Arc::new(Gate::new(config.cpus));
+        let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
+        let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
+        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, timeline });
+        Ok(Self { vcpus, shared, subscribers, exit, balloon, terminal, memory, debugger, _vm: vm })
     }
 
     /// The memory balloon, for whoever controls the VM while it runs.
     pub fn balloon(&self) -> Option<BalloonHandle> {
         self.balloon.clone()
+    }
+
+    /// The gate that keeps the VM's vCPUs out of the guest for a while, before it runs and while it does.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.shared.gate
+    }
+
+    /// The guest's RAM, for those who look into it from outside.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        &self.memory
     }
 
     /// Runs the VM to its end.
@@ -237,12 +264,17 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, exit, balloon: _, terminal, _vm } = self;
+        let Self { vcpus, shared, subscribers, exit, balloon: _, terminal, memory, debugger, _vm } = self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
         }
-        let vcpus = Vcpus::start(vcpus, shared)?;
+        if debugger.is_some() {
+            // They wait at the first instruction until a client lets them go.
+            shared.gate.hold(Holder::Debugger);
+        }
+        let vcpus = Vcpus::start(vcpus, shared.clone())?;
+        let debugger = start_debugger(debugger, &shared, memory)?;
         let reason = loop {
             if let Some(reason) = exit.reason() {
                 break reason;
@@ -251,10 +283,22 @@ impl Vm {
         };
         // Devices end after the vCPUs that use them, the terminal last.
         drop(vcpus);
+        drop(debugger);
         drop(events);
         drop(terminal);
         Ok(reason)
     }
+}
+
+/// Serves debuggers where they are awaited.
+fn start_debugger(
+    listener: Option<Listener>,
+    shared: &VcpuShared,
+    memory: Arc<GuestMemoryMmap>,
+) -> Result<Option<GdbServer>, VmError> {
+    let (Some(listener), Some(stops)) = (listener, &shared.stops) else { return Ok(None) };
+    let server = GdbServer::start(listener, stops.clone(), shared.gate.clone(), memory, shared.exit.clone());
+    Ok(Some(server.map_err(VmError::host("start the debugger's thread"))?))
 }
 
 fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmError> {
@@ -346,7 +390,7 @@ fn create_vcpus(
             none => none.insert(cpuid_template(kvm, &vcpu, config, memory)?),
         };
         vcpu.set_cpuid2(&template.of(id)?).map_err(KvmError::call("set the CPUID of a vCPU"))?;
-        registers::set_up(&vcpu)?;
+        registers::set_up(&vcpu, template.has_vmx())?;
         if id == 0 {
             registers::set_entry(&vcpu, kernel.entry)?;
         }
@@ -362,7 +406,10 @@ fn cpuid_template(
     config: &VmConfig,
     memory: &GuestMemoryMmap,
 ) -> Result<CpuidTemplate, VmError> {
-    let template = CpuidTemplate::new(kvm, config.cpus, vcpu.get_tsc_khz().ok())?;
+    let template = CpuidTemplate::new(kvm, config.cpus, vcpu.get_tsc_khz().ok(), config.nested)?;
+    if config.nested && !template.has_vmx() && !template.has_svm() {
+        return Err(VmError::NoNesting);
+    }
     let bits = template.physical_bits();
     if memory.last_addr().0 < 1_u64.checked_shl(bits).unwrap_or(u64::MAX) {
         Ok(template)

@@ -2,6 +2,7 @@
 
 mod console;
 mod disk;
+mod gdb;
 mod limit;
 mod pmem;
 mod size;
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
+pub use gdb::GdbConfig;
 pub use limit::{Bandwidth, Rate};
 pub use pmem::PmemConfig;
 pub use size::MemorySize;
@@ -47,6 +49,10 @@ pub struct VmConfig {
     pub cmdline: Option<String>,
     /// Where the serial console goes.
     pub console: ConsoleConfig,
+    /// Whether the guest can run VMs of its own.
+    pub nested: bool,
+    /// Where a debugger finds the VM, which waits for it before the first instruction.
+    pub gdb: Option<GdbConfig>,
 }
 
 /// The most vCPUs a VM can have: an APIC ID has 8 bits, 255 means all of them, and the I/O APIC takes one.
@@ -111,6 +117,11 @@ pub enum ConfigError {
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,
+    /// No place for a debugger.
+    #[error(
+        "{0:?} is no place for GDB: give a port, an IP address with a port as in 127.0.0.1:1234, or a path"
+    )]
+    Gdb(String),
 }
 
 impl VmConfig {

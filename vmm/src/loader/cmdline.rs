@@ -83,6 +83,8 @@ mod tests {
             memory: MemorySize::from_mib(128),
             append: None,
             cmdline: None,
+            nested: false,
+            gdb: None,
             console: ConsoleConfig::Stdio,
         }
     }

@@ -24,10 +24,19 @@ pub(super) enum End {
     Unexpected(String),
 }
 
-/// Hands an access to its device, and finds the exits that end the VM.
+/// Hands an access to its device and a stop to the debugger, and finds the exits that end the VM.
 ///
 /// `io_size` gives the bytes of one access of a port exit: a string instruction (REP INS) brings several at once.
-pub(super) fn handle(exit: VcpuExit<'_>, io_size: impl Fn() -> usize, shared: &VcpuShared) -> Next {
+pub(super) fn handle(
+    exit: VcpuExit<'_>,
+    vcpu: usize,
+    io_size: impl Fn() -> usize,
+    shared: &VcpuShared,
+) -> Next {
+    let is_access = matches!(
+        exit,
+        VcpuExit::IoIn(..) | VcpuExit::IoOut(..) | VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)
+    );
     match exit {
         VcpuExit::IoIn(port, data) => {
             data.chunks_mut(io_size().max(1)).for_each(|access| shared.ports.read(port.into(), access));
@@ -39,10 +48,18 @@ pub(super) fn handle(exit: VcpuExit<'_>, io_size: impl Fn() -> usize, shared: &V
         VcpuExit::MmioWrite(address, data) => shared.mmio.write(address, data),
         // KVM handles HLT itself while it has the local APIC; a signal may show here.
         VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {}
+        // Only a debugger makes KVM exit for this.
+        VcpuExit::Debug(cause) => match &shared.stops {
+            Some(stops) => stops.report(vcpu, cause),
+            None => return Next::End(End::Unexpected(format!("{cause:?}"))),
+        },
         VcpuExit::Shutdown => return Next::End(End::TripleFault),
         VcpuExit::FailEntry(reason, _cpu) => return Next::End(End::FailEntry(reason)),
         VcpuExit::InternalError => return Next::End(End::InternalError),
         other => return Next::End(End::Unexpected(format!("{other:?}"))),
+    }
+    if let Some(stops) = shared.stops.as_ref().filter(|_| is_access) {
+        stops.accessed(vcpu);
     }
     Next::Enter
 }

@@ -1,7 +1,10 @@
 //! What CPUID says, and vCPUs that are started by others.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use rstest::rstest;
-use vmm::ExitReason;
+use vmm::{ExitReason, Timeline, VmError};
 
 use super::machine::Machine;
 
@@ -149,4 +152,46 @@ fn a_triple_fault_of_another_vcpu_ends_the_vm() {
     let Some(machine) = Machine::new(other_faults()) else { return };
     let reason = machine.cpus(2).run().reason;
     assert!(matches!(reason, ExitReason::TripleFault { vcpu: 1, .. }), "{reason:?}");
+}
+
+guest!(
+    virtualization,
+    "
+        // VMX, SVM, and the features of the latter.
+        mov eax, 1
+        cpuid
+        mov eax, ecx
+        and eax, 1 << 5
+        put32
+        mov eax, 0x80000001
+        cpuid
+        mov eax, ecx
+        and eax, 1 << 2
+        put32
+        power_off
+    "
+);
+
+#[test]
+fn the_processors_virtualization_is_for_guests_that_shall_have_it() {
+    let Some(machine) = Machine::new(virtualization()) else { return };
+    assert_eq!(machine.run().numbers(), [0, 0]);
+    let Some(mut machine) = Machine::new(virtualization()) else { return };
+    machine.config.nested = true;
+    match vmm::Vm::new(&machine.config, Arc::new(Timeline::starting_at(Instant::now()))) {
+        Ok(vm) => {
+            // Built twice, the VM would find its files in use.
+            drop(vm);
+            assert!([vec![1 << 5, 0], vec![0, 1 << 2]].contains(&machine.run().numbers()));
+        }
+        Err(error) => {
+            assert!(matches!(error, VmError::NoNesting), "{error}");
+            let cpuid =
+                vmm::kvm::open().unwrap().get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
+            let has = |function: u32, bit: u32| {
+                cpuid.as_slice().iter().any(|entry| entry.function == function && entry.ecx >> bit & 1 == 1)
+            };
+            assert!(!has(1, 5) && !has(0x8000_0001, 2));
+        }
+    }
 }

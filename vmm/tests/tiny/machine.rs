@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use devices::virtio::pmem::PmemMode;
 use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::kvm::KvmError;
+use vmm::vcpu::{Gate, Holder};
 use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmError};
 
 use super::image::{self, Entry};
@@ -58,9 +60,12 @@ impl Ended {
 
 /// A guest that runs, with its console in the hands of the test.
 pub(super) struct Running {
+    /// What keeps its vCPUs out of the guest.
+    pub(super) gate: Arc<Gate>,
+    memory: Arc<GuestMemoryMmap>,
     console: File,
     thread: JoinHandle<()>,
-    end: Receiver<Result<ExitReason, VmError>>,
+    end: End,
     _directory: TempDir,
 }
 
@@ -97,8 +102,15 @@ impl Machine {
             append: None,
             cmdline: None,
             console,
+            nested: false,
+            gdb: None,
         };
         Some(Self { config, directory })
+    }
+
+    /// The path of a file next to the kernel.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// Makes a file with `content` next to the kernel.
@@ -147,22 +159,62 @@ impl Machine {
 
     /// Starts the guest with a pipe as its console and waits until it says that it is ready, with one byte.
     pub(super) fn run_until_ready(self) -> Running {
+        let mut running = self.run_with_pipe(false);
+        running.wait_until_ready();
+        running
+    }
+
+    /// Starts the guest with a pipe as its console and its vCPUs held before their first instruction.
+    pub(super) fn run_paused(self) -> Running {
+        self.run_with_pipe(true)
+    }
+
+    /// Starts the guest with a pipe as its console.
+    pub(super) fn run_with_pipe(self, paused: bool) -> Running {
         let path = self.directory.path().join("console");
         let name = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
         // SAFETY: the name is a string with an end.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", io::Error::last_os_error());
         // Opened without waiting for the VM to open its end, so that a VM which cannot be built is seen.
-        let mut console = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
-        let (thread, end) = start(self.config, Arc::new(Timeline::starting_at(Instant::now())), |_| ());
-        if !becomes_readable(&console) {
-            panic!("the guest is not ready; end: {:?}", end.try_recv());
-        }
-        console.read_exact(&mut [0]).unwrap();
-        Running { console, thread, end, _directory: self.directory }
+        let console = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+        let timeline = Arc::new(Timeline::starting_at(Instant::now()));
+        let (sender, parts) = mpsc::channel();
+        let (thread, end) = start(self.config, timeline, move |vm| {
+            if paused {
+                vm.gate().pause(Holder::User).unwrap();
+            }
+            // The test has given up waiting where nobody takes it.
+            let _ = sender.send((vm.gate().clone(), vm.memory().clone()));
+        });
+        let Ok((gate, memory)) = parts.recv() else { panic!("the VM is not built: {:?}", end.recv()) };
+        Running { gate, memory, console, thread, end, _directory: self.directory }
     }
 }
 
 impl Running {
+    /// Waits until the guest says that it is ready, with one byte.
+    pub(super) fn wait_until_ready(&mut self) {
+        if !becomes_readable(&self.console) {
+            panic!("the guest is not ready; end: {:?}", self.end.try_recv());
+        }
+        self.console.read_exact(&mut [0]).unwrap();
+    }
+
+    /// A number in the guest's memory.
+    pub(super) fn read(&self, address: u64) -> u64 {
+        self.memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    /// Waits until a number in the guest's memory has changed, and returns what it is then.
+    pub(super) fn read_changed(&self, address: u64) -> u64 {
+        let (start, before) = (Instant::now(), self.read(address));
+        while self.read(address) == before {
+            assert!(start.elapsed() < WATCHDOG, "the guest stands still");
+            std::thread::yield_now();
+        }
+        self.read(address)
+    }
+
     /// Sends `signal` to the thread that runs the VM, and to no other of this process.
     pub(super) fn signal(&self, signal: i32) {
         // SAFETY: the thread has not been joined, so its ID is valid.
@@ -179,12 +231,14 @@ impl Running {
     }
 }
 
+type End = Receiver<Result<ExitReason, VmError>>;
+
 /// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only.
 fn start(
     config: VmConfig,
     timeline: Arc<Timeline>,
     built: impl FnOnce(&Vm) + Send + 'static,
-) -> (JoinHandle<()>, Receiver<Result<ExitReason, VmError>>) {
+) -> (JoinHandle<()>, End) {
     let (sender, end) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let result = Vm::new(&config, timeline).and_then(|vm| {

@@ -17,10 +17,15 @@ mod leaf {
     pub(super) const HYPERVISOR_TIMING: u32 = 0x4000_0010;
     pub(super) const AMD_FEATURES: u32 = 0x8000_0001;
     pub(super) const AMD_SIZES: u32 = 0x8000_0008;
+    pub(super) const AMD_SVM: u32 = 0x8000_000a;
     pub(super) const AMD_CACHES: u32 = 0x8000_001d;
     pub(super) const AMD_TOPOLOGY: u32 = 0x8000_001e;
 }
 
+/// Leaf 1, ECX: Intel's virtualization.
+const VMX: u32 = 1 << 5;
+/// Leaf 0x8000_0001, ECX: AMD's virtualization, whose features are in leaf 0x8000_000a.
+const SVM: u32 = 1 << 2;
 /// Leaf 1, ECX: the local APIC has the TSC-deadline timer.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1, ECX: a hypervisor is there.
@@ -43,17 +48,22 @@ pub struct CpuidTemplate {
 }
 
 impl CpuidTemplate {
-    /// Asks KVM for what it can give.
+    /// Asks KVM for what it can give. The processor's virtualization is for a guest that shall have `nested` VMs, and
+    /// kept from any other: whatever code of KVM's a guest does not reach it cannot attack.
     ///
     /// # Errors
     ///
     /// [`KvmError::Call`].
-    pub fn new(kvm: &Kvm, cpus: u32, tsc_khz: Option<u32>) -> Result<Self, KvmError> {
+    pub fn new(kvm: &Kvm, cpus: u32, tsc_khz: Option<u32>, nested: bool) -> Result<Self, KvmError> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::call("ask KVM for the CPUID that it supports"))?;
         let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self { entries: common(supported.as_slice(), cpus, tsc_khz, deadline), cpus })
+        let mut entries = common(supported.as_slice(), cpus, tsc_khz, deadline);
+        if !nested {
+            hide_virtualization(&mut entries);
+        }
+        Ok(Self { entries, cpus })
     }
 
     /// The CPUID of the vCPU whose APIC ID is `id`.
@@ -72,11 +82,32 @@ impl CpuidTemplate {
         })
     }
 
+    /// Whether the guest has Intel's virtualization.
+    pub fn has_vmx(&self) -> bool {
+        self.entries.iter().any(|entry| entry.function == leaf::FEATURES && entry.ecx & VMX != 0)
+    }
+
+    /// Whether the guest has AMD's virtualization.
+    pub fn has_svm(&self) -> bool {
+        self.entries.iter().any(|entry| entry.function == leaf::AMD_FEATURES && entry.ecx & SVM != 0)
+    }
+
     /// How many bits of a physical address the guest has.
     pub fn physical_bits(&self) -> u32 {
         let sizes = self.entries.iter().find(|entry| entry.function == leaf::AMD_SIZES);
         // Without the leaf there are 36 (Intel SDM, CPUID).
         sizes.map_or(36, |entry| entry.eax & 0xff)
+    }
+}
+
+fn hide_virtualization(entries: &mut Vec<kvm_cpuid_entry2>) {
+    entries.retain(|entry| entry.function != leaf::AMD_SVM);
+    for entry in entries {
+        match entry.function {
+            leaf::FEATURES => entry.ecx &= !VMX,
+            leaf::AMD_FEATURES => entry.ecx &= !SVM,
+            _ => {}
+        }
     }
 }
 
@@ -243,6 +274,25 @@ mod tests {
         let timing = find(&cpuid, leaf::HYPERVISOR_TIMING, 0);
         assert_eq!((timing.eax, timing.ebx), (2_600_000, 1_000_000));
         assert_eq!(find(&cpuid, leaf::FEATURES, 0).ecx, TSC_DEADLINE | HYPERVISOR_PRESENT);
+    }
+
+    #[test]
+    fn virtualization_is_there_until_it_is_hidden() {
+        let mut template = template(1);
+        assert!(!template.has_vmx() && !template.has_svm());
+        for entry in &mut template.entries {
+            match entry.function {
+                leaf::FEATURES => entry.ecx |= VMX,
+                leaf::AMD_FEATURES => entry.ecx |= SVM,
+                _ => {}
+            }
+        }
+        template.entries.push(entry(leaf::AMD_SVM, 0, 1));
+        assert!(template.has_vmx() && template.has_svm());
+        let before = template.entries.len();
+        hide_virtualization(&mut template.entries);
+        assert!(!template.has_vmx() && !template.has_svm());
+        assert_eq!(template.entries.len(), before - 1);
     }
 
     #[test]

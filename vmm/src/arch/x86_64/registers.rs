@@ -61,6 +61,10 @@ const BOOT_MSRS: [(u32, u64); 3] = [
     (0x2ff, 1 << 11 | 6),
 ];
 
+/// IA32_FEATURE_CONTROL, which firmware locks: VMX may be used, outside of SMX. Without it VMXON faults, and Linux's
+/// KVM says that the BIOS has disabled it.
+const VMX_MSR: (u32, u64) = (0x3a, 1 << 2 | 1);
+
 /// Local vector table entries of the local APIC, by their offset in its page. LINT1 takes the NMI. LINT0 would take
 /// the interrupts of the 8259s, which the guest is told nothing of: KVM makes them with all lines open and vectors
 /// from 0 on, so that a line below 16 would reach the guest as an exception, too.
@@ -147,24 +151,31 @@ fn descriptor(segment: &kvm_segment) -> u64 {
         | (segment.base >> 24 & 0xff) << 56
 }
 
-/// Sets up the state that all vCPUs share. Those that are not the first wait for INIT and SIPI with it.
+/// Sets up the state that all vCPUs share. Those that are not the first wait for INIT and SIPI with it. The CPUID is
+/// there already; `vmx` is whether it has VMX.
 ///
 /// # Errors
 ///
 /// [`RegisterError`].
-pub fn set_up(vcpu: &VcpuFd) -> Result<(), RegisterError> {
+pub fn set_up(vcpu: &VcpuFd, vmx: bool) -> Result<(), RegisterError> {
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
     vcpu.set_fpu(&fpu).map_err(KvmError::call("set the FPU of a vCPU"))?;
-    set_msrs(vcpu)?;
+    set_msrs(vcpu, &BOOT_MSRS)?;
+    if vmx {
+        set_msrs(vcpu, &[VMX_MSR])?;
+    }
     set_local_apic(vcpu)
 }
 
-fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegisterError> {
-    let entries = BOOT_MSRS.map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
-    let msrs = Msrs::from_entries(&entries).map_err(|_| RegisterError::Msr(entries[0].index))?;
+fn set_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), RegisterError> {
+    let entry =
+        |(index, data): &(u32, u64)| kvm_msr_entry { index: *index, data: *data, ..Default::default() };
+    let entries: Vec<_> = values.iter().map(entry).collect();
+    let first = values.first().map_or(0, |(index, _)| *index);
+    let msrs = Msrs::from_entries(&entries).map_err(|_| RegisterError::Msr(first))?;
     let set = vcpu.set_msrs(&msrs).map_err(KvmError::call("set the MSRs of a vCPU"))?;
     // KVM stops at the first one that it does not know.
-    BOOT_MSRS.get(set).map_or(Ok(()), |(index, _)| Err(RegisterError::Msr(*index)))
+    values.get(set).map_or(Ok(()), |(index, _)| Err(RegisterError::Msr(*index)))
 }
 
 fn set_local_apic(vcpu: &VcpuFd) -> Result<(), RegisterError> {

@@ -1,0 +1,141 @@
+//! A client's visit, from its connection until it leaves or the VM ends.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use gdbstub::common::Signal;
+use gdbstub::stub::state_machine::GdbStubStateMachine;
+use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError, MultiThreadStopReason};
+
+use super::connection::{Connection, Event, wait_for};
+use super::listener::Listener;
+use super::stops::Stops;
+use super::target::Target;
+use crate::ExitReason;
+use crate::exit::ExitSlot;
+use crate::vcpu::GateError;
+
+/// What the debugger's thread waits for beside its client.
+pub(super) struct Session {
+    pub(super) exit: Arc<ExitSlot>,
+    pub(super) stops: Arc<Stops>,
+}
+
+/// How a visit ended.
+enum Visit {
+    /// The client wants the VM to go on without it, or has gone.
+    Left,
+    /// The client wants the VM to end.
+    Killed,
+    /// The VM has ended.
+    Ended,
+}
+
+/// Serves clients one after the other until the VM ends.
+pub(super) fn serve(listener: &Listener, mut target: Target, session: &Session) {
+    while let Some(client) = session.next_client(listener) {
+        target.halt();
+        let visit = session.visit(client, &mut target).unwrap_or_else(|error| {
+            tracing::warn!(%error, "GDB's connection broke");
+            Visit::Left
+        });
+        match visit {
+            Visit::Left => target.release(),
+            Visit::Killed => return session.exit.end(ExitReason::Killed),
+            Visit::Ended => return,
+        }
+    }
+}
+
+impl Session {
+    /// `None` once the VM has ended.
+    fn next_client(&self, listener: &Listener) -> Option<OwnedFd> {
+        loop {
+            let sources = [Some(self.exit()), Some(listener.as_fd())];
+            match wait_for(sources).map(|[ended, _]| ended) {
+                Ok(false) => match listener.accept() {
+                    Ok(client) => return Some(client),
+                    Err(error) => tracing::warn!(%error, "cannot take a connection of GDB's"),
+                },
+                Ok(true) => return None,
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for GDB");
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn exit(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is that of an eventfd, which lives as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(self.exit.event())) }
+    }
+
+    fn stop_event(&self) -> BorrowedFd<'_> {
+        // SAFETY: as above.
+        unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(self.stops.event())) }
+    }
+
+    fn visit(
+        &self,
+        client: OwnedFd,
+        target: &mut Target,
+    ) -> Result<Visit, GdbStubError<GateError, io::Error>> {
+        let gone = || Ok(Visit::Left);
+        let mut stub = GdbStub::new(Connection::new(client)).run_state_machine(target)?;
+        loop {
+            stub = match stub {
+                GdbStubStateMachine::Idle(mut idle) => match idle.borrow_conn().wait(self.exit(), None) {
+                    Ok(Event::Byte(byte)) => idle.incoming_data(target, byte)?,
+                    // GDB thinks the VM stands and asks; that nobody answers tells it.
+                    Ok(Event::Ended) => return Ok(Visit::Ended),
+                    _ => return gone(),
+                },
+                GdbStubStateMachine::Running(mut running) => {
+                    match running.borrow_conn().wait(self.exit(), Some(self.stop_event())) {
+                        Ok(Event::Byte(byte)) => running.incoming_data(target, byte)?,
+                        Ok(Event::Stopped) => match target.stopped() {
+                            Some(reason) => running.report_stop(target, reason)?,
+                            None => running.into(),
+                        },
+                        Ok(Event::Ended) => {
+                            running.report_stop(target, last_words(self.exit.reason()))?;
+                            return Ok(Visit::Ended);
+                        }
+                        _ => return gone(),
+                    }
+                }
+                GdbStubStateMachine::CtrlCInterrupt(interrupt) => {
+                    let reason = target.interrupted();
+                    interrupt.interrupt_handled(target, Some(reason))?
+                }
+                GdbStubStateMachine::Disconnected(disconnected) => {
+                    return Ok(match disconnected.get_reason() {
+                        DisconnectReason::Kill => Visit::Killed,
+                        _ => Visit::Left,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// What GDB is told of the VM's end: the guest exited, or died of a signal.
+fn last_words(reason: Option<ExitReason>) -> MultiThreadStopReason<u64> {
+    match reason {
+        None | Some(ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped | ExitReason::Killed) => {
+            MultiThreadStopReason::Exited(0)
+        }
+        Some(ExitReason::Signal(signal)) => {
+            MultiThreadStopReason::Terminated(u8::try_from(signal).map_or(Signal::SIGTERM, Signal))
+        }
+        Some(
+            ExitReason::Panicked
+            | ExitReason::TripleFault { .. }
+            | ExitReason::FailEntry { .. }
+            | ExitReason::InternalError { .. }
+            | ExitReason::RunFailed { .. },
+        ) => MultiThreadStopReason::Terminated(Signal::SIGABRT),
+    }
+}
