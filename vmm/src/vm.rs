@@ -25,7 +25,7 @@ use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
-use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
+use crate::vcpu::{Gate, VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
 /// Why a VM could not be built or run.
@@ -142,6 +142,7 @@ pub struct Vm {
     exit: Arc<ExitSlot>,
     /// It restores the terminal when the VM is gone.
     terminal: Option<RawTerminal>,
+    memory: Arc<GuestMemoryMmap>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
     _vm: VmFd,
 }
@@ -193,8 +194,19 @@ impl Vm {
         let vcpus = create_vcpus(&kvm, &vm, config, &kernel)?;
         timeline.mark(Phase::Vcpus);
 
-        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), timeline });
-        Ok(Self { vcpus, shared, subscribers, exit, terminal, _vm: vm })
+        let gate = Arc::new(Gate::new(config.cpus));
+        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, timeline });
+        Ok(Self { vcpus, shared, subscribers, exit, terminal, memory, _vm: vm })
+    }
+
+    /// The gate that keeps the VM's vCPUs out of the guest for a while, before it runs and while it does.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.shared.gate
+    }
+
+    /// The guest's RAM, for those who look into it from outside.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        &self.memory
     }
 
     /// Runs the VM to its end.
@@ -203,7 +215,7 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, exit, terminal, _vm } = self;
+        let Self { vcpus, shared, subscribers, exit, terminal, memory: _memory, _vm } = self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);

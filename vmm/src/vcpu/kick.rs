@@ -6,9 +6,7 @@
 use std::cell::Cell;
 use std::ffi::c_int;
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
-use std::thread::JoinHandle;
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
@@ -61,8 +59,24 @@ impl Drop for Registration {
     }
 }
 
-/// Makes the thread leave KVM_RUN, or return from its next one at once.
-pub(super) fn kick(thread: &JoinHandle<()>) {
-    // SAFETY: the thread has not been joined, so its ID is valid, even where it has ended.
-    unsafe { libc::pthread_kill(thread.as_pthread_t(), signal()) };
+/// A vCPU's thread, for sending it the signal.
+#[derive(Clone, Copy)]
+pub(super) struct Thread(libc::pthread_t);
+
+impl Thread {
+    /// The calling thread.
+    pub(super) fn current() -> Self {
+        // SAFETY: the call has no preconditions.
+        Self(unsafe { libc::pthread_self() })
+    }
+
+    /// Makes the thread leave KVM_RUN, or return from its next one at once.
+    ///
+    /// # Safety
+    ///
+    /// The thread has not ended.
+    pub(super) unsafe fn kick(self) {
+        // SAFETY: the thread lives, so its ID is valid.
+        unsafe { libc::pthread_kill(self.0, signal()) };
+    }
 }

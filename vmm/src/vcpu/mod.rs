@@ -1,6 +1,7 @@
 //! A vCPU: its thread, its exits, and how it is stopped.
 
 mod exits;
+mod gate;
 mod kick;
 
 use std::io;
@@ -14,6 +15,8 @@ use thiserror::Error;
 use crate::exit::{ExitReason, ExitSlot};
 use crate::timing::{Phase, Timeline};
 
+pub use gate::{Gate, GateError, Holder};
+
 /// What all vCPU threads of a VM share.
 pub struct VcpuShared {
     /// The I/O ports.
@@ -22,6 +25,8 @@ pub struct VcpuShared {
     pub mmio: Bus,
     /// Where the VM's end is said; no vCPU enters the guest once it is.
     pub exit: Arc<ExitSlot>,
+    /// Where vCPUs are kept out of the guest for a while.
+    pub gate: Arc<Gate>,
     /// Where the first entry is marked.
     pub timeline: Arc<Timeline>,
 }
@@ -64,6 +69,7 @@ impl Vcpus {
         // The boot vCPU comes last, so that those which it calls are there.
         for (id, vcpu) in (0_u32..).zip(vcpus).collect::<Vec<_>>().into_iter().rev() {
             let shared = started.shared.clone();
+            shared.gate.expect(id as usize);
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .stack_size(STACK_SIZE)
@@ -79,9 +85,7 @@ impl Drop for Vcpus {
     /// Stops all vCPUs and waits until the last of them has left the guest.
     fn drop(&mut self) {
         self.shared.exit.end(ExitReason::Stopped);
-        for thread in &self.threads {
-            kick::kick(thread);
-        }
+        self.shared.gate.end();
         for thread in self.threads.drain(..) {
             // A vCPU thread that panicked has ended as well.
             let _ = thread.join();
@@ -91,6 +95,8 @@ impl Drop for Vcpus {
 
 fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
     let _registration = kick::Registration::new(&mut vcpu);
+    let index = id as usize;
+    let _present = shared.gate.enter(index);
     if id == 0 {
         shared.timeline.mark(Phase::FirstInstruction);
     }
@@ -99,6 +105,12 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
     // KVM has filled this member of the union.
     let io_size = || usize::from(unsafe { (*run).__bindgen_anon_1.io.size });
     while !shared.exit.has_ended() {
+        if shared.gate.holds(index) {
+            // The access whose exit was handled last becomes part of the registers with the next KVM_RUN, which
+            // then returns before the guest goes on (KVM API, KVM_RUN); a second access of the same instruction
+            // comes first.
+            vcpu.set_kvm_immediate_exit(1);
+        }
         let reason = match vcpu.run() {
             Ok(exit) => match exits::handle(exit, io_size, shared) {
                 exits::Next::Enter => continue,
@@ -107,6 +119,9 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
             Err(error) => match error.errno() {
                 libc::EINTR | libc::EAGAIN => {
                     vcpu.set_kvm_immediate_exit(0);
+                    if shared.gate.holds(index) {
+                        shared.gate.stand(index, &mut vcpu);
+                    }
                     continue;
                 }
                 _ => ExitReason::RunFailed { vcpu: id, detail: error.to_string() },

@@ -13,7 +13,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::kvm::KvmError;
+use vmm::vcpu::{Gate, Holder};
 use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, Timeline, Vm, VmConfig, VmError};
 
 use super::image::{self, Entry};
@@ -57,9 +59,12 @@ impl Ended {
 
 /// A guest that runs, with its console in the hands of the test.
 pub(super) struct Running {
+    /// What keeps its vCPUs out of the guest.
+    pub(super) gate: Arc<Gate>,
+    memory: Arc<GuestMemoryMmap>,
     console: File,
     thread: JoinHandle<()>,
-    end: Receiver<Result<ExitReason, VmError>>,
+    end: End,
     _directory: TempDir,
 }
 
@@ -120,7 +125,7 @@ impl Machine {
     /// Runs the guest to its end.
     pub(super) fn run(self) -> Ended {
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
-        let (_thread, end) = start(self.config, timeline.clone());
+        let (_thread, end, _parts) = start(self.config, timeline.clone(), false);
         let console = || std::fs::read(self.directory.path().join("console")).unwrap_or_default();
         let Ok(reason) = end.recv_timeout(WATCHDOG) else {
             panic!("the guest does not end; console: {:02x?}", console());
@@ -131,22 +136,54 @@ impl Machine {
 
     /// Starts the guest with a pipe as its console and waits until it says that it is ready, with one byte.
     pub(super) fn run_until_ready(self) -> Running {
+        let mut running = self.run_with_pipe(false);
+        running.wait_until_ready();
+        running
+    }
+
+    /// Starts the guest with a pipe as its console and its vCPUs held before their first instruction.
+    pub(super) fn run_paused(self) -> Running {
+        self.run_with_pipe(true)
+    }
+
+    fn run_with_pipe(self, paused: bool) -> Running {
         let path = self.directory.path().join("console");
         let name = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
         // SAFETY: the name is a string with an end.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "{}", io::Error::last_os_error());
         // Opened without waiting for the VM to open its end, so that a VM which cannot be built is seen.
-        let mut console = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
-        let (thread, end) = start(self.config, Arc::new(Timeline::starting_at(Instant::now())));
-        if !becomes_readable(&console) {
-            panic!("the guest is not ready; end: {:?}", end.try_recv());
-        }
-        console.read_exact(&mut [0]).unwrap();
-        Running { console, thread, end, _directory: self.directory }
+        let console = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+        let timeline = Arc::new(Timeline::starting_at(Instant::now()));
+        let (thread, end, parts) = start(self.config, timeline, paused);
+        let Ok((gate, memory)) = parts.recv() else { panic!("the VM is not built: {:?}", end.recv()) };
+        Running { gate, memory, console, thread, end, _directory: self.directory }
     }
 }
 
 impl Running {
+    /// Waits until the guest says that it is ready, with one byte.
+    pub(super) fn wait_until_ready(&mut self) {
+        if !becomes_readable(&self.console) {
+            panic!("the guest is not ready; end: {:?}", self.end.try_recv());
+        }
+        self.console.read_exact(&mut [0]).unwrap();
+    }
+
+    /// A number in the guest's memory.
+    pub(super) fn read(&self, address: u64) -> u64 {
+        self.memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    /// Waits until a number in the guest's memory has changed, and returns what it is then.
+    pub(super) fn read_changed(&self, address: u64) -> u64 {
+        let (start, before) = (Instant::now(), self.read(address));
+        while self.read(address) == before {
+            assert!(start.elapsed() < WATCHDOG, "the guest stands still");
+            std::thread::yield_now();
+        }
+        self.read(address)
+    }
+
     /// Sends `signal` to the thread that runs the VM, and to no other of this process.
     pub(super) fn signal(&self, signal: i32) {
         // SAFETY: the thread has not been joined, so its ID is valid.
@@ -163,18 +200,27 @@ impl Running {
     }
 }
 
-/// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only.
-fn start(
-    config: VmConfig,
-    timeline: Arc<Timeline>,
-) -> (JoinHandle<()>, Receiver<Result<ExitReason, VmError>>) {
+type End = Receiver<Result<ExitReason, VmError>>;
+type Parts = Receiver<(Arc<Gate>, Arc<GuestMemoryMmap>)>;
+
+/// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only. Its vCPUs are held
+/// before the first instruction where they shall be `paused`.
+fn start(config: VmConfig, timeline: Arc<Timeline>, paused: bool) -> (JoinHandle<()>, End, Parts) {
     let (sender, end) = mpsc::channel();
+    let (parts, has_parts) = mpsc::channel();
     let thread = std::thread::spawn(move || {
-        let result = Vm::new(&config, timeline).and_then(Vm::run);
+        let result = Vm::new(&config, timeline).and_then(|vm| {
+            if paused {
+                vm.gate().pause(Holder::User).unwrap();
+            }
+            // Not every test takes them.
+            let _ = parts.send((vm.gate().clone(), vm.memory().clone()));
+            vm.run()
+        });
         // The test has given up waiting where nobody takes it.
         let _ = sender.send(result);
     });
-    (thread, end)
+    (thread, end, has_parts)
 }
 
 /// Waits until there is something to read.

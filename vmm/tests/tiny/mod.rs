@@ -10,5 +10,6 @@ mod cpus;
 mod ends;
 mod interrupts;
 mod memory;
+mod pause;
 mod ports;
 mod virtio;

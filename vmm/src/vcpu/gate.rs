@@ -1,0 +1,358 @@
+//! The gate between the vCPUs and the guest: who holds a vCPU there keeps it out of the guest.
+//!
+//! Each vCPU has a word with a bit for every [`Holder`]. Its thread reads that word before it enters the guest, which
+//! is all that the gate costs a running VM. While a bit is set the thread *stands*: it has completed the instruction
+//! whose exit it handled last, its registers can be read and changed, and it runs what others want done to its
+//! descriptor, for KVM wants the calls of a vCPU to come from one thread (KVM API, 2).
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuFd;
+use thiserror::Error;
+
+use super::kick;
+
+/// A vCPU leaves the guest within microseconds of the signal. It is sent again for hosts that lose an interrupt.
+const KICK_INTERVAL: Duration = Duration::from_millis(20);
+/// A device may keep a vCPU's thread for as long as its host's disk takes; this is for one that never comes back.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// For whose sake a vCPU is held. Each lets go for itself alone: a debugger's stop outlasts a `resume`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Holder {
+    /// The user, by whatever command.
+    User = 1 << 0,
+    /// A debugger.
+    Debugger = 1 << 1,
+}
+
+/// Why the gate could not do what was asked.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum GateError {
+    /// A vCPU did not leave the guest, or what its exit asked of a device takes for ever.
+    #[error("vCPU {0} does not stop: it waits for one of its devices")]
+    StillRunning(usize),
+    /// There is no such vCPU, it runs, or its thread has not started or has ended.
+    #[error("vCPU {0} is not paused")]
+    NotStanding(usize),
+}
+
+/// What somebody wants done to a vCPU that stands.
+type Work = Box<dyn FnOnce(&mut VcpuFd) + Send>;
+
+/// The gate of a VM. All of it can be called from any thread; what waits says so.
+pub struct Gate {
+    /// A word of [`Holder`]s for each vCPU.
+    held: Box<[AtomicU8]>,
+    state: Mutex<State>,
+    /// Wakes those who wait at the gate.
+    vcpus: Condvar,
+    /// Wakes those who wait for vCPUs to stand.
+    waiters: Condvar,
+}
+
+struct State {
+    seats: Vec<Seat>,
+    /// The VM ends: nobody waits any more.
+    ended: bool,
+}
+
+/// What is known of a vCPU's thread.
+#[derive(Default)]
+struct Seat {
+    /// There is a thread, or will be in a moment.
+    expected: bool,
+    /// The thread, from when it starts until it ends.
+    thread: Option<kick::Thread>,
+    /// It waits at the gate.
+    standing: bool,
+    work: VecDeque<Work>,
+}
+
+impl Gate {
+    /// An open gate for `cpus` vCPUs.
+    pub fn new(cpus: u32) -> Self {
+        Self {
+            held: (0..cpus).map(|_| AtomicU8::new(0)).collect(),
+            state: Mutex::new(State { seats: (0..cpus).map(|_| Seat::default()).collect(), ended: false }),
+            vcpus: Condvar::new(),
+            waiters: Condvar::new(),
+        }
+    }
+
+    /// How many vCPUs there are.
+    pub fn cpus(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Holds all vCPUs and returns once none is in the guest. It may come before they start: then they start held.
+    /// Holding what is held already, or what has ended, is no error.
+    ///
+    /// A vCPU's own thread must not call it, for it would wait for itself; see [`Self::hold`].
+    ///
+    /// # Errors
+    ///
+    /// [`GateError::StillRunning`] after ten seconds; the vCPUs stay held.
+    pub fn pause(&self, holder: Holder) -> Result<(), GateError> {
+        self.hold(holder);
+        self.wait_until_standing()
+    }
+
+    /// Holds all vCPUs, without waiting until they stand.
+    pub fn hold(&self, holder: Holder) {
+        for word in &self.held {
+            word.fetch_or(holder as u8, Ordering::SeqCst);
+        }
+        self.lock().kick();
+    }
+
+    /// Waits until all vCPUs stand that somebody holds, or the VM ends.
+    ///
+    /// # Errors
+    ///
+    /// [`GateError::StillRunning`] after ten seconds.
+    pub fn wait_until_standing(&self) -> Result<(), GateError> {
+        let start = Instant::now();
+        let mut state = self.lock();
+        loop {
+            let runs = |(word, seat): (&AtomicU8, &Seat)| {
+                seat.expected && !seat.standing && word.load(Ordering::SeqCst) != 0
+            };
+            let Some(running) = self.held.iter().zip(&state.seats).position(runs) else { return Ok(()) };
+            if state.ended {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(GateError::StillRunning(running));
+            }
+            let timed_out;
+            (state, timed_out) = self
+                .waiters
+                .wait_timeout(state, KICK_INTERVAL)
+                .map(|(state, result)| (state, result.timed_out()))
+                .unwrap_or_else(|poisoned| {
+                    let (state, result) = poisoned.into_inner();
+                    (state, result.timed_out())
+                });
+            if timed_out {
+                state.kick();
+            }
+        }
+    }
+
+    /// Lets all vCPUs go as far as `holder` is concerned; they run once nobody holds them.
+    pub fn resume(&self, holder: Holder) {
+        for word in &self.held {
+            word.fetch_and(!(holder as u8), Ordering::SeqCst);
+        }
+        self.wake();
+    }
+
+    /// Lets go of one vCPU as far as `holder` is concerned. One that there is not stays as it is.
+    pub fn resume_one(&self, holder: Holder, vcpu: usize) {
+        if let Some(word) = self.held.get(vcpu) {
+            word.fetch_and(!(holder as u8), Ordering::SeqCst);
+        }
+        self.wake();
+    }
+
+    /// Whether somebody holds every vCPU.
+    pub fn is_paused(&self) -> bool {
+        self.held.iter().all(|word| word.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Whether `holder` holds every vCPU.
+    pub fn is_paused_by(&self, holder: Holder) -> bool {
+        self.held.iter().all(|word| word.load(Ordering::SeqCst) & holder as u8 != 0)
+    }
+
+    /// Has the thread of a standing vCPU do `work` and returns what comes out. `work` must not wait for the gate.
+    ///
+    /// # Errors
+    ///
+    /// [`GateError::NotStanding`], also where the VM ends meanwhile.
+    pub fn with_vcpu<R: Send + 'static>(
+        &self,
+        vcpu: usize,
+        work: impl FnOnce(&mut VcpuFd) -> R + Send + 'static,
+    ) -> Result<R, GateError> {
+        let (sender, result) = mpsc::sync_channel(1);
+        let work = Box::new(move |fd: &mut VcpuFd| {
+            // The one who asked waits below.
+            let _ = sender.send(work(fd));
+        });
+        {
+            let mut state = self.lock();
+            let ended = state.ended;
+            match state.seats.get_mut(vcpu) {
+                Some(seat) if seat.standing && !ended => seat.work.push_back(work),
+                _ => return Err(GateError::NotStanding(vcpu)),
+            }
+            self.vcpus.notify_all();
+        }
+        // The thread leaves the gate only when its work is done or, at the VM's end, dropped, and the sender with it.
+        result.recv().map_err(|_| GateError::NotStanding(vcpu))
+    }
+
+    /// Whether a vCPU has to stand before it enters the guest again: the one thing that a running VM asks.
+    #[inline]
+    pub(super) fn holds(&self, vcpu: usize) -> bool {
+        // One that is not there is none that could be held.
+        self.held.get(vcpu).is_some_and(|word| word.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Waits at the gate as the thread of `vcpu` until nobody holds it, or the VM ends.
+    pub(super) fn stand(&self, vcpu: usize, fd: &mut VcpuFd) {
+        self.lock().stands(vcpu, true);
+        self.waiters.notify_all();
+        let mut state = self.lock();
+        loop {
+            if let Some(work) = state.next_work(vcpu) {
+                drop(state);
+                work(fd);
+                state = self.lock();
+            } else if state.ended || !self.holds(vcpu) {
+                break;
+            } else {
+                state = self.vcpus.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        state.stands(vcpu, false);
+        drop(state);
+        // A guest with KVM's clock sees that time went by without it, so that its watchdogs don't bark (KVM API,
+        // KVM_KVMCLOCK_CTRL). A guest without that clock makes it fail, which is as well.
+        let _ = fd.kvmclock_ctrl();
+    }
+
+    /// The VM ends: wakes those who stand for good, and gets the others out of the guest.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        state.ended = true;
+        state.kick();
+        drop(state);
+        self.vcpus.notify_all();
+        self.waiters.notify_all();
+    }
+
+    /// Says that the thread of `vcpu` is about to start, so that whoever pauses waits for it.
+    pub(super) fn expect(&self, vcpu: usize) {
+        if let Some(seat) = self.lock().seats.get_mut(vcpu) {
+            seat.expected = true;
+        }
+    }
+
+    /// Makes the calling thread known as that of `vcpu`, until the guard is dropped.
+    pub(super) fn enter(&self, vcpu: usize) -> Present<'_> {
+        if let Some(seat) = self.lock().seats.get_mut(vcpu) {
+            seat.expected = true;
+            seat.thread = Some(kick::Thread::current());
+        }
+        Present { gate: self, vcpu }
+    }
+
+    fn wake(&self) {
+        // Under the lock, so that a thread which has just found itself held is not missed on its way to sleep.
+        let _state = self.lock();
+        self.vcpus.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Sends the signal to all threads that don't stand. They can't end meanwhile: that takes the lock.
+    fn kick(&self) {
+        for thread in self.seats.iter().filter(|seat| !seat.standing).filter_map(|seat| seat.thread) {
+            // SAFETY: the seat has the thread only as long as it lives, see `Present`.
+            unsafe { thread.kick() };
+        }
+    }
+
+    fn stands(&mut self, vcpu: usize, standing: bool) {
+        if let Some(seat) = self.seats.get_mut(vcpu) {
+            seat.standing = standing;
+        }
+    }
+
+    fn next_work(&mut self, vcpu: usize) -> Option<Work> {
+        self.seats.get_mut(vcpu)?.work.pop_front()
+    }
+}
+
+/// That a vCPU's thread lives.
+pub(super) struct Present<'a> {
+    gate: &'a Gate,
+    vcpu: usize,
+}
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        let seat = self.gate.lock().seats.get_mut(self.vcpu).map(std::mem::take);
+        self.gate.waiters.notify_all();
+        // Work that was not done is dropped here, without the lock.
+        drop(seat);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_holder_lets_go_for_itself() {
+        let gate = Gate::new(2);
+        assert!(!gate.is_paused());
+        // Twice is as good as once.
+        for _ in 0..2 {
+            gate.pause(Holder::User).unwrap();
+        }
+        gate.pause(Holder::Debugger).unwrap();
+        gate.resume(Holder::User);
+        assert!(gate.is_paused() && !gate.is_paused_by(Holder::User));
+        gate.resume_one(Holder::Debugger, 1);
+        assert!(gate.holds(0) && !gate.holds(1) && !gate.is_paused());
+        gate.resume(Holder::Debugger);
+        gate.resume(Holder::Debugger);
+        assert!(!gate.holds(0));
+    }
+
+    #[test]
+    fn nothing_is_done_to_a_vcpu_that_does_not_stand() {
+        let gate = Gate::new(1);
+        gate.pause(Holder::User).unwrap();
+        for vcpu in [0, 1, usize::MAX] {
+            assert_eq!(gate.with_vcpu(vcpu, |_| ()), Err(GateError::NotStanding(vcpu)));
+        }
+    }
+
+    #[test]
+    fn a_thread_that_does_not_come_to_the_gate_is_waited_for_until_it_does_or_ends() {
+        kick::install().unwrap();
+        let gate = Gate::new(1);
+        std::thread::scope(|scope| {
+            let (leave, left) = mpsc::channel::<()>();
+            let (entered, has_entered) = mpsc::channel();
+            let gate = &gate;
+            scope.spawn(move || {
+                let _present = gate.enter(0);
+                entered.send(()).unwrap();
+                left.recv().unwrap();
+            });
+            has_entered.recv().unwrap();
+            let pause = scope.spawn(|| gate.pause(Holder::User));
+            while !gate.is_paused() {
+                std::thread::yield_now();
+            }
+            assert!(!pause.is_finished());
+            leave.send(()).unwrap();
+            assert_eq!(pause.join().unwrap(), Ok(()));
+        });
+    }
+}
