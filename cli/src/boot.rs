@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::Deserialize;
-use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig};
+use vmm::instance::Instance;
+use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig, VmId, VmName};
 
 use crate::{chain, complain, config_file, exit_code};
 
@@ -52,6 +53,14 @@ pub struct BootCommand {
 #[derive(Args, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BootOptions {
+    /// A name for the VM, by which other commands find it; no two running VMs of a user have the same
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<VmName>,
+
+    /// The VM's ID, 12 hexadecimal digits [default: random]
+    #[arg(long, value_name = "ID")]
+    pub id: Option<VmId>,
+
     /// The guest's kernel: an ELF vmlinux (with or without PVH note) or a bzImage
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -95,6 +104,8 @@ impl BootOptions {
     /// These options, completed by those of `other`.
     fn or(self, other: Self) -> Self {
         Self {
+            name: self.name.or(other.name),
+            id: self.id.or(other.id),
             kernel: self.kernel.or(other.kernel),
             initrd: self.initrd.or(other.initrd),
             rootfs: self.rootfs.or(other.rootfs),
@@ -109,6 +120,9 @@ impl BootOptions {
 
     fn into_config(self) -> Result<VmConfig, String> {
         Ok(VmConfig {
+            id: self.id,
+            name: self.name,
+            runtime_dir: None,
             kernel: self
                 .kernel
                 .ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?,
@@ -126,15 +140,26 @@ impl BootOptions {
 
 /// Boots a VM and runs it to its end. `start` is when the process started.
 pub fn run(command: BootCommand, start: Instant) -> ExitCode {
-    let config = match configuration(command.options, command.config) {
+    let mut config = match configuration(command.options, command.config) {
         Ok(config) => config,
         Err(message) => {
             complain(&message);
             return exit_code::USAGE.into();
         }
     };
+    // Until the VM's end: then its directory goes.
+    let instance = match Instance::claim(&config) {
+        Ok(instance) => instance,
+        Err(error) => {
+            complain(&chain(&error));
+            return if error.is_the_hosts() { exit_code::HOST } else { exit_code::USAGE }.into();
+        }
+    };
+    config.id = Some(instance.id().clone());
+    config.runtime_dir = Some(instance.path().to_owned());
     let timeline = Arc::new(Timeline::starting_at(start));
     let result = Vm::new(&config, timeline.clone()).and_then(Vm::run);
+    drop(instance);
     match result {
         Ok(reason) => {
             if command.timing {
@@ -190,6 +215,7 @@ mod tests {
                 "cpus" => "1",
                 "memory" => "'1G'",
                 "disk" => "['x']",
+                "id" => "'0123456789ab'",
                 _ => "'x'",
             };
             options(&format!("{flag} = {value}"));

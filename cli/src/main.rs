@@ -4,7 +4,11 @@ mod boot;
 mod config_file;
 mod doctor;
 mod exit_code;
+mod kill;
 mod pages;
+mod ps;
+mod table;
+mod targets;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -36,6 +40,10 @@ struct Cli {
 enum Command {
     /// Boot a virtual machine from a kernel and disks
     Boot(Box<boot::BootCommand>),
+    /// List running VMs
+    Ps(ps::PsCommand),
+    /// End VMs at once, or send them a signal
+    Kill(kill::KillCommand),
     /// Say what this host can and cannot do, and how to mend it
     Doctor,
     /// Print a shell's completion script
@@ -57,6 +65,8 @@ fn main() -> ExitCode {
         .init();
     match cli.command {
         Command::Boot(command) => boot::run(*command, start),
+        Command::Ps(command) => command.run(),
+        Command::Kill(command) => command.run(),
         Command::Doctor => doctor::run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
@@ -86,6 +96,12 @@ fn print(text: &[u8], code: u8) -> ExitCode {
         }
         _ => code.into(),
     }
+}
+
+/// `value` as JSON for people and programs, with a line end.
+fn json(value: &impl serde::Serialize) -> String {
+    // Maps with keys that are no text would fail, and there are none.
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
 /// An error and its causes on one line.

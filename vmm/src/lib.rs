@@ -6,18 +6,22 @@
 pub mod arch;
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod exit;
+pub mod handle;
 pub mod host;
+pub mod instance;
 pub mod kvm;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 pub mod signals;
 pub mod timing;
 pub mod vcpu;
 pub mod vm;
 
-pub use config::{ConsoleConfig, DiskConfig, MemorySize, VmConfig};
+pub use config::{ConsoleConfig, DiskConfig, MemorySize, VmConfig, VmId, VmName};
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};
 pub use vm::{Vm, VmError};

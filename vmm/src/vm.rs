@@ -20,12 +20,16 @@ use crate::arch::current::layout;
 use crate::arch::current::registers::{self, RegisterError};
 use crate::config::ConfigError;
 use crate::console::{self, ConsoleError, RawTerminal};
+use crate::control::{ControlError, ControlServer};
 use crate::exit::ExitSlot;
+use crate::handle::VmHandle;
+use crate::instance::CONTROL_SOCKET;
 use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
-use crate::vcpu::{Gate, VcpuError, VcpuShared, Vcpus};
+use crate::metrics::Registry;
+use crate::vcpu::{ExitCounters, Gate, VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
 /// Why a VM could not be built or run.
@@ -91,6 +95,9 @@ pub enum VmError {
     /// Two devices at one place; a mistake of ours.
     #[error("cannot place a device")]
     Bus(#[from] BusError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// An eventfd, a signalfd or a duplicate of a descriptor.
     #[error("cannot {doing}")]
     Host {
@@ -117,6 +124,7 @@ impl VmError {
             | Self::Registers(_)
             | Self::Vcpu(_)
             | Self::Bus(_)
+            | Self::Control(_)
             | Self::Host { .. }
             | Self::EventLoop(_) => true,
             Self::Config(_)
@@ -179,12 +187,12 @@ impl Vm {
         devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
         devices.add_legacy()?;
         let terminal = devices.add_console(config, sink, &exit)?;
-        devices.add_power_button(&exit)?;
+        let power_button = devices.add_power_button(&exit)?;
         for (disk, id, limits) in disks {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
         }
         devices.add_virtio(Rng::new())?;
-        let Devices { ports, mmio, virtio, subscribers, .. } = devices;
+        let Devices { ports, mmio, virtio, mut subscribers, mut metrics, .. } = devices;
         timeline.mark(Phase::Devices);
 
         let rsdp = acpi::write(&memory, config.cpus, &virtio)?;
@@ -195,7 +203,13 @@ impl Vm {
         timeline.mark(Phase::Vcpus);
 
         let gate = Arc::new(Gate::new(config.cpus));
-        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, timeline });
+        let counters = vcpu_counters(config.cpus, &mut metrics);
+        if let Some(directory) = &config.runtime_dir {
+            let handle = VmHandle::new(config.clone(), exit.clone(), power_button, gate.clone(), metrics);
+            let server = ControlServer::new(&directory.join(CONTROL_SOCKET), Arc::new(handle))?;
+            subscribers.push(Box::new(server));
+        }
+        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, counters, timeline });
         Ok(Self { vcpus, shared, subscribers, exit, terminal, memory, _vm: vm })
     }
 
@@ -298,6 +312,15 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, config: &VmConfig, kernel: &Kernel) -> Res
         vcpus.push(vcpu);
     }
     Ok(vcpus)
+}
+
+/// What each vCPU counts, made known to `metrics`.
+fn vcpu_counters(cpus: u32, metrics: &mut Registry) -> Box<[Arc<ExitCounters>]> {
+    let counters: Box<[_]> = (0..cpus).map(|_| Arc::new(ExitCounters::default())).collect();
+    for (id, counters) in counters.iter().enumerate() {
+        metrics.add("vcpu", id.to_string(), counters.clone());
+    }
+    counters
 }
 
 fn cpuid_template(kvm: &Kvm, vcpu: &VcpuFd, config: &VmConfig) -> Result<CpuidTemplate, VmError> {

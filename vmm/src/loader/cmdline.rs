@@ -72,6 +72,9 @@ mod tests {
 
     fn config() -> VmConfig {
         VmConfig {
+            id: None,
+            name: None,
+            runtime_dir: None,
             kernel: "vmlinux".into(),
             initrd: None,
             rootfs: Some("root.ext4".parse::<DiskConfig>().unwrap()),

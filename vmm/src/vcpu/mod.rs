@@ -1,5 +1,6 @@
 //! A vCPU: its thread, its exits, and how it is stopped.
 
+mod counters;
 mod exits;
 mod gate;
 mod kick;
@@ -15,6 +16,7 @@ use thiserror::Error;
 use crate::exit::{ExitReason, ExitSlot};
 use crate::timing::{Phase, Timeline};
 
+pub use counters::ExitCounters;
 pub use gate::{Gate, GateError, Holder};
 
 /// What all vCPU threads of a VM share.
@@ -27,6 +29,8 @@ pub struct VcpuShared {
     pub exit: Arc<ExitSlot>,
     /// Where vCPUs are kept out of the guest for a while.
     pub gate: Arc<Gate>,
+    /// What each vCPU counts, by its index.
+    pub counters: Box<[Arc<ExitCounters>]>,
     /// Where the first entry is marked.
     pub timeline: Arc<Timeline>,
 }
@@ -97,6 +101,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
     let _registration = kick::Registration::new(&mut vcpu);
     let index = id as usize;
     let _present = shared.gate.enter(index);
+    let counters = shared.counters.get(index).cloned().unwrap_or_default();
     if id == 0 {
         shared.timeline.mark(Phase::FirstInstruction);
     }
@@ -112,12 +117,16 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
             vcpu.set_kvm_immediate_exit(1);
         }
         let reason = match vcpu.run() {
-            Ok(exit) => match exits::handle(exit, io_size, shared) {
-                exits::Next::Enter => continue,
-                exits::Next::End(end) => exits::reason(end, id, &mut vcpu),
-            },
+            Ok(exit) => {
+                counters.count(&exit);
+                match exits::handle(exit, io_size, shared) {
+                    exits::Next::Enter => continue,
+                    exits::Next::End(end) => exits::reason(end, id, &mut vcpu),
+                }
+            }
             Err(error) => match error.errno() {
                 libc::EINTR | libc::EAGAIN => {
+                    counters.interrupted_exits.increment();
                     vcpu.set_kvm_immediate_exit(0);
                     if shared.gate.holds(index) {
                         shared.gate.stand(index, &mut vcpu);

@@ -89,6 +89,9 @@ impl Machine {
         std::fs::write(&kernel, image::elf(code, entry)).unwrap();
         let console = ConsoleConfig::File(directory.path().join("console"));
         let config = VmConfig {
+            id: None,
+            name: None,
+            runtime_dir: None,
             kernel,
             initrd: None,
             rootfs: None,
