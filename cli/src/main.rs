@@ -6,7 +6,10 @@ mod doctor;
 mod exit_code;
 mod kill;
 mod pages;
+mod pause;
 mod ps;
+mod stats;
+mod stop;
 mod table;
 mod targets;
 
@@ -42,8 +45,16 @@ enum Command {
     Boot(Box<boot::BootCommand>),
     /// List running VMs
     Ps(ps::PsCommand),
+    /// Press VMs' power buttons, and end those that do not power off in time
+    Stop(stop::StopCommand),
     /// End VMs at once, or send them a signal
     Kill(kill::KillCommand),
+    /// Have VMs wait where they are
+    Pause(pause::PauseCommand),
+    /// Let paused VMs go on
+    Resume(pause::ResumeCommand),
+    /// Show what VMs use of the host
+    Stats(stats::StatsCommand),
     /// Say what this host can and cannot do, and how to mend it
     Doctor,
     /// Print a shell's completion script
@@ -66,7 +77,11 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Boot(command) => boot::run(*command, start),
         Command::Ps(command) => command.run(),
+        Command::Stop(command) => command.run(),
         Command::Kill(command) => command.run(),
+        Command::Pause(command) => command.run(),
+        Command::Resume(command) => command.run(),
+        Command::Stats(command) => command.run(),
         Command::Doctor => doctor::run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),

@@ -69,7 +69,7 @@ fn state(vm: &Running) -> &'static str {
     match info.map(|info| info.state) {
         Ok(State::Running) => "running",
         Ok(State::Paused) => "paused",
-        Err(_) => "no answer",
+        Err(_) => "not responding",
     }
 }
 

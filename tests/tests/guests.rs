@@ -7,6 +7,8 @@
 mod boots;
 #[path = "guests/console.rs"]
 mod console;
+#[path = "guests/control.rs"]
+mod control;
 #[path = "guests/disks.rs"]
 mod disks;
 #[path = "guests/ends.rs"]

@@ -10,6 +10,8 @@ mod request;
 mod response;
 mod router;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;

@@ -50,11 +50,6 @@ impl Response {
         Self { allow: Some(allow), ..fault }
     }
 
-    /// The status code.
-    pub(super) fn status(&self) -> u16 {
-        self.status
-    }
-
     /// Writes the answer to the end of `output`; `close` says that the connection ends behind it.
     pub(super) fn write(&self, output: &mut Vec<u8>, close: bool) {
         let reason = match self.status {

@@ -250,7 +250,3 @@ impl MutEventSubscriber for ControlServer {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "tests/mod.rs"]
-mod tests;

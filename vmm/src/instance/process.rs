@@ -98,7 +98,7 @@ impl Process {
     /// [`ProcessError`].
     pub fn open(&self) -> Result<OpenProcess, ProcessError> {
         let ended = || ProcessError::Ended(self.pid);
-        let pid = Pid::from_raw(self.pid).filter(|_| self.pid > 0).ok_or_else(ended)?;
+        let pid = Some(self.pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or_else(ended)?;
         // The descriptor first: what is checked then is the process that it stands for, or none.
         let descriptor = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
             rustix::io::Errno::SRCH => ended(),
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_start_time_is_found_behind_any_name() {
-        let fields = "S 1 2 3 0 -1 4 5 6 7 8 9 10 11 12 13 20 0 1 0 4711 99";
+        let fields = "S 1 2 3 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 4711 99";
         for name in ["sh", "a b", "x) R 1 1 (y", ")"] {
             assert_eq!(start_time(&format!("12 ({name}) {fields}")), Some(4711), "{name}");
         }
@@ -165,25 +165,41 @@ mod tests {
         assert_eq!(start_time(""), None);
     }
 
-    fn named(child: &std::process::Child) -> Process {
-        let pid = i32::try_from(child.id()).unwrap();
+    /// A process that does nothing, and does not outlive its test.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn new() -> Self {
+            Self(Command::new("sleep").arg("1000").stdout(std::process::Stdio::null()).spawn().unwrap())
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn named(child: &Sleeper) -> Process {
+        let pid = i32::try_from(child.0.id()).unwrap();
         Process { pid, start_time: start_time_of(&pid.to_string()).unwrap(), ..Process::own().unwrap() }
     }
 
     #[test]
     fn a_process_is_signalled_and_waited_for() {
-        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = Sleeper::new();
         let process = named(&child).open().unwrap();
         assert!(!process.wait(Some(Duration::ZERO)));
         process.signal(Signal::KILL).unwrap();
         assert!(process.wait(Some(Duration::from_secs(60))));
-        child.wait().unwrap();
+        child.0.wait().unwrap();
         assert!(matches!(process.signal(Signal::KILL), Err(ProcessError::Ended(_))));
     }
 
     #[test]
     fn another_process_with_the_same_number_is_not_taken_for_it() {
-        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = Sleeper::new();
         let process = named(&child);
         let earlier = Process { start_time: process.start_time - 1, ..process.clone() };
         let of_another_boot = Process { boot_id: "0".into(), ..process.clone() };
@@ -195,7 +211,7 @@ mod tests {
             assert!(matches!(process.open(), Err(ProcessError::Ended(_))), "{pid}");
         }
         process.open().unwrap().signal(Signal::KILL).unwrap();
-        child.wait().unwrap();
+        child.0.wait().unwrap();
         assert!(matches!(process.open(), Err(ProcessError::Ended(_))));
     }
 }

@@ -68,6 +68,13 @@ impl Snapshot {
         let things = self.counters.get(kind).into_iter().flat_map(BTreeMap::values);
         things.filter_map(|counters| counters.get(counter)).fold(0, |sum, count| sum.saturating_add(*count))
     }
+
+    /// All counters of all things of a kind together.
+    pub fn total(&self, kind: &str) -> u64 {
+        let counts =
+            self.counters.get(kind).into_iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values);
+        counts.fold(0, |sum, count| sum.saturating_add(*count))
+    }
 }
 
 fn virtio_kind(device_type: u32) -> &'static str {
