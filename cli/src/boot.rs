@@ -27,11 +27,12 @@ A configuration file has the names of the flags (paths in it are relative to it)
   cpus = 4
   memory = \"2G\"
 
+While it runs, `mvm ps` lists the VM, and stop, kill, pause, resume and stats take its ID or --name.
 On a terminal, Ctrl-A x stops the VM, Ctrl-A h shows help, and all other keys go to the guest.
 SIGTERM presses the guest's power button; a second one stops it.
 
 Exit codes: 0 the guest powered off or rebooted, 2 wrong usage or configuration, 3 the host cannot do it,
-4 the guest crashed, 128 + N stopped by signal N.";
+4 the guest crashed, 128 + N stopped by signal N (137 by `mvm kill`).";
 
 /// Arguments of `mvm boot`.
 #[derive(Args)]

@@ -50,9 +50,9 @@ impl VmHandle {
         self.exit.end(ExitReason::Signal(libc::SIGKILL));
     }
 
-    /// Whether the user has the vCPUs wait.
+    /// Whether all vCPUs wait, for whoever's sake.
     pub fn is_paused(&self) -> bool {
-        self.gate.is_paused_by(Holder::User)
+        self.gate.is_paused()
     }
 
     /// Has the vCPUs wait; returns once none is in the guest. That may take as long as a device takes, so that the

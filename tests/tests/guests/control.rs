@@ -11,8 +11,9 @@ use tests::{Boot, Guest, run_mvm};
 const LISTENS: &str =
     "exec 3</dev/input/event0; echo waiting; dd bs=24 count=1 <&3 >/dev/null 2>&1; echo pressed; poweroff -f";
 const DOES_NOT_LISTEN: &str = "echo waiting; sleep 1000";
-/// Counts on the console for as long as it runs.
-const COUNTS: &str = "echo waiting; while :; do cat /proc/uptime >/dev/null; done";
+/// Reads its disk again and again.
+const READS: &str =
+    "echo waiting; while :; do echo 3 >/proc/sys/vm/drop_caches; cat /dev/vda >/dev/null; done";
 
 fn start(name: &str, script: &str) -> Guest {
     let mut guest = Boot::new().flag("--name", name).script(script).start();
@@ -127,7 +128,7 @@ fn a_paused_guest_does_nothing_until_it_is_resumed() {
 
 #[test]
 fn what_a_busy_guest_uses_is_shown() {
-    let guest = start("busy", COUNTS);
+    let guest = start("busy", READS);
     let usage = mvm_says(&["stats", "--no-stream", "--json", "busy"]);
     let number = |key: &str| -> f64 {
         let (_, rest) =
@@ -137,6 +138,7 @@ fn what_a_busy_guest_uses_is_shown() {
     assert!(number("cpu_percent") > 10.0, "{usage}");
     assert!(number("resident_bytes") > f64::from(8 << 20), "{usage}");
     assert!(number("resident_bytes") > number("shared_bytes"), "{usage}");
+    assert!(number("disk_read_bytes_per_second") > 4096.0 && number("exits_per_second") > 0.0, "{usage}");
     mvm_says(&["kill", "busy"]);
     guest.finish().expect_code(137);
 }

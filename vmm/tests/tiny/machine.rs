@@ -65,7 +65,7 @@ pub(super) struct Running {
     console: File,
     thread: JoinHandle<()>,
     end: End,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Machine {
@@ -125,6 +125,12 @@ impl Machine {
         self
     }
 
+    /// Gives the VM a control socket.
+    pub(super) fn controlled(mut self) -> Self {
+        self.config.runtime_dir = Some(self.directory.path().to_owned());
+        self
+    }
+
     /// Runs the guest to its end.
     pub(super) fn run(self) -> Ended {
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
@@ -159,11 +165,16 @@ impl Machine {
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
         let (thread, end, parts) = start(self.config, timeline, paused);
         let Ok((gate, memory)) = parts.recv() else { panic!("the VM is not built: {:?}", end.recv()) };
-        Running { gate, memory, console, thread, end, _directory: self.directory }
+        Running { gate, memory, console, thread, end, directory: self.directory }
     }
 }
 
 impl Running {
+    /// The control socket of a machine that is [`controlled`](Machine::controlled).
+    pub(super) fn control_socket(&self) -> PathBuf {
+        self.directory.path().join(vmm::instance::CONTROL_SOCKET)
+    }
+
     /// Waits until the guest says that it is ready, with one byte.
     pub(super) fn wait_until_ready(&mut self) {
         if !becomes_readable(&self.console) {
