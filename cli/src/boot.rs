@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::Deserialize;
+use vmm::instance::Instance;
 use vmm::{
-    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VsockConfig,
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmId, VmName,
+    VsockConfig,
 };
 
 use crate::{chain, complain, config_file, exit_code};
@@ -28,11 +30,12 @@ A configuration file has the names of the flags (paths in it are relative to it)
   cpus = 4
   memory = \"2G\"
 
+While it runs, `mvm ps` lists the VM, and stop, kill, pause, resume and stats take its ID or --name.
 On a terminal, Ctrl-A x stops the VM, Ctrl-A h shows help, and all other keys go to the guest.
 SIGTERM presses the guest's power button; a second one stops it.
 
 Exit codes: 0 the guest powered off or rebooted, 2 wrong usage or configuration, 3 the host cannot do it,
-4 the guest crashed, 128 + N stopped by signal N.";
+4 the guest crashed, 128 + N stopped by signal N (137 by `mvm kill`).";
 
 /// Arguments of `mvm boot`.
 #[derive(Args)]
@@ -54,6 +57,14 @@ pub struct BootCommand {
 #[derive(Args, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BootOptions {
+    /// A name for the VM, by which other commands find it; no two running VMs of a user have the same
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<VmName>,
+
+    /// The VM's ID, 12 hexadecimal digits [default: random]
+    #[arg(long, value_name = "ID")]
+    pub id: Option<VmId>,
+
     /// The guest's kernel: an ELF vmlinux (with or without PVH note) or a bzImage
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -121,6 +132,8 @@ impl BootOptions {
     /// These options, completed by those of `other`.
     fn or(self, other: Self) -> Self {
         Self {
+            name: self.name.or(other.name),
+            id: self.id.or(other.id),
             kernel: self.kernel.or(other.kernel),
             initrd: self.initrd.or(other.initrd),
             rootfs: self.rootfs.or(other.rootfs),
@@ -139,38 +152,52 @@ impl BootOptions {
     }
 
     fn into_config(self) -> Result<VmConfig, String> {
+        let kernel =
+            self.kernel.ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?;
+        let default = VmConfig::new(kernel);
         Ok(VmConfig {
-            kernel: self
-                .kernel
-                .ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?,
+            id: self.id,
+            name: self.name,
             initrd: self.initrd,
             rootfs: self.rootfs,
             disks: self.disk,
             vsock: self.vsock,
             pmem: self.pmem,
             balloon: self.balloon,
-            cpus: self.cpus.unwrap_or(1),
-            memory: self.memory.unwrap_or(MemorySize::from_mib(512)),
+            cpus: self.cpus.unwrap_or(default.cpus),
+            memory: self.memory.unwrap_or(default.memory),
             append: self.append,
             cmdline: self.cmdline,
             console: self.console.unwrap_or_default(),
             nested: self.nested,
             gdb: self.gdb,
+            ..default
         })
     }
 }
 
 /// Boots a VM and runs it to its end. `start` is when the process started.
 pub fn run(command: BootCommand, start: Instant) -> ExitCode {
-    let config = match configuration(command.options, command.config) {
+    let mut config = match configuration(command.options, command.config) {
         Ok(config) => config,
         Err(message) => {
             complain(&message);
             return exit_code::USAGE.into();
         }
     };
+    // Until the VM's end: then its directory goes.
+    let instance = match Instance::claim(&config) {
+        Ok(instance) => instance,
+        Err(error) => {
+            complain(&chain(&error));
+            return if error.is_the_hosts() { exit_code::HOST } else { exit_code::USAGE }.into();
+        }
+    };
+    config.id = Some(instance.id().clone());
+    config.runtime_dir = Some(instance.path().to_owned());
     let timeline = Arc::new(Timeline::starting_at(start));
     let result = Vm::new(&config, timeline.clone()).and_then(Vm::run);
+    drop(instance);
     match result {
         Ok(reason) => {
             if command.timing {
@@ -228,6 +255,7 @@ mod tests {
                 "memory" => "'1G'",
                 "disk" | "pmem" => "['x']",
                 "balloon" => "true",
+                "id" => "'0123456789ab'",
                 _ => "'x'",
             };
             options(&format!("{flag} = {value}"));

@@ -4,6 +4,8 @@ use vmm::{ExitReason, VmError};
 
 /// The guest powered off or rebooted, or the user stopped it from the console or a debugger.
 pub const SUCCESS: u8 = 0;
+/// There is no such VM, or it did not do what it was asked.
+pub const FAILURE: u8 = 1;
 /// Wrong usage or configuration.
 pub const USAGE: u8 = 2;
 /// The host cannot do it.

@@ -4,7 +4,14 @@ mod boot;
 mod config_file;
 mod doctor;
 mod exit_code;
+mod kill;
 mod pages;
+mod pause;
+mod ps;
+mod stats;
+mod stop;
+mod table;
+mod targets;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -36,6 +43,18 @@ struct Cli {
 enum Command {
     /// Boot a virtual machine from a kernel and disks
     Boot(Box<boot::BootCommand>),
+    /// List running VMs
+    Ps(ps::PsCommand),
+    /// Press VMs' power buttons, and end those that do not power off in time
+    Stop(stop::StopCommand),
+    /// End VMs at once, or send them a signal
+    Kill(kill::KillCommand),
+    /// Have VMs wait where they are
+    Pause(pause::PauseCommand),
+    /// Let paused VMs go on
+    Resume(pause::ResumeCommand),
+    /// Show what VMs use of the host
+    Stats(stats::StatsCommand),
     /// Say what this host can and cannot do, and how to mend it
     Doctor,
     /// Print a shell's completion script
@@ -57,6 +76,12 @@ fn main() -> ExitCode {
         .init();
     match cli.command {
         Command::Boot(command) => boot::run(*command, start),
+        Command::Ps(command) => command.run(),
+        Command::Stop(command) => command.run(),
+        Command::Kill(command) => command.run(),
+        Command::Pause(command) => command.run(),
+        Command::Resume(command) => command.run(),
+        Command::Stats(command) => command.run(),
         Command::Doctor => doctor::run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
@@ -86,6 +111,12 @@ fn print(text: &[u8], code: u8) -> ExitCode {
         }
         _ => code.into(),
     }
+}
+
+/// `value` as JSON for people and programs, with a line end.
+fn json(value: &impl serde::Serialize) -> String {
+    // Maps with keys that are no text would fail, and there are none.
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
 /// An error and its causes on one line.

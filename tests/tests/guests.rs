@@ -9,6 +9,8 @@ mod balloon;
 mod boots;
 #[path = "guests/console.rs"]
 mod console;
+#[path = "guests/control.rs"]
+mod control;
 #[path = "guests/disks.rs"]
 mod disks;
 #[path = "guests/ends.rs"]

@@ -6,13 +6,17 @@
 pub mod arch;
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod exit;
 pub mod gdb;
+pub mod handle;
 pub mod host;
+pub mod instance;
 pub mod kvm;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 pub mod pmem;
 pub mod signals;
 pub mod timing;
@@ -20,7 +24,9 @@ pub mod vcpu;
 pub mod vm;
 pub mod vsock;
 
-pub use config::{ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, VmConfig, VsockConfig};
+pub use config::{
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, VmConfig, VmId, VmName, VsockConfig,
+};
 pub use devices::virtio::balloon::BalloonHandle;
 
 pub use exit::ExitReason;

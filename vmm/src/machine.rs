@@ -17,6 +17,7 @@ use crate::arch::current::layout;
 use crate::console::{ConsoleError, ConsoleInput, ConsoleOutput, RawTerminal};
 use crate::exit::{ExitReason, ExitSlot};
 use crate::kvm::KvmError;
+use crate::metrics::Registry;
 use crate::signals::{EndingSignals, SignalHandler};
 use crate::timing::{Phase, Timeline};
 use crate::vm::VmError;
@@ -79,6 +80,8 @@ pub struct Devices<'a> {
     pub virtio: Vec<VirtioMmioNode>,
     /// What the event loop has to run.
     pub subscribers: Vec<Subscriber>,
+    /// What the devices count.
+    pub metrics: Registry,
 }
 
 impl<'a> Devices<'a> {
@@ -93,6 +96,7 @@ impl<'a> Devices<'a> {
             mmio: Bus::default(),
             virtio: Vec::new(),
             subscribers: Vec::new(),
+            metrics: Registry::default(),
         }
     }
 
@@ -140,16 +144,16 @@ impl<'a> Devices<'a> {
         Ok(RawTerminal::enter().map_err(ConsoleError::Terminal)?)
     }
 
-    /// Adds the power button, which ending signals press.
+    /// Adds the power button, which ending signals press, and gives it back for others who do.
     ///
     /// # Errors
     ///
     /// [`VmError`].
-    pub fn add_power_button(&mut self, exit: &Arc<ExitSlot>) -> Result<(), VmError> {
+    pub fn add_power_button(&mut self, exit: &Arc<ExitSlot>) -> Result<Arc<EventFd>, VmError> {
         let button = interrupt_line(self.vm, layout::EVENT_DEVICE_GSI)?;
         let signals = EndingSignals::block().map_err(VmError::host("take signals"))?;
-        self.subscribers.push(Box::new(SignalHandler::new(signals, button, exit.clone())));
-        Ok(())
+        self.subscribers.push(Box::new(SignalHandler::new(signals, button.clone(), exit.clone())));
+        Ok(button)
     }
 
     /// Adds a virtio device at the next free place and interrupt, and gives it back for what has to be said to it
@@ -165,6 +169,7 @@ impl<'a> Devices<'a> {
             *layout::VIRTIO_GSIS.get(index).ok_or(VmError::TooManyDevices { asked: index + 1, most })?;
         let base = layout::VIRTIO_MMIO + index as u64 * MMIO_LENGTH;
         let line = interrupt_line(self.vm, gsi)?;
+        self.metrics.add_virtio(device.device_type(), device.metrics());
         let transport = MmioTransport::new(device, self.memory.clone(), line)
             .map_err(VmError::host("make a virtio device"))?
             .with_dma(self.dma.clone());

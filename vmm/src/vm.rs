@@ -23,14 +23,18 @@ use crate::arch::current::layout;
 use crate::arch::current::registers::{self, RegisterError};
 use crate::config::ConfigError;
 use crate::console::{self, ConsoleError, RawTerminal};
+use crate::control::{ControlError, ControlServer};
 use crate::exit::ExitSlot;
 use crate::gdb::{GdbError, GdbServer, Listener, Stops};
+use crate::handle::VmHandle;
+use crate::instance::CONTROL_SOCKET;
 use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
+use crate::metrics::Registry;
 use crate::pmem::{self, PersistentMemory};
-use crate::vcpu::{Gate, Holder, VcpuError, VcpuShared, Vcpus};
+use crate::vcpu::{ExitCounters, Gate, Holder, VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, vsock};
 
 /// Why a VM could not be built or run.
@@ -113,6 +117,9 @@ pub enum VmError {
     /// Two devices at one place; a mistake of ours.
     #[error("cannot place a device")]
     Bus(#[from] BusError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// An eventfd, a signalfd or a duplicate of a descriptor.
     #[error("cannot {doing}")]
     Host {
@@ -140,6 +147,7 @@ impl VmError {
             | Self::Registers(_)
             | Self::Vcpu(_)
             | Self::Bus(_)
+            | Self::Control(_)
             | Self::Host { .. }
             | Self::EventLoop(_) => true,
             Self::Config(_)
@@ -183,7 +191,6 @@ impl Vm {
     /// [`VmError`] says what can't be had and how to mend it; nothing is left behind.
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
-        let (disks, sink) = (open_disks(config)?, console::open_sink(&config.console)?);
         let vsock = config.vsock.as_ref().map(vsock::open).transpose()?;
         let (disks, pmem) = (open_disks(config)?, pmem::open(config)?);
         let sink = console::open_sink(&config.console)?;
@@ -214,7 +221,7 @@ impl Vm {
         devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
         devices.add_legacy()?;
         let terminal = devices.add_console(config, sink, &exit)?;
-        devices.add_power_button(&exit)?;
+        let power_button = devices.add_power_button(&exit)?;
         for (disk, id, limits) in disks {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
         }
@@ -226,7 +233,7 @@ impl Vm {
         }
         let balloon = config.balloon.then(|| add_balloon(&mut devices, config)).transpose()?;
         devices.add_virtio(Rng::new())?;
-        let Devices { ports, mmio, virtio, subscribers, .. } = devices;
+        let Devices { ports, mmio, virtio, mut subscribers, mut metrics, .. } = devices;
         timeline.mark(Phase::Devices);
 
         let rsdp = acpi::write(&memory, config.cpus, &virtio)?;
@@ -239,7 +246,14 @@ impl Vm {
         let gate = Arc::new(Gate::new(config.cpus));
         let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
         let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
-        let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, timeline });
+        let counters = vcpu_counters(config.cpus, &mut metrics);
+        if let Some(directory) = &config.runtime_dir {
+            let handle = VmHandle::new(config.clone(), exit.clone(), power_button, gate.clone(), metrics);
+            let server = ControlServer::new(&directory.join(CONTROL_SOCKET), Arc::new(handle))?;
+            subscribers.push(Box::new(server));
+        }
+        let shared =
+            Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, counters, timeline });
         Ok(Self { vcpus, shared, subscribers, exit, balloon, terminal, memory, debugger, _vm: vm })
     }
 
@@ -397,6 +411,15 @@ fn create_vcpus(
         vcpus.push(vcpu);
     }
     Ok(vcpus)
+}
+
+/// What each vCPU counts, made known to `metrics`.
+fn vcpu_counters(cpus: u32, metrics: &mut Registry) -> Box<[Arc<ExitCounters>]> {
+    let counters: Box<[_]> = (0..cpus).map(|_| Arc::new(ExitCounters::default())).collect();
+    for (id, counters) in counters.iter().enumerate() {
+        metrics.add("vcpu", id.to_string(), counters.clone());
+    }
+    counters
 }
 
 /// The CPUID of all vCPUs, where the guest can address all of `memory`.

@@ -3,35 +3,50 @@
 mod console;
 mod disk;
 mod gdb;
+mod identity;
 mod limit;
 mod pmem;
 mod size;
 mod vsock;
 mod words;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use devices::virtio::block::DiskIdError;
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
 pub use gdb::GdbConfig;
+pub(crate) use identity::begins_an_id;
+pub use identity::{VmId, VmName};
 pub use limit::{Bandwidth, Rate};
 pub use pmem::PmemConfig;
 pub use size::MemorySize;
 pub use vsock::VsockConfig;
 
 /// A whole VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct VmConfig {
+    /// By what it is called from its creation to its end; `None` as long as it has no directory.
+    pub id: Option<VmId>,
+    /// By what people call it.
+    pub name: Option<VmName>,
+    /// Its directory, in which it makes its sockets (see [`crate::instance`]); without one it has none.
+    #[serde(skip)]
+    pub runtime_dir: Option<PathBuf>,
     /// The kernel: an ELF `vmlinux` or a bzImage.
+    #[serde(serialize_with = "path_as_text")]
     pub kernel: PathBuf,
     /// An initial RAM disk.
+    #[serde(serialize_with = "optional_path_as_text")]
     pub initrd: Option<PathBuf>,
     /// The first disk, which becomes `/dev/vda` and `root=`.
     pub rootfs: Option<DiskConfig>,
     /// Further disks, in order.
+    #[serde(rename = "disk")]
     pub disks: Vec<DiskConfig>,
     /// Sockets between guest and host.
     pub vsock: Option<VsockConfig>,
@@ -53,6 +68,16 @@ pub struct VmConfig {
     pub nested: bool,
     /// Where a debugger finds the VM, which waits for it before the first instruction.
     pub gdb: Option<GdbConfig>,
+}
+
+/// A path for people to read; one that is no UTF-8 loses the bytes that are not.
+fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    path.to_string_lossy().serialize(serializer)
+}
+
+#[allow(clippy::ref_option, reason = "serde calls it so")]
+fn optional_path_as_text<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_deref().map(Path::to_string_lossy).serialize(serializer)
 }
 
 /// The most vCPUs a VM can have: an APIC ID has 8 bits, 255 means all of them, and the I/O APIC takes one.
@@ -114,6 +139,18 @@ pub enum ConfigError {
          a path is written ,,)"
     )]
     PmemOption(String),
+    /// Not an ID.
+    #[error("{0:?} is no ID: it has {digits} hexadecimal digits in lower case", digits = VmId::DIGITS)]
+    Id(String),
+    /// Not a name.
+    #[error(
+        "{0:?} is no name: it has 1 to {most} letters, digits, _, . and -, and starts with a letter or a digit",
+        most = VmName::MAX
+    )]
+    Name(String),
+    /// A name that is an ID.
+    #[error("{0:?} could be the ID of a VM: give another name")]
+    NameIsAnId(String),
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,
@@ -125,6 +162,29 @@ pub enum ConfigError {
 }
 
 impl VmConfig {
+    /// A VM of `kernel` with one vCPU, 512 MiB, a console on standard input and output, and nothing else.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            id: None,
+            name: None,
+            runtime_dir: None,
+            kernel: kernel.into(),
+            initrd: None,
+            rootfs: None,
+            disks: Vec::new(),
+            vsock: None,
+            pmem: Vec::new(),
+            balloon: false,
+            cpus: 1,
+            memory: MemorySize::from_mib(512),
+            append: None,
+            cmdline: None,
+            console: ConsoleConfig::default(),
+            nested: false,
+            gdb: None,
+        }
+    }
+
     /// Checks what can be checked without touching the host.
     ///
     /// # Errors

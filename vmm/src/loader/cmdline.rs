@@ -68,25 +68,10 @@ fn own_arguments(config: &VmConfig) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DiskConfig, MemorySize};
+    use crate::DiskConfig;
 
     fn config() -> VmConfig {
-        VmConfig {
-            kernel: "vmlinux".into(),
-            initrd: None,
-            rootfs: Some("root.ext4".parse::<DiskConfig>().unwrap()),
-            disks: Vec::new(),
-            vsock: None,
-            pmem: Vec::new(),
-            balloon: false,
-            cpus: 1,
-            memory: MemorySize::from_mib(128),
-            append: None,
-            cmdline: None,
-            nested: false,
-            gdb: None,
-            console: ConsoleConfig::Stdio,
-        }
+        VmConfig { rootfs: Some("root.ext4".parse::<DiskConfig>().unwrap()), ..VmConfig::new("vmlinux") }
     }
 
     fn arguments(config: &VmConfig) -> String {

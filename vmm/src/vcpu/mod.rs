@@ -1,5 +1,6 @@
 //! A vCPU: its thread, its exits, and how it is stopped.
 
+mod counters;
 mod exits;
 mod gate;
 mod kick;
@@ -16,6 +17,7 @@ use crate::exit::{ExitReason, ExitSlot};
 use crate::gdb::Stops;
 use crate::timing::{Phase, Timeline};
 
+pub use counters::ExitCounters;
 pub use gate::{Gate, GateError, Holder};
 
 /// What all vCPU threads of a VM share.
@@ -30,6 +32,8 @@ pub struct VcpuShared {
     pub gate: Arc<Gate>,
     /// Where a debugger learns of what it waits for; without one there is nothing of it.
     pub stops: Option<Arc<Stops>>,
+    /// What each vCPU counts, by its index.
+    pub counters: Box<[Arc<ExitCounters>]>,
     /// Where the first entry is marked.
     pub timeline: Arc<Timeline>,
 }
@@ -104,6 +108,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
     let _registration = kick::Registration::new(&mut vcpu);
     let index = id as usize;
     let _present = shared.gate.enter(index);
+    let counters = shared.counters.get(index).cloned().unwrap_or_default();
     if id == 0 {
         shared.timeline.mark(Phase::FirstInstruction);
     }
@@ -119,12 +124,16 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
             vcpu.set_kvm_immediate_exit(1);
         }
         let reason = match vcpu.run() {
-            Ok(exit) => match exits::handle(exit, index, io_size, shared) {
-                exits::Next::Enter => continue,
-                exits::Next::End(end) => exits::reason(end, id, &mut vcpu),
-            },
+            Ok(exit) => {
+                counters.count(&exit);
+                match exits::handle(exit, index, io_size, shared) {
+                    exits::Next::Enter => continue,
+                    exits::Next::End(end) => exits::reason(end, id, &mut vcpu),
+                }
+            }
             Err(error) => match error.errno() {
                 libc::EINTR | libc::EAGAIN => {
+                    counters.interrupted_exits.increment();
                     vcpu.set_kvm_immediate_exit(0);
                     if shared.gate.holds(index) {
                         shared.gate.stand(index, &mut vcpu);

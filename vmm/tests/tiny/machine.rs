@@ -66,7 +66,7 @@ pub(super) struct Running {
     console: File,
     thread: JoinHandle<()>,
     end: End,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Machine {
@@ -89,22 +89,7 @@ impl Machine {
         let kernel = directory.path().join("kernel");
         std::fs::write(&kernel, image::elf(code, entry)).unwrap();
         let console = ConsoleConfig::File(directory.path().join("console"));
-        let config = VmConfig {
-            kernel,
-            initrd: None,
-            rootfs: None,
-            disks: Vec::new(),
-            vsock: None,
-            pmem: Vec::new(),
-            balloon: false,
-            cpus: 1,
-            memory: MemorySize::from_mib(128),
-            append: None,
-            cmdline: None,
-            console,
-            nested: false,
-            gdb: None,
-        };
+        let config = VmConfig { memory: MemorySize::from_mib(128), console, ..VmConfig::new(kernel) };
         Some(Self { config, directory })
     }
 
@@ -137,6 +122,12 @@ impl Machine {
     /// Gives the guest `cpus` vCPUs.
     pub(super) fn cpus(mut self, cpus: u32) -> Self {
         self.config.cpus = cpus;
+        self
+    }
+
+    /// Gives the VM a control socket.
+    pub(super) fn controlled(mut self) -> Self {
+        self.config.runtime_dir = Some(self.directory.path().to_owned());
         self
     }
 
@@ -187,11 +178,16 @@ impl Machine {
             let _ = sender.send((vm.gate().clone(), vm.memory().clone()));
         });
         let Ok((gate, memory)) = parts.recv() else { panic!("the VM is not built: {:?}", end.recv()) };
-        Running { gate, memory, console, thread, end, _directory: self.directory }
+        Running { gate, memory, console, thread, end, directory: self.directory }
     }
 }
 
 impl Running {
+    /// The control socket of a machine that is [`controlled`](Machine::controlled).
+    pub(super) fn control_socket(&self) -> PathBuf {
+        self.directory.path().join(vmm::instance::CONTROL_SOCKET)
+    }
+
     /// Waits until the guest says that it is ready, with one byte.
     pub(super) fn wait_until_ready(&mut self) {
         if !becomes_readable(&self.console) {

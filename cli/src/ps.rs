@@ -1,0 +1,110 @@
+//! `mvm ps`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+use vmm::MemorySize;
+use vmm::control::Client;
+use vmm::control::api::{InstanceInfo, State};
+use vmm::instance::{Registry, Running};
+
+use crate::table::{Table, duration};
+use crate::{chain, complain, exit_code, print};
+
+/// Arguments of `mvm ps`.
+#[derive(Args)]
+pub struct PsCommand {
+    /// Print JSON: an array with an object for each VM
+    #[arg(long)]
+    json: bool,
+
+    /// Print IDs alone
+    #[arg(long, short, conflicts_with = "json")]
+    quiet: bool,
+}
+
+/// A VM as `mvm ps --json` shows it.
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    name: Option<String>,
+    state: &'static str,
+    cpus: u32,
+    memory_bytes: u64,
+    created: u64,
+    uptime_seconds: u64,
+    pid: i32,
+    kernel: String,
+    rootfs: Option<String>,
+    control_socket: String,
+}
+
+impl PsCommand {
+    /// Lists the VMs of this user that run.
+    pub fn run(self) -> ExitCode {
+        let (running, damaged) = match Registry::of_user().running() {
+            Ok(found) => found,
+            Err(error) => {
+                complain(&chain(&error));
+                return exit_code::HOST.into();
+            }
+        };
+        for error in damaged {
+            complain(&chain(&error));
+        }
+        if self.quiet {
+            let ids: String = running.iter().map(|vm| format!("{}\n", vm.record.id)).collect();
+            return print(ids.as_bytes(), exit_code::SUCCESS);
+        }
+        let rows: Vec<Row> = running.iter().map(row).collect();
+        let text = if self.json { crate::json(&rows) } else { table(&rows) };
+        print(text.as_bytes(), exit_code::SUCCESS)
+    }
+}
+
+/// The state in words; a VM whose process is stopped, or too busy to answer, has none that could be known.
+fn state(vm: &Running) -> &'static str {
+    let info = Client::connect(&vm.control_socket()).and_then(|mut client| client.get::<InstanceInfo>("/"));
+    match info.map(|info| info.state) {
+        Ok(State::Running) => "running",
+        Ok(State::Paused) => "paused",
+        Err(_) => "not responding",
+    }
+}
+
+fn row(vm: &Running) -> Row {
+    let record = &vm.record;
+    Row {
+        id: record.id.to_string(),
+        name: record.name.as_ref().map(ToString::to_string),
+        state: state(vm),
+        cpus: record.config.cpus,
+        memory_bytes: record.config.memory,
+        created: record.created,
+        uptime_seconds: record.process.age().as_secs(),
+        pid: record.process.pid,
+        kernel: record.config.kernel.clone(),
+        rootfs: record.config.rootfs.clone(),
+        control_socket: vm.control_socket().to_string_lossy().into_owned(),
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut table =
+        Table::new(&["ID", "NAME", "STATE", "CPUS", "MEMORY", "UPTIME", "PID", "KERNEL", "ROOTFS"]);
+    for row in rows {
+        table.row([
+            row.id.clone(),
+            row.name.clone().unwrap_or_else(|| "-".into()),
+            row.state.into(),
+            row.cpus.to_string(),
+            MemorySize::from_bytes(row.memory_bytes).to_string(),
+            duration(row.uptime_seconds),
+            row.pid.to_string(),
+            row.kernel.clone(),
+            row.rootfs.clone().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    table.to_string()
+}

@@ -1,0 +1,49 @@
+//! `mvm stop`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use vmm::control::api::{Action, ActionType, VmUpdate, WantedState};
+use vmm::instance::Running;
+
+use crate::kill::kill;
+use crate::targets::{self, Failure};
+
+/// Arguments of `mvm stop`.
+#[derive(Args)]
+pub struct StopCommand {
+    /// The VMs: IDs, beginnings of IDs, or names
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<String>,
+
+    /// How long the guest may take to power off before it is killed
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 10)]
+    time: u64,
+}
+
+impl StopCommand {
+    /// Stops one VM after the other.
+    pub fn run(self) -> ExitCode {
+        targets::each(&self.vms, |vm| stop(vm, Duration::from_secs(self.time)))
+    }
+}
+
+fn stop(vm: &Running, patience: Duration) -> Result<(), Failure> {
+    let process = vm.record.process.open()?;
+    if press(vm).is_ok() && process.wait(Some(patience)) {
+        return Ok(());
+    }
+    match kill(vm) {
+        // It has ended just now.
+        Err(Failure::Process(vmm::instance::ProcessError::Ended(_))) => Ok(()),
+        result => result,
+    }
+}
+
+fn press(vm: &Running) -> Result<(), Failure> {
+    let mut client = targets::client(vm)?;
+    // A paused guest could not hear its button.
+    client.send("PATCH", "/vm", &VmUpdate { state: WantedState::Resumed })?;
+    Ok(client.send("PUT", "/actions", &Action { action_type: ActionType::SendCtrlAltDel })?)
+}

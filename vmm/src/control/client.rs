@@ -1,0 +1,140 @@
+//! The client's end of the control socket.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::api::Fault;
+
+/// A VM answers within microseconds; this is for one whose process is stopped. A pause waits for a guest's devices.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// More than any answer has.
+const MAX_ANSWER: usize = 4 << 20;
+const MAX_FIELDS: usize = 32;
+
+/// Why a VM could not be asked, or did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// It can't be reached.
+    #[error("it does not answer on its control socket")]
+    Io(#[from] io::Error),
+    /// What it says is not HTTP, or not what was asked for.
+    #[error("its control socket answers with something else: {0}")]
+    Answer(String),
+    /// It says no.
+    #[error("{0}")]
+    Fault(String),
+}
+
+/// A connection to a VM's control socket.
+pub struct Client {
+    stream: UnixStream,
+    /// What came in behind the last answer.
+    input: Vec<u8>,
+}
+
+impl Client {
+    /// Connects to the socket at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Io`].
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { stream, input: Vec::new() })
+    }
+
+    /// Asks for a resource.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        let body = self.request("GET", path, &[])?;
+        serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
+    }
+
+    /// Sends `body` to a resource.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn send(&mut self, method: &str, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
+        self.request(method, path, &body).map(drop)
+    }
+
+    fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>, ClientError> {
+        let mut request =
+            format!("{method} {path} HTTP/1.1\r\nHost: mvm\r\nContent-Length: {}\r\n\r\n", body.len())
+                .into_bytes();
+        request.extend_from_slice(body);
+        self.stream.write_all(&request)?;
+        let (status, length) = self.read_head()?;
+        while self.input.len() < length {
+            self.read_more()?;
+        }
+        let body = self.input.drain(..length).collect::<Vec<_>>();
+        match status {
+            200..300 => Ok(body),
+            _ => Err(match serde_json::from_slice::<Fault>(&body) {
+                Ok(fault) => ClientError::Fault(fault.fault_message),
+                Err(_) => ClientError::Answer(format!("status {status}")),
+            }),
+        }
+    }
+
+    /// Reads up to the body; returns the status and the length of the body.
+    fn read_head(&mut self) -> Result<(u16, usize), ClientError> {
+        loop {
+            if let Some((status, head, length)) = parse_head(&self.input)? {
+                self.input.drain(..head);
+                return Ok((status, length));
+            }
+            self.read_more()?;
+        }
+    }
+
+    fn read_more(&mut self) -> Result<(), ClientError> {
+        let mut buffer = [0; 16 << 10];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(length) => {
+                self.input.extend_from_slice(buffer.get(..length).unwrap_or_default());
+                if self.input.len() > MAX_ANSWER { Err(too_long()) } else { Ok(()) }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn too_long() -> ClientError {
+    ClientError::Answer("more than 4 MiB".into())
+}
+
+/// The status, the length of the head, and that of the body, once the head is whole.
+fn parse_head(input: &[u8]) -> Result<Option<(u16, usize, usize)>, ClientError> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut fields);
+    let head = match response.parse(input) {
+        Ok(httparse::Status::Complete(head)) => head,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(ClientError::Answer(error.to_string())),
+    };
+    let length = response.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
+    let length =
+        match length.map(|field| std::str::from_utf8(field.value).ok().and_then(|text| text.parse().ok())) {
+            None => 0,
+            Some(Some(length)) if length <= MAX_ANSWER => length,
+            Some(_) => return Err(too_long()),
+        };
+    Ok(Some((response.code.unwrap_or(0), head, length)))
+}

@@ -1,0 +1,40 @@
+//! The control socket of a VM: HTTP/1.1 over a Unix socket, with JSON.
+//!
+//! [`ControlServer`] runs on the event loop, [`Client`] in other processes. What can be asked is described by
+//! `openapi.json`, which the socket gives out as well.
+
+pub mod api;
+mod client;
+mod connection;
+mod request;
+mod response;
+mod router;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub use client::{Client, ClientError};
+pub use router::OPENAPI;
+pub use server::ControlServer;
+
+/// Why there is no control socket.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// The socket could not be made.
+    #[error("cannot make the control socket {}", path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What the server needs beside it could not be made.
+    #[error("cannot set up the control socket")]
+    Setup(#[source] io::Error),
+}

@@ -1,0 +1,112 @@
+//! Which request does what.
+
+use super::api::{
+    self, Action, ActionType, InstanceInfo, MachineConfiguration, Version, VmUpdate, WantedState,
+};
+use super::request::Request;
+use super::response::Response;
+use crate::handle::VmHandle;
+use crate::metrics::prometheus;
+
+/// What a request leads to.
+pub(super) enum Outcome {
+    /// An answer.
+    Now(Response),
+    /// Something that may take its time, and must not be done on the event loop; then an answer.
+    Later(fn(&VmHandle) -> Response),
+}
+
+type Handler = fn(&VmHandle, &[u8]) -> Result<Outcome, Response>;
+
+/// A resource, and what each of its methods does.
+pub(super) struct Route {
+    pub(super) path: &'static str,
+    pub(super) methods: &'static [(&'static str, Handler)],
+}
+
+/// The description of all this, which a test holds against the table below.
+pub const OPENAPI: &str = include_str!("openapi.json");
+
+pub(super) const ROUTES: &[Route] = &[
+    Route { path: "/", methods: &[("GET", instance)] },
+    Route { path: "/version", methods: &[("GET", version)] },
+    Route { path: "/openapi.json", methods: &[("GET", openapi)] },
+    Route { path: "/vm", methods: &[("PATCH", update_vm)] },
+    Route { path: "/vm/config", methods: &[("GET", config)] },
+    Route { path: "/machine-config", methods: &[("GET", machine_config)] },
+    Route { path: "/actions", methods: &[("PUT", act)] },
+    Route { path: "/metrics", methods: &[("GET", metrics)] },
+    Route { path: "/metrics.json", methods: &[("GET", metrics_json)] },
+];
+
+/// Does what `request` asks of `vm`.
+pub(super) fn route(vm: &VmHandle, request: &Request<'_>) -> Outcome {
+    let Some(route) = ROUTES.iter().find(|route| route.path == request.path) else {
+        return Outcome::Now(Response::fault(404, "there is no such resource: see /openapi.json"));
+    };
+    let Some((_, handler)) = route.methods.iter().find(|(method, _)| *method == request.method) else {
+        let methods: Vec<_> = route.methods.iter().map(|(method, _)| *method).collect();
+        return Outcome::Now(Response::wrong_method(&methods));
+    };
+    handler(vm, request.body).unwrap_or_else(Outcome::Now)
+}
+
+fn now(response: Response) -> Result<Outcome, Response> {
+    Ok(Outcome::Now(response))
+}
+
+fn instance(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    now(Response::json(&InstanceInfo::of(vm)))
+}
+
+fn version(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    now(Response::json(&Version { mvm_version: env!("CARGO_PKG_VERSION").into() }))
+}
+
+fn openapi(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    now(Response::text("application/json", OPENAPI))
+}
+
+fn update_vm(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
+    match api::read::<VmUpdate>(body)?.state {
+        WantedState::Paused => Ok(Outcome::Later(|vm| match vm.pause() {
+            Ok(()) => Response::done(),
+            Err(error) => Response::fault(400, &format!("cannot pause the VM: {error}")),
+        })),
+        WantedState::Resumed => {
+            vm.resume();
+            now(Response::done())
+        }
+    }
+}
+
+fn config(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    now(Response::json(vm.config()))
+}
+
+fn machine_config(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    let config = vm.config();
+    now(Response::json(&MachineConfiguration {
+        vcpu_count: config.cpus,
+        mem_size_mib: config.memory.bytes() >> 20,
+    }))
+}
+
+fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
+    match api::read::<Action>(body)?.action_type {
+        ActionType::SendCtrlAltDel => vm.press_power_button().map_err(|error| {
+            Response::fault(400, &format!("cannot press the guest's power button: {error}"))
+        })?,
+        ActionType::Kill => vm.kill(),
+    }
+    now(Response::done())
+}
+
+fn metrics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    let page = vm.metrics().prometheus(vm.config(), vm.is_paused());
+    now(Response::text(prometheus::CONTENT_TYPE, page))
+}
+
+fn metrics_json(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    now(Response::json(&vm.metrics()))
+}

@@ -1,0 +1,252 @@
+//! The server's end of the control socket, on the event loop.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Instant;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::ControlError;
+use super::connection::{Answer, Connection, Next};
+use super::request::Request;
+use super::response::Response;
+use super::router::{Outcome, route};
+use crate::handle::VmHandle;
+
+/// The most connections; one more takes the place of another.
+const MAX_CONNECTIONS: usize = 16;
+/// How often connections are looked at for what takes too long.
+const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// Numbers connections, each but once, so that an answer that comes late finds its own or none.
+type Serial = u64;
+
+/// Serves the control socket of a VM.
+pub struct ControlServer {
+    listener: UnixListener,
+    vm: Arc<VmHandle>,
+    connections: BTreeMap<Serial, Connection>,
+    next_serial: Serial,
+    /// Runs while there are connections.
+    timer: OwnedFd,
+    late: LateAnswers,
+    /// The host has no descriptor for another client; the timer looks again.
+    deaf: bool,
+}
+
+/// The way of answers that are made on threads of their own.
+struct LateAnswers {
+    sender: Sender<(Serial, Response)>,
+    receiver: Receiver<(Serial, Response)>,
+    event: Arc<EventFd>,
+}
+
+impl ControlServer {
+    /// Makes the socket at `path`, for this user alone, and serves `vm` on it.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError`].
+    pub fn new(path: &Path, vm: Arc<VmHandle>) -> Result<Self, ControlError> {
+        let listener =
+            listen(path).map_err(|source| ControlError::Socket { path: path.to_owned(), source })?;
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)
+            .map_err(|error| ControlError::Setup(error.into()))?;
+        let event =
+            Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ControlError::Setup)?);
+        let (sender, receiver) = mpsc::channel();
+        Ok(Self {
+            listener,
+            vm,
+            connections: BTreeMap::new(),
+            next_serial: 0,
+            timer,
+            late: LateAnswers { sender, receiver, event },
+            deaf: false,
+        })
+    }
+
+    /// Takes one client; more of them wait for the next turn.
+    fn accept(&mut self, ops: &mut EventOps<'_>) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return;
+            }
+            Err(error) => {
+                // The client waits in the socket's queue, and the event loop would come back for it for ever.
+                tracing::warn!(%error, "the control socket takes no clients for a while");
+                let _ = ops.remove(Events::empty(&self.listener));
+                self.deaf = true;
+                return self.set_timer(TICK);
+            }
+        };
+        if self.connections.len() >= MAX_CONNECTIONS {
+            self.drop_oldest(ops);
+        }
+        let Ok(connection) = Connection::new(stream, Instant::now()) else { return };
+        if let Err(error) = ops.add(Events::new_raw(connection.fd(), EventSet::IN)) {
+            tracing::warn!(%error, "a client of the control socket is turned away");
+            return;
+        }
+        if self.connections.is_empty() {
+            self.set_timer(TICK);
+        }
+        self.connections.insert(self.next_serial, connection);
+        self.next_serial += 1;
+    }
+
+    /// Makes room: of the connections on which nothing is under way the one that has been silent for longest, else
+    /// the one that takes longest.
+    fn drop_oldest(&mut self, ops: &mut EventOps<'_>) {
+        let oldest =
+            self.connections.iter().min_by_key(|(_, connection)| (!connection.is_idle(), connection.since()));
+        if let Some(serial) = oldest.map(|(serial, _)| *serial) {
+            self.close(serial, ops);
+        }
+    }
+
+    fn close(&mut self, serial: Serial, ops: &mut EventOps<'_>) {
+        if let Some(connection) = self.connections.remove(&serial) {
+            // It is not there where only the VM's answer was awaited.
+            let _ = ops.remove(Events::empty_raw(connection.fd()));
+        }
+        if self.connections.is_empty() && !self.deaf {
+            self.set_timer(NEVER);
+        }
+    }
+
+    fn set_timer(&self, interval: Timespec) {
+        let every = Itimerspec { it_interval: interval, it_value: interval };
+        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &every) {
+            tracing::warn!(%error, "clients of the control socket may take their time");
+        }
+    }
+
+    fn serial_of(&self, fd: RawFd) -> Option<Serial> {
+        self.connections.iter().find_map(|(serial, connection)| (connection.fd() == fd).then_some(*serial))
+    }
+
+    /// Lets `step` bring a connection forward, and waits for what it needs then.
+    fn advance(
+        &mut self,
+        serial: Serial,
+        ops: &mut EventOps<'_>,
+        step: impl FnOnce(&mut Connection, &mut dyn FnMut(&Request<'_>) -> Answer) -> Next,
+    ) {
+        let Some(connection) = self.connections.get_mut(&serial) else { return };
+        let (vm, late) = (&self.vm, &self.late);
+        let next = step(connection, &mut |request| match route(vm, request) {
+            Outcome::Now(response) => Answer::Ready(response),
+            Outcome::Later(job) => late.start(serial, vm.clone(), job),
+        });
+        let events = match next {
+            Next::Read => EventSet::IN,
+            Next::Write => EventSet::OUT,
+            // Errors are reported all the same, and end it.
+            Next::Answer => EventSet::empty(),
+            Next::Close => return self.close(serial, ops),
+        };
+        if let Err(error) = ops.modify(Events::new_raw(connection.fd(), events)) {
+            tracing::warn!(%error, "a client of the control socket is lost");
+            self.close(serial, ops);
+        }
+    }
+
+    fn on_connection(&mut self, serial: Serial, events: EventSet, ops: &mut EventOps<'_>) {
+        let now = Instant::now();
+        if events.contains(EventSet::IN) {
+            self.advance(serial, ops, |connection, serve| connection.readable(now, serve));
+        } else if events.contains(EventSet::OUT) {
+            self.advance(serial, ops, |connection, serve| connection.writable(now, serve));
+        } else {
+            // The client is gone.
+            self.close(serial, ops);
+        }
+    }
+
+    fn on_late_answers(&mut self, ops: &mut EventOps<'_>) {
+        // It fails only where there is nothing to read.
+        let _ = self.late.event.read();
+        while let Ok((serial, response)) = self.late.receiver.try_recv() {
+            let now = Instant::now();
+            self.advance(serial, ops, |connection, serve| connection.answer(&response, now, serve));
+        }
+    }
+
+    fn on_tick(&mut self, ops: &mut EventOps<'_>) {
+        // The count of expirations says nothing; reading it makes the timer quiet.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        let now = Instant::now();
+        let late: Vec<_> =
+            self.connections.iter().filter(|(_, connection)| connection.is_late(now)).collect();
+        let late: Vec<_> = late.into_iter().map(|(serial, _)| *serial).collect();
+        for serial in late {
+            self.close(serial, ops);
+        }
+        if self.deaf && ops.add(Events::new(&self.listener, EventSet::IN)).is_ok() {
+            self.deaf = false;
+        }
+    }
+}
+
+impl LateAnswers {
+    /// Does `job` on a thread of its own: as many of them run as there are connections, at most.
+    fn start(&self, serial: Serial, vm: Arc<VmHandle>, job: fn(&VmHandle) -> Response) -> Answer {
+        let (sender, event) = (self.sender.clone(), self.event.clone());
+        let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+            let answer = job(&vm);
+            // Nobody takes it where the VM has ended, and the event is full only where it is being read.
+            let _ = sender.send((serial, answer));
+            let _ = event.write(1);
+        });
+        match thread {
+            Ok(_) => Answer::Later,
+            Err(error) => Answer::Ready(Response::fault(500, &format!("cannot start a thread: {error}"))),
+        }
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    // The directory is this VM's own: what is there is of nobody else.
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+impl MutEventSubscriber for ControlServer {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        for fd in [self.listener.as_raw_fd(), self.timer.as_raw_fd(), self.late.event.as_raw_fd()] {
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                tracing::error!(%error, "the control socket does not answer");
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let fd = events.fd();
+        if fd == self.listener.as_raw_fd() {
+            self.accept(ops);
+        } else if fd == self.timer.as_raw_fd() {
+            self.on_tick(ops);
+        } else if fd == self.late.event.as_raw_fd() {
+            self.on_late_answers(ops);
+        } else if let Some(serial) = self.serial_of(fd) {
+            self.on_connection(serial, events.event_set(), ops);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The OpenAPI document against what it describes.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::control::api::{
+    Action, ActionType, Fault, InstanceInfo, MachineConfiguration, State, Version, VmUpdate, WantedState,
+};
+use crate::control::router::ROUTES;
+use crate::metrics::{ProcessGauges, Snapshot};
+
+fn document() -> Value {
+    serde_json::from_str(OPENAPI).unwrap()
+}
+
+fn keys(value: &Value) -> BTreeSet<String> {
+    value.as_object().unwrap_or_else(|| panic!("no object: {value}")).keys().cloned().collect()
+}
+
+#[test]
+fn each_route_is_described_and_nothing_else() {
+    let document = document();
+    let mut described = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        described
+            .extend(methods.as_object().unwrap().keys().map(|method| (path.clone(), method.to_uppercase())));
+    }
+    let routes = ROUTES.iter().flat_map(|route| {
+        route.methods.iter().map(|(method, _)| (route.path.to_owned(), (*method).to_owned()))
+    });
+    assert_eq!(described, routes.collect());
+}
+
+#[test]
+fn the_description_has_the_programs_version() {
+    assert_eq!(document()["info"]["version"], env!("CARGO_PKG_VERSION"));
+}
+
+/// Everything in the document that has a schema by name, with its example.
+fn examples() -> Vec<(String, Value)> {
+    fn collect(value: &Value, found: &mut Vec<(String, Value)>) {
+        if let (Some(schema), Some(example)) = (value["schema"]["$ref"].as_str(), value.get("example")) {
+            found.push((schema.rsplit('/').next().unwrap().to_owned(), example.clone()));
+        }
+        match value {
+            Value::Object(members) => members.values().for_each(|value| collect(value, found)),
+            Value::Array(items) => items.iter().for_each(|value| collect(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    collect(&document()["paths"], &mut found);
+    found
+}
+
+/// Reads `example` as a `T` and writes it again: nothing is lost, and nothing comes in addition.
+fn survives<T: Serialize + DeserializeOwned>(example: &Value) -> bool {
+    serde_json::from_value::<T>(example.clone()).is_ok_and(|read| json!(read) == *example)
+}
+
+#[test]
+fn each_example_is_what_the_code_reads_and_writes() {
+    let mut seen = BTreeSet::new();
+    for (schema, example) in examples() {
+        let good = match schema.as_str() {
+            "InstanceInfo" => survives::<InstanceInfo>(&example),
+            "Version" => survives::<Version>(&example),
+            "VmUpdate" => survives::<VmUpdate>(&example),
+            "MachineConfiguration" => survives::<MachineConfiguration>(&example),
+            "Action" => survives::<Action>(&example),
+            "Metrics" => survives::<Snapshot>(&example),
+            "Fault" => survives::<Fault>(&example),
+            // The code only writes it; each member is there.
+            "VmConfig" => keys(&example) == keys(&json!(config())),
+            other => panic!("nothing reads {other}"),
+        };
+        assert!(good, "{schema}: {example}");
+        seen.insert(schema);
+    }
+    let schemas = keys(&document()["components"]["schemas"]);
+    // It is a part of the metrics.
+    seen.insert("ProcessGauges".into());
+    assert_eq!(seen, schemas);
+}
+
+/// What the code writes with every field set.
+fn written() -> Vec<(&'static str, Value)> {
+    let (vm, ..) = vm();
+    vec![
+        ("InstanceInfo", json!(InstanceInfo::of(&vm))),
+        ("Version", json!(Version { mvm_version: String::new() })),
+        ("VmUpdate", json!(VmUpdate { state: WantedState::Paused })),
+        ("MachineConfiguration", json!(MachineConfiguration { vcpu_count: 1, mem_size_mib: 1 })),
+        ("Action", json!(Action { action_type: ActionType::Kill })),
+        ("VmConfig", json!(config())),
+        ("ProcessGauges", json!(ProcessGauges::default())),
+        ("Metrics", json!(vm.metrics())),
+        ("Fault", json!(Fault { fault_message: String::new() })),
+    ]
+}
+
+#[test]
+fn each_schema_has_the_fields_that_the_code_writes() {
+    let schemas = &document()["components"]["schemas"];
+    let written = written();
+    assert_eq!(keys(schemas), written.iter().map(|(name, _)| (*name).to_owned()).collect());
+    for (name, value) in &written {
+        let schema = &schemas[*name];
+        assert_eq!(keys(&schema["properties"]), keys(value), "{name}");
+        let required: BTreeSet<String> = serde_json::from_value(schema["required"].clone()).unwrap();
+        assert_eq!(required, keys(value), "{name}");
+        for (field, value) in value.as_object().unwrap() {
+            let kind = schema["properties"][field]["type"].as_str().unwrap_or("object");
+            let fits = match value {
+                Value::String(_) => kind == "string",
+                Value::Number(_) => kind == "integer",
+                Value::Array(_) => kind == "array",
+                Value::Object(_) => kind == "object",
+                _ => false,
+            };
+            assert!(fits, "{name}.{field} is {value}, described as {kind}");
+        }
+    }
+}
+
+#[test]
+fn each_described_word_is_understood_and_no_other() {
+    let schemas = &document()["components"]["schemas"];
+    let words =
+        |schema: &str, field: &str| schemas[schema]["properties"][field]["enum"].as_array().unwrap().clone();
+    let all_understood = |words: &[Value], count, understood: fn(&Value) -> bool| {
+        assert!(words.len() == count && words.iter().all(understood), "{words:?}");
+    };
+    all_understood(&words("VmUpdate", "state"), 2, |word| survives::<WantedState>(word));
+    all_understood(&words("InstanceInfo", "state"), 2, |word| survives::<State>(word));
+    all_understood(&words("Action", "action_type"), 2, |word| survives::<ActionType>(word));
+}
+
+/// Each request of the document, sent as it stands there, has an answer that stands there.
+#[test]
+fn each_example_request_is_answered_as_described() {
+    let server = Server::start();
+    for (path, methods) in document()["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let body = &operation["requestBody"]["content"]["application/json"]["example"];
+            let body = if body.is_null() { String::new() } else { body.to_string() };
+            let (method, length) = (method.to_uppercase(), body.len());
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            let answer = server.exchange(request.as_bytes());
+            let [status] = statuses(&answer)[..] else { panic!("{answer}") };
+            let described = &operation["responses"][status.to_string()];
+            assert!(status < 300 && described.is_object(), "{method} {path}: {answer}");
+            let kinds = described["content"].as_object();
+            for kind in kinds.into_iter().flat_map(serde_json::Map::keys) {
+                assert!(answer.contains(&format!("Content-Type: {kind}")), "{answer}");
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The control socket against clients of every kind: the server runs on a real event loop, and they talk to it through
+//! its socket.
+
+mod description;
+mod hostile;
+mod requests;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use event_manager::{EventManager, SubscriberOps};
+use tempfile::TempDir;
+
+use super::*;
+use crate::exit::ExitSlot;
+use crate::handle::VmHandle;
+use crate::machine::Subscriber;
+use crate::metrics::Registry;
+use crate::vcpu::{ExitCounters, Gate};
+use crate::{ConsoleConfig, MemorySize, VmConfig};
+
+/// No answer takes as long; it bounds a test that hangs.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// A server on an event loop of its own, for a VM without vCPUs.
+struct Server {
+    path: PathBuf,
+    vm: Arc<VmHandle>,
+    presses: Arc<AtomicUsize>,
+    exit: Arc<ExitSlot>,
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    _directory: TempDir,
+}
+
+fn config() -> VmConfig {
+    VmConfig {
+        id: Some("0123456789ab".parse().unwrap()),
+        name: Some("web".parse().unwrap()),
+        initrd: Some("initrd".into()),
+        rootfs: Some("root".parse().unwrap()),
+        disks: vec!["a,readonly".parse().unwrap()],
+        cpus: 3,
+        memory: MemorySize::from_mib(64),
+        append: Some("a".into()),
+        cmdline: Some("c".into()),
+        console: ConsoleConfig::Off,
+        ..VmConfig::new("vmlinux")
+    }
+}
+
+/// A VM that nobody runs: what is asked of it shows in the counter of its power button and in its exit.
+fn vm() -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
+    let presses = Arc::new(AtomicUsize::new(0));
+    let exit = Arc::new(ExitSlot::new().unwrap());
+    let mut metrics = Registry::default();
+    metrics.add("vcpu", "0".into(), Arc::new(ExitCounters::default()));
+    let gate = Arc::new(Gate::new(1));
+    (Arc::new(VmHandle::new(config(), exit.clone(), presses.clone(), gate, metrics)), presses, exit)
+}
+
+impl Server {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let (vm, presses, exit) = vm();
+        let server = ControlServer::new(&path, vm.clone()).unwrap();
+        let ends = Arc::new(AtomicBool::new(false));
+        let has_ended = ends.clone();
+        let thread = std::thread::spawn(move || {
+            let mut events = EventManager::<Subscriber>::new().unwrap();
+            events.add_subscriber(Box::new(server));
+            while !has_ended.load(Ordering::SeqCst) {
+                events.run_with_timeout(10_000).unwrap();
+            }
+        });
+        Self { path, vm, presses, exit, ends, thread: Some(thread), _directory: directory }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(WATCHDOG)).unwrap();
+        stream.set_write_timeout(Some(WATCHDOG)).unwrap();
+        stream
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.path).unwrap()
+    }
+
+    /// Sends `bytes` and no more, and returns all that comes back until the server closes.
+    fn exchange(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect();
+        // The server may have closed after the first of them.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// Whether the server still does what it is there for.
+    fn is_well(&self) -> bool {
+        self.client().get::<api::InstanceInfo>("/").is_ok_and(|info| info.id == "0123456789ab")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::SeqCst);
+        // A client wakes the loop.
+        drop(UnixStream::connect(&self.path));
+        let joined = self.thread.take().unwrap().join();
+        assert!(joined.is_ok() || std::thread::panicking(), "the server panicked");
+    }
+}
+
+/// The status codes of the answers in `text`.
+fn statuses(text: &str) -> Vec<u16> {
+    // An answer's end has no line end.
+    text.split("HTTP/1.1 ").filter_map(|rest| rest.get(..3)?.parse().ok()).collect()
+}

@@ -1,0 +1,144 @@
+//! The directory of this process's VM.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::lock::DirectoryLock;
+use super::registry::{NAMES, Registry};
+use super::{InstanceError, Process, Record, Summary};
+use crate::config::{VmConfig, VmId, VmName};
+
+/// The name of the control socket in a VM's directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// The longest name of a file in a VM's directory that is a socket.
+const LONGEST_SOCKET: &str = "console.sock";
+/// The bytes of a socket's address that are its path, without the zero behind it (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// The directory of a VM that this process runs, or is about to. It goes when this is dropped; that of a process
+/// which is killed is removed by the next `mvm` that comes by.
+pub struct Instance {
+    id: VmId,
+    name: Option<VmName>,
+    path: PathBuf,
+    base: PathBuf,
+    _lock: DirectoryLock,
+}
+
+impl Instance {
+    /// Makes a directory for the VM of `config`, among those of this user.
+    ///
+    /// # Errors
+    ///
+    /// [`InstanceError`]; nothing is left behind.
+    pub fn claim(config: &VmConfig) -> Result<Self, InstanceError> {
+        Self::claim_at(Registry::of_user(), config)
+    }
+
+    pub(super) fn claim_at(registry: Registry, config: &VmConfig) -> Result<Self, InstanceError> {
+        let process = Process::own()?;
+        let base = registry.make()?;
+        // Until this is dropped nobody else adds or removes a VM.
+        let _adding = DirectoryLock::wait(base).map_err(InstanceError::directory("lock", base))?;
+        registry.sweep_some();
+        let (id, path) = make_directory(base, config.id.as_ref())?;
+        let lock = DirectoryLock::wait(&path).map_err(InstanceError::directory("lock", &path))?;
+        // From here on dropping it removes the directory.
+        let mut instance = Self { id, name: None, path, base: base.to_owned(), _lock: lock };
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let record = Record {
+            id: instance.id.clone(),
+            name: config.name.clone(),
+            process,
+            created,
+            config: Summary::from(config),
+        };
+        record.write(&instance.path).map_err(InstanceError::directory("write to", &instance.path))?;
+        if let Some(name) = &config.name {
+            instance.take_name(&registry, name)?;
+        }
+        Ok(instance)
+    }
+
+    /// The VM's ID.
+    pub fn id(&self) -> &VmId {
+        &self.id
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes `name` this VM's. Only who has the lock of the base directory calls it.
+    fn take_name(&mut self, registry: &Registry, name: &VmName) -> Result<(), InstanceError> {
+        let link = self.base.join(NAMES).join(name.as_str());
+        // The second attempt is for a name whose VM has ended.
+        for _ in 0..2 {
+            match symlink(self.id.as_str(), &link) {
+                Ok(()) => {
+                    self.name = Some(name.clone());
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if let Some(id) = registry.owner_of(name) {
+                        return Err(InstanceError::NameTaken { name: name.clone(), id: id.to_string() });
+                    }
+                    fs::remove_file(&link).map_err(InstanceError::directory("remove", &link))?;
+                }
+                Err(error) => return Err(InstanceError::directory("make", &link)(error)),
+            }
+        }
+        Err(InstanceError::directory("make", &link)(io::ErrorKind::AlreadyExists.into()))
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let removed = self.name.as_ref().map_or(Ok(()), |name| {
+            // Before the directory, so that a name which can be found has a VM.
+            fs::remove_file(self.base.join(NAMES).join(name.as_str()))
+        });
+        if let Err(error) = removed.and_then(|()| fs::remove_dir_all(&self.path)) {
+            tracing::warn!(%error, "cannot remove {}", self.path.display());
+        }
+    }
+}
+
+/// Makes the directory of a new VM: that of the ID that was asked for, or of one that nobody has.
+fn make_directory(base: &Path, asked: Option<&VmId>) -> Result<(VmId, PathBuf), InstanceError> {
+    loop {
+        let id = match asked {
+            Some(id) => id.clone(),
+            None => random_id().map_err(InstanceError::directory("draw a random ID for a VM in", base))?,
+        };
+        let path = base.join(id.as_str());
+        if path.as_os_str().len() + 1 + LONGEST_SOCKET.len() > MAX_SOCKET_PATH {
+            return Err(InstanceError::PathTooLong(path.join(LONGEST_SOCKET)));
+        }
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => return Ok((id, path)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(InstanceError::directory("make the directory", path)(error));
+            }
+            Err(_) if asked.is_some() && DirectoryLock::is_held(&path) => {
+                return Err(InstanceError::IdTaken(id));
+            }
+            // The remains of a VM with the same ID; nobody but us can put something in their place.
+            Err(_) if asked.is_some() => {
+                fs::remove_dir_all(&path).map_err(InstanceError::directory("remove", &path))?;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn random_id() -> io::Result<VmId> {
+    let mut bytes = [0; VmId::DIGITS / 2];
+    // So few bytes are never cut short (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(VmId::from_bytes(bytes))
+}

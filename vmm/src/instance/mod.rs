@@ -1,0 +1,100 @@
+//! The directory of a running VM, by which other processes find it.
+//!
+//! There is no daemon: the directories of a user's VMs lie beside each other, and a VM lives as long as its process
+//! holds the lock on its own.
+//!
+//! ```text
+//! $XDG_RUNTIME_DIR/mvm/       0700; its lock is held while a VM is added or the remains of one are removed
+//! ├── names/web -> 3f0c…      a name belongs to one VM
+//! └── 3f0c9a51b2e7/           0700; its lock is held by the VM's process
+//!     ├── vm.json             who it is, see [`Record`]
+//!     └── control.sock        see [`crate::control`]
+//! ```
+//!
+//! A lock is one of flock(2) on the directory itself, so that there is no moment at which one is there without the
+//! other, and so that cleaners of temporary files leave the directory alone.
+
+mod directory;
+mod lock;
+mod place;
+mod process;
+mod record;
+mod registry;
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::config::{VmId, VmName};
+
+pub use directory::{CONTROL_SOCKET, Instance};
+pub use process::{Process, ProcessError};
+pub use record::{Record, RecordError, Summary};
+pub use registry::{Registry, Running};
+
+/// Why a VM has no directory, or others' can't be seen.
+#[derive(Debug, Error)]
+pub enum InstanceError {
+    /// The name belongs to a VM that runs.
+    #[error("the name {name} is in use by VM {id}: give another --name, or `mvm stop {name}`")]
+    NameTaken {
+        /// The name.
+        name: VmName,
+        /// Whose it is.
+        id: String,
+    },
+    /// A VM with that ID runs.
+    #[error("there is a VM with the ID {0} already: give another --id, or none")]
+    IdTaken(VmId),
+    /// No directory, or a step of making it failed.
+    #[error("cannot {doing} {}", path.display())]
+    Directory {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else could have put things into it.
+    #[error("{} belongs to another user: remove it, or set XDG_RUNTIME_DIR to a directory of your own", .0.display())]
+    NotOurs(PathBuf),
+    /// Others can change what is in it.
+    #[error("{} is open to other users: chmod 700 it", .0.display())]
+    OpenToOthers(PathBuf),
+    /// The address of a Unix socket has room for 107 bytes.
+    #[error("{} is too long for a socket's path: set XDG_RUNTIME_DIR to a shorter one", .0.display())]
+    PathTooLong(PathBuf),
+    /// /proc does not say who this process is.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Nothing runs by that name.
+    #[error("there is no VM {0:?}: `mvm ps` lists those that run")]
+    NotFound(String),
+    /// More than one ID begins so.
+    #[error("{0:?} could be more than one VM: give more digits of its ID")]
+    Ambiguous(String),
+    /// Its record can't be used.
+    #[error("the directory of VM {id} is damaged")]
+    Record {
+        /// Whose.
+        id: VmId,
+        /// What is wrong with it.
+        #[source]
+        source: RecordError,
+    },
+}
+
+impl InstanceError {
+    /// Whether the host is at fault, and not what it was asked for.
+    pub fn is_the_hosts(&self) -> bool {
+        !matches!(self, Self::NameTaken { .. } | Self::IdTaken(_) | Self::NotFound(_) | Self::Ambiguous(_))
+    }
+
+    fn directory(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Directory { doing, path, source }
+    }
+}

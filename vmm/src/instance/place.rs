@@ -1,0 +1,109 @@
+//! Where the directories of a user's VMs are.
+
+use std::env;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Uid, geteuid};
+
+use super::InstanceError;
+
+/// The directory of all of this user's VMs: in $XDG_RUNTIME_DIR where that is the user's own, else in /run for root
+/// and in /tmp for anybody else.
+///
+/// The variable is not believed blindly: after `sudo -E` it names a directory of the user that root was.
+pub(super) fn base() -> PathBuf {
+    let user = geteuid();
+    let given = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    match given.filter(|path| path.is_absolute() && belongs_to(path, user)) {
+        Some(path) => path.join("mvm"),
+        None if user.is_root() => PathBuf::from("/run/mvm"),
+        None => PathBuf::from(format!("/tmp/mvm-{}", user.as_raw())),
+    }
+}
+
+fn belongs_to(path: &Path, user: Uid) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == user.as_raw())
+}
+
+/// Makes the directory at `path` where it is missing, for this user alone.
+pub(super) fn make(path: &Path) -> Result<(), InstanceError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(InstanceError::directory("make the directory", path)(error))
+        }
+        _ => check(path),
+    }
+}
+
+/// Checks that the directory at `path` is one, and nobody else's: in /tmp, anybody could have made it, or a link
+/// to somewhere else.
+pub(super) fn check(path: &Path) -> Result<(), InstanceError> {
+    let metadata = fs::symlink_metadata(path).map_err(InstanceError::directory("look at", path))?;
+    if metadata.uid() != geteuid().as_raw() {
+        return Err(InstanceError::NotOurs(path.to_owned()));
+    }
+    if !metadata.is_dir() {
+        let error = io::Error::from(io::ErrorKind::NotADirectory);
+        return Err(InstanceError::directory("use", path)(error));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(InstanceError::OpenToOthers(path.to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_for_its_user_alone_and_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mvm");
+        for _ in 0..2 {
+            make(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        }
+    }
+
+    #[test]
+    fn what_others_could_change_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mvm");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(make(&path), Err(InstanceError::OpenToOthers(_))));
+    }
+
+    #[test]
+    fn neither_a_link_nor_a_file_is_taken_for_the_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (target, link) = (directory.path().join("target"), directory.path().join("link"));
+        fs::create_dir(&target).unwrap();
+        symlink(&target, &link).unwrap();
+        fs::write(directory.path().join("file"), "").unwrap();
+        for name in ["link", "file"] {
+            let error = make(&directory.path().join(name)).unwrap_err();
+            assert!(matches!(error, InstanceError::Directory { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_another_user_is_refused() {
+        if !geteuid().is_root() {
+            // Nobody but root can give a directory away.
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mvm");
+        fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+        assert!(matches!(make(&path), Err(InstanceError::NotOurs(_))));
+        assert!(!belongs_to(&path, geteuid()));
+    }
+}

@@ -1,0 +1,175 @@
+//! What a VM's directory says of it.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::Process;
+use crate::config::{VmConfig, VmId, VmName};
+
+/// The file's name.
+const FILE: &str = "vm.json";
+/// A record is some hundred bytes and two paths.
+const MAX_SIZE: u64 = 64 << 10;
+
+/// Who a VM is. It is written once, before the VM runs; fields that another version of mvm has beyond these are
+/// passed over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The VM's ID, which is the directory's name too.
+    pub id: VmId,
+    /// Its name.
+    pub name: Option<VmName>,
+    /// Its process.
+    pub process: Process,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// What it is made of.
+    pub config: Summary,
+}
+
+/// The part of a configuration that `mvm ps` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// The kernel's path.
+    pub kernel: String,
+    /// The path of the root file system's disk.
+    pub rootfs: Option<String>,
+}
+
+impl From<&VmConfig> for Summary {
+    fn from(config: &VmConfig) -> Self {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Self {
+            cpus: config.cpus,
+            memory: config.memory.bytes(),
+            kernel: text(&config.kernel),
+            rootfs: config.rootfs.as_ref().map(|disk| text(&disk.path)),
+        }
+    }
+}
+
+/// What is wrong with a record.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// It can't be read.
+    #[error("cannot read {FILE}")]
+    Read(#[source] io::Error),
+    /// It is no file, or larger than any record.
+    #[error("{FILE} is not a file of at most 64 KiB")]
+    NotAFile,
+    /// It is not JSON, or lacks something.
+    #[error("{FILE}")]
+    Content(#[source] serde_json::Error),
+    /// It is that of another VM.
+    #[error("{FILE} is that of VM {0}")]
+    OfAnother(VmId),
+}
+
+impl Record {
+    /// Writes the record to `directory`, where nobody sees a part of it.
+    pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        let new = directory.join("vm.json.new");
+        fs::write(&new, serde_json::to_vec(self)?)?;
+        fs::rename(&new, directory.join(FILE))
+    }
+
+    /// Reads the record of the VM `id` in `directory`. Whatever lies there instead of it, this returns soon.
+    pub(super) fn read(directory: &Path, id: &VmId) -> Result<Self, RecordError> {
+        // A pipe without a writer would make the opener wait.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = open(directory.join(FILE), flags, Mode::empty());
+        let file = File::from(file.map_err(|error| RecordError::Read(error.into()))?);
+        let metadata = file.metadata().map_err(RecordError::Read)?;
+        if !metadata.is_file() || metadata.len() > MAX_SIZE {
+            return Err(RecordError::NotAFile);
+        }
+        let mut content = Vec::new();
+        file.take(MAX_SIZE).read_to_end(&mut content).map_err(RecordError::Read)?;
+        let record: Self = serde_json::from_slice(&content).map_err(RecordError::Content)?;
+        if record.id == *id { Ok(record) } else { Err(RecordError::OfAnother(record.id)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(name: Option<VmName>, kernel: String) -> Record {
+        Record {
+            id: VmId::from_bytes([1, 2, 3, 4, 5, 6]),
+            name,
+            process: Process { pid: 1, start_time: 2, boot_id: "x".into() },
+            created: 3,
+            config: Summary { cpus: 4, memory: 5, kernel, rootfs: None },
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_reads_back_as_written(name in proptest::option::of("[a-z][a-z0-9_.-]{0,20}"), kernel: String) {
+            let directory = tempfile::tempdir().unwrap();
+            let record = record(name.map(|name| name.parse().unwrap()), kernel);
+            record.write(directory.path()).unwrap();
+            prop_assert_eq!(Record::read(directory.path(), &record.id).unwrap(), record);
+        }
+
+        #[test]
+        fn what_is_no_record_is_refused(content: Vec<u8>) {
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join(FILE), content).unwrap();
+            prop_assert!(Record::read(directory.path(), &VmId::from_bytes([0; 6])).is_err());
+        }
+
+        /// Each byte of a good record is damaged in turn: it is refused, or still says nothing that it must not.
+        #[test]
+        fn a_damaged_record_is_harmless(index: prop::sample::Index, byte: u8) {
+            let directory = tempfile::tempdir().unwrap();
+            let good = record(Some("web".parse().unwrap()), "vmlinux".into());
+            let mut content = serde_json::to_vec(&good).unwrap();
+            let index = index.index(content.len());
+            content[index] = byte;
+            fs::write(directory.path().join(FILE), content).unwrap();
+            if let Ok(read) = Record::read(directory.path(), &good.id) {
+                prop_assert_eq!(read.id, good.id);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        let id = VmId::from_bytes([0; 6]);
+        let read = || Record::read(directory.path(), &id);
+        assert!(matches!(read(), Err(RecordError::Read(_))));
+        symlink("/dev/zero", &path).unwrap();
+        assert!(matches!(read(), Err(RecordError::Read(_))), "a link is not followed");
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(matches!(read(), Err(RecordError::NotAFile)));
+        fs::remove_file(&path).unwrap();
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(matches!(read(), Err(RecordError::NotAFile)));
+    }
+
+    #[test]
+    fn the_record_of_another_vm_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        record(None, "x".into()).write(directory.path()).unwrap();
+        let read = Record::read(directory.path(), &VmId::from_bytes([9; 6]));
+        assert!(matches!(read, Err(RecordError::OfAnother(_))));
+    }
+}
