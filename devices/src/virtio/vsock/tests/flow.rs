@@ -103,6 +103,9 @@ fn what_the_guest_has_no_buffers_for_waits_at_the_host() {
     guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
     let mut host = listener.accept().unwrap().0;
     host.write_all(&pattern(50_000)).unwrap();
+    // Something else that the device does, and then it is not looking for buffers over and over.
+    guest.send(Header { op: op::RST, ..header(81, 1025) }, b"");
+    assert!(guest.metric("rx_stalls") < 10);
     guest.give_buffers();
     guest.expect(op::RESPONSE, 0);
     assert_eq!(guest.read(50_000), pattern(50_000));
