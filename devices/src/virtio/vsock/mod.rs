@@ -5,8 +5,8 @@
 //! to. A connection of the guest to port P of the host (CID 2) goes to the Unix socket at the path with `_P` behind
 //! it.
 //!
-//! A thread of the device's own serves both queues and all sockets ([`worker`]). [`muxer`] moves packets between
-//! them; [`connection`] and [`credit`] are the rules of the protocol and know neither queues nor descriptors.
+//! A thread of the device's own serves both queues and all sockets (`worker`). `muxer` moves packets between
+//! them; `connection` and `credit` are the rules of the protocol and know neither queues nor descriptors.
 
 mod backlog;
 mod connection;

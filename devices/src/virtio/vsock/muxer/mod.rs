@@ -3,6 +3,8 @@
 mod deadlines;
 mod events;
 mod receive;
+#[cfg(test)]
+mod tests;
 mod transmit;
 
 use std::collections::VecDeque;
@@ -188,6 +190,10 @@ impl Muxer {
     /// Forgets an entry, and closes its socket.
     fn remove(&mut self, id: Id) {
         let Some(entry) = self.table.remove(id) else { return };
+        if entry.queued {
+            // Otherwise a guest that takes nothing, but opens and resets connections, would make the list grow.
+            self.ready.retain(|other| *other != id);
+        }
         match entry.role {
             Role::Handshake => {}
             Role::Connection(connection) => self.pool.give_back(connection.window()),

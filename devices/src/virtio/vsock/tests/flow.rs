@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use proptest::prelude::*;
+
 use super::guest::{GUEST_BUFFER, header, pattern, read_exactly};
 use super::*;
 
@@ -101,6 +103,9 @@ fn what_the_guest_has_no_buffers_for_waits_at_the_host() {
     guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
     let mut host = listener.accept().unwrap().0;
     host.write_all(&pattern(50_000)).unwrap();
+    // Something else that the device does, and then it is not looking for buffers over and over.
+    guest.send(Header { op: op::RST, ..header(81, 1025) }, b"");
+    assert!(guest.metric("rx_stalls") < 10);
     guest.give_buffers();
     guest.expect(op::RESPONSE, 0);
     assert_eq!(guest.read(50_000), pattern(50_000));
@@ -151,4 +156,53 @@ fn answers_that_the_guest_has_no_buffers_for_stop_its_questions() {
     }
     assert_eq!(last, 259);
     assert_eq!(guest.metric("tx_packets"), 260);
+}
+
+/// A count as packets have it.
+fn low(count: usize) -> u32 {
+    u32::try_from(count).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// A host that reads at a pace of its own, so that the device now keeps bytes and now doesn't.
+    #[test]
+    fn bytes_arrive_in_their_order_at_any_pace(
+        steps in prop::collection::vec((0..100_000_usize, 0..90_000_usize, 0..5000_usize), 1..20),
+    ) {
+        let mut guest = Guest::new();
+        let listener = guest.listen(80);
+        guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
+        let room = guest.expect(op::RESPONSE, 0).buf_alloc as usize;
+        let mut host = listener.accept().unwrap().0;
+        let bytes = pattern(2 << 20);
+        let (mut sent, mut known, mut read) = (0, 0, 0);
+        let (mut host_sent, mut guest_read) = (0, 0);
+        for (send, take, answer) in steps {
+            let send = send.min(known + room - sent);
+            guest.send(Header { op: op::RW, fwd_cnt: low(guest_read), ..header(80, 1025) }, &bytes[sent..sent + send]);
+            sent += send;
+            let take = take.min(sent - read);
+            prop_assert!(read_exactly(&mut host, take) == bytes[read..read + take]);
+            read += take;
+            // The guest hears of its room, and gets what the host writes in the meantime.
+            host.write_all(&bytes[host_sent..host_sent + answer]).unwrap();
+            host_sent += answer;
+            let asked = Header { op: op::CREDIT_REQUEST, fwd_cnt: low(guest_read), ..header(80, 1025) };
+            guest.send(asked, b"");
+            let mut updated = false;
+            while !updated || guest_read < host_sent {
+                let (packet, payload) = guest.receive();
+                prop_assert!(payload == bytes[guest_read..guest_read + payload.len()]);
+                guest_read += payload.len();
+                known = packet.fwd_cnt as usize;
+                updated |= packet.op == op::CREDIT_UPDATE;
+            }
+        }
+        guest.send(Header { op: op::SHUTDOWN, flags: shutdown::BOTH, ..header(80, 1025) }, b"");
+        let rest = read_exactly(&mut host, sent - read);
+        prop_assert!(rest == bytes[read..sent]);
+        super::guest::expect_end(&mut host);
+    }
 }

@@ -20,9 +20,9 @@ use super::super::{Vsock, VsockListener};
 use super::*;
 
 /// The length of a header, as descriptors have it.
-pub(super) const HEADER: u32 = 44;
+pub(in super::super) const HEADER: u32 = 44;
 /// The guest's CID.
-pub(super) const CID: u32 = 52;
+pub(in super::super) const CID: u32 = 52;
 /// What the guest keeps for a connection, as it tells the device.
 pub(super) const GUEST_BUFFER: u32 = 0x1_0000;
 /// How many buffers the guest has to receive into, and their size.
@@ -264,7 +264,7 @@ fn patient(stream: UnixStream) -> UnixStream {
 }
 
 /// The header of a packet from the guest's port to the host's.
-pub(super) fn header(host_port: u32, guest_port: u32) -> Header {
+pub(in super::super) fn header(host_port: u32, guest_port: u32) -> Header {
     Header {
         src_cid: CID.into(),
         dst_cid: HOST_CID,

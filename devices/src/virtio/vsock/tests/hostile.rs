@@ -121,7 +121,7 @@ fn chains() -> impl Strategy<Value = Vec<Chain>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
     fn whatever_a_driver_does_only_what_it_offered_is_written_and_the_device_ends(chains in chains()) {

@@ -2,7 +2,7 @@
 
 mod connections;
 mod flow;
-mod guest;
+pub(super) mod guest;
 mod hostile;
 mod listener;
 mod model;

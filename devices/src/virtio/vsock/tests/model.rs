@@ -234,7 +234,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(800))]
 
     #[test]
     fn no_byte_is_lost_or_stuck_and_nobody_gets_more_than_there_is_room_for(
