@@ -27,7 +27,7 @@ use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
-use crate::pmem::{self, PersistentMemory};
+use crate::pmem::{self, LengthWatcher, PersistentMemory};
 use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
@@ -195,6 +195,10 @@ impl Vm {
         devices.add_power_button(&exit)?;
         for (disk, id, limits) in disks {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
+        }
+        if !pmem.is_empty() {
+            let watcher = LengthWatcher::new(pmem.iter().map(|(file, _)| file), exit.clone());
+            devices.subscribers.push(Box::new(watcher.map_err(VmError::host("watch a file of --pmem"))?));
         }
         for (file, region) in pmem {
             devices.add_virtio(Pmem::new(file, region.start_addr()))?;

@@ -1,6 +1,7 @@
 //! Persistent memory: files in the guest's memory, with and without a file system that maps them.
 
 use std::fs;
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -119,4 +120,16 @@ fn guests_that_read_one_image_share_its_pages_and_have_no_copies() {
         println!("the guest's own page cache grew by {} kB", outcome.number("grown"));
         assert!(outcome.number("grown") < 4096, "{outcome}");
     }
+}
+
+#[test]
+fn a_file_that_is_cut_off_ends_the_vm_with_a_reason() {
+    let directory = directory();
+    let path = sparse_file(directory.path(), "pmem", 64 * MIB);
+    // It goes on using the file, so that a page is missed where the end comes late.
+    let script = "echo ready; while :; do dd if=/dev/pmem0 of=/dev/null bs=1M 2>/dev/null; done";
+    let mut guest = Boot::new().flag("--pmem", &path).script(script).start();
+    guest.wait_for("ready");
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(2 * MIB).unwrap();
+    guest.finish().expect_code(4).expect("a file of --pmem was cut off");
 }
