@@ -70,8 +70,8 @@ pub struct BootOptions {
     #[serde(default)]
     pub disk: Vec<DiskConfig>,
 
-    /// A file as persistent memory (/dev/pmem0, …), with its pages in the host's page cache alone; the guest writes to
-    /// it, or only reads, or writes to copies that end with the VM; may be given more than once
+    /// A file as persistent memory (/dev/pmem0, …), with its pages in the host's page cache alone; the guest writes
+    /// to it, or only reads, or writes to copies that end with the VM; may be given more than once
     #[arg(long, value_name = "PATH[,readonly|,cow]")]
     #[serde(default)]
     pub pmem: Vec<PmemConfig>,
