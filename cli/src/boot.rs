@@ -87,8 +87,9 @@ pub struct BootOptions {
     /// the guest's connections to host port P go to the socket at PATH_P [default cid: 3]
     #[arg(long, value_name = "PATH[,cid=N]")]
     pub vsock: Option<VsockConfig>,
-    /// A file as persistent memory (/dev/pmem0, …), with its pages in the host's page cache alone; the guest writes to
-    /// it, or only reads, or writes to copies that end with the VM; may be given more than once
+
+    /// A file as persistent memory (/dev/pmem0, …), with its pages in the host's page cache alone; the guest writes
+    /// to it, or only reads, or writes to copies that end with the VM; may be given more than once
     #[arg(long, value_name = "PATH[,readonly|,cow]")]
     #[serde(default)]
     pub pmem: Vec<PmemConfig>,

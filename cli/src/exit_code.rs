@@ -23,7 +23,8 @@ pub fn of_exit(reason: &ExitReason) -> u8 {
         | ExitReason::TripleFault { .. }
         | ExitReason::FailEntry { .. }
         | ExitReason::InternalError { .. }
-        | ExitReason::RunFailed { .. } => GUEST,
+        | ExitReason::RunFailed { .. }
+        | ExitReason::MemoryCutOff => GUEST,
         ExitReason::Signal(signal) => SIGNAL.saturating_add(u8::try_from(*signal).unwrap_or(u8::MAX)),
     }
 }

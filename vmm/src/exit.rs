@@ -44,6 +44,8 @@ pub enum ExitReason {
         /// What it was doing.
         detail: String,
     },
+    /// A file that the guest has as memory was made shorter.
+    MemoryCutOff,
     /// The user ended the VM from its console.
     Stopped,
     /// A debugger ended the VM.
@@ -74,6 +76,7 @@ impl fmt::Display for ExitReason {
             Self::RunFailed { vcpu, detail } => {
                 write!(f, "the guest cannot go on: KVM_RUN of vCPU {vcpu} failed: {detail}")
             }
+            Self::MemoryCutOff => f.write_str("the guest cannot go on: a file of --pmem was cut off"),
             Self::Stopped => f.write_str("stopped from the console"),
             Self::Killed => f.write_str("stopped by the debugger"),
             Self::Signal(signal) => write!(f, "stopped by signal {signal}"),

@@ -111,8 +111,9 @@ fn map_aligned(size: usize, protection: i32, flags: i32) -> io::Result<*mut u8> 
 /// Maps the whole of `file`, to be at `address` in the guest's physical memory.
 ///
 /// Where it may be written, a page that the file's storage has no room for can't be had, and neither can a page that
-/// somebody cuts off the file. To touch such a page is a signal's death for mvm, and an error for a system call and for
-/// KVM_RUN: so nothing here touches a page of the mapping. As guest RAM, it lives as long as the process.
+/// somebody cuts off the file. To touch such a page is a signal's death for mvm, an error for a system call, and for
+/// KVM_RUN an error or no end: so nothing here touches a page of the mapping. As guest RAM, it lives as long as the
+/// process.
 ///
 /// # Errors
 ///

@@ -1,11 +1,17 @@
 //! Files in the guest's physical memory.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use devices::virtio::pmem::PmemFile;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::fs::inotify;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::arch::current::layout;
+use crate::exit::{ExitReason, ExitSlot};
 use crate::memory::{self, MemoryError};
 use crate::vm::VmError;
 use crate::{MemorySize, VmConfig};
@@ -37,7 +43,7 @@ pub fn place(files: Vec<PmemFile>, ram: &Arc<GuestMemoryMmap>) -> Result<Persist
     let sizes = files.iter().map(PmemFile::size);
     let addresses = layout::pmem_addresses(ram_size, sizes.clone()).ok_or_else(|| MemoryError::Map {
         size: MemorySize::from_bytes(sizes.fold(0, u64::saturating_add)),
-        source: std::io::ErrorKind::OutOfMemory.into(),
+        source: io::ErrorKind::OutOfMemory.into(),
     })?;
     let mut dma = Arc::clone(ram);
     let mut placed = Vec::new();
@@ -47,4 +53,52 @@ pub fn place(files: Vec<PmemFile>, ram: &Arc<GuestMemoryMmap>) -> Result<Persist
         placed.push((file, region));
     }
     Ok(PersistentMemory { files: placed, dma })
+}
+
+/// Ends the VM when somebody makes one of its files shorter. A vCPU that used a page which is gone would not come to an
+/// end: KVM tries again and again to get it.
+pub struct LengthWatcher {
+    changes: OwnedFd,
+    /// Each file and the size that it is mapped with.
+    files: Vec<(File, u64)>,
+    exit: Arc<ExitSlot>,
+}
+
+impl LengthWatcher {
+    /// Watches `files` for `exit`.
+    ///
+    /// # Errors
+    ///
+    /// Those of making an inotify instance or of duplicating a descriptor: the process has no descriptor left.
+    pub fn new<'a>(files: impl Iterator<Item = &'a PmemFile>, exit: Arc<ExitSlot>) -> io::Result<Self> {
+        let changes = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+        let files =
+            files.map(|file| Ok((file.file().try_clone()?, file.size()))).collect::<io::Result<Vec<_>>>()?;
+        for (file, _) in &files {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            if let Err(error) = inotify::add_watch(&changes, path, inotify::WatchFlags::MODIFY) {
+                tracing::warn!(%error, "cannot watch a file of --pmem: nobody will be told where it is cut off");
+            }
+        }
+        Ok(Self { changes, files, exit })
+    }
+}
+
+impl MutEventSubscriber for LengthWatcher {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.changes, EventSet::IN)) {
+            tracing::error!(%error, "a file of --pmem that is cut off will not be seen");
+        }
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        // What happened does not matter, only what the files are now. It fails only where nothing happened.
+        let _ = rustix::io::read(&self.changes, &mut [0; 4096]);
+        let shorter = |(file, size): &(File, u64)| {
+            file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() < *size)
+        };
+        if self.files.iter().any(shorter) {
+            self.exit.end(ExitReason::MemoryCutOff);
+        }
+    }
 }

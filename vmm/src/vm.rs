@@ -33,7 +33,7 @@ use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
 use crate::metrics::Registry;
-use crate::pmem::{self, PersistentMemory};
+use crate::pmem::{self, LengthWatcher, PersistentMemory};
 use crate::vcpu::{ExitCounters, Gate, Holder, VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, vsock};
 
@@ -227,6 +227,10 @@ impl Vm {
         }
         if let Some(vsock) = vsock {
             devices.add_virtio(vsock)?;
+        }
+        if !pmem.is_empty() {
+            let watcher = LengthWatcher::new(pmem.iter().map(|(file, _)| file), exit.clone());
+            devices.subscribers.push(Box::new(watcher.map_err(VmError::host("watch a file of --pmem"))?));
         }
         for (file, region) in pmem {
             devices.add_virtio(Pmem::new(file, region.start_addr()))?;

@@ -33,8 +33,8 @@ enum QueueError {
     Unanswerable(u16),
 }
 
-/// Buffers of one kind in a chain, in its order. All of them lie in guest memory, in RAM or in a file that the guest has
-/// as memory ([`Activation::dma`]): what takes RAM alone finds less in them where that is not where they are.
+/// Buffers of one kind in a chain, in its order. All of them lie in guest memory, in RAM or in a file that the guest
+/// has as memory ([`Activation::dma`]): what takes RAM alone finds less in them where that is not where they are.
 #[derive(Debug, Default)]
 pub(super) struct Buffers(Vec<(GuestAddress, u32)>);
 

@@ -1,10 +1,11 @@
 //! Persistent memory, as a guest finds it in its physical memory.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use super::machine::Machine;
 use devices::virtio::pmem::PmemMode;
+use vmm::ExitReason;
 
 /// With 128 MiB of RAM, the first file is here.
 const PMEM: u64 = 4 << 30;
@@ -160,4 +161,30 @@ fn a_disk_reads_into_pmem_that_can_be_written() {
 #[test]
 fn a_disk_cannot_read_into_read_only_pmem_and_says_so() {
     read_a_sector(PmemMode::ReadOnly, [1, 0x1004], 0x1004);
+}
+
+guest!(
+    waits_for_ever,
+    "
+        map_gib 4, 0x14000
+        movabs rbp, {PMEM}
+        mov eax, [rbp]
+        say '!'
+    2:
+        pause
+        jmp 2b
+    ",
+    PMEM = PMEM
+);
+
+#[test]
+fn a_file_that_is_cut_off_ends_the_vm_and_one_that_is_written_does_not() {
+    let Some(machine) = Machine::new(waits_for_ever()) else { return };
+    let machine = machine.pmem("pmem", PmemMode::Shared, &content());
+    let file = OpenOptions::new().write(true).open(&machine.config.pmem[0].path).unwrap();
+    let running = machine.run_until_ready();
+    file.write_all_at(&[1], 0).unwrap();
+    file.set_len(4096).unwrap();
+    let (reason, _) = running.wait();
+    assert_eq!(reason, ExitReason::MemoryCutOff);
 }

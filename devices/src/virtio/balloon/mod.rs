@@ -2,6 +2,7 @@
 
 mod device;
 mod handle;
+mod pages;
 mod ranges;
 mod statistics;
 #[cfg(test)]
