@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::Deserialize;
-use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig};
+use vmm::{ConsoleConfig, DiskConfig, MemorySize, ShareConfig, Timeline, VhostUserConfig, Vm, VmConfig};
 
 use crate::{chain, complain, config_file, exit_code};
 
@@ -17,12 +17,14 @@ Examples:
   mvm boot --kernel vmlinux --rootfs rootfs.ext4
   mvm boot --kernel /boot/vmlinuz --initrd initrd.img --append \"console=ttyS0\" --cpus 4 --memory 2G \\
            --disk data.img --disk seed.iso,readonly
+  mvm boot --kernel vmlinux --rootfs rootfs.ext4 --share ./src:/work --share /usr:/host,readonly
   mvm boot --config vm.toml --memory 4G
 
 A configuration file has the names of the flags (paths in it are relative to it):
   kernel = \"vmlinux\"
   rootfs = \"rootfs.ext4\"
   disk = [\"data.img\", \"seed.iso,readonly\"]
+  share = [\"src:/work\"]
   cpus = 4
   memory = \"2G\"
 
@@ -70,6 +72,17 @@ pub struct BootOptions {
     #[serde(default)]
     pub disk: Vec<DiskConfig>,
 
+    /// A folder of the host, and where the guest is to see it: `mount -t virtiofs PATH PATH` mounts it in the guest,
+    /// if its init does not do so by itself; may be given more than once
+    #[arg(long, value_name = "HOSTDIR:PATH[,readonly][,sandbox=MODE]")]
+    #[serde(default)]
+    pub share: Vec<ShareConfig>,
+
+    /// A device that a running process serves on a Unix socket; may be given more than once
+    #[arg(long, value_name = "fs=SOCKET,tag=TAG")]
+    #[serde(default)]
+    pub vhost_user: Vec<VhostUserConfig>,
+
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
@@ -99,6 +112,8 @@ impl BootOptions {
             initrd: self.initrd.or(other.initrd),
             rootfs: self.rootfs.or(other.rootfs),
             disk: if self.disk.is_empty() { other.disk } else { self.disk },
+            share: if self.share.is_empty() { other.share } else { self.share },
+            vhost_user: if self.vhost_user.is_empty() { other.vhost_user } else { self.vhost_user },
             cpus: self.cpus.or(other.cpus),
             memory: self.memory.or(other.memory),
             append: self.append.or(other.append),
@@ -115,6 +130,8 @@ impl BootOptions {
             initrd: self.initrd,
             rootfs: self.rootfs,
             disks: self.disk,
+            shares: self.share,
+            vhost_user: self.vhost_user,
             cpus: self.cpus.unwrap_or(1),
             memory: self.memory.unwrap_or(MemorySize::from_mib(512)),
             append: self.append,
@@ -190,6 +207,8 @@ mod tests {
                 "cpus" => "1",
                 "memory" => "'1G'",
                 "disk" => "['x']",
+                "share" => "['x:/x']",
+                "vhost-user" => "['fs=x,tag=x']",
                 _ => "'x'",
             };
             options(&format!("{flag} = {value}"));

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmm::{ConsoleConfig, DiskConfig};
+use vmm::{ConsoleConfig, DiskConfig, ShareConfig, VhostUserConfig};
 
 use crate::boot::BootOptions;
 
@@ -44,6 +44,10 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
     for DiskConfig { path, .. } in options.rootfs.iter_mut().chain(&mut options.disk) {
         place(path);
     }
+    for ShareConfig { path, .. } in &mut options.share {
+        place(path);
+    }
+    options.vhost_user.iter_mut().map(VhostUserConfig::socket_mut).for_each(place);
     if let Some(ConsoleConfig::File(path)) = &mut options.console {
         place(path);
     }
@@ -83,6 +87,15 @@ mod tests {
         let options = read_toml("kernel = 'vmlinux'\nrootfs = '/abs/root.img'\nconsole = 'stdio'").unwrap();
         assert_eq!(options.rootfs.unwrap().path, Path::new("/abs/root.img"));
         assert_eq!(options.console, Some(ConsoleConfig::Stdio));
+    }
+
+    #[test]
+    fn shares_and_sockets_are_relative_to_the_file_too() {
+        let mut options =
+            read_toml("kernel = 'vmlinux'\nshare = ['.:/work', '/usr:/u']\nvhost-user = ['fs=s,tag=t']")
+                .unwrap();
+        assert!(options.share[0].path.is_absolute() && options.share[1].path == Path::new("/usr"));
+        assert_eq!(options.vhost_user[0].socket_mut().parent(), options.share[0].path.parent());
     }
 
     #[rstest]

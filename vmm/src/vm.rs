@@ -25,6 +25,7 @@ use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
+use crate::shares::{self, ShareError};
 use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
@@ -65,6 +66,9 @@ pub enum VmError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A shared folder.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// More devices than there are interrupts for.
     #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
     TooManyDevices {
@@ -109,6 +113,7 @@ impl VmError {
     /// Whether the host is at fault, and not what it was asked for.
     pub fn is_the_hosts(&self) -> bool {
         match self {
+            Self::Share(error) => error.is_the_hosts(),
             Self::Kvm(_)
             | Self::TooManyCpus { .. }
             | Self::TooMuchMemory { .. }
@@ -155,12 +160,15 @@ impl Vm {
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
         let (disks, sink) = (open_disks(config)?, console::open_sink(&config.console)?);
+        let shares = shares::start(config)?;
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
         timeline.mark(Phase::Kvm);
 
-        let memory = memory::reserve(&layout::ram_regions(config.memory.bytes()))?;
+        // Others can serve a device only in memory that they can map.
+        let reserve = if shares.is_empty() { memory::reserve } else { memory::reserve_shared };
+        let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
         register_memory(&vm, &memory)?;
         timeline.mark(Phase::Memory);
         // After the memory: KVM waits some milliseconds to add a memory slot to a VM that has them.
@@ -183,6 +191,11 @@ impl Vm {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
         }
         devices.add_virtio(Rng::new())?;
+        for share in shares {
+            let (device, process) = share.into_device()?;
+            devices.add_virtio(device)?;
+            devices.subscribers.extend(process.map(|process| Box::new(process) as Subscriber));
+        }
         let Devices { ports, mmio, virtio, subscribers, .. } = devices;
         timeline.mark(Phase::Devices);
 
@@ -236,7 +249,7 @@ fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmEr
 /// Checks that there is an interrupt for each device, before any of them is opened.
 fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
     // One is for the entropy device.
-    let asked = config.rootfs.iter().count() + config.disks.len() + 1;
+    let asked = config.rootfs.iter().count() + config.disks.len() + config.share_tags().count() + 1;
     let most = layout::VIRTIO_GSIS.len();
     if asked > most { Err(VmError::TooManyDevices { asked, most }) } else { Ok(()) }
 }

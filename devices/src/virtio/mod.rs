@@ -25,6 +25,7 @@ pub mod rate_limit;
 pub mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vhost_user;
 
 /// Raises a device's interrupts in whatever way its transport has.
 pub trait VirtioInterrupt: Send + Sync {

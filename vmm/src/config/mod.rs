@@ -3,17 +3,20 @@
 mod console;
 mod disk;
 mod limit;
+mod share;
 mod size;
 mod words;
 
 use std::path::PathBuf;
 
 use devices::virtio::block::DiskIdError;
+use devices::virtio::vhost_user::{ShareTag, ShareTagError};
 use thiserror::Error;
 
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
 pub use limit::{Bandwidth, Rate};
+pub use share::{Sandbox, ShareConfig, VhostUserConfig};
 pub use size::MemorySize;
 
 /// A whole VM.
@@ -27,6 +30,10 @@ pub struct VmConfig {
     pub rootfs: Option<DiskConfig>,
     /// Further disks, in order.
     pub disks: Vec<DiskConfig>,
+    /// Folders of the host that the guest can mount.
+    pub shares: Vec<ShareConfig>,
+    /// Devices that other processes serve.
+    pub vhost_user: Vec<VhostUserConfig>,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM.
@@ -80,6 +87,21 @@ pub enum ConfigError {
     /// A limit that lets nothing pass.
     #[error("a limit of {0:?} would let nothing pass: leave it out where there is to be no limit")]
     ZeroLimit(String),
+    /// A share without a folder or without a tag.
+    #[error("{0:?} is no share: write HOSTDIR:PATH, where PATH is where the guest is to see it")]
+    ShareColon(String),
+    /// An unknown word behind a share.
+    #[error("{0:?} is no option of a share: there are readonly and sandbox=namespace|chroot|none")]
+    ShareOption(String),
+    /// A tag that a guest could not use.
+    #[error(transparent)]
+    ShareTag(#[from] ShareTagError),
+    /// Two shares that a guest could not tell apart.
+    #[error("two shares are called {0}: give each a PATH of its own")]
+    ShareTwice(ShareTag),
+    /// Not a device of another process.
+    #[error("{0:?} is no vhost-user device: write fs=SOCKET,tag=TAG")]
+    VhostUser(String),
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,
@@ -101,7 +123,20 @@ impl VmConfig {
         if !self.memory.bytes().is_multiple_of(4096) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
+        let mut seen = Vec::new();
+        for tag in self.share_tags() {
+            if seen.contains(&tag) {
+                return Err(ConfigError::ShareTwice(tag.clone()));
+            }
+            seen.push(tag);
+        }
         Ok(())
+    }
+
+    /// The tags of all shares, in the order of their devices.
+    pub fn share_tags(&self) -> impl Iterator<Item = &ShareTag> {
+        let served = self.vhost_user.iter().map(|VhostUserConfig::Fs { tag, .. }| tag);
+        self.shares.iter().map(|share| &share.tag).chain(served)
     }
 }
 

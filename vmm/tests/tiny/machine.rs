@@ -88,6 +88,8 @@ impl Machine {
             initrd: None,
             rootfs: None,
             disks: Vec::new(),
+            shares: Vec::new(),
+            vhost_user: Vec::new(),
             cpus: 1,
             memory: MemorySize::from_mib(128),
             append: None,

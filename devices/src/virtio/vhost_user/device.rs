@@ -1,0 +1,189 @@
+//! The device: what the driver sees of a back end.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::events::drain;
+use super::super::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
+use super::back_end::{BackEnd, PATIENCE};
+use super::hang_up::HangUp;
+use super::{ShareTag, VhostUserError, fs};
+use crate::metrics::Metrics;
+
+/// What a snapshot has to know of a device that another process serves: what the driver was shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VhostUserState {
+    /// The device ID (5).
+    pub device_type: u32,
+    /// The config space.
+    pub config: Vec<u8>,
+}
+
+crate::metrics! {
+    /// What the front end sees; requests and notifications pass it by.
+    pub struct VhostUserMetrics {
+        /// Interrupts passed on to the driver.
+        interrupt_operations,
+        /// How often a driver started the device.
+        activate_operations,
+        /// Whether the back end failed or went away: 0 or 1.
+        lost_back_ends,
+    }
+}
+
+/// What makes a device one of its type.
+pub(super) struct Model {
+    /// The device ID (5).
+    pub(super) device_type: u32,
+    /// The largest size of each queue.
+    pub(super) queue_sizes: &'static [u16],
+    /// The device type's own feature bits that mvm can pass on from the back end to the driver.
+    pub(super) features: u64,
+    /// The config space.
+    pub(super) config: Vec<u8>,
+    /// What the log calls the device.
+    pub(super) name: String,
+}
+
+/// A device that another process serves.
+pub struct VhostUser {
+    model: Model,
+    /// The device type's own feature bits that the back end has.
+    features: u64,
+    back_end: Option<BackEnd>,
+    hang_up: HangUp,
+    /// Through these the back end tells of used buffers, one for each queue.
+    calls: Vec<EventFd>,
+    /// The driver's side, while the device is active.
+    interrupt: Option<Arc<dyn VirtioInterrupt>>,
+    metrics: Arc<VhostUserMetrics>,
+}
+
+impl VhostUser {
+    /// Makes a file system device (5.11) of the back end at the other end of `socket`, which the guest finds as `tag`.
+    ///
+    /// # Errors
+    ///
+    /// [`VhostUserError`]: the back end doesn't answer or can't be used.
+    pub fn fs(socket: UnixStream, tag: &ShareTag) -> Result<Self, VhostUserError> {
+        Self::new(socket, fs::model(tag), PATIENCE)
+    }
+
+    pub(super) fn new(socket: UnixStream, model: Model, patience: Duration) -> Result<Self, VhostUserError> {
+        let back_end = BackEnd::negotiate(socket, model.queue_sizes.len(), patience)?;
+        let calls = model.queue_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK));
+        Ok(Self {
+            features: back_end.features() & model.features,
+            calls: calls.collect::<io::Result<_>>().map_err(VhostUserError::Host)?,
+            hang_up: HangUp::of(back_end.socket()).map_err(VhostUserError::Host)?,
+            back_end: Some(back_end),
+            interrupt: None,
+            metrics: Arc::default(),
+            model,
+        })
+    }
+
+    /// Gives the back end up, for `why`. Only a new VM gets it a new one: what the guest had open was its state.
+    fn lose(&mut self, why: &VhostUserError) {
+        let Some(back_end) = self.back_end.take() else { return };
+        self.hang_up.forget(back_end.socket());
+        self.metrics.lost_back_ends.increment();
+        tracing::error!(device = self.model.name, error = why as &dyn std::error::Error, "the device stops");
+        if let Some(interrupt) = self.interrupt.take() {
+            interrupt.needs_reset();
+        }
+    }
+}
+
+impl VirtioDevice for VhostUser {
+    type State = VhostUserState;
+
+    fn device_type(&self) -> u32 {
+        self.model.device_type
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        self.model.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (byte, value) in data.iter_mut().zip(self.model.config.iter().skip(offset)) {
+            *byte = *value;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let back_end = self.back_end.as_mut().ok_or_else(|| host(VhostUserError::Gone))?;
+        if let Err(error) = back_end.start(&activation, &self.calls) {
+            self.lose(&error);
+            return Err(host(error));
+        }
+        self.metrics.activate_operations.increment();
+        self.interrupt = Some(activation.interrupt);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.interrupt = None;
+        if let Some(back_end) = &mut self.back_end
+            && let Err(error) = back_end.stop()
+        {
+            self.lose(&error);
+        }
+        self.calls.iter().for_each(drain);
+    }
+
+    /// Not called: the back end waits for the notifiers.
+    fn queue_notified(&mut self, _index: u16) {}
+
+    fn serves_itself(&self, _index: u16) -> bool {
+        true
+    }
+
+    /// The back end's signs of used buffers, then its end.
+    fn wake_fds(&self) -> Vec<RawFd> {
+        let calls = self.calls.iter().map(AsRawFd::as_raw_fd);
+        calls.chain([self.hang_up.as_raw_fd()]).collect()
+    }
+
+    fn woken(&mut self, index: usize) {
+        match (self.calls.get(index), u16::try_from(index)) {
+            (Some(call), Ok(queue)) => {
+                drain(call);
+                if let Some(interrupt) = &self.interrupt {
+                    self.metrics.interrupt_operations.increment();
+                    interrupt.queue_used(queue);
+                }
+            }
+            _ => {
+                if self.hang_up.has_happened() {
+                    self.lose(&VhostUserError::Gone);
+                }
+            }
+        }
+    }
+
+    fn metrics(&self) -> Arc<dyn Metrics> {
+        self.metrics.clone()
+    }
+
+    fn state(&self) -> VhostUserState {
+        let Model { device_type, config, .. } = &self.model;
+        VhostUserState { device_type: *device_type, config: config.clone() }
+    }
+}
+
+fn host(error: VhostUserError) -> ActivateError {
+    ActivateError::Host(io::Error::other(error))
+}
