@@ -80,6 +80,11 @@ impl BackEnd {
         self.features
     }
 
+    #[cfg(test)]
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// The socket to it.
     pub(super) fn socket(&self) -> &UnixStream {
         &self.socket

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::events::drain;
-use super::super::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
+use super::super::{ActivateError, Activation, VirtioDevice};
 use super::back_end::{BackEnd, PATIENCE};
-use super::hang_up::HangUp;
+use super::orphans::{Orphans, Refuse};
+use super::watch::{Seen, Watch};
 use super::{ShareTag, VhostUserError, fs};
 use crate::metrics::Metrics;
 
@@ -34,6 +35,8 @@ crate::metrics! {
         activate_operations,
         /// Whether the back end failed or went away: 0 or 1.
         lost_back_ends,
+        /// Requests refused since then.
+        refused_operations,
     }
 }
 
@@ -49,6 +52,8 @@ pub(super) struct Model {
     pub(super) config: Vec<u8>,
     /// What the log calls the device.
     pub(super) name: String,
+    /// Answers a request when there is no back end.
+    pub(super) refuse: Refuse,
 }
 
 /// A device that another process serves.
@@ -57,11 +62,13 @@ pub struct VhostUser {
     /// The device type's own feature bits that the back end has.
     features: u64,
     back_end: Option<BackEnd>,
-    hang_up: HangUp,
+    watch: Watch,
     /// Through these the back end tells of used buffers, one for each queue.
     calls: Vec<EventFd>,
-    /// The driver's side, while the device is active.
-    interrupt: Option<Arc<dyn VirtioInterrupt>>,
+    /// The driver's side, while the back end serves it.
+    served: Option<Activation>,
+    /// The driver's side, while nobody does.
+    orphans: Option<Orphans>,
     metrics: Arc<VhostUserMetrics>,
 }
 
@@ -81,22 +88,52 @@ impl VhostUser {
         Ok(Self {
             features: back_end.features() & model.features,
             calls: calls.collect::<io::Result<_>>().map_err(VhostUserError::Host)?,
-            hang_up: HangUp::of(back_end.socket()).map_err(VhostUserError::Host)?,
+            watch: Watch::over(back_end.socket()).map_err(VhostUserError::Host)?,
             back_end: Some(back_end),
-            interrupt: None,
+            served: None,
+            orphans: None,
             metrics: Arc::default(),
             model,
         })
     }
 
-    /// Gives the back end up, for `why`. Only a new VM gets it a new one: what the guest had open was its state.
+    #[cfg(test)]
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.back_end.as_mut().unwrap().set_patience(patience);
+    }
+
+    /// Gives the back end up, for `why`. There is no other for this VM: what the guest had open was its state.
     fn lose(&mut self, why: &VhostUserError) {
         let Some(back_end) = self.back_end.take() else { return };
-        self.hang_up.forget(back_end.socket());
+        self.watch.forget(back_end.socket());
         self.metrics.lost_back_ends.increment();
-        tracing::error!(device = self.model.name, error = why as &dyn std::error::Error, "the device stops");
-        if let Some(interrupt) = self.interrupt.take() {
-            interrupt.needs_reset();
+        tracing::error!(
+            device = self.model.name,
+            error = why as &dyn std::error::Error,
+            "nobody serves the device any more; requests fail from now on"
+        );
+        if let Some(activation) = self.served.take() {
+            self.adopt(activation);
+        }
+    }
+
+    fn adopt(&mut self, activation: Activation) {
+        self.watch.add(&activation.notifiers);
+        let (orphans, refused) = Orphans::adopt(activation, self.model.refuse);
+        self.metrics.refused_operations.add(refused);
+        self.orphans = Some(orphans);
+    }
+
+    fn queue_used(&self, queue: u16) {
+        if let Some(activation) = &self.served {
+            self.metrics.interrupt_operations.increment();
+            activation.interrupt.queue_used(queue);
+        }
+    }
+
+    fn refuse(&mut self, queue: u16) {
+        if let Some(orphans) = &mut self.orphans {
+            self.metrics.refused_operations.add(orphans.turn(queue));
         }
     }
 }
@@ -124,18 +161,23 @@ impl VirtioDevice for VhostUser {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let back_end = self.back_end.as_mut().ok_or_else(|| host(VhostUserError::Gone))?;
-        if let Err(error) = back_end.start(&activation, &self.calls) {
-            self.lose(&error);
-            return Err(host(error));
-        }
         self.metrics.activate_operations.increment();
-        self.interrupt = Some(activation.interrupt);
+        let started = match &mut self.back_end {
+            Some(back_end) => back_end.start(&activation, &self.calls),
+            None => Err(VhostUserError::Gone),
+        };
+        match started {
+            Ok(()) => self.served = Some(activation),
+            Err(error) => {
+                self.lose(&error);
+                self.adopt(activation);
+            }
+        }
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.interrupt = None;
+        (self.served, self.orphans) = (None, None);
         if let Some(back_end) = &mut self.back_end
             && let Err(error) = back_end.stop()
         {
@@ -144,32 +186,28 @@ impl VirtioDevice for VhostUser {
         self.calls.iter().for_each(drain);
     }
 
-    /// Not called: the back end waits for the notifiers.
+    /// Not called: the back end waits for the notifiers, and behind it, the watch.
     fn queue_notified(&mut self, _index: u16) {}
 
     fn serves_itself(&self, _index: u16) -> bool {
         true
     }
 
-    /// The back end's signs of used buffers, then its end.
+    /// The back end's signs of used buffers, then the watch.
     fn wake_fds(&self) -> Vec<RawFd> {
         let calls = self.calls.iter().map(AsRawFd::as_raw_fd);
-        calls.chain([self.hang_up.as_raw_fd()]).collect()
+        calls.chain([self.watch.as_raw_fd()]).collect()
     }
 
     fn woken(&mut self, index: usize) {
-        match (self.calls.get(index), u16::try_from(index)) {
-            (Some(call), Ok(queue)) => {
-                drain(call);
-                if let Some(interrupt) = &self.interrupt {
-                    self.metrics.interrupt_operations.increment();
-                    interrupt.queue_used(queue);
-                }
-            }
-            _ => {
-                if self.hang_up.has_happened() {
-                    self.lose(&VhostUserError::Gone);
-                }
+        if let (Some(call), Ok(queue)) = (self.calls.get(index), u16::try_from(index)) {
+            drain(call);
+            return self.queue_used(queue);
+        }
+        for seen in self.watch.seen() {
+            match seen {
+                Seen::HangUp => self.lose(&VhostUserError::Gone),
+                Seen::Notification(queue) => self.refuse(queue),
             }
         }
     }
@@ -182,8 +220,4 @@ impl VirtioDevice for VhostUser {
         let Model { device_type, config, .. } = &self.model;
         VhostUserState { device_type: *device_type, config: config.clone() }
     }
-}
-
-fn host(error: VhostUserError) -> ActivateError {
-    ActivateError::Host(io::Error::other(error))
 }

@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use vm_memory::GuestMemoryMmap;
+
+use super::super::queue::Chain;
 use super::device::Model;
 
 /// The length of the tag in the config space (5.11.4).
@@ -69,7 +72,28 @@ pub(super) fn model(tag: &ShareTag) -> Model {
         features: 0,
         config: tag.config_space(),
         name: format!("share {tag}"),
+        refuse,
     }
+}
+
+/// The length of an answer's header in FUSE.
+const OUT_HEADER: u32 = 16;
+
+/// Answers a FUSE request with ENOTCONN, which is what a file system says whose process has gone. Some requests
+/// (FORGET) have no room for an answer and expect none.
+fn refuse(chain: &mut Chain, memory: &GuestMemoryMmap) -> u32 {
+    // Both headers have the number of the request at byte 8.
+    let (mut before, mut number) = ([0; 8], [0; 8]);
+    if !chain.readable.take(memory, &mut before) || !chain.readable.take(memory, &mut number) {
+        return 0;
+    }
+    if chain.writable.len() < OUT_HEADER.into() {
+        return 0;
+    }
+    let (length, error) = (OUT_HEADER.to_le_bytes(), (-libc::ENOTCONN).to_le_bytes());
+    let written: usize =
+        [&length[..], &error, &number].map(|part| chain.writable.put(memory, part)).iter().sum();
+    u32::try_from(written).unwrap_or(0)
 }
 
 impl fmt::Display for ShareTag {

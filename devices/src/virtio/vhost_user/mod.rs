@@ -8,9 +8,10 @@ mod back_end;
 mod deadline;
 mod device;
 mod fs;
-mod hang_up;
+mod orphans;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::io;
 
