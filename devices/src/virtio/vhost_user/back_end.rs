@@ -90,14 +90,13 @@ impl BackEnd {
         &self.socket
     }
 
-    /// Gives it the guest's memory and the queues, and starts them. It uses `calls`, one for each queue, to tell of
-    /// used buffers.
+    /// Gives it the guest's memory and the queues, and starts them. It raises the device's interrupt itself.
     ///
     /// # Errors
     ///
     /// [`VhostUserError`]; then it is of no more use.
-    pub(super) fn start(&mut self, activation: &Activation, calls: &[EventFd]) -> Result<(), VhostUserError> {
-        let rings = rings(activation, calls)?;
+    pub(super) fn start(&mut self, activation: &Activation) -> Result<(), VhostUserError> {
+        let rings = rings(activation)?;
         self.started = rings.iter().map(|ring| ring.index).collect();
         let regions: Result<Vec<_>, _> =
             activation.memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
@@ -174,13 +173,12 @@ struct Ring<'a> {
 }
 
 /// The queues that the driver enabled.
-fn rings<'a>(activation: &'a Activation, calls: &'a [EventFd]) -> Result<Vec<Ring<'a>>, VhostUserError> {
-    let eventfds = activation.notifiers.iter().zip(calls);
-    let queues = activation.queues.iter().zip(eventfds).enumerate();
-    let enabled =
-        queues.filter_map(|(index, (queue, (kick, call)))| Some((index, queue.as_ref()?, kick, call)));
+fn rings(activation: &Activation) -> Result<Vec<Ring<'_>>, VhostUserError> {
+    let call = activation.interrupt.queue_used_eventfd().ok_or(VhostUserError::PrivateInterrupt)?;
+    let queues = activation.queues.iter().zip(activation.notifiers.iter()).enumerate();
+    let enabled = queues.filter_map(|(index, (queue, kick))| Some((index, queue.as_ref()?, kick)));
     enabled
-        .map(|(index, queue, kick, call)| {
+        .map(|(index, queue, kick)| {
             let addresses = addresses(queue, &activation.memory)?;
             Ok(Ring { index, size: queue.size(), base: queue.next_avail(), addresses, kick, call })
         })

@@ -1,15 +1,12 @@
 //! The device: what the driver sees of a back end.
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::events::drain;
 use super::super::{ActivateError, Activation, VirtioDevice};
 use super::back_end::{BackEnd, PATIENCE};
 use super::orphans::{Orphans, Refuse};
@@ -27,10 +24,8 @@ pub struct VhostUserState {
 }
 
 crate::metrics! {
-    /// What the front end sees; requests and notifications pass it by.
+    /// What the front end sees; requests, notifications and interrupts pass it by.
     pub struct VhostUserMetrics {
-        /// Interrupts passed on to the driver.
-        interrupt_operations,
         /// How often a driver started the device.
         activate_operations,
         /// Whether the back end failed or went away: 0 or 1.
@@ -63,8 +58,6 @@ pub struct VhostUser {
     features: u64,
     back_end: Option<BackEnd>,
     watch: Watch,
-    /// Through these the back end tells of used buffers, one for each queue.
-    calls: Vec<EventFd>,
     /// The driver's side, while the back end serves it.
     served: Option<Activation>,
     /// The driver's side, while nobody does.
@@ -84,10 +77,8 @@ impl VhostUser {
 
     pub(super) fn new(socket: UnixStream, model: Model, patience: Duration) -> Result<Self, VhostUserError> {
         let back_end = BackEnd::negotiate(socket, model.queue_sizes.len(), patience)?;
-        let calls = model.queue_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK));
         Ok(Self {
             features: back_end.features() & model.features,
-            calls: calls.collect::<io::Result<_>>().map_err(VhostUserError::Host)?,
             watch: Watch::over(back_end.socket()).map_err(VhostUserError::Host)?,
             back_end: Some(back_end),
             served: None,
@@ -124,13 +115,6 @@ impl VhostUser {
         self.orphans = Some(orphans);
     }
 
-    fn queue_used(&self, queue: u16) {
-        if let Some(activation) = &self.served {
-            self.metrics.interrupt_operations.increment();
-            activation.interrupt.queue_used(queue);
-        }
-    }
-
     fn refuse(&mut self, queue: u16) {
         if let Some(orphans) = &mut self.orphans {
             self.metrics.refused_operations.add(orphans.turn(queue));
@@ -163,7 +147,7 @@ impl VirtioDevice for VhostUser {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.metrics.activate_operations.increment();
         let started = match &mut self.back_end {
-            Some(back_end) => back_end.start(&activation, &self.calls),
+            Some(back_end) => back_end.start(&activation),
             None => Err(VhostUserError::Gone),
         };
         match started {
@@ -183,7 +167,6 @@ impl VirtioDevice for VhostUser {
         {
             self.lose(&error);
         }
-        self.calls.iter().for_each(drain);
     }
 
     /// Not called: the back end waits for the notifiers, and behind it, the watch.
@@ -193,17 +176,11 @@ impl VirtioDevice for VhostUser {
         true
     }
 
-    /// The back end's signs of used buffers, then the watch.
     fn wake_fds(&self) -> Vec<RawFd> {
-        let calls = self.calls.iter().map(AsRawFd::as_raw_fd);
-        calls.chain([self.watch.as_raw_fd()]).collect()
+        vec![self.watch.as_raw_fd()]
     }
 
-    fn woken(&mut self, index: usize) {
-        if let (Some(call), Ok(queue)) = (self.calls.get(index), u16::try_from(index)) {
-            drain(call);
-            return self.queue_used(queue);
-        }
+    fn woken(&mut self, _index: usize) {
         for seen in self.watch.seen() {
             match seen {
                 Seen::HangUp => self.lose(&VhostUserError::Gone),

@@ -49,6 +49,9 @@ pub enum VhostUserError {
     /// The guest's memory has no file that could be shared.
     #[error("the guest's memory is not shared with other processes")]
     PrivateMemory,
+    /// The device's interrupt is not one that another process could raise.
+    #[error("the device's interrupt is not shared with other processes")]
+    PrivateInterrupt,
     /// The host has no descriptor or thread left.
     #[error("cannot set up the connection to the vhost-user back end")]
     Host(#[source] io::Error),
