@@ -179,7 +179,7 @@ fn a_repository_is_cloned_and_built_in_a_share() {
 
 #[test]
 fn a_folder_of_many_files_is_read_and_removed() {
-    const COUNT: usize = 500;
+    const COUNT: usize = 200;
     let folder = TempDir::new().unwrap();
     let many = folder.path().join("many");
     fs::create_dir(&many).unwrap();
@@ -189,7 +189,8 @@ fn a_folder_of_many_files_is_read_and_removed() {
     }
     let script = "cd /work; echo count=$(ls many | wc -l)
         echo sum=$(cat many/* | awk '{ sum += $1 } END { print sum }')
-        rm -r many; echo left=$(ls | wc -l)";
+        # Not `rm -r`: a tmpfs on the host loses its place when a folder shrinks while it is read.
+        (cd many && ls | xargs rm) && rmdir many; echo left=$(ls | wc -l)";
     let outcome = boot_with(folder.path(), "").script(script).run().expect_code(0);
     assert_eq!(outcome.number("count"), COUNT as u64);
     assert_eq!(outcome.number("sum"), (COUNT * (COUNT - 1) / 2) as u64);
@@ -223,7 +224,8 @@ fn when_virtiofsd_is_killed_requests_fail_and_the_guest_lives() {
             echo reader=ended) &
         echo ready; read line
         cat /work/other; mkdir /work/new; wait
-        umount /work; mount -t virtiofs /work /work; mount | grep -c virtiofs; echo lives";
+        umount /work && mount -t virtiofs /work /work; cat /work/file >/dev/null 2>&1 && echo read || echo refused
+        echo lives";
     let mut guest = boot_with(folder.path(), "").script(script).start();
     guest.wait_for("ready");
     let serving = descendants(guest.pid());
@@ -231,9 +233,9 @@ fn when_virtiofsd_is_killed_requests_fail_and_the_guest_lives() {
     kill_process(serving[1], Signal::KILL).unwrap();
     guest.type_text("go on\n");
     let outcome =
-        guest.finish().expect_code(0).expect_line("reader=ended").expect_line("lives").expect_line("0");
+        guest.finish().expect_code(0).expect_line("reader=ended").expect_line("refused").expect_line("lives");
     let refusals = outcome.output.matches("Transport endpoint is not connected").count();
-    assert!(refusals >= 3, "{outcome}");
+    assert_eq!(refusals, 2, "{outcome}");
     for said in ["nobody serves the device any more", "virtiofsd has ended"] {
         assert_eq!(outcome.errors.matches(said).count(), 1, "{outcome}");
     }
