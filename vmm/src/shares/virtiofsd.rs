@@ -196,3 +196,62 @@ impl Drop for Virtiofsd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn program(script: &str) -> Virtiofsd {
+        use std::os::unix::process::CommandExt;
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).process_group(0).stdin(Stdio::null()).stderr(Stdio::piped());
+        Virtiofsd::of(command.spawn().unwrap(), "/work".parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_it_says_is_told_without_time_and_module() {
+        assert_eq!(message("[2026-01-02T03:04:05Z ERROR virtiofsd] Error [x] here "), "Error [x] here");
+        assert_eq!(message("no brackets"), "no brackets");
+        assert_eq!(message("[no end"), "[no end");
+    }
+
+    #[test]
+    fn its_last_words_say_why_it_failed() {
+        let failure = |script: &str| program(script).into_failure().unwrap().to_string();
+        let said = failure("echo '[now ERROR virtiofsd] Error entering sandbox: Unshare' >&2; exit 1");
+        assert!(
+            said.contains("does not share /work: Error entering sandbox: Unshare (sandbox=chroot"),
+            "{said}"
+        );
+        assert!(failure("exit 7").contains("exit status: 7"));
+        let long = failure("yes x | head -c 60000 >&2");
+        assert!(long.len() < 2 * MAX_LINE && long.lines().count() == 1, "{long}");
+    }
+
+    #[test]
+    fn a_process_that_lives_has_not_failed_and_ends_with_its_owner() {
+        let process = program("sleep 1000 & echo >&2; wait");
+        let pid = Pid::from_child(&process.child);
+        let reader = process.pidfd.try_clone().unwrap();
+        drop(process);
+        assert!(becomes_readable(&reader, Instant::now() + Duration::from_secs(60)));
+        // Its child is waited for by another process, in its own time.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while rustix::process::test_kill_process_group(pid) != Err(rustix::io::Errno::SRCH) {
+            assert!(Instant::now() < deadline, "its child is left");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_flood_of_messages_is_cut() {
+        let mut process = program("yes | head -c 1000000 >&2; yes x | tr -d '\\n' | head -c 100000 >&2");
+        while process.pass_messages() {
+            assert!(process.line.len() <= MAX_LINE);
+            let _ = poll(&mut [PollFd::new(&process.messages, PollFlags::IN)], None);
+        }
+        assert_eq!(process.lines, 500_000);
+    }
+}
