@@ -73,7 +73,8 @@ pub struct BootOptions {
     pub disk: Vec<DiskConfig>,
 
     /// A folder of the host, and where the guest is to see it: `mount -t virtiofs PATH PATH` mounts it in the guest,
-    /// if its init does not do so by itself; may be given more than once
+    /// if its init does not do so by itself; may be given more than once. It is served by virtiofsd, which is looked
+    /// for in PATH unless MVM_VIRTIOFSD names it
     #[arg(long, value_name = "HOSTDIR:PATH[,readonly][,sandbox=MODE]")]
     #[serde(default)]
     pub share: Vec<ShareConfig>,

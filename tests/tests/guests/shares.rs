@@ -122,7 +122,8 @@ print("fcntl=%s" % held(lambda f: fcntl.lockf(f, exclusive), lambda f: fcntl.loc
 
 #[test]
 fn attributes_mappings_and_locks_do_what_they_do_on_a_file_system() {
-    let folder = TempDir::new().unwrap();
+    // A tmpfs, as the lab's /tmp is, has extended attributes from Linux 6.6 on only.
+    let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let data = folder.path().join("data");
     let mut content = vec![0; 1 << 20];
     content[..4].copy_from_slice(b"host");
@@ -140,14 +141,15 @@ fn attributes_mappings_and_locks_do_what_they_do_on_a_file_system() {
     assert_eq!(&colour[..length], b"red");
 }
 
-/// A program of two sources, a header and a makefile, in a git repository.
+/// A program of a source and a header that is made, with a makefile, in a git repository. To compile is slow in the lab,
+/// so there is one compilation.
 fn repository(at: &Path) {
     fs::create_dir(at).unwrap();
-    fs::write(at.join("answer.h"), "int answer(void);\n").unwrap();
-    fs::write(at.join("answer.c"), "#include \"answer.h\"\nint answer(void) { return 42; }\n").unwrap();
-    let main = "#include \"answer.h\"\nint puts(const char *);\nint main(void) { return answer() == 42 ? puts(\"built in the guest\") < 0 : 1; }\n";
+    let main =
+        "#include \"answer.h\"\nint puts(const char *);\nint main(void) { return puts(ANSWER) < 0; }\n";
     fs::write(at.join("main.c"), main).unwrap();
-    let makefile = "program: main.o answer.o\n\tcc -o $@ $^\n%.o: %.c answer.h\n\tcc -c -o $@ $<\n";
+    let makefile = "program: main.o\n\tcc -o $@ $^\n%.o: %.c answer.h\n\tcc -c -o $@ $<\n\
+        answer.h:\n\techo '#define ANSWER \"built in the guest\"' >$@\n";
     fs::write(at.join("Makefile"), makefile).unwrap();
     let git = |arguments: &[&str]| {
         let identity =
@@ -286,8 +288,7 @@ fn a_running_back_end_is_used_and_a_config_file_can_say_so() {
     fs::create_dir(folder.path().join("shared")).unwrap();
     fs::write(folder.path().join("shared/file"), "served").unwrap();
     let socket = folder.path().join("socket");
-    let virtiofsd = std::env::var_os("MVM_VIRTIOFSD").expect("tests/run says where it is");
-    let mut serving = Command::new(virtiofsd)
+    let mut serving = Command::new(virtiofsd())
         .arg("--shared-dir")
         .arg(folder.path().join("shared"))
         .arg("--socket-path")
@@ -330,17 +331,25 @@ fn without_root_the_guests_root_is_the_user() {
     std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     let script = "cd /work; echo owner=$(stat -c %u .); echo x >file; chmod 600 file && cat file
         chown 1 file 2>/dev/null && echo changed || echo refused";
-    let (command, directory) = boot_with(folder.path(), "").script(script).command();
-    readable(directory.path());
-    let program = directory.path().join("mvm");
-    fs::copy(tests::mvm(), &program).unwrap();
+    let directory = TempDir::new().unwrap();
+    let copy = |from: &Path, name: &str| {
+        let to = directory.path().join(name);
+        fs::copy(from, &to).unwrap();
+        to
+    };
+    let kernel = copy(&tests::kernel("vmlinux"), "vmlinux");
+    let virtiofsd = copy(&virtiofsd(), "virtiofsd");
+    let (command, boot) = boot_with(folder.path(), "").flag("--kernel", kernel).script(script).command();
+    for files in [directory.path(), boot.path()] {
+        fs::set_permissions(files, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    for entry in fs::read_dir(boot.path()).unwrap() {
+        fs::set_permissions(entry.unwrap().path(), PermissionsExt::from_mode(0o666)).unwrap();
+    }
     let mut user = Command::new("setpriv");
-    user.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).args(command.get_args());
-    let output = user
-        .env("MVM_VIRTIOFSD", readable_virtiofsd(directory.path()))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    user.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy(&tests::mvm(), "mvm"));
+    user.args(command.get_args());
+    let output = user.env("MVM_VIRTIOFSD", virtiofsd).stdin(Stdio::null()).output().unwrap();
     let console = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{console}\n{errors}");
@@ -349,15 +358,7 @@ fn without_root_the_guests_root_is_the_user() {
     assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (NOBODY, NOBODY, 0o600));
 }
 
-fn readable(directory: &Path) {
-    fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).unwrap();
-    for entry in fs::read_dir(directory).unwrap() {
-        fs::set_permissions(entry.unwrap().path(), PermissionsExt::from_mode(0o666)).unwrap();
-    }
-}
-
-fn readable_virtiofsd(directory: &Path) -> PathBuf {
-    let copy = directory.join("virtiofsd");
-    fs::copy(std::env::var_os("MVM_VIRTIOFSD").expect("tests/run says where it is"), &copy).unwrap();
-    copy
+/// Where virtiofsd is.
+fn virtiofsd() -> PathBuf {
+    std::env::var_os("MVM_VIRTIOFSD").expect("tests/run says where it is").into()
 }
