@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn shares_and_sockets_are_relative_to_the_file_too() {
         let mut options =
-            read_toml("kernel = 'vmlinux'\nshare = ['.:/work', '/usr:/u']\nvhost-user = ['fs=s,tag=t']")
+            read_toml("kernel = 'vmlinux'\nshare = ['src:/work', '/usr:/u']\nvhost-user = ['fs=s,tag=t']")
                 .unwrap();
         assert!(options.share[0].path.is_absolute() && options.share[1].path == Path::new("/usr"));
         assert_eq!(options.vhost_user[0].socket_mut().parent(), options.share[0].path.parent());
