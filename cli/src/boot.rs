@@ -10,8 +10,8 @@ use clap::Args;
 use serde::Deserialize;
 use vmm::instance::Instance;
 use vmm::{
-    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmId, VmName,
-    VsockConfig,
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, ShareConfig, Timeline, VhostUserConfig, Vm,
+    VmConfig, VmId, VmName, VsockConfig,
 };
 
 use crate::{chain, complain, config_file, exit_code};
@@ -21,12 +21,14 @@ Examples:
   mvm boot --kernel vmlinux --rootfs rootfs.ext4
   mvm boot --kernel /boot/vmlinuz --initrd initrd.img --append \"console=ttyS0\" --cpus 4 --memory 2G \\
            --disk data.img --disk seed.iso,readonly
+  mvm boot --kernel vmlinux --rootfs rootfs.ext4 --share ./src:/work --share /usr:/host,readonly
   mvm boot --config vm.toml --memory 4G
 
 A configuration file has the names of the flags (paths in it are relative to it):
   kernel = \"vmlinux\"
   rootfs = \"rootfs.ext4\"
   disk = [\"data.img\", \"seed.iso,readonly\"]
+  share = [\"src:/work\"]
   cpus = 4
   memory = \"2G\"
 
@@ -99,6 +101,18 @@ pub struct BootOptions {
     #[serde(default)]
     pub balloon: bool,
 
+    /// A folder of the host, and where the guest is to see it: `mount -t virtiofs PATH PATH` mounts it in the guest,
+    /// if its init does not do so by itself; may be given more than once. It is served by virtiofsd, which is looked
+    /// for in PATH unless MVM_VIRTIOFSD names it
+    #[arg(long, value_name = "HOSTDIR:PATH[,readonly][,sandbox=MODE]")]
+    #[serde(default)]
+    pub share: Vec<ShareConfig>,
+
+    /// A device that a running process serves on a Unix socket; may be given more than once
+    #[arg(long, value_name = "fs=SOCKET,tag=TAG")]
+    #[serde(default)]
+    pub vhost_user: Vec<VhostUserConfig>,
+
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
@@ -142,6 +156,8 @@ impl BootOptions {
             vsock: self.vsock.or(other.vsock),
             pmem: if self.pmem.is_empty() { other.pmem } else { self.pmem },
             balloon: self.balloon || other.balloon,
+            share: if self.share.is_empty() { other.share } else { self.share },
+            vhost_user: if self.vhost_user.is_empty() { other.vhost_user } else { self.vhost_user },
             cpus: self.cpus.or(other.cpus),
             memory: self.memory.or(other.memory),
             append: self.append.or(other.append),
@@ -163,6 +179,8 @@ impl BootOptions {
             rootfs: self.rootfs,
             disks: self.disk,
             vsock: self.vsock,
+            shares: self.share,
+            vhost_user: self.vhost_user,
             pmem: self.pmem,
             balloon: self.balloon,
             cpus: self.cpus.unwrap_or(default.cpus),
@@ -255,6 +273,8 @@ mod tests {
                 "nested" => "true",
                 "memory" => "'1G'",
                 "disk" | "pmem" => "['x']",
+                "share" => "['x:/x']",
+                "vhost-user" => "['fs=x,tag=x']",
                 "balloon" => "true",
                 "id" => "'0123456789ab'",
                 _ => "'x'",

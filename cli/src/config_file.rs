@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmm::{ConsoleConfig, DiskConfig, GdbConfig, PmemConfig};
+use vmm::{ConsoleConfig, DiskConfig, GdbConfig, PmemConfig, ShareConfig, VhostUserConfig};
 
 use crate::boot::BootOptions;
 
@@ -48,6 +48,10 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
         place(&mut vsock.path);
     }
     options.pmem.iter_mut().map(|PmemConfig { path, .. }| path).for_each(place);
+    for ShareConfig { path, .. } in &mut options.share {
+        place(path);
+    }
+    options.vhost_user.iter_mut().map(VhostUserConfig::socket_mut).for_each(place);
     if let Some(ConsoleConfig::File(path)) = &mut options.console {
         place(path);
     }
@@ -95,6 +99,15 @@ mod tests {
         assert_eq!(options.console, Some(ConsoleConfig::Stdio));
         let vsock = options.vsock.unwrap();
         assert!(vsock.path.is_absolute() && vsock.path.ends_with("v.sock"), "{vsock}");
+    }
+
+    #[test]
+    fn shares_and_sockets_are_relative_to_the_file_too() {
+        let mut options =
+            read_toml("kernel = 'vmlinux'\nshare = ['src:/work', '/usr:/u']\nvhost-user = ['fs=s,tag=t']")
+                .unwrap();
+        assert!(options.share[0].path.is_absolute() && options.share[1].path == Path::new("/usr"));
+        assert_eq!(options.vhost_user[0].socket_mut().parent(), options.share[0].path.parent());
     }
 
     #[rstest]

@@ -14,11 +14,20 @@ pub trait Interrupt: Send + Sync {
     ///
     /// Those of a write to an eventfd.
     fn trigger(&self) -> io::Result<()>;
+
+    /// The eventfd that is the line, for others to write to, where it is one.
+    fn eventfd(&self) -> Option<&EventFd> {
+        None
+    }
 }
 
 impl Interrupt for EventFd {
     fn trigger(&self) -> io::Result<()> {
         self.write(1)
+    }
+
+    fn eventfd(&self) -> Option<&EventFd> {
+        Some(self)
     }
 }
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::{kernel, mvm, rootfs};
 
 /// No guest of a test takes as long; it bounds a test that hangs, and none waits for it to pass.
-const WATCHDOG: Duration = Duration::from_secs(120);
+const WATCHDOG: Duration = Duration::from_secs(300);
 
 /// How to boot a guest.
 pub struct Boot {

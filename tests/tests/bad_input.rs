@@ -110,10 +110,6 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --rootfs @/directory", &["is a directory"]),
         ("--kernel VMLINUX --disk @/tiny.img", &["is too small", "truncate"]),
         ("--kernel VMLINUX --disk /dev/null", &["a character device"]),
-        ("--kernel VMLINUX --disk @/disk,limit-iops=0", &["a limit of \"0\" would let nothing pass"]),
-        ("--kernel VMLINUX --disk @/disk,limit-bandwidth=1M:0", &["would let nothing pass"]),
-        ("--kernel VMLINUX --disk @/disk,limit-iops=fast", &["\"fast\" is no rate", "1000:5000"]),
-        ("--kernel VMLINUX --disk @/disk,limit-bandwidth=fast", &["\"fast\" is not a size"]),
         ("--kernel VMLINUX --disk @/disk --disk @/disk", &["in use by another VM"]),
         ("--kernel VMLINUX --vsock @/missing/v", &["cannot make the vsock socket", "No such file"]),
         ("--kernel VMLINUX --vsock @/text", &["the vsock path", "/text exists and is no socket"]),
@@ -131,6 +127,18 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --gdb @/text", &["cannot make GDB's socket", "/text: the file exists"]),
         ("--kernel VMLINUX --gdb @/missing/gdb", &["cannot make GDB's socket", "No such file"]),
         ("--kernel VMLINUX --gdb 203.0.113.1:1", &["cannot wait for GDB on 203.0.113.1:1", "another port"]),
+        ("--kernel VMLINUX --share @/missing:/work", &["cannot share", "/missing", "No such file"]),
+        ("--kernel VMLINUX --share @/text:/work", &["cannot share", "/text: it is not a folder"]),
+        ("--kernel VMLINUX --share @:/work --share @/directory:/work", &["two shares are called /work"]),
+        (
+            "--kernel VMLINUX --share @:x --vhost-user fs=@/missing,tag=x",
+            &["two shares are called x", "a PATH of its own"],
+        ),
+        (
+            "--kernel VMLINUX --vhost-user fs=@/missing,tag=x",
+            &["vhost-user socket", "/missing", "No such file"],
+        ),
+        ("--kernel VMLINUX --vhost-user fs=@/text,tag=x", &["vhost-user socket", "/text", "refused"]),
         ("--config @/missing.toml", &["cannot read the configuration", "No such file"]),
         ("--config @/unknown.toml", &["unknown.toml, line 2", "rootfilesystem", "rootfs"]),
         ("--config @/syntax.toml", &["syntax.toml, line 1"]),
@@ -152,6 +160,10 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("boot --kernel x --disk a.img,ro", "\"ro\" is no option of a disk")]
 #[case("boot --kernel x --disk ,readonly", "a disk needs a path")]
 #[case("boot --kernel x --disk a,id=much-too-long-for-a-disk", "1 to 20")]
+#[case("boot --kernel x --disk d,limit-iops=0", "a limit of \"0\" would let nothing pass")]
+#[case("boot --kernel x --disk d,limit-bandwidth=1M:0", "would let nothing pass")]
+#[case("boot --kernel x --disk d,limit-iops=fast", "\"fast\" is no rate")]
+#[case("boot --kernel x --disk d,limit-bandwidth=fast", "\"fast\" is not a size")]
 #[case("boot --kernel x --vsock ,cid=3", "vsock needs the path")]
 #[case("boot --kernel x --vsock v,cid=2", "\"2\" is no CID of a guest: give a number from 3 to 4294967294")]
 #[case("boot --kernel x --vsock v,cid=4294967295", "is no CID of a guest")]
@@ -168,6 +180,13 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("kill", "required arguments were not provided")]
 #[case("kill --signal SEGV x", "there are HUP, INT")]
 #[case("stop --time soon x", "invalid value 'soon'")]
+#[case("boot --kernel x --share src", "\"src\" is no share: write HOSTDIR:PATH")]
+#[case("boot --kernel x --share src:", "1 to 36 bytes")]
+#[case("boot --kernel x --share src:/a-path-that-is-longer-than-a-tag-can-be", "1 to 36 bytes")]
+#[case("boot --kernel x --share src:/x,ro", "\"ro\" is no option of a share")]
+#[case("boot --kernel x --share src:/x,sandbox=jail", "sandbox=namespace|chroot|none")]
+#[case("boot --kernel x --share src:/x\"y", "leave out blanks, quotes and commas")]
+#[case("boot --kernel x --vhost-user blk=x", "write fs=SOCKET,tag=TAG")]
 #[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
 #[case("boot --kernle x", "unexpected argument '--kernle'")]
 #[case("boost", "unrecognized subcommand 'boost'")]
@@ -317,6 +336,34 @@ fn a_directory_that_cannot_be_made_is_the_hosts_fault(#[case] mount: &str, #[cas
         return;
     }
     expect(&output, 3, &["cannot make the directory", cause]);
+}
+
+/// virtiofsd is another program, which may not be there, or not be what it is called.
+#[rstest]
+#[case("/missing", &["cannot start /missing to share /work", "No such file"])]
+#[case("/bin/false", &["virtiofsd does not share /work", "exit status: 1"])]
+#[case("/bin/ls", &["virtiofsd does not share /work", "unrecognized option"])]
+fn a_virtiofsd_that_does_not_work_is_said(#[case] program: &str, #[case] parts: &[&str]) {
+    let files = Files::new();
+    let share = format!("{}:/work", files.path().display());
+    let mut command = Command::new(mvm());
+    command.args(["boot", "--share", &share, "--kernel"]).arg(kernel("vmlinux"));
+    expect(&command.env("MVM_VIRTIOFSD", program).output().unwrap(), 3, parts);
+}
+
+#[test]
+fn without_virtiofsd_the_package_is_named() {
+    let usual = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
+    if usual.iter().any(|path| Path::new(path).exists()) {
+        eprintln!("skipped: this host has a virtiofsd at its usual place");
+        return;
+    }
+    let files = Files::new();
+    let share = format!("{}:/work", files.path().display());
+    let mut command = Command::new(mvm());
+    command.args(["boot", "--share", &share, "--kernel"]).arg(kernel("vmlinux"));
+    let output = command.env_remove("MVM_VIRTIOFSD").env("PATH", "/missing").output().unwrap();
+    expect(&output, 3, &["no virtiofsd is installed", "install the package virtiofsd", "MVM_VIRTIOFSD"]);
 }
 
 /// The files stay as they were whatever was wrong.

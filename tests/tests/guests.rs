@@ -21,5 +21,7 @@ mod gdb;
 mod nesting;
 #[path = "guests/pmem.rs"]
 mod pmem;
+#[path = "guests/shares.rs"]
+mod shares;
 #[path = "guests/vsock.rs"]
 mod vsock;

@@ -5,6 +5,7 @@ use std::fs;
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::kvm;
+use crate::shares::{PROGRAM_VARIABLE, find_program};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub fn examine() -> Vec<Check> {
         checks.push(limits(&kvm));
         checks.push(timer(&kvm));
     }
-    checks.extend([nested_paging(), nesting(), huge_pages(), io_uring(), memory()]);
+    checks.extend([nested_paging(), nesting(), huge_pages(), io_uring(), shared_folders(), memory()]);
     checks
 }
 
@@ -191,6 +192,18 @@ fn io_uring() -> Check {
             NAME,
             "not in this kernel; disks fall back to one request at a time",
             "use a kernel with CONFIG_IO_URING",
+        ),
+    }
+}
+
+fn shared_folders() -> Check {
+    const NAME: &str = "shared folders";
+    match find_program() {
+        Some(program) => Check::good(NAME, format!("served by {}", program.display())),
+        None => Check::poor(
+            NAME,
+            "there is no virtiofsd, without which --share does not work",
+            format!("install the package virtiofsd, or name the program in {PROGRAM_VARIABLE}"),
         ),
     }
 }

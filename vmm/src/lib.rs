@@ -18,6 +18,7 @@ pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod pmem;
+pub mod shares;
 pub mod signals;
 pub mod timing;
 pub mod vcpu;
@@ -25,7 +26,8 @@ pub mod vm;
 pub mod vsock;
 
 pub use config::{
-    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, VmConfig, VmId, VmName, VsockConfig,
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, Sandbox, ShareConfig, VhostUserConfig,
+    VmConfig, VmId, VmName, VsockConfig,
 };
 pub use devices::virtio::balloon::BalloonHandle;
 

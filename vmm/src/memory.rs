@@ -6,8 +6,10 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use devices::virtio::pmem::{PmemFile, PmemMode};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::MemorySize;
 
@@ -64,26 +66,79 @@ pub enum MemoryError {
 ///
 /// [`MemoryError::Reserve`] where the host refuses.
 pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    build(regions, |_| Ok(None))
+}
+
+/// As [`reserve`], but of a file without a name (memfd), which other processes can map too. Only for a VM that has a
+/// device in another process: huge pages of such a file are a setting of the host
+/// (/sys/kernel/mm/transparent_hugepage/shmem_enabled) that is off nearly everywhere.
+///
+/// # Errors
+///
+/// [`MemoryError::Reserve`] where the host refuses.
+pub fn reserve_shared(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    build(regions, |length| memory_file(length).map(Some))
+}
+
+/// Reserves `regions`, each of them in the file that `file` makes for its length.
+fn build(
+    regions: &[(GuestAddress, u64)],
+    file: impl Fn(u64) -> io::Result<Option<FileOffset>>,
+) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
     let size = MemorySize::from_bytes(regions.iter().map(|(_, length)| length).sum());
     let regions = regions.iter().map(|(address, length)| {
-        reserve_region(*address, *length).map_err(|source| MemoryError::Reserve { size, source })
+        let region = file(*length).and_then(|file| reserve_region(*address, *length, file));
+        region.map_err(|source| MemoryError::Reserve { size, source })
     });
     let regions = regions.collect::<Result<Vec<_>, _>>()?;
     GuestMemoryMmap::from_regions(regions).map(Arc::new).map_err(MemoryError::Layout)
 }
 
-fn reserve_region(address: GuestAddress, length: u64) -> io::Result<GuestRegionMmap> {
+/// A file in memory of `length` bytes, all holes. Its length is sealed: whoever it is shared with could otherwise cut
+/// it short, and an access to what is gone would end mvm.
+fn memory_file(length: u64) -> io::Result<FileOffset> {
+    let file = File::from(memfd_create("mvm-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.set_len(length)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(FileOffset::new(file, 0))
+}
+
+fn reserve_region(
+    address: GuestAddress,
+    length: u64,
+    file: Option<FileOffset>,
+) -> io::Result<GuestRegionMmap> {
     let size = usize::try_from(length).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let start = map_aligned(size, protection, flags)?;
+    let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let start = map_aligned(size, protection, private)?;
+    let flags = match &file {
+        None => private,
+        Some(file) => {
+            let shared = libc::MAP_SHARED | libc::MAP_NORESERVE;
+            map_over(start, size, protection, shared, file.file())?;
+            shared
+        }
+    };
     // SAFETY: the range is a mapping of our own. Without huge pages in the host's kernel the call fails, and
     // nothing depends on it.
     unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
+    let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags);
+    if let Some(file) = file {
+        builder = builder.with_file_offset(file);
+    }
     // SAFETY: the mapping has `size` bytes and is never unmapped.
-    let region = unsafe { MmapRegion::build_raw(start, size, protection, flags) };
-    let region = region.map_err(io::Error::other)?;
+    let builder = unsafe { builder.with_raw_mmap_pointer(start) };
+    let region = builder.build().map_err(io::Error::other)?;
     GuestRegionMmap::new(region, address).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Maps the first `size` bytes of `file` in place of the `size` bytes that were reserved at `start`.
+fn map_over(start: *mut u8, size: usize, protection: i32, flags: i32, file: &File) -> io::Result<()> {
+    // SAFETY: the range is a mapping of our own that nobody knows of yet.
+    let mapping =
+        unsafe { libc::mmap(start.cast(), size, protection, flags | libc::MAP_FIXED, file.as_raw_fd(), 0) };
+    if mapping == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Maps `size` bytes at a multiple of [`HUGE_PAGE`].
@@ -202,7 +257,33 @@ mod tests {
 
     #[test]
     fn more_than_the_address_space_is_an_error() {
-        assert!(matches!(reserve(&[(GuestAddress(0), 1 << 62)]), Err(MemoryError::Reserve { .. })));
+        for reserve in [reserve, reserve_shared] {
+            assert!(matches!(reserve(&[(GuestAddress(0), 1 << 62)]), Err(MemoryError::Reserve { .. })));
+        }
+    }
+
+    #[test]
+    fn shared_memory_is_what_its_file_says_and_keeps_its_length() {
+        use std::os::unix::fs::FileExt;
+        let memory = reserve_shared(&[(GuestAddress(0), 4 << 20), (GuestAddress(4 << 30), 8192)]).unwrap();
+        memory.write_obj(7_u64, GuestAddress((4 << 30) + 8184)).unwrap();
+        for region in memory.iter() {
+            assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
+        }
+        let region = memory.find_region(GuestAddress(4 << 30)).unwrap();
+        let file = region.file_offset().unwrap();
+        assert_eq!(file.start(), 0);
+        let mut bytes = [0; 8];
+        file.file().read_exact_at(&mut bytes, 8184).unwrap();
+        assert_eq!(u64::from_ne_bytes(bytes), 7);
+        file.file().write_all_at(&[9], 0).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(4 << 30)).unwrap(), 9);
+        assert!(file.file().set_len(4096).is_err() && file.file().set_len(1 << 20).is_err());
+    }
+
+    #[test]
+    fn private_memory_has_no_file() {
+        assert!(ram(1 << 20).iter().all(|region| region.file_offset().is_none()));
     }
 
     #[test]

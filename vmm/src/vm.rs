@@ -34,6 +34,7 @@ use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
 use crate::metrics::Registry;
 use crate::pmem::{self, LengthWatcher, PersistentMemory};
+use crate::shares::{self, ShareError};
 use crate::vcpu::{ExitCounters, Gate, Holder, VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, vsock};
 
@@ -88,6 +89,9 @@ pub enum VmError {
     /// Persistent memory.
     #[error(transparent)]
     Pmem(#[from] PmemError),
+    /// A shared folder.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// More devices than there are interrupts for.
     #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
     TooManyDevices {
@@ -138,6 +142,7 @@ impl VmError {
     /// Whether the host is at fault, and not what it was asked for.
     pub fn is_the_hosts(&self) -> bool {
         match self {
+            Self::Share(error) => error.is_the_hosts(),
             Self::Kvm(_)
             | Self::TooManyCpus { .. }
             | Self::NoNesting
@@ -195,12 +200,15 @@ impl Vm {
         let (disks, pmem) = (open_disks(config)?, pmem::open(config)?);
         let sink = console::open_sink(&config.console)?;
         let debugger = config.gdb.as_ref().map(Listener::bind).transpose()?;
+        let shares = shares::start(config)?;
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
         timeline.mark(Phase::Kvm);
 
-        let memory = memory::reserve(&layout::ram_regions(config.memory.bytes()))?;
+        // Others can serve a device only in memory that they can map.
+        let reserve = if shares.is_empty() { memory::reserve } else { memory::reserve_shared };
+        let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
         let PersistentMemory { files: pmem, dma } = pmem::place(pmem, &memory)?;
         register_memory(&vm, &memory)?;
         register_pmem(&vm, &memory, &pmem)?;
@@ -227,6 +235,11 @@ impl Vm {
         }
         if let Some(vsock) = vsock {
             devices.add_virtio(vsock)?;
+        }
+        for share in shares {
+            let (device, process) = share.into_device()?;
+            devices.add_virtio(device)?;
+            devices.subscribers.extend(process.map(|process| Box::new(process) as Subscriber));
         }
         if !pmem.is_empty() {
             let watcher = LengthWatcher::new(pmem.iter().map(|(file, _)| file), exit.clone());
@@ -335,6 +348,7 @@ fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
         config.rootfs.iter().count(),
         config.disks.len(),
         config.vsock.iter().count(),
+        config.share_tags().count(),
         config.pmem.len(),
         usize::from(config.balloon),
         1, // The entropy device.

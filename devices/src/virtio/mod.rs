@@ -27,12 +27,19 @@ pub mod rate_limit;
 pub mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vhost_user;
 pub mod vsock;
 
 /// Raises a device's interrupts in whatever way its transport has.
 pub trait VirtioInterrupt: Send + Sync {
     /// Tells the driver that buffers of queue `index` were used (used buffer notification, 2.3).
     fn queue_used(&self, index: u16);
+    /// An eventfd for somebody else to do with what [`queue_used`](Self::queue_used) does, for any queue and without
+    /// mvm on the way; `None`, where the interrupt is no eventfd. From now to the next reset, the driver looks for used
+    /// buffers at every interrupt, since nobody here knows what it is for.
+    fn queue_used_eventfd(&self) -> Option<&EventFd> {
+        None
+    }
     /// Tells the driver that the config space changed (configuration change notification, 2.3).
     fn config_changed(&self);
     /// Sets DEVICE_NEEDS_RESET (2.1.1): the driver broke a rule that the device can't go on from.

@@ -221,6 +221,18 @@ impl ActiveQueue {
         &self.dma
     }
 
+    /// Goes on from other positions in the rings: the next chain is the one that was made available as number
+    /// `available`, and goes back as number `used`. Both count from the activation, modulo 2^16.
+    pub(super) fn seek(&mut self, available: u16, used: u16) {
+        self.queue.set_next_avail(available);
+        self.queue.set_next_used(used);
+    }
+
+    /// How many chains have gone back so far, modulo 2^16.
+    pub(super) fn used(&self) -> u16 {
+        self.queue.next_used()
+    }
+
     /// Begins a turn.
     pub(super) fn start_turn(&mut self) {
         self.budget = self.queue.size();

@@ -1,7 +1,7 @@
 //! The driver's side of a queue, for tests: it writes rings and descriptors as a guest would, rules or not.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::{Queue, QueueT};
@@ -49,6 +49,8 @@ pub(crate) struct Counters {
     pub(crate) needs_reset: AtomicUsize,
     pub(crate) again: AtomicUsize,
     pub(crate) config_changed: AtomicUsize,
+    /// What others raise the interrupt by.
+    pub(crate) line: OnceLock<EventFd>,
 }
 
 impl Counters {
@@ -67,6 +69,9 @@ impl Counters {
 impl VirtioInterrupt for Counters {
     fn queue_used(&self, _index: u16) {
         self.used.fetch_add(1, Ordering::SeqCst);
+    }
+    fn queue_used_eventfd(&self) -> Option<&EventFd> {
+        Some(self.line.get_or_init(|| EventFd::new(EFD_NONBLOCK).unwrap()))
     }
     fn config_changed(&self) {
         self.config_changed.fetch_add(1, Ordering::SeqCst);

@@ -6,6 +6,7 @@ mod gdb;
 mod identity;
 mod limit;
 mod pmem;
+mod share;
 mod size;
 mod vsock;
 mod words;
@@ -13,6 +14,7 @@ mod words;
 use std::path::{Path, PathBuf};
 
 use devices::virtio::block::DiskIdError;
+use devices::virtio::vhost_user::{ShareTag, ShareTagError};
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
@@ -23,6 +25,7 @@ pub(crate) use identity::begins_an_id;
 pub use identity::{VmId, VmName};
 pub use limit::{Bandwidth, Rate};
 pub use pmem::PmemConfig;
+pub use share::{Sandbox, ShareConfig, VhostUserConfig};
 pub use size::MemorySize;
 pub use vsock::VsockConfig;
 
@@ -54,6 +57,10 @@ pub struct VmConfig {
     pub pmem: Vec<PmemConfig>,
     /// Whether there is a memory balloon.
     pub balloon: bool,
+    /// Folders of the host that the guest can mount.
+    pub shares: Vec<ShareConfig>,
+    /// Devices that other processes serve.
+    pub vhost_user: Vec<VhostUserConfig>,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM.
@@ -151,6 +158,21 @@ pub enum ConfigError {
     /// A name that is an ID.
     #[error("{0:?} could be the ID of a VM: give another name")]
     NameIsAnId(String),
+    /// A share without a folder or without a tag.
+    #[error("{0:?} is no share: write HOSTDIR:PATH, where PATH is where the guest is to see it")]
+    ShareColon(String),
+    /// An unknown word behind a share.
+    #[error("{0:?} is no option of a share: there are readonly and sandbox=namespace|chroot|none")]
+    ShareOption(String),
+    /// A tag that a guest could not use.
+    #[error(transparent)]
+    ShareTag(#[from] ShareTagError),
+    /// Two shares that a guest could not tell apart.
+    #[error("two shares are called {0}: give each a PATH of its own")]
+    ShareTwice(ShareTag),
+    /// Not a device of another process.
+    #[error("{0:?} is no vhost-user device: write fs=SOCKET,tag=TAG")]
+    VhostUser(String),
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,
@@ -173,6 +195,8 @@ impl VmConfig {
             rootfs: None,
             disks: Vec::new(),
             vsock: None,
+            shares: Vec::new(),
+            vhost_user: Vec::new(),
             pmem: Vec::new(),
             balloon: false,
             cpus: 1,
@@ -200,7 +224,20 @@ impl VmConfig {
         if !self.memory.bytes().is_multiple_of(4096) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
+        let mut seen = Vec::new();
+        for tag in self.share_tags() {
+            if seen.contains(&tag) {
+                return Err(ConfigError::ShareTwice(tag.clone()));
+            }
+            seen.push(tag);
+        }
         Ok(())
+    }
+
+    /// The tags of all shares, in the order of their devices.
+    pub fn share_tags(&self) -> impl Iterator<Item = &ShareTag> {
+        let served = self.vhost_user.iter().map(|VhostUserConfig::Fs { tag, .. }| tag);
+        self.shares.iter().map(|share| &share.tag).chain(served)
     }
 }
 

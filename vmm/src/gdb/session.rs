@@ -132,6 +132,7 @@ fn last_words(reason: Option<ExitReason>) -> MultiThreadStopReason<u64> {
         }
         Some(
             ExitReason::Panicked
+            | ExitReason::MemoryCutOff
             | ExitReason::TripleFault { .. }
             | ExitReason::FailEntry { .. }
             | ExitReason::InternalError { .. }

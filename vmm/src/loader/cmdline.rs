@@ -1,5 +1,6 @@
 //! The kernel's arguments.
 
+use std::borrow::Cow;
 use std::ffi::CString;
 
 use thiserror::Error;
@@ -26,8 +27,8 @@ pub enum CmdlineError {
 
 /// The arguments for the kernel of `config`, at most `max` bytes.
 ///
-/// mvm's own are the console, the root disk, and `panic=-1`, which makes a panic end the VM at once even where
-/// the guest has no pvpanic driver. `--append` comes behind them, so that it can overrule them.
+/// mvm's own are the console, the root disk, the shares, and `panic=-1`, which makes a panic end the VM at once even
+/// where the guest has no pvpanic driver. `--append` comes behind them, so that it can overrule them.
 ///
 /// # Errors
 ///
@@ -52,16 +53,19 @@ pub fn kernel_arguments(config: &VmConfig, max: usize) -> Result<CString, Cmdlin
     CString::new(arguments).map_err(|_| CmdlineError::Control)
 }
 
-fn own_arguments(config: &VmConfig) -> Vec<&'static str> {
+fn own_arguments(config: &VmConfig) -> Vec<Cow<'static, str>> {
     let mut own = Vec::new();
     if config.console != ConsoleConfig::Off {
-        own.push("console=ttyS0");
+        own.push("console=ttyS0".into());
     }
-    own.push("panic=-1");
+    own.push("panic=-1".into());
     if let Some(rootfs) = &config.rootfs {
-        own.push("root=/dev/vda");
-        own.push(if rootfs.read_only { "ro" } else { "rw" });
+        own.push("root=/dev/vda".into());
+        own.push(if rootfs.read_only { "ro" } else { "rw" }.into());
     }
+    // A kernel leaves them alone; the guest's init mounts each of these tags there.
+    let places = config.share_tags().filter(|tag| tag.as_str().starts_with('/'));
+    own.extend(places.map(|tag| format!("mvm.share={tag}").into()));
     own
 }
 
@@ -87,6 +91,17 @@ mod tests {
             ..config()
         };
         assert_eq!(arguments(&config), "panic=-1 root=/dev/vda ro");
+    }
+
+    #[test]
+    fn shares_that_have_a_place_are_named() {
+        let config = VmConfig {
+            rootfs: None,
+            shares: vec!["src:/work".parse().unwrap(), "x:tag".parse().unwrap()],
+            vhost_user: vec!["fs=socket,tag=/data".parse().unwrap()],
+            ..config()
+        };
+        assert_eq!(arguments(&config), "console=ttyS0 panic=-1 mvm.share=/work mvm.share=/data");
     }
 
     #[test]

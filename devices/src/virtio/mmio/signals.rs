@@ -1,7 +1,7 @@
 //! The registers that the hot path reads and writes without a lock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
@@ -16,6 +16,8 @@ pub(super) struct Signals {
     status: AtomicU32,
     interrupt_status: AtomicU32,
     config_generation: AtomicU32,
+    /// Whether others raise the interrupt, too, for used buffers.
+    is_shared: AtomicBool,
     line: Arc<dyn Interrupt>,
     notifiers: Arc<[EventFd]>,
 }
@@ -26,6 +28,7 @@ impl Signals {
             status: AtomicU32::new(0),
             interrupt_status: AtomicU32::new(0),
             config_generation: AtomicU32::new(0),
+            is_shared: AtomicBool::new(false),
             line,
             notifiers,
         }
@@ -40,7 +43,10 @@ impl Signals {
     }
 
     pub(super) fn interrupt_status(&self) -> u32 {
-        self.interrupt_status.load(Ordering::Acquire)
+        // Whoever else raises the interrupt can't set the bit. To look for used buffers in vain does no harm, and a driver
+        // has to bear it (2.7.7.2).
+        let others = if self.is_shared.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
+        self.interrupt_status.load(Ordering::Acquire) | others
     }
 
     pub(super) fn acknowledge(&self, bits: u32) {
@@ -54,6 +60,7 @@ impl Signals {
     /// Clears what a device reset clears. The config generation goes on: to begin again would make an old
     /// config space look like a new one.
     pub(super) fn reset(&self) {
+        self.is_shared.store(false, Ordering::Release);
         self.interrupt_status.store(0, Ordering::Release);
         self.status.store(0, Ordering::Release);
     }
@@ -69,6 +76,12 @@ impl Signals {
 impl VirtioInterrupt for Signals {
     fn queue_used(&self, _index: u16) {
         self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    fn queue_used_eventfd(&self) -> Option<&EventFd> {
+        let eventfd = self.line.eventfd()?;
+        self.is_shared.store(true, Ordering::Release);
+        Some(eventfd)
     }
 
     fn config_changed(&self) {

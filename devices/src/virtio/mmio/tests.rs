@@ -376,6 +376,29 @@ fn interrupts_say_why_until_they_are_acknowledged() {
 }
 
 #[test]
+fn an_interrupt_that_others_raise_says_used_buffers_until_the_reset() {
+    let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let signals = Signals::new(line.clone(), Arc::new([]));
+    assert_eq!(signals.interrupt_status(), 0);
+    signals.queue_used_eventfd().unwrap().write(1).unwrap();
+    assert_eq!(line.read().unwrap(), 1);
+    for _ in 0..2 {
+        assert_eq!(signals.interrupt_status(), reg::VIRTIO_MMIO_INT_VRING);
+        signals.acknowledge(reg::VIRTIO_MMIO_INT_VRING);
+    }
+    signals.config_changed();
+    assert_eq!(signals.interrupt_status(), 3);
+    signals.acknowledge(3);
+    assert_eq!(signals.interrupt_status(), 1);
+    signals.reset();
+    assert_eq!(signals.interrupt_status(), 0);
+    // A line that is no eventfd stays what it is.
+    let rig = Rig::new();
+    assert!(rig.transport.signals.queue_used_eventfd().is_none());
+    assert_eq!(rig.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+}
+
+#[test]
 fn notifications_and_wake_ups_reach_the_device_through_the_event_loop() {
     let rig = Rig::new();
     let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();

@@ -1,0 +1,131 @@
+//! The file system device (VIRTIO 1.2, section 5.11): what of it is not the back end's.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use vm_memory::GuestMemoryMmap;
+
+use super::super::queue::Chain;
+use super::device::Model;
+
+/// The length of the tag in the config space (5.11.4).
+const TAG_LENGTH: usize = 36;
+/// `virtio_ids` of virtio-bindings has no name for it (5.11.1).
+const DEVICE_TYPE: u32 = 26;
+/// The high priority queue, and one for requests (5.11.2): Linux makes use of one, and virtiofsd has one. A request
+/// has as many descriptors as pages, and Linux makes it as large as the queue allows.
+const QUEUE_SIZES: [u16; 2] = [128, 1024];
+
+/// The name of a shared folder, by which a guest mounts it: 1 to 36 bytes of UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareTag(String);
+
+/// Why a name is no tag.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ShareTagError {
+    /// No byte, or too many.
+    #[error("{0:?} cannot be the tag of a share: it has 1 to {TAG_LENGTH} bytes")]
+    Length(String),
+    /// A character that a guest's command line or its kernel's arguments take for something else.
+    #[error("{0:?} cannot be the tag of a share: leave out blanks, quotes and commas")]
+    Character(String),
+}
+
+impl FromStr for ShareTag {
+    type Err = ShareTagError;
+
+    fn from_str(text: &str) -> Result<Self, ShareTagError> {
+        if text.is_empty() || text.len() > TAG_LENGTH {
+            return Err(ShareTagError::Length(text.to_owned()));
+        }
+        let is_bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | ',');
+        if text.contains(is_bad) {
+            return Err(ShareTagError::Character(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl ShareTag {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The config space (5.11.4): the tag, padded with zeros, and the count of request queues.
+    fn config_space(&self) -> Vec<u8> {
+        let mut space = self.0.as_bytes().to_vec();
+        space.resize(TAG_LENGTH, 0);
+        space.extend(1_u32.to_le_bytes());
+        space
+    }
+}
+
+/// The device that a guest finds as `tag`.
+pub(super) fn model(tag: &ShareTag) -> Model {
+    Model {
+        device_type: DEVICE_TYPE,
+        queue_sizes: &QUEUE_SIZES,
+        // Not the notification queue (5.11.3), the only one there is.
+        features: 0,
+        config: tag.config_space(),
+        name: format!("share {tag}"),
+        refuse,
+    }
+}
+
+/// The length of an answer's header in FUSE.
+const OUT_HEADER: u32 = 16;
+
+/// Answers a FUSE request with ENOTCONN, which is what a file system says whose process has gone. Some requests
+/// (FORGET) have no room for an answer and expect none.
+fn refuse(chain: &mut Chain, memory: &GuestMemoryMmap) -> u32 {
+    // Both headers have the number of the request at byte 8.
+    let (mut before, mut number) = ([0; 8], [0; 8]);
+    if !chain.readable.take(memory, &mut before) || !chain.readable.take(memory, &mut number) {
+        return 0;
+    }
+    if chain.writable.len() < OUT_HEADER.into() {
+        return 0;
+    }
+    let (length, error) = (OUT_HEADER.to_le_bytes(), (-libc::ENOTCONN).to_le_bytes());
+    let written: usize =
+        [&length[..], &error, &number].map(|part| chain.writable.put(memory, part)).iter().sum();
+    u32::try_from(written).unwrap_or(0)
+}
+
+impl fmt::Display for ShareTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_what_a_guest_can_name() {
+        for good in ["x", "/work", "a.b-c_d", "é", &"t".repeat(36)] {
+            let tag: ShareTag = good.parse().unwrap();
+            assert_eq!(tag.as_str(), good);
+        }
+        for bad in ["", &"t".repeat(37), &"é".repeat(19)] {
+            assert_eq!(bad.parse::<ShareTag>(), Err(ShareTagError::Length(bad.into())));
+        }
+        for bad in ["a b", "a\n", "a\"", "'", "a,b", "\0"] {
+            assert_eq!(bad.parse::<ShareTag>(), Err(ShareTagError::Character(bad.into())));
+        }
+    }
+
+    #[test]
+    fn the_config_space_has_the_tag_and_one_request_queue() {
+        let space = "/work".parse::<ShareTag>().unwrap().config_space();
+        assert_eq!(space.len(), 40);
+        assert!(space.starts_with(b"/work\0"));
+        assert_eq!(space[36..], [1, 0, 0, 0]);
+        assert_eq!("t".repeat(36).parse::<ShareTag>().unwrap().config_space()[..36], [b't'; 36]);
+    }
+}
