@@ -75,7 +75,7 @@ impl Instance {
 
     /// Makes `name` this VM's. Only who has the lock of the base directory calls it.
     fn take_name(&mut self, registry: &Registry, name: &VmName) -> Result<(), InstanceError> {
-        let link = self.base.join(NAMES).join(name.as_str());
+        let link = registry.make_names()?.join(name.as_str());
         // The second attempt is for a name whose VM has ended.
         for _ in 0..2 {
             match symlink(self.id.as_str(), &link) {

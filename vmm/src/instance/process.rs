@@ -1,7 +1,7 @@
 //! Which process a VM is, beyond its process ID: that is given to another process after the VM's end.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -51,8 +51,12 @@ pub enum ProcessError {
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Reads a file of /proc that is a line, in one go: it is read at each start.
 fn read(path: &str) -> Result<String, ProcessError> {
-    fs::read_to_string(path).map_err(|source| ProcessError::Proc { path: path.to_owned(), source })
+    let error = |source| ProcessError::Proc { path: path.to_owned(), source };
+    let mut line = [0; 2048];
+    let length = File::open(path).and_then(|mut file| file.read(&mut line)).map_err(error)?;
+    Ok(String::from_utf8_lossy(line.get(..length).unwrap_or_default()).into_owned())
 }
 
 /// Field 22 of a stat file. The name in its second field may contain anything, spaces and brackets among them.

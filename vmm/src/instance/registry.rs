@@ -48,11 +48,17 @@ impl Registry {
         Self { base: base.to_owned() }
     }
 
-    /// Makes what is missing for a first VM; returns the base directory.
+    /// Makes the base directory where there is none, and returns it.
     pub(super) fn make(&self) -> Result<&Path, InstanceError> {
         place::make(&self.base)?;
-        place::make(&self.base.join(NAMES))?;
         Ok(&self.base)
+    }
+
+    /// Makes the directory of names where there is none, and returns it.
+    pub(super) fn make_names(&self) -> Result<PathBuf, InstanceError> {
+        let names = self.base.join(NAMES);
+        place::make(&names)?;
+        Ok(names)
     }
 
     /// The VMs that run, the oldest first, and what is wrong with those that can't be read. Remains of VMs that were

@@ -66,8 +66,9 @@ impl Place {
 
     /// Everything there is.
     fn entries(&self) -> usize {
-        let count = |path: &Path| fs::read_dir(path).unwrap().count();
-        count(&self.base()) - 1 + count(&self.base().join(NAMES))
+        let base = fs::read_dir(self.base()).unwrap().flatten();
+        let names = fs::read_dir(self.base().join(NAMES)).map_or(0, Iterator::count);
+        base.filter(|entry| entry.file_name() != NAMES).count() + names
     }
 }
 
