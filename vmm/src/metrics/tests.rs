@@ -59,9 +59,12 @@ fn a_snapshot_reads_back_as_written() {
     assert_eq!(serde_json::from_str::<Snapshot>(&json).unwrap(), snapshot);
 }
 
+/// A sample's name, its labels, and its value.
+type Sample = (String, Vec<(String, String)>, f64);
+
 /// Reads the text format as its description has it: each family has its HELP and TYPE once and before its samples,
 /// which follow each other; names and labels have their alphabets, values are numbers.
-fn read(page: &str) -> Result<Vec<(String, Vec<(String, String)>, f64)>, String> {
+fn read(page: &str) -> Result<Vec<Sample>, String> {
     let mut families = Vec::new();
     let mut samples = Vec::new();
     assert!(page.ends_with('\n'));

@@ -135,9 +135,9 @@ fn each_described_word_is_understood_and_no_other() {
     let all_understood = |words: &[Value], count, understood: fn(&Value) -> bool| {
         assert!(words.len() == count && words.iter().all(understood), "{words:?}");
     };
-    all_understood(&words("VmUpdate", "state"), 2, |word| survives::<WantedState>(word));
-    all_understood(&words("InstanceInfo", "state"), 2, |word| survives::<State>(word));
-    all_understood(&words("Action", "action_type"), 2, |word| survives::<ActionType>(word));
+    all_understood(&words("VmUpdate", "state"), 2, survives::<WantedState>);
+    all_understood(&words("InstanceInfo", "state"), 2, survives::<State>);
+    all_understood(&words("Action", "action_type"), 2, survives::<ActionType>);
 }
 
 /// Each request of the document, sent as it stands there, has an answer that stands there.
