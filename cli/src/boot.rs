@@ -86,8 +86,9 @@ pub struct BootOptions {
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
-    /// Where the serial console goes [default: stdio]
-    #[arg(long, value_name = "stdio|off|FILE")]
+    /// The console: the serial port on standard input and output (stdio), a faster one that knows the window's size
+    /// in its place (virtio), nothing (off), or the serial port to a file [default: stdio]
+    #[arg(long, value_name = "stdio|virtio|off|FILE")]
     pub console: Option<ConsoleConfig>,
 }
 
@@ -120,6 +121,7 @@ impl BootOptions {
             append: self.append,
             cmdline: self.cmdline,
             console: self.console.unwrap_or_default(),
+            runtime_dir: None,
         })
     }
 }

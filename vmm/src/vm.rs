@@ -19,14 +19,14 @@ use crate::arch::current::cpuid::CpuidTemplate;
 use crate::arch::current::layout;
 use crate::arch::current::registers::{self, RegisterError};
 use crate::config::ConfigError;
-use crate::console::{self, ConsoleError, RawTerminal};
+use crate::console::{Console, ConsoleError, Sink};
 use crate::exit::ExitSlot;
 use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
 use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
-use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
+use crate::{ConsoleConfig, ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
 /// Why a VM could not be built or run.
 #[derive(Debug, Error)]
@@ -141,7 +141,7 @@ pub struct Vm {
     subscribers: Vec<Subscriber>,
     exit: Arc<ExitSlot>,
     /// It restores the terminal when the VM is gone.
-    terminal: Option<RawTerminal>,
+    console: Console,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
     _vm: VmFd,
 }
@@ -154,7 +154,7 @@ impl Vm {
     /// [`VmError`] says what can't be had and how to mend it; nothing is left behind.
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
-        let (disks, sink) = (open_disks(config)?, console::open_sink(&config.console)?);
+        let (disks, sink) = (open_disks(config)?, Sink::open(&config.console)?);
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
@@ -177,7 +177,7 @@ impl Vm {
         let mut devices = Devices::new(&vm, &memory, reporter);
         devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
         devices.add_legacy()?;
-        let terminal = devices.add_console(config, sink, &exit)?;
+        let console = devices.add_console(config, sink, &exit)?;
         devices.add_power_button(&exit)?;
         for (disk, id, limits) in disks {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
@@ -194,7 +194,7 @@ impl Vm {
         timeline.mark(Phase::Vcpus);
 
         let shared = Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), timeline });
-        Ok(Self { vcpus, shared, subscribers, exit, terminal, _vm: vm })
+        Ok(Self { vcpus, shared, subscribers, exit, console, _vm: vm })
     }
 
     /// Runs the VM to its end.
@@ -203,7 +203,7 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, exit, terminal, _vm } = self;
+        let Self { vcpus, shared, subscribers, exit, console, _vm } = self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
@@ -217,8 +217,9 @@ impl Vm {
         };
         // Devices end after the vCPUs that use them, the terminal last.
         drop(vcpus);
+        console.flush();
         drop(events);
-        drop(terminal);
+        console.finish();
         Ok(reason)
     }
 }
@@ -236,7 +237,8 @@ fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmEr
 /// Checks that there is an interrupt for each device, before any of them is opened.
 fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
     // One is for the entropy device.
-    let asked = config.rootfs.iter().count() + config.disks.len() + 1;
+    let consoles = usize::from(config.console == ConsoleConfig::Virtio);
+    let asked = config.rootfs.iter().count() + config.disks.len() + consoles + 1;
     let most = layout::VIRTIO_GSIS.len();
     if asked > most { Err(VmError::TooManyDevices { asked, most }) } else { Ok(()) }
 }

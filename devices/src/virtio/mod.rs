@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::metrics::Metrics;
 
 pub mod block;
+pub mod console;
 pub mod events;
 mod iovecs;
 pub mod mmio;

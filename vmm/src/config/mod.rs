@@ -35,8 +35,11 @@ pub struct VmConfig {
     pub append: Option<String>,
     /// Kernel arguments in place of mvm's own.
     pub cmdline: Option<String>,
-    /// Where the serial console goes.
+    /// What the console is and where it goes.
     pub console: ConsoleConfig,
+    /// The VM's own directory, for those who want something of it while it runs: `console.log` has its latest
+    /// output, `console.sock` takes who attaches to its console. It exists and belongs to this VM alone.
+    pub runtime_dir: Option<PathBuf>,
 }
 
 /// The most vCPUs a VM can have: an APIC ID has 8 bits, 255 means all of them, and the I/O APIC takes one.
@@ -81,7 +84,7 @@ pub enum ConfigError {
     #[error("a limit of {0:?} would let nothing pass: leave it out where there is to be no limit")]
     ZeroLimit(String),
     /// An empty console.
-    #[error("the console is stdio, off or a file's path")]
+    #[error("the console is stdio, virtio, off or a file's path")]
     Console,
 }
 

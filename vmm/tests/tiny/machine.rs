@@ -93,6 +93,7 @@ impl Machine {
             append: None,
             cmdline: None,
             console,
+            runtime_dir: None,
         };
         Some(Self { config, directory })
     }
