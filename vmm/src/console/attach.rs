@@ -66,15 +66,18 @@ pub fn attach(path: &Path) -> Result<Detached, AttachError> {
     let stream = connected.map_err(|source| AttachError::Connect { path: path.to_owned(), source })?;
     let signals = Signals::block(&ENDING).map_err(AttachError::Host)?;
     let terminal = RawTerminal::enter().map_err(AttachError::Terminal)?;
-    let escape = io::stdin().is_terminal().then(Escape::default);
-    let session = Session { stream, escape, to_send: Vec::new(), typing: true };
+    let (stdin, sink) = (io::stdin(), Sink::Standard);
+    let escape = stdin.is_terminal().then(Escape::default);
+    let session = Session { stream, stdin, sink, escape, to_send: Vec::new(), typing: true };
     let result = session.run(&signals);
     drop(terminal);
     result
 }
 
-struct Session {
+struct Session<Input: AsFd> {
     stream: UnixStream,
+    stdin: Input,
+    sink: Sink,
     /// Only a terminal has an escape character: a file may contain any byte.
     escape: Option<Escape>,
     /// What was typed and not sent yet.
@@ -83,7 +86,7 @@ struct Session {
     typing: bool,
 }
 
-impl Session {
+impl<Input: AsFd> Session<Input> {
     fn run(mut self, signals: &Signals) -> Result<Detached, AttachError> {
         loop {
             let (typed, output) = self.wait(signals).map_err(AttachError::Host)?;
@@ -102,13 +105,12 @@ impl Session {
 
     /// Waits until something happens: whether something was typed, and whether there is output.
     fn wait(&self, signals: &Signals) -> io::Result<(bool, bool)> {
-        let stdin = io::stdin();
         let reads = self.typing && self.to_send.len() < TYPED_AHEAD;
         let stream = if self.to_send.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&self.stream, stream)];
         // A descriptor that is asked for nothing would still tell of its end, without end.
         if reads {
-            fds.push(PollFd::new(&stdin, PollFlags::IN));
+            fds.push(PollFd::new(&self.stdin, PollFlags::IN));
         }
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -131,7 +133,7 @@ impl Session {
             Err(error) => return Err(AttachError::Host(error.into())),
         };
         while !rest.is_empty() {
-            let written = Sink::Standard.write(rest).map_err(AttachError::Output)?;
+            let written = self.sink.write(rest).map_err(AttachError::Output)?;
             rest = rest.get(written..).unwrap_or_default();
         }
         Ok(true)
@@ -140,7 +142,7 @@ impl Session {
     /// Takes what was typed; whether the user wants to leave.
     fn read_keys(&mut self) -> bool {
         let mut buffer = [0; 4096];
-        let typed = match rustix::io::read(io::stdin().as_fd(), &mut buffer) {
+        let typed = match rustix::io::read(&self.stdin, &mut buffer) {
             Ok(read @ 1..) => buffer.get(..read).unwrap_or_default(),
             Err(Errno::AGAIN | Errno::INTR) => return false,
             Ok(_) | Err(_) => {
@@ -174,5 +176,100 @@ impl Session {
             // Nothing depends on it: the VM just does not wait for more.
             let _ = shutdown(&self.stream, Shutdown::Write);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeReader, PipeWriter, Read, pipe};
+    use std::os::fd::OwnedFd;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    /// A session on a thread: the VM's end, keys, screen.
+    struct User {
+        vm: UnixStream,
+        keys: Option<PipeWriter>,
+        screen: PipeReader,
+        session: JoinHandle<Result<Detached, AttachError>>,
+    }
+
+    fn attached(on_terminal: bool) -> User {
+        let ((vm, stream), (stdin, keys), (screen, stdout)) =
+            (UnixStream::pair().unwrap(), pipe().unwrap(), pipe().unwrap());
+        let session = std::thread::spawn(move || {
+            let signals = Signals::block(&[libc::SIGUSR2]).unwrap();
+            let sink = Sink::File(OwnedFd::from(stdout).into());
+            let escape = on_terminal.then(Escape::default);
+            Session { stream, stdin, sink, escape, to_send: Vec::new(), typing: true }.run(&signals)
+        });
+        User { vm, keys: Some(keys), screen, session }
+    }
+
+    impl User {
+        fn type_in(&mut self, keys: &[u8]) {
+            self.keys.as_mut().unwrap().write_all(keys).unwrap();
+        }
+        fn expect(from: &mut impl Read, text: &[u8]) {
+            let mut seen = vec![0; text.len()];
+            from.read_exact(&mut seen).unwrap();
+            assert_eq!(seen, text);
+        }
+    }
+
+    #[test]
+    fn keys_go_to_the_vm_its_output_to_the_screen_and_leaving_leaves_the_vm() {
+        for leave in [b"\x01d", b"\x01x"] {
+            let mut user = attached(true);
+            user.type_in(b"ls\x03\x01\x01");
+            User::expect(&mut user.vm, b"ls\x03\x01");
+            user.vm.write_all(b"a file\r\n").unwrap();
+            User::expect(&mut user.screen, b"a file\r\n");
+            user.type_in(leave);
+            assert_eq!(user.session.join().unwrap().unwrap(), Detached::ByUser);
+            assert_eq!(user.vm.read(&mut [0]).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_vm_is_seen_after_its_last_output() {
+        let mut user = attached(true);
+        user.vm.write_all(b"Power down").unwrap();
+        drop(user.vm);
+        assert_eq!(user.session.join().unwrap().unwrap(), Detached::Ended);
+        let mut screen = String::new();
+        user.screen.read_to_string(&mut screen).unwrap();
+        assert_eq!(screen, "Power down");
+    }
+
+    #[test]
+    fn the_end_of_a_files_input_is_not_the_end_of_the_output_and_no_byte_is_special() {
+        let mut user = attached(false);
+        user.type_in(b"\x01x");
+        user.keys = None;
+        let mut typed = Vec::new();
+        user.vm.read_to_end(&mut typed).unwrap();
+        assert_eq!(typed, b"\x01x");
+        user.vm.write_all(b"still here").unwrap();
+        User::expect(&mut user.screen, b"still here");
+        drop(user.vm);
+        assert_eq!(user.session.join().unwrap().unwrap(), Detached::Ended);
+    }
+
+    #[test]
+    fn a_user_who_types_more_than_the_vm_reads_can_still_leave() {
+        let mut user = attached(true);
+        // More than the socket holds, less than what waits besides.
+        let size = rustix::net::sockopt::socket_send_buffer_size(&user.vm).unwrap();
+        user.type_in(&vec![b'x'; size / 4]);
+        user.type_in(b"\x01d");
+        assert_eq!(user.session.join().unwrap().unwrap(), Detached::ByUser);
+    }
+
+    #[test]
+    fn where_no_console_is_the_message_says_where() {
+        let error = attach(Path::new("/nonexistent/console.sock")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/console.sock"), "{error}");
     }
 }

@@ -64,3 +64,87 @@ fn write_all(reader: &Reader, sink: &Sink, progress: &SyncSender<()>) {
         bytes.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeReader, Read, Write, pipe};
+    use std::os::fd::OwnedFd;
+
+    use super::super::hub::{Hub, Output};
+    use super::super::ring::CAPACITY;
+    use super::*;
+
+    fn pipe_sink() -> (PipeReader, Sink) {
+        let (reader, writer) = pipe().unwrap();
+        (reader, Sink::File(OwnedFd::from(writer).into()))
+    }
+
+    #[test]
+    fn output_that_nobody_reads_holds_up_nobody_and_the_reader_learns_what_it_missed() {
+        const LENGTH: usize = 3 * CAPACITY;
+        let (mut pipe, sink) = pipe_sink();
+        let hub = Hub::new().unwrap();
+        let writer = Writer::start(hub.awaited_reader(), sink).unwrap();
+        let mut output = Output::new(&hub);
+        for _ in 0..LENGTH / 64 {
+            output.write_all(&[b'x'; 64]).unwrap();
+        }
+        hub.close();
+        assert!(!writer.finish(), "nobody reads");
+        // Who reads at last gets what the pipe holds, what is missing, and the latest.
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).unwrap();
+        let (before, after) = text.split_once("\r\n[mvm: ").unwrap();
+        let (dropped, after) = after.split_once(" bytes of console output dropped]\r\n").unwrap();
+        assert_eq!(after.len(), CAPACITY);
+        assert!(!before.is_empty() && !after.contains("dropped"), "it is said once");
+        assert_eq!(before.len() + dropped.parse::<usize>().unwrap() + after.len(), LENGTH);
+    }
+
+    #[test]
+    fn the_end_waits_for_a_reader_that_is_merely_slow() {
+        let (mut pipe, sink) = pipe_sink();
+        let hub = Hub::new().unwrap();
+        let writer = Writer::start(hub.awaited_reader(), sink).unwrap();
+        Output::new(&hub).write_all(&vec![b'x'; CAPACITY]).unwrap();
+        let slow = std::thread::spawn(move || {
+            let (mut buffer, mut seen) = ([0; 16 << 10], 0);
+            while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+                seen += read;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            seen
+        });
+        hub.close();
+        assert!(writer.finish());
+        drop(writer);
+        assert_eq!(slow.join().unwrap(), CAPACITY);
+    }
+
+    #[test]
+    fn a_descriptor_that_does_not_block_is_waited_for_and_stays_as_it_is() {
+        let (mut pipe, sink) = pipe_sink();
+        let Sink::File(file) = &sink else { panic!("it is a pipe") };
+        rustix::io::ioctl_fionbio(file, true).unwrap();
+        let same = file.try_clone().unwrap();
+        let hub = Hub::new().unwrap();
+        let writer = Writer::start(hub.awaited_reader(), sink).unwrap();
+        Output::new(&hub).write_all(&vec![b'x'; CAPACITY]).unwrap();
+        hub.close();
+        let mut seen = vec![0; CAPACITY];
+        pipe.read_exact(&mut seen).unwrap();
+        assert!(writer.finish());
+        assert!(rustix::fs::fcntl_getfl(same).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_holds_up_nobody() {
+        let (pipe, sink) = pipe_sink();
+        drop(pipe);
+        let hub = Hub::new().unwrap();
+        let writer = Writer::start(hub.awaited_reader(), sink).unwrap();
+        Output::new(&hub).write_all(&vec![b'x'; CAPACITY]).unwrap();
+        hub.close();
+        assert!(writer.finish());
+    }
+}

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::thread::JoinHandleExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
@@ -19,7 +19,7 @@ use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, Timeline, Vm, VmCon
 use super::image::{self, Entry};
 
 /// No guest here takes a second; this is for one that hangs.
-const WATCHDOG: Duration = Duration::from_secs(60);
+pub(super) const WATCHDOG: Duration = Duration::from_secs(60);
 
 /// A guest, before it runs.
 pub(super) struct Machine {
@@ -118,6 +118,12 @@ impl Machine {
         self
     }
 
+    /// Gives the VM `directory` as its own.
+    pub(super) fn runtime_directory(mut self, directory: &Path) -> Self {
+        self.config.runtime_dir = Some(directory.to_owned());
+        self
+    }
+
     /// Runs the guest to its end.
     pub(super) fn run(self) -> Ended {
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
@@ -148,6 +154,11 @@ impl Machine {
 }
 
 impl Running {
+    /// The pipe's end.
+    pub(super) fn console(&self) -> &File {
+        &self.console
+    }
+
     /// Sends `signal` to the thread that runs the VM, and to no other of this process.
     pub(super) fn signal(&self, signal: i32) {
         // SAFETY: the thread has not been joined, so its ID is valid.

@@ -6,6 +6,7 @@ mod image;
 mod machine;
 
 mod boot;
+mod consoles;
 mod cpus;
 mod ends;
 mod interrupts;
