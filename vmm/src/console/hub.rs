@@ -84,9 +84,8 @@ impl Hub {
     ///
     /// Those of making a timer.
     pub(super) fn new() -> io::Result<Arc<Self>> {
-        let timer = || {
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
-        };
+        let timer =
+            || timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC);
         let state = State {
             ring: Ring::new(CAPACITY),
             positions: Vec::new(),

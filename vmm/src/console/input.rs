@@ -9,7 +9,6 @@ use devices::virtio::console::Console;
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
-
 /// The device that takes what is typed.
 pub enum InputPort {
     /// The serial port.
@@ -69,4 +68,3 @@ pub(super) fn pump(source: impl AsFd, room: usize, take: impl FnOnce(&[u8])) -> 
         }
     }
 }
-

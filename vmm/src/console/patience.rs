@@ -88,7 +88,11 @@ mod tests {
             }
             patience.read(100, now);
         }
-        assert!(waited <= LONGEST + PER_BYTE * 100 * 1000, "{waited:?} of {:?}", Duration::from_millis(40) * 1000);
+        assert!(
+            waited <= LONGEST + PER_BYTE * 100 * 1000,
+            "{waited:?} of {:?}",
+            Duration::from_millis(40) * 1000
+        );
     }
 
     #[test]

@@ -12,10 +12,9 @@ use crate::signals::Signals;
 /// The size of the window that standard output or standard input is in; zeros where neither is in one.
 pub(super) fn size() -> WindowSize {
     let of = |fd| tcgetwinsize(fd).ok();
-    of(rustix::stdio::stdout()).or_else(|| of(rustix::stdio::stdin())).map_or_else(
-        WindowSize::default,
-        |size| WindowSize { columns: size.ws_col, rows: size.ws_row },
-    )
+    of(rustix::stdio::stdout())
+        .or_else(|| of(rustix::stdio::stdin()))
+        .map_or_else(WindowSize::default, |size| WindowSize { columns: size.ws_col, rows: size.ws_row })
 }
 
 /// Tells a console when the window has changed.

@@ -164,7 +164,12 @@ impl VirtioDevice for Console {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let receive = ActiveQueue::take(&mut activation, RECEIVE)?;
         let transmit = Transmitter::new(ActiveQueue::take(&mut activation, TRANSMIT)?);
-        self.active = Some(Active { receive, transmit, interrupt: activation.interrupt });
+        let interrupt = activation.interrupt;
+        if self.size != WindowSize::default() {
+            // Linux looks at the size only after it was told of a change.
+            interrupt.config_changed();
+        }
+        self.active = Some(Active { receive, transmit, interrupt });
         self.tell_of_room();
         Ok(())
     }

@@ -1,5 +1,6 @@
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -178,11 +179,12 @@ fn the_window_is_in_the_config_space_and_its_change_is_told() {
         assert_eq!(space[12..], [0xff; 4], "the config space ends");
         (u16::from_le_bytes([space[0], space[1]]), u16::from_le_bytes([space[2], space[3]]))
     };
-    assert_eq!(size(&console), (132, 43));
+    let told = || driver.counters.config_changed.swap(0, Ordering::SeqCst);
+    assert_eq!((size(&console), told()), ((132, 43), 1), "a driver that begins to work is told");
     console.resize(SIZE);
-    assert_eq!(driver.counters.config_changed.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(told(), 0);
     console.resize(WindowSize { columns: 80, rows: 24 });
-    assert_eq!(driver.counters.config_changed.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(told(), 1);
     assert_eq!(size(&console), (80, 24));
     let mut row = [0];
     console.read_config(2, &mut row);
