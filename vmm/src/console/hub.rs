@@ -297,7 +297,7 @@ impl Reader {
     /// more.
     pub(super) fn wait(&self, into: &mut Vec<u8>) -> usize {
         let mut state = self.hub.lock();
-        while !state.closed && !(state.due && state.unread(self.slot) > 0) {
+        while !(state.closed || state.due && state.unread(self.slot) > 0) {
             state = self.hub.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         self.take_locked(&mut state, into)

@@ -1,7 +1,7 @@
 //! The host's end of the consoles.
 //!
 //! Devices write to a hub, from which standard output or a file ([`Sink`]), the log and all who are attached
-//! ([`attach`]) read, each at its own pace. What any of them types goes to one device.
+//! ([`attach()`]) read, each at its own pace. What any of them types goes to one device.
 
 mod attach;
 mod client;

@@ -170,6 +170,8 @@ impl Running {
         let reason = self.end.recv_timeout(WATCHDOG).expect("the guest ends").unwrap();
         self.thread.join().unwrap();
         let mut rest = Vec::new();
+        // A reader as slow as this one is still written to.
+        rustix::io::ioctl_fionbio(&self.console, false).unwrap();
         self.console.read_to_end(&mut rest).unwrap();
         (reason, rest)
     }

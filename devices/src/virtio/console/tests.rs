@@ -216,7 +216,7 @@ proptest! {
     /// Chains of any layout, an output that stalls at any place, and typing in between.
     #[test]
     fn bytes_arrive_in_order_and_only_where_they_may(
-        chains in prop::collection::vec(prop::collection::vec((0u64..0x4000, 0..3000u32), 1..4), 1..5),
+        chains in prop::collection::vec(prop::collection::vec((0..0x4000u16, 0..3000u16), 1..4), 1..5),
         rooms in prop::collection::vec(1..4000usize, 1..20),
         buffers in prop::collection::vec((0x1_0000u64..0x1_4000, 0..300u32, any::<bool>()), 1..8),
         typed in prop::collection::vec(any::<u8>(), 0..256),
@@ -227,9 +227,9 @@ proptest! {
         transmit.write(FREE, &pattern);
         let mut expected = Vec::new();
         for chain in &chains {
-            let buffers: Vec<_> = chain.iter().map(|&(at, length)| (FREE + at, length, 0)).collect();
+            let buffers: Vec<_> = chain.iter().map(|&(at, length)| (FREE + u64::from(at), length.into(), 0)).collect();
             for &(at, length) in chain {
-                expected.extend(&pattern[at as usize..at as usize + length as usize]);
+                expected.extend(&pattern[at.into()..][..length.into()]);
             }
             transmit.add(&buffers);
         }
