@@ -129,8 +129,9 @@ pub struct BootOptions {
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
-    /// Where the serial console goes [default: stdio]
-    #[arg(long, value_name = "stdio|off|FILE")]
+    /// The console: the serial port on standard input and output (stdio), a faster one that knows the window's size
+    /// in its place (virtio), nothing (off), or the serial port to a file [default: stdio]
+    #[arg(long, value_name = "stdio|virtio|off|FILE")]
     pub console: Option<ConsoleConfig>,
 
     /// Let the guest run VMs of its own, where this host's KVM can nest them

@@ -8,7 +8,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
 
 use crate::Boot;
@@ -25,13 +25,14 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Boots a guest on a new terminal.
+    /// Boots a guest on a new terminal of 132 columns and 43 rows.
     pub fn boot(boot: Boot) -> Self {
         let (mut command, directory) = boot.command();
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are pseudo-terminals");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("the terminal is ours");
         let name = ptsname(&master, Vec::new()).expect("the terminal has a name");
         let line = open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("the terminal opens");
+        set_size(&line, 132, 43);
         let before = tcgetattr(&line).expect("it is a terminal");
         let end = || Stdio::from(line.try_clone().expect("a descriptor can be duplicated"));
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().expect("mvm can be run");
@@ -48,6 +49,18 @@ impl Terminal {
     /// Presses keys.
     pub fn press(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).expect("the terminal takes keys");
+    }
+
+    /// Changes the window's size.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        set_size(&self.line, columns, rows);
+        // The kernel tells the terminal's foreground processes; this one is nobody's controlling terminal.
+        self.signal(Signal::WINCH);
+    }
+
+    /// What the screen has shown.
+    pub fn text(&self) -> String {
+        self.screen.text()
     }
 
     /// Sends mvm a signal.
@@ -76,6 +89,11 @@ impl Terminal {
         );
         status
     }
+}
+
+fn set_size(line: &OwnedFd, columns: u16, rows: u16) {
+    let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(line, size).expect("a terminal has a size");
 }
 
 impl Drop for Terminal {

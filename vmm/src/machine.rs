@@ -1,6 +1,6 @@
 //! The devices of a VM: their places, their interrupts, and whom they report to.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use devices::legacy::{BootMarker, Cmos, I8042, PowerRegisters, PvPanic, Serial};
@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::current::acpi::VirtioMmioNode;
 use crate::arch::current::layout;
-use crate::console::{ConsoleError, ConsoleInput, ConsoleOutput, RawTerminal};
+use crate::console::{Console, InputPort, Sink};
 use crate::exit::{ExitReason, ExitSlot};
 use crate::kvm::KvmError;
 use crate::metrics::Registry;
@@ -118,7 +118,8 @@ impl<'a> Devices<'a> {
         self.add_ports(BootMarker::PORT, BootMarker::PORTS, BootMarker::new(reporter))
     }
 
-    /// Adds the serial port, which writes to `sink`; on a terminal, that is in raw mode from then on.
+    /// Adds the serial port, and a virtio console where `config` wants one, both of which write to `sink`. On a
+    /// terminal, that is in raw mode from then on.
     ///
     /// # Errors
     ///
@@ -126,22 +127,23 @@ impl<'a> Devices<'a> {
     pub fn add_console(
         &mut self,
         config: &VmConfig,
-        sink: Box<dyn io::Write + Send>,
+        sink: Option<Sink>,
         exit: &Arc<ExitSlot>,
-    ) -> Result<Option<RawTerminal>, VmError> {
+    ) -> Result<Console, VmError> {
+        let mut console = Console::new(sink)?;
         let line = interrupt_line(self.vm, Serial::GSI)?;
-        let output = ConsoleOutput::new(sink).map_err(VmError::host("make a timer"))?;
-        self.subscribers.push(Box::new(output.flusher()));
-        let serial = Serial::new(line, self.reporter.clone(), Box::new(output))
+        let serial = Serial::new(line, self.reporter.clone(), console.output())
             .map_err(VmError::host("make the serial port"))?;
-        let input = serial.input().map_err(VmError::host("make the serial port"))?;
+        let mut port = InputPort::Serial(serial.input().map_err(VmError::host("make the serial port"))?);
         self.add_ports(Serial::PORT, Serial::PORTS, serial)?;
-        if config.console != ConsoleConfig::Stdio {
-            return Ok(None);
+        if config.console == ConsoleConfig::Virtio {
+            let device = self.add_virtio(console.virtio()?)?;
+            let (virtio, window) = console.connect(device)?;
+            port = virtio;
+            self.subscribers.push(window);
         }
-        let is_terminal = io::stdin().is_terminal();
-        self.subscribers.push(Box::new(ConsoleInput::new(io::stdin(), input, is_terminal, exit.clone())));
-        Ok(RawTerminal::enter().map_err(ConsoleError::Terminal)?)
+        self.subscribers.push(Box::new(console.events(config, port, exit)?));
+        Ok(console)
     }
 
     /// Adds the power button, which ending signals press, and gives it back for others who do.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use devices::Interrupt;
@@ -11,31 +11,62 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use crate::exit::{ExitReason, ExitSlot};
 
 /// The signals that are taken; all mean the same.
-const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+pub(crate) const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
-/// The ending signals, blocked for every thread and readable from a descriptor.
-pub struct EndingSignals(OwnedFd);
+fn set_of(signals: &[i32]) -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigemptyset` initializes the set, the other calls get pointers to it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
+        set.assume_init()
+    }
+}
 
-impl EndingSignals {
-    /// Blocks the signals for this thread and those that it will start, and opens their descriptor.
+/// Changes the calling thread's mask and returns what it was.
+fn set_mask(how: i32, set: &libc::sigset_t) -> io::Result<libc::sigset_t> {
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: both pointers are to sets, of which the call fills the second where it returns 0.
+    unsafe {
+        match libc::pthread_sigmask(how, set, before.as_mut_ptr()) {
+            0 => Ok(before.assume_init()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// Calls `start`, which starts a thread, so that the thread takes no signal that others wait for: neither an ending
+/// one nor that of a changed window.
+///
+/// # Errors
+///
+/// Those of the system calls, and those of `start`.
+pub fn start_without_signals<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let [a, b, c, d] = ENDING;
+    let before = set_mask(libc::SIG_BLOCK, &set_of(&[a, b, c, d, libc::SIGWINCH]))?;
+    let started = start();
+    set_mask(libc::SIG_SETMASK, &before)?;
+    started
+}
+
+/// Signals that are blocked for every thread and readable from a descriptor.
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// Blocks `signals` for this thread and those that it will start, and opens their descriptor, which does not
+    /// block.
     ///
     /// # Errors
     ///
     /// Those of the system calls.
-    pub fn block() -> io::Result<Self> {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: `sigemptyset` initializes the set before it is used, the other calls get pointers to it, and
-        // the descriptor that signalfd returns is owned by nobody else.
+    pub fn block(signals: &[i32]) -> io::Result<Self> {
+        let set = set_of(signals);
+        set_mask(libc::SIG_BLOCK, &set)?;
+        // SAFETY: the set is initialized, and the descriptor that signalfd returns is owned by nobody else.
         unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            for signal in ENDING {
-                libc::sigaddset(set.as_mut_ptr(), signal);
-            }
-            let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
-            if error != 0 {
-                return Err(io::Error::from_raw_os_error(error));
-            }
-            let fd = libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
             if fd < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -44,7 +75,7 @@ impl EndingSignals {
     }
 
     /// The next signal that has arrived.
-    fn next(&self) -> Option<i32> {
+    pub fn next(&self) -> Option<i32> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         match rustix::io::read(&self.0, &mut info) {
             // ssi_signo comes first.
@@ -53,6 +84,37 @@ impl EndingSignals {
             }
             _ => None,
         }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The ending signals, blocked for every thread.
+pub struct EndingSignals(Signals);
+
+impl EndingSignals {
+    /// Blocks the signals for this thread and those that it will start.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system calls.
+    pub fn block() -> io::Result<Self> {
+        Signals::block(&ENDING).map(Self)
+    }
+
+    /// The next signal that has arrived.
+    pub(crate) fn next(&self) -> Option<i32> {
+        self.0.next()
+    }
+}
+
+impl AsFd for EndingSignals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -84,7 +146,7 @@ impl SignalHandler {
 
 impl MutEventSubscriber for SignalHandler {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new_raw(self.signals.0.as_raw_fd(), EventSet::IN)) {
+        if let Err(error) = ops.add(Events::new_raw(self.signals.as_fd().as_raw_fd(), EventSet::IN)) {
             tracing::error!(%error, "signals will not be seen");
         }
     }

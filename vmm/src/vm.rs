@@ -22,7 +22,7 @@ use crate::arch::current::cpuid::CpuidTemplate;
 use crate::arch::current::layout;
 use crate::arch::current::registers::{self, RegisterError};
 use crate::config::ConfigError;
-use crate::console::{self, ConsoleError, RawTerminal};
+use crate::console::{Console, ConsoleError, Sink};
 use crate::control::{ControlError, ControlServer};
 use crate::exit::ExitSlot;
 use crate::gdb::{GdbError, GdbServer, Listener, Stops};
@@ -36,7 +36,7 @@ use crate::metrics::Registry;
 use crate::pmem::{self, LengthWatcher, PersistentMemory};
 use crate::shares::{self, ShareError};
 use crate::vcpu::{ExitCounters, Gate, Holder, VcpuError, VcpuShared, Vcpus};
-use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, vsock};
+use crate::{ConsoleConfig, ExitReason, MemorySize, Phase, Timeline, VmConfig, vsock};
 
 /// Why a VM could not be built or run.
 #[derive(Debug, Error)]
@@ -181,7 +181,7 @@ pub struct Vm {
     exit: Arc<ExitSlot>,
     balloon: Option<BalloonHandle>,
     /// It restores the terminal when the VM is gone.
-    terminal: Option<RawTerminal>,
+    console: Console,
     memory: Arc<GuestMemoryMmap>,
     debugger: Option<Listener>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
@@ -198,7 +198,7 @@ impl Vm {
         config.validate()?;
         let vsock = config.vsock.as_ref().map(vsock::open).transpose()?;
         let (disks, pmem) = (open_disks(config)?, pmem::open(config)?);
-        let sink = console::open_sink(&config.console)?;
+        let sink = Sink::open(&config.console)?;
         let debugger = config.gdb.as_ref().map(Listener::bind).transpose()?;
         let shares = shares::start(config)?;
 
@@ -228,7 +228,7 @@ impl Vm {
         devices.dma = dma.clone();
         devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
         devices.add_legacy()?;
-        let terminal = devices.add_console(config, sink, &exit)?;
+        let console = devices.add_console(config, sink, &exit)?;
         let power_button = devices.add_power_button(&exit)?;
         for (disk, id, limits) in disks {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
@@ -271,7 +271,7 @@ impl Vm {
         }
         let shared =
             Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, counters, timeline });
-        Ok(Self { vcpus, shared, subscribers, exit, balloon, terminal, memory, debugger, _vm: vm })
+        Ok(Self { vcpus, shared, subscribers, exit, balloon, console, memory, debugger, _vm: vm })
     }
 
     /// The memory balloon, for whoever controls the VM while it runs.
@@ -295,7 +295,7 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, exit, balloon: _, terminal, memory, debugger, _vm } = self;
+        let Self { vcpus, shared, subscribers, exit, balloon: _, console, memory, debugger, _vm } = self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
@@ -315,8 +315,9 @@ impl Vm {
         // Devices end after the vCPUs that use them, the terminal last.
         drop(vcpus);
         drop(debugger);
+        console.flush();
         drop(events);
-        drop(terminal);
+        console.finish();
         Ok(reason)
     }
 }
@@ -345,6 +346,7 @@ fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmEr
 /// Checks that there is an interrupt for each device, before any of them is opened.
 fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
     let asked = [
+        usize::from(config.console == ConsoleConfig::Virtio),
         config.rootfs.iter().count(),
         config.disks.len(),
         config.vsock.iter().count(),

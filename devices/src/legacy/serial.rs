@@ -8,6 +8,7 @@ use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::metrics::Metrics;
 use crate::{BusDevice, Interrupt, MachineEvent, MachineEvents, lock};
 
 struct Line(Arc<dyn Interrupt>);
@@ -20,7 +21,18 @@ impl Trigger for Line {
     }
 }
 
+crate::metrics! {
+    /// What a serial port counts.
+    pub struct SerialMetrics {
+        /// Bytes that the guest was given.
+        input_bytes,
+        /// Bytes that the guest output.
+        output_bytes,
+    }
+}
+
 struct Events {
+    metrics: Arc<SerialMetrics>,
     machine: Arc<dyn MachineEvents>,
     has_written: AtomicBool,
     drained: EventFd,
@@ -30,6 +42,7 @@ impl SerialEvents for Events {
     fn buffer_read(&self) {}
 
     fn out_byte(&self) {
+        self.metrics.output_bytes.increment();
         if !self.has_written.swap(true, Ordering::Relaxed) {
             self.machine.report(MachineEvent::ConsoleOutput);
         }
@@ -116,6 +129,7 @@ impl Serial {
         out: Box<dyn Write + Send>,
     ) -> io::Result<Self> {
         let events = Events {
+            metrics: Arc::default(),
             machine,
             has_written: AtomicBool::new(false),
             drained: EventFd::new(libc::EFD_NONBLOCK)?,
@@ -132,6 +146,11 @@ impl Serial {
     pub fn input(&self) -> io::Result<SerialInput> {
         let drained = lock(&self.0).uart.events().drained.try_clone()?;
         Ok(SerialInput { port: self.0.clone(), drained })
+    }
+
+    /// What the port counts; the same counters for its life.
+    pub fn metrics(&self) -> Arc<dyn Metrics> {
+        lock(&self.0).uart.events().metrics.clone()
     }
 }
 
@@ -170,10 +189,12 @@ impl SerialInput {
         let mut port = lock(&self.port);
         let room = port.capacity().min(bytes.len());
         let (fitting, _) = bytes.split_at(room);
-        port.uart.enqueue_raw_bytes(fitting).map_err(|error| match error {
+        let taken = port.uart.enqueue_raw_bytes(fitting).map_err(|error| match error {
             vm_superio::serial::Error::Trigger(error) | vm_superio::serial::Error::IOError(error) => error,
             other => io::Error::other(other.to_string()),
-        })
+        })?;
+        port.uart.events().metrics.input_bytes.add(taken as u64);
+        Ok(taken)
     }
 
     /// Becomes readable when the guest has read the FIFO empty, and when it has opened the port.

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod events;
 mod iovecs;
 pub mod mmio;

@@ -293,6 +293,13 @@ impl ActiveQueue {
         self.budget = 0;
     }
 
+    /// Asks for a turn after this one, for work that is left over.
+    pub(super) fn ask_for_another_turn(&self) {
+        if !self.broken {
+            self.interrupt.notify_again(self.index);
+        }
+    }
+
     /// Gives the chain at `head` back, with `length` bytes written to it.
     pub(super) fn add_used(&mut self, head: u16, length: u32) {
         if self.broken {

@@ -1,14 +1,15 @@
-//! The console: a pipe, a file, nothing, and a terminal.
+//! The console: a pipe, a file, nothing, and a terminal; the serial port and virtio.
 
 use std::fs;
 
+use rstest::rstest;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tests::{Boot, Terminal};
 
-#[test]
-fn input_reaches_the_guest_and_is_echoed() {
-    let mut guest = Boot::new().start();
+#[rstest]
+fn input_reaches_the_guest_and_is_echoed(#[values("stdio", "virtio")] console: &str) {
+    let mut guest = Boot::new().flag("--console", console).start();
     guest.wait_for("init: started");
     guest.type_text("echo $((6 * 7)) is the answer\n");
     guest.wait_for("42 is the answer");
@@ -17,10 +18,10 @@ fn input_reaches_the_guest_and_is_echoed() {
     assert!(outcome.output.contains("echo $((6 * 7)) is the answer"), "no echo: {outcome}");
 }
 
-#[test]
-fn long_input_that_comes_before_the_guest_listens_is_not_lost() {
-    let mut guest = Boot::new().start();
-    // More than the serial port's 64 bytes, and less than what a terminal line of the guest takes.
+#[rstest]
+fn long_input_that_comes_before_the_guest_listens_is_not_lost(#[values("stdio", "virtio")] console: &str) {
+    let mut guest = Boot::new().flag("--console", console).start();
+    // More than the 64 bytes of the serial port and the 256 of the virtio console, and less than what a terminal line of the guest takes.
     let words: Vec<String> = (0..200).map(|number| number.to_string()).collect();
     guest.type_text(&format!("echo {} | md5sum\npoweroff -f\n", words.join(" ")));
     // The same by the host's own hand.
@@ -89,4 +90,69 @@ fn the_terminal_is_restored_after_signals() {
         let status = terminal.finish();
         assert!(!status.success(), "{status}");
     }
+}
+
+#[test]
+fn a_virtio_console_has_the_size_of_the_window_and_follows_it() {
+    let mut terminal = Terminal::boot(Boot::new().flag("--console", "virtio"));
+    terminal.wait_for("init: started", 1);
+    terminal.press("tty; stty size\r");
+    terminal.wait_for("/dev/hvc0", 1);
+    terminal.wait_for("43 132", 1);
+    terminal.press("trap 'stty size; exit' WINCH; echo re\"\"ady; while :; do read line; done\r");
+    terminal.wait_for("ready", 1);
+    terminal.resize(100, 30);
+    terminal.wait_for("30 100", 1);
+    // The shell ends, and with it the guest.
+    assert_eq!(terminal.finish().code(), Some(0));
+}
+
+#[test]
+fn on_a_virtio_console_the_kernels_words_appear_once_from_the_first_to_the_last() {
+    let script = "echo console: $(cat /sys/class/tty/console/active)";
+    let boot = Boot::new().flag("--console", "virtio").append("loglevel=7").script(script);
+    let outcome = boot.run().expect_code(0).expect("Linux version").expect("reboot: Power down");
+    let mut lines: Vec<_> = outcome.output.lines().filter(|line| line.starts_with('[')).collect();
+    let count = lines.len();
+    assert!(count > 100, "{outcome}");
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), count, "{outcome}");
+    outcome.expect_line("console: hvc0");
+}
+
+#[test]
+fn a_guest_whose_virtio_console_nobody_reads_goes_on() {
+    let script = "dd if=/dev/zero bs=64k count=64 2>/dev/null | tr '\\0' x; echo; echo the latest";
+    let (mut command, _directory) = Boot::new().flag("--console", "virtio").script(script).command();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let status = command.stdin(std::process::Stdio::null()).stdout(writer).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    drop(command);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+    // Of a reader that never read, the pipe holds what came first.
+    assert!(!text.contains("the latest") && text.len() <= 1 << 20, "{}", text.len());
+}
+
+#[test]
+fn a_reader_that_keeps_up_misses_nothing_and_a_virtio_console_is_faster() {
+    let mut took = Vec::new();
+    for (console, kilobytes) in [("stdio", 8), ("virtio", 256)] {
+        // To the console, from what the guest's clock says before to what it says after.
+        let script = format!(
+            "now() {{ cut -d' ' -f1 /proc/uptime | sed 's/[.]//; s/^0*//'; }}; stty -F /dev/console -opost; a=$(now); \
+             dd if=/dev/zero bs=4k count={} 2>/dev/null | tr '\\0' x; b=$(now); \
+             echo; echo took=$(((b - a) * 10))",
+            kilobytes / 4
+        );
+        let outcome = Boot::new().flag("--console", console).script(&script).run().expect_code(0);
+        let shown = outcome.output.matches('x').count();
+        assert!(shown >= kilobytes << 10, "{shown} of {kilobytes} kB");
+        assert!(!outcome.output.contains("dropped"));
+        let rate = ((kilobytes as u64) << 10) * 1000 / outcome.number("took").max(1);
+        eprintln!("--console {console}: {rate} bytes/s");
+        took.push(rate);
+    }
+    assert!(took[1] > 2 * took[0], "{took:?} bytes/s");
 }

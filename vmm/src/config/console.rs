@@ -1,4 +1,4 @@
-//! The serial console.
+//! The console.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,16 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, serde_as_text};
 
-/// Where the serial console goes.
+/// What the console is and where it goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum ConsoleConfig {
-    /// To standard output, and from standard input.
+    /// The serial port to standard output, and from standard input.
     #[default]
     Stdio,
-    /// Nowhere.
+    /// A virtio console in its place, which knows the size of the user's window; the serial port's output, such as
+    /// the kernel's before it has the driver, goes the same way.
+    Virtio,
+    /// The serial port to nowhere.
     Off,
-    /// To the end of a file.
+    /// The serial port to the end of a file.
     File(PathBuf),
 }
 
@@ -27,6 +30,7 @@ impl FromStr for ConsoleConfig {
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "stdio" => Ok(Self::Stdio),
+            "virtio" => Ok(Self::Virtio),
             "off" => Ok(Self::Off),
             "" => Err(ConfigError::Console),
             path => Ok(Self::File(path.into())),
@@ -38,6 +42,7 @@ impl fmt::Display for ConsoleConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stdio => f.write_str("stdio"),
+            Self::Virtio => f.write_str("virtio"),
             Self::Off => f.write_str("off"),
             Self::File(path) => write!(f, "{}", path.display()),
         }

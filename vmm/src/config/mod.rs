@@ -37,7 +37,8 @@ pub struct VmConfig {
     pub id: Option<VmId>,
     /// By what people call it.
     pub name: Option<VmName>,
-    /// Its directory, in which it makes its sockets (see [`crate::instance`]); without one it has none.
+    /// Its directory (see [`crate::instance`]), in which it has its control socket, the socket of its console and
+    /// the console's latest output; without one it has none of them.
     #[serde(skip)]
     pub runtime_dir: Option<PathBuf>,
     /// The kernel: an ELF `vmlinux` or a bzImage.
@@ -69,7 +70,7 @@ pub struct VmConfig {
     pub append: Option<String>,
     /// Kernel arguments in place of mvm's own.
     pub cmdline: Option<String>,
-    /// Where the serial console goes.
+    /// What the console is and where it goes.
     pub console: ConsoleConfig,
     /// Whether the guest can run VMs of its own.
     pub nested: bool,
@@ -174,7 +175,7 @@ pub enum ConfigError {
     #[error("{0:?} is no vhost-user device: write fs=SOCKET,tag=TAG")]
     VhostUser(String),
     /// An empty console.
-    #[error("the console is stdio, off or a file's path")]
+    #[error("the console is stdio, virtio, off or a file's path")]
     Console,
     /// No place for a debugger.
     #[error(

@@ -6,11 +6,16 @@ const ESCAPE: u8 = 1;
 /// What the user can say.
 pub(super) const HELP: &str = "\r\nCtrl-A x  stop the VM at once\r\nCtrl-A h  show this help\r\nCtrl-A Ctrl-A  send Ctrl-A to the guest\r\nAll other keys, Ctrl-C among them, go to the guest.\r\n";
 
+/// What the user of an attached terminal can say.
+pub(super) const ATTACHED_HELP: &str = "\r\nCtrl-A d  leave the console; the VM goes on (Ctrl-A x does the same)\r\nCtrl-A h  show this help\r\nCtrl-A Ctrl-A  send Ctrl-A to the guest\r\nAll other keys, Ctrl-C among them, go to the guest.\r\n";
+
 /// What a key sequence asks of mvm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     Stop,
     Help,
+    /// Where mvm runs the VM itself, this means nothing.
+    Detach,
 }
 
 /// Takes commands out of what is typed.
@@ -32,6 +37,7 @@ impl Escape {
                     match byte {
                         ESCAPE => to_guest.push(ESCAPE),
                         b'x' => commands.push(Command::Stop),
+                        b'd' => commands.push(Command::Detach),
                         b'h' | b'?' => commands.push(Command::Help),
                         _ => {}
                     }
@@ -52,6 +58,7 @@ mod tests {
     #[case("ls\x03", "ls\x03", &[])]
     #[case("\x01x", "", &[Command::Stop])]
     #[case("a\x01hb", "ab", &[Command::Help])]
+    #[case("\x01d", "", &[Command::Detach])]
     #[case("\x01\x01x", "\x01x", &[])]
     #[case("\x01qx", "x", &[])]
     fn keys_are_told_apart(#[case] typed: &str, #[case] guest: &str, #[case] commands: &[Command]) {

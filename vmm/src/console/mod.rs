@@ -1,21 +1,45 @@
-//! The host's end of the serial console.
+//! The host's end of the consoles.
+//!
+//! Devices write to a hub, from which standard output or a file ([`Sink`]), the log and all who are attached
+//! ([`attach()`]) read, each at its own pace. What any of them types goes to one device.
 
+mod attach;
+mod client;
 mod escape;
+mod events;
+mod hub;
 mod input;
-mod output;
+mod keyboard;
+mod log;
+mod patience;
+mod ring;
+mod server;
+mod sink;
 mod terminal;
+mod watch;
+mod window;
+mod writer;
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use devices::metrics::Metrics;
+use devices::virtio::console::{Console as VirtioConsole, ConsoleSink};
+use event_manager::MutEventSubscriber;
 use thiserror::Error;
 
-pub use input::ConsoleInput;
-pub use output::{ConsoleFlusher, ConsoleOutput};
+pub use attach::{AttachError, Detached, attach};
+pub use events::ConsoleEvents;
+pub use input::InputPort;
+pub use sink::Sink;
 pub use terminal::{RawTerminal, restore as restore_terminal};
 
-use crate::ConsoleConfig;
+use self::hub::{Hub, Output};
+use self::window::WindowWatcher;
+use self::writer::Writer;
+use crate::exit::ExitSlot;
+use crate::{ConsoleConfig, VmConfig};
 
 /// Why the console could not be set up.
 #[derive(Debug, Error)]
@@ -29,37 +53,127 @@ pub enum ConsoleError {
         #[source]
         source: io::Error,
     },
+    /// The socket could not be made.
+    #[error("cannot make the console's socket {}", path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Standard input could not be set up.
     #[error("cannot set up the terminal")]
     Terminal(#[source] io::Error),
+    /// Something that the console needs from the host could not be had.
+    #[error("cannot set up the console")]
+    Host(#[source] io::Error),
 }
 
-/// Opens what the console goes to. A file is appended to, so that a log outlives a restart.
-///
-/// # Errors
-///
-/// [`ConsoleError::Open`].
-pub fn open_sink(config: &ConsoleConfig) -> Result<Box<dyn Write + Send>, ConsoleError> {
-    match config {
-        ConsoleConfig::Stdio => Ok(Box::new(StandardOutput)),
-        ConsoleConfig::Off => Ok(Box::new(io::sink())),
-        ConsoleConfig::File(path) => {
-            let file = OpenOptions::new().append(true).create(true).open(path);
-            let file = file.map_err(|source| ConsoleError::Open { path: path.clone(), source })?;
-            Ok(Box::new(file))
+/// The consoles of a VM, from their making to the VM's end.
+pub struct Console {
+    hub: Arc<Hub>,
+    writer: Option<Writer>,
+    virtio: Option<Arc<Mutex<VirtioConsole>>>,
+    /// It restores the terminal.
+    terminal: Option<RawTerminal>,
+}
+
+impl Console {
+    /// A console without devices, which writes to `sink`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError::Host`].
+    pub fn new(sink: Option<Sink>) -> Result<Self, ConsoleError> {
+        let hub = Hub::new().map_err(ConsoleError::Host)?;
+        let start = |sink| Writer::start(hub.awaited_reader(), sink);
+        let writer = sink.map(start).transpose().map_err(ConsoleError::Host)?;
+        Ok(Self { hub, writer, virtio: None, terminal: None })
+    }
+
+    /// Where a device without flow control writes. Its writer never waits.
+    pub fn output(&self) -> Box<dyn io::Write + Send> {
+        Box::new(Output::new(&self.hub))
+    }
+
+    /// Makes a virtio console, which has to be added to the VM.
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError::Host`].
+    pub fn virtio(&self) -> Result<VirtioConsole, ConsoleError> {
+        let sink: Box<dyn ConsoleSink> = Box::new(Output::new(&self.hub));
+        VirtioConsole::new(sink, window::size()).map_err(ConsoleError::Host)
+    }
+
+    /// Takes note of `console`, now that it is a device of the VM: it is told of the window's size by the subscriber
+    /// that is returned, and what is typed goes to the port.
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError::Host`].
+    pub fn connect(
+        &mut self,
+        console: Arc<Mutex<VirtioConsole>>,
+    ) -> Result<(InputPort, Box<dyn MutEventSubscriber>), ConsoleError> {
+        let drained = console.lock().unwrap_or_else(PoisonError::into_inner).drained();
+        let port = InputPort::Virtio(console.clone(), drained.map_err(ConsoleError::Host)?);
+        let watcher = WindowWatcher::new(console.clone()).map_err(ConsoleError::Host)?;
+        self.virtio = Some(console);
+        Ok((port, Box::new(watcher)))
+    }
+
+    /// Begins to take input for `port`, as `config` says: from standard input, which is a terminal in raw mode from
+    /// then on, and from who comes by the VM's directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError`].
+    pub fn events(
+        &mut self,
+        config: &VmConfig,
+        port: InputPort,
+        exit: &Arc<ExitSlot>,
+    ) -> Result<ConsoleEvents, ConsoleError> {
+        let mut events = ConsoleEvents::new(&self.hub, port);
+        if let Some(directory) = &config.runtime_dir {
+            events.add_directory(directory)?;
+        }
+        if matches!(config.console, ConsoleConfig::Stdio | ConsoleConfig::Virtio) {
+            let stdin = io::stdin();
+            let is_terminal = stdin.is_terminal();
+            events.add_keyboard(Box::new(stdin), is_terminal, exit.clone());
+            self.terminal = RawTerminal::enter().map_err(ConsoleError::Terminal)?;
+        }
+        Ok(events)
+    }
+
+    /// What the VM's consoles count together; each device has counters of its own.
+    pub fn metrics(&self) -> Arc<dyn Metrics> {
+        self.hub.metrics()
+    }
+
+    /// Lets nobody who reads lose what the guest said before its end. The vCPUs have ended, the event loop has not.
+    pub fn flush(&self) {
+        if let Some(console) = &self.virtio {
+            console.lock().unwrap_or_else(PoisonError::into_inner).flush();
+        }
+        self.hub.close();
+    }
+
+    /// Waits for a reader of standard output or of the file who is merely slow, then restores the terminal. The event
+    /// loop has ended.
+    pub fn finish(mut self) {
+        if self.writer.take().is_some_and(|writer| !writer.finish()) {
+            tracing::warn!("the end of the console's output was not read");
         }
     }
 }
 
-/// Standard output without a buffer of its own.
-struct StandardOutput;
-
-impl Write for StandardOutput {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(rustix::io::write(rustix::stdio::stdout(), bytes)?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+impl Drop for Console {
+    fn drop(&mut self) {
+        // Where the VM was not even built, the writer has nothing to wait for.
+        self.hub.close();
     }
 }

@@ -55,8 +55,15 @@ pub fn kernel_arguments(config: &VmConfig, max: usize) -> Result<CString, Cmdlin
 
 fn own_arguments(config: &VmConfig) -> Vec<Cow<'static, str>> {
     let mut own = Vec::new();
-    if config.console != ConsoleConfig::Off {
-        own.push("console=ttyS0".into());
+    match config.console {
+        // The kernel's first words go to the serial port, until the driver of the other console takes over: what
+        // was said by then is not said again. A second console= would say everything twice.
+        ConsoleConfig::Virtio => own.extend(["earlycon=uart8250,io,0x3f8".into(), "console=hvc0".into()]),
+        // Where nobody can see it, a console is but a waste of time.
+        ConsoleConfig::Off if config.runtime_dir.is_none() => {}
+        ConsoleConfig::Stdio | ConsoleConfig::Off | ConsoleConfig::File(_) => {
+            own.push("console=ttyS0".into())
+        }
     }
     own.push("panic=-1".into());
     if let Some(rootfs) = &config.rootfs {
@@ -91,6 +98,14 @@ mod tests {
             ..config()
         };
         assert_eq!(arguments(&config), "panic=-1 root=/dev/vda ro");
+        let config = VmConfig { runtime_dir: Some("vm".into()), ..config };
+        assert_eq!(arguments(&config), "console=ttyS0 panic=-1 root=/dev/vda ro", "others can look at it");
+    }
+
+    #[test]
+    fn a_virtio_console_is_the_only_one_once_its_driver_is_there() {
+        let config = VmConfig { console: ConsoleConfig::Virtio, rootfs: None, ..config() };
+        assert_eq!(arguments(&config), "earlycon=uart8250,io,0x3f8 console=hvc0 panic=-1");
     }
 
     #[test]

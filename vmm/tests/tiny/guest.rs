@@ -14,6 +14,7 @@
 /// | `put32`, `put64` | EAX or RAX to the console, the lowest byte first |
 /// | `say 'x'` | a character to the console |
 /// | `send` | ECX bytes from RSI to the console |
+/// | `print_pages pages` | so many times 4096 characters `x` to the console; RCX, RSI, RDI, RBP |
 /// | `write_port port, value` | a byte to a port |
 /// | `power_off` | ends the VM |
 /// | `map_gib n, table` | maps GiB `n` onto itself with the page directory `table`; RCX, RDI |

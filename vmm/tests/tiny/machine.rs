@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::thread::JoinHandleExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
@@ -22,7 +22,7 @@ use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, PmemConfig, Timelin
 use super::image::{self, Entry};
 
 /// No guest here takes a second; this is for one that hangs.
-const WATCHDOG: Duration = Duration::from_secs(60);
+pub(super) const WATCHDOG: Duration = Duration::from_secs(60);
 
 /// A guest, before it runs.
 pub(super) struct Machine {
@@ -125,12 +125,17 @@ impl Machine {
         self
     }
 
-    /// Gives the VM a control socket.
-    pub(super) fn controlled(mut self) -> Self {
-        self.config.runtime_dir = Some(self.directory.path().to_owned());
+    /// Gives the VM `directory` as its own.
+    pub(super) fn runtime_directory(mut self, directory: &Path) -> Self {
+        self.config.runtime_dir = Some(directory.to_owned());
         self
     }
 
+    /// Gives the VM a directory, and with it a control socket.
+    pub(super) fn controlled(self) -> Self {
+        let directory = self.directory.path().to_owned();
+        self.runtime_directory(&directory)
+    }
     /// Runs the guest to its end.
     pub(super) fn run(self) -> Ended {
         self.run_with(|_| ())
@@ -211,6 +216,11 @@ impl Running {
         self.read(address)
     }
 
+    /// The pipe's end.
+    pub(super) fn console(&self) -> &File {
+        &self.console
+    }
+
     /// Sends `signal` to the thread that runs the VM, and to no other of this process.
     pub(super) fn signal(&self, signal: i32) {
         // SAFETY: the thread has not been joined, so its ID is valid.
@@ -222,6 +232,8 @@ impl Running {
         let reason = self.end.recv_timeout(WATCHDOG).expect("the guest ends").unwrap();
         self.thread.join().unwrap();
         let mut rest = Vec::new();
+        // A reader as slow as this one is still written to.
+        rustix::io::ioctl_fionbio(&self.console, false).unwrap();
         self.console.read_to_end(&mut rest).unwrap();
         (reason, rest)
     }

@@ -7,6 +7,7 @@ mod machine;
 
 mod balloon;
 mod boot;
+mod consoles;
 mod control;
 mod cpus;
 mod ends;

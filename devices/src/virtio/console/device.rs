@@ -1,0 +1,208 @@
+//! The device: its queues, its config space, and the ends that the host holds.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::queue::ActiveQueue;
+use super::super::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
+use super::config::{self, EMERGENCY_WRITE, F_EMERG_WRITE, F_SIZE, WindowSize};
+use super::input::Pending;
+use super::output::{ConsoleSink, SentPart, Transmitter};
+use crate::metrics::Metrics;
+
+/// The queues of port 0 (5.3.2): what the user types, and what the guest outputs.
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const QUEUE_SIZES: [u16; 2] = [64, 64];
+
+/// What a snapshot has to know of a console.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleState {
+    /// What was typed and not yet given to the driver.
+    pub typed: Vec<u8>,
+    /// The chain whose output is not complete.
+    pub sending: Option<SentPart>,
+    /// What the driver reads of the window.
+    pub size: WindowSize,
+}
+
+crate::metrics! {
+    /// What a console counts.
+    pub struct ConsoleMetrics {
+        /// Bytes that the driver was given.
+        input_bytes,
+        /// Bytes that the driver output.
+        output_bytes,
+        /// Bytes that came by the config space, from a driver in distress.
+        emergency_bytes,
+    }
+}
+
+/// What the driver has set up.
+struct Active {
+    receive: ActiveQueue,
+    transmit: Transmitter,
+    interrupt: Arc<dyn VirtioInterrupt>,
+}
+
+/// A console with one port.
+pub struct Console {
+    sink: Box<dyn ConsoleSink>,
+    typed: Pending,
+    /// There is room for typed bytes again.
+    drained: EventFd,
+    size: WindowSize,
+    active: Option<Active>,
+    metrics: Arc<ConsoleMetrics>,
+}
+
+impl Console {
+    /// A console that outputs to `sink`, in a window of `size`.
+    ///
+    /// # Errors
+    ///
+    /// Those of making an eventfd.
+    pub fn new(sink: Box<dyn ConsoleSink>, size: WindowSize) -> io::Result<Self> {
+        Ok(Self {
+            sink,
+            typed: Pending::default(),
+            drained: EventFd::new(EFD_NONBLOCK)?,
+            size,
+            active: None,
+            metrics: Arc::default(),
+        })
+    }
+
+    /// How many typed bytes the console takes now: none while no driver works.
+    pub fn input_room(&self) -> usize {
+        if self.active.is_some() { self.typed.room() } else { 0 }
+    }
+
+    /// Types as much of `bytes` as there is room for, and gives the count.
+    pub fn input(&mut self, bytes: &[u8]) -> usize {
+        let (fitting, _) = bytes.split_at(self.input_room().min(bytes.len()));
+        let taken = self.typed.push(fitting);
+        self.deliver();
+        taken
+    }
+
+    /// Becomes readable when there is room for typed bytes again, and when a driver begins to work.
+    ///
+    /// # Errors
+    ///
+    /// Those of duplicating an eventfd.
+    pub fn drained(&self) -> io::Result<EventFd> {
+        self.drained.try_clone()
+    }
+
+    /// Tells the driver that the window has changed.
+    pub fn resize(&mut self, size: WindowSize) {
+        if size == self.size {
+            return;
+        }
+        self.size = size;
+        if let Some(active) = &self.active {
+            active.interrupt.config_changed();
+        }
+    }
+
+    /// Outputs what the driver has made available, whether or not it has notified the device yet.
+    pub fn flush(&mut self) {
+        if let Some(active) = &mut self.active {
+            self.metrics.output_bytes.add(active.transmit.turn(&mut *self.sink) as u64);
+        }
+    }
+
+    fn deliver(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        let delivered = self.typed.deliver(&mut active.receive);
+        self.metrics.input_bytes.add(delivered as u64);
+        if delivered > 0 {
+            self.tell_of_room();
+        }
+    }
+
+    fn tell_of_room(&self) {
+        // It fails only where the counter is full, and then the reader is being woken already.
+        let _ = self.drained.write(1);
+    }
+}
+
+impl VirtioDevice for Console {
+    type State = ConsoleState;
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_CONSOLE
+    }
+
+    fn features(&self) -> u64 {
+        F_SIZE | F_EMERG_WRITE
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        config::read(self.size, offset, data);
+    }
+
+    /// A driver may write the emergency byte at any time, even before it has negotiated (5.3.4).
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if let (EMERGENCY_WRITE, [byte, ..]) = (offset, data) {
+            // Not even room is asked for: these may be the guest's last words.
+            let _ = self.sink.write_all(&[*byte]);
+            self.metrics.emergency_bytes.increment();
+        }
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let receive = ActiveQueue::take(&mut activation, RECEIVE)?;
+        let transmit = Transmitter::new(ActiveQueue::take(&mut activation, TRANSMIT)?);
+        let interrupt = activation.interrupt;
+        if self.size != WindowSize::default() {
+            // Linux looks at the size only after it was told of a change.
+            interrupt.config_changed();
+        }
+        self.active = Some(Active { receive, transmit, interrupt });
+        self.tell_of_room();
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+    }
+
+    fn queue_notified(&mut self, index: u16) {
+        match index {
+            RECEIVE => self.deliver(),
+            _ => self.flush(),
+        }
+    }
+
+    fn wake_fds(&self) -> Vec<RawFd> {
+        vec![self.sink.room_fd().as_raw_fd()]
+    }
+
+    fn woken(&mut self, _index: usize) {
+        self.sink.acknowledge();
+        self.flush();
+    }
+
+    fn metrics(&self) -> Arc<dyn Metrics> {
+        self.metrics.clone()
+    }
+
+    fn state(&self) -> ConsoleState {
+        ConsoleState {
+            typed: self.typed.bytes(),
+            sending: self.active.as_ref().and_then(|active| active.transmit.part()),
+            size: self.size,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! From the user to the driver.
+
+use std::collections::VecDeque;
+
+use super::super::queue::{ActiveQueue, Chain};
+
+/// How much waits for the driver to make buffers available. As with a serial port's FIFO, what the user types
+/// beyond it stays where it is.
+const CAPACITY: usize = 256;
+
+/// What was typed and not yet put in a buffer.
+#[derive(Default)]
+pub(super) struct Pending(VecDeque<u8>);
+
+impl Pending {
+    pub(super) fn room(&self) -> usize {
+        CAPACITY - self.0.len()
+    }
+
+    /// Takes as much of `bytes` as there is room for, and gives the count.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> usize {
+        let (fitting, _) = bytes.split_at(self.room().min(bytes.len()));
+        self.0.extend(fitting);
+        fitting.len()
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.0.iter().copied().collect()
+    }
+
+    /// Puts what waits in the buffers of `queue`, and gives the count of bytes that went.
+    pub(super) fn deliver(&mut self, queue: &mut ActiveQueue) -> usize {
+        let before = self.0.len();
+        let mut chain = Chain::default();
+        queue.start_turn();
+        while !self.0.is_empty() && queue.pop(&mut chain) {
+            let written = chain.writable.put(queue.memory(), self.0.make_contiguous());
+            self.0.drain(..written);
+            // At most as much as may wait.
+            queue.add_used(chain.head, u32::try_from(written).unwrap_or(u32::MAX));
+        }
+        queue.end_turn();
+        before - self.0.len()
+    }
+}

@@ -1,0 +1,266 @@
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::VirtioDevice;
+use super::super::testing::{Driver, FREE, WRITE, wait_readable};
+use super::{Console, ConsoleSink, SentPart, WindowSize};
+
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+
+/// What was output, and how much more may be.
+struct Screen {
+    shown: Vec<u8>,
+    room: usize,
+}
+
+#[derive(Clone)]
+struct Sink(Arc<Mutex<Screen>>, Arc<EventFd>);
+
+impl Sink {
+    fn new(room: usize) -> Self {
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        Self(Arc::new(Mutex::new(Screen { shown: Vec::new(), room })), event)
+    }
+    fn shown(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap().shown)
+    }
+    fn make_room(&self, room: usize) {
+        self.0.lock().unwrap().room = room;
+        self.1.write(1).unwrap();
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut screen = self.0.lock().unwrap();
+        screen.shown.extend(bytes);
+        screen.room = screen.room.saturating_sub(bytes.len());
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ConsoleSink for Sink {
+    fn room(&mut self) -> usize {
+        self.0.lock().unwrap().room
+    }
+    fn room_fd(&self) -> RawFd {
+        self.1.as_raw_fd()
+    }
+    fn acknowledge(&mut self) {
+        let _ = self.1.read();
+    }
+}
+
+const SIZE: WindowSize = WindowSize { columns: 132, rows: 43 };
+
+fn started(sink: &Sink) -> (Console, Driver, Driver) {
+    let drivers = Driver::several(&[16, 16]);
+    let mut console = Console::new(Box::new(sink.clone()), SIZE).unwrap();
+    assert_eq!(console.input_room(), 0, "no driver reads");
+    console.activate(Driver::activation_of(&drivers, 1 << VIRTIO_F_VERSION_1)).unwrap();
+    let [receive, transmit] = drivers.try_into().unwrap_or_else(|_| panic!("two queues"));
+    (console, receive, transmit)
+}
+
+#[test]
+fn output_is_shown_whatever_its_layout() {
+    let sink = Sink::new(usize::MAX);
+    let (mut console, _, mut driver) = started(&sink);
+    driver.write(FREE, b"hello, world");
+    let first = driver.add(&[(FREE, 5, 0), (FREE + 100, 0, 0), (FREE + 5, 2, 0)]);
+    let second = driver.add(&[(FREE + 7, 5, 0), (FREE + 1000, 64, WRITE)]);
+    console.queue_notified(TRANSMIT);
+    assert_eq!(sink.shown(), b"hello, world");
+    assert_eq!(driver.take_used(), [(first.into(), 0), (second.into(), 0)]);
+    assert_eq!(driver.read(FREE + 1000, 64), [0; 64], "it has nothing to write there");
+    let mut counts = Vec::new();
+    console.metrics().visit(&mut |name, count| counts.push((name, count)));
+    assert!(counts.contains(&("output_bytes", 12)), "{counts:?}");
+}
+
+#[test]
+fn output_waits_for_room_and_goes_on_where_it_stopped() {
+    let sink = Sink::new(4);
+    let (mut console, _, mut driver) = started(&sink);
+    driver.write(FREE, b"hello, world");
+    let first = driver.add(&[(FREE, 7, 0)]);
+    let second = driver.add(&[(FREE + 7, 5, 0)]);
+    console.queue_notified(TRANSMIT);
+    assert_eq!((sink.shown(), driver.used_count()), (b"hell".to_vec(), 0));
+    assert_eq!(console.state().sending, Some(SentPart { head: first, sent: 4 }));
+    // Without room, nothing brings it on.
+    console.queue_notified(TRANSMIT);
+    assert!(sink.shown().is_empty() && !driver.counters.take_again());
+    sink.make_room(100);
+    wait_readable(console.wake_fds()[0]);
+    console.woken(0);
+    assert_eq!(sink.shown(), b"o, world");
+    assert_eq!(driver.take_used(), [(first.into(), 0), (second.into(), 0)]);
+    assert_eq!(console.state().sending, None);
+    assert!(sink.1.read().is_err(), "the device has read its event");
+}
+
+#[test]
+fn endless_output_leaves_others_their_turn() {
+    let sink = Sink::new(usize::MAX);
+    let (mut console, _, mut driver) = started(&sink);
+    // 64 times the same 128 KiB.
+    let head = driver.add_indirect(FREE, &[(0x1_0000, 0x2_0000, 0); 64]);
+    let mut shown = 0;
+    let mut turns = 0;
+    console.queue_notified(TRANSMIT);
+    while driver.counters.take_again() {
+        let now = sink.shown().len();
+        assert!(now <= 256 << 10, "{now} bytes at once");
+        shown += now;
+        turns += 1;
+        console.queue_notified(TRANSMIT);
+    }
+    assert!(turns > 10);
+    assert_eq!(shown + sink.shown().len(), 64 * 0x2_0000);
+    assert_eq!(driver.take_used(), [(head.into(), 0)]);
+}
+
+#[test]
+fn what_is_typed_waits_for_buffers() {
+    let (mut console, mut driver, _) = started(&Sink::new(0));
+    let drained = console.drained().unwrap();
+    drained.read().expect("a driver works");
+    let room = console.input_room();
+    let typed = vec![b'a'; room + 10];
+    assert_eq!(console.input(&typed), room);
+    assert_eq!((console.input_room(), console.input(b"more")), (0, 0));
+    assert_eq!(console.state().typed, typed[..room]);
+    assert!(drained.read().is_err());
+    let small = driver.add(&[(FREE, 3, WRITE), (FREE + 10, 7, WRITE)]);
+    let large = driver.add(&[(FREE + 100, 4096, WRITE)]);
+    let unused = driver.add(&[(FREE + 0x2000, 4096, WRITE)]);
+    console.queue_notified(RECEIVE);
+    let rest = u32::try_from(room - 10).unwrap();
+    assert_eq!(driver.take_used(), [(small.into(), 10), (large.into(), rest)]);
+    assert_eq!(driver.read(FREE, 3), b"aaa");
+    drained.read().expect("there is room again");
+    assert_eq!(console.input_room(), room);
+    assert_eq!(console.input(b"x"), 1);
+    assert_eq!(driver.take_used(), [(unused.into(), 1)]);
+    assert_eq!(driver.read(FREE + 0x2000, 2), b"x\0");
+}
+
+#[test]
+fn a_reset_keeps_what_is_typed_for_the_next_driver() {
+    let (mut console, ..) = started(&Sink::new(0));
+    console.input(b"typed");
+    console.reset();
+    assert_eq!(console.input(b"lost"), 0);
+    let mut drivers = Driver::several(&[16, 16]);
+    console.activate(Driver::activation_of(&drivers, 0)).unwrap();
+    let head = drivers[0].add(&[(FREE, 100, WRITE)]);
+    console.queue_notified(RECEIVE);
+    assert_eq!(drivers[0].take_used(), [(head.into(), 5)]);
+    assert_eq!(drivers[0].read(FREE, 5), b"typed");
+}
+
+#[test]
+fn the_window_is_in_the_config_space_and_its_change_is_told() {
+    let (mut console, driver, _) = started(&Sink::new(0));
+    let size = |console: &Console| {
+        let mut space = [0xff; 16];
+        console.read_config(0, &mut space);
+        assert_eq!(space[12..], [0xff; 4], "the config space ends");
+        (u16::from_le_bytes([space[0], space[1]]), u16::from_le_bytes([space[2], space[3]]))
+    };
+    let told = || driver.counters.config_changed.swap(0, Ordering::SeqCst);
+    assert_eq!((size(&console), told()), ((132, 43), 1), "a driver that begins to work is told");
+    console.resize(SIZE);
+    assert_eq!(told(), 0);
+    console.resize(WindowSize { columns: 80, rows: 24 });
+    assert_eq!(told(), 1);
+    assert_eq!(size(&console), (80, 24));
+    let mut row = [0];
+    console.read_config(2, &mut row);
+    assert_eq!(row, [24]);
+}
+
+#[test]
+fn a_driver_in_distress_outputs_by_the_config_space() {
+    let sink = Sink::new(0);
+    let mut console = Console::new(Box::new(sink.clone()), SIZE).unwrap();
+    console.write_config(8, &u32::from(b'!').to_le_bytes());
+    console.write_config(0, b"x");
+    console.write_config(8, b"");
+    console.write_config(u64::MAX, b"x");
+    assert_eq!(sink.shown(), b"!");
+}
+
+#[test]
+fn both_queues_have_to_be_there() {
+    for missing in [RECEIVE, TRANSMIT] {
+        let drivers = Driver::several(&[16, 16]);
+        let mut activation = Driver::activation_of(&drivers, 0);
+        activation.queues[usize::from(missing)] = None;
+        assert!(Console::new(Box::new(Sink::new(0)), SIZE).unwrap().activate(activation).is_err());
+    }
+}
+
+proptest! {
+    /// Chains of any layout, an output that stalls at any place, and typing in between.
+    #[test]
+    fn bytes_arrive_in_order_and_only_where_they_may(
+        chains in prop::collection::vec(prop::collection::vec((0..0x4000u16, 0..3000u16), 1..4), 1..5),
+        rooms in prop::collection::vec(1..4000usize, 1..20),
+        buffers in prop::collection::vec((0x1_0000u64..0x1_4000, 0..300u32, any::<bool>()), 1..8),
+        typed in prop::collection::vec(any::<u8>(), 0..256),
+    ) {
+        let sink = Sink::new(0);
+        let (mut console, mut receive, mut transmit) = started(&sink);
+        let pattern: Vec<u8> = (0..0x8000u32).map(|at| (at % 253) as u8).collect();
+        transmit.write(FREE, &pattern);
+        let mut expected = Vec::new();
+        for chain in &chains {
+            let buffers: Vec<_> = chain.iter().map(|&(at, length)| (FREE + u64::from(at), length.into(), 0)).collect();
+            for &(at, length) in chain {
+                expected.extend(&pattern[at.into()..][..length.into()]);
+            }
+            transmit.add(&buffers);
+        }
+        let mut shown = Vec::new();
+        console.queue_notified(TRANSMIT);
+        for room in rooms {
+            sink.make_room(room);
+            console.woken(0);
+            let now = sink.shown();
+            prop_assert!(now.len() <= room);
+            shown.extend(now);
+        }
+        sink.make_room(usize::MAX);
+        console.woken(0);
+        shown.extend(sink.shown());
+        prop_assert!(shown == expected);
+        prop_assert_eq!(usize::from(transmit.used_count()), chains.len());
+
+        for &(at, length, write) in &buffers {
+            receive.add(&[(at, length, if write { WRITE } else { 0 })]);
+        }
+        console.input(&typed);
+        console.queue_notified(RECEIVE);
+        let inside = |at: u64| {
+            buffers.iter().any(|&(start, length, write)| write && (start..start + u64::from(length)).contains(&at))
+        };
+        for (at, byte) in (0x1_0000..).zip(receive.read(0x1_0000, 0x6000)) {
+            prop_assert!(byte == 0 || inside(at), "wrote to {at:#x}");
+        }
+        let written: u32 = receive.take_used().iter().map(|(_, written)| written).sum();
+        let room: u32 = buffers.iter().filter(|(_, _, write)| *write).map(|(_, length, _)| length).sum();
+        prop_assert_eq!(written, room.min(u32::try_from(typed.len()).unwrap()));
+    }
+}

@@ -1,0 +1,130 @@
+//! The socket by which others attach to the console.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_manager::{EventOps, EventSet};
+
+use super::ConsoleError;
+use super::client::Client;
+use super::hub::Hub;
+use super::input::InputPort;
+use super::watch::{Watch, Watched};
+
+/// How many can be attached at once.
+const MOST_CLIENTS: usize = 16;
+/// How long the end of a VM waits for all clients together.
+const END: Duration = Duration::from_secs(1);
+
+/// The socket and those who came by it.
+pub(super) struct Server {
+    path: PathBuf,
+    listener: UnixListener,
+    watch: Watch,
+    hub: Arc<Hub>,
+    first_token: u32,
+    /// Each at the place that its token says.
+    clients: [Option<Client>; MOST_CLIENTS],
+}
+
+impl Server {
+    /// A socket at `path`, in place of what is there: the directory is the VM's own. Its events come with `token`,
+    /// those of clients with the following ones.
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError::Socket`].
+    pub(super) fn bind(path: PathBuf, hub: &Arc<Hub>, token: u32) -> Result<Self, ConsoleError> {
+        let bind = || {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(&path)?;
+            // Who reaches the console is as good as root in the guest.
+            fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = bind().map_err(|source| ConsoleError::Socket { path: path.clone(), source })?;
+        let watch = Watch::new(listener.as_raw_fd(), token);
+        let (hub, clients) = (Arc::clone(hub), Default::default());
+        Ok(Self { path, listener, watch, hub, first_token: token + 1, clients })
+    }
+
+    /// The event loop has seen `events` for `token`, which is the socket's or a client's.
+    pub(super) fn ready(&mut self, token: u32, events: EventSet, port: &InputPort, ops: &mut EventOps<'_>) {
+        let Some(index) = token.checked_sub(self.first_token) else { return self.accept(ops) };
+        let client = usize::try_from(index).ok().and_then(|index| self.clients.get_mut(index));
+        if let Some(client) = client.and_then(Option::as_mut) {
+            client.ready(events, port);
+        }
+    }
+
+    fn accept(&mut self, ops: &mut EventOps<'_>) {
+        // One a turn; the event loop comes again where there are more.
+        match self.listener.accept() {
+            Ok((stream, _)) => self.admit(stream, ops),
+            Err(error) => tracing::debug!(%error, "nobody attaches to the console after all"),
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream, ops: &mut EventOps<'_>) {
+        let places = &mut self.clients;
+        let free = places.iter().position(Option::is_none);
+        // One that has gone and whose last words the guest does not read makes place for one that is there.
+        let gone = || places.iter().position(|client| client.as_ref().is_some_and(Client::has_hung_up));
+        let Some(index) = free.or_else(gone) else {
+            tracing::warn!("{MOST_CLIENTS} are attached to the console already; no other can");
+            return;
+        };
+        if let Err(error) = stream.set_nonblocking(true) {
+            tracing::warn!(%error, "cannot attach a client to the console");
+            return;
+        }
+        let token = u32::try_from(index).unwrap_or(u32::MAX).saturating_add(self.first_token);
+        let mut client = Client::new(stream, token, self.hub.late_reader());
+        client.send();
+        if let Some(place) = places.get_mut(index)
+            && let Some(mut gone) = place.replace(client)
+        {
+            gone.leave(ops);
+        }
+    }
+
+    /// There is new output.
+    pub(super) fn send(&mut self) {
+        self.clients.iter_mut().flatten().for_each(Client::send);
+    }
+
+    /// After anything happened: lets go who has gone, and says to the event loop what the others wait for.
+    pub(super) fn settle(&mut self, port: &InputPort, ops: &mut EventOps<'_>) {
+        if self.watch.set(Some(EventSet::IN), ops) != Watched::Yes {
+            tracing::warn!("nobody can attach to the console");
+        }
+        for place in &mut self.clients {
+            if let Some(client) = place {
+                client.settle(port, ops);
+                if client.is_done() {
+                    client.leave(ops);
+                    *place = None;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + END;
+        self.clients.iter_mut().flatten().for_each(|client| client.finish(deadline));
+        // Where somebody else removed it, it is gone as well.
+        let _ = fs::remove_file(&self.path);
+    }
+}
