@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Args;
 use serde::Deserialize;
-use vmm::{ConsoleConfig, DiskConfig, MemorySize, Timeline, Vm, VmConfig};
+use vmm::{ConsoleConfig, DiskConfig, MemorySize, NetConfig, Timeline, Vm, VmConfig};
 
 use crate::{chain, complain, config_file, exit_code};
 
@@ -16,13 +16,14 @@ const EXAMPLES: &str = "\
 Examples:
   mvm boot --kernel vmlinux --rootfs rootfs.ext4
   mvm boot --kernel /boot/vmlinuz --initrd initrd.img --append \"console=ttyS0\" --cpus 4 --memory 2G \\
-           --disk data.img --disk seed.iso,readonly
+           --disk data.img --disk seed.iso,readonly --net tap=tap0
   mvm boot --config vm.toml --memory 4G
 
 A configuration file has the names of the flags (paths in it are relative to it):
   kernel = \"vmlinux\"
   rootfs = \"rootfs.ext4\"
   disk = [\"data.img\", \"seed.iso,readonly\"]
+  net = [\"tap=tap0\"]
   cpus = 4
   memory = \"2G\"
 
@@ -70,6 +71,11 @@ pub struct BootOptions {
     #[serde(default)]
     pub disk: Vec<DiskConfig>,
 
+    /// A network device: a tap, a new port of a bridge, or the host's sockets; may be given more than once
+    #[arg(long, value_name = "tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N]")]
+    #[serde(default)]
+    pub net: Vec<NetConfig>,
+
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
@@ -99,6 +105,7 @@ impl BootOptions {
             initrd: self.initrd.or(other.initrd),
             rootfs: self.rootfs.or(other.rootfs),
             disk: if self.disk.is_empty() { other.disk } else { self.disk },
+            net: if self.net.is_empty() { other.net } else { self.net },
             cpus: self.cpus.or(other.cpus),
             memory: self.memory.or(other.memory),
             append: self.append.or(other.append),
@@ -115,6 +122,7 @@ impl BootOptions {
             initrd: self.initrd,
             rootfs: self.rootfs,
             disks: self.disk,
+            nets: self.net,
             cpus: self.cpus.unwrap_or(1),
             memory: self.memory.unwrap_or(MemorySize::from_mib(512)),
             append: self.append,
@@ -190,6 +198,7 @@ mod tests {
                 "cpus" => "1",
                 "memory" => "'1G'",
                 "disk" => "['x']",
+                "net" => "['user', 'tap=tap0,queues=2']",
                 _ => "'x'",
             };
             options(&format!("{flag} = {value}"));

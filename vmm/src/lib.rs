@@ -12,12 +12,13 @@ pub mod kvm;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod network;
 pub mod signals;
 pub mod timing;
 pub mod vcpu;
 pub mod vm;
 
-pub use config::{ConsoleConfig, DiskConfig, MemorySize, VmConfig};
+pub use config::{ConsoleConfig, DiskConfig, MemorySize, NetConfig, VmConfig};
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};
 pub use vm::{Vm, VmError};

@@ -25,6 +25,7 @@ use crate::kvm::{self, KvmError};
 use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
+use crate::network::{self, NetworkError};
 use crate::vcpu::{VcpuError, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig};
 
@@ -65,6 +66,9 @@ pub enum VmError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// More devices than there are interrupts for.
     #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
     TooManyDevices {
@@ -119,6 +123,7 @@ impl VmError {
             | Self::Bus(_)
             | Self::Host { .. }
             | Self::EventLoop(_) => true,
+            Self::Network(error) => error.is_the_hosts(),
             Self::Config(_)
             | Self::Load(_)
             | Self::Cmdline(_)
@@ -155,6 +160,7 @@ impl Vm {
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
         let (disks, sink) = (open_disks(config)?, console::open_sink(&config.console)?);
+        let nets = config.nets.iter().map(network::open).collect::<Result<Vec<_>, _>>()?;
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
@@ -181,6 +187,9 @@ impl Vm {
         devices.add_power_button(&exit)?;
         for (disk, id, limits) in disks {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
+        }
+        for net in nets {
+            devices.add_virtio(net)?;
         }
         devices.add_virtio(Rng::new())?;
         let Devices { ports, mmio, virtio, subscribers, .. } = devices;
@@ -236,7 +245,7 @@ fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmEr
 /// Checks that there is an interrupt for each device, before any of them is opened.
 fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
     // One is for the entropy device.
-    let asked = config.rootfs.iter().count() + config.disks.len() + 1;
+    let asked = config.rootfs.iter().count() + config.disks.len() + config.nets.len() + 1;
     let most = layout::VIRTIO_GSIS.len();
     if asked > most { Err(VmError::TooManyDevices { asked, most }) } else { Ok(()) }
 }

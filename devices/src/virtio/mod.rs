@@ -20,6 +20,7 @@ pub mod block;
 pub mod events;
 mod iovecs;
 pub mod mmio;
+pub mod net;
 mod queue;
 pub mod rate_limit;
 pub mod rng;

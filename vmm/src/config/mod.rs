@@ -3,6 +3,7 @@
 mod console;
 mod disk;
 mod limit;
+mod net;
 mod size;
 mod words;
 
@@ -14,6 +15,7 @@ use thiserror::Error;
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
 pub use limit::{Bandwidth, Rate};
+pub use net::{NetBackend, NetConfig, NetConfigError};
 pub use size::MemorySize;
 
 /// A whole VM.
@@ -27,6 +29,8 @@ pub struct VmConfig {
     pub rootfs: Option<DiskConfig>,
     /// Further disks, in order.
     pub disks: Vec<DiskConfig>,
+    /// Network devices, in order.
+    pub nets: Vec<NetConfig>,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM.
@@ -80,6 +84,9 @@ pub enum ConfigError {
     /// A limit that lets nothing pass.
     #[error("a limit of {0:?} would let nothing pass: leave it out where there is to be no limit")]
     ZeroLimit(String),
+    /// A network.
+    #[error(transparent)]
+    Net(#[from] NetConfigError),
     /// An empty console.
     #[error("the console is stdio, off or a file's path")]
     Console,

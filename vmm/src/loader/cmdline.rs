@@ -76,6 +76,7 @@ mod tests {
             initrd: None,
             rootfs: Some("root.ext4".parse::<DiskConfig>().unwrap()),
             disks: Vec::new(),
+            nets: Vec::new(),
             cpus: 1,
             memory: MemorySize::from_mib(128),
             append: None,

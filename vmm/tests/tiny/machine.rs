@@ -88,6 +88,7 @@ impl Machine {
             initrd: None,
             rootfs: None,
             disks: Vec::new(),
+            nets: Vec::new(),
             cpus: 1,
             memory: MemorySize::from_mib(128),
             append: None,
