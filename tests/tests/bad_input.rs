@@ -110,6 +110,12 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --disk @/disk,limit-bandwidth=fast", &["\"fast\" is not a size"]),
         ("--kernel VMLINUX --disk @/disk --disk @/disk", &["in use by another VM"]),
         ("--kernel VMLINUX --console @/missing/log", &["cannot open the console's file", "No such file"]),
+        (
+            "--kernel VMLINUX --net tap=mvm-none",
+            &["there is no tap mvm-none", "ip tuntap add mvm-none mode tap"],
+        ),
+        ("--kernel VMLINUX --net tap=lo", &["lo is no tap", "ip tuntap add"]),
+        ("--kernel VMLINUX --net bridge=mvm-none", &["there is no bridge mvm-none", "ip link add mvm-none"]),
         ("--config @/missing.toml", &["cannot read the configuration", "No such file"]),
         ("--config @/unknown.toml", &["unknown.toml, line 2", "rootfilesystem", "rootfs"]),
         ("--config @/syntax.toml", &["syntax.toml, line 1"]),
@@ -130,6 +136,15 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("boot --kernel x --disk a.img,ro", "\"ro\" is no option of a disk")]
 #[case("boot --kernel x --disk ,readonly", "a disk needs a path")]
 #[case("boot --kernel x --disk a,id=much-too-long-for-a-disk", "1 to 20")]
+#[case("boot --kernel x --net tap0", "\"tap0\" is no network")]
+#[case("boot --kernel x --net tap=tap0,script=no", "\"script=no\" is no option of a network")]
+#[case("boot --kernel x --net tap=a-tap-with-a-long-name", "1 to 15 bytes")]
+#[case("boot --kernel x --net tap=t,queues=0", "queues=0 cannot be had: give 1 to 16")]
+#[case("boot --kernel x --net tap=t,queues=17", "queues=17 cannot be had: give 1 to 16")]
+#[case("boot --kernel x --net user,queues=2", "user has one queue")]
+#[case("boot --kernel x --net tap=t,mtu=1", "mtu=1 cannot be had: give 68 to 65521")]
+#[case("boot --kernel x --net tap=t,mac=52:54:00", "write six bytes")]
+#[case("boot --kernel x --net tap=t,mac=01:00:5e:00:00:01", "an even first byte")]
 #[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
 #[case("boot --kernle x", "unexpected argument '--kernle'")]
 #[case("boost", "unrecognized subcommand 'boost'")]
@@ -234,6 +249,53 @@ fn a_disk_that_may_only_be_read_says_how_to_use_it() {
     }
 }
 
+/// A tap of the host's, as long as a test lasts.
+struct HostTap(&'static str);
+
+impl HostTap {
+    /// `None`, with the reason printed, where only root may.
+    fn new(name: &'static str, options: &str) -> Option<Self> {
+        let made =
+            Command::new("ip").args(["tuntap", "add", name, "mode", "tap"]).args(options.split(' ')).output();
+        if made.is_ok_and(|output| output.status.success()) {
+            return Some(Self(name));
+        }
+        eprintln!("skipped: a tap needs root and ip");
+        None
+    }
+}
+
+impl Drop for HostTap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", self.0]).output();
+    }
+}
+
+#[test]
+fn a_tap_that_is_not_as_asked_for_says_how_to_make_it() {
+    let Some(_tap) = HostTap::new("mvmsingle", "user root") else { return };
+    let files = Files::new();
+    expect(
+        &files.run("--kernel VMLINUX --net tap=mvmsingle,queues=2"),
+        2,
+        &["tap mvmsingle has one queue", "ip tuntap add mvmsingle mode tap multi_queue"],
+    );
+    expect(
+        &files.run("--kernel VMLINUX --net tap=mvmsingle --net tap=mvmsingle"),
+        2,
+        &["tap mvmsingle is in use by another VM"],
+    );
+    expect(&files.run("--kernel VMLINUX --net bridge=lo"), 2, &["lo is no bridge", "type bridge"]);
+    let (_directory, kernel, _) = readable_files();
+    let run = |net: &str| as_nobody(&["boot", "--kernel", kernel.to_str().unwrap(), "--net", net]);
+    if let Some(output) = run("tap=mvmsingle") {
+        expect(&output, 3, &["no permission for tap mvmsingle", "mode tap user"]);
+    }
+    if let Some(output) = run("bridge=lo") {
+        expect(&output, 3, &["no permission to make a tap", "tap=NAME"]);
+    }
+}
+
 #[test]
 fn without_kvm_the_way_to_mend_it_is_said() {
     // A mount namespace of its own, in which /dev is empty.
@@ -286,9 +348,10 @@ fn help_pages_and_completions_name_every_flag() {
         [&["man", "boot"][..], &["completions", "bash"], &["completions", "zsh"], &["completions", "fish"]]
     {
         let page = text(arguments);
-        for flag in
-            ["kernel", "initrd", "rootfs", "disk", "cpus", "memory", "append", "cmdline", "console", "timing"]
-        {
+        for flag in [
+            "kernel", "initrd", "rootfs", "disk", "cpus", "memory", "append", "cmdline", "console", "net",
+            "timing",
+        ] {
             assert!(page.contains(flag), "no {flag} in {arguments:?}");
         }
     }

@@ -22,7 +22,9 @@ pub enum InterfaceNameError {
     #[error("{0:?} is no name of a network interface: it has 1 to {MAX_NAME} bytes")]
     Length(String),
     /// A name that the kernel refuses, or takes for a pattern.
-    #[error("{0:?} is no name of a network interface: it has no spaces, '/', ':' or '%', and is neither . nor ..")]
+    #[error(
+        "{0:?} is no name of a network interface: it has no spaces, '/', ':' or '%', and is neither . nor .."
+    )]
     Bytes(String),
 }
 
@@ -203,7 +205,11 @@ mod tests {
     #[test]
     fn names_are_checked() {
         assert_eq!("tap0".parse::<InterfaceName>().unwrap().as_str(), "tap0");
-        assert!("a-name-of-fiftee".parse::<InterfaceName>().is_err_and(|e| matches!(e, InterfaceNameError::Length(_))));
+        assert!(
+            "a-name-of-fiftee"
+                .parse::<InterfaceName>()
+                .is_err_and(|e| matches!(e, InterfaceNameError::Length(_)))
+        );
         assert!("a-name-of-15-by".parse::<InterfaceName>().is_ok());
         for text in ["a/b", "a b", "a:1", "tap%d", ".", "..", "a\0"] {
             assert_eq!(text.parse::<InterfaceName>(), Err(InterfaceNameError::Bytes(text.into())));

@@ -24,7 +24,9 @@ pub enum MacAddressError {
     #[error("{0:?} is no hardware address: write six bytes, as in 02:00:00:00:00:01")]
     Form(String),
     /// The address of a group, or no address.
-    #[error("{0} cannot be an interface's own address: it has to have an even first byte, and not be all zero")]
+    #[error(
+        "{0} cannot be an interface's own address: it has to have an even first byte, and not be all zero"
+    )]
     NotUnicast(String),
 }
 
@@ -94,7 +96,9 @@ mod tests {
     #[test]
     fn addresses_are_read() {
         assert_eq!("02:AB:00:00:00:1f".parse(), Ok(MacAddress([2, 0xab, 0, 0, 0, 0x1f])));
-        for text in ["", "02", "02:00:00:00:00", "02:00:00:00:00:00:00", "02:00:00:00:00:0g", "+2:00:00:00:00:01"] {
+        for text in
+            ["", "02", "02:00:00:00:00", "02:00:00:00:00:00:00", "02:00:00:00:00:0g", "+2:00:00:00:00:01"]
+        {
             assert_eq!(text.parse::<MacAddress>(), Err(MacAddressError::Form(text.into())));
         }
         for text in ["01:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {

@@ -112,8 +112,14 @@ impl Pair {
     fn run(mut self, epoll: &Epoll) {
         let backend = Arc::clone(&self.backend);
         let mut backend = lock(&backend);
-        let mut due =
-            Due { receive: true, transmit: true, control: true, wait: Wait::No, patient: true, blocked: false };
+        let mut due = Due {
+            receive: true,
+            transmit: true,
+            control: true,
+            wait: Wait::No,
+            patient: true,
+            blocked: false,
+        };
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             self.turns(&mut backend, &mut due);

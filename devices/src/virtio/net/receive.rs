@@ -131,7 +131,13 @@ impl Room {
     }
 
     /// Gives the driver a packet of `length` bytes in the first chains, as few as it takes.
-    fn deliver(&mut self, queue: &mut ActiveQueue, length: usize, writes_header: bool, used: &mut Vec<(u16, u32)>) {
+    fn deliver(
+        &mut self,
+        queue: &mut ActiveQueue,
+        length: usize,
+        writes_header: bool,
+        used: &mut Vec<(u16, u32)>,
+    ) {
         used.clear();
         let (mut rest, mut ranges, mut header) = (length, 0, None);
         while rest > 0 {

@@ -72,7 +72,8 @@ impl Stream {
                     self.incoming = Incoming::Unwanted { left: left - some(read)? };
                 }
                 Incoming::Prefix { have: PREFIX } => {
-                    let length = usize::try_from(u32::from_be_bytes(self.incoming_prefix)).unwrap_or(usize::MAX);
+                    let length =
+                        usize::try_from(u32::from_be_bytes(self.incoming_prefix)).unwrap_or(usize::MAX);
                     if length == 0 || length > MAX_FRAME {
                         let message = format!("it sent a frame of {length} bytes");
                         return Err(Trouble::Closed(io::Error::new(io::ErrorKind::InvalidData, message)));

@@ -7,8 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use libc::{
-    IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_TUN_EXCL, IFF_VNET_HDR, TUNSETIFF,
-    TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ, c_int, c_uint,
+    IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_TUN_EXCL, IFF_VNET_HDR,
+    TUNSETIFF, TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ, c_int, c_uint,
 };
 use rustix::io::Errno;
 use thiserror::Error;
@@ -27,13 +27,17 @@ const UDP_SEGMENTATION: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 #[derive(Debug, Error)]
 pub enum TapError {
     /// No such interface.
-    #[error("there is no tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or write bridge=BRIDGE")]
+    #[error(
+        "there is no tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or write bridge=BRIDGE"
+    )]
     Missing(InterfaceName),
     /// The driver is not there.
     #[error("cannot open {TUN}: the host's kernel has to have the tun driver (`modprobe tun`)")]
     Driver(#[source] io::Error),
     /// Not the user's.
-    #[error("no permission for tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or run as root")]
+    #[error(
+        "no permission for tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or run as root"
+    )]
     Permission(InterfaceName),
     /// No right to make one.
     #[error("no permission to make a tap: run as root, or make one yourself and write tap=NAME")]
@@ -45,7 +49,9 @@ pub enum TapError {
     #[error("{0} is no tap: make one with `ip tuntap add NAME mode tap user $USER`")]
     NotATap(InterfaceName),
     /// A tap for one queue.
-    #[error("tap {0} has one queue: make it with `ip tuntap add {0} mode tap multi_queue`, or leave out queues=")]
+    #[error(
+        "tap {0} has one queue: make it with `ip tuntap add {0} mode tap multi_queue`, or leave out queues="
+    )]
     OneQueue(InterfaceName),
     /// More queues than the tap has.
     #[error("tap {0} cannot have so many queues: another VM may be using it")]
@@ -105,7 +111,9 @@ impl Tap {
             Err(error) if is_error(&error, Errno::INVAL) => return Err(TapError::NotATap(name.clone())),
             Err(error) if is_error(&error, Errno::PERM) => return Err(TapError::Permission(name.clone())),
             Err(error) if is_error(&error, Errno::BUSY) => return Err(TapError::Busy(name.clone())),
-            Err(error) if is_error(&error, Errno::TOOBIG) => return Err(TapError::TooManyQueues(name.clone())),
+            Err(error) if is_error(&error, Errno::TOOBIG) => {
+                return Err(TapError::TooManyQueues(name.clone()));
+            }
             Err(source) => return Err(host(source)),
         };
         Self::with_further(first, name, queues, flags)
@@ -130,7 +138,12 @@ impl Tap {
         Ok((name, taps))
     }
 
-    fn with_further(first: Self, name: &InterfaceName, queues: u16, flags: c_int) -> Result<Vec<Self>, TapError> {
+    fn with_further(
+        first: Self,
+        name: &InterfaceName,
+        queues: u16,
+        flags: c_int,
+    ) -> Result<Vec<Self>, TapError> {
         let mut taps = vec![first];
         for _ in 1..queues {
             taps.push(Self::attach(&mut Request::new(name), flags)?.map_err(|source| match source {

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_MQ,
 };
 
 use super::super::control::{Control, Taps};
@@ -15,10 +15,8 @@ use crate::lock;
 
 const ANSWER: u64 = FREE + 0x100;
 const OFFLOADS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
-const ALL: u64 = OFFLOADS
-    | 1 << VIRTIO_NET_F_CTRL_MAC_ADDR
-    | 1 << VIRTIO_NET_F_MQ
-    | 1 << VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
+const ALL: u64 =
+    OFFLOADS | 1 << VIRTIO_NET_F_CTRL_MAC_ADDR | 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
 
 struct Commands {
     driver: Driver,
@@ -85,7 +83,10 @@ fn the_driver_chooses_by_how_many_queues_packets_come() {
     assert_eq!(commands.told(2), ["attached false"]);
     assert_eq!(commands.told(1), ["attached false"]);
     assert_eq!(commands.command(&[4, 0, 3, 0]), 0);
-    assert_eq!((commands.told(1), commands.told(2)), (vec!["attached true".into()], vec!["attached true".into()]));
+    assert_eq!(
+        (commands.told(1), commands.told(2)),
+        (vec!["attached true".into()], vec!["attached true".into()])
+    );
     assert_eq!(commands.command(&[4, 0, 2, 0]), 0);
     assert_eq!(commands.told(2), ["attached false"]);
     assert_eq!(lock(&commands.state).pairs, 2);

@@ -14,7 +14,11 @@ fn buffer() -> impl Strategy<Value = (u64, u32, u16)> {
         1 => any::<u64>(),
     ];
     let length = prop_oneof![6 => 0..3000_u32, 2 => 0..20_u32, 1 => any::<u32>()];
-    (address, length, prop_oneof![6 => Just(WRITE), 1 => Just(0), 1 => any::<u16>().prop_map(|flags| flags & !NEXT)])
+    (
+        address,
+        length,
+        prop_oneof![6 => Just(WRITE), 1 => Just(0), 1 => any::<u16>().prop_map(|flags| flags & !NEXT)],
+    )
 }
 
 fn chains() -> impl Strategy<Value = Vec<Vec<(u64, u32, u16)>>> {

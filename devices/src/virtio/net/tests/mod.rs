@@ -4,6 +4,7 @@ mod control;
 mod hostile;
 mod receive;
 mod stream;
+mod taps;
 mod threads;
 mod transmit;
 
