@@ -26,7 +26,7 @@ const COMMANDS: u16 = 16;
 /// The length of `struct virtio_net_config` up to and with `mtu`.
 const LENGTH: usize = 12;
 
-/// What a driver that has none of the offloads' bits must not be asked to do.
+/// What a driver may say that it takes unfinished: the feature bit, and what a tap is told.
 const GUEST_OFFLOADS: [(u32, u32); 7] = [
     (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
     (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
@@ -108,9 +108,14 @@ pub(super) fn tap_offloads(offloads: u64) -> u32 {
     }
     let given = GUEST_OFFLOADS.iter().filter(|(bit, _)| offloads & bits(&[*bit]) != 0);
     let mut offloads = given.fold(0, |all, (_, flag)| all | flag);
-    // The kernel takes one of these only with the other, and that with either of its own.
+    // The kernel takes this one only with either of the others.
     if offloads & (libc::TUN_F_TSO4 | libc::TUN_F_TSO6) == 0 {
         offloads &= !libc::TUN_F_TSO_ECN;
+    }
+    // As of 6.18, the kernel takes these two together only.
+    let udp_segmentation = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    if offloads & udp_segmentation != udp_segmentation {
+        offloads &= !udp_segmentation;
     }
     offloads
 }
@@ -139,4 +144,23 @@ pub(super) fn space(mac: MacAddress, link_is_up: bool, pairs: u16, mtu: Option<u
         *place = byte;
     }
     space
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taps_are_told_what_kernels_take() {
+        let all = guest_offloads(u64::MAX);
+        assert_eq!(tap_offloads(all), 0x7f);
+        let with = |numbers: &[u32]| tap_offloads(bits(numbers));
+        assert_eq!(with(&[VIRTIO_NET_F_GUEST_CSUM]), libc::TUN_F_CSUM);
+        // None of these can be without a checksum, ...
+        assert_eq!(with(&[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_UFO]), 0);
+        // ... nor without the other.
+        assert_eq!(with(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN]), libc::TUN_F_CSUM);
+        assert_eq!(with(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_USO4]), libc::TUN_F_CSUM);
+        assert!(takes_long_packets(all) && !takes_long_packets(bits(&[VIRTIO_NET_F_GUEST_CSUM])));
+    }
 }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -16,8 +17,8 @@ use super::receive::{Receive, Wait};
 use super::transmit::Transmit;
 use crate::lock;
 
-/// How long, in milliseconds, a packet waits for a driver that has given too few buffers to give more.
-const PATIENCE: i32 = 10;
+/// How long a packet waits for a driver that has given too few buffers to give more.
+const PATIENCE: Duration = Duration::from_millis(10);
 /// What stands for no end of time.
 const FOREVER: i32 = -1;
 
@@ -82,8 +83,8 @@ struct Due {
     control: bool,
     /// What receiving waits for.
     wait: Wait,
-    /// Whether buffers have been waited for.
-    patient: bool,
+    /// When more buffers have been waited for long enough.
+    patience_ends: Option<Instant>,
     /// Whether a packet of the guest's waits for the backend.
     blocked: bool,
 }
@@ -117,28 +118,20 @@ impl Pair {
             transmit: true,
             control: true,
             wait: Wait::No,
-            patient: true,
+            patience_ends: None,
             blocked: false,
         };
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             self.turns(&mut backend, &mut due);
-            let timeout = match due.wait {
-                Wait::No => 0,
-                Wait::MoreBuffers => PATIENCE,
-                Wait::Packet | Wait::Buffers | Wait::Forever => FOREVER,
-            };
-            let count = match again(|| epoll.wait(timeout, &mut events)) {
+            let count = match again(|| epoll.wait(due.timeout(), &mut events)) {
                 Ok(count) => count,
                 Err(error) => {
                     tracing::error!(%error, "a network device's thread cannot wait");
                     break;
                 }
             };
-            due.receive = due.wait == Wait::No;
-            if count == 0 && due.wait == Wait::MoreBuffers {
-                (due.receive, due.patient) = (true, false);
-            }
+            due.receive = due.wait == Wait::No || due.timeout() == 0;
             let mut events = events.iter().take(count).map(EpollEvent::data);
             if events.any(|event| !due.note(event)) {
                 break;
@@ -164,16 +157,24 @@ impl Pair {
             }
         }
         if std::mem::take(&mut due.receive) && due.wait != Wait::Forever {
-            match self.receive.turn(backend, std::mem::replace(&mut due.patient, true)) {
+            let patient = due.patience_ends.is_none_or(|end| Instant::now() < end);
+            match self.receive.turn(backend, patient) {
                 Ok(wait) => due.wait = wait,
-                Err(trouble) => self.trouble(trouble, due),
+                Err(trouble) => {
+                    due.wait = Wait::Packet;
+                    self.trouble(trouble, due);
+                }
             }
+            due.patience_ends = match (due.wait, due.patience_ends) {
+                (Wait::MoreBuffers, Some(end)) if patient => Some(end),
+                (Wait::MoreBuffers, _) => Some(Instant::now() + PATIENCE),
+                _ => None,
+            };
         }
     }
 
     /// The backend has no more packets and takes none: for the guest, the cable is pulled.
     fn trouble(&mut self, trouble: Trouble, due: &mut Due) {
-        due.wait = Wait::Packet;
         let Trouble::Closed(error) = trouble else { return };
         // A tap's queue that the driver doesn't use is no loss; the first one goes with the tap alone.
         if self.number > 0 {
@@ -190,6 +191,19 @@ impl Pair {
 }
 
 impl Due {
+    /// For how many milliseconds nothing has to be done unless something happens.
+    fn timeout(&self) -> i32 {
+        match (self.wait, self.patience_ends) {
+            (Wait::No, _) => 0,
+            (Wait::MoreBuffers, Some(end)) => {
+                let left = end.saturating_duration_since(Instant::now());
+                // Rounded up, so that it is not woken too early, over and over.
+                i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(FOREVER)
+            }
+            _ => FOREVER,
+        }
+    }
+
     /// Notes what an event is for; false, where it is the end.
     fn note(&mut self, event: u64) -> bool {
         match event {

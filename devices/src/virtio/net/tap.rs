@@ -176,16 +176,16 @@ impl Tap {
             // SAFETY: the kernel reads an integer there, and has it.
             check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &header) })
         });
-        Ok(attached.map(|()| {
+        Ok(attached.and_then(|()| {
             let mut tap = Self {
                 file: Arc::new(file),
                 has_udp_segmentation: false,
                 #[cfg(test)]
                 told: None,
             };
-            let probe = libc::TUN_F_CSUM | UDP_SEGMENTATION;
-            tap.has_udp_segmentation = tap.set_offloads(probe).is_ok();
-            tap
+            tap.has_udp_segmentation = tap.set_offloads(libc::TUN_F_CSUM | UDP_SEGMENTATION).is_ok();
+            // Until a driver says what it takes, it is taken to take nothing.
+            tap.set_offloads(0).map(|()| tap)
         }))
     }
 
