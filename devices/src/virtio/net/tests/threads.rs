@@ -3,8 +3,8 @@
 use std::os::unix::net::UnixStream;
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MQ,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
 };
 
 use super::super::super::VirtioDevice;
@@ -105,6 +105,24 @@ fn packets_go_both_ways_and_again_after_a_reset() {
         notify(&drivers[1]);
         assert_eq!(Arc::strong_count(&counters), 4, "something holds on to the queues");
         assert!(take_all(&wires[0]).is_empty());
+    }
+}
+
+#[test]
+fn a_driver_that_gives_few_buffers_gets_its_packets_after_a_while() {
+    let (mut net, wires, _) = net(1);
+    let mut drivers = Driver::several(&[16, 16, 16]);
+    let long = 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
+    net.activate(Driver::activation_of(&drivers, 1 << VIRTIO_NET_F_MRG_RXBUF | long)).unwrap();
+    let counters = drivers[0].counters.clone();
+    for at in [FREE, FREE + 0x1000] {
+        drivers[0].add(&[(at, 1536, WRITE)]);
+    }
+    notify(&drivers[0]);
+    for (count, at) in [(1, FREE), (2, FREE + 0x1000)] {
+        wires[0].send(&packet(60)).unwrap();
+        counters.wait_until(|| drivers[0].used_count() == count);
+        assert_eq!(drivers[0].read(at, 72), received(60, 1));
     }
 }
 
