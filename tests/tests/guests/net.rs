@@ -159,6 +159,8 @@ fn a_bridge_has_a_port_as_long_as_the_vm_lasts() {
     let mut guest = boot().start();
     guest.wait_for("ready");
     assert!(bridge.ports().starts_with("mvm"));
+    // A serial port has no end of input.
+    guest.type_text("yes\n");
     finish(guest).expect("1 packets received");
     assert_eq!(bridge.ports(), "");
     // Nor does it stay where mvm can't remove it.
