@@ -1,6 +1,6 @@
 //! The network device (VIRTIO 1.2, section 5.1).
 //!
-//! A pair of a receive queue and a transmit queue is served by a thread of its own ([`pair`]), which moves packets
+//! A pair of a receive queue and a transmit queue is served by a thread of its own (`pair`), which moves packets
 //! straight between the guest's buffers and a [`Backend`].
 
 mod backend;
