@@ -274,6 +274,9 @@ impl Drop for HostTap {
 #[test]
 fn a_tap_that_is_not_as_asked_for_says_how_to_make_it() {
     let Some(_tap) = HostTap::new("mvmsingle", "user root") else { return };
+    // One that is down would get a warning of its own.
+    let up = Command::new("ip").args(["link", "set", "mvmsingle", "up"]).status();
+    assert!(up.unwrap().success());
     let files = Files::new();
     expect(
         &files.run("--kernel VMLINUX --net tap=mvmsingle,queues=2"),
