@@ -10,8 +10,8 @@ use clap::Args;
 use serde::Deserialize;
 use vmm::instance::Instance;
 use vmm::{
-    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, ShareConfig, Timeline, VhostUserConfig, Vm,
-    VmConfig, VmId, VmName, VsockConfig,
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, ShareConfig, Timeline,
+    VhostUserConfig, Vm, VmConfig, VmId, VmName, VsockConfig,
 };
 
 use crate::{chain, complain, config_file, exit_code};
@@ -20,7 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   mvm boot --kernel vmlinux --rootfs rootfs.ext4
   mvm boot --kernel /boot/vmlinuz --initrd initrd.img --append \"console=ttyS0\" --cpus 4 --memory 2G \\
-           --disk data.img --disk seed.iso,readonly
+           --disk data.img --disk seed.iso,readonly --net tap=tap0
   mvm boot --kernel vmlinux --rootfs rootfs.ext4 --share ./src:/work --share /usr:/host,readonly
   mvm boot --config vm.toml --memory 4G
 
@@ -29,6 +29,7 @@ A configuration file has the names of the flags (paths in it are relative to it)
   rootfs = \"rootfs.ext4\"
   disk = [\"data.img\", \"seed.iso,readonly\"]
   share = [\"src:/work\"]
+  net = [\"tap=tap0\"]
   cpus = 4
   memory = \"2G\"
 
@@ -113,6 +114,11 @@ pub struct BootOptions {
     #[serde(default)]
     pub vhost_user: Vec<VhostUserConfig>,
 
+    /// A network device: a tap, a new port of a bridge, or the host's sockets; may be given more than once
+    #[arg(long, value_name = "tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N]")]
+    #[serde(default)]
+    pub net: Vec<NetConfig>,
+
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
@@ -159,6 +165,7 @@ impl BootOptions {
             balloon: self.balloon || other.balloon,
             share: if self.share.is_empty() { other.share } else { self.share },
             vhost_user: if self.vhost_user.is_empty() { other.vhost_user } else { self.vhost_user },
+            net: if self.net.is_empty() { other.net } else { self.net },
             cpus: self.cpus.or(other.cpus),
             memory: self.memory.or(other.memory),
             append: self.append.or(other.append),
@@ -179,6 +186,7 @@ impl BootOptions {
             initrd: self.initrd,
             rootfs: self.rootfs,
             disks: self.disk,
+            nets: self.net,
             vsock: self.vsock,
             shares: self.share,
             vhost_user: self.vhost_user,
@@ -274,6 +282,7 @@ mod tests {
                 "nested" => "true",
                 "memory" => "'1G'",
                 "disk" | "pmem" => "['x']",
+                "net" => "['user', 'tap=tap0,queues=2']",
                 "share" => "['x:/x']",
                 "vhost-user" => "['fs=x,tag=x']",
                 "balloon" => "true",

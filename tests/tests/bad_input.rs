@@ -139,6 +139,12 @@ fn each_mistake_has_its_code_and_its_one_line() {
             &["vhost-user socket", "/missing", "No such file"],
         ),
         ("--kernel VMLINUX --vhost-user fs=@/text,tag=x", &["vhost-user socket", "/text", "refused"]),
+        (
+            "--kernel VMLINUX --net tap=mvm-none",
+            &["there is no tap mvm-none", "ip tuntap add mvm-none mode tap"],
+        ),
+        ("--kernel VMLINUX --net tap=lo", &["lo is no tap", "ip tuntap add"]),
+        ("--kernel VMLINUX --net bridge=mvm-none", &["there is no bridge mvm-none", "ip link add mvm-none"]),
         ("--config @/missing.toml", &["cannot read the configuration", "No such file"]),
         ("--config @/unknown.toml", &["unknown.toml, line 2", "rootfilesystem", "rootfs"]),
         ("--config @/syntax.toml", &["syntax.toml, line 1"]),
@@ -187,6 +193,15 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("boot --kernel x --share src:/x,sandbox=jail", "sandbox=namespace|chroot|none")]
 #[case("boot --kernel x --share src:/x\"y", "leave out blanks, quotes and commas")]
 #[case("boot --kernel x --vhost-user blk=x", "write fs=SOCKET,tag=TAG")]
+#[case("boot --kernel x --net tap0", "\"tap0\" is no network")]
+#[case("boot --kernel x --net tap=tap0,script=no", "\"script=no\" is no option of a network")]
+#[case("boot --kernel x --net tap=a-tap-with-a-long-name", "1 to 15 bytes")]
+#[case("boot --kernel x --net tap=t,queues=0", "queues=0 cannot be had: give 1 to 16")]
+#[case("boot --kernel x --net tap=t,queues=17", "queues=17 cannot be had: give 1 to 16")]
+#[case("boot --kernel x --net user,queues=2", "user has one queue")]
+#[case("boot --kernel x --net tap=t,mtu=1", "mtu=1 cannot be had: give 68 to 65521")]
+#[case("boot --kernel x --net tap=t,mac=52:54:00", "write six bytes")]
+#[case("boot --kernel x --net tap=t,mac=01:00:5e:00:00:01", "an even first byte")]
 #[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
 #[case("boot --kernle x", "unexpected argument '--kernle'")]
 #[case("boost", "unrecognized subcommand 'boost'")]
@@ -428,6 +443,56 @@ fn a_disk_that_may_only_be_read_says_how_to_use_it() {
     let arguments = ["boot", "--kernel", kernel.to_str().unwrap(), "--disk", disk.to_str().unwrap()];
     if let Some(output) = as_nobody(&arguments) {
         expect(&output, 2, &["cannot write to disk", ",readonly"]);
+    }
+}
+
+/// A tap of the host's, as long as a test lasts.
+struct HostTap(&'static str);
+
+impl HostTap {
+    /// `None`, with the reason printed, where only root may.
+    fn new(name: &'static str, options: &str) -> Option<Self> {
+        let made =
+            Command::new("ip").args(["tuntap", "add", name, "mode", "tap"]).args(options.split(' ')).output();
+        if made.is_ok_and(|output| output.status.success()) {
+            return Some(Self(name));
+        }
+        eprintln!("skipped: a tap needs root and ip");
+        None
+    }
+}
+
+impl Drop for HostTap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", self.0]).output();
+    }
+}
+
+#[test]
+fn a_tap_that_is_not_as_asked_for_says_how_to_make_it() {
+    let Some(_tap) = HostTap::new("mvmsingle", "user root") else { return };
+    // One that is down would get a warning of its own.
+    let up = Command::new("ip").args(["link", "set", "mvmsingle", "up"]).status();
+    assert!(up.unwrap().success());
+    let files = Files::new();
+    expect(
+        &files.run("--kernel VMLINUX --net tap=mvmsingle,queues=2"),
+        2,
+        &["tap mvmsingle has one queue", "ip tuntap add mvmsingle mode tap multi_queue"],
+    );
+    expect(
+        &files.run("--kernel VMLINUX --net tap=mvmsingle --net tap=mvmsingle"),
+        2,
+        &["tap mvmsingle is in use by another VM"],
+    );
+    expect(&files.run("--kernel VMLINUX --net bridge=lo"), 2, &["lo is no bridge", "type bridge"]);
+    let (_directory, kernel, _) = readable_files();
+    let run = |net: &str| as_nobody(&["boot", "--kernel", kernel.to_str().unwrap(), "--net", net]);
+    if let Some(output) = run("tap=mvmsingle") {
+        expect(&output, 3, &["no permission for tap mvmsingle", "mode tap user"]);
+    }
+    if let Some(output) = run("bridge=lo") {
+        expect(&output, 3, &["no permission to make a tap", "tap=NAME"]);
     }
 }
 

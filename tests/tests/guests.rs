@@ -19,6 +19,8 @@ mod ends;
 mod gdb;
 #[path = "guests/nesting.rs"]
 mod nesting;
+#[path = "guests/net.rs"]
+mod net;
 #[path = "guests/pmem.rs"]
 mod pmem;
 #[path = "guests/shares.rs"]

@@ -17,6 +17,7 @@ pub mod loader;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
+pub mod network;
 pub mod pmem;
 pub mod shares;
 pub mod signals;
@@ -26,8 +27,8 @@ pub mod vm;
 pub mod vsock;
 
 pub use config::{
-    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, PmemConfig, Sandbox, ShareConfig, VhostUserConfig,
-    VmConfig, VmId, VmName, VsockConfig,
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, Sandbox, ShareConfig,
+    VhostUserConfig, VmConfig, VmId, VmName, VsockConfig,
 };
 pub use devices::virtio::balloon::BalloonHandle;
 

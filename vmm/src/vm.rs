@@ -33,6 +33,7 @@ use crate::loader::{self, CmdlineError, Kernel, LoadError};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self, MemoryError};
 use crate::metrics::Registry;
+use crate::network::{self, NetworkError};
 use crate::pmem::{self, LengthWatcher, PersistentMemory};
 use crate::shares::{self, ShareError};
 use crate::vcpu::{ExitCounters, Gate, Holder, VcpuError, VcpuShared, Vcpus};
@@ -92,6 +93,9 @@ pub enum VmError {
     /// A shared folder.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// A network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// More devices than there are interrupts for.
     #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
     TooManyDevices {
@@ -155,6 +159,7 @@ impl VmError {
             | Self::Control(_)
             | Self::Host { .. }
             | Self::EventLoop(_) => true,
+            Self::Network(error) => error.is_the_hosts(),
             Self::Config(_)
             | Self::Load(_)
             | Self::Cmdline(_)
@@ -196,6 +201,7 @@ impl Vm {
     /// [`VmError`] says what can't be had and how to mend it; nothing is left behind.
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
+        let nets = config.nets.iter().map(network::open).collect::<Result<Vec<_>, _>>()?;
         let vsock = config.vsock.as_ref().map(vsock::open).transpose()?;
         let (disks, pmem) = (open_disks(config)?, pmem::open(config)?);
         let sink = Sink::open(&config.console)?;
@@ -232,6 +238,9 @@ impl Vm {
         let power_button = devices.add_power_button(&exit)?;
         for (disk, id, limits) in disks {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
+        }
+        for net in nets {
+            devices.add_virtio(net)?;
         }
         if let Some(vsock) = vsock {
             devices.add_virtio(vsock)?;
@@ -349,6 +358,7 @@ fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
         usize::from(config.console == ConsoleConfig::Virtio),
         config.rootfs.iter().count(),
         config.disks.len(),
+        config.nets.len(),
         config.vsock.iter().count(),
         config.share_tags().count(),
         config.pmem.len(),

@@ -32,6 +32,43 @@ impl IoVecs {
         self.all.push(iovec { iov_base, iov_len });
     }
 
+    /// Removes the last range.
+    pub(super) fn pop(&mut self) {
+        self.all.pop();
+    }
+
+    /// Leaves no more than the first `count` ranges of those that are left.
+    pub(super) fn truncate_ranges(&mut self, count: usize) {
+        self.all.truncate(self.done.saturating_add(count));
+    }
+
+    /// Removes the first `count` ranges of those that are left.
+    pub(super) fn drop_first(&mut self, count: usize) {
+        self.done = self.all.len().min(self.done + count);
+        // To move what is left to the front costs least when little is left.
+        if self.done * 2 > self.all.len() {
+            self.all.drain(..self.done);
+            self.done = 0;
+        }
+    }
+
+    /// Appends to `other` the ranges of `length` bytes from `offset` on, or as many as there are.
+    pub(super) fn copy_part(&self, mut offset: usize, mut length: usize, other: &mut Self) {
+        for range in self.left() {
+            if length == 0 {
+                return;
+            }
+            let skipped = offset.min(range.iov_len);
+            offset -= skipped;
+            let here = (range.iov_len - skipped).min(length);
+            length -= here;
+            if here > 0 {
+                // It stays inside the range, so it is an address still.
+                other.push_raw(range.iov_base.wrapping_byte_add(skipped), here);
+            }
+        }
+    }
+
     /// The ranges that are left.
     pub(super) fn left(&self) -> &[iovec] {
         self.all.get(self.done..).unwrap_or_default()
@@ -49,6 +86,11 @@ impl IoVecs {
             kept += 1;
         }
         self.all.truncate(kept);
+    }
+
+    /// The bytes that are left, together.
+    pub(super) fn length(&self) -> usize {
+        self.left().iter().fold(0, |all: usize, range| all.saturating_add(range.iov_len))
     }
 
     /// Marks `count` bytes at the front as done.
@@ -110,5 +152,40 @@ mod tests {
         iovecs.clear();
         iovecs.push_raw(base, 1);
         assert_eq!(lengths(&iovecs), [1]);
+    }
+
+    #[test]
+    fn a_part_begins_and_ends_inside_of_ranges() {
+        let mut iovecs = IoVecs::default();
+        let base = 0x1000 as *mut c_void;
+        for length in [4, 8, 2] {
+            iovecs.push_raw(base, length);
+        }
+        let part = |offset, length| {
+            let mut part = IoVecs::default();
+            iovecs.copy_part(offset, length, &mut part);
+            part.left().iter().map(|range| (range.iov_base as usize, range.iov_len)).collect::<Vec<_>>()
+        };
+        assert_eq!(part(0, 4), [(0x1000, 4)]);
+        assert_eq!(part(6, 7), [(0x1002, 6), (0x1000, 1)]);
+        assert_eq!(part(12, 100), [(0x1000, 2)]);
+        assert_eq!(part(14, 1), []);
+    }
+
+    #[test]
+    fn ranges_are_dropped_from_the_front() {
+        let mut iovecs = IoVecs::default();
+        for length in [1, 2, 3, 4] {
+            iovecs.push_raw(std::ptr::null_mut(), length);
+        }
+        iovecs.drop_first(1);
+        assert_eq!(lengths(&iovecs), [2, 3, 4]);
+        iovecs.drop_first(2);
+        iovecs.push_raw(std::ptr::null_mut(), 5);
+        assert_eq!(lengths(&iovecs), [4, 5]);
+        iovecs.pop();
+        assert_eq!(lengths(&iovecs), [4]);
+        iovecs.drop_first(9);
+        assert!(lengths(&iovecs).is_empty());
     }
 }

@@ -22,6 +22,7 @@ pub mod console;
 pub mod events;
 mod iovecs;
 pub mod mmio;
+pub mod net;
 pub mod pmem;
 mod queue;
 pub mod rate_limit;

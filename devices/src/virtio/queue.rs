@@ -1,7 +1,8 @@
 //! What every device does with a queue: take chains from it, check them, give them back, tell the driver.
 
+use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -87,6 +88,22 @@ impl Buffers {
             done = end;
         }
         done
+    }
+
+    /// The address of the byte at `offset`.
+    pub(super) fn address_of(&self, mut offset: u64) -> Option<GuestAddress> {
+        for &(address, length) in &self.0 {
+            if offset < u64::from(length) {
+                return Some(GuestAddress(address.0.saturating_add(offset)));
+            }
+            offset -= u64::from(length);
+        }
+        None
+    }
+
+    /// The first buffer.
+    pub(super) fn first(&self) -> Option<(GuestAddress, u32)> {
+        self.0.first().copied()
     }
 
     /// Takes the last byte of all and gives its address.
@@ -184,8 +201,17 @@ pub(super) struct ActiveQueue {
     budget: u16,
     /// Whether chains were given back that the driver has not been told of.
     used: bool,
+    /// The used index when it was last decided whether to tell the driver.
+    told: Wrapping<u16>,
     broken: bool,
 }
+
+/// Where the entries of the used ring begin, and what each takes (2.7.8).
+const USED_ENTRIES: u64 = 4;
+const USED_ENTRY: u64 = 8;
+/// Where the entries of the available ring begin, and what each takes; `used_event` is behind them (2.7.6).
+const AVAILABLE_ENTRIES: u64 = 4;
+const AVAILABLE_ENTRY: u64 = 2;
 
 impl ActiveQueue {
     /// Takes queue `index` out of what the driver activated.
@@ -201,6 +227,7 @@ impl ActiveQueue {
             .ok_or(ActivateError::QueueMissing(index))?;
         Ok(Self {
             index,
+            told: Wrapping(queue.next_used()),
             queue,
             memory: Arc::clone(&activation.memory),
             dma: Arc::clone(&activation.dma),
@@ -231,6 +258,11 @@ impl ActiveQueue {
     /// How many chains have gone back so far, modulo 2^16.
     pub(super) fn used(&self) -> u16 {
         self.queue.next_used()
+    }
+
+    /// How many chains the driver can have made available at once.
+    pub(super) fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Begins a turn.
@@ -311,7 +343,32 @@ impl ActiveQueue {
         }
     }
 
-    /// Ends a turn: tells the driver of all that was used in it, if it wants to know.
+    /// Gives `chains` back, each a head and the bytes written to it: the driver sees all of them or none. It has to
+    /// where they are one packet's (5.1.6.4.1).
+    pub(super) fn add_used_together(&mut self, chains: &[(u16, u32)]) {
+        if self.broken {
+            return;
+        }
+        match self.try_add_used_together(chains) {
+            Ok(()) => self.used = true,
+            Err(error) => self.fail(&QueueError::Ring(error)),
+        }
+    }
+
+    fn try_add_used_together(&mut self, chains: &[(u16, u32)]) -> Result<(), virtio_queue::Error> {
+        let Some((&(last, length), others)) = chains.split_last() else { return Ok(()) };
+        for &(head, length) in others {
+            let place = u64::from(self.queue.next_used() % self.queue.size());
+            let entry = GuestAddress(self.queue.used_ring() + USED_ENTRIES + USED_ENTRY * place);
+            let used = u64::from(head) | u64::from(length) << 32;
+            self.memory.write_obj(used.to_le(), entry).map_err(virtio_queue::Error::GuestMemory)?;
+            self.queue.set_next_used(self.queue.next_used().wrapping_add(1));
+        }
+        // The last one moves the index that the driver looks at.
+        self.queue.add_used(&*self.memory, last, length)
+    }
+
+    /// Ends a turn, or the first part of one: tells the driver of all that was used in it, if it wants to know.
     pub(super) fn end_turn(&mut self) {
         if self.broken || !std::mem::take(&mut self.used) {
             return;
@@ -323,17 +380,27 @@ impl ActiveQueue {
         }
     }
 
+    /// Whether the driver wants to know of what was used since it was last asked.
     fn wants_interrupt(&mut self) -> Result<bool, virtio_queue::Error> {
-        let wanted = self.queue.needs_notification(&*self.memory)?;
+        // What was used has to be visible before it is looked at what the driver wants (2.7.10).
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        let load = |offset: u64| {
+            let value: u16 = self
+                .memory
+                .load(GuestAddress(ring + offset), Ordering::Relaxed)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            Ok(u16::from_le(value))
+        };
+        let now = Wrapping(self.queue.next_used());
+        let before = std::mem::replace(&mut self.told, now);
         if self.queue.event_idx_enabled() {
-            return Ok(wanted);
+            // 2.7.10: it does where the index went past this one.
+            let event = load(AVAILABLE_ENTRIES + AVAILABLE_ENTRY * u64::from(self.queue.size()))?;
+            return Ok(now - Wrapping(event) - Wrapping(1) < now - before);
         }
-        // 2.7.7: without event indices, a flag says whether. `Queue` doesn't look at it.
-        let flags: u16 = self
-            .memory
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        // 2.7.7: without event indices, a flag says whether.
+        Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Says that the chain at `head` can't be answered, not even with an error.

@@ -1,7 +1,8 @@
 //! The driver's side of a queue, for tests: it writes rings and descriptors as a guest would, rules or not.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::{Queue, QueueT};
@@ -49,6 +50,8 @@ pub(crate) struct Counters {
     pub(crate) needs_reset: AtomicUsize,
     pub(crate) again: AtomicUsize,
     pub(crate) config_changed: AtomicUsize,
+    /// For tests that wait for a device's thread.
+    told: (Mutex<()>, Condvar),
     /// What others raise the interrupt by.
     pub(crate) line: OnceLock<EventFd>,
 }
@@ -60,6 +63,19 @@ impl Counters {
     pub(crate) fn broken(&self) -> bool {
         self.needs_reset.load(Ordering::SeqCst) > 0
     }
+    fn count(&self, counter: &AtomicUsize) {
+        let _lock = self.told.0.lock().unwrap();
+        counter.fetch_add(1, Ordering::SeqCst);
+        self.told.1.notify_all();
+    }
+    /// Waits until `condition` holds, which is looked at whenever the device has told its driver something; a device
+    /// that has not come to that after ten seconds never will.
+    pub(crate) fn wait_until(&self, mut condition: impl FnMut() -> bool) {
+        let lock = self.told.0.lock().unwrap();
+        let limit = Duration::from_secs(10);
+        let (_lock, result) = self.told.1.wait_timeout_while(lock, limit, |()| !condition()).unwrap();
+        assert!(!result.timed_out(), "the device never got there");
+    }
     /// Whether the device asked to be notified again since the last call.
     pub(crate) fn take_again(&self) -> bool {
         self.again.swap(0, Ordering::SeqCst) > 0
@@ -68,19 +84,19 @@ impl Counters {
 
 impl VirtioInterrupt for Counters {
     fn queue_used(&self, _index: u16) {
-        self.used.fetch_add(1, Ordering::SeqCst);
+        self.count(&self.used);
     }
     fn queue_used_eventfd(&self) -> Option<&EventFd> {
         Some(self.line.get_or_init(|| EventFd::new(EFD_NONBLOCK).unwrap()))
     }
     fn config_changed(&self) {
-        self.config_changed.fetch_add(1, Ordering::SeqCst);
+        self.count(&self.config_changed);
     }
     fn needs_reset(&self) {
-        self.needs_reset.fetch_add(1, Ordering::SeqCst);
+        self.count(&self.needs_reset);
     }
     fn notify_again(&self, _index: u16) {
-        self.again.fetch_add(1, Ordering::SeqCst);
+        self.count(&self.again);
     }
 }
 

@@ -5,6 +5,7 @@ mod disk;
 mod gdb;
 mod identity;
 mod limit;
+mod net;
 mod pmem;
 mod share;
 mod size;
@@ -24,6 +25,7 @@ pub use gdb::GdbConfig;
 pub(crate) use identity::begins_an_id;
 pub use identity::{VmId, VmName};
 pub use limit::{Bandwidth, Rate};
+pub use net::{NetBackend, NetConfig, NetConfigError};
 pub use pmem::PmemConfig;
 pub use share::{Sandbox, ShareConfig, VhostUserConfig};
 pub use size::MemorySize;
@@ -62,6 +64,8 @@ pub struct VmConfig {
     pub shares: Vec<ShareConfig>,
     /// Devices that other processes serve.
     pub vhost_user: Vec<VhostUserConfig>,
+    /// Network devices, in order.
+    pub nets: Vec<NetConfig>,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM.
@@ -174,6 +178,9 @@ pub enum ConfigError {
     /// Not a device of another process.
     #[error("{0:?} is no vhost-user device: write fs=SOCKET,tag=TAG")]
     VhostUser(String),
+    /// A network.
+    #[error(transparent)]
+    Net(#[from] NetConfigError),
     /// An empty console.
     #[error("the console is stdio, virtio, off or a file's path")]
     Console,
@@ -195,6 +202,7 @@ impl VmConfig {
             initrd: None,
             rootfs: None,
             disks: Vec::new(),
+            nets: Vec::new(),
             vsock: None,
             shares: Vec::new(),
             vhost_user: Vec::new(),

@@ -30,6 +30,8 @@ struct Probe {
     config: [u8; 12],
     wake: EventFd,
     refuse: bool,
+    /// The queue that it serves itself.
+    own: Option<u16>,
 }
 
 impl Default for Probe {
@@ -42,6 +44,7 @@ impl Default for Probe {
             config: *b"config space",
             wake: EventFd::new(EFD_NONBLOCK).unwrap(),
             refuse: false,
+            own: None,
         }
     }
 }
@@ -85,6 +88,9 @@ impl VirtioDevice for Probe {
     }
     fn queue_notified(&mut self, index: u16) {
         self.notified.push(index);
+    }
+    fn serves_itself(&self, index: u16) -> bool {
+        self.own == Some(index)
     }
     fn wake_fds(&self) -> Vec<RawFd> {
         vec![self.wake.as_raw_fd()]
@@ -413,6 +419,26 @@ fn notifications_and_wake_ups_reach_the_device_through_the_event_loop() {
     let mut device = lock(rig.transport.device());
     device.notified.sort_unstable();
     assert_eq!((&device.notified[..], &device.woken[..]), (&[0, 1][..], &[0][..]));
+}
+
+#[test]
+fn the_event_loop_leaves_a_queue_alone_that_the_device_serves_itself() {
+    let rig = Rig::new();
+    lock(rig.transport.device()).own = Some(0);
+    let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();
+    events.add_subscriber(Box::new(rig.transport.events()));
+    for index in [0, 1] {
+        rig.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, index);
+    }
+    lock(rig.transport.device()).wake.write(1).unwrap();
+    assert_eq!(events.run_with_timeout(0).unwrap(), 2);
+    assert_eq!(lock(rig.transport.device()).notified, [1]);
+    assert_eq!(lock(rig.transport.device()).woken, [0]);
+    // It is there for the device, which finds it among what it is activated with.
+    assert_eq!(rig.transport.queue_notifiers()[0].read().unwrap(), 1);
+    rig.start();
+    rig.transport.queue_notifiers()[0].write(1).unwrap();
+    assert_eq!(rig.active(|activation| activation.notifiers[0].read().unwrap()), Some(1));
 }
 
 #[test]

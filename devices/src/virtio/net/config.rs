@@ -1,0 +1,166 @@
+//! The feature bits and the config space of a network device (5.1.3, 5.1.4).
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
+};
+
+use super::mac::MacAddress;
+
+/// The most pairs of queues. Each is a thread, and more than a host has processors help nobody.
+pub const MAX_PAIRS: u16 = 16;
+/// The least MTU that a device may name (5.1.4.1), which is also the least of a tap.
+pub const MIN_MTU: u16 = 68;
+/// The most that a tap takes: what is left of 64 KiB behind an Ethernet header.
+pub const MAX_MTU: u16 = 65521;
+
+/// The size of each queue for packets: a few packets of 64 KiB in buffers of 1.5 KiB.
+const PACKETS: u16 = 256;
+/// The size of the control queue: a driver gives one command at a time.
+const COMMANDS: u16 = 16;
+
+/// The length of `struct virtio_net_config` up to and with `mtu`.
+const LENGTH: usize = 12;
+
+/// What a driver may say that it takes unfinished: the feature bit, and what a tap is told.
+const GUEST_OFFLOADS: [(u32, u32); 7] = [
+    (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
+    (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
+    (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
+    (VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN),
+    (VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO),
+    (VIRTIO_NET_F_GUEST_USO4, libc::TUN_F_USO4),
+    (VIRTIO_NET_F_GUEST_USO6, libc::TUN_F_USO6),
+];
+
+/// What a network device tells its driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetSettings {
+    /// Its hardware address.
+    pub mac: MacAddress,
+    /// The most bytes of a packet behind its Ethernet header, [`MIN_MTU`] to [`MAX_MTU`].
+    pub mtu: Option<u16>,
+}
+
+/// What a kind of backend can do with packets that were left for it to finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offloads {
+    /// Nothing: all packets are ready for the wire.
+    None,
+    /// Checksums and segments, those of UDP where the kernel is new enough.
+    Kernel { udp_segmentation: bool },
+}
+
+fn bits(numbers: &[u32]) -> u64 {
+    numbers.iter().fold(0, |all, number| all | 1 << number)
+}
+
+/// The feature bits of a device with so many pairs of queues.
+pub(super) fn features(settings: &NetSettings, offloads: Offloads, pairs: u16) -> u64 {
+    let mut features = bits(&[
+        VIRTIO_NET_F_MAC,
+        VIRTIO_NET_F_STATUS,
+        VIRTIO_NET_F_MRG_RXBUF,
+        VIRTIO_NET_F_CTRL_VQ,
+        VIRTIO_NET_F_CTRL_MAC_ADDR,
+    ]);
+    if settings.mtu.is_some() {
+        features |= bits(&[VIRTIO_NET_F_MTU]);
+    }
+    if pairs > 1 {
+        features |= bits(&[VIRTIO_NET_F_MQ]);
+    }
+    if let Offloads::Kernel { udp_segmentation } = offloads {
+        features |= bits(&[
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_ECN,
+            VIRTIO_NET_F_HOST_UFO,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_GUEST_ECN,
+            VIRTIO_NET_F_GUEST_UFO,
+            VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+        ]);
+        if udp_segmentation {
+            features |= bits(&[VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6]);
+        }
+    }
+    features
+}
+
+/// Those bits of `features` that say what the driver takes unfinished. They are also what it sends to change that
+/// (5.1.6.5.6).
+pub(super) fn guest_offloads(features: u64) -> u64 {
+    features & GUEST_OFFLOADS.iter().fold(0, |all, (bit, _)| all | 1 << bit)
+}
+
+/// The same as `TUNSETOFFLOAD` has it. All else needs the checksum (5.1.3.1).
+pub(super) fn tap_offloads(offloads: u64) -> u32 {
+    if offloads & bits(&[VIRTIO_NET_F_GUEST_CSUM]) == 0 {
+        return 0;
+    }
+    let given = GUEST_OFFLOADS.iter().filter(|(bit, _)| offloads & bits(&[*bit]) != 0);
+    let mut offloads = given.fold(0, |all, (_, flag)| all | flag);
+    // The kernel takes this one only with either of the others.
+    if offloads & (libc::TUN_F_TSO4 | libc::TUN_F_TSO6) == 0 {
+        offloads &= !libc::TUN_F_TSO_ECN;
+    }
+    // As of 6.18, the kernel takes these two together only.
+    let udp_segmentation = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    if offloads & udp_segmentation != udp_segmentation {
+        offloads &= !udp_segmentation;
+    }
+    offloads
+}
+
+/// Whether packets may come to the driver that are longer than the MTU.
+pub(super) fn takes_long_packets(offloads: u64) -> bool {
+    guest_offloads(offloads) & !bits(&[VIRTIO_NET_F_GUEST_CSUM]) != 0
+}
+
+/// The sizes of all queues: receive and transmit for each pair, then control.
+pub(super) fn queue_sizes(pairs: u16) -> Vec<u16> {
+    let mut sizes = vec![PACKETS; 2 * usize::from(pairs)];
+    sizes.push(COMMANDS);
+    sizes
+}
+
+/// The config space. Fields of features that aren't offered are zero.
+pub(super) fn space(mac: MacAddress, link_is_up: bool, pairs: u16, mtu: Option<u16>) -> [u8; LENGTH] {
+    let status = if link_is_up { VIRTIO_NET_S_LINK_UP } else { 0 };
+    let mut space = [0; LENGTH];
+    let fields = mac.bytes().into_iter();
+    let fields = fields.chain(u16::try_from(status).unwrap_or(0).to_le_bytes()); // status
+    let fields = fields.chain(pairs.to_le_bytes()); // max_virtqueue_pairs
+    let fields = fields.chain(mtu.unwrap_or(0).to_le_bytes()); // mtu
+    for (place, byte) in space.iter_mut().zip(fields) {
+        *place = byte;
+    }
+    space
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taps_are_told_what_kernels_take() {
+        let all = guest_offloads(u64::MAX);
+        assert_eq!(tap_offloads(all), 0x7f);
+        let with = |numbers: &[u32]| tap_offloads(bits(numbers));
+        assert_eq!(with(&[VIRTIO_NET_F_GUEST_CSUM]), libc::TUN_F_CSUM);
+        // None of these can be without a checksum, ...
+        assert_eq!(with(&[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_UFO]), 0);
+        // ... nor without the other.
+        assert_eq!(with(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN]), libc::TUN_F_CSUM);
+        assert_eq!(with(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_USO4]), libc::TUN_F_CSUM);
+        assert!(takes_long_packets(all) && !takes_long_packets(bits(&[VIRTIO_NET_F_GUEST_CSUM])));
+    }
+}

@@ -1,0 +1,226 @@
+//! Network interfaces of the host, by their names.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixDatagram;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// The most bytes of a name; the kernel's IFNAMSIZ counts a zero behind it.
+const MAX_NAME: usize = libc::IFNAMSIZ - 1;
+
+/// The name of a network interface: one that the kernel would take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceName(String);
+
+/// Why something is no name of an interface.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum InterfaceNameError {
+    /// Too short or too long.
+    #[error("{0:?} is no name of a network interface: it has 1 to {MAX_NAME} bytes")]
+    Length(String),
+    /// A name that the kernel refuses, or takes for a pattern.
+    #[error(
+        "{0:?} is no name of a network interface: it has no spaces, '/', ':' or '%', and is neither . nor .."
+    )]
+    Bytes(String),
+}
+
+impl InterfaceName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for InterfaceName {
+    type Err = InterfaceNameError;
+
+    fn from_str(text: &str) -> Result<Self, InterfaceNameError> {
+        if text.is_empty() || text.len() > MAX_NAME {
+            return Err(InterfaceNameError::Length(text.to_owned()));
+        }
+        // The kernel makes a name of its own where there is a % in it.
+        let bad = |byte: u8| matches!(byte, b'/' | b':' | b'%' | 0) || byte.is_ascii_whitespace();
+        if text == "." || text == ".." || text.bytes().any(bad) {
+            return Err(InterfaceNameError::Bytes(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Makes an interface a port of a bridge (linux/sockios.h).
+const SIOCBRADDIF: libc::Ioctl = 0x89a2;
+
+/// `struct ifreq`: a name, and what is asked or said of the interface.
+#[repr(C)]
+pub(super) struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    value: [u8; 24],
+}
+
+const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
+
+impl Request {
+    pub(super) fn new(name: &InterfaceName) -> Self {
+        Self::unnamed(name.as_str())
+    }
+
+    /// A request about an interface that is yet to get its name, from this pattern.
+    pub(super) fn unnamed(pattern: &str) -> Self {
+        let mut request = Self { name: [0; libc::IFNAMSIZ], value: [0; 24] };
+        // The last byte stays zero.
+        for (place, byte) in request.name.iter_mut().zip(pattern.bytes().take(MAX_NAME)) {
+            *place = byte;
+        }
+        request
+    }
+
+    /// Puts `value` where the integers of the union are.
+    pub(super) fn set(&mut self, value: &[u8]) {
+        for (place, byte) in self.value.iter_mut().zip(value) {
+            *place = *byte;
+        }
+    }
+
+    /// The integer of 32 bits in the union.
+    fn number(&self) -> i32 {
+        let [a, b, c, d, ..] = self.value;
+        i32::from_ne_bytes([a, b, c, d])
+    }
+
+    /// The flags of the interface in the union.
+    fn flags(&self) -> i16 {
+        let [a, b, ..] = self.value;
+        i16::from_ne_bytes([a, b])
+    }
+
+    /// What the kernel called the interface.
+    pub(super) fn name(&self) -> String {
+        String::from_utf8_lossy(&self.name).trim_end_matches('\0').to_owned()
+    }
+
+    /// Does the ioctl `number` on `fd`; it has to be one that takes a `struct ifreq`.
+    pub(super) fn call(&mut self, fd: impl AsFd, number: libc::Ioctl) -> io::Result<()> {
+        // SAFETY: the caller says that the kernel takes a `struct ifreq`, and this is one, which it may write to.
+        let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), number, std::ptr::from_mut(self)) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// An interface of the host that exists.
+pub struct Interface {
+    name: InterfaceName,
+    index: i32,
+    /// Any socket: the kernel is asked about interfaces by way of one.
+    socket: UnixDatagram,
+}
+
+impl Interface {
+    /// Looks for the interface called `name`; `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// The host refuses a socket, or to be asked.
+    pub fn find(name: &InterfaceName) -> io::Result<Option<Self>> {
+        let socket = UnixDatagram::unbound()?;
+        let mut request = Request::new(name);
+        match request.call(&socket, libc::SIOCGIFINDEX) {
+            Ok(()) => Ok(Some(Self { name: name.clone(), index: request.number(), socket })),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn call(&self, number: libc::Ioctl, value: &[u8]) -> io::Result<Request> {
+        let mut request = Request::new(&self.name);
+        request.set(value);
+        request.call(&self.socket, number)?;
+        Ok(request)
+    }
+
+    /// The most bytes of a packet.
+    ///
+    /// # Errors
+    ///
+    /// The interface has gone.
+    pub fn mtu(&self) -> io::Result<u32> {
+        Ok(u32::try_from(self.call(libc::SIOCGIFMTU, &[])?.number()).unwrap_or(0))
+    }
+
+    /// Sets the most bytes of a packet.
+    ///
+    /// # Errors
+    ///
+    /// The interface takes none as long, or the process may not.
+    pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
+        self.call(libc::SIOCSIFMTU, &mtu.to_ne_bytes()).map(drop)
+    }
+
+    fn flags(&self) -> io::Result<i16> {
+        Ok(self.call(libc::SIOCGIFFLAGS, &[])?.flags())
+    }
+
+    /// Whether it is up.
+    ///
+    /// # Errors
+    ///
+    /// The interface has gone.
+    pub fn is_up(&self) -> io::Result<bool> {
+        Ok(i32::from(self.flags()?) & libc::IFF_UP != 0)
+    }
+
+    /// Brings it up.
+    ///
+    /// # Errors
+    ///
+    /// The process may not.
+    pub fn bring_up(&self) -> io::Result<()> {
+        let up = i16::try_from(libc::IFF_UP).unwrap_or(1);
+        self.call(libc::SIOCSIFFLAGS, &(self.flags()? | up).to_ne_bytes()).map(drop)
+    }
+
+    /// Makes `port` a port of this bridge.
+    ///
+    /// # Errors
+    ///
+    /// EOPNOTSUPP where this is no bridge; the process may not; `port` is another's.
+    pub fn add_port(&self, port: &Self) -> io::Result<()> {
+        self.call(SIOCBRADDIF, &port.index.to_ne_bytes()).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!("tap0".parse::<InterfaceName>().unwrap().as_str(), "tap0");
+        assert!(
+            "a-name-of-fiftee"
+                .parse::<InterfaceName>()
+                .is_err_and(|e| matches!(e, InterfaceNameError::Length(_)))
+        );
+        assert!("a-name-of-15-by".parse::<InterfaceName>().is_ok());
+        for text in ["a/b", "a b", "a:1", "tap%d", ".", "..", "a\0"] {
+            assert_eq!(text.parse::<InterfaceName>(), Err(InterfaceNameError::Bytes(text.into())));
+        }
+    }
+
+    #[test]
+    fn the_loopback_interface_is_found_and_another_is_not() {
+        let find = |name: &str| Interface::find(&name.parse().unwrap()).unwrap();
+        let lo = find("lo").unwrap();
+        assert!(lo.mtu().unwrap() >= 1500);
+        assert!(find("mvm-no-such").is_none());
+    }
+}

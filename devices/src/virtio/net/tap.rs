@@ -1,0 +1,269 @@
+//! Taps: network interfaces of the host whose other end is a descriptor of mvm's.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use libc::{
+    IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_TUN_EXCL, IFF_VNET_HDR,
+    TUNSETIFF, TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ, c_int, c_uint,
+};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::super::iovecs::IoVecs;
+use super::header::HEADER;
+use super::interface::{Interface, InterfaceName, Request};
+
+const TUN: &str = "/dev/net/tun";
+/// What taps are called that mvm makes; the kernel puts a number in.
+const NEW_NAME: &str = "mvm%d";
+/// The offloads of `TUNSETOFFLOAD` for UDP, which kernels have since 6.2.
+const UDP_SEGMENTATION: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// Why there is no tap to be had.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// No such interface.
+    #[error(
+        "there is no tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or write bridge=BRIDGE"
+    )]
+    Missing(InterfaceName),
+    /// The driver is not there.
+    #[error("cannot open {TUN}: the host's kernel has to have the tun driver (`modprobe tun`)")]
+    Driver(#[source] io::Error),
+    /// Not the user's.
+    #[error(
+        "no permission for tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or run as root"
+    )]
+    Permission(InterfaceName),
+    /// No right to make one.
+    #[error("no permission to make a tap: run as root, or make one yourself and write tap=NAME")]
+    MayNotMake,
+    /// Used by another process.
+    #[error("tap {0} is in use by another VM")]
+    Busy(InterfaceName),
+    /// Another kind of interface.
+    #[error("{0} is no tap: make one with `ip tuntap add NAME mode tap user $USER`")]
+    NotATap(InterfaceName),
+    /// A tap for one queue.
+    #[error(
+        "tap {0} has one queue: make it with `ip tuntap add {0} mode tap multi_queue`, or leave out queues="
+    )]
+    OneQueue(InterfaceName),
+    /// More queues than the tap has.
+    #[error("tap {0} cannot have so many queues: another VM may be using it")]
+    TooManyQueues(InterfaceName),
+    /// Whatever else the host refuses.
+    #[error("cannot use tap {name}")]
+    Host {
+        /// Which tap.
+        name: String,
+        /// The host's refusal.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a stand-in for an interface was told.
+#[cfg(test)]
+pub(super) type Told = Arc<std::sync::Mutex<Vec<String>>>;
+
+/// One queue of a tap.
+#[derive(Clone)]
+pub struct Tap {
+    file: Arc<File>,
+    has_udp_segmentation: bool,
+    /// A test's stand-in for the interface: what it was told.
+    #[cfg(test)]
+    told: Option<Told>,
+}
+
+impl Tap {
+    /// Opens `queues` queues of the tap called `name`, which somebody has made.
+    ///
+    /// # Errors
+    ///
+    /// [`TapError`] says how to mend it.
+    pub fn open(name: &InterfaceName, queues: u16) -> Result<Vec<Self>, TapError> {
+        let host = |source| TapError::Host { name: name.to_string(), source };
+        // Asked for a tap that is missing, the kernel makes one, for those who may.
+        if Interface::find(name).map_err(host)?.is_none() {
+            return Err(TapError::Missing(name.clone()));
+        }
+        let mut flags = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
+        let mut first = Self::attach(&mut Request::new(name), flags)?;
+        if queues == 1 && is(&first, Errno::INVAL) {
+            // A tap that can have several queues has to be told of it, also where it gets one.
+            flags = IFF_MULTI_QUEUE;
+            first = Self::attach(&mut Request::new(name), flags)?;
+        }
+        let first = match first {
+            Ok(tap) => tap,
+            Err(error) if is_error(&error, Errno::INVAL) && queues > 1 => {
+                let single = Self::attach(&mut Request::new(name), 0)?;
+                let is_tap = single.is_ok() || is(&single, Errno::BUSY) || is(&single, Errno::PERM);
+                let name = name.clone();
+                return Err(if is_tap { TapError::OneQueue(name) } else { TapError::NotATap(name) });
+            }
+            Err(error) if is_error(&error, Errno::INVAL) => return Err(TapError::NotATap(name.clone())),
+            Err(error) if is_error(&error, Errno::PERM) => return Err(TapError::Permission(name.clone())),
+            Err(error) if is_error(&error, Errno::BUSY) => return Err(TapError::Busy(name.clone())),
+            Err(error) if is_error(&error, Errno::TOOBIG) => {
+                return Err(TapError::TooManyQueues(name.clone()));
+            }
+            Err(source) => return Err(host(source)),
+        };
+        Self::with_further(first, name, queues, flags)
+    }
+
+    /// Makes a tap with a name that the kernel chooses. It goes when all that is given back has been closed.
+    ///
+    /// # Errors
+    ///
+    /// [`TapError`]: the process may not, or the host refuses.
+    pub fn make(queues: u16) -> Result<(InterfaceName, Vec<Self>), TapError> {
+        let host = |source| TapError::Host { name: NEW_NAME.to_owned(), source };
+        let mut request = Request::unnamed(NEW_NAME);
+        let flags = IFF_TUN_EXCL | if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
+        let first = match Self::attach(&mut request, flags)? {
+            Ok(tap) => tap,
+            Err(error) if is_error(&error, Errno::PERM) => return Err(TapError::MayNotMake),
+            Err(source) => return Err(host(source)),
+        };
+        let name: InterfaceName = request.name().parse().map_err(|error| host(io::Error::other(error)))?;
+        let taps = Self::with_further(first, &name, queues, flags & !IFF_TUN_EXCL)?;
+        Ok((name, taps))
+    }
+
+    fn with_further(
+        first: Self,
+        name: &InterfaceName,
+        queues: u16,
+        flags: c_int,
+    ) -> Result<Vec<Self>, TapError> {
+        let mut taps = vec![first];
+        for _ in 1..queues {
+            taps.push(Self::attach(&mut Request::new(name), flags)?.map_err(|source| match source {
+                error if is_error(&error, Errno::TOOBIG) => TapError::TooManyQueues(name.clone()),
+                source => TapError::Host { name: name.to_string(), source },
+            })?);
+        }
+        Ok(taps)
+    }
+
+    /// A socket that keeps the bounds of messages is as good as a tap for packets; what the interface is told, `told`
+    /// remembers.
+    #[cfg(test)]
+    pub(super) fn of_socket(socket: std::os::unix::net::UnixDatagram, told: Told) -> Self {
+        let _ = socket.set_nonblocking(true);
+        let file = Arc::new(File::from(std::os::fd::OwnedFd::from(socket)));
+        Self { file, has_udp_segmentation: true, told: Some(told) }
+    }
+
+    /// Opens the driver and attaches to the tap that `request` names; the inner error is the kernel's refusal of it.
+    fn attach(request: &mut Request, flags: c_int) -> Result<io::Result<Self>, TapError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(TUN).map_err(TapError::Driver)?;
+        let flags = i16::try_from(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags & !IFF_TUN_EXCL).unwrap_or(0)
+            | if flags & IFF_TUN_EXCL != 0 { i16::MIN } else { 0 };
+        request.set(&flags.to_ne_bytes());
+        let attached = request.call(&file, TUNSETIFF).and_then(|()| {
+            let header = c_int::try_from(HEADER).unwrap_or(0);
+            // SAFETY: the kernel reads an integer there, and has it.
+            check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &header) })
+        });
+        Ok(attached.and_then(|()| {
+            let mut tap = Self {
+                file: Arc::new(file),
+                has_udp_segmentation: false,
+                #[cfg(test)]
+                told: None,
+            };
+            tap.has_udp_segmentation = tap.set_offloads(libc::TUN_F_CSUM | UDP_SEGMENTATION).is_ok();
+            // Until a driver says what it takes, it is taken to take nothing.
+            tap.set_offloads(0).map(|()| tap)
+        }))
+    }
+
+    /// Whether the host's kernel cuts UDP packets for the other side.
+    pub(super) fn has_udp_segmentation(&self) -> bool {
+        self.has_udp_segmentation
+    }
+
+    /// Says what the guest takes: `TUN_F_*`. Without any, its packets come with checksums, and none of them longer
+    /// than the interface's MTU.
+    pub(super) fn set_offloads(&self, offloads: c_uint) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(told) = &self.told {
+            crate::lock(told).push(format!("offloads {offloads:#x}"));
+            return Ok(());
+        }
+        // SAFETY: it takes no memory of ours, but the value itself.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })
+    }
+
+    /// Says whether packets come by this queue. A queue is attached once it is opened; what is as it was asked for
+    /// is an error.
+    pub(super) fn set_attached(&self, attached: bool) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(told) = &self.told {
+            crate::lock(told).push(format!("attached {attached}"));
+            return Ok(());
+        }
+        let flags = if attached { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+        let mut request = Request::unnamed("");
+        request.set(&i16::try_from(flags).unwrap_or(0).to_ne_bytes());
+        request.call(&*self.file, TUNSETQUEUE)
+    }
+
+    /// Reads a packet with its header to `ranges`, and gives the count of bytes; what has no room is lost.
+    ///
+    /// # Safety
+    ///
+    /// The memory that is left of `ranges` has to be valid during the call.
+    pub(super) unsafe fn receive(&self, ranges: &IoVecs) -> io::Result<usize> {
+        let ranges = ranges.left();
+        let count = c_int::try_from(ranges.len()).unwrap_or(c_int::MAX);
+        // SAFETY: `ranges` has `count` elements, and the caller says that they name valid memory.
+        length(unsafe { libc::readv(self.file.as_raw_fd(), ranges.as_ptr(), count) })
+    }
+
+    /// Writes the packet in `ranges`, which begins with its header.
+    ///
+    /// # Safety
+    ///
+    /// The memory that is left of `ranges` has to be valid during the call.
+    pub(super) unsafe fn send(&self, ranges: &IoVecs) -> io::Result<()> {
+        let ranges = ranges.left();
+        let count = c_int::try_from(ranges.len()).unwrap_or(c_int::MAX);
+        // SAFETY: `ranges` has `count` elements, and the caller says that they name valid memory.
+        length(unsafe { libc::writev(self.file.as_raw_fd(), ranges.as_ptr(), count) }).map(drop)
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn is_error(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+fn is(result: &io::Result<Tap>, errno: Errno) -> bool {
+    result.as_ref().is_err_and(|error| is_error(error, errno))
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The result of a call that transfers bytes.
+pub(super) fn length(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}

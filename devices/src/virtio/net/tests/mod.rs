@@ -1,0 +1,92 @@
+//! What a driver and a backend see of a network device.
+
+mod control;
+mod hostile;
+mod receive;
+mod stream;
+mod taps;
+mod threads;
+mod transmit;
+
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+
+use super::super::queue::ActiveQueue;
+use super::super::testing::{Driver, FREE, WRITE};
+use super::backend::Backend;
+use super::device::NetMetrics;
+use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
+use super::receive::Receive;
+use super::tap::{Tap, Told};
+use super::transmit::Transmit;
+
+/// A packet of `length` bytes of a frame, with a header that no backend but a tap would give.
+fn packet(length: usize) -> Vec<u8> {
+    let mut packet = vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0, 0];
+    packet.extend((0..length).map(|index| u8::try_from(index % 251).unwrap()));
+    packet
+}
+
+/// The same as the driver has to find it in `buffers` buffers.
+fn received(length: usize, buffers: u16) -> Vec<u8> {
+    let mut packet = packet(length);
+    packet[HEADER - 2..HEADER].copy_from_slice(&buffers.to_le_bytes());
+    packet
+}
+
+/// A pair of queues with a driver on one side and a backend on the other, and no thread between them.
+struct Rig {
+    rx: Driver,
+    tx: Driver,
+    receive: Receive,
+    transmit: Transmit,
+    backend: Backend,
+    metrics: Arc<NetMetrics>,
+}
+
+/// Packets that are longer than Ethernet's.
+const LONG: usize = HEADER + MAX_FRAME;
+/// Packets that are not.
+const SHORT: usize = HEADER + FRAME_OVERHEAD + 1500;
+
+impl Rig {
+    fn new(backend: Backend, mergeable: bool, longest: usize) -> Self {
+        let mut drivers = Driver::several(&[16, 16]);
+        let mut activation = Driver::activation_of(&drivers, 0);
+        let (tx, rx) = (drivers.pop().unwrap(), drivers.pop().unwrap());
+        let metrics = Arc::<NetMetrics>::default();
+        let receive = ActiveQueue::take(&mut activation, 0).unwrap();
+        let transmit = ActiveQueue::take(&mut activation, 1).unwrap();
+        Self {
+            rx,
+            tx,
+            receive: Receive::new(receive, mergeable, longest, metrics.clone()),
+            transmit: Transmit::new(transmit, metrics.clone()),
+            backend,
+            metrics,
+        }
+    }
+
+    /// With a tap, whose other end is given too.
+    fn with_tap(mergeable: bool, longest: usize) -> (Self, UnixDatagram) {
+        let (backend, wire, _) = tap();
+        (Self::new(backend, mergeable, longest), wire)
+    }
+}
+
+fn tap() -> (Backend, UnixDatagram, Told) {
+    let (near, wire) = UnixDatagram::pair().unwrap();
+    wire.set_nonblocking(true).unwrap();
+    let told = Told::default();
+    (Backend::Tap(Tap::of_socket(near, told.clone())), wire, told)
+}
+
+/// What there is on the wire, packet by packet.
+fn take_all(wire: &UnixDatagram) -> Vec<Vec<u8>> {
+    let mut packets = Vec::new();
+    let mut buffer = vec![0; 1 << 17];
+    while let Ok(length) = wire.recv(&mut buffer) {
+        packets.push(buffer[..length].to_vec());
+    }
+    packets
+}

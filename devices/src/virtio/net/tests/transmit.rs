@@ -1,0 +1,79 @@
+//! From the guest to the backend.
+
+use super::*;
+
+#[test]
+fn a_packet_goes_as_it_is_from_wherever_it_lies() {
+    let (mut rig, wire) = Rig::with_tap(true, LONG);
+    let bytes = packet(100);
+    rig.tx.write(FREE, &bytes[..5]);
+    rig.tx.write(FREE + 0x100, &bytes[5..60]);
+    rig.tx.write(FREE + 0x200, &bytes[60..]);
+    let head = rig.tx.add(&[(FREE, 5, 0), (FREE + 0x100, 55, 0), (FREE + 0x200, 52, 0)]);
+    assert!(!rig.transmit.turn(&mut rig.backend).unwrap());
+    assert_eq!(take_all(&wire), [bytes]);
+    assert_eq!(rig.tx.take_used(), [(u32::from(head), 0)]);
+    assert_eq!((rig.metrics.tx_packets.get(), rig.metrics.tx_bytes.get()), (1, 100));
+}
+
+#[test]
+fn what_is_no_packet_is_given_back() {
+    let (mut rig, wire) = Rig::with_tap(true, LONG);
+    let rows: &[&[(u64, u32, u16)]] =
+        &[&[(FREE, 25, 0)], &[], &[(FREE, 2000, WRITE)], &[(FREE, 0x2_0000, 0)], &[(FREE, 12, 0)]];
+    for buffers in rows {
+        if buffers.is_empty() {
+            rig.tx.add(&[(FREE, 0, 0)]);
+        } else {
+            rig.tx.add(buffers);
+        }
+    }
+    rig.tx.write(FREE, &packet(14));
+    rig.tx.add(&[(FREE, 26, 0)]);
+    assert!(!rig.transmit.turn(&mut rig.backend).unwrap());
+    assert_eq!(take_all(&wire), [packet(14)]);
+    assert_eq!(rig.tx.take_used().len(), rows.len() + 1);
+    assert_eq!(rig.metrics.tx_errors.get(), rows.len() as u64);
+    assert!(!rig.tx.counters.broken());
+}
+
+#[test]
+fn a_packet_that_the_host_refuses_is_lost_and_no_more() {
+    let (mut rig, wire) = Rig::with_tap(true, LONG);
+    drop(wire);
+    rig.tx.write(FREE, &packet(60));
+    rig.tx.add(&[(FREE, 72, 0)]);
+    assert!(!rig.transmit.turn(&mut rig.backend).unwrap());
+    assert_eq!((rig.tx.take_used().len(), rig.metrics.tx_errors.get()), (1, 1));
+}
+
+#[test]
+fn a_packet_waits_for_a_backend_that_is_full() {
+    let (mut rig, wire) = Rig::with_tap(true, LONG);
+    rig.tx.write(FREE, &packet(60_000));
+    let mut sent = 0;
+    loop {
+        rig.tx.add(&[(FREE, 60_012, 0)]);
+        sent += 1;
+        if rig.transmit.turn(&mut rig.backend).unwrap() {
+            break;
+        }
+    }
+    assert_eq!(rig.tx.take_used().len() + 1, sent);
+    assert_eq!(rig.metrics.tx_stalls.get(), 1);
+    let before = take_all(&wire).len();
+    assert!(!rig.transmit.turn(&mut rig.backend).unwrap());
+    assert_eq!(before + take_all(&wire).len(), sent);
+    assert_eq!(rig.tx.take_used().len(), 1);
+}
+
+#[test]
+fn what_is_discarded_is_given_back() {
+    let (mut rig, wire) = Rig::with_tap(true, LONG);
+    for _ in 0..3 {
+        rig.tx.add(&[(FREE, 72, 0)]);
+    }
+    rig.transmit.discard();
+    assert_eq!(rig.tx.take_used().len(), 3);
+    assert!(take_all(&wire).is_empty());
+}

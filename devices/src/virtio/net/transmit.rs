@@ -1,0 +1,120 @@
+//! From the guest to the backend.
+
+use std::sync::Arc;
+
+use super::super::iovecs::IoVecs;
+use super::super::queue::{ActiveQueue, Chain};
+use super::backend::{Backend, Trouble};
+use super::device::NetMetrics;
+use super::header::HEADER;
+
+/// `writev` takes 1,024 ranges, and one of them may be the backend's own.
+const MAX_RANGES: usize = 1023;
+/// The length of an Ethernet header: no frame is shorter.
+const MIN_FRAME: usize = 14;
+
+/// A transmit queue at work.
+pub(super) struct Transmit {
+    queue: ActiveQueue,
+    chain: Chain,
+    /// The chain of a packet that is not sent, or not whole: the backend has to take it before another.
+    begun: Option<u16>,
+    /// What is left of that packet. It lies in guest memory, which the queue holds.
+    packet: IoVecs,
+    length: usize,
+    metrics: Arc<NetMetrics>,
+}
+
+impl Transmit {
+    pub(super) fn new(queue: ActiveQueue, metrics: Arc<NetMetrics>) -> Self {
+        let (chain, packet) = (Chain::default(), IoVecs::default());
+        Self { queue, chain, begun: None, packet, length: 0, metrics }
+    }
+
+    /// Sends what the driver has made available; true, where the backend has to be waited for in between.
+    pub(super) fn turn(&mut self, backend: &mut Backend) -> Result<bool, Trouble> {
+        self.queue.start_turn();
+        let result = self.send_all(backend);
+        self.queue.end_turn();
+        result
+    }
+
+    fn send_all(&mut self, backend: &mut Backend) -> Result<bool, Trouble> {
+        while let Some(head) = self.next(backend) {
+            // SAFETY: the ranges lie in guest memory, which the queue holds.
+            match unsafe { backend.send(&mut self.packet) } {
+                Ok(()) => {
+                    self.metrics.tx_packets.increment();
+                    self.metrics.tx_bytes.add(self.length as u64);
+                }
+                Err(Trouble::NotNow) => {
+                    self.metrics.tx_stalls.increment();
+                    return Ok(true);
+                }
+                Err(Trouble::Packet(error)) => {
+                    tracing::debug!(%error, "cannot send a packet");
+                    self.metrics.tx_errors.increment();
+                }
+                Err(trouble) => return Err(trouble),
+            }
+            self.begun = None;
+            self.queue.add_used(head, 0);
+        }
+        Ok(false)
+    }
+
+    /// The chain of the packet to send, which is in `self.packet`.
+    fn next(&mut self, backend: &Backend) -> Option<u16> {
+        while self.begun.is_none() && self.queue.pop(&mut self.chain) {
+            let head = self.chain.head;
+            if self.prepare(backend.longest()) {
+                self.begun = Some(head);
+            } else {
+                self.metrics.tx_errors.increment();
+                self.queue.add_used(head, 0);
+            }
+        }
+        self.begun
+    }
+
+    /// Makes a packet of the chain; false, where it is none.
+    fn prepare(&mut self, longest: usize) -> bool {
+        let length = usize::try_from(self.chain.readable.len()).unwrap_or(usize::MAX);
+        if !(HEADER + MIN_FRAME..=longest).contains(&length) {
+            return false;
+        }
+        self.length = length - HEADER;
+        self.packet.clear();
+        let appended = self.chain.readable.append_to(self.queue.memory(), &mut self.packet);
+        appended.is_ok() && self.packet.left().len() <= MAX_RANGES
+    }
+
+    /// Gives back all that the driver has made available, unsent.
+    pub(super) fn discard(&mut self) {
+        self.queue.start_turn();
+        if let Some(head) = self.begun.take() {
+            self.metrics.tx_errors.increment();
+            self.queue.add_used(head, 0);
+        }
+        while self.queue.pop(&mut self.chain) {
+            self.metrics.tx_errors.increment();
+            self.queue.add_used(self.chain.head, 0);
+        }
+        self.queue.end_turn();
+    }
+
+    /// Gives up the queue. What is left of a packet that has begun is copied, as the backend has to have it.
+    pub(super) fn rest(mut self) -> Vec<u8> {
+        if self.begun.is_none() {
+            return Vec::new();
+        }
+        let mut left = std::mem::take(&mut self.chain.readable);
+        let length = usize::try_from(left.len()).unwrap_or(0);
+        let mut all = vec![0; length];
+        if !left.take(self.queue.memory(), &mut all) {
+            // It can't be: the buffers lie in memory.
+            return Vec::new();
+        }
+        all.split_off(length.saturating_sub(self.packet.length()))
+    }
+}

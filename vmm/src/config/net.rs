@@ -1,0 +1,194 @@
+//! Networks.
+
+use std::fmt;
+use std::str::FromStr;
+
+use devices::virtio::net::{
+    InterfaceName, InterfaceNameError, MAX_MTU, MAX_PAIRS, MIN_MTU, MacAddress, MacAddressError,
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::words::{double_commas, split_at_single_commas};
+use super::{ConfigError, serde_as_text};
+
+/// Where a network device's packets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetBackend {
+    /// To a tap that exists.
+    Tap(InterfaceName),
+    /// To a tap that is made for the VM, a port of this bridge.
+    Bridge(InterfaceName),
+    /// To sockets of the host, by a process that needs no rights.
+    User,
+}
+
+/// A network device of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NetConfig {
+    /// The other end.
+    pub backend: NetBackend,
+    /// The hardware address; one by chance, where there is none.
+    pub mac: Option<MacAddress>,
+    /// Pairs of queues, 1 to [`MAX_PAIRS`].
+    pub queues: u16,
+    /// The most bytes of a packet, [`MIN_MTU`] to [`MAX_MTU`]; that of the other end, where there is none.
+    pub mtu: Option<u16>,
+}
+
+/// What is wrong with a network device's options.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum NetConfigError {
+    /// No backend.
+    #[error("{0:?} is no network: write tap=NAME, bridge=NAME or user")]
+    Backend(String),
+    /// An unknown option.
+    #[error("{0:?} is no option of a network: there are mac=ADDRESS, queues=N and mtu=N")]
+    Option(String),
+    /// The name of a tap or a bridge.
+    #[error(transparent)]
+    Name(#[from] InterfaceNameError),
+    /// The hardware address.
+    #[error(transparent)]
+    Mac(#[from] MacAddressError),
+    /// The count of queues.
+    #[error("queues={0} cannot be had: give 1 to {MAX_PAIRS}")]
+    Queues(String),
+    /// Queues without a tap.
+    #[error("queues= needs a tap or a bridge: user has one queue")]
+    UserQueues,
+    /// The MTU.
+    #[error("mtu={0} cannot be had: give {MIN_MTU} to {MAX_MTU}")]
+    Mtu(String),
+}
+
+impl FromStr for NetConfig {
+    type Err = ConfigError;
+
+    /// Reads `tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N]`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        Ok(read(text)?)
+    }
+}
+
+fn read(text: &str) -> Result<NetConfig, NetConfigError> {
+    let mut words = split_at_single_commas(text).into_iter();
+    let first = words.next().unwrap_or_default();
+    let backend = match first.split_once('=') {
+        Some(("tap", name)) => NetBackend::Tap(name.parse()?),
+        Some(("bridge", name)) => NetBackend::Bridge(name.parse()?),
+        None if first == "user" => NetBackend::User,
+        _ => return Err(NetConfigError::Backend(first)),
+    };
+    let mut net = NetConfig { backend, mac: None, queues: 1, mtu: None };
+    for word in words {
+        match word.split_once('=') {
+            Some(("mac", address)) => net.mac = Some(address.parse()?),
+            Some(("queues", count)) => {
+                let queues = count.parse().ok().filter(|queues| (1..=MAX_PAIRS).contains(queues));
+                net.queues = queues.ok_or_else(|| NetConfigError::Queues(count.to_owned()))?;
+            }
+            Some(("mtu", mtu)) => {
+                let number = mtu.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
+                net.mtu = Some(number.ok_or_else(|| NetConfigError::Mtu(mtu.to_owned()))?);
+            }
+            _ => return Err(NetConfigError::Option(word)),
+        }
+    }
+    if net.backend == NetBackend::User && net.queues > 1 {
+        return Err(NetConfigError::UserQueues);
+    }
+    Ok(net)
+}
+
+impl fmt::Display for NetConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.backend {
+            NetBackend::Tap(name) => write!(f, "tap={}", double_commas(name.as_str()))?,
+            NetBackend::Bridge(name) => write!(f, "bridge={}", double_commas(name.as_str()))?,
+            NetBackend::User => f.write_str("user")?,
+        }
+        if let Some(mac) = self.mac {
+            write!(f, ",mac={mac}")?;
+        }
+        if self.queues > 1 {
+            write!(f, ",queues={}", self.queues)?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(f, ",mtu={mtu}")?;
+        }
+        Ok(())
+    }
+}
+
+serde_as_text!(NetConfig);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn tap(name: &str) -> NetBackend {
+        NetBackend::Tap(name.parse().unwrap())
+    }
+
+    #[test]
+    fn networks_are_read() {
+        let plain = NetConfig { backend: tap("tap0"), mac: None, queues: 1, mtu: None };
+        assert_eq!("tap=tap0".parse(), Ok(plain.clone()));
+        let user = NetConfig { backend: NetBackend::User, ..plain.clone() };
+        assert_eq!("user".parse(), Ok(user));
+        let all = NetConfig {
+            backend: NetBackend::Bridge("br0".parse().unwrap()),
+            mac: Some("02:00:00:00:00:01".parse().unwrap()),
+            queues: 4,
+            mtu: Some(9000),
+        };
+        assert_eq!("bridge=br0,mtu=9000,queues=4,mac=02:00:00:00:00:01".parse(), Ok(all));
+    }
+
+    #[rstest]
+    #[case("", "is no network")]
+    #[case("tap0", "is no network")]
+    #[case("user=passt", "is no network")]
+    #[case("tap=", "1 to 15 bytes")]
+    #[case("tap=a-name-of-16-byt", "1 to 15 bytes")]
+    #[case("bridge=a/b", "is no name")]
+    #[case("tap=t,script=no", "is no option")]
+    #[case("tap=t,", "is no option")]
+    #[case("tap=t,queues=0", "give 1 to 16")]
+    #[case("tap=t,queues=17", "give 1 to 16")]
+    #[case("tap=t,queues=many", "give 1 to 16")]
+    #[case("user,queues=2", "user has one queue")]
+    #[case("tap=t,mtu=67", "give 68 to 65521")]
+    #[case("tap=t,mtu=65522", "give 68 to 65521")]
+    #[case("tap=t,mac=02:00", "write six bytes")]
+    #[case("tap=t,mac=01:00:00:00:00:00", "an even first byte")]
+    fn what_is_no_network_is_refused(#[case] text: &str, #[case] expected: &str) {
+        let error = text.parse::<NetConfig>().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_network_reads_back_as_written(
+            kind in 0..3,
+            name in "[a-z0-9,.@=-]{3,15}",
+            bytes in proptest::option::of(any::<[u8; 6]>()),
+            queues in 1..=MAX_PAIRS,
+            mtu in proptest::option::of(MIN_MTU..=MAX_MTU),
+        ) {
+            let name = name.parse().unwrap();
+            let (backend, queues) = match kind {
+                0 => (NetBackend::Tap(name), queues),
+                1 => (NetBackend::Bridge(name), queues),
+                _ => (NetBackend::User, 1),
+            };
+            let net = NetConfig { backend, mac: bytes.and_then(MacAddress::new), queues, mtu };
+            prop_assert_eq!(net.to_string().parse(), Ok(net));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The host's side of network devices.
+//!
+//! Nothing has to be undone: what is made here is a tap that goes with its descriptors, however the VM ends.
+
+use std::io;
+
+use devices::virtio::net::{
+    Backend, Interface, InterfaceName, MacAddress, Net, NetError, NetSettings, Tap, TapError,
+};
+use thiserror::Error;
+
+use crate::config::{NetBackend, NetConfig};
+
+/// Why a network can't be had.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// The tap.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] NetError),
+    /// No such interface.
+    #[error("there is no bridge {0}: make it with `ip link add {0} type bridge` and `ip link set {0} up`")]
+    NoBridge(InterfaceName),
+    /// Another kind of interface.
+    #[error("{0} is no bridge: make one with `ip link add NAME type bridge`")]
+    NotABridge(InterfaceName),
+    /// What there is no program for yet.
+    #[error("--net user cannot be had yet: write tap=NAME or bridge=NAME")]
+    User,
+    /// Whatever else the host refuses.
+    #[error("cannot {doing} {name}")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// To which interface.
+        name: InterfaceName,
+        /// The host's refusal.
+        #[source]
+        source: io::Error,
+    },
+    /// No address by chance.
+    #[error("cannot make a hardware address")]
+    Random(#[source] io::Error),
+}
+
+impl NetworkError {
+    /// Whether the host is at fault, and not what it was asked for.
+    pub fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Tap(error) => matches!(
+                error,
+                TapError::Driver(_) | TapError::Permission(_) | TapError::MayNotMake | TapError::Host { .. }
+            ),
+            Self::Host { .. } | Self::Random(_) => true,
+            Self::Device(_) | Self::NoBridge(_) | Self::NotABridge(_) | Self::User => false,
+        }
+    }
+
+    fn host(doing: &'static str, name: &InterfaceName) -> impl FnOnce(io::Error) -> Self {
+        let name = name.clone();
+        move |source| Self::Host { doing, name, source }
+    }
+}
+
+/// Makes the network device of `config`.
+///
+/// # Errors
+///
+/// [`NetworkError`] says what is missing, and how to make it.
+pub fn open(config: &NetConfig) -> Result<Net, NetworkError> {
+    let (backends, mtu) = match &config.backend {
+        NetBackend::Tap(name) => open_tap(name, config)?,
+        NetBackend::Bridge(name) => make_port(name, config)?,
+        NetBackend::User => return Err(NetworkError::User),
+    };
+    let mac = config.mac.map_or_else(MacAddress::random, Ok).map_err(NetworkError::Random)?;
+    tracing::debug!(network = %config, %mac, "a network device");
+    Ok(Net::new(NetSettings { mac, mtu }, backends)?)
+}
+
+/// The backends of a device, and the MTU of the guest.
+type Opened = (Vec<Backend>, Option<u16>);
+
+fn backends(taps: Vec<Tap>) -> Vec<Backend> {
+    taps.into_iter().map(Backend::Tap).collect()
+}
+
+fn find(name: &InterfaceName) -> Result<Option<Interface>, NetworkError> {
+    Interface::find(name).map_err(NetworkError::host("look for", name))
+}
+
+fn open_tap(name: &InterfaceName, config: &NetConfig) -> Result<Opened, NetworkError> {
+    let taps = Tap::open(name, config.queues)?;
+    let interface = find(name)?.ok_or_else(|| TapError::Missing(name.clone()))?;
+    if !interface.is_up().map_err(NetworkError::host("look at", name))? {
+        tracing::warn!("tap {name} is down, so that no packet gets through: `ip link set {name} up`");
+    }
+    let mtu = interface.mtu().map_err(NetworkError::host("look at", name))?;
+    Ok((backends(taps), config.mtu.or_else(|| u16::try_from(mtu).ok())))
+}
+
+/// Makes a tap that is a port of the bridge called `bridge`.
+fn make_port(bridge: &InterfaceName, config: &NetConfig) -> Result<Opened, NetworkError> {
+    let interface = find(bridge)?.ok_or_else(|| NetworkError::NoBridge(bridge.clone()))?;
+    let (name, taps) = Tap::make(config.queues)?;
+    let port = find(&name)?.ok_or_else(|| TapError::Missing(name.clone()))?;
+    // A port with less than the bridge has would lower it for all.
+    let mtu = match config.mtu {
+        Some(mtu) => mtu,
+        None => {
+            let mtu = interface.mtu().map_err(NetworkError::host("look at", bridge))?;
+            u16::try_from(mtu).unwrap_or(devices::virtio::net::MAX_MTU).min(devices::virtio::net::MAX_MTU)
+        }
+    };
+    port.set_mtu(mtu.into()).map_err(NetworkError::host("set the MTU of tap", &name))?;
+    interface.add_port(&port).map_err(|error| match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => NetworkError::NotABridge(bridge.clone()),
+        _ => NetworkError::host("add a port to bridge", bridge)(error),
+    })?;
+    port.bring_up().map_err(NetworkError::host("bring up tap", &name))?;
+    if !interface.is_up().map_err(NetworkError::host("look at", bridge))? {
+        tracing::warn!("bridge {bridge} is down, so that no packet gets through: `ip link set {bridge} up`");
+    }
+    Ok((backends(taps), Some(mtu)))
+}
