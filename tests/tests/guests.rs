@@ -11,3 +11,5 @@ mod console;
 mod disks;
 #[path = "guests/ends.rs"]
 mod ends;
+#[path = "guests/machine.rs"]
+mod machine;
