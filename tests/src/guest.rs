@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 use crate::{kernel, mvm, rootfs};
 
-/// No guest of a test takes as long; it bounds a test that hangs, and none waits for it to pass.
-const WATCHDOG: Duration = Duration::from_secs(300);
+/// Few guests of a test take as long; it bounds a test that hangs, and none waits for it to pass.
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(300);
 
 /// How to boot a guest.
 pub struct Boot {
@@ -22,6 +22,7 @@ pub struct Boot {
     append: Vec<String>,
     has_kernel: bool,
     has_rootfs: bool,
+    watchdog: Duration,
 }
 
 impl Default for Boot {
@@ -40,6 +41,7 @@ impl Boot {
             append: vec!["quiet".into()],
             has_kernel: false,
             has_rootfs: false,
+            watchdog: WATCHDOG,
         }
     }
 
@@ -60,6 +62,12 @@ impl Boot {
     /// Adds a kernel argument.
     pub fn append(mut self, argument: &str) -> Self {
         self.append.push(argument.to_owned());
+        self
+    }
+
+    /// Lets each wait for this guest take so long before it fails the test.
+    pub fn watchdog(mut self, limit: Duration) -> Self {
+        self.watchdog = limit;
         self
     }
 
@@ -91,6 +99,7 @@ impl Boot {
 
     /// Boots the guest with pipes for input and output.
     pub fn start(self) -> Guest {
+        let watchdog = self.watchdog;
         let (mut command, directory) = self.command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("mvm can be run");
@@ -98,7 +107,7 @@ impl Boot {
         let mut stderr = child.stderr.take().expect("it is piped");
         Guest {
             input: child.stdin.take(),
-            output: Reader::new(stdout),
+            output: Reader::new(stdout, watchdog),
             errors: std::thread::spawn(move || {
                 let mut errors = String::new();
                 // What is no UTF-8 would be a fault of mvm's, and shows as what is missing.
@@ -122,10 +131,11 @@ impl Boot {
 pub(crate) struct Reader {
     chunks: Receiver<Vec<u8>>,
     seen: Vec<u8>,
+    watchdog: Duration,
 }
 
 impl Reader {
-    pub(crate) fn new(mut source: impl Read + Send + 'static) -> Self {
+    pub(crate) fn new(mut source: impl Read + Send + 'static, watchdog: Duration) -> Self {
         let (sender, chunks) = channel();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
@@ -135,7 +145,7 @@ impl Reader {
                 }
             }
         });
-        Self { chunks, seen: Vec::new() }
+        Self { chunks, seen: Vec::new(), watchdog }
     }
 
     pub(crate) fn text(&self) -> String {
@@ -144,7 +154,7 @@ impl Reader {
 
     /// Waits until `text` was seen `times` times.
     pub(crate) fn wait_for(&mut self, text: &str, times: usize) {
-        let deadline = Instant::now() + WATCHDOG;
+        let deadline = Instant::now() + self.watchdog;
         while self.text().matches(text).count() < times {
             match self.chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(chunk) => self.seen.extend(chunk),
@@ -155,7 +165,7 @@ impl Reader {
 
     /// Reads to the end.
     pub(crate) fn rest(&mut self) {
-        let deadline = Instant::now() + WATCHDOG;
+        let deadline = Instant::now() + self.watchdog;
         loop {
             match self.chunks.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(chunk) => self.seen.extend(chunk),

@@ -52,6 +52,19 @@ pub fn vsock_program() -> PathBuf {
     from_environment("MVM_VSOCK")
 }
 
+/// The disk of a machine container, of `tools/debian-image`, not to be written to.
+pub fn debian_image() -> PathBuf {
+    from_environment("MVM_DEBIAN_IMAGE")
+}
+
+/// A copy of `image` in `directory`, with holes where it has holes.
+pub fn sparse_copy(image: &Path, directory: &Path) -> PathBuf {
+    let copy = directory.join("disk");
+    let status = Command::new("cp").arg(image).arg(&copy).status().expect("cp can be run");
+    assert!(status.success(), "{} cannot be copied", image.display());
+    copy
+}
+
 /// A file of `length` bytes in `directory`, all holes.
 pub fn sparse_file(directory: &Path, name: &str, length: u64) -> PathBuf {
     let path = directory.join(name);

@@ -12,7 +12,7 @@ use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
 
 use crate::Boot;
-use crate::guest::Reader;
+use crate::guest::{Reader, WATCHDOG};
 
 /// A guest whose console is a terminal.
 pub struct Terminal {
@@ -37,7 +37,7 @@ impl Terminal {
         let end = || Stdio::from(line.try_clone().expect("a descriptor can be duplicated"));
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().expect("mvm can be run");
         let keyboard = File::from(master);
-        let screen = Reader::new(keyboard.try_clone().expect("a descriptor can be duplicated"));
+        let screen = Reader::new(keyboard.try_clone().expect("a descriptor can be duplicated"), WATCHDOG);
         Self { child, keyboard, screen, line, before, _directory: directory }
     }
 

@@ -17,6 +17,8 @@ mod disks;
 mod ends;
 #[path = "guests/gdb.rs"]
 mod gdb;
+#[path = "guests/machine.rs"]
+mod machine;
 #[path = "guests/nesting.rs"]
 mod nesting;
 #[path = "guests/net.rs"]

@@ -1,0 +1,108 @@
+//! A machine container: Debian with systemd, and in it containers of its own.
+
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tests::{Boot, Guest, debian_image, sparse_copy};
+
+/// A boot of Debian takes half a minute in the KVM lab, the start of a container ten seconds; a busy host, a multiple.
+const WATCHDOG: Duration = Duration::from_secs(600);
+
+/// Boots a copy of the image in `directory`, logs in, and runs `script`.
+fn run_in_machine(directory: &TempDir, script: &str) -> Guest {
+    let disk = sparse_copy(&debian_image(), directory.path());
+    let boot = Boot::new().watchdog(WATCHDOG).flag("--rootfs", disk).flag("--memory", "1G");
+    // The empty line parts its output from what the shell sends the terminal. Logins come before the last services.
+    let script = format!("echo\necho state=$(systemctl is-system-running --wait)\n{script}\necho done=yes");
+    let mut guest = boot.script(&script).start();
+    // The console's getty logs root in.
+    guest.wait_for("root@mvm:~#");
+    guest.type_text("stty -echo; sh /dev/disk/by-id/virtio-script\n");
+    guest.wait_for("done=yes");
+    guest
+}
+
+#[test]
+fn systemd_is_up_without_a_failed_unit_and_heeds_the_power_button() {
+    let directory = TempDir::new().unwrap();
+    let script = "echo pid1=$(cat /proc/1/comm)
+        echo failed=$(systemctl list-units --failed --plain --no-legend | tr '\\n' ';')
+        echo cgroups=$(stat -fc %T /sys/fs/cgroup)
+        echo missing=$(journalctl -qb -u init.scope -o cat | grep -ic 'not supported\\|lacks\\|missing')
+        for unit in containerd dbus systemd-logind systemd-networkd systemd-resolved systemd-udevd; do
+            echo $unit=$(systemctl is-active $unit)
+        done";
+    let guest = run_in_machine(&directory, script);
+    guest.signal(Signal::TERM);
+    let outcome = guest.finish().expect_code(0).expect("reboot: Power down");
+    let units =
+        ["containerd", "dbus", "systemd-logind", "systemd-networkd", "systemd-resolved", "systemd-udevd"];
+    for unit in units {
+        assert_eq!(outcome.value(unit), "active", "{unit}: {outcome}");
+    }
+    for (name, expected) in [
+        ("pid1", "systemd"),
+        ("state", "running"),
+        ("failed", ""),
+        ("cgroups", "cgroup2fs"),
+        ("missing", "0"),
+    ] {
+        assert_eq!(outcome.value(name), expected, "{name}: {outcome}");
+    }
+    // It was shut down, not cut off: the file system was unmounted and needs no journal.
+    let fsck = Command::new("e2fsck").arg("-fn").arg(directory.path().join("disk")).output().unwrap();
+    let said = String::from_utf8_lossy(&fsck.stdout);
+    assert!(fsck.status.success() && !said.contains("recover"), "{said}");
+}
+
+const CONTAINERD: &str = "ctr image import $image >/dev/null
+    echo ctr_root=$(ctr run --rm $name one grep ' / ' /proc/mounts | cut -d' ' -f1-3)
+    ctr run -d --memory-limit 67108864 $name two sleep 1000
+    echo ctr_group=$(cat /proc/$(pgrep -f 'sleep 1000')/cgroup)
+    echo ctr_memory=$(cat /sys/fs/cgroup/default/two/memory.max)
+    ctr task kill -s KILL two";
+
+const PODMAN: &str = "podman load -qi $image >/dev/null
+    echo podman=$(podman info -f '{{.Store.GraphDriverName}} {{.Host.CgroupsVersion}} {{.Host.NetworkBackend}}')
+    podman network create net >/dev/null
+    podman run -d --name web --network net -p 8080:80 --memory 64m --pids-limit 30 $name \
+        sh -c 'echo served >/var/www/index.html; exec httpd -f -h /var/www' >/dev/null
+    fetch() { curl -sS --retry 30 --retry-delay 1 --retry-all-errors $1; }
+    echo port_of_loopback=$(fetch http://127.0.0.1:8080/)
+    gateway=$(podman inspect -f '{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}' web)
+    echo port_of_bridge=$(fetch http://$gateway:8080/)
+    echo neighbour=$(podman run --rm --network net $name wget -qO- http://web/)
+    echo memory=$(podman exec web cat /sys/fs/cgroup/memory.max)
+    echo pids=$(podman exec web cat /sys/fs/cgroup/pids.max)
+    echo root=$(podman exec web grep ' / ' /proc/mounts | cut -d' ' -f1-3)
+    podman run --rm --network none --memory 16m $name tail /dev/zero; echo too_much_memory=$?
+    podman run --rm --network none --pids-limit 10 $name \
+        sh -c 'for i in $(seq 20); do sleep 100 & done' 2>/dev/null; echo too_many_processes=$?";
+
+#[test]
+fn containerd_and_podman_run_containers_and_hold_them_to_their_limits() {
+    let directory = TempDir::new().unwrap();
+    let names = "image=/usr/local/share/images/busybox.tar name=localhost/busybox:latest";
+    let mut guest = run_in_machine(&directory, &format!("{names}\n{CONTAINERD}\n{PODMAN}"));
+    guest.type_text("poweroff -f\n");
+    let outcome = guest.finish().expect_code(0);
+    for (name, expected) in [
+        ("ctr_root", "overlay / overlay"),
+        ("ctr_group", "0::/default/two"),
+        ("ctr_memory", "67108864"),
+        ("podman", "overlay v2 netavark"),
+        ("port_of_loopback", "served"),
+        ("port_of_bridge", "served"),
+        ("neighbour", "served"),
+        ("memory", "67108864"),
+        ("pids", "30"),
+        ("root", "overlay / overlay"),
+        // Killed with signal 9 by the kernel, which has no memory for it; the shell's exit code for "can't fork".
+        ("too_much_memory", "137"),
+        ("too_many_processes", "2"),
+    ] {
+        assert_eq!(outcome.value(name), expected, "{name}: {outcome}");
+    }
+}
