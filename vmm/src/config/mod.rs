@@ -61,10 +61,12 @@ pub struct VmConfig {
     /// Whether there is a memory balloon.
     pub balloon: bool,
     /// Folders of the host that the guest can mount.
+    #[serde(rename = "share")]
     pub shares: Vec<ShareConfig>,
     /// Devices that other processes serve.
     pub vhost_user: Vec<VhostUserConfig>,
     /// Network devices, in order.
+    #[serde(rename = "net")]
     pub nets: Vec<NetConfig>,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,

@@ -120,6 +120,7 @@ fn each_schema_has_the_fields_that_the_code_writes() {
                 Value::Number(_) => kind == "integer",
                 Value::Array(_) => kind == "array",
                 Value::Object(_) => kind == "object",
+                Value::Bool(_) => kind == "boolean",
                 _ => false,
             };
             assert!(fits, "{name}.{field} is {value}, described as {kind}");

@@ -45,11 +45,19 @@ fn config() -> VmConfig {
         initrd: Some("initrd".into()),
         rootfs: Some("root".parse().unwrap()),
         disks: vec!["a,readonly".parse().unwrap()],
+        vsock: Some("v,cid=7".parse().unwrap()),
+        pmem: vec!["p,cow".parse().unwrap()],
+        balloon: true,
+        shares: vec!["src:/work".parse().unwrap()],
+        vhost_user: vec!["fs=s,tag=t".parse().unwrap()],
+        nets: vec!["tap=tap0".parse().unwrap()],
         cpus: 3,
         memory: MemorySize::from_mib(64),
         append: Some("a".into()),
         cmdline: Some("c".into()),
         console: ConsoleConfig::Off,
+        nested: true,
+        gdb: Some("127.0.0.1:1234".parse().unwrap()),
         ..VmConfig::new("vmlinux")
     }
 }
