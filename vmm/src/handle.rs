@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use devices::Interrupt;
+use devices::virtio::balloon::BalloonHandle;
 
 use crate::VmConfig;
 use crate::exit::{ExitReason, ExitSlot};
@@ -17,10 +18,11 @@ pub struct VmHandle {
     power_button: Arc<dyn Interrupt>,
     gate: Arc<Gate>,
     metrics: Registry,
+    balloon: Option<BalloonHandle>,
 }
 
 impl VmHandle {
-    /// The VM of `config`, that ends through `exit`, hears `power_button`, stops at `gate` and counts in `metrics`.
+    /// The VM of `config`, that ends through `exit`, hears `power_button`, stops at `gate` and counts in `metrics`. It has no balloon.
     pub fn new(
         config: VmConfig,
         exit: Arc<ExitSlot>,
@@ -28,7 +30,13 @@ impl VmHandle {
         gate: Arc<Gate>,
         metrics: Registry,
     ) -> Self {
-        Self { config, exit, power_button, gate, metrics }
+        Self { config, exit, power_button, gate, metrics, balloon: None }
+    }
+
+    /// The same VM with `balloon`, where it has one.
+    #[must_use]
+    pub fn with_balloon(self, balloon: Option<BalloonHandle>) -> Self {
+        Self { balloon, ..self }
     }
 
     /// What the VM is made of.
@@ -73,6 +81,11 @@ impl VmHandle {
     /// Lets the vCPUs go on.
     pub fn resume(&self) {
         self.gate.resume(Holder::User);
+    }
+
+    /// The memory balloon, where the VM has one.
+    pub fn balloon(&self) -> Option<&BalloonHandle> {
+        self.balloon.as_ref()
     }
 
     /// What was counted so far.

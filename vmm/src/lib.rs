@@ -30,8 +30,6 @@ pub use config::{
     ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, Sandbox, ShareConfig,
     VhostUserConfig, VmConfig, VmId, VmName, VsockConfig,
 };
-pub use devices::virtio::balloon::BalloonHandle;
-
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};
 pub use vm::{Vm, VmError};

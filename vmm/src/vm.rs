@@ -184,7 +184,6 @@ pub struct Vm {
     shared: Arc<VcpuShared>,
     subscribers: Vec<Subscriber>,
     exit: Arc<ExitSlot>,
-    balloon: Option<BalloonHandle>,
     /// It restores the terminal when the VM is gone.
     console: Console,
     memory: Arc<GuestMemoryMmap>,
@@ -275,17 +274,13 @@ impl Vm {
         let counters = vcpu_counters(config.cpus, &mut metrics);
         if let Some(directory) = &config.runtime_dir {
             let handle = VmHandle::new(config.clone(), exit.clone(), power_button, gate.clone(), metrics);
-            let server = ControlServer::new(&directory.join(CONTROL_SOCKET), Arc::new(handle))?;
+            let handle = Arc::new(handle.with_balloon(balloon));
+            let server = ControlServer::new(&directory.join(CONTROL_SOCKET), handle)?;
             subscribers.push(Box::new(server));
         }
         let shared =
             Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, counters, timeline });
-        Ok(Self { vcpus, shared, subscribers, exit, balloon, console, memory, debugger, _vm: vm })
-    }
-
-    /// The memory balloon, for whoever controls the VM while it runs.
-    pub fn balloon(&self) -> Option<BalloonHandle> {
-        self.balloon.clone()
+        Ok(Self { vcpus, shared, subscribers, exit, console, memory, debugger, _vm: vm })
     }
 
     /// The gate that keeps the VM's vCPUs out of the guest for a while, before it runs and while it does.
@@ -304,7 +299,7 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, exit, balloon: _, console, memory, debugger, _vm } = self;
+        let Self { vcpus, shared, subscribers, exit, console, memory, debugger, _vm } = self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);

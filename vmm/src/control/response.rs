@@ -62,6 +62,7 @@ impl Response {
             413 => "Content Too Large",
             417 => "Expectation Failed",
             431 => "Request Header Fields Too Large",
+            503 => "Service Unavailable",
             505 => "HTTP Version Not Supported",
             _ => "Internal Server Error",
         };

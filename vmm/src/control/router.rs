@@ -1,12 +1,20 @@
 //! Which request does what.
 
+use std::time::Duration;
+
+use devices::virtio::balloon::BalloonHandle;
+
 use super::api::{
-    self, Action, ActionType, InstanceInfo, MachineConfiguration, Version, VmUpdate, WantedState,
+    self, Action, ActionType, Balloon, BalloonStatistics, BalloonUpdate, InstanceInfo, MachineConfiguration,
+    Version, VmUpdate, WantedState,
 };
 use super::request::Request;
 use super::response::Response;
 use crate::handle::VmHandle;
 use crate::metrics::prometheus;
+
+/// How long a guest may take to say how its memory is; one that is not busy takes less than a millisecond.
+const STATISTICS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a request leads to.
 pub(super) enum Outcome {
@@ -34,6 +42,8 @@ pub(super) const ROUTES: &[Route] = &[
     Route { path: "/vm", methods: &[("PATCH", update_vm)] },
     Route { path: "/vm/config", methods: &[("GET", config)] },
     Route { path: "/machine-config", methods: &[("GET", machine_config)] },
+    Route { path: "/balloon", methods: &[("GET", balloon), ("PATCH", update_balloon)] },
+    Route { path: "/balloon/statistics", methods: &[("GET", balloon_statistics)] },
     Route { path: "/actions", methods: &[("PUT", act)] },
     Route { path: "/metrics", methods: &[("GET", metrics)] },
     Route { path: "/metrics.json", methods: &[("GET", metrics_json)] },
@@ -89,6 +99,42 @@ fn machine_config(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
     now(Response::json(&MachineConfiguration {
         vcpu_count: config.cpus,
         mem_size_mib: config.memory.bytes() >> 20,
+    }))
+}
+
+fn balloon_of(vm: &VmHandle) -> Result<&BalloonHandle, Response> {
+    vm.balloon().ok_or_else(|| Response::fault(400, "this VM has no balloon: boot it with --balloon"))
+}
+
+fn balloon(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    now(Response::json(&Balloon::of(balloon_of(vm)?)))
+}
+
+fn update_balloon(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
+    let balloon = balloon_of(vm)?;
+    let asked = api::read::<BalloonUpdate>(body)?.amount_mib;
+    let set = asked.checked_mul(1 << 20).map(|bytes| balloon.set_target(bytes));
+    if let Some(Ok(())) = set {
+        return now(Response::done());
+    }
+    let most = balloon.largest_target() >> 20;
+    Err(Response::fault(
+        400,
+        &format!("a balloon of {asked} MiB is too large: this guest can give up {most} MiB at the most"),
+    ))
+}
+
+fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+    balloon_of(vm)?;
+    Ok(Outcome::Later(|vm| match balloon_of(vm) {
+        Ok(balloon) => {
+            // A guest that is paused says nothing.
+            let patience = if vm.is_paused() { Duration::ZERO } else { STATISTICS_PATIENCE };
+            let said = balloon.refresh_statistics(patience);
+            let (_, guest) = said.unzip();
+            Response::json(&BalloonStatistics::of(balloon, guest.unwrap_or_default()))
+        }
+        Err(fault) => fault,
     }))
 }
 

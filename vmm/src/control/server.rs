@@ -204,8 +204,13 @@ impl ControlServer {
 }
 
 impl LateAnswers {
-    /// Does `job` on a thread of its own: as many of them run as there are connections, at most.
+    /// Does `job` on a thread of its own. As many of them run as there can be connections: a client that is gone leaves
+    /// its own behind.
     fn start(&self, serial: Serial, vm: Arc<VmHandle>, job: fn(&VmHandle) -> Response) -> Answer {
+        // Each job that runs has the event.
+        if Arc::strong_count(&self.event) > MAX_CONNECTIONS {
+            return Answer::Ready(Response::fault(503, "too much is under way: ask again later"));
+        }
         let (sender, event) = (self.sender.clone(), self.event.clone());
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             let answer = job(&vm);

@@ -1,13 +1,12 @@
 //! The memory balloon, from the hand that asks for it to the page that the guest loses.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use vmm::BalloonHandle;
+use vmm::ExitReason;
+use vmm::control::Client;
+use vmm::control::api::{BalloonStatistics, BalloonUpdate};
 
-use super::machine::Machine;
-
-const PAGE: u64 = 4096;
-const MIB: u64 = 1 << 20;
+use super::machine::{Machine, WATCHDOG};
 
 guest!(
     inflates,
@@ -77,19 +76,17 @@ guest!(
 fn a_guest_is_told_of_its_balloons_target_and_gives_a_page() {
     let Some(mut machine) = Machine::new(inflates()) else { return };
     machine.config.balloon = true;
-    let ended = machine.run_with(|vm| {
-        let balloon = vm.balloon().expect("the VM has a balloon");
-        std::thread::spawn(move || control(&balloon));
-    });
-    assert_eq!(ended.numbers(), [5, 0, 32 << 8, 0, 0x2222_2222]);
-}
-
-fn control(balloon: &BalloonHandle) {
-    assert_eq!(balloon.largest_target(), 64 * MIB);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while balloon.actual() != PAGE {
+    let running = machine.controlled().run_with_pipe(false);
+    let mut client = Client::connect(&running.control_socket()).unwrap();
+    let deadline = Instant::now() + WATCHDOG;
+    // The guest has one page in the balloon before it looks at the target.
+    while client.get::<BalloonStatistics>("/balloon/statistics").unwrap().actual_pages != 1 {
         assert!(Instant::now() < deadline, "the driver never was ready");
-        std::thread::yield_now();
     }
-    balloon.set_target(32 * MIB).unwrap();
+    client.send("PATCH", "/balloon", &BalloonUpdate { amount_mib: 32 }).unwrap();
+    let (reason, console) = running.wait();
+    assert_eq!(reason, ExitReason::PowerOff);
+    let numbers: Vec<_> =
+        console.chunks(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
+    assert_eq!(numbers, [5, 0, 32 << 8, 0, 0x2222_2222]);
 }

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use devices::virtio::balloon::Statistics;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::control::api::{
-    Action, ActionType, Fault, InstanceInfo, MachineConfiguration, State, Version, VmUpdate, WantedState,
+    Action, ActionType, Balloon, BalloonStatistics, BalloonUpdate, Fault, InstanceInfo, MachineConfiguration,
+    State, Version, VmUpdate, WantedState,
 };
 use crate::control::router::ROUTES;
 use crate::metrics::{ProcessGauges, Snapshot};
@@ -71,6 +73,9 @@ fn each_example_is_what_the_code_reads_and_writes() {
             "Version" => survives::<Version>(&example),
             "VmUpdate" => survives::<VmUpdate>(&example),
             "MachineConfiguration" => survives::<MachineConfiguration>(&example),
+            "Balloon" => survives::<Balloon>(&example),
+            "BalloonUpdate" => survives::<BalloonUpdate>(&example),
+            "BalloonStatistics" => survives::<BalloonStatistics>(&example),
             "Action" => survives::<Action>(&example),
             "Metrics" => survives::<Snapshot>(&example),
             "Fault" => survives::<Fault>(&example),
@@ -87,14 +92,40 @@ fn each_example_is_what_the_code_reads_and_writes() {
     assert_eq!(seen, schemas);
 }
 
+/// What a guest can tell of its memory. Nothing of it is required.
+fn all_statistics() -> Statistics {
+    Statistics {
+        swap_in: Some(0),
+        swap_out: Some(0),
+        major_faults: Some(0),
+        minor_faults: Some(0),
+        free_memory: Some(0),
+        total_memory: Some(0),
+        available_memory: Some(0),
+        disk_caches: Some(0),
+        hugetlb_allocations: Some(0),
+        hugetlb_failures: Some(0),
+        oom_kill: Some(0),
+        alloc_stall: Some(0),
+        async_scan: Some(0),
+        direct_scan: Some(0),
+        async_reclaim: Some(0),
+        direct_reclaim: Some(0),
+    }
+}
+
 /// What the code writes with every field set.
 fn written() -> Vec<(&'static str, Value)> {
-    let (vm, ..) = vm();
+    let (vm, ..) = vm(config());
+    let balloon = vm.balloon().unwrap();
     vec![
         ("InstanceInfo", json!(InstanceInfo::of(&vm))),
         ("Version", json!(Version { mvm_version: String::new() })),
         ("VmUpdate", json!(VmUpdate { state: WantedState::Paused })),
         ("MachineConfiguration", json!(MachineConfiguration { vcpu_count: 1, mem_size_mib: 1 })),
+        ("Balloon", json!(Balloon::of(balloon))),
+        ("BalloonUpdate", json!(BalloonUpdate { amount_mib: 1 })),
+        ("BalloonStatistics", json!(BalloonStatistics::of(balloon, all_statistics()))),
         ("Action", json!(Action { action_type: ActionType::Kill })),
         ("VmConfig", json!(config())),
         ("ProcessGauges", json!(ProcessGauges::default())),
@@ -112,7 +143,9 @@ fn each_schema_has_the_fields_that_the_code_writes() {
         let schema = &schemas[*name];
         assert_eq!(keys(&schema["properties"]), keys(value), "{name}");
         let required: BTreeSet<String> = serde_json::from_value(schema["required"].clone()).unwrap();
-        assert_eq!(required, keys(value), "{name}");
+        let optional =
+            if *name == "BalloonStatistics" { keys(&json!(all_statistics())) } else { BTreeSet::new() };
+        assert_eq!(required, &keys(value) - &optional, "{name}");
         for (field, value) in value.as_object().unwrap() {
             let kind = schema["properties"][field]["type"].as_str().unwrap_or("object");
             let fits = match value {

@@ -1,6 +1,7 @@
 //! The control socket against clients of every kind: the server runs on a real event loop, and they talk to it through
 //! its socket.
 
+mod balloon;
 mod description;
 mod hostile;
 mod requests;
@@ -8,11 +9,12 @@ mod requests;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use devices::virtio::balloon::{Balloon, BalloonHandle};
 use event_manager::{EventManager, SubscriberOps};
 use tempfile::TempDir;
 
@@ -52,7 +54,7 @@ fn config() -> VmConfig {
         vhost_user: vec!["fs=s,tag=t".parse().unwrap()],
         nets: vec!["tap=tap0".parse().unwrap()],
         cpus: 3,
-        memory: MemorySize::from_mib(64),
+        memory: MemorySize::from_mib(256),
         append: Some("a".into()),
         cmdline: Some("c".into()),
         console: ConsoleConfig::Off,
@@ -63,20 +65,27 @@ fn config() -> VmConfig {
 }
 
 /// A VM that nobody runs: what is asked of it shows in the counter of its power button and in its exit.
-fn vm() -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
+fn vm(config: VmConfig) -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
     let presses = Arc::new(AtomicUsize::new(0));
     let exit = Arc::new(ExitSlot::new().unwrap());
     let mut metrics = Registry::default();
     metrics.add("vcpu", "0".into(), Arc::new(ExitCounters::default()));
     let gate = Arc::new(Gate::new(1));
-    (Arc::new(VmHandle::new(config(), exit.clone(), presses.clone(), gate, metrics)), presses, exit)
+    let balloon = config.balloon.then(|| Balloon::new(config.memory.bytes()).unwrap());
+    let balloon = balloon.map(|balloon| BalloonHandle::new(Arc::new(Mutex::new(balloon))));
+    let vm = VmHandle::new(config, exit.clone(), presses.clone(), gate, metrics).with_balloon(balloon);
+    (Arc::new(vm), presses, exit)
 }
 
 impl Server {
     fn start() -> Self {
+        Self::start_with(config())
+    }
+
+    fn start_with(config: VmConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
-        let (vm, presses, exit) = vm();
+        let (vm, presses, exit) = vm(config);
         let server = ControlServer::new(&path, vm.clone()).unwrap();
         let ends = Arc::new(AtomicBool::new(false));
         let has_ended = ends.clone();

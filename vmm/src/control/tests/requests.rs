@@ -19,7 +19,7 @@ fn a_vm_says_who_it_is() {
     assert_eq!((info.app_name.as_str(), info.id.as_str()), ("mvm", "0123456789ab"));
     assert_eq!((info.name.as_deref(), info.state), (Some("web"), State::Running));
     let machine: MachineConfiguration = client.get("/machine-config").unwrap();
-    assert_eq!((machine.vcpu_count, machine.mem_size_mib), (3, 64));
+    assert_eq!((machine.vcpu_count, machine.mem_size_mib), (3, 256));
     let metrics: Snapshot = client.get("/metrics.json").unwrap();
     assert_eq!(metrics.counters["vcpu"]["0"]["halt_exits"], 0);
 }
@@ -159,6 +159,6 @@ fn the_socket_is_for_its_user_alone() {
 #[test]
 fn a_socket_that_cannot_be_made_is_said() {
     let path = PathBuf::from("/missing/control.sock");
-    let Err(error) = ControlServer::new(&path, vm().0) else { panic!("it was made") };
+    let Err(error) = ControlServer::new(&path, vm(config()).0) else { panic!("it was made") };
     assert!(error.to_string().contains("/missing/control.sock"), "{error}");
 }
