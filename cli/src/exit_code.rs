@@ -25,8 +25,13 @@ pub fn of_exit(reason: &ExitReason) -> u8 {
         | ExitReason::InternalError { .. }
         | ExitReason::RunFailed { .. }
         | ExitReason::MemoryCutOff => GUEST,
-        ExitReason::Signal(signal) => SIGNAL.saturating_add(u8::try_from(*signal).unwrap_or(u8::MAX)),
+        ExitReason::Signal(signal) => of_signal(*signal),
     }
+}
+
+/// The exit code after `signal`.
+pub fn of_signal(signal: i32) -> u8 {
+    SIGNAL.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX))
 }
 
 /// The exit code for a VM that could not be built.

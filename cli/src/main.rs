@@ -1,7 +1,9 @@
 //! The command `mvm`: arguments, output and exit codes.
 
+mod balloon;
 mod boot;
 mod config_file;
+mod console;
 mod doctor;
 mod exit_code;
 mod kill;
@@ -55,6 +57,10 @@ enum Command {
     Resume(pause::ResumeCommand),
     /// Show what VMs use of the host
     Stats(stats::StatsCommand),
+    /// Take a VM's console, or look on; Ctrl-A d leaves it, and the VM goes on
+    Console(console::ConsoleCommand),
+    /// Show how much memory a VM's balloon has taken from the guest, or have it take more or less
+    Balloon(balloon::BalloonCommand),
     /// Say what this host can and cannot do, and how to mend it
     Doctor,
     /// Print a shell's completion script
@@ -82,6 +88,8 @@ fn main() -> ExitCode {
         Command::Pause(command) => command.run(),
         Command::Resume(command) => command.run(),
         Command::Stats(command) => command.run(),
+        Command::Console(command) => command.run(),
+        Command::Balloon(command) => command.run(),
         Command::Doctor => doctor::run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),

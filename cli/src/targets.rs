@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use thiserror::Error;
+use vmm::console::AttachError;
 use vmm::control::{Client, ClientError};
 use vmm::instance::{InstanceError, ProcessError, Registry, Running};
 
@@ -20,6 +21,9 @@ pub enum Failure {
     /// It said no, or nothing.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// It has no console.
+    #[error(transparent)]
+    Console(#[from] AttachError),
 }
 
 /// Does `action` to each of the VMs that `words` mean, and prints the word of each for which it was done, as docker

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,23 +11,34 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
 
-use crate::Boot;
 use crate::guest::{Reader, WATCHDOG};
+use crate::{Boot, mvm};
 
-/// A guest whose console is a terminal.
+/// A terminal that mvm runs on.
 pub struct Terminal {
     child: Child,
     keyboard: File,
     screen: Reader,
     line: OwnedFd,
     before: Termios,
-    _directory: TempDir,
+    _directory: Option<TempDir>,
 }
 
 impl Terminal {
     /// Boots a guest on a new terminal of 132 columns and 43 rows.
     pub fn boot(boot: Boot) -> Self {
-        let (mut command, directory) = boot.command();
+        let (command, directory) = boot.command();
+        Self::start(command, Some(directory))
+    }
+
+    /// Runs mvm with `arguments` on a new terminal of that size.
+    pub fn run(arguments: &[&str]) -> Self {
+        let mut command = Command::new(mvm());
+        command.args(arguments);
+        Self::start(command, None)
+    }
+
+    fn start(mut command: Command, directory: Option<TempDir>) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are pseudo-terminals");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("the terminal is ours");
         let name = ptsname(&master, Vec::new()).expect("the terminal has a name");

@@ -186,6 +186,10 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("kill", "required arguments were not provided")]
 #[case("kill --signal SEGV x", "there are HUP, INT")]
 #[case("stop --time soon x", "invalid value 'soon'")]
+#[case("console", "required arguments were not provided")]
+#[case("balloon", "required arguments were not provided")]
+#[case("balloon x much", "\"much\" is not a size")]
+#[case("balloon x 100K", "a balloon has whole MiB")]
 #[case("boot --kernel x --share src", "\"src\" is no share: write HOSTDIR:PATH")]
 #[case("boot --kernel x --share src:", "1 to 36 bytes")]
 #[case("boot --kernel x --share src:/a-path-that-is-longer-than-a-tag-can-be", "1 to 36 bytes")]
@@ -262,6 +266,8 @@ fn with_runtime_dir(directory: &Path, arguments: &[&str]) -> Output {
 #[case("kill")]
 #[case("pause")]
 #[case("resume")]
+#[case("console")]
+#[case("balloon")]
 fn a_vm_that_is_not_there_is_code_1(#[case] command: &str) {
     let directory = TempDir::new().unwrap();
     for word in ["web", "0123456789ab", "0", "../x", "\n", ""] {

@@ -135,6 +135,7 @@ impl<'a> Devices<'a> {
         let serial = Serial::new(line, self.reporter.clone(), console.output())
             .map_err(VmError::host("make the serial port"))?;
         let mut port = InputPort::Serial(serial.input().map_err(VmError::host("make the serial port"))?);
+        self.metrics.add("serial", "ttyS0".into(), serial.metrics());
         self.add_ports(Serial::PORT, Serial::PORTS, serial)?;
         if config.console == ConsoleConfig::Virtio {
             let device = self.add_virtio(console.virtio()?)?;
@@ -142,6 +143,8 @@ impl<'a> Devices<'a> {
             port = virtio;
             self.subscribers.push(window);
         }
+        // Behind the devices, which are numbered.
+        self.metrics.add("console", "hub".into(), console.metrics());
         self.subscribers.push(Box::new(console.events(config, port, exit)?));
         Ok(console)
     }

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
-use tests::Boot;
+use tempfile::TempDir;
+use tests::{Boot, run_mvm, sparse_file};
 
 const MIB: u64 = 1 << 20;
 /// What the guest takes and gives back.
@@ -52,4 +53,65 @@ fn memory_that_the_guest_frees_leaves_the_host() {
     );
     guest.type_text("\n");
     guest.finish().expect_code(0);
+}
+
+/// What mvm prints; it has to succeed.
+fn mvm_says(arguments: &[&str]) -> String {
+    let output = run_mvm(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).expect("mvm prints UTF-8")
+}
+
+/// Asks for a balloon of so many MiB, and waits until the guest has it.
+fn inflate(name: &str, mib: u64) {
+    assert_eq!(mvm_says(&["balloon", name, &format!("{mib}M")]), format!("{name}\n"));
+    let (asked, has_it) = (Instant::now(), format!("\"actual_mib\": {mib},"));
+    loop {
+        // The guest answers each time.
+        let balloon = mvm_says(&["balloon", "--json", name]);
+        if balloon.contains(&has_it) {
+            return;
+        }
+        assert!(asked.elapsed() < 12 * PATIENCE, "{balloon}");
+    }
+}
+
+#[test]
+fn a_balloon_takes_memory_that_the_guest_uses_for_caches_and_gives_it_back() {
+    let directory = TempDir::new().unwrap();
+    let disk = sparse_file(directory.path(), "disk", 192 * MIB);
+    let script = "available() { echo $1=$(awk '/MemAvailable/ { print $2 }' /proc/meminfo); }
+        dd if=/dev/vdb of=/dev/null bs=1M 2>/dev/null
+        available before; echo cached; read line
+        available inflated; echo small; read line
+        available deflated";
+    let boot = Boot::new().flag("--name", "inflated").flag("--memory", "384M").switch("--balloon");
+    let mut guest = boot.flag("--disk", disk).script(script).start();
+    guest.wait_for("cached");
+    let before = resident(guest.pid());
+    assert!(before > 192 * MIB, "{before} bytes");
+
+    let too_much = run_mvm(["balloon", "inflated", "321M"]);
+    let errors = String::from_utf8_lossy(&too_much.stderr);
+    assert!(too_much.status.code() == Some(1) && errors.contains("320 MiB at the most"), "{errors}");
+
+    inflate("inflated", 256);
+    let inflated = resident(guest.pid());
+    // What it has left, and mvm itself.
+    assert!(inflated < 144 * MIB && inflated + 64 * MIB < before, "{before} bytes, then {inflated}");
+    let table = mvm_says(&["balloon", "inflated"]);
+    let row: Vec<_> = table.lines().nth(1).expect("a row").split_whitespace().collect();
+    assert_eq!(row[1..4], ["inflated", "256.0MiB", "256.0MiB"], "{table}");
+    assert!(row[4..].iter().all(|cell| cell.ends_with("iB")), "{table}");
+    guest.type_text("\n");
+    guest.wait_for("small");
+
+    inflate("inflated", 0);
+    guest.type_text("\n");
+    let outcome = guest.finish().expect_code(0);
+    let [before, inflated, deflated] =
+        ["before", "inflated", "deflated"].map(|time| outcome.number(time) << 10);
+    assert!(inflated + 224 * MIB < before, "{outcome}");
+    assert!(deflated > inflated + 224 * MIB, "{outcome}");
 }

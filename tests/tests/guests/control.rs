@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use rstest::rstest;
 use rustix::process::Signal;
-use tests::{Boot, Guest, run_mvm};
+use tests::{Boot, Guest, Terminal, run_mvm};
 
 /// Waits for the power button as acpid does, and powers off.
 const LISTENS: &str =
@@ -163,6 +163,19 @@ fn curl_controls_a_guest() {
     let chunked = ["--header", "Transfer-Encoding: chunked", "--request", "PATCH", "--data", "{}"];
     assert!(curl(&socket, &chunked, "/vm").contains("HTTP/1.1 411"));
     assert!(curl(&socket, &[], "/openapi.json").contains("\"openapi\": \"3.0.3\""));
+    let metrics = curl(&socket, &[], "/metrics");
+    for counter in [
+        "block_rate_limit_waits_total{id=\"vda\"}",
+        "block_queue_stalls_total{id=\"vdb\"}",
+        "console_dropped_bytes_total{id=\"hub\"}",
+        "rng_random_bytes_total{id=\"rng0\"}",
+        "serial_output_bytes_total{id=\"ttyS0\"}",
+    ] {
+        assert!(metrics.contains(&format!("\nmvm_{counter} ")), "no {counter} in {metrics}");
+    }
+    let balloon = run_mvm(["balloon", "curled"]);
+    assert_eq!(balloon.status.code(), Some(1));
+    assert_eq!(text(&balloon.stderr), "mvm: VM curled: this VM has no balloon: boot it with --balloon\n");
     let action = "{\"action_type\":\"SendCtrlAltDel\"}";
     let pressed = curl(&socket, &["--request", "PUT", "--data", action], "/actions");
     assert!(pressed.starts_with("HTTP/1.1 204"), "{pressed}");
@@ -204,4 +217,30 @@ fn a_vm_whose_process_is_stopped_is_listed_and_killed_all_the_same() {
     assert_eq!(text(&killed.stdout), "stopped\n", "{}", text(&killed.stderr));
     drop(guest.finish());
     assert_eq!(listed("stopped"), None);
+}
+
+#[test]
+fn a_users_terminal_comes_to_a_running_guest_and_leaves_it() {
+    let mut guest = Boot::new().flag("--name", "attached").start();
+    guest.wait_for("init: started");
+    let mut terminal = Terminal::run(&["console", "attached"]);
+    // What was said before is shown, the latest of it.
+    terminal.wait_for("init: started", 1);
+    assert!(terminal.is_raw());
+    terminal.press("echo $((6 * 7)) is the answer\r");
+    terminal.wait_for("42 is the answer", 1);
+    terminal.press("\x01d");
+    terminal.wait_for("VM attached goes on", 1);
+    assert_eq!(terminal.finish().code(), Some(0));
+
+    // The guest does go on, and saw the same.
+    guest.wait_for("42 is the answer");
+    guest.type_text("echo $((2 * 4)) is another\n");
+    guest.wait_for("8 is another");
+    let mut terminal = Terminal::run(&["console", "attached"]);
+    terminal.wait_for("8 is another", 1);
+    terminal.press("poweroff -f\r");
+    terminal.wait_for("VM attached has ended", 1);
+    assert_eq!(terminal.finish().code(), Some(0));
+    guest.finish().expect_code(0);
 }

@@ -21,9 +21,10 @@ const KEYBOARD: u32 = 2;
 /// The socket, and from there on its clients.
 const SERVER: u32 = 3;
 
-/// The names in a VM's directory.
+/// The name of the log in a VM's directory.
 const LOG_NAME: &str = "console.log";
-const SOCKET_NAME: &str = "console.sock";
+/// The name of the console's socket in a VM's directory.
+pub const CONSOLE_SOCKET: &str = "console.sock";
 
 /// The console's subscriber.
 pub struct ConsoleEvents {
@@ -53,7 +54,7 @@ impl ConsoleEvents {
     /// [`ConsoleError::Open`] and [`ConsoleError::Socket`].
     pub(super) fn add_directory(&mut self, directory: &Path) -> Result<(), ConsoleError> {
         self.log = Some(Log::create(directory.join(LOG_NAME), self.hub.reader())?);
-        self.server = Some(Server::bind(directory.join(SOCKET_NAME), &self.hub, SERVER)?);
+        self.server = Some(Server::bind(directory.join(CONSOLE_SOCKET), &self.hub, SERVER)?);
         Ok(())
     }
 
@@ -165,7 +166,7 @@ mod tests {
         console.add_directory(directory.path()).unwrap();
         let mut events = EventManager::<ConsoleEvents>::new().unwrap();
         events.add_subscriber(console);
-        let connect = || UnixStream::connect(directory.path().join(SOCKET_NAME)).unwrap();
+        let connect = || UnixStream::connect(directory.path().join(CONSOLE_SOCKET)).unwrap();
         let (mut stuck, mut quick) = (connect(), connect());
         let done = Arc::new(AtomicBool::new(false));
         let seen = std::thread::spawn({
@@ -207,7 +208,7 @@ mod tests {
         console.add_directory(directory.path()).unwrap();
         let mut events = EventManager::<ConsoleEvents>::new().unwrap();
         events.add_subscriber(console);
-        let connect = || UnixStream::connect(directory.path().join(SOCKET_NAME)).unwrap();
+        let connect = || UnixStream::connect(directory.path().join(CONSOLE_SOCKET)).unwrap();
         // More than the port holds: the rest is read as the guest reads.
         connect().write_all(&[b'a'; 100]).unwrap();
         let mut input = Vec::new();

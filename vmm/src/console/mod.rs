@@ -30,7 +30,7 @@ use event_manager::MutEventSubscriber;
 use thiserror::Error;
 
 pub use attach::{AttachError, Detached, attach};
-pub use events::ConsoleEvents;
+pub use events::{CONSOLE_SOCKET, ConsoleEvents};
 pub use input::InputPort;
 pub use sink::Sink;
 pub use terminal::{RawTerminal, restore as restore_terminal};

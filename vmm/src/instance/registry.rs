@@ -9,6 +9,7 @@ use super::lock::DirectoryLock;
 use super::record::Record;
 use super::{InstanceError, place};
 use crate::config::{VmId, VmName, begins_an_id};
+use crate::console::CONSOLE_SOCKET;
 
 /// The directory of names.
 pub(super) const NAMES: &str = "names";
@@ -34,6 +35,11 @@ impl Running {
     /// Its control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.directory.join(CONTROL_SOCKET)
+    }
+
+    /// The socket of its console.
+    pub fn console_socket(&self) -> PathBuf {
+        self.directory.join(CONSOLE_SOCKET)
     }
 }
 

@@ -45,7 +45,11 @@ impl Registry {
     pub fn add_virtio(&mut self, device_type: u32, counters: Arc<dyn Metrics>) {
         let kind = virtio_kind(device_type);
         let index = self.0.iter().filter(|thing| thing.kind == kind).count();
-        let id = if kind == "block" { disk_name(index) } else { format!("{kind}{index}") };
+        let id = match kind {
+            "block" => disk_name(index),
+            "console" => format!("hvc{index}"),
+            _ => format!("{kind}{index}"),
+        };
         self.add(kind, id, counters);
     }
 
@@ -81,6 +85,7 @@ fn virtio_kind(device_type: u32) -> &'static str {
     match device_type {
         1 => "net",
         2 => "block",
+        3 => "console",
         4 => "rng",
         5 => "balloon",
         19 => "vsock",

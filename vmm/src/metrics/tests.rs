@@ -43,6 +43,28 @@ fn disks_are_called_as_linux_calls_them() {
 }
 
 #[test]
+fn each_device_has_a_kind_and_an_id() {
+    let mut registry = Registry::default();
+    for device_type in [1, 2, 3, 4, 5, 19, 26, 27, 26, 2] {
+        registry.add_virtio(device_type, Arc::new(Disk::default()));
+    }
+    let names: Vec<_> = registry.0.iter().map(|thing| (thing.kind, thing.id.as_str())).collect();
+    let expected = [
+        ("net", "net0"),
+        ("block", "vda"),
+        ("console", "hvc0"),
+        ("rng", "rng0"),
+        ("balloon", "balloon0"),
+        ("vsock", "vsock0"),
+        ("fs", "fs0"),
+        ("pmem", "pmem0"),
+        ("fs", "fs1"),
+        ("block", "vdb"),
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
 fn counts_are_found_by_kind_and_id_and_summed() {
     let snapshot = registry().snapshot();
     assert_eq!(snapshot.counters["block"]["vda"]["read_bytes"], 512);
