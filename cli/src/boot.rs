@@ -114,8 +114,10 @@ pub struct BootOptions {
     #[serde(default)]
     pub vhost_user: Vec<VhostUserConfig>,
 
-    /// A network device: a tap, a new port of a bridge, or the host's sockets; may be given more than once
-    #[arg(long, value_name = "tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N]")]
+    /// A network device: a tap, a new port of a bridge, or the host's sockets; may be given more than once.
+    /// limit-rx=RATE (to the guest) and limit-tx=RATE (from it) limit bytes, limit-rx-pps=RATE and limit-tx-pps=RATE
+    /// packets, with RATE as for disks
+    #[arg(long, value_name = "tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N][,limit-rx=RATE]…")]
     #[serde(default)]
     pub net: Vec<NetConfig>,
 

@@ -77,7 +77,7 @@ pub fn open(config: &NetConfig) -> Result<Net, NetworkError> {
     };
     let mac = config.mac.map_or_else(MacAddress::random, Ok).map_err(NetworkError::Random)?;
     tracing::debug!(network = %config, %mac, "a network device");
-    Ok(Net::new(NetSettings { mac, mtu }, backends)?)
+    Ok(Net::new(NetSettings { mac, mtu, limits: config.limits }, backends)?)
 }
 
 /// The backends of a device, and the MTU of the guest.

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tests::{Boot, Guest, Outcome};
@@ -129,6 +130,30 @@ fn a_stream_arrives_whole_in_both_directions_and_in_packets_longer_than_a_frame(
     assert!(transfer.join().unwrap() == bytes, "the data has changed on its way");
     let from_guest = tap.counts("rx");
     assert!(mean_length(from_guest, before) > 1514, "the guest cuts segments: {before:?}, {from_guest:?}");
+}
+
+#[test]
+fn a_limit_holds_in_each_direction() {
+    let _tap = HostLink::tap("mvmlimit", "", "10.9.6.1");
+    let bytes = data(2 << 20);
+    let transfer = send_and_receive("10.9.6.1:7000", bytes.clone());
+    let script = "echo begins; nc 10.9.6.1 7000 </dev/null >/tmp/file; echo received
+        nc 10.9.6.1 7000 </tmp/file; echo done";
+    let limits = "limit-rx=512K:64K,limit-tx=512K:64K";
+    let mut guest = guest(&format!("tap=mvmlimit,{limits}"), "10.9.6.2", script).start();
+    guest.close_input();
+    // The burst passes at once, and so does a last packet, which is paid for later; and the guest's words may be seen
+    // half a second late.
+    let passes_at_once = (64 << 10) + (64 << 10) + (256 << 10);
+    let least = Duration::from_secs_f64(f64::from((2 << 20) - passes_at_once) / f64::from(512 << 10));
+    guest.wait_for("begins");
+    for end in ["received", "done"] {
+        let start = Instant::now();
+        guest.wait_for(end);
+        assert!(start.elapsed() >= least, "{end} after {:?}", start.elapsed());
+    }
+    guest.finish().expect_code(0);
+    assert!(transfer.join().unwrap() == bytes, "the data has changed on its way");
 }
 
 #[test]

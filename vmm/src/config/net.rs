@@ -4,11 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use devices::virtio::net::{
-    InterfaceName, InterfaceNameError, MAX_MTU, MAX_PAIRS, MIN_MTU, MacAddress, MacAddressError,
+    InterfaceName, InterfaceNameError, MAX_MTU, MAX_PAIRS, MIN_MTU, MacAddress, MacAddressError, NetLimits,
 };
+use devices::virtio::rate_limit::RateLimits;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::limit::{Bandwidth, Rate};
 use super::words::{double_commas, split_at_single_commas};
 use super::{ConfigError, serde_as_text};
 
@@ -35,6 +37,8 @@ pub struct NetConfig {
     pub queues: u16,
     /// The most bytes of a packet, [`MIN_MTU`] to [`MAX_MTU`]; that of the other end, where there is none.
     pub mtu: Option<u16>,
+    /// How much may pass.
+    pub limits: NetLimits,
 }
 
 /// What is wrong with a network device's options.
@@ -44,7 +48,10 @@ pub enum NetConfigError {
     #[error("{0:?} is no network: write tap=NAME, bridge=NAME or user")]
     Backend(String),
     /// An unknown option.
-    #[error("{0:?} is no option of a network: there are mac=ADDRESS, queues=N and mtu=N")]
+    #[error(
+        "{0:?} is no option of a network: there are mac=ADDRESS, queues=N, mtu=N, limit-rx=RATE, limit-tx=RATE, \
+         limit-rx-pps=RATE and limit-tx-pps=RATE"
+    )]
     Option(String),
     /// The name of a tap or a bridge.
     #[error(transparent)]
@@ -66,25 +73,25 @@ pub enum NetConfigError {
 impl FromStr for NetConfig {
     type Err = ConfigError;
 
-    /// Reads `tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N]`.
+    /// Reads `tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N][,limit-rx=RATE]…`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        Ok(read(text)?)
+        read(text)
     }
 }
 
-fn read(text: &str) -> Result<NetConfig, NetConfigError> {
+fn read(text: &str) -> Result<NetConfig, ConfigError> {
     let mut words = split_at_single_commas(text).into_iter();
     let first = words.next().unwrap_or_default();
     let backend = match first.split_once('=') {
-        Some(("tap", name)) => NetBackend::Tap(name.parse()?),
-        Some(("bridge", name)) => NetBackend::Bridge(name.parse()?),
+        Some(("tap", name)) => NetBackend::Tap(name.parse().map_err(NetConfigError::Name)?),
+        Some(("bridge", name)) => NetBackend::Bridge(name.parse().map_err(NetConfigError::Name)?),
         None if first == "user" => NetBackend::User,
-        _ => return Err(NetConfigError::Backend(first)),
+        _ => return Err(NetConfigError::Backend(first).into()),
     };
-    let mut net = NetConfig { backend, mac: None, queues: 1, mtu: None };
+    let mut net = NetConfig { backend, mac: None, queues: 1, mtu: None, limits: NetLimits::default() };
     for word in words {
         match word.split_once('=') {
-            Some(("mac", address)) => net.mac = Some(address.parse()?),
+            Some(("mac", address)) => net.mac = Some(address.parse().map_err(NetConfigError::Mac)?),
             Some(("queues", count)) => {
                 let queues = count.parse().ok().filter(|queues| (1..=MAX_PAIRS).contains(queues));
                 net.queues = queues.ok_or_else(|| NetConfigError::Queues(count.to_owned()))?;
@@ -93,13 +100,40 @@ fn read(text: &str) -> Result<NetConfig, NetConfigError> {
                 let number = mtu.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
                 net.mtu = Some(number.ok_or_else(|| NetConfigError::Mtu(mtu.to_owned()))?);
             }
-            _ => return Err(NetConfigError::Option(word)),
+            Some((limit, rate)) => {
+                if !read_limit(&mut net.limits, limit, rate)? {
+                    return Err(NetConfigError::Option(word).into());
+                }
+            }
+            None => return Err(NetConfigError::Option(word).into()),
         }
     }
     if net.backend == NetBackend::User && net.queues > 1 {
-        return Err(NetConfigError::UserQueues);
+        return Err(NetConfigError::UserQueues.into());
     }
     Ok(net)
+}
+
+/// Reads the limit that the option `name` sets; false, where there is no such option.
+fn read_limit(limits: &mut NetLimits, name: &str, rate: &str) -> Result<bool, ConfigError> {
+    match name {
+        "limit-rx" => limits.receive.bandwidth = Some(rate.parse::<Bandwidth>()?.0),
+        "limit-tx" => limits.transmit.bandwidth = Some(rate.parse::<Bandwidth>()?.0),
+        "limit-rx-pps" => limits.receive.operations = Some(rate.parse::<Rate>()?.0),
+        "limit-tx-pps" => limits.transmit.operations = Some(rate.parse::<Rate>()?.0),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn write_limits(f: &mut fmt::Formatter<'_>, way: &str, limits: RateLimits) -> fmt::Result {
+    if let Some(limit) = limits.bandwidth {
+        write!(f, ",limit-{way}={}", Bandwidth(limit))?;
+    }
+    if let Some(limit) = limits.operations {
+        write!(f, ",limit-{way}-pps={}", Rate(limit))?;
+    }
+    Ok(())
 }
 
 impl fmt::Display for NetConfig {
@@ -118,7 +152,8 @@ impl fmt::Display for NetConfig {
         if let Some(mtu) = self.mtu {
             write!(f, ",mtu={mtu}")?;
         }
-        Ok(())
+        write_limits(f, "rx", self.limits.receive)?;
+        write_limits(f, "tx", self.limits.transmit)
     }
 }
 
@@ -126,6 +161,7 @@ serde_as_text!(NetConfig);
 
 #[cfg(test)]
 mod tests {
+    use devices::virtio::rate_limit::Limit;
     use proptest::prelude::*;
     use rstest::rstest;
 
@@ -137,7 +173,8 @@ mod tests {
 
     #[test]
     fn networks_are_read() {
-        let plain = NetConfig { backend: tap("tap0"), mac: None, queues: 1, mtu: None };
+        let limits = NetLimits::default();
+        let plain = NetConfig { backend: tap("tap0"), mac: None, queues: 1, mtu: None, limits };
         assert_eq!("tap=tap0".parse(), Ok(plain.clone()));
         let user = NetConfig { backend: NetBackend::User, ..plain.clone() };
         assert_eq!("user".parse(), Ok(user));
@@ -146,8 +183,22 @@ mod tests {
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
             queues: 4,
             mtu: Some(9000),
+            limits,
         };
         assert_eq!("bridge=br0,mtu=9000,queues=4,mac=02:00:00:00:00:01".parse(), Ok(all));
+    }
+
+    #[test]
+    fn limits_are_read_each_to_its_place() {
+        let limit = |per_second: u64, burst: u64| {
+            Some(Limit { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })
+        };
+        let text = "tap=t,limit-rx=1M:2M,limit-rx-pps=3:4,limit-tx=5K:6K,limit-tx-pps=7:8";
+        let limits = NetLimits {
+            receive: RateLimits { bandwidth: limit(1 << 20, 2 << 20), operations: limit(3, 4) },
+            transmit: RateLimits { bandwidth: limit(5 << 10, 6 << 10), operations: limit(7, 8) },
+        };
+        assert_eq!(text.parse::<NetConfig>().unwrap().limits, limits);
     }
 
     #[rstest]
@@ -159,6 +210,12 @@ mod tests {
     #[case("bridge=a/b", "is no name")]
     #[case("tap=t,script=no", "is no option")]
     #[case("tap=t,", "is no option")]
+    #[case("tap=t,limit=1M", "is no option")]
+    #[case("tap=t,limit-rx", "is no option")]
+    #[case("tap=t,limit-rx=0", "would let nothing pass")]
+    #[case("tap=t,limit-tx-pps=5:0", "would let nothing pass")]
+    #[case("tap=t,limit-tx=fast", "is not a size")]
+    #[case("tap=t,limit-rx-pps=1M", "is no rate")]
     #[case("tap=t,queues=0", "give 1 to 16")]
     #[case("tap=t,queues=17", "give 1 to 16")]
     #[case("tap=t,queues=many", "give 1 to 16")]
@@ -180,6 +237,7 @@ mod tests {
             bytes in proptest::option::of(any::<[u8; 6]>()),
             queues in 1..=MAX_PAIRS,
             mtu in proptest::option::of(MIN_MTU..=MAX_MTU),
+            rates in any::<[Option<(u64, u64)>; 4]>(),
         ) {
             let name = name.parse().unwrap();
             let (backend, queues) = match kind {
@@ -187,7 +245,15 @@ mod tests {
                 1 => (NetBackend::Bridge(name), queues),
                 _ => (NetBackend::User, 1),
             };
-            let net = NetConfig { backend, mac: bytes.and_then(MacAddress::new), queues, mtu };
+            let [a, b, c, d] = rates.map(|rate| {
+                let (per_second, burst) = rate?;
+                Some(Limit { per_second: per_second.try_into().ok()?, burst: burst.try_into().ok()? })
+            });
+            let limits = NetLimits {
+                receive: RateLimits { bandwidth: a, operations: b },
+                transmit: RateLimits { bandwidth: c, operations: d },
+            };
+            let net = NetConfig { backend, mac: bytes.and_then(MacAddress::new), queues, mtu, limits };
             prop_assert_eq!(net.to_string().parse(), Ok(net));
         }
     }

@@ -9,6 +9,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_S_LINK_UP,
 };
 
+use super::super::rate_limit::RateLimits;
 use super::mac::MacAddress;
 
 /// The most pairs of queues. Each is a thread, and more than a host has processors help nobody.
@@ -37,13 +38,25 @@ const GUEST_OFFLOADS: [(u32, u32); 7] = [
     (VIRTIO_NET_F_GUEST_USO6, libc::TUN_F_USO6),
 ];
 
-/// What a network device tells its driver.
+/// How much may pass a network device, by all of its queues together. Bytes are those of Ethernet frames, operations
+/// are packets; what the guest's and the host's kernel leave together for the other side to cut is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetLimits {
+    /// To the guest.
+    pub receive: RateLimits,
+    /// From the guest.
+    pub transmit: RateLimits,
+}
+
+/// How a network device is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetSettings {
     /// Its hardware address.
     pub mac: MacAddress,
     /// The most bytes of a packet behind its Ethernet header, [`MIN_MTU`] to [`MAX_MTU`].
     pub mtu: Option<u16>,
+    /// How much may pass.
+    pub limits: NetLimits,
 }
 
 /// What a kind of backend can do with packets that were left for it to finish.

@@ -9,6 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 
 use super::super::queue::ActiveQueue;
+use super::super::rate_limit::Allowance;
 use super::super::{ActivateError, Activation, VirtioDevice};
 use super::backend::Backend;
 use super::config::{self, MAX_PAIRS, NetSettings, Offloads};
@@ -57,6 +58,8 @@ crate::metrics! {
         rx_errors,
         /// How often there was no buffer of the guest's when there may have been a packet.
         rx_stalls,
+        /// How often packets for the guest may have had to wait for the rate limit.
+        rx_rate_limit_waits,
         /// Bytes that the guest sent.
         tx_bytes,
         /// Packets that the guest sent.
@@ -65,6 +68,8 @@ crate::metrics! {
         tx_errors,
         /// How often a packet had to wait for the backend.
         tx_stalls,
+        /// How often packets of the guest had to wait for the rate limit.
+        tx_rate_limit_waits,
         /// Commands by the control queue.
         control_operations,
     }
@@ -79,6 +84,9 @@ pub struct Net {
     taps: Arc<Mutex<Taps>>,
     workers: Vec<Worker>,
     link_is_up: Arc<AtomicBool>,
+    // They go on through resets: a guest must not get a full bucket by a reset.
+    receive_allowance: Allowance,
+    transmit_allowance: Allowance,
     state: Arc<Mutex<NetState>>,
     metrics: Arc<NetMetrics>,
 }
@@ -104,6 +112,8 @@ impl Net {
             taps: Arc::new(Mutex::new(Taps::new(taps))),
             workers: Vec::new(),
             link_is_up: Arc::new(AtomicBool::new(true)),
+            receive_allowance: Allowance::new(settings.limits.receive),
+            transmit_allowance: Allowance::new(settings.limits.transmit),
             state: Arc::new(Mutex::new(NetState { mac: settings.mac, pairs: 1, offloads: 0 })),
             metrics: Arc::default(),
             settings,
@@ -162,11 +172,15 @@ impl Net {
         let mergeable = features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0;
         let receive = ActiveQueue::take(activation, 2 * number)?;
         let transmit = ActiveQueue::take(activation, 2 * number + 1)?;
+        let limiter = |allowance: &Allowance| allowance.limiter().map_err(ActivateError::Host);
+        let receive_limiter = limiter(&self.receive_allowance)?;
+        let transmit_limiter = limiter(&self.transmit_allowance)?;
+        let packets = (mergeable, self.longest(features));
         let pair = Pair {
             number,
             backend: backend.clone(),
-            receive: Receive::new(receive, mergeable, self.longest(features), self.metrics.clone()),
-            transmit: Transmit::new(transmit, self.metrics.clone()),
+            receive: Receive::new(receive, packets, receive_limiter, self.metrics.clone()),
+            transmit: Transmit::new(transmit, transmit_limiter, self.metrics.clone()),
             control,
             notifiers: activation.notifiers.clone(),
             link_is_up: self.link_is_up.clone(),

@@ -19,7 +19,7 @@ mod tests;
 mod transmit;
 
 pub use self::backend::Backend;
-pub use self::config::{MAX_MTU, MAX_PAIRS, MIN_MTU, NetSettings};
+pub use self::config::{MAX_MTU, MAX_PAIRS, MIN_MTU, NetLimits, NetSettings};
 pub use self::device::{Net, NetError, NetMetrics, NetState};
 pub use self::interface::{Interface, InterfaceName, InterfaceNameError};
 pub use self::mac::{MacAddress, MacAddressError};

@@ -28,7 +28,9 @@ const BACKEND: u64 = 1;
 const RECEIVE: u64 = 2;
 const TRANSMIT: u64 = 3;
 const CONTROL: u64 = 4;
-const EVENTS: usize = 5;
+const RECEIVE_LIMIT: u64 = 5;
+const TRANSMIT_LIMIT: u64 = 6;
+const EVENTS: usize = 7;
 
 /// What a pair consists of.
 pub(super) struct Pair {
@@ -60,7 +62,7 @@ impl Worker {
     /// # Errors
     ///
     /// The host has no descriptor or no thread left.
-    pub(super) fn start(pair: Pair) -> io::Result<Self> {
+    pub(super) fn start(mut pair: Pair) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let epoll = pair.watch(&stop)?;
         let thread = std::thread::Builder::new().name("net".to_owned()).spawn(move || pair.run(&epoll))?;
@@ -94,7 +96,7 @@ impl Pair {
     ///
     /// All but the end is edge-triggered: a notifier then needn't be read empty each time, and a backend whose
     /// packets there is no room for doesn't keep the thread busy.
-    fn watch(&self, stop: &EventFd) -> io::Result<Epoll> {
+    fn watch(&mut self, stop: &EventFd) -> io::Result<Epoll> {
         let epoll = Epoll::new()?;
         let add = |fd, events, number| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, number));
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
@@ -105,6 +107,12 @@ impl Pair {
         for (index, number) in queues.into_iter().chain(control) {
             if let Some(notifier) = self.notifiers.get(usize::from(index)) {
                 add(notifier.as_raw_fd(), edge, number)?;
+            }
+        }
+        let timers = [(self.receive.limiter(), RECEIVE_LIMIT), (self.transmit.limiter(), TRANSMIT_LIMIT)];
+        for (limiter, number) in timers {
+            if let Some(timer) = limiter.timer() {
+                add(timer, edge, number)?;
             }
         }
         Ok(epoll)
@@ -133,11 +141,36 @@ impl Pair {
             };
             due.receive = due.wait == Wait::No || due.timeout() == 0;
             let mut events = events.iter().take(count).map(EpollEvent::data);
-            if events.any(|event| !due.note(event)) {
+            if events.any(|event| !self.note(event, &mut due)) {
                 break;
             }
         }
         backend.reset(self.transmit.rest());
+    }
+
+    /// Notes what an event is for; false, where it is the end.
+    ///
+    /// While packets wait for a rate limit there is nothing to begin for those that come behind them.
+    fn note(&mut self, event: u64, due: &mut Due) -> bool {
+        match event {
+            BACKEND => {
+                due.receive |= due.wait != Wait::Limit;
+                due.transmit |= due.blocked;
+            }
+            RECEIVE => due.receive |= matches!(due.wait, Wait::Buffers | Wait::MoreBuffers),
+            TRANSMIT => due.transmit |= !self.transmit.limiter().is_waiting(),
+            CONTROL => due.control = true,
+            RECEIVE_LIMIT => {
+                self.receive.limiter().timer_expired();
+                due.receive |= due.wait == Wait::Limit;
+            }
+            TRANSMIT_LIMIT => {
+                self.transmit.limiter().timer_expired();
+                due.transmit = true;
+            }
+            _ => return false,
+        }
+        true
     }
 
     fn turns(&mut self, backend: &mut Backend, due: &mut Due) {
@@ -202,20 +235,5 @@ impl Due {
             }
             _ => FOREVER,
         }
-    }
-
-    /// Notes what an event is for; false, where it is the end.
-    fn note(&mut self, event: u64) -> bool {
-        match event {
-            BACKEND => {
-                self.receive = true;
-                self.transmit |= self.blocked;
-            }
-            RECEIVE => self.receive |= matches!(self.wait, Wait::Buffers | Wait::MoreBuffers),
-            TRANSMIT => self.transmit = true,
-            CONTROL => self.control = true,
-            _ => return false,
-        }
-        true
     }
 }

@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::iovecs::IoVecs;
 use super::super::queue::{ActiveQueue, Chain};
+use super::super::rate_limit::RateLimiter;
 use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
 use super::header::{HEADER, NUM_BUFFERS};
@@ -29,6 +30,8 @@ pub(super) enum Wait {
     Buffers,
     /// The driver has to give buffers; but where it gives none for a while, what there is will have to do.
     MoreBuffers,
+    /// The rate limit has to let the next packet pass. Until then it stays with the backend.
+    Limit,
     /// The backend is gone.
     Forever,
 }
@@ -171,13 +174,27 @@ pub(super) struct Receive {
     longest: usize,
     chain: Chain,
     used: Vec<(u16, u32)>,
+    limiter: RateLimiter,
     metrics: Arc<NetMetrics>,
 }
 
 impl Receive {
-    pub(super) fn new(queue: ActiveQueue, mergeable: bool, longest: usize, metrics: Arc<NetMetrics>) -> Self {
+    /// Where the driver takes it, which is `mergeable`, a packet goes to several chains; `longest` is the length of
+    /// the longest one that is to be expected, header included.
+    pub(super) fn new(
+        queue: ActiveQueue,
+        (mergeable, longest): (bool, usize),
+        limiter: RateLimiter,
+        metrics: Arc<NetMetrics>,
+    ) -> Self {
         let room = Room::new(Arc::clone(queue.memory()));
-        Self { queue, room, mergeable, longest, chain: Chain::default(), used: Vec::new(), metrics }
+        let (chain, used) = (Chain::default(), Vec::new());
+        Self { queue, room, mergeable, longest, chain, used, limiter, metrics }
+    }
+
+    /// What says when it may go on after [`Wait::Limit`].
+    pub(super) fn limiter(&mut self) -> &mut RateLimiter {
+        &mut self.limiter
     }
 
     /// Receives packets until there are no more or others have to have their turn. Where it is not `patient`, it goes
@@ -193,7 +210,15 @@ impl Receive {
                 self.metrics.rx_stalls.increment();
                 return Ok(if self.room.chains.is_empty() { Wait::Buffers } else { Wait::MoreBuffers });
             }
-            match backend.receive(&mut self.room) {
+            if !self.limiter.ready() {
+                self.metrics.rx_rate_limit_waits.increment();
+                return Ok(Wait::Limit);
+            }
+            let received = backend.receive(&mut self.room);
+            if let Ok(length) = received {
+                self.limiter.charge(length.saturating_sub(HEADER) as u64);
+            }
+            match received {
                 Ok(length) if length > self.room.capacity => self.metrics.rx_errors.increment(),
                 Ok(length) if length < HEADER => {
                     // No tap gives as little.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::super::iovecs::IoVecs;
 use super::super::queue::{ActiveQueue, Chain};
+use super::super::rate_limit::RateLimiter;
 use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
 use super::header::HEADER;
@@ -22,16 +23,23 @@ pub(super) struct Transmit {
     /// What is left of that packet. It lies in guest memory, which the queue holds.
     packet: IoVecs,
     length: usize,
+    limiter: RateLimiter,
     metrics: Arc<NetMetrics>,
 }
 
 impl Transmit {
-    pub(super) fn new(queue: ActiveQueue, metrics: Arc<NetMetrics>) -> Self {
+    pub(super) fn new(queue: ActiveQueue, limiter: RateLimiter, metrics: Arc<NetMetrics>) -> Self {
         let (chain, packet) = (Chain::default(), IoVecs::default());
-        Self { queue, chain, begun: None, packet, length: 0, metrics }
+        Self { queue, chain, begun: None, packet, length: 0, limiter, metrics }
     }
 
-    /// Sends what the driver has made available; true, where the backend has to be waited for in between.
+    /// What says when it may go on after packets had to wait for the rate limit.
+    pub(super) fn limiter(&mut self) -> &mut RateLimiter {
+        &mut self.limiter
+    }
+
+    /// Sends what the driver has made available; true, where the backend has to be waited for in between. What waits
+    /// for the rate limit stays in the queue.
     pub(super) fn turn(&mut self, backend: &mut Backend) -> Result<bool, Trouble> {
         self.queue.start_turn();
         let result = self.send_all(backend);
@@ -40,12 +48,18 @@ impl Transmit {
     }
 
     fn send_all(&mut self, backend: &mut Backend) -> Result<bool, Trouble> {
-        while let Some(head) = self.next(backend) {
+        loop {
+            if self.begun.is_none() && self.queue.has_available() && !self.limiter.ready() {
+                self.metrics.tx_rate_limit_waits.increment();
+                return Ok(false);
+            }
+            let Some(head) = self.next(backend) else { return Ok(false) };
             // SAFETY: the ranges lie in guest memory, which the queue holds.
             match unsafe { backend.send(&mut self.packet) } {
                 Ok(()) => {
                     self.metrics.tx_packets.increment();
                     self.metrics.tx_bytes.add(self.length as u64);
+                    self.limiter.charge(self.length as u64);
                 }
                 Err(Trouble::NotNow) => {
                     self.metrics.tx_stalls.increment();
@@ -54,13 +68,13 @@ impl Transmit {
                 Err(Trouble::Packet(error)) => {
                     tracing::debug!(%error, "cannot send a packet");
                     self.metrics.tx_errors.increment();
+                    self.limiter.charge(self.length as u64);
                 }
                 Err(trouble) => return Err(trouble),
             }
             self.begun = None;
             self.queue.add_used(head, 0);
         }
-        Ok(false)
     }
 
     /// The chain of the packet to send, which is in `self.packet`.

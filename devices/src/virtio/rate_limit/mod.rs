@@ -4,6 +4,7 @@ mod bucket;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::time::{
@@ -12,6 +13,7 @@ use rustix::time::{
 
 use self::bucket::Bucket;
 pub use self::bucket::Limit;
+use crate::lock;
 
 /// What is limited; nothing, as it is by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +22,42 @@ pub struct RateLimits {
     pub bandwidth: Option<Limit>,
     /// Requests or packets.
     pub operations: Option<Limit>,
+}
+
+/// What several threads may do together: what one of them does, the others can't do any more.
+///
+/// It outlives its limiters, so that new ones begin with what the old ones left over.
+#[derive(Clone)]
+pub struct Allowance(Option<Arc<Mutex<Buckets>>>);
+
+struct Buckets {
+    bandwidth: Option<Bucket>,
+    operations: Option<Bucket>,
+}
+
+impl Allowance {
+    /// An allowance of `limits`, all of it there; it costs nothing where there are none.
+    pub fn new(limits: RateLimits) -> Self {
+        if limits == RateLimits::default() {
+            return Self(None);
+        }
+        let now = Instant::now();
+        let bucket = |limit: Limit| Bucket::new(limit, now);
+        let (bandwidth, operations) = (limits.bandwidth.map(bucket), limits.operations.map(bucket));
+        Self(Some(Arc::new(Mutex::new(Buckets { bandwidth, operations }))))
+    }
+
+    /// Makes a limiter of what there is, with a timer of its own.
+    ///
+    /// # Errors
+    ///
+    /// Those of making a timer.
+    pub fn limiter(&self) -> io::Result<RateLimiter> {
+        let Some(buckets) = self.0.clone() else { return Ok(RateLimiter(None)) };
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        Ok(RateLimiter(Some(Limited { buckets, timer, waiting: false })))
+    }
 }
 
 /// Says when a device may go on.
@@ -31,39 +69,26 @@ pub struct RateLimiter(Option<Limited>);
 
 /// A limiter with something to limit.
 struct Limited {
-    bandwidth: Option<Bucket>,
-    operations: Option<Bucket>,
+    buckets: Arc<Mutex<Buckets>>,
     timer: OwnedFd,
     /// The timer is set, and has not been seen to expire.
     waiting: bool,
 }
 
 impl RateLimiter {
-    /// A limiter for `limits`; it costs nothing where there are none.
+    /// A limiter for `limits` that shares them with no other; it costs nothing where there are none.
     ///
     /// # Errors
     ///
     /// Those of making a timer.
     pub fn new(limits: RateLimits) -> io::Result<Self> {
-        if limits == RateLimits::default() {
-            return Ok(Self(None));
-        }
-        let now = Instant::now();
-        let bucket = |limit: Limit| Bucket::new(limit, now);
-        Ok(Self(Some(Limited {
-            bandwidth: limits.bandwidth.map(bucket),
-            operations: limits.operations.map(bucket),
-            timer: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?,
-            waiting: false,
-        })))
+        Allowance::new(limits).limiter()
     }
 
     /// Whether an operation may begin now. If not, the timer becomes readable when one may.
     pub fn ready(&mut self) -> bool {
         let Some(limited) = &mut self.0 else { return true };
-        let now = Instant::now();
-        let wait = |bucket: &Option<Bucket>| bucket.as_ref().and_then(|bucket| bucket.wait(now));
-        let wait = wait(&limited.bandwidth).max(wait(&limited.operations));
+        let wait = lock(&limited.buckets).wait(Instant::now());
         // A timer that can't be set would stop the device for good.
         wait.is_none_or(|wait| limited.wait(wait).is_err())
     }
@@ -71,13 +96,7 @@ impl RateLimiter {
     /// Counts an operation that moves `bytes` bytes.
     pub fn charge(&mut self, bytes: u64) {
         let Some(limited) = &mut self.0 else { return };
-        let now = Instant::now();
-        if let Some(bucket) = &mut limited.bandwidth {
-            bucket.take(bytes, now);
-        }
-        if let Some(bucket) = &mut limited.operations {
-            bucket.take(1, now);
-        }
+        lock(&limited.buckets).take(bytes, Instant::now());
     }
 
     /// Whether an operation waits for the timer.
@@ -96,6 +115,22 @@ impl RateLimiter {
             // It fails only where somebody was quicker, and then there is nothing to read.
             let _ = rustix::io::read(&limited.timer, &mut [0; 8]);
             limited.waiting = false;
+        }
+    }
+}
+
+impl Buckets {
+    fn wait(&self, now: Instant) -> Option<Duration> {
+        let wait = |bucket: &Option<Bucket>| bucket.as_ref().and_then(|bucket| bucket.wait(now));
+        wait(&self.bandwidth).max(wait(&self.operations))
+    }
+
+    fn take(&mut self, bytes: u64, now: Instant) {
+        if let Some(bucket) = &mut self.bandwidth {
+            bucket.take(bytes, now);
+        }
+        if let Some(bucket) = &mut self.operations {
+            bucket.take(1, now);
         }
     }
 }
@@ -153,5 +188,24 @@ mod tests {
             assert!(limiter.ready(), "the timer does not come too early");
             assert!(!limiter.is_waiting());
         }
+    }
+
+    #[test]
+    fn limiters_of_one_allowance_take_from_each_other_and_leave_to_those_that_come() {
+        let allowance = Allowance::new(RateLimits { bandwidth: None, operations: limit(100, 2) });
+        let [mut one, mut other] = [0; 2].map(|_| allowance.limiter().unwrap());
+        one.charge(0);
+        assert!(one.ready() && other.ready());
+        other.charge(0);
+        assert!(!one.ready() && !other.ready());
+        // Each has its own timer: what wakes one leaves the other's alone.
+        for limiter in [&mut one, &mut other] {
+            wait_readable(limiter.timer().unwrap());
+            limiter.timer_expired();
+        }
+        assert!(one.ready());
+        one.charge(1);
+        drop((one, other));
+        assert!(!allowance.limiter().unwrap().ready());
     }
 }

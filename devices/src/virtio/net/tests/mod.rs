@@ -2,6 +2,7 @@
 
 mod control;
 mod hostile;
+mod limits;
 mod receive;
 mod stream;
 mod taps;
@@ -12,6 +13,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use super::super::queue::ActiveQueue;
+use super::super::rate_limit::{RateLimiter, RateLimits};
 use super::super::testing::{Driver, FREE, WRITE};
 use super::backend::Backend;
 use super::device::NetMetrics;
@@ -51,6 +53,10 @@ const SHORT: usize = HEADER + FRAME_OVERHEAD + 1500;
 
 impl Rig {
     fn new(backend: Backend, mergeable: bool, longest: usize) -> Self {
+        Self::limited(backend, (mergeable, longest), RateLimits::default())
+    }
+
+    fn limited(backend: Backend, packets: (bool, usize), limits: RateLimits) -> Self {
         let mut drivers = Driver::several(&[16, 16]);
         let mut activation = Driver::activation_of(&drivers, 0);
         let (tx, rx) = (drivers.pop().unwrap(), drivers.pop().unwrap());
@@ -60,8 +66,8 @@ impl Rig {
         Self {
             rx,
             tx,
-            receive: Receive::new(receive, mergeable, longest, metrics.clone()),
-            transmit: Transmit::new(transmit, metrics.clone()),
+            receive: Receive::new(receive, packets, RateLimiter::new(limits).unwrap(), metrics.clone()),
+            transmit: Transmit::new(transmit, RateLimiter::new(limits).unwrap(), metrics.clone()),
             backend,
             metrics,
         }

@@ -7,7 +7,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_CTRL_VQ;
 
 use super::super::super::VirtioDevice;
-use super::super::config::NetSettings;
+use super::super::config::{NetLimits, NetSettings};
 use super::super::device::Net;
 use super::super::interface::{Interface, InterfaceName};
 use super::super::mac::MacAddress;
@@ -125,7 +125,8 @@ fn frames_go_through_the_kernel() {
     let taps = Tap::open(&name("tap"), 1).unwrap();
     // In this order the kernel has a queue for what it sends as soon as the interface is up.
     ip("link set tap up");
-    let settings = NetSettings { mac: MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap(), mtu: None };
+    let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
+    let settings = NetSettings { mac, mtu: None, limits: NetLimits::default() };
     let mut net = Net::new(settings, taps.into_iter().map(Backend::Tap).collect()).unwrap();
     let mut drivers = Driver::several(&[16, 16, 16]);
     net.activate(Driver::activation_of(&drivers, 1 << VIRTIO_NET_F_CTRL_VQ)).unwrap();

@@ -8,7 +8,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::super::super::VirtioDevice;
-use super::super::config::NetSettings;
+use super::super::config::{NetLimits, NetSettings};
 use super::super::device::{Net, NetError};
 use super::super::mac::MacAddress;
 use super::super::stream::Stream;
@@ -16,7 +16,8 @@ use super::*;
 use crate::lock;
 
 fn settings() -> NetSettings {
-    NetSettings { mac: MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap(), mtu: Some(1400) }
+    let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
+    NetSettings { mac, mtu: Some(1400), limits: NetLimits::default() }
 }
 
 /// A device with so many pairs on one tap, and the other ends.
