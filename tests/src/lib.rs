@@ -52,6 +52,11 @@ pub fn vsock_program() -> PathBuf {
     from_environment("MVM_VSOCK")
 }
 
+/// The program `tests/programs/udp.c`, for a guest.
+pub fn udp_program() -> PathBuf {
+    from_environment("MVM_UDP")
+}
+
 /// A file of `length` bytes in `directory`, all holes.
 pub fn sparse_file(directory: &Path, name: &str, length: u64) -> PathBuf {
     let path = directory.join(name);

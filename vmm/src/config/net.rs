@@ -20,7 +20,10 @@ pub enum NetBackend {
     /// To a tap that is made for the VM, a port of this bridge.
     Bridge(InterfaceName),
     /// To sockets of the host, by a process that needs no rights.
-    User,
+    User {
+        /// Whether the address of the guest's router leads to what listens on the host's loopback.
+        reaches_host: bool,
+    },
 }
 
 /// A network device of the guest.
@@ -44,7 +47,9 @@ pub enum NetConfigError {
     #[error("{0:?} is no network: write tap=NAME, bridge=NAME or user")]
     Backend(String),
     /// An unknown option.
-    #[error("{0:?} is no option of a network: there are mac=ADDRESS, queues=N and mtu=N")]
+    #[error(
+        "{0:?} is no option of a network: there are mac=ADDRESS, queues=N and mtu=N, and no-host for user"
+    )]
     Option(String),
     /// The name of a tap or a bridge.
     #[error(transparent)]
@@ -58,15 +63,25 @@ pub enum NetConfigError {
     /// Queues without a tap.
     #[error("queues= needs a tap or a bridge: user has one queue")]
     UserQueues,
+    /// A tap that keeps its host to itself.
+    #[error("no-host is for user: a tap leads where your host lets it")]
+    NoHost,
     /// The MTU.
     #[error("mtu={0} cannot be had: give {MIN_MTU} to {MAX_MTU}")]
     Mtu(String),
 }
 
+impl NetConfig {
+    /// The host's sockets, with all that is usual.
+    pub fn user() -> Self {
+        Self { backend: NetBackend::User { reaches_host: true }, mac: None, queues: 1, mtu: None }
+    }
+}
+
 impl FromStr for NetConfig {
     type Err = ConfigError;
 
-    /// Reads `tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N]`.
+    /// Reads `tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N][,no-host]`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         Ok(read(text)?)
     }
@@ -78,7 +93,7 @@ fn read(text: &str) -> Result<NetConfig, NetConfigError> {
     let backend = match first.split_once('=') {
         Some(("tap", name)) => NetBackend::Tap(name.parse()?),
         Some(("bridge", name)) => NetBackend::Bridge(name.parse()?),
-        None if first == "user" => NetBackend::User,
+        None if first == "user" => NetBackend::User { reaches_host: true },
         _ => return Err(NetConfigError::Backend(first)),
     };
     let mut net = NetConfig { backend, mac: None, queues: 1, mtu: None };
@@ -93,10 +108,14 @@ fn read(text: &str) -> Result<NetConfig, NetConfigError> {
                 let number = mtu.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
                 net.mtu = Some(number.ok_or_else(|| NetConfigError::Mtu(mtu.to_owned()))?);
             }
+            None if word == "no-host" => match &mut net.backend {
+                NetBackend::User { reaches_host } => *reaches_host = false,
+                NetBackend::Tap(_) | NetBackend::Bridge(_) => return Err(NetConfigError::NoHost),
+            },
             _ => return Err(NetConfigError::Option(word)),
         }
     }
-    if net.backend == NetBackend::User && net.queues > 1 {
+    if matches!(net.backend, NetBackend::User { .. }) && net.queues > 1 {
         return Err(NetConfigError::UserQueues);
     }
     Ok(net)
@@ -107,7 +126,8 @@ impl fmt::Display for NetConfig {
         match &self.backend {
             NetBackend::Tap(name) => write!(f, "tap={}", double_commas(name.as_str()))?,
             NetBackend::Bridge(name) => write!(f, "bridge={}", double_commas(name.as_str()))?,
-            NetBackend::User => f.write_str("user")?,
+            NetBackend::User { reaches_host: true } => f.write_str("user")?,
+            NetBackend::User { reaches_host: false } => f.write_str("user,no-host")?,
         }
         if let Some(mac) = self.mac {
             write!(f, ",mac={mac}")?;
@@ -139,8 +159,10 @@ mod tests {
     fn networks_are_read() {
         let plain = NetConfig { backend: tap("tap0"), mac: None, queues: 1, mtu: None };
         assert_eq!("tap=tap0".parse(), Ok(plain.clone()));
-        let user = NetConfig { backend: NetBackend::User, ..plain.clone() };
+        let user = NetConfig { backend: NetBackend::User { reaches_host: true }, ..plain.clone() };
         assert_eq!("user".parse(), Ok(user));
+        let alone = NetConfig { backend: NetBackend::User { reaches_host: false }, ..plain.clone() };
+        assert_eq!("user,no-host".parse(), Ok(alone));
         let all = NetConfig {
             backend: NetBackend::Bridge("br0".parse().unwrap()),
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
@@ -163,6 +185,7 @@ mod tests {
     #[case("tap=t,queues=17", "give 1 to 16")]
     #[case("tap=t,queues=many", "give 1 to 16")]
     #[case("user,queues=2", "user has one queue")]
+    #[case("tap=t,no-host", "no-host is for user")]
     #[case("tap=t,mtu=67", "give 68 to 65521")]
     #[case("tap=t,mtu=65522", "give 68 to 65521")]
     #[case("tap=t,mac=02:00", "write six bytes")]
@@ -175,7 +198,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_network_reads_back_as_written(
-            kind in 0..3,
+            kind in 0..4,
             name in "[a-z0-9,.@=-]{3,15}",
             bytes in proptest::option::of(any::<[u8; 6]>()),
             queues in 1..=MAX_PAIRS,
@@ -185,7 +208,7 @@ mod tests {
             let (backend, queues) = match kind {
                 0 => (NetBackend::Tap(name), queues),
                 1 => (NetBackend::Bridge(name), queues),
-                _ => (NetBackend::User, 1),
+                _ => (NetBackend::User { reaches_host: kind == 2 }, 1),
             };
             let net = NetConfig { backend, mac: bytes.and_then(MacAddress::new), queues, mtu };
             prop_assert_eq!(net.to_string().parse(), Ok(net));
