@@ -10,8 +10,8 @@ use clap::Args;
 use serde::Deserialize;
 use vmm::instance::Instance;
 use vmm::{
-    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, ShareConfig, Timeline,
-    VhostUserConfig, Vm, VmConfig, VmId, VmName, VsockConfig,
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, PublishConfig, ShareConfig,
+    Timeline, VhostUserConfig, Vm, VmConfig, VmId, VmName, VsockConfig,
 };
 
 use crate::{chain, complain, config_file, exit_code};
@@ -22,6 +22,7 @@ Examples:
   mvm boot --kernel /boot/vmlinuz --initrd initrd.img --append \"console=ttyS0\" --cpus 4 --memory 2G \\
            --disk data.img --disk seed.iso,readonly --net tap=tap0
   mvm boot --kernel vmlinux --rootfs rootfs.ext4 --share ./src:/work --share /usr:/host,readonly
+  mvm boot --kernel vmlinux --rootfs rootfs.ext4 --net user -p 8080:80 -p 127.0.0.1:5353:53/udp
   mvm boot --config vm.toml --memory 4G
 
 A configuration file has the names of the flags (paths in it are relative to it):
@@ -29,7 +30,8 @@ A configuration file has the names of the flags (paths in it are relative to it)
   rootfs = \"rootfs.ext4\"
   disk = [\"data.img\", \"seed.iso,readonly\"]
   share = [\"src:/work\"]
-  net = [\"tap=tap0\"]
+  net = [\"user\"]
+  publish = [\"8080:80\"]
   cpus = 4
   memory = \"2G\"
 
@@ -114,12 +116,22 @@ pub struct BootOptions {
     #[serde(default)]
     pub vhost_user: Vec<VhostUserConfig>,
 
-    /// A network device: a tap, a new port of a bridge, or the host's sockets; may be given more than once.
-    /// limit-rx=RATE (to the guest) and limit-tx=RATE (from it) limit bytes, limit-rx-pps=RATE and limit-tx-pps=RATE
-    /// packets, with RATE as for disks
-    #[arg(long, value_name = "tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N][,limit-rx=RATE]…")]
+    /// A network device: a tap, a new port of a bridge, or the host's sockets (user, by passt, which takes no root;
+    /// no-host keeps what listens on the host's loopback from it); may be given more than once. limit-rx=RATE (to the
+    /// guest) and limit-tx=RATE (from it) limit bytes, limit-rx-pps=RATE and limit-tx-pps=RATE packets, with RATE as
+    /// for disks
+    #[arg(
+        long,
+        value_name = "tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N][,no-host][,limit-rx=RATE]…"
+    )]
     #[serde(default)]
     pub net: Vec<NetConfig>,
+
+    /// Lead a port of the host to one of the guest, as in 8080:80, 127.0.0.1:8080:80, [::1]:53:53/udp or
+    /// 8000-8010:8000-8010; without any --net, this is a --net user as well; may be given more than once
+    #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]")]
+    #[serde(default)]
+    pub publish: Vec<PublishConfig>,
 
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
@@ -168,6 +180,7 @@ impl BootOptions {
             share: if self.share.is_empty() { other.share } else { self.share },
             vhost_user: if self.vhost_user.is_empty() { other.vhost_user } else { self.vhost_user },
             net: if self.net.is_empty() { other.net } else { self.net },
+            publish: if self.publish.is_empty() { other.publish } else { self.publish },
             cpus: self.cpus.or(other.cpus),
             memory: self.memory.or(other.memory),
             append: self.append.or(other.append),
@@ -178,7 +191,11 @@ impl BootOptions {
         }
     }
 
-    fn into_config(self) -> Result<VmConfig, String> {
+    fn into_config(mut self) -> Result<VmConfig, String> {
+        // As with containers, whoever publishes a port has a network.
+        if self.net.is_empty() && !self.publish.is_empty() {
+            self.net.push(NetConfig::user());
+        }
         let kernel =
             self.kernel.ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?;
         let default = VmConfig::new(kernel);
@@ -189,6 +206,7 @@ impl BootOptions {
             rootfs: self.rootfs,
             disks: self.disk,
             nets: self.net,
+            publish: self.publish,
             vsock: self.vsock,
             shares: self.share,
             vhost_user: self.vhost_user,
@@ -285,6 +303,7 @@ mod tests {
                 "memory" => "'1G'",
                 "disk" | "pmem" => "['x']",
                 "net" => "['user', 'tap=tap0,queues=2']",
+                "publish" => "['8080:80']",
                 "share" => "['x:/x']",
                 "vhost-user" => "['fs=x,tag=x']",
                 "balloon" => "true",
@@ -293,6 +312,18 @@ mod tests {
             };
             options(&format!("{flag} = {value}"));
         }
+    }
+
+    #[test]
+    fn a_published_port_brings_its_network() {
+        let nets = |toml: &str| {
+            let nets =
+                options(&format!("kernel = 'a'\npublish = ['8080:80']\n{toml}")).into_config().unwrap().nets;
+            nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(nets(""), "user");
+        assert_eq!(nets("net = ['user,mtu=1400']"), "user,mtu=1400");
+        assert_eq!(nets("net = ['tap=tap0']"), "tap=tap0");
     }
 
     #[test]

@@ -65,6 +65,11 @@ pub fn sparse_copy(image: &Path, directory: &Path) -> PathBuf {
     copy
 }
 
+/// The program `tests/programs/udp.c`, for a guest.
+pub fn udp_program() -> PathBuf {
+    from_environment("MVM_UDP")
+}
+
 /// A file of `length` bytes in `directory`, all holes.
 pub fn sparse_file(directory: &Path, name: &str, length: u64) -> PathBuf {
     let path = directory.join(name);

@@ -27,5 +27,7 @@ mod net;
 mod pmem;
 #[path = "guests/shares.rs"]
 mod shares;
+#[path = "guests/user_net.rs"]
+mod user_net;
 #[path = "guests/vsock.rs"]
 mod vsock;

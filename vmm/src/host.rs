@@ -5,7 +5,8 @@ use std::fs;
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::kvm;
-use crate::shares::{PROGRAM_VARIABLE, find_program};
+use crate::passt::PASST;
+use crate::shares::VIRTIOFSD;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +64,15 @@ pub fn examine() -> Vec<Check> {
         checks.push(limits(&kvm));
         checks.push(timer(&kvm));
     }
-    checks.extend([nested_paging(), nesting(), huge_pages(), io_uring(), shared_folders(), memory()]);
+    checks.extend([
+        nested_paging(),
+        nesting(),
+        huge_pages(),
+        io_uring(),
+        shared_folders(),
+        user_networks(),
+        memory(),
+    ]);
     checks
 }
 
@@ -198,12 +207,24 @@ fn io_uring() -> Check {
 
 fn shared_folders() -> Check {
     const NAME: &str = "shared folders";
-    match find_program() {
+    match VIRTIOFSD.find() {
         Some(program) => Check::good(NAME, format!("served by {}", program.display())),
         None => Check::poor(
             NAME,
             "there is no virtiofsd, without which --share does not work",
-            format!("install the package virtiofsd, or name the program in {PROGRAM_VARIABLE}"),
+            format!("install the package virtiofsd, or name the program in {}", VIRTIOFSD.variable),
+        ),
+    }
+}
+
+fn user_networks() -> Check {
+    const NAME: &str = "user networks";
+    match PASST.find() {
+        Some(program) => Check::good(NAME, format!("by {}", program.display())),
+        None => Check::poor(
+            NAME,
+            "there is no passt, without which --net user and --publish do not work",
+            format!("install the package passt, or name the program in {}", PASST.variable),
         ),
     }
 }

@@ -10,6 +10,7 @@ pub mod control;
 pub mod exit;
 pub mod gdb;
 pub mod handle;
+pub mod helper;
 pub mod host;
 pub mod instance;
 pub mod kvm;
@@ -18,6 +19,7 @@ pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod network;
+pub mod passt;
 pub mod pmem;
 pub mod shares;
 pub mod signals;
@@ -27,8 +29,8 @@ pub mod vm;
 pub mod vsock;
 
 pub use config::{
-    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, Sandbox, ShareConfig,
-    VhostUserConfig, VmConfig, VmId, VmName, VsockConfig,
+    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, PublishConfig, Sandbox,
+    ShareConfig, VhostUserConfig, VmConfig, VmId, VmName, VsockConfig,
 };
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};

@@ -1,15 +1,19 @@
 //! The host's side of network devices.
 //!
-//! Nothing has to be undone: what is made here is a tap that goes with its descriptors, however the VM ends.
+//! Nothing has to be undone: what is made here is a tap that goes with its descriptors, or a process that goes with its
+//! socket, however the VM ends.
 
 use std::io;
 
 use devices::virtio::net::{
-    Backend, Interface, InterfaceName, MacAddress, Net, NetError, NetSettings, Tap, TapError,
+    Backend, Interface, InterfaceName, MacAddress, Net, NetError, NetSettings, Stream, Tap, TapError,
 };
 use thiserror::Error;
 
-use crate::config::{NetBackend, NetConfig};
+use crate::VmConfig;
+use crate::config::{NetBackend, NetConfig, PublishConfig};
+use crate::helper::Helper;
+use crate::passt::{self, Passt, PasstError, PasstSettings};
 
 /// Why a network can't be had.
 #[derive(Debug, Error)]
@@ -26,9 +30,12 @@ pub enum NetworkError {
     /// Another kind of interface.
     #[error("{0} is no bridge: make one with `ip link add NAME type bridge`")]
     NotABridge(InterfaceName),
-    /// What there is no program for yet.
-    #[error("--net user cannot be had yet: write tap=NAME or bridge=NAME")]
-    User,
+    /// The host's sockets.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
+    /// The socket to passt.
+    #[error("cannot use the socket to passt")]
+    Socket(#[source] io::Error),
     /// Whatever else the host refuses.
     #[error("cannot {doing} {name}")]
     Host {
@@ -53,8 +60,9 @@ impl NetworkError {
                 error,
                 TapError::Driver(_) | TapError::Permission(_) | TapError::MayNotMake | TapError::Host { .. }
             ),
-            Self::Host { .. } | Self::Random(_) => true,
-            Self::Device(_) | Self::NoBridge(_) | Self::NotABridge(_) | Self::User => false,
+            Self::Passt(error) => error.is_the_hosts(),
+            Self::Host { .. } | Self::Socket(_) | Self::Random(_) => true,
+            Self::Device(_) | Self::NoBridge(_) | Self::NotABridge(_) => false,
         }
     }
 
@@ -64,20 +72,57 @@ impl NetworkError {
     }
 }
 
-/// Makes the network device of `config`.
+/// A network on its way: its device, and the process at its other end.
+pub struct Network {
+    device: Net,
+    passt: Option<Passt>,
+}
+
+/// Makes the networks of `config`. Processes get ready while the VM is built.
 ///
 /// # Errors
 ///
 /// [`NetworkError`] says what is missing, and how to make it.
-pub fn open(config: &NetConfig) -> Result<Net, NetworkError> {
-    let (backends, mtu) = match &config.backend {
-        NetBackend::Tap(name) => open_tap(name, config)?,
-        NetBackend::Bridge(name) => make_port(name, config)?,
-        NetBackend::User => return Err(NetworkError::User),
+pub fn open(config: &VmConfig) -> Result<Vec<Network>, NetworkError> {
+    let mut published = config.publish.as_slice();
+    let mut networks = Vec::new();
+    for net in &config.nets {
+        networks.push(match net.backend {
+            // The first of them has the ports.
+            NetBackend::User { .. } => open_one(net, std::mem::take(&mut published))?,
+            _ => open_one(net, &[])?,
+        });
+    }
+    Ok(networks)
+}
+
+fn open_one(config: &NetConfig, published: &[PublishConfig]) -> Result<Network, NetworkError> {
+    let ((backends, mtu), passt) = match &config.backend {
+        NetBackend::Tap(name) => (open_tap(name, config)?, None),
+        NetBackend::Bridge(name) => (make_port(name, config)?, None),
+        NetBackend::User { reaches_host } => {
+            let mtu = config.mtu.unwrap_or(passt::MAX_MTU).min(passt::MAX_MTU);
+            let settings = PasstSettings { mtu, reaches_host: *reaches_host, published };
+            let (passt, socket) = Passt::start(settings)?;
+            let stream = Stream::new(socket).map_err(NetworkError::Socket)?;
+            ((vec![Backend::Stream(stream)], Some(mtu)), Some(passt))
+        }
     };
     let mac = config.mac.map_or_else(MacAddress::random, Ok).map_err(NetworkError::Random)?;
     tracing::debug!(network = %config, %mac, "a network device");
-    Ok(Net::new(NetSettings { mac, mtu, limits: config.limits }, backends)?)
+    Ok(Network { device: Net::new(NetSettings { mac, mtu, limits: config.limits }, backends)?, passt })
+}
+
+impl Network {
+    /// Gives the device when what is at its other end is ready. The process is for the event loop, which hears what it
+    /// has to say.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError`] says why the process can't be used, in its own words where it has any.
+    pub fn into_device(self) -> Result<(Net, Option<Helper>), NetworkError> {
+        Ok((self.device, self.passt.map(Passt::into_ready).transpose()?))
+    }
 }
 
 /// The backends of a device, and the MTU of the guest.

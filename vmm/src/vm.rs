@@ -200,7 +200,7 @@ impl Vm {
     /// [`VmError`] says what can't be had and how to mend it; nothing is left behind.
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
-        let nets = config.nets.iter().map(network::open).collect::<Result<Vec<_>, _>>()?;
+        let nets = network::open(config)?;
         let vsock = config.vsock.as_ref().map(vsock::open).transpose()?;
         let (disks, pmem) = (open_disks(config)?, pmem::open(config)?);
         let sink = Sink::open(&config.console)?;
@@ -239,7 +239,9 @@ impl Vm {
             devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
         }
         for net in nets {
-            devices.add_virtio(net)?;
+            let (device, process) = net.into_device()?;
+            devices.add_virtio(device)?;
+            devices.subscribers.extend(process.map(|process| Box::new(process) as Subscriber));
         }
         if let Some(vsock) = vsock {
             devices.add_virtio(vsock)?;

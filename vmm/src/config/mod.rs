@@ -7,6 +7,7 @@ mod identity;
 mod limit;
 mod net;
 mod pmem;
+mod publish;
 mod share;
 mod size;
 mod vsock;
@@ -27,6 +28,8 @@ pub use identity::{VmId, VmName};
 pub use limit::{Bandwidth, Rate};
 pub use net::{NetBackend, NetConfig, NetConfigError};
 pub use pmem::PmemConfig;
+pub(crate) use publish::range;
+pub use publish::{Protocol, PublishConfig, PublishError};
 pub use share::{Sandbox, ShareConfig, VhostUserConfig};
 pub use size::MemorySize;
 pub use vsock::VsockConfig;
@@ -68,6 +71,8 @@ pub struct VmConfig {
     /// Network devices, in order.
     #[serde(rename = "net")]
     pub nets: Vec<NetConfig>,
+    /// Ports of the host that lead to the guest, by the first network of the kind user.
+    pub publish: Vec<PublishConfig>,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
     /// RAM.
@@ -183,6 +188,9 @@ pub enum ConfigError {
     /// A network.
     #[error(transparent)]
     Net(#[from] NetConfigError),
+    /// A published port.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// An empty console.
     #[error("the console is stdio, virtio, off or a file's path")]
     Console,
@@ -205,6 +213,7 @@ impl VmConfig {
             rootfs: None,
             disks: Vec::new(),
             nets: Vec::new(),
+            publish: Vec::new(),
             vsock: None,
             shares: Vec::new(),
             vhost_user: Vec::new(),
@@ -242,6 +251,11 @@ impl VmConfig {
             }
             seen.push(tag);
         }
+        let is_user = |net: &NetConfig| matches!(net.backend, NetBackend::User { .. });
+        if !self.publish.is_empty() && !self.nets.iter().any(is_user) {
+            return Err(PublishError::NoUser.into());
+        }
+        publish::check(&self.publish)?;
         Ok(())
     }
 

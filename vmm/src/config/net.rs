@@ -22,7 +22,10 @@ pub enum NetBackend {
     /// To a tap that is made for the VM, a port of this bridge.
     Bridge(InterfaceName),
     /// To sockets of the host, by a process that needs no rights.
-    User,
+    User {
+        /// Whether the address of the guest's router leads to what listens on the host's loopback.
+        reaches_host: bool,
+    },
 }
 
 /// A network device of the guest.
@@ -50,7 +53,7 @@ pub enum NetConfigError {
     /// An unknown option.
     #[error(
         "{0:?} is no option of a network: there are mac=ADDRESS, queues=N, mtu=N, limit-rx=RATE, limit-tx=RATE, \
-         limit-rx-pps=RATE and limit-tx-pps=RATE"
+         limit-rx-pps=RATE and limit-tx-pps=RATE, and no-host for user"
     )]
     Option(String),
     /// The name of a tap or a bridge.
@@ -65,15 +68,30 @@ pub enum NetConfigError {
     /// Queues without a tap.
     #[error("queues= needs a tap or a bridge: user has one queue")]
     UserQueues,
+    /// A tap that keeps its host to itself.
+    #[error("no-host is for user: a tap leads where your host lets it")]
+    NoHost,
     /// The MTU.
     #[error("mtu={0} cannot be had: give {MIN_MTU} to {MAX_MTU}")]
     Mtu(String),
 }
 
+impl NetConfig {
+    /// `backend` with all that is usual.
+    fn of(backend: NetBackend) -> Self {
+        Self { backend, mac: None, queues: 1, mtu: None, limits: NetLimits::default() }
+    }
+
+    /// The host's sockets, with all that is usual.
+    pub fn user() -> Self {
+        Self::of(NetBackend::User { reaches_host: true })
+    }
+}
+
 impl FromStr for NetConfig {
     type Err = ConfigError;
 
-    /// Reads `tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N][,limit-rx=RATE]…`.
+    /// Reads `tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N][,no-host][,limit-rx=RATE]…`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         read(text)
     }
@@ -85,10 +103,10 @@ fn read(text: &str) -> Result<NetConfig, ConfigError> {
     let backend = match first.split_once('=') {
         Some(("tap", name)) => NetBackend::Tap(name.parse().map_err(NetConfigError::Name)?),
         Some(("bridge", name)) => NetBackend::Bridge(name.parse().map_err(NetConfigError::Name)?),
-        None if first == "user" => NetBackend::User,
+        None if first == "user" => NetBackend::User { reaches_host: true },
         _ => return Err(NetConfigError::Backend(first).into()),
     };
-    let mut net = NetConfig { backend, mac: None, queues: 1, mtu: None, limits: NetLimits::default() };
+    let mut net = NetConfig::of(backend);
     for word in words {
         match word.split_once('=') {
             Some(("mac", address)) => net.mac = Some(address.parse().map_err(NetConfigError::Mac)?),
@@ -105,10 +123,14 @@ fn read(text: &str) -> Result<NetConfig, ConfigError> {
                     return Err(NetConfigError::Option(word).into());
                 }
             }
+            None if word == "no-host" => match &mut net.backend {
+                NetBackend::User { reaches_host } => *reaches_host = false,
+                NetBackend::Tap(_) | NetBackend::Bridge(_) => return Err(NetConfigError::NoHost.into()),
+            },
             None => return Err(NetConfigError::Option(word).into()),
         }
     }
-    if net.backend == NetBackend::User && net.queues > 1 {
+    if matches!(net.backend, NetBackend::User { .. }) && net.queues > 1 {
         return Err(NetConfigError::UserQueues.into());
     }
     Ok(net)
@@ -141,7 +163,8 @@ impl fmt::Display for NetConfig {
         match &self.backend {
             NetBackend::Tap(name) => write!(f, "tap={}", double_commas(name.as_str()))?,
             NetBackend::Bridge(name) => write!(f, "bridge={}", double_commas(name.as_str()))?,
-            NetBackend::User => f.write_str("user")?,
+            NetBackend::User { reaches_host: true } => f.write_str("user")?,
+            NetBackend::User { reaches_host: false } => f.write_str("user,no-host")?,
         }
         if let Some(mac) = self.mac {
             write!(f, ",mac={mac}")?;
@@ -176,8 +199,10 @@ mod tests {
         let limits = NetLimits::default();
         let plain = NetConfig { backend: tap("tap0"), mac: None, queues: 1, mtu: None, limits };
         assert_eq!("tap=tap0".parse(), Ok(plain.clone()));
-        let user = NetConfig { backend: NetBackend::User, ..plain.clone() };
+        let user = NetConfig { backend: NetBackend::User { reaches_host: true }, ..plain.clone() };
         assert_eq!("user".parse(), Ok(user));
+        let alone = NetConfig { backend: NetBackend::User { reaches_host: false }, ..plain.clone() };
+        assert_eq!("user,no-host".parse(), Ok(alone));
         let all = NetConfig {
             backend: NetBackend::Bridge("br0".parse().unwrap()),
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
@@ -220,6 +245,7 @@ mod tests {
     #[case("tap=t,queues=17", "give 1 to 16")]
     #[case("tap=t,queues=many", "give 1 to 16")]
     #[case("user,queues=2", "user has one queue")]
+    #[case("tap=t,no-host", "no-host is for user")]
     #[case("tap=t,mtu=67", "give 68 to 65521")]
     #[case("tap=t,mtu=65522", "give 68 to 65521")]
     #[case("tap=t,mac=02:00", "write six bytes")]
@@ -232,7 +258,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_network_reads_back_as_written(
-            kind in 0..3,
+            kind in 0..4,
             name in "[a-z0-9,.@=-]{3,15}",
             bytes in proptest::option::of(any::<[u8; 6]>()),
             queues in 1..=MAX_PAIRS,
@@ -243,7 +269,7 @@ mod tests {
             let (backend, queues) = match kind {
                 0 => (NetBackend::Tap(name), queues),
                 1 => (NetBackend::Bridge(name), queues),
-                _ => (NetBackend::User, 1),
+                _ => (NetBackend::User { reaches_host: kind == 2 }, 1),
             };
             let [a, b, c, d] = rates.map(|rate| {
                 let (per_second, burst) = rate?;

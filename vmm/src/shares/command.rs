@@ -1,49 +1,24 @@
 //! How virtiofsd is started: its options, and what it inherits.
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{
-    Pid, Resource, Signal, getegid, geteuid, getpid, getppid, getrlimit, set_parent_process_death_signal,
-};
-use rustix::thread::set_no_new_privs;
+use rustix::process::{Resource, getegid, geteuid, getrlimit};
 
+use crate::helper::confine;
 use crate::{Sandbox, ShareConfig};
 
 /// The most files that virtiofsd keeps open, where its user may; each that the guest knows is one.
 const MAX_FILES: u64 = 1_000_000;
 
 /// The command that serves `folder` as `share` says, to the first who connects to `listener`.
-pub(super) fn command(program: &Path, share: &ShareConfig, folder: &Path, listener: &OwnedFd) -> Command {
+pub(super) fn command(program: &Path, share: &ShareConfig, folder: &Path, listener: OwnedFd) -> Command {
     let mut command = Command::new(program);
     command.args(options(share)).arg("--shared-dir").arg(folder);
     command.arg(format!("--fd={}", listener.as_raw_fd()));
-    command.env_clear().current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    // A group of its own: what a terminal sends to mvm's, Ctrl-C say, is for the guest to end on, which may need its
-    // files for that.
-    command.process_group(0);
-    let (parent, listener) = (getpid(), listener.as_raw_fd());
-    // SAFETY: what runs between fork and exec makes system calls and nothing else. The listener is open, since the
-    // child has a copy of all descriptors of this process, which waits for the exec.
-    unsafe { command.pre_exec(move || prepare(parent, BorrowedFd::borrow_raw(listener))) };
+    confine(&mut command, vec![listener]);
     command
-}
-
-/// Runs in the new process, before virtiofsd does.
-fn prepare(parent: Pid, listener: BorrowedFd<'_>) -> io::Result<()> {
-    // mvm's descriptors close at the exec of themselves; those that mvm inherited may not.
-    // SAFETY: the call touches no memory and closes nothing yet. A kernel that does not know it has none to spare.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    fcntl_setfd(listener, FdFlags::empty())?;
-    set_no_new_privs(true)?;
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    // If mvm ended before that, there was nobody's death to be told of.
-    if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
 fn options(share: &ShareConfig) -> Vec<String> {

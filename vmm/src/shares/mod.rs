@@ -1,7 +1,6 @@
 //! Shared folders: the processes that serve them, and their devices.
 
 mod command;
-mod program;
 mod socket;
 mod virtiofsd;
 
@@ -12,8 +11,8 @@ use std::path::PathBuf;
 use devices::virtio::vhost_user::{ShareTag, VhostUser, VhostUserError};
 use thiserror::Error;
 
-pub use self::program::{PROGRAM_VARIABLE, find_program};
-pub use self::virtiofsd::Virtiofsd;
+pub use self::virtiofsd::VIRTIOFSD;
+use crate::helper::Helper;
 use crate::{VhostUserConfig, VmConfig};
 
 /// Why a folder can't be shared.
@@ -34,7 +33,8 @@ pub enum ShareError {
     /// No virtiofsd on this host.
     #[error(
         "no virtiofsd is installed, which shares folders: install the package virtiofsd (Debian 13, Fedora, Arch), \
-         or name the program in {PROGRAM_VARIABLE}"
+         or name the program in {variable}",
+        variable = VIRTIOFSD.variable
     )]
     NoProgram,
     /// virtiofsd can't be started.
@@ -92,7 +92,7 @@ impl ShareError {
 pub struct Share {
     tag: ShareTag,
     socket: UnixStream,
-    process: Option<Virtiofsd>,
+    process: Option<Helper>,
 }
 
 /// Starts a process for each folder of `config`, and connects to those that run already. They get ready while the VM
@@ -104,7 +104,7 @@ pub struct Share {
 pub fn start(config: &VmConfig) -> Result<Vec<Share>, ShareError> {
     let mut shares = Vec::new();
     for share in &config.shares {
-        let (process, socket) = Virtiofsd::start(share)?;
+        let (process, socket) = virtiofsd::start(share)?;
         shares.push(Share { tag: share.tag.clone(), socket, process: Some(process) });
     }
     for VhostUserConfig::Fs { socket: path, tag } in &config.vhost_user {
@@ -121,13 +121,13 @@ impl Share {
     /// # Errors
     ///
     /// [`ShareError`] says why the process can't be used, in its own words where it has any.
-    pub fn into_device(self) -> Result<(VhostUser, Option<Virtiofsd>), ShareError> {
+    pub fn into_device(self) -> Result<(VhostUser, Option<Helper>), ShareError> {
         let Self { tag, socket, process } = self;
         match VhostUser::fs(socket, &tag) {
             Ok(device) => Ok((device, process)),
-            Err(source) => {
-                Err(process.and_then(Virtiofsd::into_failure).unwrap_or(ShareError::BackEnd { tag, source }))
-            }
+            Err(source) => Err(process
+                .and_then(|process| virtiofsd::failure(process, &tag))
+                .unwrap_or(ShareError::BackEnd { tag, source })),
         }
     }
 }

@@ -1,0 +1,246 @@
+//! Ports of the host that lead to ports of the guest.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{ConfigError, serde_as_text};
+
+/// What a port is one of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// Ports of the host that lead to as many of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PublishConfig {
+    /// The host's address that they are ports of; all of its addresses, where there is none.
+    pub address: Option<IpAddr>,
+    /// The host's ports, 1 to 65535, at least one.
+    pub host: RangeInclusive<u16>,
+    /// The guest's, as many.
+    pub guest: RangeInclusive<u16>,
+    /// What they are ports of.
+    pub protocol: Protocol,
+}
+
+/// What is wrong with a published port.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PublishError {
+    /// Not of that form.
+    #[error("{0:?} publishes no port: write [ADDRESS:]HOST:GUEST[/udp], as in 8080:80 or 127.0.0.1:8080:80")]
+    Form(String),
+    /// Not an address.
+    #[error("{0:?} is no IP address of the host (one of IPv6 is written in brackets, as in [::1]:8080:80)")]
+    Address(String),
+    /// Not a port, nor a range of them.
+    #[error("{0:?} is no port: give a number from 1 to 65535, or a range as in 8000-8010")]
+    Port(String),
+    /// Not a protocol.
+    #[error("{0:?} is no protocol: there are tcp and udp")]
+    Protocol(String),
+    /// Ranges of two lengths.
+    #[error("{0:?} publishes another number of ports than the guest is to have there")]
+    Lengths(String),
+    /// One port to two ends.
+    #[error("port {0}/{1} of the host is published twice")]
+    Twice(u16, Protocol),
+    /// No network that could have ports.
+    #[error("ports are published by a network of the kind user: add --net user, or publish none")]
+    NoUser,
+}
+
+impl FromStr for PublishConfig {
+    type Err = ConfigError;
+
+    /// Reads `[ADDRESS:]HOST:GUEST[/tcp|/udp]`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        Ok(read(text)?)
+    }
+}
+
+fn read(text: &str) -> Result<PublishConfig, PublishError> {
+    let form = || PublishError::Form(text.to_owned());
+    let (ports, protocol) = match text.rsplit_once('/') {
+        None => (text, Protocol::default()),
+        Some((ports, "tcp")) => (ports, Protocol::Tcp),
+        Some((ports, "udp")) => (ports, Protocol::Udp),
+        Some((_, other)) => return Err(PublishError::Protocol(other.to_owned())),
+    };
+    let (before, guest) = ports.rsplit_once(':').ok_or_else(form)?;
+    let (address, host) = match before.rsplit_once(':') {
+        None => (None, before),
+        Some((address, host)) => (Some(read_address(address)?), host),
+    };
+    let (host, guest) = (read_ports(host)?, read_ports(guest)?);
+    if host.len() != guest.len() {
+        return Err(PublishError::Lengths(text.to_owned()));
+    }
+    Ok(PublishConfig { address, host, guest, protocol })
+}
+
+fn read_address(text: &str) -> Result<IpAddr, PublishError> {
+    let address = match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().map(IpAddr::from),
+        None => text.parse::<std::net::Ipv4Addr>().map(IpAddr::from),
+    };
+    address.map_err(|_| PublishError::Address(text.to_owned()))
+}
+
+fn read_ports(text: &str) -> Result<RangeInclusive<u16>, PublishError> {
+    let error = || PublishError::Port(text.to_owned());
+    let port = |text: &str| {
+        // A number may not have a sign.
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|port: &u16| is_number && *port > 0).ok_or_else(error)
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    if first > last { Err(error()) } else { Ok(first..=last) }
+}
+
+impl PublishConfig {
+    /// Whether some port of the host is in both. Where it is one of two addresses, too: passt has one guest's port for
+    /// each number.
+    fn shared_port(&self, other: &Self) -> Option<u16> {
+        let (first, last) =
+            (self.host.start().max(other.host.start()), self.host.end().min(other.host.end()));
+        (self.protocol == other.protocol && first <= last).then_some(*first)
+    }
+}
+
+/// Checks that no port of the host is published twice.
+pub(super) fn check(published: &[PublishConfig]) -> Result<(), PublishError> {
+    for (index, one) in published.iter().enumerate() {
+        let twice = published.iter().take(index).find_map(|other| one.shared_port(other));
+        if let Some(port) = twice {
+            return Err(PublishError::Twice(port, one.protocol));
+        }
+    }
+    Ok(())
+}
+
+/// As it is written: one port as a number, several as a range.
+pub(crate) fn range(ports: &RangeInclusive<u16>) -> String {
+    let (first, last) = (ports.start(), ports.end());
+    if first == last { first.to_string() } else { format!("{first}-{last}") }
+}
+
+impl fmt::Display for PublishConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            None => {}
+        }
+        write!(f, "{}:{}", range(&self.host), range(&self.guest))?;
+        if self.protocol == Protocol::Udp { f.write_str("/udp") } else { Ok(()) }
+    }
+}
+
+serde_as_text!(PublishConfig);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("8080:80", None, (8080, 8080), (80, 80), Protocol::Tcp)]
+    #[case("8080:80/tcp", None, (8080, 8080), (80, 80), Protocol::Tcp)]
+    #[case("53:53/udp", None, (53, 53), (53, 53), Protocol::Udp)]
+    #[case("127.0.0.1:8080:80", Some("127.0.0.1"), (8080, 8080), (80, 80), Protocol::Tcp)]
+    #[case("[::1]:8080:80/udp", Some("::1"), (8080, 8080), (80, 80), Protocol::Udp)]
+    #[case("0.0.0.0:1:65535", Some("0.0.0.0"), (1, 1), (65535, 65535), Protocol::Tcp)]
+    #[case("8000-8010:9000-9010", None, (8000, 8010), (9000, 9010), Protocol::Tcp)]
+    fn ports_are_read(
+        #[case] text: &str,
+        #[case] address: Option<&str>,
+        #[case] (first, last): (u16, u16),
+        #[case] (guest_first, guest_last): (u16, u16),
+        #[case] protocol: Protocol,
+    ) {
+        let address = address.map(|address| address.parse().unwrap());
+        let expected =
+            PublishConfig { address, host: first..=last, guest: guest_first..=guest_last, protocol };
+        assert_eq!(text.parse(), Ok(expected));
+    }
+
+    #[rstest]
+    #[case("", "\"\" publishes no port")]
+    #[case("80", "\"80\" publishes no port")]
+    #[case(":80", "\"\" is no port")]
+    #[case("80:", "\"\" is no port")]
+    #[case("0:80", "\"0\" is no port")]
+    #[case("8080:65536", "\"65536\" is no port")]
+    #[case("+80:80", "\"+80\" is no port")]
+    #[case("http:80", "\"http\" is no port")]
+    #[case("8010-8000:8010-8000", "\"8010-8000\" is no port")]
+    #[case("8000-:80", "\"8000-\" is no port")]
+    #[case("8000-8010:80", "another number of ports")]
+    #[case("8080:80/sctp", "\"sctp\" is no protocol")]
+    #[case("8080:80/", "\"\" is no protocol")]
+    #[case("localhost:8080:80", "\"localhost\" is no IP address")]
+    #[case(":8080:80", "\"\" is no IP address")]
+    #[case("::1:8080:80", "in brackets")]
+    #[case("[127.0.0.1]:8080:80", "is no IP address")]
+    #[case("[::1:8080:80", "in brackets")]
+    fn what_publishes_no_port_is_refused(#[case] text: &str, #[case] expected: &str) {
+        let error = text.parse::<PublishConfig>().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[rstest]
+    #[case(&["8080:80", "8081:80", "8080:80/udp"], None)]
+    #[case(&["8080:80", "8080:81"], Some((8080, Protocol::Tcp)))]
+    #[case(&["127.0.0.1:53:53/udp", "[::1]:53:53/udp"], Some((53, Protocol::Udp)))]
+    #[case(&["1-10:1-10", "20:20", "5-30:5-30"], Some((5, Protocol::Tcp)))]
+    fn a_port_of_the_host_leads_to_one_place(
+        #[case] all: &[&str],
+        #[case] expected: Option<(u16, Protocol)>,
+    ) {
+        let all: Vec<PublishConfig> = all.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(check(&all).err(), expected.map(|(port, protocol)| PublishError::Twice(port, protocol)));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_back_is_what_was_written(
+            address in proptest::option::of(any::<IpAddr>()), host in 1..=60_000_u16, guest in 1..=60_000_u16,
+            more in 0..5000_u16, is_udp: bool,
+        ) {
+            let protocol = if is_udp { Protocol::Udp } else { Protocol::Tcp };
+            let written =
+                PublishConfig { address, host: host..=host + more, guest: guest..=guest + more, protocol };
+            prop_assert_eq!(written.to_string().parse(), Ok(written));
+        }
+
+        #[test]
+        fn whatever_is_read_is_written_back(text in "[0-9a-z:/\\[\\].-]{0,24}") {
+            if let Ok(read) = text.parse::<PublishConfig>() {
+                prop_assert_eq!(read.to_string().parse(), Ok(read));
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Where a program is.
+
+use std::env;
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A program that mvm can have help it.
+#[derive(Debug)]
+pub struct Program {
+    /// Its name.
+    pub name: &'static str,
+    /// The environment variable that names another one.
+    pub variable: &'static str,
+    /// Where distributions put it, when that is not in PATH.
+    pub places: &'static [&'static str],
+    /// What is worth passing on of a line that it says; nothing, where nothing is.
+    pub message: fn(&str) -> &str,
+}
+
+impl Program {
+    /// That of this host: the one that the user names, or the first in PATH or where distributions put it.
+    pub fn find(&self) -> Option<PathBuf> {
+        self.find_in(env::var_os(self.variable).as_deref(), env::var_os("PATH").as_deref(), self.places)
+    }
+
+    fn find_in(&self, named: Option<&OsStr>, search: Option<&OsStr>, places: &[&str]) -> Option<PathBuf> {
+        if let Some(named) = named.filter(|named| !named.is_empty()) {
+            return Some(named.into());
+        }
+        let directories = search.map(env::split_paths).into_iter().flatten();
+        let in_path = directories
+            .filter(|directory| directory.is_absolute())
+            .map(|directory| directory.join(self.name));
+        in_path.chain(places.iter().map(PathBuf::from)).find(|path| is_executable(path))
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_named_one_goes_before_path_and_path_before_the_usual_places() {
+        const HELPER: Program = Program { name: "helper", variable: "", places: &[], message: str::trim };
+        let find = |named: Option<&OsStr>, search: Option<&OsStr>, places: &[&str]| {
+            HELPER.find_in(named, search, places)
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let program = |name: &str, mode| {
+            let path = directory.path().join(name).join("helper");
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let (dull, first, usual) = (program("dull", 0o644), program("first", 0o755), program("usual", 0o755));
+        let parent = |path: &Path| path.parent().unwrap().to_owned();
+        let search = env::join_paths([parent(&dull), parent(&first), parent(&usual)]).unwrap();
+        let places = [usual.to_str().unwrap()];
+        assert_eq!(find(Some(OsStr::new("/x")), Some(search.as_os_str()), &places), Some("/x".into()));
+        assert_eq!(find(None, Some(search.as_os_str()), &places), Some(first));
+        assert_eq!(find(Some(OsStr::new("")), Some(parent(&dull).as_os_str()), &places), Some(usual));
+        assert_eq!(find(None, None, &[]), None);
+    }
+}
