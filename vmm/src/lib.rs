@@ -4,9 +4,11 @@
 //! and returns the [`ExitReason`].
 
 pub mod arch;
+pub mod backends;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod error;
 pub mod exit;
 pub mod gdb;
 pub mod handle;
@@ -32,6 +34,7 @@ pub use config::{
     ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, PublishConfig, Sandbox,
     ShareConfig, VhostUserConfig, VmConfig, VmId, VmName, VsockConfig,
 };
+pub use error::VmError;
 pub use exit::ExitReason;
 pub use timing::{Phase, Timeline};
-pub use vm::{Vm, VmError};
+pub use vm::Vm;

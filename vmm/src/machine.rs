@@ -12,6 +12,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::VmError;
 use crate::arch::current::acpi::VirtioMmioNode;
 use crate::arch::current::layout;
 use crate::console::{Console, InputPort, Sink};
@@ -20,7 +21,6 @@ use crate::kvm::KvmError;
 use crate::metrics::Registry;
 use crate::signals::{EndingSignals, SignalHandler};
 use crate::timing::{Phase, Timeline};
-use crate::vm::VmError;
 use crate::{ConsoleConfig, VmConfig};
 
 /// What the event loop runs.

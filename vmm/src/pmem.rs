@@ -10,10 +10,10 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::fs::inotify;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
+use crate::VmError;
 use crate::arch::current::layout;
 use crate::exit::{ExitReason, ExitSlot};
 use crate::memory::{self, MemoryError};
-use crate::vm::VmError;
 use crate::{MemorySize, VmConfig};
 
 /// The persistent memory of a VM, mapped and placed.

@@ -1,182 +1,35 @@
 //! A VM, from its configuration to its end.
 
-use std::io;
 use std::sync::Arc;
 
-use devices::BusError;
 use devices::virtio::balloon::{Balloon, BalloonHandle};
-use devices::virtio::block::{Block, Disk, DiskError, DiskId};
-use devices::virtio::pmem::{Pmem, PmemError, PmemFile, PmemMode};
-use devices::virtio::rate_limit::RateLimits;
+use devices::virtio::pmem::{Pmem, PmemFile, PmemMode};
 use devices::virtio::rng::Rng;
-use devices::virtio::vsock::VsockPathError;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
-use crate::arch::current::acpi::{self, AcpiError};
+use crate::arch::current::acpi::{self};
 use crate::arch::current::boot::{self, BootInformation};
 use crate::arch::current::cpuid::CpuidTemplate;
 use crate::arch::current::layout;
-use crate::arch::current::registers::{self, RegisterError};
-use crate::config::ConfigError;
-use crate::console::{Console, ConsoleError, Sink};
-use crate::control::{ControlError, ControlServer};
+use crate::arch::current::registers::{self};
+use crate::backends::Backends;
+use crate::console::{Console, Sink};
+use crate::control::ControlServer;
 use crate::exit::ExitSlot;
-use crate::gdb::{GdbError, GdbServer, Listener, Stops};
+use crate::gdb::{GdbServer, Listener, Stops};
 use crate::handle::VmHandle;
 use crate::instance::CONTROL_SOCKET;
 use crate::kvm::{self, KvmError};
-use crate::loader::{self, CmdlineError, Kernel, LoadError};
+use crate::loader::{self, Kernel};
 use crate::machine::{Devices, Reporter, Subscriber};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self};
 use crate::metrics::Registry;
-use crate::network::{self, NetworkError};
 use crate::pmem::{self, LengthWatcher, PersistentMemory};
-use crate::shares::{self, ShareError};
-use crate::vcpu::{ExitCounters, Gate, Holder, VcpuError, VcpuShared, Vcpus};
-use crate::{ConsoleConfig, ExitReason, MemorySize, Phase, Timeline, VmConfig, vsock};
-
-/// Why a VM could not be built or run.
-#[derive(Debug, Error)]
-pub enum VmError {
-    /// The configuration can't work anywhere.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// KVM is missing or refused something.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// More vCPUs than this host's KVM can have.
-    #[error("{asked} CPUs cannot be had: this host's KVM gives 1 to {most}")]
-    TooManyCpus {
-        /// What was asked for.
-        asked: u32,
-        /// The most that KVM gives.
-        most: usize,
-    },
-    /// The guest shall run VMs, and can't.
-    #[error(
-        "VMs in the guest cannot be had: load kvm_amd or kvm_intel with nested=1, or leave --nested away; \
-         `mvm doctor` looks further"
-    )]
-    NoNesting,
-    /// More memory than this host's processor can address for a guest.
-    #[error(
-        "{asked} of memory (--memory and --pmem) cannot be had: this processor addresses {bits} bits of a guest's memory"
-    )]
-    TooMuchMemory {
-        /// What was asked for.
-        asked: MemorySize,
-        /// Bits of a guest physical address.
-        bits: u32,
-    },
-    /// Guest RAM.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The kernel or the initrd.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The kernel's arguments.
-    #[error(transparent)]
-    Cmdline(#[from] CmdlineError),
-    /// A disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// The host's socket for vsock.
-    #[error(transparent)]
-    Vsock(#[from] VsockPathError),
-    /// Persistent memory.
-    #[error(transparent)]
-    Pmem(#[from] PmemError),
-    /// A shared folder.
-    #[error(transparent)]
-    Share(#[from] ShareError),
-    /// A network.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-    /// More devices than there are interrupts for.
-    #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
-    TooManyDevices {
-        /// What was asked for.
-        asked: usize,
-        /// The most that a VM can have.
-        most: usize,
-    },
-    /// The console.
-    #[error(transparent)]
-    Console(#[from] ConsoleError),
-    /// The debugger's socket.
-    #[error(transparent)]
-    Gdb(#[from] GdbError),
-    /// The ACPI tables.
-    #[error(transparent)]
-    Acpi(#[from] AcpiError),
-    /// The boot structures.
-    #[error("cannot write the boot structures to guest memory")]
-    Boot(#[from] GuestMemoryError),
-    /// A vCPU's state.
-    #[error(transparent)]
-    Registers(#[from] RegisterError),
-    /// A vCPU's thread.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
-    /// Two devices at one place; a mistake of ours.
-    #[error("cannot place a device")]
-    Bus(#[from] BusError),
-    /// The control socket.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// An eventfd, a signalfd or a duplicate of a descriptor.
-    #[error("cannot {doing}")]
-    Host {
-        /// What was being done.
-        doing: &'static str,
-        /// The host's refusal.
-        #[source]
-        source: io::Error,
-    },
-    /// The event loop.
-    #[error("the event loop failed")]
-    EventLoop(#[source] event_manager::Error),
-}
-
-impl VmError {
-    /// Whether the host is at fault, and not what it was asked for.
-    pub fn is_the_hosts(&self) -> bool {
-        match self {
-            Self::Share(error) => error.is_the_hosts(),
-            Self::Kvm(_)
-            | Self::TooManyCpus { .. }
-            | Self::NoNesting
-            | Self::TooMuchMemory { .. }
-            | Self::Memory(_)
-            | Self::Boot(_)
-            | Self::Registers(_)
-            | Self::Vcpu(_)
-            | Self::Bus(_)
-            | Self::Control(_)
-            | Self::Host { .. }
-            | Self::EventLoop(_) => true,
-            Self::Network(error) => error.is_the_hosts(),
-            Self::Config(_)
-            | Self::Load(_)
-            | Self::Cmdline(_)
-            | Self::Disk(_)
-            | Self::Vsock(_)
-            | Self::Pmem(_)
-            | Self::TooManyDevices { .. }
-            | Self::Console(_)
-            | Self::Gdb(_)
-            | Self::Acpi(_) => false,
-        }
-    }
-
-    pub(crate) fn host(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Host { doing, source }
-    }
-}
+use crate::vcpu::{ExitCounters, Gate, Holder, VcpuShared, Vcpus};
+use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, VmError};
 
 /// A VM that is ready to run.
 pub struct Vm {
@@ -200,19 +53,16 @@ impl Vm {
     /// [`VmError`] says what can't be had and how to mend it; nothing is left behind.
     pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
         config.validate()?;
-        let nets = network::open(config)?;
-        let vsock = config.vsock.as_ref().map(vsock::open).transpose()?;
-        let (disks, pmem) = (open_disks(config)?, pmem::open(config)?);
+        let (backends, pmem) = (Backends::open(config)?, pmem::open(config)?);
         let sink = Sink::open(&config.console)?;
         let debugger = config.gdb.as_ref().map(Listener::bind).transpose()?;
-        let shares = shares::start(config)?;
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
         timeline.mark(Phase::Kvm);
 
-        // Others can serve a device only in memory that they can map.
-        let reserve = if shares.is_empty() { memory::reserve } else { memory::reserve_shared };
+        let shared = backends.need_shared_memory();
+        let reserve = if shared { memory::reserve_shared } else { memory::reserve };
         let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
         let PersistentMemory { files: pmem, dma } = pmem::place(pmem, &memory)?;
         register_memory(&vm, &memory)?;
@@ -235,29 +85,8 @@ impl Vm {
         devices.add_legacy()?;
         let console = devices.add_console(config, sink, &exit)?;
         let power_button = devices.add_power_button(&exit)?;
-        for (disk, id, limits) in disks {
-            devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
-        }
-        for net in nets {
-            let (device, process) = net.into_device()?;
-            devices.add_virtio(device)?;
-            devices.subscribers.extend(process.map(|process| Box::new(process) as Subscriber));
-        }
-        if let Some(vsock) = vsock {
-            devices.add_virtio(vsock)?;
-        }
-        for share in shares {
-            let (device, process) = share.into_device()?;
-            devices.add_virtio(device)?;
-            devices.subscribers.extend(process.map(|process| Box::new(process) as Subscriber));
-        }
-        if !pmem.is_empty() {
-            let watcher = LengthWatcher::new(pmem.iter().map(|(file, _)| file), exit.clone());
-            devices.subscribers.push(Box::new(watcher.map_err(VmError::host("watch a file of --pmem"))?));
-        }
-        for (file, region) in pmem {
-            devices.add_virtio(Pmem::new(file, region.start_addr()))?;
-        }
+        backends.add_to(&mut devices)?;
+        add_pmem(&mut devices, pmem, &exit)?;
         let balloon = config.balloon.then(|| add_balloon(&mut devices, config)).transpose()?;
         devices.add_virtio(Rng::new())?;
         let Devices { ports, mmio, virtio, mut subscribers, mut metrics, .. } = devices;
@@ -339,32 +168,20 @@ fn start_debugger(
     Ok(Some(server.map_err(VmError::host("start the debugger's thread"))?))
 }
 
-fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmError> {
-    check_device_count(config)?;
-    let all = config.rootfs.iter().chain(&config.disks);
-    all.map(|disk| {
-        let id = disk.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
-        Ok((Disk::open(&disk.path, disk.read_only)?, id.unwrap_or_default(), disk.limits))
-    })
-    .collect()
-}
-
-/// Checks that there is an interrupt for each device, before any of them is opened.
-fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
-    let asked = [
-        usize::from(config.console == ConsoleConfig::Virtio),
-        config.rootfs.iter().count(),
-        config.disks.len(),
-        config.nets.len(),
-        config.vsock.iter().count(),
-        config.share_tags().count(),
-        config.pmem.len(),
-        usize::from(config.balloon),
-        1, // The entropy device.
-    ];
-    let asked = asked.into_iter().sum();
-    let most = layout::VIRTIO_GSIS.len();
-    if asked > most { Err(VmError::TooManyDevices { asked, most }) } else { Ok(()) }
+/// Adds a device for each file of persistent memory, and what sees to it that none becomes shorter.
+fn add_pmem(
+    devices: &mut Devices<'_>,
+    pmem: Vec<(PmemFile, Arc<GuestRegionMmap>)>,
+    exit: &Arc<ExitSlot>,
+) -> Result<(), VmError> {
+    if !pmem.is_empty() {
+        let watcher = LengthWatcher::new(pmem.iter().map(|(file, _)| file), exit.clone());
+        devices.subscribers.push(Box::new(watcher.map_err(VmError::host("watch a file of --pmem"))?));
+    }
+    for (file, region) in pmem {
+        devices.add_virtio(Pmem::new(file, region.start_addr()))?;
+    }
+    Ok(())
 }
 
 fn add_balloon(devices: &mut Devices<'_>, config: &VmConfig) -> Result<BalloonHandle, VmError> {
