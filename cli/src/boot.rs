@@ -127,7 +127,7 @@ pub struct BootOptions {
     #[serde(default)]
     pub net: Vec<NetConfig>,
 
-    /// Lead a port of the host to one of the guest, as in 8080:80, 127.0.0.1:8080:80, [::1]:53:53/udp or
+    /// Lead a port of the host to one of the guest, as in 8080:80, 127.0.0.1:8080:80, `[::1]:53:53/udp` or
     /// 8000-8010:8000-8010; without any --net, this is a --net user as well; may be given more than once
     #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]")]
     #[serde(default)]

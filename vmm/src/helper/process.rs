@@ -33,7 +33,7 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts `command`, which [`confine`](super::confine) has seen, and which is a `program` that does `role`. The
+    /// Starts `command`, which `confine` has seen, and which is a `program` that does `role`. The
     /// descriptors that it inherits are closed here.
     ///
     /// # Errors
