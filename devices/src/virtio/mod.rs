@@ -36,6 +36,11 @@ pub mod vsock;
 pub trait VirtioInterrupt: Send + Sync {
     /// Tells the driver that buffers of queue `index` were used (used buffer notification, 2.3).
     fn queue_used(&self, index: u16);
+    /// Tells the driver that buffers of two queues were used, with one interrupt where the transport has one for both.
+    fn both_used(&self, one: u16, other: u16) {
+        self.queue_used(one);
+        self.queue_used(other);
+    }
     /// An eventfd for somebody else to do with what [`queue_used`](Self::queue_used) does, for any queue and without
     /// mvm on the way; `None`, where the interrupt is no eventfd. From now to the next reset, the driver looks for used
     /// buffers at every interrupt, since nobody here knows what it is for.

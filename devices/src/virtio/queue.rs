@@ -370,14 +370,36 @@ impl ActiveQueue {
 
     /// Ends a turn, or the first part of one: tells the driver of all that was used in it, if it wants to know.
     pub(super) fn end_turn(&mut self) {
+        if self.is_to_be_told() {
+            self.interrupt.queue_used(self.index);
+        }
+    }
+
+    /// Ends a turn of `other`, too, which is a queue of the same device. Both need no more than one interrupt where the
+    /// transport has it so.
+    pub(super) fn end_turn_with(&mut self, other: &mut Self) {
+        match (self.is_to_be_told(), other.is_to_be_told()) {
+            (true, true) => self.interrupt.both_used(self.index, other.index),
+            (true, false) => self.interrupt.queue_used(self.index),
+            (false, true) => other.interrupt.queue_used(other.index),
+            (false, false) => {}
+        }
+    }
+
+    /// How many chains were given back since it was last decided whether to tell the driver.
+    pub(super) fn untold(&self) -> u16 {
+        if self.used && !self.broken { (Wrapping(self.queue.next_used()) - self.told).0 } else { 0 }
+    }
+
+    /// Whether the driver is to be told of chains that were given back. It won't be asked again for these.
+    fn is_to_be_told(&mut self) -> bool {
         if self.broken || !std::mem::take(&mut self.used) {
-            return;
+            return false;
         }
-        match self.wants_interrupt() {
-            Ok(true) => self.interrupt.queue_used(self.index),
-            Ok(false) => {}
-            Err(error) => self.fail(&QueueError::Ring(error)),
-        }
+        self.wants_interrupt().unwrap_or_else(|error| {
+            self.fail(&QueueError::Ring(error));
+            false
+        })
     }
 
     /// Whether the driver wants to know of what was used since it was last asked.

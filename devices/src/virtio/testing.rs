@@ -86,6 +86,9 @@ impl VirtioInterrupt for Counters {
     fn queue_used(&self, _index: u16) {
         self.count(&self.used);
     }
+    fn both_used(&self, _one: u16, _other: u16) {
+        self.count(&self.used);
+    }
     fn queue_used_eventfd(&self) -> Option<&EventFd> {
         Some(self.line.get_or_init(|| EventFd::new(EFD_NONBLOCK).unwrap()))
     }

@@ -78,6 +78,11 @@ impl VirtioInterrupt for Signals {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
+    /// One interrupt is for all queues: at each, the driver looks for used buffers in all of them.
+    fn both_used(&self, _one: u16, _other: u16) {
+        self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
     fn queue_used_eventfd(&self) -> Option<&EventFd> {
         let eventfd = self.line.eventfd()?;
         self.is_shared.store(true, Ordering::Release);

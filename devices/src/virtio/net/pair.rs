@@ -19,6 +19,9 @@ use crate::lock;
 
 /// How long a packet waits for a driver that has given too few buffers to give more.
 const PATIENCE: Duration = Duration::from_millis(10);
+/// For how many milliseconds the driver is not told of packets that were sent, when no packet comes that it is told of
+/// with the same interrupt. An interrupt costs a guest two exits.
+const SILENCE: i32 = 1;
 /// What stands for no end of time.
 const FOREVER: i32 = -1;
 
@@ -132,13 +135,16 @@ impl Pair {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             self.turns(&mut backend, &mut due);
-            let count = match again(|| epoll.wait(due.timeout(), &mut events)) {
+            let count = match again(|| epoll.wait(self.timeout(&due), &mut events)) {
                 Ok(count) => count,
                 Err(error) => {
                     tracing::error!(%error, "a network device's thread cannot wait");
                     break;
                 }
             };
+            if count == 0 {
+                self.transmit.tell();
+            }
             due.receive = due.wait == Wait::No || due.timeout() == 0;
             let mut events = events.iter().take(count).map(EpollEvent::data);
             if events.any(|event| !self.note(event, &mut due)) {
@@ -146,6 +152,15 @@ impl Pair {
             }
         }
         backend.reset(self.transmit.rest());
+    }
+
+    /// For how many milliseconds nothing has to be done unless something happens.
+    fn timeout(&self, due: &Due) -> i32 {
+        match due.timeout() {
+            FOREVER if self.transmit.owes() => SILENCE,
+            timeout if self.transmit.owes() => timeout.min(SILENCE),
+            timeout => timeout,
+        }
     }
 
     /// Notes what an event is for; false, where it is the end.
@@ -191,7 +206,7 @@ impl Pair {
         }
         if std::mem::take(&mut due.receive) && due.wait != Wait::Forever {
             let patient = due.patience_ends.is_none_or(|end| Instant::now() < end);
-            match self.receive.turn(backend, patient) {
+            match self.receive.turn(backend, patient, self.transmit.queue()) {
                 Ok(wait) => due.wait = wait,
                 Err(trouble) => {
                     due.wait = Wait::Packet;
@@ -224,7 +239,7 @@ impl Pair {
 }
 
 impl Due {
-    /// For how many milliseconds nothing has to be done unless something happens.
+    /// For how many milliseconds receiving needs no turn unless something happens.
     fn timeout(&self) -> i32 {
         match (self.wait, self.patience_ends) {
             (Wait::No, _) => 0,

@@ -14,6 +14,9 @@ use super::header::{HEADER, NUM_BUFFERS};
 
 /// The most packets of a turn; then others have theirs.
 const PACKETS_PER_TURN: usize = 64;
+/// Of the first packet of a turn the driver is told at once, and then of so many together: it works on those while the
+/// next ones come. While it is at it, it wants no interrupts.
+const PACKETS_PER_INTERRUPT: usize = 8;
 /// No more chains are gathered when there are so many ranges: `readv` takes twice as many. A chain may have more than
 /// the rest, and then its end isn't used.
 const MANY_RANGES: usize = 512;
@@ -199,8 +202,28 @@ impl Receive {
 
     /// Receives packets until there are no more or others have to have their turn. Where it is not `patient`, it goes
     /// on with fewer buffers than the longest packet takes, and loses the packet if that is what comes.
-    pub(super) fn turn(&mut self, backend: &mut Backend, patient: bool) -> Result<Wait, Trouble> {
-        for _ in 0..PACKETS_PER_TURN {
+    ///
+    /// With what was received, the driver is told of what was sent.
+    pub(super) fn turn(
+        &mut self,
+        backend: &mut Backend,
+        patient: bool,
+        sent: &mut ActiveQueue,
+    ) -> Result<Wait, Trouble> {
+        let result = self.receive_all(backend, patient, sent);
+        if self.queue.untold() > 0 {
+            self.queue.end_turn_with(sent);
+        }
+        result
+    }
+
+    fn receive_all(
+        &mut self,
+        backend: &mut Backend,
+        patient: bool,
+        sent: &mut ActiveQueue,
+    ) -> Result<Wait, Trouble> {
+        for number in 0..PACKETS_PER_TURN {
             let needed = match backend.next_length(self.longest) {
                 Ok(needed) => needed,
                 Err(Trouble::NotNow) => return Ok(Wait::Packet),
@@ -225,7 +248,12 @@ impl Receive {
                     self.metrics.rx_errors.increment();
                     return Ok(Wait::Packet);
                 }
-                Ok(length) => self.deliver(length, backend.writes_headers()),
+                Ok(length) => {
+                    self.deliver(length, backend.writes_headers());
+                    if number % PACKETS_PER_INTERRUPT == 0 {
+                        self.queue.end_turn_with(sent);
+                    }
+                }
                 Err(Trouble::NotNow) => return Ok(Wait::Packet),
                 Err(Trouble::Packet(error)) => {
                     tracing::debug!(%error, "cannot receive a packet");
@@ -268,9 +296,6 @@ impl Receive {
 
     fn deliver(&mut self, length: usize, has_header: bool) {
         self.room.deliver(&mut self.queue, length, has_header, &mut self.used);
-        // At once: the driver begins with the first packets while the next ones come. While it is at it, it wants
-        // no interrupts.
-        self.queue.end_turn();
         self.metrics.rx_packets.increment();
         self.metrics.rx_bytes.add(length.saturating_sub(HEADER) as u64);
     }

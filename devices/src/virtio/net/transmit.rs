@@ -14,6 +14,12 @@ const MAX_RANGES: usize = 1023;
 /// The length of an Ethernet header: no frame is shorter.
 const MIN_FRAME: usize = 14;
 
+/// The driver is told at once of so many packets that are sent, or so many bytes. What is less can wait for the
+/// interrupt of a packet that comes, which is often the answer. A sender that waits for what it sent has more on the
+/// way than this: Linux lets each TCP stream have two packets of 64 KiB, and each socket 208 KiB.
+const MANY_PACKETS: u16 = 16;
+const MANY_BYTES: usize = 128 << 10;
+
 /// A transmit queue at work.
 pub(super) struct Transmit {
     queue: ActiveQueue,
@@ -23,6 +29,8 @@ pub(super) struct Transmit {
     /// What is left of that packet. It lies in guest memory, which the queue holds.
     packet: IoVecs,
     length: usize,
+    /// The bytes of packets that are sent, and that the driver was not told of.
+    untold_bytes: usize,
     limiter: RateLimiter,
     metrics: Arc<NetMetrics>,
 }
@@ -30,7 +38,7 @@ pub(super) struct Transmit {
 impl Transmit {
     pub(super) fn new(queue: ActiveQueue, limiter: RateLimiter, metrics: Arc<NetMetrics>) -> Self {
         let (chain, packet) = (Chain::default(), IoVecs::default());
-        Self { queue, chain, begun: None, packet, length: 0, limiter, metrics }
+        Self { queue, chain, begun: None, packet, length: 0, untold_bytes: 0, limiter, metrics }
     }
 
     /// What says when it may go on after packets had to wait for the rate limit.
@@ -38,12 +46,34 @@ impl Transmit {
         &mut self.limiter
     }
 
+    /// The queue, for the driver to be told of what was sent with what was received.
+    pub(super) fn queue(&mut self) -> &mut ActiveQueue {
+        &mut self.queue
+    }
+
+    /// Whether the driver may have to be told of packets that were sent.
+    pub(super) fn owes(&self) -> bool {
+        self.queue.untold() > 0
+    }
+
+    /// Tells the driver of all packets that were sent, if it wants to know.
+    pub(super) fn tell(&mut self) {
+        self.queue.end_turn();
+    }
+
     /// Sends what the driver has made available; true, where the backend has to be waited for in between. What waits
-    /// for the rate limit stays in the queue.
+    /// for the rate limit stays in the queue. The driver is yet to be [told](Self::tell) where this turn sent few packets
+    /// and the one before left none that it was to be told of.
     pub(super) fn turn(&mut self, backend: &mut Backend) -> Result<bool, Trouble> {
         self.queue.start_turn();
+        let overdue = self.owes();
+        if !overdue {
+            self.untold_bytes = 0;
+        }
         let result = self.send_all(backend);
-        self.queue.end_turn();
+        if overdue || self.queue.untold() >= MANY_PACKETS || self.untold_bytes >= MANY_BYTES {
+            self.tell();
+        }
         result
     }
 
@@ -73,6 +103,7 @@ impl Transmit {
                 Err(trouble) => return Err(trouble),
             }
             self.begun = None;
+            self.untold_bytes = self.untold_bytes.saturating_add(self.length);
             self.queue.add_used(head, 0);
         }
     }

@@ -58,7 +58,7 @@ proptest! {
         }
         let before = dump(&rig.rx.memory);
         for patient in [true, false] {
-            rig.receive.turn(&mut rig.backend, patient).unwrap();
+            rig.receive(patient).unwrap();
         }
         let used_ring = rig.rx.used_ring();
         let offered = |at: u64| {
@@ -86,7 +86,7 @@ proptest! {
         for length in &lengths {
             wire.send(&packet(*length)).unwrap();
         }
-        while rig.receive.turn(&mut rig.backend, false).unwrap() != super::super::receive::Wait::Buffers
+        while rig.receive(false).unwrap() != Wait::Buffers
             && rig.metrics.rx_packets.get() + rig.metrics.rx_errors.get() < lengths.len() as u64 {}
         let mut used = rig.rx.take_used().into_iter();
         let mut got = Vec::new();

@@ -10,7 +10,6 @@ use super::super::super::testing::wait_readable;
 use super::super::config::{NetLimits, NetSettings};
 use super::super::device::Net;
 use super::super::mac::MacAddress;
-use super::super::receive::Wait;
 use super::*;
 
 fn limit(per_second: u64, burst: u64) -> Option<Limit> {
@@ -57,11 +56,11 @@ fn packets_for_the_guest_stay_with_the_backend_until_the_limit_lets_them_pass() 
         for _ in 0..2 {
             wire.send(&packet(100)).unwrap();
         }
-        assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Limit);
+        assert_eq!(rig.receive(true).unwrap(), Wait::Limit);
         assert_eq!(rig.rx.take_used().len(), 1);
         wait_readable(rig.receive.limiter().timer().unwrap());
         rig.receive.limiter().timer_expired();
-        assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Limit);
+        assert_eq!(rig.receive(true).unwrap(), Wait::Limit);
         assert_eq!(rig.rx.take_used().len(), 1);
         assert_eq!(rig.metrics.rx_rate_limit_waits.get(), 2);
     }

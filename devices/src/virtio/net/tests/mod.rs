@@ -15,10 +15,10 @@ use std::sync::Arc;
 use super::super::queue::ActiveQueue;
 use super::super::rate_limit::{RateLimiter, RateLimits};
 use super::super::testing::{Driver, FREE, WRITE};
-use super::backend::Backend;
+use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
 use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
-use super::receive::Receive;
+use super::receive::{Receive, Wait};
 use super::tap::{Tap, Told};
 use super::transmit::Transmit;
 
@@ -71,6 +71,10 @@ impl Rig {
             backend,
             metrics,
         }
+    }
+
+    fn receive(&mut self, patient: bool) -> Result<Wait, Trouble> {
+        self.receive.turn(&mut self.backend, patient, self.transmit.queue())
     }
 
     /// With a tap, whose other end is given too.

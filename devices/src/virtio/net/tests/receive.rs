@@ -1,6 +1,5 @@
 //! From the backend to the guest.
 
-use super::super::receive::Wait;
 use super::*;
 
 #[test]
@@ -10,7 +9,7 @@ fn a_packet_comes_with_its_header() {
         let head = rig.rx.add(&[(FREE, 2000, WRITE)]);
         rig.rx.add(&[(FREE + 0x1000, 2000, WRITE)]);
         wire.send(&packet(100)).unwrap();
-        assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Packet);
+        assert_eq!(rig.receive(true).unwrap(), Wait::Packet);
         assert_eq!(rig.rx.take_used(), [(u32::from(head), 112)]);
         assert_eq!(rig.rx.read(FREE, 112), received(100, 1));
         assert_eq!(rig.rx.read(FREE + 112, 8), [0; 8]);
@@ -27,13 +26,13 @@ fn a_long_packet_goes_to_several_buffers_and_the_next_to_what_is_left() {
     let heads = places.map(|(at, length)| u32::from(rig.rx.add(&[(at, length, WRITE)])));
     wire.send(&packet(1188)).unwrap();
     wire.send(&packet(50)).unwrap();
-    assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::MoreBuffers);
+    assert_eq!(rig.receive(true).unwrap(), Wait::MoreBuffers);
     assert_eq!(rig.rx.take_used(), [(heads[0], 700), (heads[1], 300), (heads[2], 200)]);
     let whole = [rig.rx.read(FREE, 700), rig.rx.read(FREE + 0x1000, 300), rig.rx.read(FREE + 0x2000, 200)];
     assert_eq!(whole.concat(), received(1188, 3));
     assert_eq!(rig.rx.read(FREE + 0x2000 + 200, 600), [0; 600]);
     // Nobody has to wait for a driver that gives no more: what is there is enough for the packet that comes.
-    assert_eq!(rig.receive.turn(&mut rig.backend, false).unwrap(), Wait::Buffers);
+    assert_eq!(rig.receive(false).unwrap(), Wait::Buffers);
     assert_eq!(rig.rx.take_used(), [(heads[3], 62)]);
     assert_eq!(rig.rx.read(FREE + 0x3000, 62), received(50, 1));
 }
@@ -45,7 +44,7 @@ fn a_packet_of_64_kib_goes_to_many_buffers() {
         rig.rx.add(&[(FREE + index * 0x1400, 0x1400, WRITE)]);
     }
     wire.send(&packet(65_549)).unwrap();
-    assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::MoreBuffers);
+    assert_eq!(rig.receive(true).unwrap(), Wait::MoreBuffers);
     let used = rig.rx.take_used();
     assert_eq!(used.iter().map(|(_, length)| length).sum::<u32>(), 65_561);
     assert_eq!(used.len(), 13);
@@ -60,7 +59,7 @@ fn a_packet_that_is_too_long_is_lost_and_the_next_is_not() {
         let head = rig.rx.add(&[(FREE, 200, WRITE)]);
         wire.send(&packet(189)).unwrap();
         wire.send(&packet(188)).unwrap();
-        assert_eq!(rig.receive.turn(&mut rig.backend, false).unwrap(), Wait::Buffers);
+        assert_eq!(rig.receive(false).unwrap(), Wait::Buffers);
         assert_eq!(rig.rx.take_used(), [(u32::from(head), 200)]);
         assert_eq!(rig.rx.read(FREE, 200), received(188, 1));
         assert_eq!(rig.metrics.rx_errors.get(), 1);
@@ -72,11 +71,11 @@ fn a_packet_that_is_too_long_is_lost_and_the_next_is_not() {
 fn without_buffers_packets_wait() {
     let (mut rig, wire) = Rig::with_tap(true, SHORT);
     wire.send(&packet(60)).unwrap();
-    assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Buffers);
-    assert_eq!(rig.receive.turn(&mut rig.backend, false).unwrap(), Wait::Buffers);
+    assert_eq!(rig.receive(true).unwrap(), Wait::Buffers);
+    assert_eq!(rig.receive(false).unwrap(), Wait::Buffers);
     assert_eq!(rig.metrics.rx_stalls.get(), 2);
     rig.rx.add(&[(FREE, 4000, WRITE)]);
-    assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Buffers);
+    assert_eq!(rig.receive(true).unwrap(), Wait::Buffers);
     assert_eq!(rig.rx.take_used().len(), 1);
 }
 
@@ -88,7 +87,7 @@ fn a_driver_that_has_given_half_of_its_ring_is_not_waited_for() {
     }
     wire.send(&packet(60)).unwrap();
     wire.send(&packet(60)).unwrap();
-    assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::MoreBuffers);
+    assert_eq!(rig.receive(true).unwrap(), Wait::MoreBuffers);
     assert_eq!(rig.rx.take_used().len(), 1);
 }
 
@@ -98,7 +97,7 @@ fn a_header_may_be_split() {
     let buffers = [(FREE, 3, WRITE), (FREE + 0x100, 8, WRITE), (FREE + 0x200, 2000, WRITE)];
     rig.rx.add(&buffers);
     wire.send(&packet(60)).unwrap();
-    rig.receive.turn(&mut rig.backend, true).unwrap();
+    rig.receive(true).unwrap();
     let whole = [rig.rx.read(FREE, 3), rig.rx.read(FREE + 0x100, 8), rig.rx.read(FREE + 0x200, 61)].concat();
     assert_eq!(whole, received(60, 1));
 }
@@ -109,7 +108,7 @@ fn a_buffer_without_room_for_a_header_breaks_the_device() {
         let (mut rig, wire) = Rig::with_tap(true, SHORT);
         rig.rx.add(&[buffer]);
         wire.send(&packet(60)).unwrap();
-        assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Buffers);
+        assert_eq!(rig.receive(true).unwrap(), Wait::Buffers);
         assert!(rig.rx.counters.broken());
         assert_eq!(rig.rx.used_count(), 0);
     }
@@ -125,10 +124,26 @@ fn a_turn_ends_while_there_are_packets() {
             rig.rx.add(&[(FREE, 2000, WRITE)]);
         }
         while wire.send(&packet(60)).is_ok() {}
-        let wait = rig.receive.turn(&mut rig.backend, true).unwrap();
+        let wait = rig.receive(true).unwrap();
         assert!(matches!(wait, Wait::Buffers | Wait::No | Wait::Packet));
         count += rig.rx.take_used().len();
         turns += 1;
     }
     assert!(turns > 3);
+}
+
+#[test]
+fn of_the_first_packet_of_a_turn_the_driver_is_told_at_once_and_of_the_others_together() {
+    let (mut rig, wire) = Rig::with_tap(false, SHORT);
+    for _ in 0..10 {
+        rig.rx.add(&[(FREE, 2000, WRITE)]);
+    }
+    for (packets, interrupts) in [(1, 1), (8, 3)] {
+        for _ in 0..packets {
+            wire.send(&packet(60)).unwrap();
+        }
+        assert_eq!(rig.receive(true).unwrap(), Wait::Packet);
+        assert_eq!(rig.rx.take_used().len(), packets);
+        assert_eq!(rig.rx.counters.used(), interrupts);
+    }
 }

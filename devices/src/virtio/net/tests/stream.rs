@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use proptest::prelude::*;
 
 use super::super::backend::Trouble;
-use super::super::receive::Wait;
 use super::super::stream::Stream;
 use super::*;
 
@@ -50,7 +49,7 @@ fn frames_come_in_whatever_parts() {
     let bytes = [framed(60), framed(5000)].concat();
     for byte in &bytes {
         far.write_all(&[*byte]).unwrap();
-        assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Packet);
+        assert_eq!(rig.receive(true).unwrap(), Wait::Packet);
     }
     let used = rig.rx.take_used();
     assert_eq!(used.iter().map(|(_, length)| *length).collect::<Vec<_>>(), [72, 4096, 916]);
@@ -65,7 +64,7 @@ fn frames_that_come_together_are_taken_apart() {
         rig.rx.add(&[(FREE + 0x1000 * index, 0x1000, WRITE)]);
     }
     far.write_all(&[framed(60), framed(1), framed(1514), framed(99)].concat()).unwrap();
-    assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Packet);
+    assert_eq!(rig.receive(true).unwrap(), Wait::Packet);
     let lengths: Vec<_> = rig.rx.take_used().iter().map(|(_, length)| *length).collect();
     assert_eq!(lengths, [72, 13, 1526, 111]);
     assert_eq!(rig.rx.read(FREE + 0x3000, 111), given(99, 1));
@@ -76,9 +75,9 @@ fn a_frame_waits_for_buffers_as_long_as_it_takes() {
     let (mut rig, mut far) = rig(LONG);
     rig.rx.add(&[(FREE, 1000, WRITE)]);
     far.write_all(&framed(1500)).unwrap();
-    assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::MoreBuffers);
+    assert_eq!(rig.receive(true).unwrap(), Wait::MoreBuffers);
     rig.rx.add(&[(FREE + 1000, 1000, WRITE)]);
-    assert_eq!(rig.receive.turn(&mut rig.backend, true).unwrap(), Wait::Packet);
+    assert_eq!(rig.receive(true).unwrap(), Wait::Packet);
     assert_eq!(rig.rx.read(FREE, 1512), given(1500, 2));
 }
 
@@ -88,7 +87,7 @@ fn a_frame_without_room_is_thrown_away_and_the_next_is_not() {
     rig.rx.add(&[(FREE, 1000, WRITE)]);
     far.write_all(&framed(9000)).unwrap();
     far.write_all(&framed(900)).unwrap();
-    assert_eq!(rig.receive.turn(&mut rig.backend, false).unwrap(), Wait::Packet);
+    assert_eq!(rig.receive(false).unwrap(), Wait::Packet);
     assert_eq!(rig.metrics.rx_errors.get(), 1);
     assert_eq!(rig.rx.take_used(), [(0, 912)]);
     assert_eq!(rig.rx.read(FREE, 912), given(900, 1));
@@ -100,7 +99,7 @@ fn a_length_that_no_frame_has_is_the_end() {
         let (mut rig, mut far) = rig(LONG);
         rig.rx.add(&[(FREE, 4000, WRITE)]);
         far.write_all(&length.to_be_bytes()).unwrap();
-        assert!(matches!(rig.receive.turn(&mut rig.backend, true), Err(Trouble::Closed(_))));
+        assert!(matches!(rig.receive(true), Err(Trouble::Closed(_))));
     }
 }
 
@@ -109,7 +108,7 @@ fn the_end_of_the_other_side_is_seen_in_both_directions() {
     let (mut rig, far) = rig(LONG);
     drop(far);
     rig.rx.add(&[(FREE, 4000, WRITE)]);
-    assert!(matches!(rig.receive.turn(&mut rig.backend, true), Err(Trouble::Closed(_))));
+    assert!(matches!(rig.receive(true), Err(Trouble::Closed(_))));
     rig.tx.add(&[(FREE, 100, 0)]);
     assert!(matches!(rig.transmit.turn(&mut rig.backend), Err(Trouble::Closed(_))));
 }
@@ -160,7 +159,7 @@ fn a_frame_that_has_begun_is_ended_though_the_device_is_reset() {
     // The other side is in the middle of a frame, too.
     old.rx.add(&[(FREE + 0x2_0000, 0x1000, WRITE)]);
     far.write_all(&framed(1000)[..500]).unwrap();
-    assert_eq!(old.receive.turn(&mut old.backend, true).unwrap(), Wait::Packet);
+    assert_eq!(old.receive(true).unwrap(), Wait::Packet);
     let Rig { tx, transmit, mut backend, .. } = old;
     backend.reset(transmit.rest());
     // The guest has other things there from now on.
@@ -177,7 +176,7 @@ fn a_frame_that_has_begun_is_ended_though_the_device_is_reset() {
     new.rx.add(&[(FREE, 0x1000, WRITE)]);
     far.write_all(&framed(1000)[500..]).unwrap();
     far.write_all(&framed(70)).unwrap();
-    assert_eq!(new.receive.turn(&mut new.backend, true).unwrap(), Wait::Packet);
+    assert_eq!(new.receive(true).unwrap(), Wait::Packet);
     assert_eq!(new.rx.take_used(), [(0, 82)]);
     assert_eq!(new.rx.read(FREE, 82), given(70, 1));
 }
@@ -199,7 +198,7 @@ proptest! {
             far.write_all(&bytes[at..end]).unwrap();
             at = end;
             // One after another, so that what a packet went to is known: buffers of one size, a page apart.
-            let wait = rig.receive.turn(&mut rig.backend, true).unwrap();
+            let wait = rig.receive(true).unwrap();
             if matches!(wait, Wait::Buffers | Wait::MoreBuffers) {
                 let size = frames[got.len()].1;
                 rig.rx.add(&[(FREE + 0x1000 * (buffers % 16), size, WRITE)]);

@@ -77,3 +77,45 @@ fn what_is_discarded_is_given_back() {
     assert_eq!(rig.tx.take_used().len(), 3);
     assert!(take_all(&wire).is_empty());
 }
+
+#[test]
+fn of_a_packet_that_was_sent_the_driver_is_told_with_the_next_one_that_it_receives() {
+    let (mut rig, wire) = Rig::with_tap(true, SHORT);
+    rig.tx.add(&[(FREE, 72, 0)]);
+    rig.transmit.turn(&mut rig.backend).unwrap();
+    assert_eq!((rig.tx.used_count(), rig.tx.counters.used()), (1, 0));
+    assert!(rig.transmit.owes());
+    rig.rx.add(&[(FREE + 0x1000, 2000, WRITE)]);
+    wire.send(&packet(60)).unwrap();
+    rig.receive(true).unwrap();
+    assert_eq!((rig.rx.used_count(), rig.tx.counters.used()), (1, 1));
+    assert!(!rig.transmit.owes());
+    rig.transmit.tell();
+    assert_eq!(rig.tx.counters.used(), 1);
+}
+
+#[test]
+fn of_many_packets_that_were_sent_the_driver_is_told_at_once() {
+    for (turns, packets, length) in [(1, 16, 72), (1, 2, 65_548), (2, 1, 72)] {
+        let (mut rig, wire) = Rig::with_tap(true, LONG);
+        for turn in 0..turns {
+            assert_eq!(rig.tx.counters.used(), 0, "turn {turn}");
+            for _ in 0..packets {
+                rig.tx.add(&[(FREE, length, 0)]);
+            }
+            assert!(!rig.transmit.turn(&mut rig.backend).unwrap());
+            assert_eq!(take_all(&wire).len(), packets);
+        }
+        assert_eq!(rig.tx.counters.used(), 1);
+        assert!(!rig.transmit.owes());
+    }
+}
+
+#[test]
+fn a_queue_that_is_broken_owes_nothing() {
+    let (mut rig, _wire) = Rig::with_tap(true, SHORT);
+    rig.tx.add(&[(FREE, 72, 0)]);
+    rig.tx.add(&[(u64::MAX, 72, 0)]);
+    rig.transmit.turn(&mut rig.backend).unwrap();
+    assert!(rig.tx.counters.broken() && !rig.transmit.owes());
+}
