@@ -13,12 +13,15 @@ from .vmms import mvm, qemu
 
 MEMORY = 256  # MiB
 SIZE = 32 << 20  # bytes in each direction
-ROUND_TRIPS = 500
+ROUND_TRIPS = 200
 TAP = "mvmbench"
 HOST, GUEST = "10.77.0.1", "10.77.0.2"
 PORT = 7000
 HOST_CID = 2
-NETWORK_UP = f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up"
+# Linux makes small packets for who is far away. By the time that a round trip takes in the KVM lab, some milliseconds,
+# the other side would seem to be; with this, packets are of 64 KiB from the start, as they are on hardware.
+NEAR_FILE, NEAR = "/proc/sys/net/ipv4/tcp_tso_rtt_log", "18"
+NETWORK_UP = f"echo {NEAR} >{NEAR_FILE}; ip addr add {GUEST}/24 dev eth0; ip link set eth0 up"
 # In this order: the first also brings the two addresses together.
 TCP = [("ping", ROUND_TRIPS), ("send", SIZE), ("receive", SIZE)]
 VSOCK = [("send", SIZE), ("receive", SIZE)]
@@ -31,6 +34,9 @@ def tap():
     def ip(*words):
         subprocess.run(["ip", *words], check=True)
 
+    if os.environ.get("MVM_KVM_LAB"):
+        with open(NEAR_FILE, "w", encoding="ascii") as file:
+            file.write(NEAR)
     ip("tuntap", "add", TAP, "mode", "tap")
     try:
         ip("addr", "add", f"{HOST}/24", "dev", TAP)
