@@ -66,7 +66,8 @@ def beyond_ram(pid, machine):
     found = mappings(pid)
     ram = guest_ram(found, machine.memory << 20, machine.kernel)
     # Persistent memory is the guest's too, and the page cache's.
-    rest = sorted((m for m in found if m not in ram and m.name != (machine.pmem or None)), key=lambda mapping: -mapping.fields["Pss"])
+    rest = [mapping for mapping in found if mapping not in ram and (not machine.pmem or mapping.name != machine.pmem)]
+    rest.sort(key=lambda mapping: -mapping.fields["Pss"])
     total = sum(mapping.fields["Pss"] for mapping in rest)
     lines = [f"{'KiB: size':>9}{'RSS':>9}{'PSS':>9}{'dirty':>9}", *(m.describe() for m in rest[:SHOWN])]
     return total / 1024, "\n".join([*lines, f"{total:>27}           all of {len(rest)} mappings"])

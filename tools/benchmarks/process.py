@@ -55,7 +55,7 @@ class Process:
         """Processor time of all threads so far, user and system, without what its guest ran."""
         with open(f"/proc/{self.pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
-        # Counted from the third on: utime, stime and guest_time are fields 14, 15 and 43 of proc(5). utime has guest_time in it.
+        # From the third field of proc(5) on: of 14, utime, which has 43 in it, guest_time; and of 15, stime.
         ticks = int(fields[11]) + int(fields[12]) - int(fields[40])
         return ticks / os.sysconf("SC_CLK_TCK")
 
