@@ -65,7 +65,9 @@ def beyond_ram(pid, machine):
     """MiB of PSS, and a table of the largest mappings."""
     found = mappings(pid)
     ram = guest_ram(found, machine.memory << 20, machine.kernel)
-    rest = sorted((m for m in found if m not in ram), key=lambda mapping: -mapping.fields["Pss"])
+    # Persistent memory is the guest's too, and the page cache's.
+    rest = [mapping for mapping in found if mapping not in ram and (not machine.pmem or mapping.name != machine.pmem)]
+    rest.sort(key=lambda mapping: -mapping.fields["Pss"])
     total = sum(mapping.fields["Pss"] for mapping in rest)
     lines = [f"{'KiB: size':>9}{'RSS':>9}{'PSS':>9}{'dirty':>9}", *(m.describe() for m in rest[:SHOWN])]
     return total / 1024, "\n".join([*lines, f"{total:>27}           all of {len(rest)} mappings"])

@@ -29,6 +29,13 @@ class Machine:
     memory: int  # MiB
     cmdline: str = ""
     disks: list = field(default_factory=list)
+    tap: str = ""
+    balloon: bool = False
+    # Of mvm only: the path of its vsock, an image, hvc0 in place of the serial port, and a name for its control socket.
+    vsock: str = ""
+    pmem: str = ""
+    virtio_console: bool = False
+    name: str = ""
 
 
 def mvm(program, machine):
@@ -38,6 +45,12 @@ def mvm(program, machine):
         options = ",readonly" if disk.read_only else ""
         options += f",id={disk.id}" if disk.id else ""
         command += ["--disk", disk.path + options]
+    command += ["--net", f"tap={machine.tap}"] if machine.tap else []
+    command += ["--balloon"] if machine.balloon else []
+    command += ["--vsock", machine.vsock] if machine.vsock else []
+    command += ["--pmem", f"{machine.pmem},readonly"] if machine.pmem else []
+    command += ["--console", "virtio"] if machine.virtio_console else []
+    command += ["--name", machine.name] if machine.name else []
     return command
 
 
@@ -51,6 +64,12 @@ def qemu(machine, firmware=None):
     if machine.cmdline:
         command += ["-append", machine.cmdline]
     command += ["-device", "virtio-rng-device"]
+    if machine.tap:
+        # As mvm: without vhost. The checksum and segment offloads are on for both.
+        command += ["-netdev", f"tap,id=n0,ifname={machine.tap},script=no,downscript=no,vhost=off"]
+        command += ["-device", "virtio-net-device,netdev=n0"]
+    if machine.balloon:
+        command += ["-device", "virtio-balloon-device,free-page-reporting=on"]
     for number, disk in enumerate(machine.disks):
         options = ",readonly=on" if disk.read_only else ""
         # As mvm: through the host's page cache, by io_uring.

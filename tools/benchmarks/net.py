@@ -1,0 +1,133 @@
+"""One stream of TCP over a tap, or of vsock, between the guest and its host."""
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+
+from . import linux
+from .process import LIMIT, in_turns, running
+from .report import row
+from .vmms import mvm, qemu
+
+MEMORY = 256  # MiB
+SIZE = 32 << 20  # bytes in each direction
+ROUND_TRIPS = 200
+TAP = "mvmbench"
+HOST, GUEST = "10.77.0.1", "10.77.0.2"
+PORT = 7000
+HOST_CID = 2
+# Linux makes small packets for who is far away. By the time that a round trip takes in the KVM lab, some milliseconds,
+# the other side would seem to be; with this, packets are of 64 KiB from the start, as they are on hardware.
+NEAR_FILE, NEAR = "/proc/sys/net/ipv4/tcp_tso_rtt_log", "18"
+NETWORK_UP = f"echo {NEAR} >{NEAR_FILE}; ip addr add {GUEST}/24 dev eth0; ip link set eth0 up"
+# In this order: the first also brings the two addresses together.
+TCP = [("ping", ROUND_TRIPS), ("send", SIZE), ("receive", SIZE)]
+VSOCK = [("send", SIZE), ("receive", SIZE)]
+
+
+@contextlib.contextmanager
+def tap():
+    """A tap with one queue and the host's address, as both VMMs take it. Needs root."""
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
+
+    if os.environ.get("MVM_KVM_LAB"):
+        with open(NEAR_FILE, "w", encoding="ascii") as file:
+            file.write(NEAR)
+    ip("tuntap", "add", TAP, "mode", "tap")
+    try:
+        ip("addr", "add", f"{HOST}/24", "dev", TAP)
+        ip("link", "set", TAP, "up")
+        yield TAP
+    finally:
+        ip("link", "del", TAP)
+
+
+@contextlib.contextmanager
+def listener(address):
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+        yield listening
+    if family == socket.AF_UNIX:
+        os.unlink(address)
+
+
+def vsock_listener(path):
+    """Where mvm connects to when the guest does."""
+    return listener(f"{path}_{PORT}")
+
+
+def tcp_lines(steps):
+    """What the guest runs."""
+    return [f"transfer tcp {HOST} {PORT} {what} {count}" for what, count in steps]
+
+
+def vsock_lines(steps):
+    return [f"transfer vsock {HOST_CID} {PORT} {what} {count}" for what, count in steps]
+
+
+def accept(process, listening):
+    """The guest's connection."""
+    ready, _, _ = select.select([listening], [], [], LIMIT)
+    if not ready:
+        raise RuntimeError(f"no connection from {' '.join(process.command)}:\n{process.said()}")
+    return listening.accept()[0]
+
+
+def serve(job, process, listening, what, count):
+    """Serves one step; returns its seconds, and those that the VMM took of a processor, without its guest's."""
+    with accept(process, listening) as connection:
+        before = process.own_seconds()
+        command = [job["transfer"], "serve", what, str(count)]
+        result = subprocess.run(command, stdin=connection, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT)
+        return float(result.stdout), process.own_seconds() - before
+
+
+def measure(job):
+    machine = linux.machine(job, MEMORY)
+    machine.tap = TAP
+    path = os.path.join(job["work"], "vsock")
+    # QEMU's guest has no vsock, so that its last two steps end at once.
+    machine.disks += [linux.script(job, [NETWORK_UP, *tcp_lines(TCP), *vsock_lines(VSOCK), "read line"])]
+    commands = {"qemu": qemu(machine)}
+    machine.vsock = path
+    commands["mvm"] = mvm(job["mvm"], machine)
+    times, processor = {}, {}
+    with tap(), listener((HOST, PORT)) as tcp, vsock_listener(path) as vsock:
+        for _, vmm, command in in_turns(commands, job["runs"], warm_up=False):
+            with running(command) as process:
+                steps = [("tcp", tcp, *step) for step in TCP]
+                steps += [("vsock", vsock, *step) for step in VSOCK] if vmm == "mvm" else []
+                for family, listening, what, count in steps:
+                    seconds, used = serve(job, process, listening, what, count)
+                    times.setdefault((vmm, family, what), []).append(seconds)
+                    processor.setdefault((vmm, family, what), []).append(used * 1e9 / count)
+    return rows(times, processor), []
+
+
+def rows(times, processor):
+    def rates(*key):
+        return [SIZE / (1 << 20) / seconds for seconds in times[key]]
+
+    def latencies(vmm):
+        return [seconds * 1e6 / ROUND_TRIPS for seconds in times[vmm, "tcp", "ping"]]
+
+    ways = [("send", "guest to host"), ("receive", "host to guest")]
+    found = [
+        row(f"TCP, {way}", "MiB/s", rates("mvm", "tcp", what), rates("qemu", "tcp", what), ratio_at_least=1.2)
+        for what, way in ways
+    ]
+    found.append(row("TCP, round trip of a byte", "µs", latencies("mvm"), latencies("qemu"), ratio_at_most=0.9))
+    for what, way in ways:
+        used = [processor[vmm, "tcp", what] for vmm in ("mvm", "qemu")]
+        found.append(row(f"processor time of the VMM, TCP, {way}", "s/GB", *used, ratio_at_most=0.8))
+    for what, way in ways:
+        runs = [rates("mvm", "vsock", what), rates("qemu", "tcp", what)]
+        found.append(row(f"vsock, {way}; QEMU: TCP", "MiB/s", *runs, ratio_at_least=0.8))
+    return found
