@@ -212,6 +212,14 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("boot --kernel x --net tap=t,mtu=1", "mtu=1 cannot be had: give 68 to 65521")]
 #[case("boot --kernel x --net tap=t,mac=52:54:00", "write six bytes")]
 #[case("boot --kernel x --net tap=t,mac=01:00:5e:00:00:01", "an even first byte")]
+#[case("boot --kernel x -p 80", "\"80\" publishes no port: write [ADDRESS:]HOST:GUEST[/udp]")]
+#[case("boot --kernel x -p 0:80", "\"0\" is no port")]
+#[case("boot --kernel x -p 8080:65536", "\"65536\" is no port")]
+#[case("boot --kernel x -p 8000-8010:80", "another number of ports")]
+#[case("boot --kernel x -p 8080:80/sctp", "\"sctp\" is no protocol")]
+#[case("boot --kernel x -p localhost:8080:80", "\"localhost\" is no IP address")]
+#[case("boot --kernel x -p ::1:8080:80", "in brackets, as in [::1]:8080:80")]
+#[case("boot --kernel x --net tap=t,no-host", "no-host is for user")]
 #[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
 #[case("boot --kernle x", "unexpected argument '--kernle'")]
 #[case("boost", "unrecognized subcommand 'boost'")]
@@ -391,6 +399,28 @@ fn without_virtiofsd_the_package_is_named() {
     command.args(["boot", "--share", &share, "--kernel"]).arg(kernel("vmlinux"));
     let output = command.env_remove("MVM_VIRTIOFSD").env("PATH", "/missing").output().unwrap();
     expect(&output, 3, &["no virtiofsd is installed", "install the package virtiofsd", "MVM_VIRTIOFSD"]);
+}
+
+#[test]
+fn what_hinders_a_user_network_is_said() {
+    let files = Files::new();
+    expect(&files.run("--kernel VMLINUX --net tap=t -p 8080:80"), 2, &["add --net user"]);
+    let twice = "--kernel VMLINUX -p 127.0.0.1:8080:80 -p 127.0.0.2:8070-8090:70-90";
+    expect(&files.run(twice), 2, &["port 8080/tcp of the host is published twice"]);
+    let away = "--kernel VMLINUX -p 203.0.113.77:8080:80";
+    expect(&files.run(away), 2, &["203.0.113.77 is no address of this host"]);
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let said = format!("port {port}/tcp of the host is in use");
+    expect(&files.run(&format!("--kernel VMLINUX -p {port}:80")), 2, &[&said]);
+    let run = |variable: &str, value: &str| {
+        let mut command = Command::new(mvm());
+        command.args(["boot", "--net", "user", "--kernel"]).arg(kernel("vmlinux"));
+        command.env_remove("MVM_PASST").env(variable, value).output().unwrap()
+    };
+    expect(&run("PATH", "/missing"), 3, &["no passt is installed", "apt install passt", "MVM_PASST"]);
+    expect(&run("MVM_PASST", "/missing"), 3, &["cannot start /missing", "No such file"]);
+    expect(&run("MVM_PASST", "/bin/false"), 3, &["passt makes no network", "exit status: 1"]);
 }
 
 /// The files stay as they were whatever was wrong.

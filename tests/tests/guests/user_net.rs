@@ -61,7 +61,7 @@ impl Drop for Uplink {
     }
 }
 
-/// Sends `words` to each of `count` connections to `address`, and gives what came.
+/// Sends `words` to who connects to `address`, and gives what came.
 fn serve(address: &str, words: &'static str) -> JoinHandle<String> {
     let listener = TcpListener::bind(address).unwrap();
     std::thread::spawn(move || {
@@ -83,7 +83,7 @@ fn passt_of(guest: &Guest) -> Pid {
         .filter(|child| fs::read_to_string(format!("/proc/{child}/comm")).unwrap().starts_with("passt"))
         .collect();
     assert_eq!(passts.len(), 1, "the helpers of mvm are {children}");
-    Pid::from_raw(passts[0].parse().unwrap()).unwrap()
+    Pid::from_raw(passts.first().unwrap().parse().unwrap()).unwrap()
 }
 
 fn wait_until_gone(pid: Pid) {
@@ -186,6 +186,7 @@ fn published_ports_lead_to_the_guest() {
 }
 
 /// Answers each question for an address of IPv4 with 192.0.2.77, for ever.
+#[allow(clippy::indexing_slicing, reason = "a panic is a failed test")]
 fn resolver(address: &str) {
     let socket = UdpSocket::bind(address).unwrap();
     std::thread::spawn(move || {
