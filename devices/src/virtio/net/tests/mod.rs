@@ -11,12 +11,14 @@ mod transmit;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+
 use super::super::queue::ActiveQueue;
 use super::super::testing::{Driver, FREE, WRITE};
 use super::backend::Backend;
 use super::device::NetMetrics;
 use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
-use super::receive::Receive;
+use super::receive::{Receive, Terms};
 use super::tap::{Tap, Told};
 use super::transmit::Transmit;
 
@@ -51,6 +53,11 @@ const SHORT: usize = HEADER + FRAME_OVERHEAD + 1500;
 
 impl Rig {
     fn new(backend: Backend, mergeable: bool, longest: usize) -> Self {
+        let merge = if mergeable { 1 << VIRTIO_NET_F_MRG_RXBUF } else { 0 };
+        Self::on_terms(backend, Terms::new(merge | 1 << VIRTIO_NET_F_GUEST_CSUM, None, longest))
+    }
+
+    fn on_terms(backend: Backend, terms: Terms) -> Self {
         let mut drivers = Driver::several(&[16, 16]);
         let mut activation = Driver::activation_of(&drivers, 0);
         let (tx, rx) = (drivers.pop().unwrap(), drivers.pop().unwrap());
@@ -60,7 +67,7 @@ impl Rig {
         Self {
             rx,
             tx,
-            receive: Receive::new(receive, mergeable, longest, metrics.clone()),
+            receive: Receive::new(receive, terms, metrics.clone()),
             transmit: Transmit::new(transmit, metrics.clone()),
             backend,
             metrics,
