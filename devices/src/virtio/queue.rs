@@ -414,3 +414,6 @@ impl ActiveQueue {
         self.interrupt.needs_reset();
     }
 }
+
+#[cfg(test)]
+mod tests;
