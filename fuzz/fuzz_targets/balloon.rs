@@ -25,7 +25,7 @@ enum Action {
 const PAGES: u64 = 0x8000;
 
 fuzz_target!(|script: Script<Action>| {
-    let mut rig = Rig::new(Balloon::new(128 << 20).expect("a device"), script.features, script.size);
+    let mut rig = Rig::new(Balloon::new(128 << 20).expect("a device"), script.declined, script.halvings);
     let handle = BalloonHandle::new(rig.shared_device());
     for action in script.steps.iter().take(MAX_STEPS) {
         match action {

@@ -58,7 +58,7 @@ fuzz_target!(|script: Script<Action>| {
     let event = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
     let sink = Sink { room: Arc::new(Mutex::new(1 << 16)), event };
     let console = Console::new(Box::new(sink.clone()), WindowSize::default()).expect("a device");
-    let mut rig = Rig::new(console, script.features, script.size);
+    let mut rig = Rig::new(console, script.declined, script.halvings);
     for action in script.steps.iter().take(MAX_STEPS) {
         match action {
             Action::Driver(step) => rig.step(step),

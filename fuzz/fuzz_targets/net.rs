@@ -45,6 +45,13 @@ const BUFFERS: u64 = 0x8000;
 /// The flag of a buffer that the device writes.
 const WRITE: u16 = 2;
 
+/// The guest makes room for frames in buffers of these lengths.
+fn make_room(rig: &mut Rig<Net>, lengths: &[u16]) {
+    for &length in lengths.iter().take(16) {
+        rig.chain(RECEIVE, &[(BUFFERS, length.into(), WRITE)]);
+    }
+}
+
 fuzz_target!(|script: Script<Action>| {
     let (near, far) = UnixStream::pair().expect("sockets");
     far.set_nonblocking(true).expect("a socket that does not wait");
@@ -52,7 +59,8 @@ fuzz_target!(|script: Script<Action>| {
         NetSettings { mac: MacAddress::new([2, 0, 0, 0, 0, 1]).expect("an address"), mtu: Some(1500) };
     let backend = Backend::Stream(Stream::new(near).expect("a socket that does not wait"));
     let net = Net::new(settings, vec![backend]).expect("a device");
-    let mut rig = Rig::new(net, script.features, script.size);
+    let mut rig = Rig::new(net, script.declined, script.halvings % 5);
+    make_room(&mut rig, &[2000; 8]);
     let mut far = Some(far);
     for action in script.steps.iter().take(MAX_STEPS) {
         match (action, &mut far) {
@@ -61,13 +69,9 @@ fuzz_target!(|script: Script<Action>| {
                 let lengths = lengths.iter().map(|&length| (BUFFERS, u32::from(length), 0));
                 rig.chain(TRANSMIT, &lengths.collect::<Vec<_>>());
             }
-            (Action::Room { lengths }, _) => {
-                for &length in lengths.iter().take(16) {
-                    rig.chain(RECEIVE, &[(BUFFERS, length.into(), WRITE)]);
-                }
-            }
+            (Action::Room { lengths }, _) => make_room(&mut rig, lengths),
             (Action::Command { class, number, bytes }, _) => {
-                rig.write(BUFFERS, &[&[*class, *number], bytes.as_slice()].concat());
+                rig.write(BUFFERS, &[&[class % 8, number % 4], bytes.as_slice()].concat());
                 rig.chain(
                     CONTROL,
                     &[(BUFFERS, 2, 0), (BUFFERS + 2, bytes.len() as u32, 0), (BUFFERS, 1, WRITE)],

@@ -13,16 +13,25 @@ use fuzz::{MAX_STEPS, Rig, Script, Step};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 
-/// A packet's header; what is `odd` are its CIDs, its type and its length.
+/// What a packet's header has that no right one has: CIDs, type, length and counts.
+#[derive(Arbitrary, Debug)]
+struct Odd {
+    cids: [u64; 2],
+    kind: u16,
+    length: u32,
+    buf_alloc: u32,
+    fwd_cnt: u32,
+}
+
+/// A packet, with a header that is right as far as it goes.
 #[derive(Arbitrary, Debug)]
 struct Packet {
-    odd: Option<(u64, u64, u16, u32)>,
     guest_port: u8,
     host_port: u8,
     op: u8,
     flags: u8,
-    buf_alloc: u32,
-    fwd_cnt: u32,
+    buf_alloc: u16,
+    fwd_cnt: u8,
     payload: u8,
 }
 
@@ -31,6 +40,7 @@ enum Action {
     Driver(Step),
     /// The guest sends a packet.
     Send(Packet),
+    SendOdd(Packet, Odd),
     /// The guest makes room for packets.
     Room {
         lengths: Vec<u16>,
@@ -87,48 +97,79 @@ fn listeners() -> &'static [UnixListener] {
 }
 
 impl Packet {
-    fn bytes(&self) -> Vec<u8> {
-        let (source, destination, kind, length) =
-            self.odd.unwrap_or((CID.into(), HOST, 1, u32::from(self.payload)));
-        let mut bytes = [source.to_le_bytes(), destination.to_le_bytes()].concat();
+    /// The first word of a connection that the guest begins.
+    const REQUEST: Self =
+        Self { guest_port: 0, host_port: 0, op: 1, flags: 0, buf_alloc: 0x1000, fwd_cnt: 0, payload: 0 };
+
+    fn bytes(&self, odd: Option<&Odd>) -> Vec<u8> {
+        let usual = Odd {
+            cids: [CID.into(), HOST],
+            kind: 1,
+            length: self.payload.into(),
+            buf_alloc: self.buf_alloc.into(),
+            fwd_cnt: self.fwd_cnt.into(),
+        };
+        let Odd { cids, kind, length, buf_alloc, fwd_cnt } = odd.unwrap_or(&usual);
+        let mut bytes = cids.map(u64::to_le_bytes).concat();
         bytes.extend((1024 + u32::from(self.guest_port) % 3).to_le_bytes());
         bytes.extend(HOST_PORTS[usize::from(self.host_port) % HOST_PORTS.len()].to_le_bytes());
         bytes.extend(length.to_le_bytes());
         bytes.extend(kind.to_le_bytes());
         bytes.extend(u16::from(self.op % 9).to_le_bytes());
         bytes.extend(u32::from(self.flags).to_le_bytes());
-        bytes.extend(self.buf_alloc.to_le_bytes());
-        bytes.extend(self.fwd_cnt.to_le_bytes());
+        bytes.extend(buf_alloc.to_le_bytes());
+        bytes.extend(fwd_cnt.to_le_bytes());
         bytes
     }
 }
 
-fuzz_target!(|script: Script<Action>| {
+/// The guest sends `packet`.
+fn send(rig: &mut Rig<Vsock>, packet: &Packet, odd: Option<&Odd>) {
+    let header = packet.bytes(odd);
+    rig.write(SENT, &header);
+    rig.chain(TRANSMIT, &[(SENT, header.len() as u32, 0), (RECEIVED, packet.payload.into(), 0)]);
+}
+
+/// The guest makes room for packets of these lengths.
+fn make_room(rig: &mut Rig<Vsock>, lengths: &[u16]) {
+    for &length in lengths.iter().take(16) {
+        rig.chain(RECEIVE, &[(RECEIVED, length.into(), WRITE)]);
+    }
+}
+
+/// A process of the host connects and says `line`.
+fn connect(line: &[u8]) -> Option<UnixStream> {
+    let mut socket = UnixStream::connect(path()).ok()?;
+    socket.set_nonblocking(true).expect("a socket that does not wait");
+    let _ = socket.write_all(line);
+    Some(socket)
+}
+
+fuzz_target!(|input: (bool, Script<Action>)| {
+    let (is_plain, script) = input;
     let listeners = listeners();
     let listener = VsockListener::open(&path()).expect("a socket");
-    let mut rig = Rig::new(Vsock::new(CID, listener, 8), script.features, script.size);
+    // A packet takes a few descriptors.
+    let mut rig = Rig::new(Vsock::new(CID, listener, 8), script.declined, script.halvings % 5);
     let mut sockets: Vec<UnixStream> = Vec::new();
+    if !is_plain {
+        // With a connection from either side there is more to do wrong.
+        make_room(&mut rig, &[300; 8]);
+        send(&mut rig, &Packet::REQUEST, None);
+        sockets.extend(connect(b"CONNECT 1025\n"));
+        rig.pump();
+        send(&mut rig, &Packet { guest_port: 1, host_port: 3, op: 2, ..Packet::REQUEST }, None);
+    }
     for action in script.steps.iter().take(MAX_STEPS) {
         let of = |socket: &u8| usize::from(*socket) % MAX_SOCKETS;
         match action {
             Action::Driver(step) => rig.step(step),
-            Action::Send(packet) => {
-                let header = packet.bytes();
-                rig.write(SENT, &header);
-                rig.chain(TRANSMIT, &[(SENT, header.len() as u32, 0), (RECEIVED, packet.payload.into(), 0)]);
-            }
-            Action::Room { lengths } => {
-                for &length in lengths.iter().take(16) {
-                    rig.chain(RECEIVE, &[(RECEIVED, length.into(), WRITE)]);
-                }
-            }
+            Action::Send(packet) => send(&mut rig, packet, None),
+            Action::SendOdd(packet, odd) => send(&mut rig, packet, Some(odd)),
+            Action::Room { lengths } => make_room(&mut rig, lengths),
             Action::Connect { port, says } if sockets.len() < MAX_SOCKETS => {
-                if let Ok(mut socket) = UnixStream::connect(path()) {
-                    socket.set_nonblocking(true).expect("a socket that does not wait");
-                    let line = format!("CONNECT {}\n", 1024 + u32::from(*port) % 3);
-                    let _ = socket.write_all(says.as_deref().unwrap_or(line.as_bytes()));
-                    sockets.push(socket);
-                }
+                let line = format!("CONNECT {}\n", 1024 + u32::from(*port) % 3);
+                sockets.extend(connect(says.as_deref().unwrap_or(line.as_bytes())));
             }
             Action::Write { socket, bytes } => {
                 sockets.get_mut(of(socket)).map(|socket| socket.write_all(bytes));

@@ -29,9 +29,9 @@ const MAX_ROUNDS: usize = 8;
 /// How long one look at a device's thread takes, and how many looks there are in a run: what a thread has not done by
 /// then is done later, or when the device is reset.
 const LOOK: Duration = Duration::from_micros(20);
-const MAX_LOOKS: u32 = 200;
+const MAX_LOOKS: usize = 200;
 /// The most looks after one step.
-const LOOKS_A_STEP: u32 = 10;
+const LOOKS_A_STEP: usize = 10;
 
 /// A buffer of a chain.
 #[derive(Arbitrary, Debug)]
@@ -61,16 +61,16 @@ pub enum Step {
     /// Writes the config space.
     SetConfig { offset: u8, value: u64, length: u8 },
     /// Resets the device and sets it up again.
-    Reset { features: u64, size: u8 },
+    Reset { declined: u64, halvings: u8 },
 }
 
 /// A whole run.
 #[derive(Arbitrary, Debug)]
 pub struct Script<S = Step> {
-    /// Those of the offered features that the driver takes.
-    pub features: u64,
-    /// The queues' size, as a power of two.
-    pub size: u8,
+    /// Those of the offered features that the driver declines.
+    pub declined: u64,
+    /// How often the largest size of a queue is halved.
+    pub halvings: u8,
     /// What happens.
     pub steps: Vec<S>,
 }
@@ -84,20 +84,22 @@ pub struct Rig<D: VirtioDevice> {
     size: u16,
     /// The next descriptor and the available index of each queue.
     next: Vec<(u16, u16)>,
-    looks: u32,
+    /// How many looks are left.
+    looks: usize,
 }
 
 /// Runs `script` against `device`.
 pub fn run<D: VirtioDevice>(device: D, script: Script) {
-    let mut rig = Rig::new(device, script.features, script.size);
+    let mut rig = Rig::new(device, script.declined, script.halvings);
     for step in script.steps.iter().take(MAX_STEPS) {
         rig.step(step);
     }
 }
 
 impl<D: VirtioDevice> Rig<D> {
-    /// Puts `device` behind a transport and sets it up with those of its features that `features` has.
-    pub fn new(device: D, features: u64, size: u8) -> Self {
+    /// Puts `device` behind a transport and sets it up without the features `declined`, with queues of 256 descriptors
+    /// `halvings` times halved.
+    pub fn new(device: D, declined: u64, halvings: u8) -> Self {
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory"));
         let queues = device.queue_sizes().len();
         let line = Arc::new(AtomicUsize::new(0));
@@ -105,8 +107,9 @@ impl<D: VirtioDevice> Rig<D> {
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(transport.events());
         let next = vec![(0, 0); queues];
-        let mut rig = Self { memory, transport, events, queues: queues as u64, size: 0, next, looks: 0 };
-        rig.set_up(features, size);
+        let mut rig =
+            Self { memory, transport, events, queues: queues as u64, size: 0, next, looks: MAX_LOOKS };
+        rig.set_up(declined, halvings);
         rig
     }
 
@@ -147,12 +150,12 @@ impl<D: VirtioDevice> Rig<D> {
         u32::from_le_bytes(value)
     }
 
-    /// Goes through the initialization (3.1.1) with those of the offered features that `features` has.
-    fn set_up(&mut self, features: u64, size: u8) {
+    /// Goes through the initialization (3.1.1) as [`new`](Self::new) says.
+    fn set_up(&mut self, declined: u64, halvings: u8) {
         self.set(reg::VIRTIO_MMIO_STATUS, 0);
         let mut value = status::VIRTIO_CONFIG_S_ACKNOWLEDGE | status::VIRTIO_CONFIG_S_DRIVER;
         self.set(reg::VIRTIO_MMIO_STATUS, value);
-        for (half, wanted) in [(0, features as u32), (1, (features >> 32) as u32 | 1)] {
+        for (half, wanted) in [(0, !declined as u32), (1, (!declined >> 32) as u32 | 1)] {
             self.set(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, half);
             let offered = self.get(reg::VIRTIO_MMIO_DEVICE_FEATURES);
             self.set(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
@@ -160,7 +163,7 @@ impl<D: VirtioDevice> Rig<D> {
         }
         value |= status::VIRTIO_CONFIG_S_FEATURES_OK;
         self.set(reg::VIRTIO_MMIO_STATUS, value);
-        self.size = 1 << (size % 9);
+        self.size = 256 >> (halvings % 9);
         for queue in 0..self.queues as u32 {
             self.set(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
             let size = u32::from(self.size).min(self.get(reg::VIRTIO_MMIO_QUEUE_NUM_MAX));
@@ -203,7 +206,7 @@ impl<D: VirtioDevice> Rig<D> {
                 let bytes = &value.to_le_bytes()[..1 << (length % 4)];
                 self.transport.write(0x100 + u64::from(*offset), bytes);
             }
-            Step::Reset { features, size } => self.set_up(*features, *size),
+            Step::Reset { declined, halvings } => self.set_up(*declined, *halvings),
         }
     }
 
@@ -239,23 +242,25 @@ impl<D: VirtioDevice> Rig<D> {
                 break;
             }
         }
-        for _ in 0..LOOKS_A_STEP {
-            if self.looks == MAX_LOOKS || !self.waits_for_threads() {
+        // Threads have stopped where nothing changes from one look to the next.
+        let mut seen = self.used_by_threads();
+        for _ in 0..LOOKS_A_STEP.min(self.looks * usize::from(!seen.is_empty())) {
+            self.looks -= 1;
+            std::thread::sleep(LOOK);
+            let now = self.used_by_threads();
+            if now == seen {
                 break;
             }
-            self.looks += 1;
-            std::thread::sleep(LOOK);
+            seen = now;
         }
     }
 
-    /// Whether a chain was not used yet in a queue that a thread of the device's serves.
-    fn waits_for_threads(&self) -> bool {
+    /// The used index of each queue that a thread of the device's serves.
+    fn used_by_threads(&self) -> Vec<Option<u16>> {
         let device = self.device();
-        (0..self.queues as u16).filter(|&queue| device.serves_itself(queue)).any(|queue| {
-            let used = GuestAddress(self.rings(queue.into()) + USED + 2);
-            let (_, available) = self.next[usize::from(queue)];
-            self.memory.read_obj::<u16>(used).is_ok_and(|used| used != available)
-        })
+        let queues = (0..self.queues as u16).filter(|&queue| device.serves_itself(queue));
+        let used = |queue: u16| self.memory.read_obj(GuestAddress(self.rings(queue.into()) + USED + 2)).ok();
+        queues.map(used).collect()
     }
 }
 
