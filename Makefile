@@ -1,7 +1,7 @@
 # mvm: `make demo` shows it, `make test` tests all of it.
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check unit guests bench clean help
+.PHONY: build demo test check unit fuzz guests bench clean help
 
 build: ## build the static program
 	@tools/static-build
@@ -9,7 +9,7 @@ build: ## build the static program
 demo: ## boot a small Linux and show what it says
 	@tools/demo
 
-test: check unit guests ## everything: format, lints, unit tests, tests on /dev/kvm, boots of real guests
+test: check unit fuzz guests ## everything: format, lints, unit tests, fuzzing, tests on /dev/kvm, boots of real guests
 
 check: ## format, lints, documentation, dependencies, shell scripts
 	@tests/check
@@ -17,6 +17,9 @@ check: ## format, lints, documentation, dependencies, shell scripts
 unit: ## tests that need no real Linux guest; tiny guests run where /dev/kvm is there
 	@tools/need gdb
 	cargo test --locked --workspace --exclude tests
+
+fuzz: ## each fuzz target over its seeds and for some seconds more
+	@tools/fuzz
 
 guests: ## boots of real guests, on this host's KVM or in the KVM lab
 	@tests/run
@@ -27,6 +30,7 @@ bench: ## measure mvm against QEMU's microvm machine
 
 clean: ## remove what was built here; kernels and tools stay in ~/.cache/mvm
 	cargo clean
+	rm -rf fuzz/target
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile

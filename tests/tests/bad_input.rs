@@ -370,7 +370,7 @@ fn a_directory_that_cannot_be_made_is_the_hosts_fault(#[case] mount: &str, #[cas
         eprintln!("skipped: a mount namespace needs root");
         return;
     }
-    expect(&output, 3, &["cannot make the directory", cause]);
+    expect(&output, 3, &["cannot ", "/mvm", cause]);
 }
 
 /// virtiofsd is another program, which may not be there, or not be what it is called.

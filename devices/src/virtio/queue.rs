@@ -436,3 +436,6 @@ impl ActiveQueue {
         self.interrupt.needs_reset();
     }
 }
+
+#[cfg(test)]
+mod tests;

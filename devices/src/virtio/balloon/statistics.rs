@@ -70,8 +70,8 @@ mod tests {
     #[test]
     fn entries_find_their_fields() {
         let mut statistics = Statistics::default();
-        statistics.take([4, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         statistics.take([15, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        statistics.take([4, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         // A tag that no version has.
         statistics.take([4, 1, 3, 0, 0, 0, 0, 0, 0, 0]);
         let expected = Statistics { free_memory: Some(256), direct_reclaim: Some(2), ..Default::default() };

@@ -163,6 +163,41 @@ pub(super) fn space(mac: MacAddress, link_is_up: bool, pairs: u16, mtu: Option<u
 mod tests {
     use super::*;
 
+    /// 5.1.3.1: what each feature needs one of.
+    const NEEDS: [(u32, &[u32]); 15] = [
+        (VIRTIO_NET_F_GUEST_TSO4, &[VIRTIO_NET_F_GUEST_CSUM]),
+        (VIRTIO_NET_F_GUEST_TSO6, &[VIRTIO_NET_F_GUEST_CSUM]),
+        (VIRTIO_NET_F_GUEST_ECN, &[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6]),
+        (VIRTIO_NET_F_GUEST_UFO, &[VIRTIO_NET_F_GUEST_CSUM]),
+        (VIRTIO_NET_F_GUEST_USO4, &[VIRTIO_NET_F_GUEST_CSUM]),
+        (VIRTIO_NET_F_GUEST_USO6, &[VIRTIO_NET_F_GUEST_CSUM]),
+        (VIRTIO_NET_F_HOST_TSO4, &[VIRTIO_NET_F_CSUM]),
+        (VIRTIO_NET_F_HOST_TSO6, &[VIRTIO_NET_F_CSUM]),
+        (VIRTIO_NET_F_HOST_ECN, &[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6]),
+        (VIRTIO_NET_F_HOST_UFO, &[VIRTIO_NET_F_CSUM]),
+        (VIRTIO_NET_F_HOST_USO, &[VIRTIO_NET_F_CSUM]),
+        (VIRTIO_NET_F_MQ, &[VIRTIO_NET_F_CTRL_VQ]),
+        (VIRTIO_NET_F_CTRL_MAC_ADDR, &[VIRTIO_NET_F_CTRL_VQ]),
+        (VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, &[VIRTIO_NET_F_CTRL_VQ]),
+        (VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, &[VIRTIO_NET_F_GUEST_CSUM]),
+    ];
+
+    #[test]
+    fn no_feature_is_offered_without_what_it_needs() {
+        let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
+        let kernels = [false, true].map(|udp_segmentation| Offloads::Kernel { udp_segmentation });
+        for offloads in kernels.into_iter().chain([Offloads::None]) {
+            for pairs in [1, 2] {
+                let offered =
+                    features(&NetSettings { mac, mtu: None, limits: NetLimits::default() }, offloads, pairs);
+                for (feature, needed) in NEEDS {
+                    let has = offered & bits(&[feature]) != 0;
+                    assert!(!has || offered & bits(needed) != 0, "{feature} with {offloads:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn taps_are_told_what_kernels_take() {
         let all = guest_offloads(u64::MAX);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
 use super::super::queue::ActiveQueue;
 use super::super::rate_limit::Allowance;
@@ -17,7 +17,7 @@ use super::control::{Control, Taps};
 use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
 use super::mac::MacAddress;
 use super::pair::{Pair, Worker};
-use super::receive::Receive;
+use super::receive::{Receive, Terms};
 use super::transmit::Transmit;
 use crate::lock;
 use crate::metrics::Metrics;
@@ -169,17 +169,16 @@ impl Net {
         control: Option<(u16, Control)>,
     ) -> Result<Worker, ActivateError> {
         let features = activation.features;
-        let mergeable = features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let terms = Terms::new(features, self.settings.mtu, self.longest(features));
         let receive = ActiveQueue::take(activation, 2 * number)?;
         let transmit = ActiveQueue::take(activation, 2 * number + 1)?;
         let limiter = |allowance: &Allowance| allowance.limiter().map_err(ActivateError::Host);
         let receive_limiter = limiter(&self.receive_allowance)?;
         let transmit_limiter = limiter(&self.transmit_allowance)?;
-        let packets = (mergeable, self.longest(features));
         let pair = Pair {
             number,
             backend: backend.clone(),
-            receive: Receive::new(receive, packets, receive_limiter, self.metrics.clone()),
+            receive: Receive::new(receive, terms, receive_limiter, self.metrics.clone()),
             transmit: Transmit::new(transmit, transmit_limiter, self.metrics.clone()),
             control,
             notifiers: activation.notifiers.clone(),

@@ -3,6 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::iovecs::IoVecs;
@@ -10,7 +14,7 @@ use super::super::queue::{ActiveQueue, Chain};
 use super::super::rate_limit::RateLimiter;
 use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
-use super::header::{HEADER, NUM_BUFFERS};
+use super::header::{FLAGS, FRAME_OVERHEAD, GSO_TYPE, HEADER, NUM_BUFFERS};
 
 /// The most packets of a turn; then others have theirs.
 const PACKETS_PER_TURN: usize = 64;
@@ -59,6 +63,15 @@ impl HeaderPlace {
             *place = chain.writable.address_of(offset)?;
         }
         Some(Self::Split(places))
+    }
+
+    /// Reads the byte at `offset` in the header.
+    fn read(&self, memory: &GuestMemoryMmap, offset: usize) -> u8 {
+        let place = match self {
+            Self::Whole(first) => Some(GuestAddress(first.0.saturating_add(offset as u64))),
+            Self::Split(places) => places.get(offset).copied(),
+        };
+        place.and_then(|place| memory.read_obj(place).ok()).unwrap_or(0)
     }
 
     /// Writes `bytes` to `offset` in the header.
@@ -141,7 +154,7 @@ impl Room {
         &mut self,
         queue: &mut ActiveQueue,
         length: usize,
-        writes_header: bool,
+        fields: HeaderFields,
         used: &mut Vec<(u16, u32)>,
     ) {
         used.clear();
@@ -157,8 +170,10 @@ impl Room {
         }
         self.ranges.drop_first(ranges);
         if let Some(header) = header {
-            if !writes_header {
-                header.write(&self.memory, 0, &[0; HEADER]);
+            match fields {
+                HeaderFields::All => {}
+                HeaderFields::AllButFlags => header.write(&self.memory, FLAGS, &[0]),
+                HeaderFields::None => header.write(&self.memory, 0, &[0; HEADER]),
             }
             let count = u16::try_from(used.len()).unwrap_or(u16::MAX);
             header.write(&self.memory, NUM_BUFFERS, &count.to_le_bytes());
@@ -167,14 +182,48 @@ impl Room {
     }
 }
 
+/// What there is of a packet's header, but for `num_buffers`.
+#[derive(Clone, Copy, Debug)]
+enum HeaderFields {
+    All,
+    /// The backend's flags are not for a driver that knows nothing of unfinished checksums (5.1.6.4.1).
+    AllButFlags,
+    None,
+}
+
+/// What the driver has negotiated that matters here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// Whether a packet may go to several chains.
+    mergeable: bool,
+    /// Whether the flags of a header mean something.
+    checksums: bool,
+    /// The length of the longest packet, header included, that is no one to be segmented (5.1.4.1).
+    most: usize,
+    /// The length of the longest packet that is to be expected, header included.
+    longest: usize,
+}
+
+impl Terms {
+    /// Those of a driver with `features`, and a device with an MTU of `mtu`.
+    pub(super) fn new(features: u64, mtu: Option<u16>, longest: usize) -> Self {
+        let has = |bit: u32| features & 1 << bit != 0;
+        let most =
+            mtu.filter(|_| has(VIRTIO_NET_F_MTU)).map(|mtu| HEADER + FRAME_OVERHEAD + usize::from(mtu));
+        Self {
+            mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
+            checksums: has(VIRTIO_NET_F_GUEST_CSUM),
+            most: most.unwrap_or(usize::MAX),
+            longest,
+        }
+    }
+}
+
 /// A receive queue at work.
 pub(super) struct Receive {
     queue: ActiveQueue,
     room: Room,
-    /// Whether a packet may go to several chains.
-    mergeable: bool,
-    /// The length of the longest packet that is to be expected, header included.
-    longest: usize,
+    terms: Terms,
     chain: Chain,
     used: Vec<(u16, u32)>,
     limiter: RateLimiter,
@@ -182,17 +231,15 @@ pub(super) struct Receive {
 }
 
 impl Receive {
-    /// Where the driver takes it, which is `mergeable`, a packet goes to several chains; `longest` is the length of
-    /// the longest one that is to be expected, header included.
     pub(super) fn new(
         queue: ActiveQueue,
-        (mergeable, longest): (bool, usize),
+        terms: Terms,
         limiter: RateLimiter,
         metrics: Arc<NetMetrics>,
     ) -> Self {
         let room = Room::new(Arc::clone(queue.memory()));
         let (chain, used) = (Chain::default(), Vec::new());
-        Self { queue, room, mergeable, longest, chain, used, limiter, metrics }
+        Self { queue, room, terms, chain, used, limiter, metrics }
     }
 
     /// What says when it may go on after [`Wait::Limit`].
@@ -224,7 +271,7 @@ impl Receive {
         sent: &mut ActiveQueue,
     ) -> Result<Wait, Trouble> {
         for number in 0..PACKETS_PER_TURN {
-            let needed = match backend.next_length(self.longest) {
+            let needed = match backend.next_length(self.terms.longest) {
                 Ok(needed) => needed,
                 Err(Trouble::NotNow) => return Ok(Wait::Packet),
                 Err(trouble) => return Err(trouble),
@@ -247,6 +294,10 @@ impl Receive {
                     // No tap gives as little.
                     self.metrics.rx_errors.increment();
                     return Ok(Wait::Packet);
+                }
+                // The buffers are there for the next packet.
+                Ok(length) if self.is_above_mtu(length, backend.writes_headers()) => {
+                    self.metrics.rx_errors.increment();
                 }
                 Ok(length) => {
                     self.deliver(length, backend.writes_headers());
@@ -287,15 +338,30 @@ impl Receive {
 
     fn enough(&self, needed: usize) -> bool {
         let room = &self.room;
-        if self.mergeable {
+        if self.terms.mergeable {
             room.capacity >= needed || room.ranges.left().len() >= MANY_RANGES
         } else {
             !room.chains.is_empty()
         }
     }
 
+    /// Whether a packet that lies in the room is longer than the driver expects one that it need not segment.
+    fn is_above_mtu(&self, length: usize, has_header: bool) -> bool {
+        let is_whole = || {
+            let header = self.room.chains.front().filter(|_| has_header);
+            let kind = header.map_or(0, |chain| chain.header.read(&self.room.memory, GSO_TYPE));
+            u32::from(kind) & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE
+        };
+        length > self.terms.most && is_whole()
+    }
+
     fn deliver(&mut self, length: usize, has_header: bool) {
-        self.room.deliver(&mut self.queue, length, has_header, &mut self.used);
+        let fields = match (has_header, self.terms.checksums) {
+            (false, _) => HeaderFields::None,
+            (true, false) => HeaderFields::AllButFlags,
+            (true, true) => HeaderFields::All,
+        };
+        self.room.deliver(&mut self.queue, length, fields, &mut self.used);
         self.metrics.rx_packets.increment();
         self.metrics.rx_bytes.add(length.saturating_sub(HEADER) as u64);
     }

@@ -17,9 +17,9 @@ use super::device::PmemMetrics;
 
 /// The only request there is (5.19.6): make durable what was written.
 const FLUSH: u32 = 0;
-/// Answers to it (5.19.6.1).
+/// Answers to it (5.19.7.3): 0, and -1 for whatever went wrong.
 const OK: u32 = 0;
-const EIO: u32 = 1;
+const FAILURE: u32 = u32::MAX;
 
 /// The queue and what its requests flush.
 pub(super) struct Flusher {
@@ -47,7 +47,7 @@ impl Flusher {
             } else if known {
                 waiting.push((chain.head, answer));
             } else {
-                self.answer(chain.head, answer, EIO);
+                self.answer(chain.head, answer, FAILURE);
             }
         }
         if !waiting.is_empty() {
@@ -65,7 +65,7 @@ impl Flusher {
             tracing::error!(%error, "what the guest wrote to persistent memory could not be made durable");
             self.failed.store(true, Ordering::Relaxed);
         }
-        if self.failed.load(Ordering::Relaxed) { EIO } else { OK }
+        if self.failed.load(Ordering::Relaxed) { FAILURE } else { OK }
     }
 
     fn answer(&mut self, head: u16, mut place: Buffers, result: u32) {

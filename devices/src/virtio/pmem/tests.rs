@@ -112,7 +112,7 @@ fn a_flush_that_failed_makes_all_later_ones_fail() {
     pmem.activate(driver.activation(0)).unwrap();
     driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
     assert_eq!(serve(&mut pmem, &mut driver, 1), [(0, 4)]);
-    assert_eq!(driver.read(FREE + 16, 4), [1, 0, 0, 0]);
+    assert_eq!(driver.read(FREE + 16, 4), [0xff; 4]);
 
     pmem.reset();
     pmem.file = PmemFile { file: Arc::new(tempfile::tempfile().unwrap()), ..pmem.file };
@@ -120,7 +120,7 @@ fn a_flush_that_failed_makes_all_later_ones_fail() {
     pmem.activate(driver.activation(0)).unwrap();
     driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
     serve(&mut pmem, &mut driver, 1);
-    assert_eq!(driver.read(FREE + 16, 4), [1, 0, 0, 0], "the lost writes do not come back");
+    assert_eq!(driver.read(FREE + 16, 4), [0xff; 4], "the lost writes do not come back");
     assert_eq!(counts(&pmem), [0, 2]);
 }
 
@@ -134,7 +134,7 @@ fn an_unknown_request_is_an_error_and_one_without_room_for_it_breaks_the_queue()
     driver.add(&[(FREE + 4, 3, 0), (FREE + 20, 4, WRITE)]);
     driver.add(&[(FREE + 24, 4, WRITE)]);
     assert_eq!(serve(&mut pmem, &mut driver, 3).len(), 3);
-    assert_eq!(driver.read(FREE + 16, 12), [1, 0, 0, 0].repeat(3));
+    assert_eq!(driver.read(FREE + 16, 12), [0xff; 4].repeat(3));
     assert_eq!(counts(&pmem), [0, 3]);
     assert!(!driver.counters.broken());
     driver.add(&[(FREE + 4, 4, 0), (FREE + 16, 3, WRITE)]);

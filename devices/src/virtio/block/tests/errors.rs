@@ -214,6 +214,7 @@ fn the_config_space_tells_of_the_disk_and_ends() {
     assert_eq!(space[12..16], 126u32.to_le_bytes());
     assert_eq!(space[20..24], 512u32.to_le_bytes());
     assert_eq!(space[40..44], 1u32.to_le_bytes());
+    assert_eq!((space[33], &space[57..60]), (0, &[0; 3][..]), "unused0 and unused1 are zeros");
     assert_eq!(space[60..], [0xff; 10]);
     for offset in [59, 60, u64::MAX] {
         rig.block.read_config(offset, &mut [0; 8]);

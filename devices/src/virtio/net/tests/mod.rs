@@ -12,13 +12,15 @@ mod transmit;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+
 use super::super::queue::ActiveQueue;
 use super::super::rate_limit::{RateLimiter, RateLimits};
 use super::super::testing::{Driver, FREE, WRITE};
 use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
 use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
-use super::receive::{Receive, Wait};
+use super::receive::{Receive, Terms, Wait};
 use super::tap::{Tap, Told};
 use super::transmit::Transmit;
 
@@ -51,12 +53,22 @@ const LONG: usize = HEADER + MAX_FRAME;
 /// Packets that are not.
 const SHORT: usize = HEADER + FRAME_OVERHEAD + 1500;
 
+/// A driver that takes offloads, and packets in several buffers where it is `mergeable`.
+fn mergeable_terms(mergeable: bool, longest: usize) -> Terms {
+    let merge = if mergeable { 1 << VIRTIO_NET_F_MRG_RXBUF } else { 0 };
+    Terms::new(merge | 1 << VIRTIO_NET_F_GUEST_CSUM, None, longest)
+}
+
 impl Rig {
     fn new(backend: Backend, mergeable: bool, longest: usize) -> Self {
-        Self::limited(backend, (mergeable, longest), RateLimits::default())
+        Self::on_terms(backend, mergeable_terms(mergeable, longest))
     }
 
-    fn limited(backend: Backend, packets: (bool, usize), limits: RateLimits) -> Self {
+    fn on_terms(backend: Backend, terms: Terms) -> Self {
+        Self::limited(backend, terms, RateLimits::default())
+    }
+
+    fn limited(backend: Backend, terms: Terms, limits: RateLimits) -> Self {
         let mut drivers = Driver::several(&[16, 16]);
         let mut activation = Driver::activation_of(&drivers, 0);
         let (tx, rx) = (drivers.pop().unwrap(), drivers.pop().unwrap());
@@ -66,7 +78,7 @@ impl Rig {
         Self {
             rx,
             tx,
-            receive: Receive::new(receive, packets, RateLimiter::new(limits).unwrap(), metrics.clone()),
+            receive: Receive::new(receive, terms, RateLimiter::new(limits).unwrap(), metrics.clone()),
             transmit: Transmit::new(transmit, RateLimiter::new(limits).unwrap(), metrics.clone()),
             backend,
             metrics,

@@ -1,6 +1,7 @@
 //! From the backend to the guest.
 
 use super::*;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MTU;
 
 #[test]
 fn a_packet_comes_with_its_header() {
@@ -145,5 +146,47 @@ fn of_the_first_packet_of_a_turn_the_driver_is_told_at_once_and_of_the_others_to
         assert_eq!(rig.receive(true).unwrap(), Wait::Packet);
         assert_eq!(rig.rx.take_used().len(), packets);
         assert_eq!(rig.rx.counters.used(), interrupts);
+    }
+}
+
+#[test]
+fn a_driver_that_knows_of_no_checksums_sees_no_flags() {
+    for checksums in [false, true] {
+        let (backend, wire, _) = tap();
+        let features = if checksums { 1 << VIRTIO_NET_F_GUEST_CSUM } else { 0 };
+        let mut rig = Rig::on_terms(backend, Terms::new(features, None, SHORT));
+        rig.rx.add(&[(FREE, 2000, WRITE)]);
+        wire.send(&packet(100)).unwrap();
+        rig.receive(true).unwrap();
+        let mut expected = received(100, 1);
+        expected[0] = u8::from(checksums);
+        assert_eq!(rig.rx.read(FREE, 112), expected);
+    }
+}
+
+#[test]
+fn what_is_longer_than_the_mtu_does_not_come_unless_it_is_to_be_segmented() {
+    let (none, tcp, ecn) = (0, 1, 0x80);
+    let most = 1400 + FRAME_OVERHEAD;
+    for (features, kind, length, comes) in [
+        (1 << VIRTIO_NET_F_MTU, none, most, true),
+        (1 << VIRTIO_NET_F_MTU, none, most + 1, false),
+        (1 << VIRTIO_NET_F_MTU, ecn, most + 1, false),
+        (1 << VIRTIO_NET_F_MTU, tcp, most + 1, true),
+        (0, none, most + 1, true),
+    ] {
+        let (backend, wire, _) = tap();
+        let mut rig = Rig::on_terms(backend, Terms::new(features, Some(1400), SHORT));
+        let head = u32::from(rig.rx.add(&[(FREE, 4000, WRITE)]));
+        let mut long = packet(length);
+        long[1] = kind;
+        wire.send(&long).unwrap();
+        rig.receive(true).unwrap();
+        let all = u32::try_from(HEADER + length).unwrap();
+        assert_eq!(rig.rx.take_used(), if comes { vec![(head, all)] } else { vec![] }, "{kind} {length}");
+        // The buffer is there for the next one.
+        wire.send(&packet(60)).unwrap();
+        rig.receive(true).unwrap();
+        assert_eq!(rig.rx.take_used(), if comes { vec![] } else { vec![(head, 72)] });
     }
 }

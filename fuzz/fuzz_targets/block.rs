@@ -1,0 +1,13 @@
+//! The block device, on a disk of a few sectors.
+
+#![no_main]
+
+use devices::virtio::block::{Block, Disk, DiskId};
+use fuzz::Script;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|script: Script| {
+    let (_file, path) = fuzz::memory_file(64 << 10);
+    let disk = Disk::open(&path, false).expect("the disk opens");
+    fuzz::run(Block::new(disk, DiskId::default(), Default::default()).expect("a device"), script);
+});

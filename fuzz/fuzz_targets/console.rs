@@ -1,0 +1,79 @@
+//! The console, with a user who types and a reader who is not always there.
+
+#![no_main]
+
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use devices::virtio::console::{Console, ConsoleSink, WindowSize};
+use fuzz::{MAX_STEPS, Rig, Script, Step};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+#[derive(Arbitrary, Debug)]
+enum Action {
+    Driver(Step),
+    Type(Vec<u8>),
+    Read(u16),
+    Resize { columns: u16, rows: u16 },
+}
+
+#[derive(Clone)]
+struct Sink {
+    room: Arc<Mutex<usize>>,
+    event: Arc<EventFd>,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut room = self.room.lock().expect("no panic");
+        // A driver in distress is not asked to wait.
+        assert!(bytes.len() <= (*room).max(1), "the device keeps to the room there is");
+        *room = room.saturating_sub(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ConsoleSink for Sink {
+    fn room(&mut self) -> usize {
+        *self.room.lock().expect("no panic")
+    }
+
+    fn room_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    fn acknowledge(&mut self) {
+        let _ = self.event.read();
+    }
+}
+
+fuzz_target!(|script: Script<Action>| {
+    let event = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+    let sink = Sink { room: Arc::new(Mutex::new(1 << 16)), event };
+    let console = Console::new(Box::new(sink.clone()), WindowSize::default()).expect("a device");
+    let mut rig = Rig::new(console, script.declined, script.halvings);
+    for action in script.steps.iter().take(MAX_STEPS) {
+        match action {
+            Action::Driver(step) => rig.step(step),
+            Action::Type(bytes) => {
+                let room = rig.device().input_room();
+                assert_eq!(rig.device().input(bytes), room.min(bytes.len()));
+            }
+            Action::Read(length) => {
+                *sink.room.lock().expect("no panic") += usize::from(*length);
+                sink.event.write(1).expect("the eventfd takes it");
+            }
+            Action::Resize { columns, rows } => {
+                rig.device().resize(WindowSize { columns: *columns, rows: *rows });
+            }
+        }
+        rig.pump();
+    }
+});

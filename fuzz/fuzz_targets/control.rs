@@ -1,0 +1,57 @@
+//! The control socket: whatever a client says, the next one is answered.
+
+#![no_main]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use event_manager::{EventManager, SubscriberOps};
+use libfuzzer_sys::fuzz_target;
+use vmm::VmConfig;
+use vmm::control::ControlServer;
+use vmm::exit::ExitSlot;
+use vmm::handle::VmHandle;
+use vmm::metrics::Registry;
+use vmm::vcpu::Gate;
+
+/// Where what the client says is cut into pieces, which come one after the other. It is no byte of HTTP's.
+const CUT: u8 = 0xff;
+/// The most rounds of the event loop for one client.
+const MAX_ROUNDS: usize = 64;
+
+fuzz_target!(|said: &[u8]| {
+    let exit = Arc::new(ExitSlot::new().expect("an eventfd"));
+    let button = Arc::new(AtomicUsize::new(0));
+    let gate = Arc::new(Gate::new(0));
+    let vm = VmHandle::new(VmConfig::new("vmlinux"), exit, button, gate, Registry::default());
+    let path = fuzz::directory().join("control");
+    let _ = std::fs::remove_file(&path);
+    let mut events = EventManager::new().expect("epoll");
+    events.add_subscriber(ControlServer::new(&path, Arc::new(vm)).expect("a socket"));
+    let mut pump = || {
+        for _ in 0..MAX_ROUNDS {
+            if events.run_with_timeout(0).expect("the event loop runs") == 0 {
+                break;
+            }
+        }
+    };
+    let connect = || {
+        let client = UnixStream::connect(&path).expect("the server listens");
+        client.set_nonblocking(true).expect("a socket that does not wait");
+        client
+    };
+    let mut client = connect();
+    for piece in said.split(|byte| *byte == CUT) {
+        let _ = client.write_all(piece);
+        pump();
+    }
+    let _ = client.read(&mut [0; 1 << 16]);
+    let mut next = connect();
+    next.write_all(b"GET /version HTTP/1.1\r\n\r\n").expect("the server reads");
+    pump();
+    let mut answer = [0; 12];
+    next.read_exact(&mut answer).expect("the server answers");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+});

@@ -1,0 +1,196 @@
+//! The socket device: packets as a guest sends them, nearly right more often than not, with processes of the host
+//! that connect, listen, talk and leave.
+
+#![no_main]
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use devices::virtio::vsock::{Vsock, VsockListener};
+use fuzz::{MAX_STEPS, Rig, Script, Step};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+
+/// What a packet's header has that no right one has: CIDs, type, length and counts.
+#[derive(Arbitrary, Debug)]
+struct Odd {
+    cids: [u64; 2],
+    kind: u16,
+    length: u32,
+    buf_alloc: u32,
+    fwd_cnt: u32,
+}
+
+/// A packet, with a header that is right as far as it goes.
+#[derive(Arbitrary, Debug)]
+struct Packet {
+    guest_port: u8,
+    host_port: u8,
+    op: u8,
+    flags: u8,
+    buf_alloc: u16,
+    fwd_cnt: u8,
+    payload: u8,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Action {
+    Driver(Step),
+    /// The guest sends a packet.
+    Send(Packet),
+    SendOdd(Packet, Odd),
+    /// The guest makes room for packets.
+    Room {
+        lengths: Vec<u16>,
+    },
+    /// A process of the host connects to a port of the guest, or says something else.
+    Connect {
+        port: u8,
+        says: Option<Vec<u8>>,
+    },
+    /// A process of the host sends, reads, or leaves.
+    Write {
+        socket: u8,
+        bytes: Vec<u8>,
+    },
+    Read {
+        socket: u8,
+    },
+    Close {
+        socket: u8,
+    },
+}
+
+const CID: u32 = 3;
+const HOST: u64 = 2;
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+/// Where packets are sent from, and where they come to.
+const SENT: u64 = 0x1000;
+const RECEIVED: u64 = 0x8000;
+const WRITE: u16 = 2;
+/// Ports of the host: two that somebody listens on, one that nobody does, and those of the first connections that
+/// processes of the host begin.
+const HOST_PORTS: [u32; 6] = [80, 81, 82, 1 << 30, (1 << 30) + 1, (1 << 30) + 2];
+/// The most sockets of a run.
+const MAX_SOCKETS: usize = 16;
+
+fn path() -> PathBuf {
+    fuzz::directory().join("v")
+}
+
+/// Those who listen for connections of the guest.
+fn listeners() -> &'static [UnixListener] {
+    static LISTENERS: OnceLock<Vec<UnixListener>> = OnceLock::new();
+    LISTENERS.get_or_init(|| {
+        let listen = |port: u32| {
+            let path = format!("{}_{port}", path().display());
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(path).expect("a socket");
+            listener.set_nonblocking(true).expect("a socket that does not wait");
+            listener
+        };
+        vec![listen(HOST_PORTS[0]), listen(HOST_PORTS[1])]
+    })
+}
+
+impl Packet {
+    /// The first word of a connection that the guest begins.
+    const REQUEST: Self =
+        Self { guest_port: 0, host_port: 0, op: 1, flags: 0, buf_alloc: 0x1000, fwd_cnt: 0, payload: 0 };
+
+    fn bytes(&self, odd: Option<&Odd>) -> Vec<u8> {
+        let usual = Odd {
+            cids: [CID.into(), HOST],
+            kind: 1,
+            length: self.payload.into(),
+            buf_alloc: self.buf_alloc.into(),
+            fwd_cnt: self.fwd_cnt.into(),
+        };
+        let Odd { cids, kind, length, buf_alloc, fwd_cnt } = odd.unwrap_or(&usual);
+        let mut bytes = cids.map(u64::to_le_bytes).concat();
+        bytes.extend((1024 + u32::from(self.guest_port) % 3).to_le_bytes());
+        bytes.extend(HOST_PORTS[usize::from(self.host_port) % HOST_PORTS.len()].to_le_bytes());
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(u16::from(self.op % 9).to_le_bytes());
+        bytes.extend(u32::from(self.flags).to_le_bytes());
+        bytes.extend(buf_alloc.to_le_bytes());
+        bytes.extend(fwd_cnt.to_le_bytes());
+        bytes
+    }
+}
+
+/// The guest sends `packet`.
+fn send(rig: &mut Rig<Vsock>, packet: &Packet, odd: Option<&Odd>) {
+    let header = packet.bytes(odd);
+    rig.write(SENT, &header);
+    rig.chain(TRANSMIT, &[(SENT, header.len() as u32, 0), (RECEIVED, packet.payload.into(), 0)]);
+}
+
+/// The guest makes room for packets of these lengths.
+fn make_room(rig: &mut Rig<Vsock>, lengths: &[u16]) {
+    for &length in lengths.iter().take(16) {
+        rig.chain(RECEIVE, &[(RECEIVED, length.into(), WRITE)]);
+    }
+}
+
+/// A process of the host connects and says `line`.
+fn connect(line: &[u8]) -> Option<UnixStream> {
+    let mut socket = UnixStream::connect(path()).ok()?;
+    socket.set_nonblocking(true).expect("a socket that does not wait");
+    let _ = socket.write_all(line);
+    Some(socket)
+}
+
+fuzz_target!(|input: (bool, Script<Action>)| {
+    let (is_plain, script) = input;
+    let listeners = listeners();
+    let listener = VsockListener::open(&path()).expect("a socket");
+    // A packet takes a few descriptors.
+    let mut rig = Rig::new(Vsock::new(CID, listener, 8), script.declined, script.halvings % 5);
+    let mut sockets: Vec<UnixStream> = Vec::new();
+    if !is_plain {
+        // With a connection from either side there is more to do wrong.
+        make_room(&mut rig, &[300; 8]);
+        send(&mut rig, &Packet::REQUEST, None);
+        sockets.extend(connect(b"CONNECT 1025\n"));
+        rig.pump();
+        send(&mut rig, &Packet { guest_port: 1, host_port: 3, op: 2, ..Packet::REQUEST }, None);
+    }
+    for action in script.steps.iter().take(MAX_STEPS) {
+        let of = |socket: &u8| usize::from(*socket) % MAX_SOCKETS;
+        match action {
+            Action::Driver(step) => rig.step(step),
+            Action::Send(packet) => send(&mut rig, packet, None),
+            Action::SendOdd(packet, odd) => send(&mut rig, packet, Some(odd)),
+            Action::Room { lengths } => make_room(&mut rig, lengths),
+            Action::Connect { port, says } if sockets.len() < MAX_SOCKETS => {
+                let line = format!("CONNECT {}\n", 1024 + u32::from(*port) % 3);
+                sockets.extend(connect(says.as_deref().unwrap_or(line.as_bytes())));
+            }
+            Action::Write { socket, bytes } => {
+                sockets.get_mut(of(socket)).map(|socket| socket.write_all(bytes));
+            }
+            Action::Read { socket } => {
+                sockets.get_mut(of(socket)).map(|socket| socket.read(&mut [0; 1 << 16]));
+            }
+            Action::Close { socket } if of(socket) < sockets.len() => drop(sockets.remove(of(socket))),
+            Action::Connect { .. } | Action::Close { .. } => {}
+        }
+        rig.pump();
+        for listener in listeners {
+            while let Ok((socket, _)) = listener.accept() {
+                socket.set_nonblocking(true).expect("a socket that does not wait");
+                if sockets.len() < MAX_SOCKETS {
+                    sockets.push(socket);
+                }
+            }
+        }
+    }
+    drop(rig);
+    // Connections that came too late are not the next run's.
+    listeners.iter().for_each(|listener| while listener.accept().is_ok() {});
+});

@@ -1,0 +1,295 @@
+//! A driver that does whatever a fuzzer makes up: sane chains, insane ones, and anything at all in memory and
+//! registers. It stands where a guest stands: at the transport's registers and in guest memory.
+
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use devices::BusDevice;
+use devices::virtio::VirtioDevice;
+use devices::virtio::events::DeviceEvents;
+use devices::virtio::mmio::MmioTransport;
+use event_manager::{EventManager, SubscriberOps};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use virtio_bindings::virtio_config as status;
+use virtio_bindings::virtio_mmio as reg;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// Guest memory: what addresses of 16 bits reach, and the rings of queues behind it.
+const MEMORY: usize = 0x6_0000;
+const RINGS: u64 = 0x1_0000;
+const RINGS_LENGTH: u64 = 0x4000;
+const AVAILABLE: u64 = 0x2000;
+const USED: u64 = 0x3000;
+/// The most steps of one run: what is found in more is found in fewer.
+pub const MAX_STEPS: usize = 100;
+/// The most rounds of the event loop after a step: a device that has itself notified again and again is no fault.
+const MAX_ROUNDS: usize = 8;
+/// How long one look at a device's thread takes, and how many looks there are in a run: what a thread has not done by
+/// then is done later, or when the device is reset.
+const LOOK: Duration = Duration::from_micros(20);
+const MAX_LOOKS: usize = 200;
+/// The most looks after one step.
+const LOOKS_A_STEP: usize = 10;
+
+/// A buffer of a chain.
+#[derive(Arbitrary, Debug)]
+pub struct Buffer {
+    /// Where it is; some addresses are outside of memory.
+    at: u32,
+    length: u16,
+    /// The flags of the descriptor but for NEXT.
+    flags: u8,
+}
+
+/// What the driver does.
+#[derive(Arbitrary, Debug)]
+pub enum Step {
+    /// Writes to memory.
+    Write { at: u16, bytes: Vec<u8> },
+    /// Writes into the rings of a queue.
+    WriteRing { queue: u8, at: u16, value: u16 },
+    /// Makes a chain of these buffers available and notifies the device.
+    Chain { queue: u8, buffers: Vec<Buffer> },
+    /// Notifies the device of a queue.
+    Notify { queue: u8 },
+    /// Writes a register.
+    SetRegister { offset: u8, value: u32 },
+    /// Reads registers and config space.
+    Read { offset: u16, length: u8 },
+    /// Writes the config space.
+    SetConfig { offset: u8, value: u64, length: u8 },
+    /// Resets the device and sets it up again.
+    Reset { declined: u64, halvings: u8 },
+}
+
+/// A whole run.
+#[derive(Arbitrary, Debug)]
+pub struct Script<S = Step> {
+    /// Those of the offered features that the driver declines.
+    pub declined: u64,
+    /// How often the largest size of a queue is halved.
+    pub halvings: u8,
+    /// What happens.
+    pub steps: Vec<S>,
+}
+
+/// A device at its transport, and the driver.
+pub struct Rig<D: VirtioDevice> {
+    memory: Arc<GuestMemoryMmap>,
+    transport: MmioTransport<D>,
+    events: EventManager<DeviceEvents<D>>,
+    queues: u64,
+    size: u16,
+    /// The next descriptor and the available index of each queue.
+    next: Vec<(u16, u16)>,
+    /// How many looks are left.
+    looks: usize,
+}
+
+/// Runs `script` against `device`.
+pub fn run<D: VirtioDevice>(device: D, script: Script) {
+    let mut rig = Rig::new(device, script.declined, script.halvings);
+    for step in script.steps.iter().take(MAX_STEPS) {
+        rig.step(step);
+    }
+}
+
+impl<D: VirtioDevice> Rig<D> {
+    /// Puts `device` behind a transport and sets it up without the features `declined`, with queues of 256 descriptors
+    /// `halvings` times halved.
+    pub fn new(device: D, declined: u64, halvings: u8) -> Self {
+        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory"));
+        let queues = device.queue_sizes().len();
+        let line = Arc::new(AtomicUsize::new(0));
+        let transport = MmioTransport::new(device, memory.clone(), line).expect("eventfds");
+        let mut events = EventManager::new().expect("epoll");
+        events.add_subscriber(transport.events());
+        let next = vec![(0, 0); queues];
+        let mut rig =
+            Self { memory, transport, events, queues: queues as u64, size: 0, next, looks: MAX_LOOKS };
+        rig.set_up(declined, halvings);
+        rig
+    }
+
+    /// The device, as what controls it from the host's side has it.
+    pub fn device(&self) -> MutexGuard<'_, D> {
+        self.transport.device().lock().expect("no panic")
+    }
+
+    /// The same, to be shared.
+    pub fn shared_device(&self) -> Arc<Mutex<D>> {
+        self.transport.device().clone()
+    }
+
+    /// Does `step`, and lets the device do what comes of it.
+    pub fn step(&mut self, step: &Step) {
+        self.act(step);
+        self.pump();
+    }
+
+    /// Makes a chain of `buffers` (address, length, flags) available and notifies the device.
+    pub fn chain(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) {
+        self.add_chain(queue, buffers);
+        self.pump();
+    }
+
+    /// Writes to memory.
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        let _ = self.memory.write_slice(bytes, GuestAddress(at));
+    }
+
+    fn set(&self, register: u32, value: u32) {
+        self.transport.write(register.into(), &value.to_le_bytes());
+    }
+
+    fn get(&self, register: u32) -> u32 {
+        let mut value = [0; 4];
+        self.transport.read(register.into(), &mut value);
+        u32::from_le_bytes(value)
+    }
+
+    /// Goes through the initialization (3.1.1) as [`new`](Self::new) says.
+    fn set_up(&mut self, declined: u64, halvings: u8) {
+        self.set(reg::VIRTIO_MMIO_STATUS, 0);
+        let mut value = status::VIRTIO_CONFIG_S_ACKNOWLEDGE | status::VIRTIO_CONFIG_S_DRIVER;
+        self.set(reg::VIRTIO_MMIO_STATUS, value);
+        for (half, wanted) in [(0, !declined as u32), (1, (!declined >> 32) as u32 | 1)] {
+            self.set(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, half);
+            let offered = self.get(reg::VIRTIO_MMIO_DEVICE_FEATURES);
+            self.set(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
+            self.set(reg::VIRTIO_MMIO_DRIVER_FEATURES, offered & wanted);
+        }
+        value |= status::VIRTIO_CONFIG_S_FEATURES_OK;
+        self.set(reg::VIRTIO_MMIO_STATUS, value);
+        self.size = 256 >> (halvings % 9);
+        for queue in 0..self.queues as u32 {
+            self.set(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
+            let size = u32::from(self.size).min(self.get(reg::VIRTIO_MMIO_QUEUE_NUM_MAX));
+            self.size = size as u16;
+            self.set(reg::VIRTIO_MMIO_QUEUE_NUM, size);
+            let rings = self.rings(queue as usize) as u32;
+            self.set(reg::VIRTIO_MMIO_QUEUE_DESC_LOW, rings);
+            self.set(reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, rings + AVAILABLE as u32);
+            self.set(reg::VIRTIO_MMIO_QUEUE_USED_LOW, rings + USED as u32);
+            self.set(reg::VIRTIO_MMIO_QUEUE_READY, 1);
+            let _ = self.memory.write_slice(&[0; 0x4000], GuestAddress(rings.into()));
+        }
+        self.next.fill((0, 0));
+        self.set(reg::VIRTIO_MMIO_STATUS, value | status::VIRTIO_CONFIG_S_DRIVER_OK);
+    }
+
+    fn rings(&self, queue: usize) -> u64 {
+        RINGS + queue as u64 % self.queues.max(1) * RINGS_LENGTH
+    }
+
+    fn act(&mut self, step: &Step) {
+        match step {
+            Step::Write { at, bytes } => drop(self.memory.write_slice(bytes, GuestAddress((*at).into()))),
+            Step::WriteRing { queue, at, value } => {
+                let at = self.rings((*queue).into()) + u64::from(*at) % RINGS_LENGTH;
+                let _ = self.memory.write_obj(*value, GuestAddress(at));
+            }
+            Step::Chain { queue, buffers } => {
+                let buffers = buffers.iter().map(|Buffer { at, length, flags }| {
+                    (u64::from(at % 0x7_0000), (*length).into(), u16::from(flags & 0b110))
+                });
+                self.add_chain((*queue).into(), &buffers.collect::<Vec<_>>());
+            }
+            Step::Notify { queue } => self.set(reg::VIRTIO_MMIO_QUEUE_NOTIFY, (*queue).into()),
+            Step::SetRegister { offset, value } => self.set(*offset as u32 & !3, *value),
+            Step::Read { offset, length } => {
+                self.transport.read(u64::from(*offset) % 0x1000, &mut vec![0; 1 << (length % 5)]);
+            }
+            Step::SetConfig { offset, value, length } => {
+                let bytes = &value.to_le_bytes()[..1 << (length % 4)];
+                self.transport.write(0x100 + u64::from(*offset), bytes);
+            }
+            Step::Reset { declined, halvings } => self.set_up(*declined, *halvings),
+        }
+    }
+
+    fn add_chain(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) {
+        if buffers.is_empty() || self.queues == 0 {
+            return;
+        }
+        let queue = queue % self.queues as usize;
+        let rings = self.rings(queue);
+        let (descriptor, available) = &mut self.next[queue];
+        let head = *descriptor;
+        for (index, &(at, length, flags)) in buffers.iter().enumerate() {
+            let place = *descriptor % self.size;
+            *descriptor = (place + 1) % self.size;
+            let more = u16::from(index + 1 < buffers.len());
+            let mut bytes = at.to_le_bytes().to_vec();
+            bytes.extend(length.to_le_bytes());
+            bytes.extend((flags | more).to_le_bytes());
+            bytes.extend(descriptor.to_le_bytes());
+            let _ = self.memory.write_slice(&bytes, GuestAddress(rings + 16 * u64::from(place)));
+        }
+        let slot = rings + AVAILABLE + 4 + 2 * u64::from(*available % self.size);
+        let _ = self.memory.write_obj(head % self.size, GuestAddress(slot));
+        *available = available.wrapping_add(1);
+        let _ = self.memory.write_obj(*available, GuestAddress(rings + AVAILABLE + 2));
+        self.set(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
+    }
+
+    /// Runs the event loop until nothing is left to do, and gives a device's threads a moment.
+    pub fn pump(&mut self) {
+        for _ in 0..MAX_ROUNDS {
+            if self.events.run_with_timeout(0).expect("the event loop runs") == 0 {
+                break;
+            }
+        }
+        // Threads have stopped where nothing changes from one look to the next.
+        let mut seen = self.used_by_threads();
+        for _ in 0..LOOKS_A_STEP.min(self.looks * usize::from(!seen.is_empty())) {
+            self.looks -= 1;
+            std::thread::sleep(LOOK);
+            let now = self.used_by_threads();
+            if now == seen {
+                break;
+            }
+            seen = now;
+        }
+    }
+
+    /// The used index of each queue that a thread of the device's serves.
+    fn used_by_threads(&self) -> Vec<Option<u16>> {
+        let device = self.device();
+        let queues = (0..self.queues as u16).filter(|&queue| device.serves_itself(queue));
+        let used = |queue: u16| self.memory.read_obj(GuestAddress(self.rings(queue.into()) + USED + 2)).ok();
+        queues.map(used).collect()
+    }
+}
+
+impl<D: VirtioDevice> Drop for Rig<D> {
+    /// Resets the device, which waits for its threads.
+    fn drop(&mut self) {
+        self.set(reg::VIRTIO_MMIO_STATUS, 0);
+    }
+}
+
+/// A directory of this process alone, for sockets; made once, and left to who cleans temporary files.
+pub fn directory() -> &'static std::path::Path {
+    static PATH: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    PATH.get_or_init(|| {
+        let path = std::env::temp_dir().join(format!("mvm-fuzz-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a directory can be made");
+        path
+    })
+}
+
+/// A file in memory of `length` bytes, and its path.
+pub fn memory_file(length: u64) -> (std::fs::File, std::path::PathBuf) {
+    // SAFETY: the name is a string with its zero; the descriptor that is returned belongs to nobody else.
+    let file = unsafe {
+        let fd = libc::memfd_create(c"fuzz".as_ptr(), 0);
+        assert!(fd >= 0, "a file in memory can be made");
+        std::fs::File::from_raw_fd(fd)
+    };
+    file.set_len(length).expect("a file in memory can have any size");
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+    (file, path)
+}
