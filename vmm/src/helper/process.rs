@@ -228,7 +228,7 @@ mod tests {
         let number = writer.as_raw_fd();
         // Open without close-on-exec, as mvm may have inherited it.
         let stray = rustix::io::dup(&writer).unwrap();
-        command.args(["-c", &format!("(pwd; env; ls /proc/self/fd) >&{number}")]);
+        command.args(["-c", &format!("(pwd; env; ls /proc/self/fd) >/proc/self/fd/{number}")]);
         confine(&mut command, vec![writer.into()]);
         let helper = Helper::start(&SHELL, "test".to_owned(), command).unwrap();
         let stray_number = stray.as_raw_fd().to_string();
