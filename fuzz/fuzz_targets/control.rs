@@ -4,9 +4,10 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 
+use devices::virtio::balloon::{Balloon, BalloonHandle};
 use event_manager::{EventManager, SubscriberOps};
 use libfuzzer_sys::fuzz_target;
 use vmm::VmConfig;
@@ -26,6 +27,8 @@ fuzz_target!(|said: &[u8]| {
     let button = Arc::new(AtomicUsize::new(0));
     let gate = Arc::new(Gate::new(0));
     let vm = VmHandle::new(VmConfig::new("vmlinux"), exit, button, gate, Registry::default());
+    let balloon = Balloon::new(512 << 20).expect("a timer");
+    let vm = vm.with_balloon(Some(BalloonHandle::new(Arc::new(Mutex::new(balloon)))));
     let path = fuzz::directory().join("control");
     let _ = std::fs::remove_file(&path);
     let mut events = EventManager::new().expect("epoll");

@@ -55,8 +55,11 @@ fn make_room(rig: &mut Rig<Net>, lengths: &[u16]) {
 fuzz_target!(|script: Script<Action>| {
     let (near, far) = UnixStream::pair().expect("sockets");
     far.set_nonblocking(true).expect("a socket that does not wait");
-    let settings =
-        NetSettings { mac: MacAddress::new([2, 0, 0, 0, 0, 1]).expect("an address"), mtu: Some(1500) };
+    let settings = NetSettings {
+        mac: MacAddress::new([2, 0, 0, 0, 0, 1]).expect("an address"),
+        mtu: Some(1500),
+        limits: Default::default(),
+    };
     let backend = Backend::Stream(Stream::new(near).expect("a socket that does not wait"));
     let net = Net::new(settings, vec![backend]).expect("a device");
     let mut rig = Rig::new(net, script.declined, script.halvings % 5);
