@@ -376,9 +376,12 @@ fn interrupts_say_why_until_they_are_acknowledged() {
     assert_eq!(rig.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 2);
     rig.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, u32::MAX);
     assert_eq!(rig.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    // One is for all queues.
+    interrupt.both_used(0, 1);
+    assert_eq!(rig.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
     interrupt.needs_reset();
     interrupt.needs_reset();
-    assert_eq!(rig.line.load(Ordering::SeqCst), 4);
+    assert_eq!(rig.line.load(Ordering::SeqCst), 5);
 }
 
 #[test]
