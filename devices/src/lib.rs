@@ -22,3 +22,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// A thread of mvm's own, to be started, that is called `name`.
+///
+/// Its stack is small: none of them goes deep, and of a stack of the usual 2 MiB the first use may take all, as one huge
+/// page.
+pub fn thread(name: &str) -> std::thread::Builder {
+    std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10)
+}

@@ -29,7 +29,7 @@ impl Writer {
     /// Those of starting a thread.
     pub(super) fn start(reader: Reader, sink: Sink) -> io::Result<Self> {
         let (sender, progress) = mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new().name("console".to_owned());
+        let thread = devices::thread("console");
         start_without_signals(|| thread.spawn(move || write_all(&reader, &sink, &sender)))?;
         Ok(Self { progress })
     }

@@ -212,7 +212,7 @@ impl LateAnswers {
             return Answer::Ready(Response::fault(503, "too much is under way: ask again later"));
         }
         let (sender, event) = (self.sender.clone(), self.event.clone());
-        let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+        let thread = devices::thread("control").spawn(move || {
             let answer = job(&vm);
             // Nobody takes it where the VM has ended, and the event is full only where it is being read.
             let _ = sender.send((serial, answer));

@@ -48,9 +48,7 @@ impl GdbServer {
     ) -> io::Result<Self> {
         let target = target::Target::new(gate, memory, stops.clone());
         let session = session::Session { exit: exit.clone(), stops };
-        let thread = std::thread::Builder::new()
-            .name("gdb".into())
-            .spawn(move || session::serve(&listener, target, &session))?;
+        let thread = devices::thread("gdb").spawn(move || session::serve(&listener, target, &session))?;
         Ok(Self { thread: Some(thread), exit })
     }
 }

@@ -59,9 +59,6 @@ pub enum VcpuError {
 const NO_PAGE: &str = "the host has no page for an address that the guest used (EFAULT); was a file of --pmem cut off, \
                        or is its storage full or failing?";
 
-/// A vCPU's stack needs little: KVM's exits are handled a few calls deep.
-const STACK_SIZE: usize = 256 << 10;
-
 /// The running vCPUs of a VM.
 pub struct Vcpus {
     threads: Vec<JoinHandle<()>>,
@@ -81,9 +78,7 @@ impl Vcpus {
         for (id, vcpu) in (0_u32..).zip(vcpus).collect::<Vec<_>>().into_iter().rev() {
             let shared = started.shared.clone();
             shared.gate.expect(id as usize);
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{id}"))
-                .stack_size(STACK_SIZE)
+            let thread = devices::thread(&format!("vcpu{id}"))
                 .spawn(move || run(id, vcpu, &shared))
                 .map_err(|source| VcpuError::Thread { id, source })?;
             started.threads.push(thread);

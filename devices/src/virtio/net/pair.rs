@@ -68,7 +68,7 @@ impl Worker {
     pub(super) fn start(mut pair: Pair) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let epoll = pair.watch(&stop)?;
-        let thread = std::thread::Builder::new().name("net".to_owned()).spawn(move || pair.run(&epoll))?;
+        let thread = crate::thread("net").spawn(move || pair.run(&epoll))?;
         Ok(Self { stop, thread })
     }
 

@@ -92,7 +92,7 @@ impl FlushThread {
     pub(super) fn start(mut flusher: Flusher, notifier: EventFd) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let thread = std::thread::Builder::new().name("pmem".into()).spawn(move || {
+        let thread = crate::thread("pmem").spawn(move || {
             while wait(&notifier, &stopped) {
                 drain(&notifier);
                 flusher.turn();

@@ -24,9 +24,6 @@ const TRANSMIT_QUEUE: u64 = u64::MAX - 3;
 
 /// How many events are taken at once.
 const MAX_EVENTS: usize = 64;
-/// The thread's stack, in bytes.
-const STACK_SIZE: usize = 256 << 10;
-
 /// A running thread; it ends when this is dropped.
 pub(super) struct Worker {
     stop: Arc<EventFd>,
@@ -50,11 +47,7 @@ impl Worker {
             watch(borrow(notifier), token, EventFlags::IN)?;
         }
         let running = Running { muxer, notifiers, stop: Arc::clone(&stop), interrupt };
-        let thread = std::thread::Builder::new()
-            .name("vsock".into())
-            .stack_size(STACK_SIZE)
-            .spawn(move || running.run())
-            .map_err(ActivateError::Host)?;
+        let thread = crate::thread("vsock").spawn(move || running.run()).map_err(ActivateError::Host)?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
