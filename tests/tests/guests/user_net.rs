@@ -28,7 +28,8 @@ fn host(script: &str) -> String {
     text
 }
 
-/// A network of the host, with a router that is not there, and a service elsewhere, which is on this host in truth.
+/// A network of the host, with a router that is not there, and services elsewhere, which are on this host in truth: not
+/// on the network's own device, as passt may give any address of that to the guest.
 /// In the lab alone: it becomes where all packets go.
 struct Uplink;
 
@@ -42,12 +43,12 @@ impl Uplink {
         host("ip link add mvmup type dummy");
         let uplink = Self;
         host(
-            "ip link set mvmup up; ip addr add 198.51.100.2/24 dev mvmup; ip addr add 203.0.113.5/32 dev mvmup
+            "ip link set mvmup up; ip addr add 198.51.100.2/24 dev mvmup; ip addr add 203.0.113.5/32 dev lo
             ip route add default via 198.51.100.1 dev mvmup",
         );
         if has_ipv6 {
             host(
-                "ip addr add 2001:db8:77::2/64 dev mvmup nodad; ip addr add 2001:db8:99::5/128 dev mvmup nodad
+                "ip addr add 2001:db8:77::2/64 dev mvmup nodad; ip addr add 2001:db8:99::5/128 dev lo nodad
                 ip -6 route add default via 2001:db8:77::1 dev mvmup",
             );
         }
@@ -57,21 +58,43 @@ impl Uplink {
 
 impl Drop for Uplink {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "del", "mvmup"]).output();
+        for arguments in
+            ["link del mvmup", "addr del 203.0.113.5/32 dev lo", "addr del 2001:db8:99::5/128 dev lo"]
+        {
+            let _ = Command::new("ip").args(arguments.split(' ')).output();
+        }
     }
 }
 
-/// Sends `words` to who connects to `address`, and gives what came.
+/// Answers one request of HTTP at `address` with `words`, and gives the path that was asked for. A length is told and
+/// heeded: the passt of Debian 12 may lose the end of a connection that one side has ended before the other.
 fn serve(address: &str, words: &'static str) -> JoinHandle<String> {
     let listener = TcpListener::bind(address).unwrap();
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        stream.write_all(words.as_bytes()).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut got = String::new();
-        stream.read_to_string(&mut got).unwrap();
-        got
+        let head = read_until(&mut stream, "\r\n\r\n");
+        write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{words}", words.len()).unwrap();
+        head.split(' ').nth(1).unwrap().to_owned()
     })
+}
+
+/// Asks the server at `address`, which answers with `words` at the end.
+fn ask(address: &str, words: &str) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /word HTTP/1.0\r\n\r\n").unwrap();
+    read_until(&mut stream, words);
+}
+
+fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    while !text.ends_with(end) {
+        let mut buffer = [0; 1024];
+        let length = stream.read(&mut buffer).unwrap();
+        assert!(length > 0, "no {end:?} in {text:?}");
+        text += std::str::from_utf8(&buffer[..length]).unwrap();
+    }
+    text
 }
 
 /// The passt of a VM.
@@ -108,21 +131,21 @@ fn a_guest_has_its_addresses_and_reaches_the_world_and_its_host() {
     let script = format!(
         "{DHCP}; echo mtu=$(cat /sys/class/net/eth0/mtu)
         ip -4 addr show eth0 | grep -o 'inet [^ ]*'; ip route | grep -o 'default via [^ ]*'; cat /etc/resolv.conf
-        echo hello world | nc 203.0.113.5 7001
-        echo hello host | nc 198.51.100.1 7003
+        wget -qO- http://203.0.113.5:7001/world
+        wget -qO- http://198.51.100.1:7003/host
         until ip -6 addr show eth0 scope global | grep -q inet6 && ip -6 route | grep -q default; do usleep 10000; done
         until ! ip -6 addr show eth0 | grep -q tentative; do usleep 10000; done
         ip -6 addr show eth0 scope global | grep -o 'inet6 2001:db8:77:[^ ]*' | head -n 1
-        echo hello six | nc 2001:db8:99::5 7002"
+        wget -qO- http://[2001:db8:99::5]:7002/six"
     );
     let outcome = Boot::new().flag("--net", "user").script(&script).run().expect_code(0);
     let outcome = outcome.expect_line("inet 198.51.100.2/24").expect_line("default via 198.51.100.1");
     let outcome = outcome.expect("inet6 2001:db8:77:").expect("nameserver ").expect_line("from the world");
     let outcome = outcome.expect_line("from the host").expect_line("from the world of six");
     assert_eq!(outcome.number("mtu"), 65520);
-    assert_eq!(world.join().unwrap(), "hello world\n");
-    assert_eq!(here.join().unwrap(), "hello host\n");
-    assert_eq!(world6.join().unwrap(), "hello six\n");
+    assert_eq!(world.join().unwrap(), "/world");
+    assert_eq!(here.join().unwrap(), "/host");
+    assert_eq!(world6.join().unwrap(), "/six");
     // All is well, so that there is nothing to say.
     assert!(outcome.errors.is_empty(), "{outcome}");
 }
@@ -138,9 +161,9 @@ fn published_ports_lead_to_the_guest() {
     let script = format!(
         "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = udp ] && cat /dev/${{d##*/}} >/tmp/udp; done
         chmod +x /tmp/udp; {DHCP}
-        echo from the guest | nc -l -p 80 >/tmp/got & echo second | nc -l -p 91 >/dev/null & /tmp/udp 53 &
-        until netstat -ltn | grep -q :91.*LISTEN; do usleep 10000; done
-        echo listening; read answer; echo got=$(tr ' ' _ </tmp/got)"
+        mkdir /tmp/80 /tmp/91; echo from the guest >/tmp/80/word; echo second >/tmp/91/word
+        httpd -p 80 -h /tmp/80; httpd -p 91 -h /tmp/91; /tmp/udp 53 &
+        echo listening; read answer"
     );
     let boot = Boot::new()
         .flag("--publish", "127.0.0.1:8080:80")
@@ -150,20 +173,11 @@ fn published_ports_lead_to_the_guest() {
     let mut guest = boot.script(&script).start();
     guest.wait_for("udp: ready");
     guest.wait_for("listening");
-    let mut stream = TcpStream::connect("127.0.0.1:8080").unwrap();
-    stream.write_all(b"from a client\n").unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut got = String::new();
-    stream.read_to_string(&mut got).unwrap();
-    assert_eq!(got, "from the guest\n");
+    ask("127.0.0.1:8080", "from the guest\n");
     // On one address only.
     assert!(TcpStream::connect("203.0.113.5:8080").is_err());
     // The other of a range, by another address.
-    let mut stream = TcpStream::connect("203.0.113.5:8091").unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    got.clear();
-    stream.read_to_string(&mut got).unwrap();
-    assert_eq!(got, "second\n");
+    ask("203.0.113.5:8091", "second\n");
     // Datagrams may get lost, on principle.
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect("127.0.0.1:5353").unwrap();
@@ -179,8 +193,7 @@ fn published_ports_lead_to_the_guest() {
     };
     assert_eq!(&answer[..length], b"the guest has a question");
     guest.type_text("go on\n");
-    let outcome = finish(guest);
-    assert_eq!(outcome.value("got"), "from_a_client");
+    finish(guest);
     // The ports are free again.
     drop(TcpListener::bind("127.0.0.1:8080").unwrap());
 }
@@ -240,12 +253,12 @@ fn with_no_host_the_hosts_loopback_is_out_of_reach() {
     let script = format!(
         "{DHCP}; echo hello | nc -w 5 198.51.100.1 7004 || echo refused
         for host in 127.0.0.1 198.51.100.2; do echo hello | nc -w 1 $host 7004 && echo reached; done
-        echo hello | nc 203.0.113.5 7005"
+        wget -qO- http://203.0.113.5:7005/world"
     );
     let outcome = Boot::new().flag("--net", "user,no-host,mtu=1400").script(&script).run().expect_code(0);
     let outcome = outcome.expect_line("refused").expect_line("from the world");
     assert!(!outcome.output.contains("reached"), "{outcome}");
-    assert_eq!(world.join().unwrap(), "hello\n");
+    assert_eq!(world.join().unwrap(), "/world");
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
@@ -295,7 +308,7 @@ fn no_root_is_needed() {
     let kernel = copy(&tests::kernel("vmlinux"), "vmlinux");
     let program = copy(&tests::mvm(), "mvm");
     let world = serve("203.0.113.5:7006", "from the world\n");
-    let script = format!("{DHCP}; echo hello world | nc 203.0.113.5 7006");
+    let script = format!("{DHCP}; wget -qO- http://203.0.113.5:7006/world");
     let boot = Boot::new().flag("--kernel", kernel).flag("-p", "8080:80").script(&script);
     let (command, boot) = boot.command();
     for files in [directory.path(), boot.path()] {
@@ -314,5 +327,5 @@ fn no_root_is_needed() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{console}\n{errors}");
     assert!(console.contains("from the world"), "{console}\n{errors}");
-    assert_eq!(world.join().unwrap(), "hello world\n");
+    assert_eq!(world.join().unwrap(), "/world");
 }
