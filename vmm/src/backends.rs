@@ -8,7 +8,7 @@ use devices::virtio::vsock::Vsock;
 
 use crate::arch::current::layout;
 use crate::config::ConfigError;
-use crate::machine::{Devices, Subscriber};
+use crate::machine::Devices;
 use crate::network::{self, Network};
 use crate::shares::{self, Share};
 use crate::{ConsoleConfig, VmConfig, VmError, vsock};
@@ -54,7 +54,7 @@ impl Backends {
         for net in self.nets {
             let (device, process) = net.into_device()?;
             devices.add_virtio(device)?;
-            devices.subscribers.extend(process.map(|process| Box::new(process) as Subscriber));
+            devices.add_helper(process);
         }
         if let Some(vsock) = self.vsock {
             devices.add_virtio(vsock)?;
@@ -62,7 +62,7 @@ impl Backends {
         for share in self.shares {
             let (device, process) = share.into_device()?;
             devices.add_virtio(device)?;
-            devices.subscribers.extend(process.map(|process| Box::new(process) as Subscriber));
+            devices.add_helper(process);
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use crate::arch::current::acpi::VirtioMmioNode;
 use crate::arch::current::layout;
 use crate::console::{Console, InputPort, Sink};
 use crate::exit::{ExitReason, ExitSlot};
+use crate::helper::Helper;
 use crate::kvm::KvmError;
 use crate::metrics::Registry;
 use crate::signals::{EndingSignals, SignalHandler};
@@ -80,6 +81,8 @@ pub struct Devices<'a> {
     pub virtio: Vec<VirtioMmioNode>,
     /// What the event loop has to run.
     pub subscribers: Vec<Subscriber>,
+    /// The processes that serve devices: they have to outlive these.
+    pub helpers: Vec<Arc<Mutex<Helper>>>,
     /// What the devices count.
     pub metrics: Registry,
 }
@@ -96,6 +99,7 @@ impl<'a> Devices<'a> {
             mmio: Bus::default(),
             virtio: Vec::new(),
             subscribers: Vec::new(),
+            helpers: Vec::new(),
             metrics: Registry::default(),
         }
     }
@@ -159,6 +163,14 @@ impl<'a> Devices<'a> {
         let signals = EndingSignals::block().map_err(VmError::host("take signals"))?;
         self.subscribers.push(Box::new(SignalHandler::new(signals, button.clone(), exit.clone())));
         Ok(button)
+    }
+
+    /// Has the event loop hear what the process that serves a device has to say, if there is one.
+    pub fn add_helper(&mut self, helper: Option<Helper>) {
+        if let Some(helper) = helper.map(Mutex::new).map(Arc::new) {
+            self.subscribers.push(Box::new(helper.clone()));
+            self.helpers.push(helper);
+        }
     }
 
     /// Adds a virtio device at the next free place and interrupt, and gives it back for what has to be said to it

@@ -1,6 +1,6 @@
 //! A VM, from its configuration to its end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use devices::virtio::balloon::{Balloon, BalloonHandle};
 use devices::virtio::pmem::{Pmem, PmemFile, PmemMode};
@@ -21,6 +21,7 @@ use crate::control::ControlServer;
 use crate::exit::ExitSlot;
 use crate::gdb::{GdbServer, Listener, Stops};
 use crate::handle::VmHandle;
+use crate::helper::Helper;
 use crate::instance::CONTROL_SOCKET;
 use crate::kvm::{self, KvmError};
 use crate::loader::{self, Kernel};
@@ -36,6 +37,7 @@ pub struct Vm {
     vcpus: Vec<VcpuFd>,
     shared: Arc<VcpuShared>,
     subscribers: Vec<Subscriber>,
+    helpers: Vec<Arc<Mutex<Helper>>>,
     exit: Arc<ExitSlot>,
     /// It restores the terminal when the VM is gone.
     console: Console,
@@ -89,7 +91,7 @@ impl Vm {
         add_pmem(&mut devices, pmem, &exit)?;
         let balloon = config.balloon.then(|| add_balloon(&mut devices, config)).transpose()?;
         devices.add_virtio(Rng::new())?;
-        let Devices { ports, mmio, virtio, mut subscribers, mut metrics, .. } = devices;
+        let Devices { ports, mmio, virtio, mut subscribers, helpers, mut metrics, .. } = devices;
         timeline.mark(Phase::Devices);
 
         let rsdp = acpi::write(&memory, config.cpus, &virtio)?;
@@ -111,7 +113,7 @@ impl Vm {
         }
         let shared =
             Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, counters, timeline });
-        Ok(Self { vcpus, shared, subscribers, exit, console, memory, debugger, _vm: vm })
+        Ok(Self { vcpus, shared, subscribers, helpers, exit, console, memory, debugger, _vm: vm })
     }
 
     /// The gate that keeps the VM's vCPUs out of the guest for a while, before it runs and while it does.
@@ -130,7 +132,7 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, exit, console, memory, debugger, _vm } = self;
+        let Self { vcpus, shared, subscribers, helpers, exit, console, memory, debugger, _vm } = self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
@@ -147,11 +149,13 @@ impl Vm {
             }
             events.run().map_err(VmError::EventLoop)?;
         };
-        // Devices end after the vCPUs that use them, the terminal last.
+        // Devices end after the vCPUs that use them, and before the processes that serve them; the terminal last.
         drop(vcpus);
         drop(debugger);
         console.flush();
         drop(events);
+        drop(shared);
+        drop(helpers);
         console.finish();
         Ok(reason)
     }

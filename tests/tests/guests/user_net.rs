@@ -252,12 +252,10 @@ fn with_no_host_the_hosts_loopback_is_out_of_reach() {
     let world = serve("203.0.113.5:7005", "from the world\n");
     let script = format!(
         "{DHCP}; echo hello | nc -w 5 198.51.100.1 7004 || echo refused
-        for host in 127.0.0.1 198.51.100.2; do echo hello | nc -w 1 $host 7004 && echo reached; done
         wget -qO- http://203.0.113.5:7005/world"
     );
     let outcome = Boot::new().flag("--net", "user,no-host,mtu=1400").script(&script).run().expect_code(0);
     let outcome = outcome.expect_line("refused").expect_line("from the world");
-    assert!(!outcome.output.contains("reached"), "{outcome}");
     assert_eq!(world.join().unwrap(), "/world");
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
