@@ -255,7 +255,7 @@ fn with_no_host_the_hosts_loopback_is_out_of_reach() {
         wget -qO- http://203.0.113.5:7005/world"
     );
     let outcome = Boot::new().flag("--net", "user,no-host,mtu=1400").script(&script).run().expect_code(0);
-    let outcome = outcome.expect_line("refused").expect_line("from the world");
+    outcome.expect_line("refused").expect_line("from the world");
     assert_eq!(world.join().unwrap(), "/world");
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }

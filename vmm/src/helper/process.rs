@@ -197,6 +197,8 @@ impl Drop for Helper {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::FromRawFd;
+
     use super::super::confine;
     use super::*;
 
@@ -226,8 +228,9 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let mut command = Command::new("/bin/sh");
         let number = writer.as_raw_fd();
-        // Open without close-on-exec, as mvm may have inherited it.
-        let stray = rustix::io::dup(&writer).unwrap();
+        // Open without close-on-exec, as mvm may have inherited it, and of a number that no process comes to by itself.
+        // SAFETY: the descriptor that is returned belongs to nobody else.
+        let stray = unsafe { OwnedFd::from_raw_fd(libc::fcntl(number, libc::F_DUPFD, 300)) };
         command.args(["-c", &format!("(pwd; env; ls /proc/self/fd) >/proc/self/fd/{number}")]);
         confine(&mut command, vec![writer.into()]);
         let helper = Helper::start(&SHELL, "test".to_owned(), command).unwrap();
