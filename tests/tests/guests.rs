@@ -23,11 +23,11 @@ mod machine;
 mod nesting;
 #[path = "guests/net.rs"]
 mod net;
+#[path = "guests/passt.rs"]
+mod passt;
 #[path = "guests/pmem.rs"]
 mod pmem;
 #[path = "guests/shares.rs"]
 mod shares;
-#[path = "guests/user_net.rs"]
-mod user_net;
 #[path = "guests/vsock.rs"]
 mod vsock;
