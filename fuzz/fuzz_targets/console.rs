@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
+use devices::virtio::VirtioDevice;
 use devices::virtio::console::{Console, ConsoleSink, WindowSize};
 use fuzz::{MAX_STEPS, Rig, Script, Step};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
@@ -40,6 +41,9 @@ impl Write for Sink {
     }
 }
 
+/// The timer among the descriptors that wake the device.
+const LISTENER_TIMER: usize = 1;
+
 impl ConsoleSink for Sink {
     fn room(&mut self) -> usize {
         *self.room.lock().expect("no panic")
@@ -65,6 +69,8 @@ fuzz_target!(|script: Script<Action>| {
             Action::Type(bytes) => {
                 let room = rig.device().input_room();
                 assert_eq!(rig.device().input(bytes), room.min(bytes.len()));
+                // The time before it asks whether anybody listens.
+                rig.device().woken(LISTENER_TIMER);
             }
             Action::Read(length) => {
                 *sink.room.lock().expect("no panic") += usize::from(*length);

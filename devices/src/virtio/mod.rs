@@ -28,7 +28,7 @@ mod queue;
 pub mod rate_limit;
 pub mod rng;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod vhost_user;
 pub mod vsock;
 

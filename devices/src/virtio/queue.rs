@@ -265,6 +265,27 @@ impl ActiveQueue {
         self.queue.size()
     }
 
+    /// Has the driver notify the device once it makes more available than it has by now, though the device has not taken
+    /// all of that, and gives the count of what it has, modulo 2^16.
+    pub(super) fn await_more(&mut self) -> Wrapping<u16> {
+        let next = self.queue.next_avail();
+        let available = self.available();
+        // The driver is to notify of the chain behind that one that the device is said to have come to.
+        self.queue.set_next_avail(available.0);
+        if let Err(error) = self.queue.enable_notification(&*self.memory) {
+            self.fail(&QueueError::Ring(error));
+        }
+        self.queue.set_next_avail(next);
+        available
+    }
+
+    /// How many chains the driver has made available so far, modulo 2^16; what the device has taken, where the ring
+    /// can't be read.
+    pub(super) fn available(&self) -> Wrapping<u16> {
+        let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        available.unwrap_or(Wrapping(self.queue.next_avail()))
+    }
+
     /// Begins a turn.
     pub(super) fn start_turn(&mut self) {
         self.budget = self.queue.size();
@@ -277,8 +298,7 @@ impl ActiveQueue {
 
     /// Whether there is a chain to take.
     pub(super) fn has_available(&self) -> bool {
-        let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
-        !self.broken && available.is_ok_and(|index| index.0 != self.queue.next_avail())
+        !self.broken && self.available().0 != self.queue.next_avail()
     }
 
     /// Takes the next chain; false, where there is none for this turn. Where the queue is empty, the driver

@@ -125,7 +125,7 @@ pub(crate) struct Driver {
     next_descriptor: u16,
     next_available: u16,
     next_used: u16,
-    event_idx: bool,
+    pub(crate) event_idx: bool,
 }
 
 impl Driver {

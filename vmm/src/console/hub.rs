@@ -6,15 +6,13 @@
 //! writing is woken earlier where much has come.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::Timer;
 use devices::metrics::Metrics;
 use devices::virtio::console::ConsoleSink;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 
 use super::patience::Patience;
 use super::ring::{CAPACITY, Ring};
@@ -71,9 +69,9 @@ pub(super) struct Hub {
     /// Wakes the awaited reader.
     wake: Condvar,
     /// A batch is complete.
-    tick: OwnedFd,
+    tick: Timer,
     /// A device that waits for room is to ask again.
-    room: OwnedFd,
+    room: Timer,
     metrics: Arc<HubMetrics>,
 }
 
@@ -84,8 +82,6 @@ impl Hub {
     ///
     /// Those of making a timer.
     pub(super) fn new() -> io::Result<Arc<Self>> {
-        let timer =
-            || timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC);
         let state = State {
             ring: Ring::new(CAPACITY),
             positions: Vec::new(),
@@ -98,8 +94,8 @@ impl Hub {
         Ok(Arc::new(Self {
             state: Mutex::new(state),
             wake: Condvar::new(),
-            tick: timer()?,
-            room: timer()?,
+            tick: Timer::new()?,
+            room: Timer::new()?,
             metrics: Arc::default(),
         }))
     }
@@ -137,7 +133,7 @@ impl Hub {
     /// Begins a new batch and tells the awaited reader of the old one.
     pub(super) fn tick(&self) {
         let mut state = self.lock();
-        acknowledge(&self.tick);
+        self.tick.acknowledge();
         state.ticking = false;
         if state.awaited_unread() > 0 {
             self.call_awaited(&mut state);
@@ -187,23 +183,11 @@ impl Hub {
     }
 }
 
-/// Sets `timer` to go off once. A wait of nothing would stop it, and is the shortest instead.
-fn set(timer: &OwnedFd, wait: Duration) {
-    let wait = wait.max(Duration::from_nanos(1));
-    let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
-    let once = Itimerspec {
-        it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-        it_value: Timespec { tv_sec: seconds, tv_nsec: wait.subsec_nanos().into() },
-    };
+fn set(timer: &Timer, wait: Duration) {
     // It fails for times that are none only.
-    if let Err(error) = timerfd_settime(timer, TimerfdTimerFlags::empty(), &once) {
+    if let Err(error) = timer.set_once(wait) {
         tracing::error!(%error, "cannot set the console's timer");
     }
-}
-
-/// Reads `timer` empty; the count of expirations says nothing.
-fn acknowledge(timer: &OwnedFd) {
-    let _ = rustix::io::read(timer, &mut [0; 8]);
 }
 
 /// The end that a device writes to. Writing never waits and never fails.
@@ -253,7 +237,7 @@ impl ConsoleSink for Output {
     }
 
     fn acknowledge(&mut self) {
-        acknowledge(&self.0.room);
+        self.0.room.acknowledge();
     }
 }
 

@@ -3,18 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use devices::Timer;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ControlError;
@@ -27,8 +25,8 @@ use crate::handle::VmHandle;
 /// The most connections; one more takes the place of another.
 const MAX_CONNECTIONS: usize = 16;
 /// How often connections are looked at for what takes too long.
-const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+const TICK: Duration = Duration::from_secs(1);
+const NEVER: Duration = Duration::ZERO;
 
 /// Numbers connections, each but once, so that an answer that comes late finds its own or none.
 type Serial = u64;
@@ -40,7 +38,7 @@ pub struct ControlServer {
     connections: BTreeMap<Serial, Connection>,
     next_serial: Serial,
     /// Runs while there are connections.
-    timer: OwnedFd,
+    timer: Timer,
     late: LateAnswers,
     /// The host has no descriptor for another client; the timer looks again.
     deaf: bool,
@@ -62,9 +60,7 @@ impl ControlServer {
     pub fn new(path: &Path, vm: Arc<VmHandle>) -> Result<Self, ControlError> {
         let listener =
             listen(path).map_err(|source| ControlError::Socket { path: path.to_owned(), source })?;
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)
-            .map_err(|error| ControlError::Setup(error.into()))?;
+        let timer = Timer::new().map_err(ControlError::Setup)?;
         let event =
             Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ControlError::Setup)?);
         let (sender, receiver) = mpsc::channel();
@@ -129,9 +125,8 @@ impl ControlServer {
         }
     }
 
-    fn set_timer(&self, interval: Timespec) {
-        let every = Itimerspec { it_interval: interval, it_value: interval };
-        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &every) {
+    fn set_timer(&self, interval: Duration) {
+        if let Err(error) = self.timer.set_each(interval) {
             tracing::warn!(%error, "clients of the control socket may take their time");
         }
     }
@@ -188,8 +183,7 @@ impl ControlServer {
     }
 
     fn on_tick(&mut self, ops: &mut EventOps<'_>) {
-        // The count of expirations says nothing; reading it makes the timer quiet.
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        self.timer.acknowledge();
         let now = Instant::now();
         let late: Vec<_> =
             self.connections.iter().filter(|(_, connection)| connection.is_late(now)).collect();

@@ -1,13 +1,10 @@
 //! The device: what the driver gives up, takes back, and tells.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
@@ -17,6 +14,7 @@ use super::handle::TargetError;
 use super::pages::{deflate, discard};
 use super::ranges::{PAGE, Ranges};
 use super::statistics::{ENTRY, Statistics};
+use crate::Timer;
 use crate::metrics::Metrics;
 
 /// Feature bits (5.5.3).
@@ -99,7 +97,7 @@ pub struct Balloon {
     statistics_buffer: Option<u16>,
     statistics_came: Arc<Condvar>,
     interval: Duration,
-    timer: OwnedFd,
+    timer: Timer,
     // Room that every turn needs.
     chain: Chain,
     ranges: Ranges,
@@ -113,7 +111,6 @@ impl Balloon {
     ///
     /// Those of making a timer: the process has no descriptor left.
     pub fn new(ram: u64) -> io::Result<Self> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         Ok(Self {
             queues: Vec::new(),
             interrupt: None,
@@ -123,7 +120,7 @@ impl Balloon {
             statistics_buffer: None,
             statistics_came: Arc::default(),
             interval: Duration::ZERO,
-            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
+            timer: Timer::new()?,
             chain: Chain::default(),
             ranges: Ranges::default(),
             metrics: Arc::default(),
@@ -180,9 +177,7 @@ impl Balloon {
     }
 
     pub(super) fn set_statistics_interval(&mut self, interval: Duration) -> io::Result<()> {
-        let each = Timespec::try_from(interval).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let times = Itimerspec { it_interval: each, it_value: each };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &times)?;
+        self.timer.set_each(interval)?;
         self.interval = interval;
         Ok(())
     }
@@ -295,8 +290,7 @@ impl VirtioDevice for Balloon {
 
     /// It is time for new statistics.
     fn woken(&mut self, _index: usize) {
-        // It fails only where the timer has not run out.
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        self.timer.acknowledge();
         self.request_statistics();
     }
 

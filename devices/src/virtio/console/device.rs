@@ -12,7 +12,9 @@ use super::super::queue::ActiveQueue;
 use super::super::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
 use super::config::{self, EMERGENCY_WRITE, F_EMERG_WRITE, F_SIZE, WindowSize};
 use super::input::Pending;
+use super::listener::Listener;
 use super::output::{ConsoleSink, SentPart, Transmitter};
+use crate::Timer;
 use crate::metrics::Metrics;
 
 /// The queues of port 0 (5.3.2): what the user types, and what the guest outputs.
@@ -46,6 +48,7 @@ crate::metrics! {
 /// What the driver has set up.
 struct Active {
     receive: ActiveQueue,
+    listener: Listener,
     transmit: Transmitter,
     interrupt: Arc<dyn VirtioInterrupt>,
 }
@@ -56,6 +59,8 @@ pub struct Console {
     typed: Pending,
     /// There is room for typed bytes again.
     drained: EventFd,
+    /// It is time to ask whether anybody listens.
+    timer: Timer,
     size: WindowSize,
     active: Option<Active>,
     metrics: Arc<ConsoleMetrics>,
@@ -66,12 +71,13 @@ impl Console {
     ///
     /// # Errors
     ///
-    /// Those of making an eventfd.
+    /// Those of making an eventfd and a timer.
     pub fn new(sink: Box<dyn ConsoleSink>, size: WindowSize) -> io::Result<Self> {
         Ok(Self {
             sink,
             typed: Pending::default(),
             drained: EventFd::new(EFD_NONBLOCK)?,
+            timer: Timer::new()?,
             size,
             active: None,
             metrics: Arc::default(),
@@ -120,6 +126,9 @@ impl Console {
 
     fn deliver(&mut self) {
         let Some(active) = &mut self.active else { return };
+        if self.typed.is_empty() || !active.listener.is_there(&active.receive, &self.timer) {
+            return;
+        }
         let delivered = self.typed.deliver(&mut active.receive);
         self.metrics.input_bytes.add(delivered as u64);
         if delivered > 0 {
@@ -169,7 +178,7 @@ impl VirtioDevice for Console {
             // Linux looks at the size only after it was told of a change.
             interrupt.config_changed();
         }
-        self.active = Some(Active { receive, transmit, interrupt });
+        self.active = Some(Active { receive, listener: Listener::default(), transmit, interrupt });
         self.tell_of_room();
         Ok(())
     }
@@ -186,12 +195,20 @@ impl VirtioDevice for Console {
     }
 
     fn wake_fds(&self) -> Vec<RawFd> {
-        vec![self.sink.room_fd().as_raw_fd()]
+        vec![self.sink.room_fd(), self.timer.as_raw_fd()]
     }
 
-    fn woken(&mut self, _index: usize) {
-        self.sink.acknowledge();
-        self.flush();
+    fn woken(&mut self, index: usize) {
+        if index == 0 {
+            self.sink.acknowledge();
+            return self.flush();
+        }
+        self.timer.acknowledge();
+        if let Some(active) = &mut self.active {
+            active.listener.ask(&mut active.receive, &self.timer);
+            // It may have answered already.
+            self.deliver();
+        }
     }
 
     fn metrics(&self) -> Arc<dyn Metrics> {

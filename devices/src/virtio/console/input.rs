@@ -13,6 +13,10 @@ const CAPACITY: usize = 256;
 pub(super) struct Pending(VecDeque<u8>);
 
 impl Pending {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn room(&self) -> usize {
         CAPACITY - self.0.len()
     }

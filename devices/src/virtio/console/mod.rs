@@ -3,6 +3,7 @@
 mod config;
 mod device;
 mod input;
+mod listener;
 mod output;
 #[cfg(test)]
 mod tests;

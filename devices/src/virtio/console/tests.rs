@@ -72,6 +72,28 @@ fn started(sink: &Sink) -> (Console, Driver, Driver) {
     (console, receive, transmit)
 }
 
+/// Waits until the console asks whether anybody listens.
+fn wait_for_question(console: &mut Console) {
+    wait_readable(console.wake_fds()[1]);
+    console.woken(1);
+}
+
+/// A console whose driver has said that it listens.
+fn heard(sink: &Sink) -> (Console, Driver, Driver) {
+    let (mut console, mut receive, transmit) = started(sink);
+    console.drained().unwrap().read().expect("a driver works");
+    console.input(b"?");
+    let question = receive.add(&[(FREE, 1, WRITE)]);
+    wait_for_question(&mut console);
+    let first = receive.add(&[(FREE, 1, WRITE)]);
+    console.queue_notified(RECEIVE);
+    assert_eq!(receive.take_used(), [(question.into(), 0), (first.into(), 1)]);
+    assert_eq!(receive.read(FREE, 1), b"?");
+    receive.write(FREE, &[0]);
+    console.drained().unwrap().read().expect("there is room again");
+    (console, receive, transmit)
+}
+
 #[test]
 fn output_is_shown_whatever_its_layout() {
     let sink = Sink::new(usize::MAX);
@@ -133,9 +155,8 @@ fn endless_output_leaves_others_their_turn() {
 
 #[test]
 fn what_is_typed_waits_for_buffers() {
-    let (mut console, mut driver, _) = started(&Sink::new(0));
+    let (mut console, mut driver, _) = heard(&Sink::new(0));
     let drained = console.drained().unwrap();
-    drained.read().expect("a driver works");
     let room = console.input_room();
     let typed = vec![b'a'; room + 10];
     assert_eq!(console.input(&typed), room);
@@ -164,10 +185,54 @@ fn a_reset_keeps_what_is_typed_for_the_next_driver() {
     assert_eq!(console.input(b"lost"), 0);
     let mut drivers = Driver::several(&[16, 16]);
     console.activate(Driver::activation_of(&drivers, 0)).unwrap();
+    let question = drivers[0].add(&[(FREE, 100, WRITE)]);
+    console.queue_notified(RECEIVE);
+    wait_for_question(&mut console);
     let head = drivers[0].add(&[(FREE, 100, WRITE)]);
     console.queue_notified(RECEIVE);
-    assert_eq!(drivers[0].take_used(), [(head.into(), 5)]);
+    assert_eq!(drivers[0].take_used(), [(question.into(), 0), (head.into(), 5)]);
     assert_eq!(drivers[0].read(FREE, 5), b"typed");
+}
+
+/// As Linux does until it knows its console.
+#[test]
+fn what_is_typed_is_not_for_a_driver_that_throws_buffers_away() {
+    for event_idx in [false, true] {
+        let mut drivers = Driver::several(&[16, 16]);
+        drivers[0].event_idx = event_idx;
+        let mut console = Console::new(Box::new(Sink::new(0)), SIZE).unwrap();
+        console.activate(Driver::activation_of(&drivers, 0)).unwrap();
+        let driver = &mut drivers[0];
+        console.input(b"typed");
+        let heads: Vec<u32> = (0..4).map(|_| driver.add(&[(FREE, 100, WRITE)]).into()).collect();
+        console.queue_notified(RECEIVE);
+        assert_eq!(driver.used_count(), 0, "nothing goes unasked");
+        for head in &heads[..3] {
+            wait_for_question(&mut console);
+            // What became of it does not show.
+            console.queue_notified(RECEIVE);
+            assert_eq!(driver.take_used(), [(*head, 0)]);
+        }
+        if event_idx {
+            assert_eq!(driver.available_event(), 4, "it is told of the next buffer, not of the one that it has");
+        }
+        driver.add(&[(FREE, 100, WRITE)]);
+        console.queue_notified(RECEIVE);
+        assert_eq!(driver.take_used(), [(heads[3], 5)]);
+        assert_eq!(driver.read(FREE, 6), b"typed\0");
+    }
+}
+
+#[test]
+fn a_driver_that_never_answers_is_believed_in_after_some_time() {
+    let (mut console, mut driver, _) = started(&Sink::new(0));
+    console.input(b"typed");
+    let heads: Vec<u32> = (0..9).map(|_| driver.add(&[(FREE, 100, WRITE)]).into()).collect();
+    for _ in 0..9 {
+        wait_for_question(&mut console);
+    }
+    let questions = heads[..8].iter().map(|head| (*head, 0));
+    assert_eq!(driver.take_used(), questions.chain([(heads[8], 5)]).collect::<Vec<_>>());
 }
 
 #[test]
@@ -222,7 +287,7 @@ proptest! {
         typed in prop::collection::vec(any::<u8>(), 0..256),
     ) {
         let sink = Sink::new(0);
-        let (mut console, mut receive, mut transmit) = started(&sink);
+        let (mut console, mut receive, mut transmit) = heard(&sink);
         let pattern: Vec<u8> = (0..0x8000u32).map(|at| (at % 253) as u8).collect();
         transmit.write(FREE, &pattern);
         let mut expected = Vec::new();

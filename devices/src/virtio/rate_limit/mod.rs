@@ -3,17 +3,13 @@
 mod bucket;
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
-
 use self::bucket::Bucket;
 pub use self::bucket::Limit;
-use crate::lock;
+use crate::{Timer, lock};
 
 /// What is limited; nothing, as it is by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,9 +50,7 @@ impl Allowance {
     /// Those of making a timer.
     pub fn limiter(&self) -> io::Result<RateLimiter> {
         let Some(buckets) = self.0.clone() else { return Ok(RateLimiter(None)) };
-        let timer =
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(RateLimiter(Some(Limited { buckets, timer, waiting: false })))
+        Ok(RateLimiter(Some(Limited { buckets, timer: Timer::new()?, waiting: false })))
     }
 }
 
@@ -70,7 +64,7 @@ pub struct RateLimiter(Option<Limited>);
 /// A limiter with something to limit.
 struct Limited {
     buckets: Arc<Mutex<Buckets>>,
-    timer: OwnedFd,
+    timer: Timer,
     /// The timer is set, and has not been seen to expire.
     waiting: bool,
 }
@@ -112,8 +106,7 @@ impl RateLimiter {
     /// Takes note that the timer is readable.
     pub fn timer_expired(&mut self) {
         if let Some(limited) = &mut self.0 {
-            // It fails only where somebody was quicker, and then there is nothing to read.
-            let _ = rustix::io::read(&limited.timer, &mut [0; 8]);
+            limited.timer.acknowledge();
             limited.waiting = false;
         }
     }
@@ -139,13 +132,7 @@ impl Limited {
     /// Sets the timer, unless it is set: the wait only becomes shorter while nothing is charged.
     fn wait(&mut self, time: Duration) -> io::Result<()> {
         if !self.waiting {
-            let it_value = Timespec {
-                tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-                // A timer of zero would be none.
-                tv_nsec: i64::from(time.subsec_nanos().max(1)),
-            };
-            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
-            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+            self.timer.set_once(time)?;
             self.waiting = true;
         }
         Ok(())
