@@ -118,8 +118,9 @@ fn a_stream_arrives_whole_in_both_directions_and_in_packets_longer_than_a_frame(
     let tap = HostLink::tap("mvmtcp", "", "10.9.2.1");
     let bytes = data(6 << 20);
     let transfer = send_and_receive("10.9.2.1:7000", bytes.clone());
+    // `nc` itself sends 1,024 bytes at a time, which may well be a packet each.
     let script = "nc 10.9.2.1 7000 </dev/null >/tmp/file; echo received; read answer
-        nc 10.9.2.1 7000 </tmp/file; echo done";
+        nc 10.9.2.1 7000 -e dd if=/tmp/file bs=64k status=none; echo done";
     let mut guest = guest("tap=mvmtcp", "10.9.2.2", script).start();
     guest.wait_for("received");
     // Without offloads no packet would be longer than the 1,514 bytes of a frame.
