@@ -20,10 +20,7 @@ impl Timer {
     ///
     /// The process or the host has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
-        )?))
+        Ok(Self(timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?))
     }
 
     /// Goes off once, after `wait`; a wait of nothing is the shortest there is.
@@ -45,8 +42,9 @@ impl Timer {
     }
 
     fn set(&self, first: Duration, interval: Duration) -> io::Result<()> {
-        let timespec =
-            |time: Duration| Timespec::try_from(time).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        let timespec = |time: Duration| {
+            Timespec::try_from(time).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+        };
         let times = Itimerspec { it_value: timespec(first)?, it_interval: timespec(interval)? };
         timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &times)?;
         Ok(())

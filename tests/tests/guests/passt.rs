@@ -252,10 +252,16 @@ fn with_no_host_the_hosts_loopback_is_out_of_reach() {
     let world = serve("203.0.113.5:7005", "from the world\n");
     let script = format!(
         "{DHCP}; echo hello | nc -w 5 198.51.100.1 7004 || echo refused
+        # Packets for the loopback go out, as no honest host has them.
+        ip route del local 127.0.0.0/8 table local; ip addr flush dev lo
+        echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet; ip route add 127.0.0.0/8 via 198.51.100.1
+        sent=$(cat /sys/class/net/eth0/statistics/tx_packets)
+        echo hello | nc -w 5 127.0.0.1 7004 || echo lost
+        [ $(cat /sys/class/net/eth0/statistics/tx_packets) -gt $sent ] && echo went out
         wget -qO- http://203.0.113.5:7005/world"
     );
     let outcome = Boot::new().flag("--net", "user,no-host,mtu=1400").script(&script).run().expect_code(0);
-    outcome.expect_line("refused").expect_line("from the world");
+    outcome.expect_line("refused").expect_line("lost").expect_line("went out").expect_line("from the world");
     assert_eq!(world.join().unwrap(), "/world");
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }

@@ -39,7 +39,9 @@ impl Listener {
     pub(super) fn is_there(&mut self, queue: &ActiveQueue, timer: &Timer) -> bool {
         match self {
             Self::Unknown => self.wait(0, None, timer),
-            Self::Asked { available: Some(before), .. } if queue.available() != *before => *self = Self::There,
+            Self::Asked { available: Some(before), .. } if queue.available() != *before => {
+                *self = Self::There
+            }
             Self::Asked { .. } | Self::There => {}
         }
         matches!(self, Self::There)

@@ -214,7 +214,11 @@ fn what_is_typed_is_not_for_a_driver_that_throws_buffers_away() {
             assert_eq!(driver.take_used(), [(*head, 0)]);
         }
         if event_idx {
-            assert_eq!(driver.available_event(), 4, "it is told of the next buffer, not of the one that it has");
+            assert_eq!(
+                driver.available_event(),
+                4,
+                "it is told of the next buffer, not of the one that it has"
+            );
         }
         driver.add(&[(FREE, 100, WRITE)]);
         console.queue_notified(RECEIVE);

@@ -93,6 +93,11 @@ impl Backend {
         }
     }
 
+    /// Whether packets are turned into connections of the host's, so that it matters where they go.
+    pub(super) fn connects(&self) -> bool {
+        matches!(self, Self::Stream(_))
+    }
+
     /// Sends what is left of `packet`, and takes off it what went. A packet that has begun has to be gone on with.
     ///
     /// # Safety

@@ -12,6 +12,7 @@ mod interface;
 mod mac;
 mod pair;
 mod receive;
+mod route;
 mod stream;
 mod tap;
 #[cfg(test)]

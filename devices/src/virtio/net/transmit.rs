@@ -8,6 +8,7 @@ use super::super::rate_limit::RateLimiter;
 use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
 use super::header::HEADER;
+use super::route::{ROUTED, is_for_the_host_itself};
 
 /// `writev` takes 1,024 ranges, and one of them may be the backend's own.
 const MAX_RANGES: usize = 1023;
@@ -26,8 +27,11 @@ pub(super) struct Transmit {
     chain: Chain,
     /// The chain of a packet that is not sent, or not whole: the backend has to take it before another.
     begun: Option<u16>,
-    /// What is left of that packet. It lies in guest memory, which the queue holds.
+    /// What is left of that packet. It lies in guest memory, which the queue holds, and in `judged`.
     packet: IoVecs,
+    /// The copy of its first bytes by which it was seen to be one that may be sent: the guest can't change it any more.
+    /// Empty, where all may be sent.
+    judged: Vec<u8>,
     length: usize,
     /// The bytes of packets that are sent, and that the driver was not told of.
     untold_bytes: usize,
@@ -37,8 +41,17 @@ pub(super) struct Transmit {
 
 impl Transmit {
     pub(super) fn new(queue: ActiveQueue, limiter: RateLimiter, metrics: Arc<NetMetrics>) -> Self {
-        let (chain, packet) = (Chain::default(), IoVecs::default());
-        Self { queue, chain, begun: None, packet, length: 0, untold_bytes: 0, limiter, metrics }
+        Self {
+            queue,
+            chain: Chain::default(),
+            begun: None,
+            packet: IoVecs::default(),
+            judged: Vec::new(),
+            length: 0,
+            untold_bytes: 0,
+            limiter,
+            metrics,
+        }
     }
 
     /// What says when it may go on after packets had to wait for the rate limit.
@@ -84,7 +97,7 @@ impl Transmit {
                 return Ok(false);
             }
             let Some(head) = self.next(backend) else { return Ok(false) };
-            // SAFETY: the ranges lie in guest memory, which the queue holds.
+            // SAFETY: the ranges lie in guest memory, which the queue holds, and in `judged`, which stays as it is.
             match unsafe { backend.send(&mut self.packet) } {
                 Ok(()) => {
                     self.metrics.tx_packets.increment();
@@ -112,7 +125,7 @@ impl Transmit {
     fn next(&mut self, backend: &Backend) -> Option<u16> {
         while self.begun.is_none() && self.queue.pop(&mut self.chain) {
             let head = self.chain.head;
-            if self.prepare(backend.longest()) {
+            if self.prepare(backend) {
                 self.begun = Some(head);
             } else {
                 self.metrics.tx_errors.increment();
@@ -122,14 +135,23 @@ impl Transmit {
         self.begun
     }
 
-    /// Makes a packet of the chain; false, where it is none.
-    fn prepare(&mut self, longest: usize) -> bool {
+    /// Makes a packet of the chain; false, where it is none or goes where it may not.
+    fn prepare(&mut self, backend: &Backend) -> bool {
         let length = usize::try_from(self.chain.readable.len()).unwrap_or(usize::MAX);
-        if !(HEADER + MIN_FRAME..=longest).contains(&length) {
+        if !(HEADER + MIN_FRAME..=backend.longest()).contains(&length) {
             return false;
         }
         self.length = length - HEADER;
         self.packet.clear();
+        self.judged.clear();
+        if backend.connects() {
+            self.judged.resize(length.min(HEADER + ROUTED), 0);
+            let taken = self.chain.readable.take(self.queue.memory(), &mut self.judged);
+            if !taken || is_for_the_host_itself(self.judged.get(HEADER..).unwrap_or_default()) {
+                return false;
+            }
+            self.packet.push_raw(self.judged.as_mut_ptr().cast(), self.judged.len());
+        }
         let appended = self.chain.readable.append_to(self.queue.memory(), &mut self.packet);
         appended.is_ok() && self.packet.left().len() <= MAX_RANGES
     }
@@ -154,12 +176,13 @@ impl Transmit {
             return Vec::new();
         }
         let mut left = std::mem::take(&mut self.chain.readable);
-        let length = usize::try_from(left.len()).unwrap_or(0);
-        let mut all = vec![0; length];
-        if !left.take(self.queue.memory(), &mut all) {
+        let mut behind = vec![0; usize::try_from(left.len()).unwrap_or(0)];
+        if !left.take(self.queue.memory(), &mut behind) {
             // It can't be: the buffers lie in memory.
             return Vec::new();
         }
-        all.split_off(length.saturating_sub(self.packet.length()))
+        let mut all = self.judged;
+        all.extend(behind);
+        all.split_off(all.len().saturating_sub(self.packet.length()))
     }
 }

@@ -126,6 +126,51 @@ fn a_packet_goes_behind_its_length_and_without_its_header() {
     assert_eq!((read_all(&mut far).len(), rig.metrics.tx_errors.get()), (0, 1));
 }
 
+/// A packet of IPv4, header included.
+fn packet_to(destination: [u8; 4]) -> Vec<u8> {
+    let mut packet = packet(60);
+    packet[HEADER + 12..HEADER + 14].copy_from_slice(&[0x08, 0]);
+    packet[HEADER + 30..HEADER + 34].copy_from_slice(&destination);
+    packet
+}
+
+#[test]
+fn nothing_goes_to_the_host_itself() {
+    let (mut rig, mut far) = rig(LONG);
+    for (at, destination) in [(0, [192, 0, 2, 1]), (0x100, [127, 0, 0, 1]), (0x200, [192, 0, 2, 2])] {
+        rig.tx.write(FREE + at, &packet_to(destination));
+        // The address lies in several buffers.
+        rig.tx.add(&[(FREE + at, 43, 0), (FREE + at + 43, 2, 0), (FREE + at + 45, 27, 0)]);
+    }
+    assert!(!rig.transmit.turn(&mut rig.backend).unwrap());
+    let framed = |destination| [&60_u32.to_be_bytes()[..], &packet_to(destination)[HEADER..]].concat();
+    assert_eq!(read_all(&mut far), [framed([192, 0, 2, 1]), framed([192, 0, 2, 2])].concat());
+    assert_eq!((rig.tx.take_used().len(), rig.metrics.tx_errors.get()), (3, 1));
+}
+
+#[test]
+fn where_a_packet_goes_cannot_be_changed_after_it_was_looked_at() {
+    let (mut rig, mut far) = rig(LONG);
+    let honest = packet_to([192, 0, 2, 1]);
+    rig.tx.write(FREE, &honest);
+    let mut count = 0;
+    loop {
+        rig.tx.add(&[(FREE, 72, 0)]);
+        count += 1;
+        if rig.transmit.turn(&mut rig.backend).unwrap() {
+            break;
+        }
+    }
+    // The last one waits for the socket.
+    rig.tx.write(FREE, &packet_to([127, 0, 0, 1]));
+    let mut bytes = read_all(&mut far);
+    assert_eq!(bytes.len(), 64 * (count - 1), "nothing of it has gone");
+    assert!(!rig.transmit.turn(&mut rig.backend).unwrap());
+    bytes.extend(read_all(&mut far));
+    assert!(bytes.chunks(64).all(|sent| sent[4..58] == honest[HEADER..][..54]));
+    assert_eq!(bytes.len(), 64 * count);
+}
+
 /// Has the driver send until the socket is full in the middle of a frame, and gives the count of frames.
 fn fill(rig: &mut Rig) -> usize {
     rig.tx.write(FREE, &packet(50_001));
