@@ -120,16 +120,17 @@ fn a_stream_arrives_whole_in_both_directions_and_in_packets_longer_than_a_frame(
     let transfer = send_and_receive("10.9.2.1:7000", bytes.clone());
     // `nc` itself sends 1,024 bytes at a time, which may well be a packet each.
     let script = "nc 10.9.2.1 7000 </dev/null >/tmp/file; echo received; read answer
-        nc 10.9.2.1 7000 -e dd if=/tmp/file bs=64k status=none; echo done";
+        nc 10.9.2.1 7000 -e dd if=/tmp/file bs=64k status=none; read answer; echo done";
     let mut guest = guest("tap=mvmtcp", "10.9.2.2", script).start();
     guest.wait_for("received");
     // Without offloads no packet would be longer than the 1,514 bytes of a frame.
     let [to_guest, before] = ["tx", "rx"].map(|way| tap.counts(way));
     assert!(mean_length(to_guest, (0, 0)) > 1514, "segments are cut before the guest: {to_guest:?}");
     guest.type_text("yes\n");
-    finish(guest).expect_line("done");
     assert!(transfer.join().unwrap() == bytes, "the data has changed on its way");
     let from_guest = tap.counts("rx");
+    guest.type_text("it has come\n");
+    finish(guest).expect_line("done");
     assert!(mean_length(from_guest, before) > 1514, "the guest cuts segments: {before:?}, {from_guest:?}");
 }
 
