@@ -388,6 +388,13 @@ impl ActiveQueue {
         self.queue.add_used(&*self.memory, last, length)
     }
 
+    /// Tells the driver once more of what it was told of already.
+    pub(super) fn tell_again(&self) {
+        if !self.broken {
+            self.interrupt.queue_used(self.index);
+        }
+    }
+
     /// Ends a turn, or the first part of one: tells the driver of all that was used in it, if it wants to know.
     pub(super) fn end_turn(&mut self) {
         if self.is_to_be_told() {

@@ -126,7 +126,7 @@ impl Console {
 
     fn deliver(&mut self) {
         let Some(active) = &mut self.active else { return };
-        if self.typed.is_empty() || !active.listener.is_there(&active.receive, &self.timer) {
+        if self.typed.is_empty() || !active.listener.is_there(&mut active.receive, &self.timer) {
             return;
         }
         let delivered = self.typed.deliver(&mut active.receive);

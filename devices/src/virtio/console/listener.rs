@@ -11,23 +11,30 @@ use std::time::Duration;
 use super::super::queue::{ActiveQueue, Chain};
 use crate::Timer;
 
-/// The time before the first question, by which a driver has made all its buffers available, and before the second;
-/// then it doubles.
+/// The time before the first question, by which a driver has made all its buffers available, and before the second.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
+/// How many times as long as the last wait is the next.
+const PATIENCE: u32 = 4;
 /// After so many questions, some seconds later, even a driver that never answers has found its console.
-const QUESTIONS: u32 = 8;
+const QUESTIONS: u16 = 5;
+/// How long a driver that has begun to answer has for the other questions.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 /// What is known of the driver.
 #[derive(Default)]
 pub(super) enum Listener {
-    /// Nobody has asked.
+    /// Nothing.
     #[default]
     Unknown,
+    /// It will be asked for the first time.
+    ToBeAsked,
     /// It was asked so often.
     Asked {
-        questions: u32,
-        /// How many buffers it had made available by the last question.
-        available: Option<Wrapping<u16>>,
+        questions: u16,
+        /// The count of buffers that it had made available before.
+        before: Wrapping<u16>,
+        /// It has begun to answer.
+        answers: bool,
     },
     /// It listens.
     There,
@@ -35,40 +42,59 @@ pub(super) enum Listener {
 
 impl Listener {
     /// Whether what is put into `queue` will be heard. If that is not known, it is asked once `timer` goes off, and the
-    /// driver notifies the device of its answer.
-    pub(super) fn is_there(&mut self, queue: &ActiveQueue, timer: &Timer) -> bool {
+    /// driver notifies the device of each answer.
+    pub(super) fn is_there(&mut self, queue: &mut ActiveQueue, timer: &Timer) -> bool {
         match self {
-            Self::Unknown => self.wait(0, None, timer),
-            Self::Asked { available: Some(before), .. } if queue.available() != *before => {
-                *self = Self::There
+            Self::Unknown => {
+                *self = Self::ToBeAsked;
+                self.wait(FIRST_WAIT, timer);
             }
-            Self::Asked { .. } | Self::There => {}
+            Self::Asked { questions, before, answers } => match queue.await_more() - *before {
+                Wrapping(0) => {}
+                Wrapping(count) if count >= *questions => *self = Self::There,
+                _ => {
+                    // At a buffer with nothing in it, Linux stops reading until it is told of more, and what is typed
+                    // would come one keystroke late for each. Some may have been thrown away.
+                    *answers = true;
+                    self.wait(ANSWER_TIME, timer);
+                    queue.tell_again();
+                }
+            },
+            Self::ToBeAsked | Self::There => {}
         }
         matches!(self, Self::There)
     }
 
-    fn wait(&mut self, questions: u32, available: Option<Wrapping<u16>>, timer: &Timer) {
-        // A timer that can't be set would leave the user without a keyboard.
-        let is_set = timer.set_once(FIRST_WAIT * (1 << questions.saturating_sub(1)));
-        *self = is_set.map_or(Self::There, |()| Self::Asked { questions, available });
+    fn wait(&mut self, time: Duration, timer: &Timer) {
+        if timer.set_once(time).is_err() {
+            // A timer that can't be set would leave the user without a keyboard.
+            *self = Self::There;
+        }
     }
 
-    /// Asks, as the timer has gone off.
+    /// Asks, or has waited for long enough: the timer has gone off.
     pub(super) fn ask(&mut self, queue: &mut ActiveQueue, timer: &Timer) {
-        let Self::Asked { questions, .. } = *self else { return };
-        if questions == QUESTIONS {
-            *self = Self::There;
-            return;
-        }
+        let (questions, before) = match self {
+            Self::ToBeAsked => (0, queue.available()),
+            Self::Asked { questions, before, answers: false } if *questions < QUESTIONS => {
+                (*questions, *before)
+            }
+            Self::Asked { .. } => {
+                *self = Self::There;
+                return;
+            }
+            Self::Unknown | Self::There => return,
+        };
         let mut chain = Chain::default();
         queue.start_turn();
         if queue.pop(&mut chain) {
-            let available = queue.await_more();
+            queue.await_more();
             queue.add_used(chain.head, 0);
             queue.end_turn();
-            self.wait(questions + 1, Some(available), timer);
+            *self = Self::Asked { questions: questions + 1, before, answers: false };
+            self.wait(FIRST_WAIT * PATIENCE.pow(questions.into()), timer);
         } else {
-            // It notifies the device of its first buffer.
+            // It notifies the device of its next buffer.
             *self = Self::Unknown;
         }
     }
