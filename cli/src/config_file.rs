@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use vmm::{ConsoleConfig, DiskConfig, GdbConfig, PmemConfig, ShareConfig, VhostUserConfig};
 
-use crate::boot::BootOptions;
+use crate::options::BootOptions;
 
 /// A configuration is a few lines; this bounds what a wrong path makes mvm read.
 const MAX_SIZE: u64 = 1 << 20;
@@ -29,8 +29,12 @@ pub enum ConfigFileError {
 /// Reads the file at `path`. Relative paths in it are relative to its own directory, so that a VM's directory
 /// can be moved.
 pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
-    let text = read_text(path)?;
-    let mut options: BootOptions = toml::from_str(&text).map_err(|error| {
+    parse(&read_text(path)?, path)
+}
+
+/// Takes `text` as what is in the file at `path`.
+pub fn parse(text: &str, path: &Path) -> Result<BootOptions, ConfigFileError> {
+    let mut options: BootOptions = toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;
         // The whole message has the lines of the file drawn into it.

@@ -7,6 +7,7 @@ mod console;
 mod doctor;
 mod exit_code;
 mod kill;
+mod options;
 mod pages;
 mod pause;
 mod ps;

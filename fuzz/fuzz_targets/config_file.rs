@@ -1,0 +1,21 @@
+//! A configuration file: whatever it says, it is a VM's configuration or an error of one line.
+
+#![no_main]
+
+// The program is no library; these files of it need nothing of the rest.
+#[path = "../../cli/src/config_file.rs"]
+mod config_file;
+#[path = "../../cli/src/options.rs"]
+mod options;
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    match config_file::parse(text, Path::new("/vm/vm.toml")) {
+        // It may lack a kernel; a flag wins over it.
+        Ok(options) => drop(options::BootOptions::default().or(options).into_config()),
+        Err(error) => assert_eq!(error.to_string().lines().count(), 1, "{error}"),
+    }
+});
