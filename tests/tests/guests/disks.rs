@@ -43,12 +43,16 @@ fn large_and_small_requests_carry_the_right_bytes_both_ways() {
         (0..8_u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     fs::write(&disk, &content).unwrap();
     // The first MiB is read in sectors and in one piece, then copied to the second in small direct writes.
-    let script = "echo all=$(dd if=$disk bs=1M iflag=direct 2>/dev/null | sha256sum | cut -c1-64)
+    let script = "reads() { awk '{ print $1 }' /sys/block/${disk#/dev/}/stat; }
+        echo all=$(dd if=$disk bs=1M iflag=direct 2>/dev/null | sha256sum | cut -c1-64)
+        before=$(reads)
         echo small=$(dd if=$disk bs=512 count=2048 iflag=direct 2>/dev/null | sha256sum | cut -c1-64)
+        echo requests=$(($(reads) - before))
         dd if=$disk of=$disk bs=4k count=256 seek=256 iflag=direct oflag=direct conv=notrunc 2>/dev/null; sync";
     let outcome = boot_with(&disk, "", script);
     assert_eq!(outcome.value("all"), sha256(&content));
     assert_eq!(outcome.value("small"), sha256(&content[..1 << 20]));
+    assert_eq!(outcome.number("requests"), 2048);
     let mut expected = content.clone();
     expected.copy_within(..1 << 20, 1 << 20);
     assert!(fs::read(&disk).unwrap() == expected, "the copy is not the original");

@@ -7,13 +7,15 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tests::{Boot, Guest, debian_image, sparse_copy};
 
+use super::passt::{Uplink, ask, serve};
+
 /// A boot of Debian takes half a minute in the KVM lab, the start of a container ten seconds; a busy host, a multiple.
 const WATCHDOG: Duration = Duration::from_secs(600);
 
 /// Boots a copy of the image in `directory`, logs in, and runs `script`.
-fn run_in_machine(directory: &TempDir, script: &str) -> Guest {
+fn run_in_machine(boot: Boot, directory: &TempDir, script: &str) -> Guest {
     let disk = sparse_copy(&debian_image(), directory.path());
-    let boot = Boot::new().watchdog(WATCHDOG).flag("--rootfs", disk).flag("--memory", "1G");
+    let boot = boot.watchdog(WATCHDOG).flag("--rootfs", disk).flag("--memory", "1G");
     // The empty line parts its output from what the shell sends the terminal. Logins come before the last services.
     let script = format!("echo\necho state=$(systemctl is-system-running --wait)\n{script}\necho done=yes");
     let mut guest = boot.script(&script).start();
@@ -34,7 +36,7 @@ fn systemd_is_up_without_a_failed_unit_and_heeds_the_power_button() {
         for unit in containerd dbus systemd-logind systemd-networkd systemd-resolved systemd-udevd; do
             echo $unit=$(systemctl is-active $unit)
         done";
-    let guest = run_in_machine(&directory, script);
+    let guest = run_in_machine(Boot::new(), &directory, script);
     guest.signal(Signal::TERM);
     let outcome = guest.finish().expect_code(0).expect("reboot: Power down");
     let units =
@@ -56,6 +58,9 @@ fn systemd_is_up_without_a_failed_unit_and_heeds_the_power_button() {
     let said = String::from_utf8_lossy(&fsck.stdout);
     assert!(fsck.status.success() && !said.contains("recover"), "{said}");
 }
+
+/// What the image brings for containers.
+const IMAGE: &str = "image=/usr/local/share/images/busybox.tar name=localhost/busybox:latest";
 
 const CONTAINERD: &str = "ctr image import $image >/dev/null
     echo ctr_root=$(ctr run --rm $name one grep ' / ' /proc/mounts | cut -d' ' -f1-3)
@@ -84,8 +89,7 @@ const PODMAN: &str = "podman load -qi $image >/dev/null
 #[test]
 fn containerd_and_podman_run_containers_and_hold_them_to_their_limits() {
     let directory = TempDir::new().unwrap();
-    let names = "image=/usr/local/share/images/busybox.tar name=localhost/busybox:latest";
-    let mut guest = run_in_machine(&directory, &format!("{names}\n{CONTAINERD}\n{PODMAN}"));
+    let mut guest = run_in_machine(Boot::new(), &directory, &format!("{IMAGE}\n{CONTAINERD}\n{PODMAN}"));
     guest.type_text("poweroff -f\n");
     let outcome = guest.finish().expect_code(0);
     for (name, expected) in [
@@ -103,6 +107,28 @@ fn containerd_and_podman_run_containers_and_hold_them_to_their_limits() {
         ("too_much_memory", "137"),
         ("too_many_processes", "2"),
     ] {
+        assert_eq!(outcome.value(name), expected, "{name}: {outcome}");
+    }
+}
+
+/// By the virtio console, where a machine has a login as well.
+#[test]
+fn a_machine_reaches_the_world_and_is_reached_to_its_containers() {
+    let Some(_uplink) = Uplink::new(false) else { return };
+    let world = serve("203.0.113.5:7007", "from the world\n");
+    let script = "/lib/systemd/systemd-networkd-wait-online --any --timeout=120
+        echo world=$(curl -sS http://203.0.113.5:7007/machine)
+        podman load -qi $image >/dev/null
+        podman run -d -p 80:80 $name sh -c 'echo served >/var/www/index.html; exec httpd -f -h /var/www' >/dev/null
+        echo ready=$(curl -sS --retry 30 --retry-delay 1 --retry-all-errors http://127.0.0.1/)";
+    let boot = Boot::new().flag("--console", "virtio").flag("--net", "user").flag("-p", "127.0.0.1:7011:80");
+    let directory = TempDir::new().unwrap();
+    let mut guest = run_in_machine(boot, &directory, &format!("{IMAGE}\n{script}"));
+    ask("127.0.0.1:7011", "served\n");
+    guest.type_text("poweroff -f\n");
+    let outcome = guest.finish().expect_code(0);
+    assert_eq!(world.join().unwrap(), "/machine");
+    for (name, expected) in [("state", "running"), ("world", "from the world"), ("ready", "served")] {
         assert_eq!(outcome.value(name), expected, "{name}: {outcome}");
     }
 }

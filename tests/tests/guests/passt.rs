@@ -31,11 +31,11 @@ fn host(script: &str) -> String {
 /// A network of the host, with a router that is not there, and services elsewhere, which are on this host in truth: not
 /// on the network's own device, as passt may give any address of that to the guest.
 /// In the lab alone: it becomes where all packets go.
-struct Uplink;
+pub struct Uplink;
 
 impl Uplink {
     /// `None`, with the reason printed, outside of the lab.
-    fn new(has_ipv6: bool) -> Option<Self> {
+    pub fn new(has_ipv6: bool) -> Option<Self> {
         if std::env::var_os("MVM_KVM_LAB").is_none() {
             eprintln!("skipped: the network of this host stays as it is");
             return None;
@@ -68,7 +68,7 @@ impl Drop for Uplink {
 
 /// Answers one request of HTTP at `address` with `words`, and gives the path that was asked for. A length is told and
 /// heeded: the passt of Debian 12 may lose the end of a connection that one side has ended before the other.
-fn serve(address: &str, words: &'static str) -> JoinHandle<String> {
+pub fn serve(address: &str, words: &'static str) -> JoinHandle<String> {
     let listener = TcpListener::bind(address).unwrap();
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -79,7 +79,7 @@ fn serve(address: &str, words: &'static str) -> JoinHandle<String> {
 }
 
 /// Asks the server at `address`, which answers with `words` at the end.
-fn ask(address: &str, words: &str) {
+pub fn ask(address: &str, words: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"GET /word HTTP/1.0\r\n\r\n").unwrap();
