@@ -7,12 +7,14 @@ use std::path::Path;
 use tempfile::TempDir;
 use tests::{Boot, sparse_file};
 
-/// Sets `$disk` to the disk whose ID is `data`.
-const FIND: &str = "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && disk=/dev/${d##*/}; done";
+/// Sets `$disk` to the disk whose ID is `data`, and `dd` to one that heeds `direct`: busybox has no buffers for that, and
+/// goes through the cache.
+const SETUP: &str = "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && disk=/dev/${d##*/}; done
+    dd() { /usr/bin/dd \"$@\"; }";
 
 fn boot_with(disk: &Path, options: &str, script: &str) -> tests::Outcome {
     let boot = Boot::new().flag("--disk", format!("{},id=data{options}", disk.display()));
-    boot.script(&format!("{FIND}\n{script}")).run().expect_code(0)
+    boot.script(&format!("{SETUP}\n{script}")).run().expect_code(0)
 }
 
 fn directory() -> TempDir {
@@ -72,7 +74,7 @@ fn a_limit_holds_however_much_the_guest_asks_for() {
     ] {
         let boot = Boot::new().flag("--disk", format!("{},id=data{options}", disk.display()));
         let mut guest =
-            boot.script(&format!("{FIND}\necho limit-begins; {script}; echo limit-ends=$?")).start();
+            boot.script(&format!("{SETUP}\necho limit-begins; {script}; echo limit-ends=$?")).start();
         guest.close_input();
         guest.wait_for("limit-begins");
         let start = std::time::Instant::now();

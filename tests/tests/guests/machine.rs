@@ -119,8 +119,8 @@ fn a_machine_reaches_the_world_and_is_reached_to_its_containers() {
     let script = "/lib/systemd/systemd-networkd-wait-online --any --timeout=120
         echo world=$(curl -sS http://203.0.113.5:7007/machine)
         podman load -qi $image >/dev/null
-        podman run -d -p 80:80 $name sh -c 'echo served >/var/www/index.html; exec httpd -f -h /var/www' >/dev/null
-        echo ready=$(curl -sS --retry 30 --retry-delay 1 --retry-all-errors http://127.0.0.1/)";
+        podman run -d -p 80:80 $name sh -c 'echo served >/var/www/word; exec httpd -f -h /var/www' >/dev/null
+        echo ready=$(curl -sS --retry 30 --retry-delay 1 --retry-all-errors http://127.0.0.1/word)";
     let boot = Boot::new().flag("--console", "virtio").flag("--net", "user").flag("-p", "127.0.0.1:7011:80");
     let directory = TempDir::new().unwrap();
     let mut guest = run_in_machine(boot, &directory, &format!("{IMAGE}\n{script}"));
