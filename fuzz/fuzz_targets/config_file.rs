@@ -3,6 +3,7 @@
 #![no_main]
 
 // The program is no library; these files of it need nothing of the rest.
+#[allow(dead_code, reason = "to read the file is not what is tried here")]
 #[path = "../../cli/src/config_file.rs"]
 mod config_file;
 #[path = "../../cli/src/options.rs"]

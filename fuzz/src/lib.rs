@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use devices::BusDevice;
 use devices::virtio::VirtioDevice;
 use devices::virtio::events::DeviceEvents;
 use devices::virtio::mmio::MmioTransport;
+use devices::{BusDevice, Interrupt};
 use event_manager::{EventManager, SubscriberOps};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use virtio_bindings::virtio_config as status;
@@ -17,7 +17,7 @@ use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Guest memory: what addresses of 16 bits reach, and the rings of queues behind it.
-const MEMORY: usize = 0x6_0000;
+pub const MEMORY: usize = 0x6_0000;
 const RINGS: u64 = 0x1_0000;
 const RINGS_LENGTH: u64 = 0x4000;
 const AVAILABLE: u64 = 0x2000;
@@ -100,9 +100,20 @@ impl<D: VirtioDevice> Rig<D> {
     /// Puts `device` behind a transport and sets it up without the features `declined`, with queues of 256 descriptors
     /// `halvings` times halved.
     pub fn new(device: D, declined: u64, halvings: u8) -> Self {
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory"));
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
+        Self::over(device, memory, Arc::new(AtomicUsize::new(0)), declined, halvings)
+    }
+
+    /// The same with a memory and an interrupt of the caller's. The memory has [`MEMORY`] bytes from address 0 on.
+    pub fn over(
+        device: D,
+        memory: GuestMemoryMmap,
+        line: Arc<dyn Interrupt>,
+        declined: u64,
+        halvings: u8,
+    ) -> Self {
+        let memory = Arc::new(memory);
         let queues = device.queue_sizes().len();
-        let line = Arc::new(AtomicUsize::new(0));
         let transport = MmioTransport::new(device, memory.clone(), line).expect("eventfds");
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(transport.events());
