@@ -2,10 +2,18 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
-use clap_complete::Shell;
+use clap::{Args, CommandFactory, ValueEnum};
+use clap_complete::{generate, shells};
 
 use crate::{Cli, complain, exit_code, print};
+
+/// The shells that Linux distributions have scripts for.
+#[derive(Clone, Copy, ValueEnum)]
+enum Shell {
+    Bash,
+    Fish,
+    Zsh,
+}
 
 /// Arguments of `mvm completions`.
 #[derive(Args)]
@@ -17,8 +25,12 @@ pub struct CompletionsCommand {
 impl CompletionsCommand {
     /// Prints the script.
     pub fn run(self) -> ExitCode {
-        let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "mvm", &mut script);
+        let (mut script, mut root) = (Vec::new(), Cli::command());
+        match self.shell {
+            Shell::Bash => generate(shells::Bash, &mut root, "mvm", &mut script),
+            Shell::Fish => generate(shells::Fish, &mut root, "mvm", &mut script),
+            Shell::Zsh => generate(shells::Zsh, &mut root, "mvm", &mut script),
+        }
         print(&script, exit_code::SUCCESS)
     }
 }
