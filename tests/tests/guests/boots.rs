@@ -134,7 +134,8 @@ fn every_mvm_command_of_the_readme_works() {
     let blocks = readme.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
     let commands: Vec<_> = blocks.flat_map(str::lines).filter_map(|line| line.strip_prefix("mvm ")).collect();
     assert!(commands.len() >= 4, "README.md shows how to use mvm");
-    for command in commands {
+    // Debian listens to nobody before its login, so it has tests of its own (`machine`).
+    for command in commands.into_iter().filter(|command| !command.contains("debian.ext4")) {
         let line = command.replace("/boot/vmlinuz", debian_kernel().to_str().unwrap());
         let script = format!("echo poweroff -f | \"$0\" {line}");
         let output = Command::new("sh")
