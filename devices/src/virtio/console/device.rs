@@ -126,8 +126,15 @@ impl Console {
 
     fn deliver(&mut self) {
         let Some(active) = &mut self.active else { return };
-        if self.typed.is_empty() || !active.listener.is_there(&mut active.receive, &self.timer) {
+        let (was_known, has_size) = (active.listener.is_known(), self.size != WindowSize::default());
+        if self.typed.is_empty() && (was_known || !has_size)
+            || !active.listener.is_there(&mut active.receive, &self.timer)
+        {
             return;
+        }
+        if !was_known && has_size {
+            // What it was told of the window before, it may have thrown away as well.
+            active.interrupt.config_changed();
         }
         let delivered = self.typed.deliver(&mut active.receive);
         self.metrics.input_bytes.add(delivered as u64);
@@ -180,6 +187,7 @@ impl VirtioDevice for Console {
         }
         self.active = Some(Active { receive, listener: Listener::default(), transmit, interrupt });
         self.tell_of_room();
+        self.deliver();
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Linux makes buffers available and sets DRIVER_OK before it knows its console, and throws away what comes until it
 //! does: the input that a script has ready before the guest has even booted. Nothing says when that time is over, so
-//! the driver is asked before the first byte: it gets a buffer with nothing in it. A console that a program has open
+//! the driver is asked before the first byte, and before it is told for good how large the window is: it gets a buffer with nothing in it. A console that a program has open
 //! makes the buffer available again; one that was thrown away does not come back, and the driver is asked again.
 
 use std::num::Wrapping;
@@ -41,6 +41,11 @@ pub(super) enum Listener {
 }
 
 impl Listener {
+    /// Whether it is known to listen.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self, Self::There)
+    }
+
     /// Whether what is put into `queue` will be heard. If that is not known, it is asked once `timer` goes off, and the
     /// driver notifies the device of each answer.
     pub(super) fn is_there(&mut self, queue: &mut ActiveQueue, timer: &Timer) -> bool {
@@ -62,7 +67,7 @@ impl Listener {
             },
             Self::ToBeAsked | Self::There => {}
         }
-        matches!(self, Self::There)
+        self.is_known()
     }
 
     fn wait(&mut self, time: Duration, timer: &Timer) {

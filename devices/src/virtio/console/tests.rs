@@ -268,15 +268,22 @@ fn a_driver_that_never_answers_is_believed_in_after_some_time() {
 
 #[test]
 fn the_window_is_in_the_config_space_and_its_change_is_told() {
-    let (mut console, driver, _) = started(&Sink::new(0));
+    let (mut console, mut receive, transmit) = started(&Sink::new(0));
     let size = |console: &Console| {
         let mut space = [0xff; 16];
         console.read_config(0, &mut space);
         assert_eq!(space[12..], [0xff; 4], "the config space ends");
         (u16::from_le_bytes([space[0], space[1]]), u16::from_le_bytes([space[2], space[3]]))
     };
-    let told = || driver.counters.config_changed.swap(0, Ordering::SeqCst);
+    let told = || transmit.counters.config_changed.swap(0, Ordering::SeqCst);
     assert_eq!((size(&console), told()), ((132, 43), 1), "a driver that begins to work is told");
+    receive.add(&[(FREE, 1, WRITE)]);
+    console.queue_notified(RECEIVE);
+    wait_for_question(&mut console);
+    assert_eq!(told(), 0);
+    receive.add(&[(FREE, 1, WRITE)]);
+    console.queue_notified(RECEIVE);
+    assert_eq!((told(), receive.take_used()), (1, vec![(0, 0)]), "and told again once it listens");
     console.resize(SIZE);
     assert_eq!(told(), 0);
     console.resize(WindowSize { columns: 80, rows: 24 });
