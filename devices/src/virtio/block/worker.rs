@@ -81,14 +81,22 @@ impl Worker {
                 self.metrics.queue_stalls.add(self.queue.has_available().into());
                 return any;
             }
-            if self.queue.has_available() && !limiter.ready() {
+            if !self.queue.has_available() {
+                // The driver may make a request available just before it is asked to notify the device.
+                self.queue.await_more();
+                if !self.queue.has_available() {
+                    return any;
+                }
+            }
+            let Some(mut reserved) = limiter.reserve(0) else {
                 self.metrics.rate_limit_waits.increment();
                 return any;
-            }
+            };
             if !self.queue.pop(&mut self.chain) {
+                limiter.give_back(reserved);
                 return any;
             }
-            limiter.charge(self.start(disk, id));
+            limiter.correct(&mut reserved, self.start(disk, id));
             any = true;
         }
     }

@@ -328,7 +328,7 @@ proptest! {
         let (mut console, mut receive, mut transmit) = heard(&sink);
         let pattern: Vec<u8> = (0..0x8000u32).map(|at| (at % 253) as u8).collect();
         transmit.write(FREE, &pattern);
-        let mut expected = Vec::new();
+        let mut expected = Vec::<u8>::new();
         for chain in &chains {
             let buffers: Vec<_> = chain.iter().map(|&(at, length)| (FREE + u64::from(at), length.into(), 0)).collect();
             for &(at, length) in chain {

@@ -280,13 +280,14 @@ impl Receive {
                 self.metrics.rx_stalls.increment();
                 return Ok(if self.room.chains.is_empty() { Wait::Buffers } else { Wait::MoreBuffers });
             }
-            if !self.limiter.ready() {
+            let Some(mut reserved) = self.limiter.reserve(0) else {
                 self.metrics.rx_rate_limit_waits.increment();
                 return Ok(Wait::Limit);
-            }
+            };
             let received = backend.receive(&mut self.room);
-            if let Ok(length) = received {
-                self.limiter.charge(length.saturating_sub(HEADER) as u64);
+            match received {
+                Ok(length) => self.limiter.correct(&mut reserved, length.saturating_sub(HEADER) as u64),
+                Err(_) => self.limiter.give_back(reserved),
             }
             match received {
                 Ok(length) if length > self.room.capacity => self.metrics.rx_errors.increment(),

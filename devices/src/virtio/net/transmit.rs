@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::iovecs::IoVecs;
 use super::super::queue::{ActiveQueue, Chain};
-use super::super::rate_limit::RateLimiter;
+use super::super::rate_limit::{RateLimiter, Reservation};
 use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
 use super::header::HEADER;
@@ -36,6 +36,8 @@ pub(super) struct Transmit {
     /// The bytes of packets that are sent, and that the driver was not told of.
     untold_bytes: usize,
     limiter: RateLimiter,
+    /// What the limiter allowed for the packet that is sent next.
+    reserved: Option<Reservation>,
     metrics: Arc<NetMetrics>,
 }
 
@@ -50,6 +52,7 @@ impl Transmit {
             length: 0,
             untold_bytes: 0,
             limiter,
+            reserved: None,
             metrics,
         }
     }
@@ -92,26 +95,37 @@ impl Transmit {
 
     fn send_all(&mut self, backend: &mut Backend) -> Result<bool, Trouble> {
         loop {
-            if self.begun.is_none() && self.queue.has_available() && !self.limiter.ready() {
-                self.metrics.tx_rate_limit_waits.increment();
-                return Ok(false);
+            if self.reserved.is_none() && (self.begun.is_some() || self.queue.has_available()) {
+                self.reserved = self.limiter.reserve(0);
+                if self.reserved.is_none() {
+                    self.metrics.tx_rate_limit_waits.increment();
+                    return Ok(false);
+                }
             }
-            let Some(head) = self.next(backend) else { return Ok(false) };
+            let Some(head) = self.next(backend) else {
+                if let Some(reserved) = self.reserved.take() {
+                    self.limiter.give_back(reserved);
+                }
+                return Ok(false);
+            };
+            // A packet that became available just now waits for the limit like any other.
+            let Some(mut reserved) = self.reserved.take() else { continue };
             // SAFETY: the ranges lie in guest memory, which the queue holds, and in `judged`, which stays as it is.
             match unsafe { backend.send(&mut self.packet) } {
                 Ok(()) => {
                     self.metrics.tx_packets.increment();
                     self.metrics.tx_bytes.add(self.length as u64);
-                    self.limiter.charge(self.length as u64);
+                    self.limiter.correct(&mut reserved, self.length as u64);
                 }
                 Err(Trouble::NotNow) => {
+                    self.reserved = Some(reserved);
                     self.metrics.tx_stalls.increment();
                     return Ok(true);
                 }
                 Err(Trouble::Packet(error)) => {
                     tracing::debug!(%error, "cannot send a packet");
                     self.metrics.tx_errors.increment();
-                    self.limiter.charge(self.length as u64);
+                    self.limiter.correct(&mut reserved, self.length as u64);
                 }
                 Err(trouble) => return Err(trouble),
             }

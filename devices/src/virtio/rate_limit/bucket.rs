@@ -1,18 +1,18 @@
 //! A token bucket that counts in time.
 //!
-//! Instead of tokens it keeps the moment at which the bucket will be full again. What is taken moves that moment
-//! on by the time it takes to refill; how far the moment lies ahead is how much the bucket lacks. There is nothing
-//! to refill, and no remainder that is lost between two refills.
+//! Instead of a number of tokens it keeps the moment at which the bucket will be full. Taking tokens moves that moment
+//! later by the time that it takes to refill them; how far it lies ahead is how much the bucket lacks. There is nothing
+//! to refill, and no remainder is lost between two refills.
 
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-/// How much of something there may be.
+/// A long-term rate and a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// How much there is in a second in the long run.
+    /// Tokens a second in the long run.
     pub per_second: NonZeroU64,
-    /// How much there is at once after a pause.
+    /// Tokens that are available at once after a pause.
     pub burst: NonZeroU64,
 }
 
@@ -25,31 +25,49 @@ pub(super) struct Bucket {
     full_at: Instant,
 }
 
-/// No debt makes anything wait longer, however large a request or small a limit is.
-const LONGEST_DEBT: Duration = Duration::from_secs(3600);
-
 impl Bucket {
     /// A full bucket.
     pub(super) fn new(limit: Limit, now: Instant) -> Self {
         Self { limit, capacity: cost(limit.burst.get(), limit), full_at: now }
     }
 
-    /// How long until there is a token; `None`, where there is one.
+    /// How long until there is a token; `None` if there is one.
     ///
-    /// One is enough to begin with: what is taken may be more than there is, and those that come later wait for
-    /// it. So a request larger than the bucket passes as well, and the rate holds in the long run.
+    /// One token is enough to start: an operation may take more than there is, and those behind it wait for the debt.
+    /// So an operation larger than the bucket passes as well, and the rate holds in the long run.
     pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
-        let lacks = self.full_at.saturating_duration_since(now);
-        let with_one_less = lacks.saturating_add(cost(1, self.limit));
+        let with_one_less = self.lacks(now).saturating_add(cost(1, self.limit));
         with_one_less.checked_sub(self.capacity).filter(|wait| !wait.is_zero())
     }
 
-    /// Takes `count` tokens, whether they are there or not.
+    /// Takes `count` tokens, more than there are if need be. No debt is ever forgotten.
     pub(super) fn take(&mut self, count: u64, now: Instant) {
-        let full_at = self.full_at.max(now).checked_add(cost(count, self.limit));
-        let latest = now.checked_add(self.capacity.saturating_add(LONGEST_DEBT));
-        // Neither is `None` unless the clock is near its end.
-        self.full_at = full_at.min(latest).unwrap_or(now);
+        self.full_at = later(self.full_at.max(now), cost(count, self.limit));
+    }
+
+    /// Takes back what [`take`](Self::take) did with the same `count`.
+    pub(super) fn give_back(&mut self, count: u64, now: Instant) {
+        self.full_at = self.full_at.checked_sub(cost(count, self.limit)).unwrap_or(now);
+    }
+
+    /// How long until the bucket is full.
+    pub(super) fn lacks(&self, now: Instant) -> Duration {
+        self.full_at.saturating_duration_since(now)
+    }
+
+    /// Sets how long it takes until the bucket is full.
+    pub(super) fn set_lacks(&mut self, lacks: Duration, now: Instant) {
+        self.full_at = later(now, lacks);
+    }
+}
+
+/// `time` after `instant`; beyond the end of the clock, which is billions of years away, as late as can be told.
+fn later(instant: Instant, mut time: Duration) -> Instant {
+    loop {
+        match instant.checked_add(time) {
+            Some(later) => return later,
+            None => time /= 2,
+        }
     }
 }
 
@@ -96,19 +114,37 @@ mod tests {
     }
 
     #[test]
-    fn no_debt_is_without_end() {
+    fn no_debt_is_forgotten() {
         let now = Instant::now();
         let mut bucket = Bucket::new(limit(1, 1), now);
+        for _ in 0..3 {
+            bucket.take(1 << 32, now);
+        }
+        assert_eq!(bucket.wait(now), Some(Duration::from_secs(3 << 32)));
+        // More than the clock can count.
+        let mut bucket = Bucket::new(limit(1, 1), now);
+        bucket.set_lacks(Duration::MAX, now);
         bucket.take(u64::MAX, now);
-        assert!(bucket.wait(now).unwrap() <= LONGEST_DEBT + Duration::from_secs(1));
+        assert!(bucket.wait(now) > Some(Duration::from_secs(1 << 60)));
         let mut bucket = Bucket::new(limit(1, u64::MAX), now);
         assert_eq!(bucket.wait(now), None);
         bucket.take(1 << 32, now);
         assert_eq!(bucket.wait(now), None);
     }
 
+    #[test]
+    fn what_is_given_back_was_never_taken() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(limit(10, 3), start);
+        let later = start + Duration::from_millis(50);
+        bucket.take(1, start);
+        bucket.take(7, later);
+        bucket.give_back(7, later);
+        assert_eq!(bucket.lacks(later), Duration::from_millis(50));
+    }
+
     proptest! {
-        /// Whoever takes as soon as it may gets neither more nor less than the limit says.
+        /// Taking as early as possible gives neither more nor less than the limit.
         #[test]
         fn the_rate_holds(
             per_second in 1_u64..2_000_000_000,

@@ -1,4 +1,4 @@
-//! Rate limits: how much a device moves for its guest, in bytes and in operations a second.
+//! Rate limits: bytes and operations a second that a device moves for its guest.
 
 mod bucket;
 
@@ -7,11 +7,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use self::bucket::Bucket;
 pub use self::bucket::Limit;
 use crate::{Timer, lock};
 
-/// What is limited; nothing, as it is by default.
+/// What is limited. By default, nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateLimits {
     /// Bytes of data.
@@ -20,9 +22,9 @@ pub struct RateLimits {
     pub operations: Option<Limit>,
 }
 
-/// What several threads may do together: what one of them does, the others can't do any more.
+/// The token buckets of one device or one direction, shared by all of its limiters.
 ///
-/// It outlives its limiters, so that new ones begin with what the old ones left over.
+/// It outlives its limiters, so that a device that is reset goes on with what was left.
 #[derive(Clone)]
 pub struct Allowance(Option<Arc<Mutex<Buckets>>>);
 
@@ -31,8 +33,17 @@ struct Buckets {
     operations: Option<Bucket>,
 }
 
+/// The buckets' saved state: for each, how long it takes to become full. A bucket without a limit has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimitState {
+    /// Time until the bucket of bytes is full.
+    pub bandwidth: Option<Duration>,
+    /// Time until the bucket of operations is full.
+    pub operations: Option<Duration>,
+}
+
 impl Allowance {
-    /// An allowance of `limits`, all of it there; it costs nothing where there are none.
+    /// Full buckets for `limits`; without limits, it costs nothing.
     pub fn new(limits: RateLimits) -> Self {
         if limits == RateLimits::default() {
             return Self(None);
@@ -43,54 +54,102 @@ impl Allowance {
         Self(Some(Arc::new(Mutex::new(Buckets { bandwidth, operations }))))
     }
 
-    /// Makes a limiter of what there is, with a timer of its own.
+    /// Makes a limiter on these buckets, with a timer of its own.
     ///
     /// # Errors
     ///
-    /// Those of making a timer.
+    /// The process has no file descriptor left for the timer.
     pub fn limiter(&self) -> io::Result<RateLimiter> {
         let Some(buckets) = self.0.clone() else { return Ok(RateLimiter(None)) };
         Ok(RateLimiter(Some(Limited { buckets, timer: Timer::new()?, waiting: false })))
     }
+
+    /// How full the buckets are now.
+    pub fn state(&self) -> RateLimitState {
+        let Some(buckets) = &self.0 else { return RateLimitState::default() };
+        let (buckets, now) = (lock(buckets), Instant::now());
+        let lacks = |bucket: &Option<Bucket>| bucket.as_ref().map(|bucket| bucket.lacks(now));
+        RateLimitState { bandwidth: lacks(&buckets.bandwidth), operations: lacks(&buckets.operations) }
+    }
+
+    /// Makes the buckets as full as they were when `state` was taken. A bucket that `state` does not have stays as it
+    /// is, and what it says of a limit that is not set is ignored.
+    pub fn restore(&self, state: &RateLimitState) {
+        let Some(buckets) = &self.0 else { return };
+        let (mut buckets, now) = (lock(buckets), Instant::now());
+        if let (Some(bucket), Some(lacks)) = (&mut buckets.bandwidth, state.bandwidth) {
+            bucket.set_lacks(lacks, now);
+        }
+        if let (Some(bucket), Some(lacks)) = (&mut buckets.operations, state.operations) {
+            bucket.set_lacks(lacks, now);
+        }
+    }
 }
 
-/// Says when a device may go on.
+/// Decides when a device may start an operation.
 ///
-/// A device asks [`ready`](Self::ready) before it takes work from its queue, and says what the work costs with
-/// [`charge`](Self::charge) once it knows. What may not be done yet stays in the queue, where it is no burden to the
-/// host, and the timer wakes the device when it may.
+/// A device [reserves](Self::reserve) an operation before it takes it from its queue, and [corrects](Self::correct) the
+/// reservation once it knows how many bytes are moved. The check and the reservation are one step under one lock, so
+/// that of several threads no two get the same token. Work that has to wait stays in the queue, at no cost to the
+/// host, and the timer wakes the device.
 pub struct RateLimiter(Option<Limited>);
 
 /// A limiter with something to limit.
 struct Limited {
     buckets: Arc<Mutex<Buckets>>,
     timer: Timer,
-    /// The timer is set, and has not been seen to expire.
+    /// The timer is armed, and its expiry was not handled yet.
     waiting: bool,
 }
 
+/// One operation that may start, with the bytes that were taken for it.
+#[derive(Debug, Default)]
+pub struct Reservation {
+    bytes: u64,
+}
+
 impl RateLimiter {
-    /// A limiter for `limits` that shares them with no other; it costs nothing where there are none.
+    /// A limiter for `limits` with buckets of its own; without limits, it costs nothing.
     ///
     /// # Errors
     ///
-    /// Those of making a timer.
+    /// The process has no file descriptor left for the timer.
     pub fn new(limits: RateLimits) -> io::Result<Self> {
         Allowance::new(limits).limiter()
     }
 
-    /// Whether an operation may begin now. If not, the timer becomes readable when one may.
-    pub fn ready(&mut self) -> bool {
-        let Some(limited) = &mut self.0 else { return true };
-        let wait = lock(&limited.buckets).wait(Instant::now());
-        // A timer that can't be set would stop the device for good.
-        wait.is_none_or(|wait| limited.wait(wait).is_err())
+    /// Reserves one operation that moves `bytes` bytes, or as many as are known of so far, if each bucket has a token.
+    /// If not, it arms the timer, which becomes readable when an operation may start.
+    pub fn reserve(&mut self, bytes: u64) -> Option<Reservation> {
+        let reservation = Reservation { bytes };
+        let Some(limited) = &mut self.0 else { return Some(reservation) };
+        let Err(wait) = lock(&limited.buckets).reserve(bytes, Instant::now()) else {
+            return Some(reservation);
+        };
+        if let Err(error) = limited.wait(wait) {
+            // Waiting without a timer would stop the device for good.
+            tracing::error!(%error, "cannot arm the timer of a rate limit; the operation is not delayed");
+            lock(&limited.buckets).take(bytes, Instant::now());
+            return Some(reservation);
+        }
+        None
     }
 
-    /// Counts an operation that moves `bytes` bytes.
-    pub fn charge(&mut self, bytes: u64) {
-        let Some(limited) = &mut self.0 else { return };
-        lock(&limited.buckets).take(bytes, Instant::now());
+    /// Corrects a reservation to the `bytes` that the operation really moves.
+    pub fn correct(&mut self, reservation: &mut Reservation, bytes: u64) {
+        let reserved = std::mem::replace(&mut reservation.bytes, bytes);
+        if let Some(limited) = &self.0
+            && reserved != bytes
+        {
+            lock(&limited.buckets).correct(reserved, bytes, Instant::now());
+        }
+    }
+
+    /// Takes back a reservation for an operation that did not take place.
+    pub fn give_back(&mut self, reservation: Reservation) {
+        if let Some(limited) = &self.0 {
+            lock(&limited.buckets).give_back(reservation.bytes, Instant::now());
+        }
     }
 
     /// Whether an operation waits for the timer.
@@ -98,12 +157,12 @@ impl RateLimiter {
         self.0.as_ref().is_some_and(|limited| limited.waiting)
     }
 
-    /// The timer, which becomes readable when an operation may begin that could not before.
+    /// The timer, which becomes readable when an operation may start that could not before.
     pub fn timer(&self) -> Option<RawFd> {
         self.0.as_ref().map(|limited| limited.timer.as_raw_fd())
     }
 
-    /// Takes note that the timer is readable.
+    /// Handles the expiry of the timer.
     pub fn timer_expired(&mut self) {
         if let Some(limited) = &mut self.0 {
             limited.timer.acknowledge();
@@ -113,9 +172,16 @@ impl RateLimiter {
 }
 
 impl Buckets {
-    fn wait(&self, now: Instant) -> Option<Duration> {
+    /// Takes one operation of `bytes` bytes, or says how long until that is possible.
+    fn reserve(&mut self, bytes: u64, now: Instant) -> Result<(), Duration> {
         let wait = |bucket: &Option<Bucket>| bucket.as_ref().and_then(|bucket| bucket.wait(now));
-        wait(&self.bandwidth).max(wait(&self.operations))
+        match wait(&self.bandwidth).max(wait(&self.operations)) {
+            Some(wait) => Err(wait),
+            None => {
+                self.take(bytes, now);
+                Ok(())
+            }
+        }
     }
 
     fn take(&mut self, bytes: u64, now: Instant) {
@@ -126,10 +192,26 @@ impl Buckets {
             bucket.take(1, now);
         }
     }
+
+    fn correct(&mut self, reserved: u64, bytes: u64, now: Instant) {
+        if let Some(bucket) = &mut self.bandwidth {
+            bucket.give_back(reserved, now);
+            bucket.take(bytes, now);
+        }
+    }
+
+    fn give_back(&mut self, bytes: u64, now: Instant) {
+        if let Some(bucket) = &mut self.bandwidth {
+            bucket.give_back(bytes, now);
+        }
+        if let Some(bucket) = &mut self.operations {
+            bucket.give_back(1, now);
+        }
+    }
 }
 
 impl Limited {
-    /// Sets the timer, unless it is set: the wait only becomes shorter while nothing is charged.
+    /// Arms the timer, unless it is armed already: the wait only gets shorter while nothing is taken.
     fn wait(&mut self, time: Duration) -> io::Result<()> {
         if !self.waiting {
             self.timer.set_once(time)?;
@@ -140,59 +222,4 @@ impl Limited {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::testing::wait_readable;
-    use super::*;
-
-    fn limit(per_second: u64, burst: u64) -> Option<Limit> {
-        Some(Limit { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })
-    }
-
-    #[test]
-    fn without_limits_there_is_no_timer_and_no_wait() {
-        let mut limiter = RateLimiter::new(RateLimits::default()).unwrap();
-        assert!(limiter.timer().is_none());
-        for _ in 0..1000 {
-            assert!(limiter.ready());
-            limiter.charge(u64::MAX);
-        }
-    }
-
-    #[test]
-    fn either_limit_stops_and_the_timer_says_when_to_go_on() {
-        for limits in [
-            RateLimits { bandwidth: limit(100_000, 1000), operations: None },
-            RateLimits { bandwidth: None, operations: limit(100, 1) },
-            RateLimits { bandwidth: limit(100_000, 1000), operations: limit(1 << 40, 1 << 40) },
-        ] {
-            let mut limiter = RateLimiter::new(limits).unwrap();
-            assert!(limiter.ready() && !limiter.is_waiting());
-            limiter.charge(1000);
-            assert!(!limiter.ready());
-            assert!(limiter.is_waiting());
-            wait_readable(limiter.timer().unwrap());
-            limiter.timer_expired();
-            assert!(limiter.ready(), "the timer does not come too early");
-            assert!(!limiter.is_waiting());
-        }
-    }
-
-    #[test]
-    fn limiters_of_one_allowance_take_from_each_other_and_leave_to_those_that_come() {
-        let allowance = Allowance::new(RateLimits { bandwidth: None, operations: limit(100, 2) });
-        let [mut one, mut other] = [0; 2].map(|_| allowance.limiter().unwrap());
-        one.charge(0);
-        assert!(one.ready() && other.ready());
-        other.charge(0);
-        assert!(!one.ready() && !other.ready());
-        // Each has its own timer: what wakes one leaves the other's alone.
-        for limiter in [&mut one, &mut other] {
-            wait_readable(limiter.timer().unwrap());
-            limiter.timer_expired();
-        }
-        assert!(one.ready());
-        one.charge(1);
-        drop((one, other));
-        assert!(!allowance.limiter().unwrap().ready());
-    }
-}
+mod tests;
