@@ -45,6 +45,14 @@ impl Buffers {
         self.0.iter().map(|&(_, length)| u64::from(length)).sum()
     }
 
+    /// Whether all of them lie in `memory`. A device that reads or writes buffers itself asks for RAM: a file that the
+    /// guest has as memory is for system calls only ([`Activation::dma`]).
+    pub(super) fn lie_in(&self, memory: &GuestMemoryMmap) -> bool {
+        self.ranges().all(|(address, length)| {
+            memory.check_range(address, usize::try_from(length).unwrap_or(usize::MAX), Permissions::ReadWrite)
+        })
+    }
+
     /// The places of the buffers that are left, and their lengths in bytes.
     pub(super) fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
         self.0.iter().copied()
@@ -284,6 +292,11 @@ impl ActiveQueue {
     pub(super) fn available(&self) -> Wrapping<u16> {
         let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
         available.unwrap_or(Wrapping(self.queue.next_avail()))
+    }
+
+    /// Whether the driver broke a rule: the queue is empty and takes nothing until the device was reset.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Begins a turn.

@@ -17,4 +17,5 @@ mod memory;
 mod pause;
 mod pmem;
 mod ports;
+mod sockets;
 mod virtio;

@@ -38,6 +38,10 @@ impl Pending {
         let mut chain = Chain::default();
         queue.start_turn();
         while !self.0.is_empty() && queue.pop(&mut chain) {
+            if !chain.writable.lie_in(queue.memory()) {
+                queue.unanswerable(chain.head);
+                break;
+            }
             let written = chain.writable.put(queue.memory(), self.0.make_contiguous());
             self.0.drain(..written);
             // At most as much as may wait.

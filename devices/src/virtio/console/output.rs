@@ -56,7 +56,11 @@ impl Transmitter {
         let mut left = MOST_PER_TURN;
         self.queue.start_turn();
         while let Some(part) = self.next_chain(sink) {
-            let sent = self.send(sink, &mut left);
+            let Some(sent) = self.send(sink, &mut left) else {
+                self.queue.unanswerable(part.head);
+                self.part = None;
+                break;
+            };
             let rest = self.chain.readable.len();
             if rest > 0 {
                 self.part = Some(SentPart { sent: part.sent + sent, ..part });
@@ -84,23 +88,22 @@ impl Transmitter {
         self.part
     }
 
-    /// Outputs up to `left` bytes of the chain, and gives the count.
-    fn send(&mut self, sink: &mut dyn ConsoleSink, left: &mut usize) -> u64 {
+    /// Outputs up to `left` bytes of the chain, and gives the count; `None`, where a buffer is not in RAM.
+    fn send(&mut self, sink: &mut dyn ConsoleSink, left: &mut usize) -> Option<u64> {
         let mut piece = [0; PIECE];
         let mut sent = 0;
         loop {
             let rest = usize::try_from(self.chain.readable.len()).unwrap_or(usize::MAX);
             let length = rest.min(*left).min(PIECE).min(sink.room());
             let Some(piece) = piece.get_mut(..length).filter(|piece| !piece.is_empty()) else { break };
-            // All buffers lie in guest memory and there are as many bytes, so it does not fail.
             if !self.chain.readable.take(self.queue.memory(), piece) {
-                break;
+                return None;
             }
             // A sink without a reader is a line without a cable.
             let _ = sink.write_all(piece);
             *left -= length;
             sent += length as u64;
         }
-        sent
+        Some(sent)
     }
 }

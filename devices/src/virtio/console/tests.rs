@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use vm_memory::{GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::VirtioDevice;
@@ -130,6 +131,53 @@ fn output_waits_for_room_and_goes_on_where_it_stopped() {
     assert_eq!(driver.take_used(), [(first.into(), 0), (second.into(), 0)]);
     assert_eq!(console.state().sending, None);
     assert!(sink.1.read().is_err(), "the device has read its event");
+}
+
+/// Gives a driver a region that is for system calls only, as a file of persistent memory is.
+fn add_dma_only(driver: &mut Driver) -> u64 {
+    let start = GuestAddress(0x4000_0000);
+    let region = GuestRegionMmap::from_range(start, 0x1000, None).unwrap();
+    driver.dma = Some(Arc::new(driver.memory.insert_region(Arc::new(region)).unwrap()));
+    start.0
+}
+
+#[test]
+fn buffers_that_are_not_in_ram_need_a_reset_and_neither_lose_nor_repeat_a_byte() {
+    let sink = Sink::new(usize::MAX);
+    let mut drivers = Driver::several(&[16, 16]);
+    let file = add_dma_only(&mut drivers[0]);
+    let mut console = Console::new(Box::new(sink.clone()), SIZE).unwrap();
+    console.activate(Driver::activation_of(&drivers, 1 << VIRTIO_F_VERSION_1)).unwrap();
+    drivers[1].write(FREE, b"seen");
+    let seen = drivers[1].add(&[(FREE, 4, 0)]);
+    drivers[1].add(&[(FREE, 4, 0), (file, 4, 0)]);
+    for _ in 0..3 {
+        console.queue_notified(TRANSMIT);
+    }
+    assert!(drivers[0].counters.broken());
+    assert!(b"seenseen".starts_with(&sink.shown()[..]));
+    assert_eq!(drivers[1].take_used(), [(seen.into(), 0)]);
+    assert!(!drivers[0].counters.take_again(), "it does not come again");
+    assert_eq!(console.state().sending, None);
+}
+
+#[test]
+fn typed_bytes_wait_where_the_drivers_buffer_is_not_in_ram() {
+    let sink = Sink::new(usize::MAX);
+    let mut drivers = Driver::several(&[16, 16]);
+    let file = add_dma_only(&mut drivers[0]);
+    let mut console = Console::new(Box::new(sink), SIZE).unwrap();
+    console.activate(Driver::activation_of(&drivers, 1 << VIRTIO_F_VERSION_1)).unwrap();
+    console.input(b"typed");
+    drivers[0].add(&[(FREE, 1, WRITE)]);
+    wait_for_question(&mut console);
+    // The driver listens, and offers such a buffer.
+    for _ in 0..2 {
+        drivers[0].add(&[(file, 16, WRITE)]);
+    }
+    console.queue_notified(RECEIVE);
+    assert!(drivers[0].counters.broken());
+    assert_eq!(console.state().typed, b"typed");
 }
 
 #[test]

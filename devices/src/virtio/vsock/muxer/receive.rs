@@ -5,13 +5,13 @@ use rustix::io::Errno;
 use super::super::connection::Next;
 use super::super::header::{self, Header, op};
 use super::super::table::{Entry, Id};
-use super::{Muxer, RX, deadlines};
+use super::{Muxer, deadlines};
 
 impl Muxer {
     /// Fills the guest's buffers: RSTs first, then a packet of each connection in turn.
     pub(in super::super) fn fill_receive_queue(&mut self) {
         self.rx.start_turn();
-        while self.has_news() {
+        while self.has_news() && !self.rx.is_broken() {
             if !self.rx_in_hand && !self.take_buffer() {
                 break;
             }
@@ -34,8 +34,9 @@ impl Muxer {
             self.setup.metrics.rx_stalls.increment();
             return false;
         }
-        if self.rx_chain.writable.len() <= header::LENGTH as u64 {
-            // No packet with data would ever fit.
+        // No packet with data would ever fit, or the device can't write its header.
+        let buffer = &self.rx_chain.writable;
+        if buffer.len() <= header::LENGTH as u64 || !buffer.lie_in(&self.memory) {
             self.rx.unanswerable(self.rx_chain.head);
             return false;
         }
@@ -91,9 +92,9 @@ impl Muxer {
         let Some(entry) = self.table.get(id) else { return };
         let Some(stream) = &entry.stream else { return };
         self.iovecs.clear();
-        // It can't fail: the buffers lie in memory.
+        // It was checked when the buffer was taken.
         if self.rx_chain.writable.append_to(&self.memory, &mut self.iovecs).is_err() {
-            return self.rx.unanswerable(RX);
+            return self.rx.unanswerable(self.rx_chain.head);
         }
         self.iovecs.advance(header::LENGTH);
         self.iovecs.truncate(usize::try_from(most).unwrap_or(usize::MAX));

@@ -6,10 +6,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vm_memory::{GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::super::events::drain;
@@ -32,11 +33,16 @@ const BUFFER: u32 = 4096 + 44;
 const RECEIVE: u64 = 0x1_0000;
 const SEND: u64 = 0x2_0000;
 const HEADERS: u64 = 0x5_0000;
+/// A region that is for system calls only, as a file of persistent memory is.
+pub(super) const DMA_ONLY: u64 = 0x4000_0000;
+pub(super) const DMA_ONLY_SIZE: usize = 0x1_0000;
 
 /// Tells the test of interrupts, in place of a counter that could only be looked at.
 pub(super) struct Signal {
     event: EventFd,
     pub(super) broken: AtomicBool,
+    /// How often the device asked for a reset.
+    pub(super) resets_asked: AtomicUsize,
     notifiers: [EventFd; 2],
 }
 
@@ -46,6 +52,7 @@ impl VirtioInterrupt for Signal {
     }
     fn config_changed(&self) {}
     fn needs_reset(&self) {
+        self.resets_asked.fetch_add(1, Ordering::SeqCst);
         self.broken.store(true, Ordering::SeqCst);
         self.event.write(1).unwrap();
     }
@@ -87,6 +94,7 @@ impl Guest {
             signal: Arc::new(Signal {
                 event: EventFd::new(EFD_NONBLOCK).unwrap(),
                 broken: AtomicBool::new(false),
+                resets_asked: AtomicUsize::new(0),
                 notifiers: [EventFd::new(0).unwrap(), EventFd::new(0).unwrap()],
             }),
             buffers: VecDeque::new(),
@@ -105,12 +113,16 @@ impl Guest {
     /// Starts the device with empty queues.
     pub(super) fn activate(&mut self) {
         self.drivers = Driver::several(&[16, 16, 16]);
+        let dma_only = GuestRegionMmap::from_range(GuestAddress(DMA_ONLY), DMA_ONLY_SIZE, None).unwrap();
+        self.drivers[0].dma =
+            Some(Arc::new(self.drivers[0].memory.insert_region(Arc::new(dma_only)).unwrap()));
         self.buffers.clear();
         self.received.clear();
         let [rx, tx, _] = &self.drivers[..] else { unreachable!() };
         self.signal = Arc::new(Signal {
             event: EventFd::new(EFD_NONBLOCK).unwrap(),
             broken: AtomicBool::new(false),
+            resets_asked: AtomicUsize::new(0),
             notifiers: [rx.notifier.try_clone().unwrap(), tx.notifier.try_clone().unwrap()],
         });
         let mut activation = Driver::activation_of(&self.drivers, 0);

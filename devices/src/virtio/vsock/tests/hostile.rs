@@ -1,12 +1,13 @@
 //! Drivers that keep to no rule.
 
 use std::io::Write;
+use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
 use super::super::super::testing::{FREE, NEXT, REGIONS, WRITE, dump};
 use super::super::header::LENGTH;
-use super::guest::{HEADER, header, read_exactly};
+use super::guest::{DMA_ONLY, DMA_ONLY_SIZE, HEADER, header, read_exactly};
 use super::*;
 
 #[test]
@@ -47,6 +48,50 @@ fn a_buffer_without_room_for_a_packet_needs_a_reset() {
     guest.activate();
     guest.give_buffers();
     guest.expect_silence();
+}
+
+#[test]
+fn a_receive_buffer_that_is_not_in_ram_needs_one_reset_and_the_thread_ends() {
+    let mut guest = Guest::without_buffers();
+    let buffer = u32::try_from(DMA_ONLY_SIZE).unwrap();
+    // REQUEST goes to RAM; what the host wrote behind its line would go to the file.
+    guest.drivers[0].add(&[(FREE, 4096, WRITE)]);
+    guest.drivers[0].add(&[(FREE + 0x1000, HEADER, WRITE), (DMA_ONLY, buffer, WRITE)]);
+    guest.drivers[0].notifier.write(1).unwrap();
+    let _host = guest.dial("CONNECT 7\nhello");
+    while guest.drivers[0].used_count() == 0 {
+        assert!(guest.wait());
+    }
+    let request = Header::decode(guest.drivers[0].read(FREE, LENGTH).try_into().unwrap());
+    assert_eq!(request.op, op::REQUEST);
+    guest.post(Header { op: op::RESPONSE, ..header(request.src_port, 7) }, b"");
+    while guest.wait() {}
+    // Whatever comes then, it asks no second time.
+    for _ in 0..100 {
+        guest.drivers[0].notifier.write(1).unwrap();
+    }
+    guest.device_reset();
+    assert_eq!(guest.signal.resets_asked.load(Ordering::SeqCst), 1);
+    guest.activate();
+    guest.give_buffers();
+    guest.expect_silence();
+}
+
+#[test]
+fn a_packet_that_is_not_in_ram_is_given_back_and_its_connection_goes_on() {
+    let mut guest = Guest::new();
+    let mut host = guest.connect(80, 1025);
+    let packet = Header { op: op::RW, len: 3, ..header(80, 1025) };
+    guest.drivers[1].write(FREE, &packet.encode());
+    for buffers in [&[(DMA_ONLY, HEADER + 3, 0)][..], &[(FREE, HEADER, 0), (DMA_ONLY, 3, 0)]] {
+        guest.drivers[1].add(buffers);
+        guest.drivers[1].notifier.write(1).unwrap();
+        assert!(guest.wait());
+        assert_eq!(guest.drivers[1].take_used().len(), 1);
+    }
+    assert_eq!(guest.metric("invalid_packets"), 2);
+    guest.send(Header { op: op::RW, ..header(80, 1025) }, b"abc");
+    assert_eq!(read_exactly(&mut host, 3), b"abc");
 }
 
 #[test]
@@ -99,6 +144,7 @@ fn chains() -> impl Strategy<Value = Vec<Chain>> {
     let address = prop_oneof![
         8 => 0x1_0000..0x6_0000_u64,
         1 => Just(REGIONS[2].0 + REGIONS[2].1 as u64 - 20),
+        1 => DMA_ONLY..DMA_ONLY + DMA_ONLY_SIZE as u64,
         1 => any::<u64>(),
     ];
     let length = prop_oneof![0..60_u32, 0..6000_u32];
@@ -151,6 +197,8 @@ proptest! {
         let sent = chains.iter().filter(|chain| chain.transmit).count();
         while usize::from(guest.drivers[1].used_count()) < sent && guest.wait() {}
         guest.device_reset();
+        // Once for each queue at most.
+        prop_assert!(guest.signal.resets_asked.load(Ordering::SeqCst) <= 2);
         let rings = [guest.drivers[0].used_ring(), guest.drivers[1].used_ring()];
         for ((start, old), (_, new)) in before.iter().zip(dump(&guest.drivers[0].memory)) {
             for (at, (old, new)) in (*start..).step_by(CHUNK).zip(old.chunks(CHUNK).zip(new.chunks(CHUNK))) {
