@@ -25,6 +25,7 @@ pub mod passt;
 pub mod pmem;
 pub mod shares;
 pub mod signals;
+mod teardown;
 pub mod timing;
 pub mod vcpu;
 pub mod vm;

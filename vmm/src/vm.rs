@@ -29,6 +29,7 @@ use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self};
 use crate::metrics::Registry;
 use crate::pmem::{self, LengthWatcher, PersistentMemory};
+use crate::teardown::BackgroundTeardown;
 use crate::vcpu::{ExitCounters, Gate, Holder, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, VmError};
 
@@ -44,7 +45,9 @@ pub struct Vm {
     memory: Arc<GuestMemoryMmap>,
     debugger: Option<Listener>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
-    _vm: VmFd,
+    vm: VmFd,
+    /// Dropped after the descriptor, so that nothing waits here while the VM is freed.
+    teardown: Option<BackgroundTeardown>,
 }
 
 impl Vm {
@@ -61,6 +64,7 @@ impl Vm {
 
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm)?;
+        let teardown = BackgroundTeardown::prepare(&vm);
         timeline.mark(Phase::Kvm);
 
         let shared = backends.need_shared_memory();
@@ -113,7 +117,7 @@ impl Vm {
         }
         let shared =
             Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, counters, timeline });
-        Ok(Self { vcpus, shared, subscribers, helpers, exit, console, memory, debugger, _vm: vm })
+        Ok(Self { vcpus, shared, subscribers, helpers, exit, console, memory, debugger, vm, teardown })
     }
 
     /// The gate that keeps the VM's vCPUs out of the guest for a while, before it runs and while it does.
@@ -132,7 +136,8 @@ impl Vm {
     ///
     /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, helpers, exit, console, memory, debugger, _vm } = self;
+        let Self { vcpus, shared, subscribers, helpers, exit, console, memory, debugger, vm, teardown } =
+            self;
         let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
         for subscriber in subscribers {
             events.add_subscriber(subscriber);
@@ -157,6 +162,8 @@ impl Vm {
         drop(shared);
         drop(helpers);
         console.finish();
+        drop(vm);
+        drop(teardown);
         Ok(reason)
     }
 }
