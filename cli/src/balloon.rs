@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use instance::api::{BalloonStatistics, BalloonUpdate};
+use instance::{Registry, Running};
 use vmm::MemorySize;
-use vmm::control::api::{BalloonStatistics, BalloonUpdate};
-use vmm::instance::{Registry, Running};
 
 use crate::table::{Table, bytes};
 use crate::targets::{self, Failure};
@@ -52,16 +52,16 @@ fn look(vm: &Running) -> Result<BalloonStatistics, Failure> {
 
 fn table(vm: &Running, balloon: &BalloonStatistics) -> String {
     let mut table = Table::new(&["ID", "NAME", "TARGET", "BALLOON", "TOTAL", "FREE", "AVAILABLE"]);
-    let guest = |count: Option<u64>| count.map_or("-".into(), bytes);
+    let guest = |name: &str| balloon.guest.get(name).map_or("-".into(), |count| bytes(*count));
     let pages = |count: u64| bytes(count.saturating_mul(4096));
     table.row([
         vm.record.id.to_string(),
         vm.record.name.as_ref().map_or("-".into(), ToString::to_string),
         pages(balloon.target_pages),
         pages(balloon.actual_pages),
-        guest(balloon.guest.total_memory),
-        guest(balloon.guest.free_memory),
-        guest(balloon.guest.available_memory),
+        guest("total_memory"),
+        guest("free_memory"),
+        guest("available_memory"),
     ]);
     table.to_string()
 }

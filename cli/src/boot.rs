@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use vmm::instance::Instance;
+use instance::{Identity, Instance, Summary};
 use vmm::{Timeline, Vm, VmConfig};
 
 use crate::options::BootOptions;
@@ -64,8 +64,9 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
             return exit_code::USAGE.into();
         }
     };
+    let asked = Identity { id: config.id.take(), name: config.name.clone(), directory: None };
     // Until the VM's end: then its directory goes.
-    let instance = match Instance::claim(&config) {
+    let instance = match Instance::claim(&asked, Summary::from(&config)) {
         Ok(instance) => instance,
         Err(error) => {
             complain(&chain(&error));

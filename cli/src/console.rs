@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Args;
-use vmm::console::{AttachError, Detached, attach};
-use vmm::instance::Registry;
+use instance::Registry;
+use instance::console::{AttachError, Detached, attach};
 
 use crate::targets::{Failure, complain_of};
 use crate::{chain, complain, exit_code};

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use instance::Running;
+use instance::api::{Action, ActionType};
 use rustix::process::Signal;
-use vmm::control::api::{Action, ActionType};
-use vmm::instance::Running;
 
 use crate::targets::{self, Failure};
 

@@ -100,7 +100,7 @@ fn main() -> ExitCode {
 fn restore_terminal_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        vmm::console::restore_terminal();
+        instance::console::restore_terminal();
         report(panic);
     }));
 }

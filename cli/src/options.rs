@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use instance::{VmId, VmName};
 use serde::Deserialize;
 use vmm::{
     ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, PublishConfig, ShareConfig,
-    VhostUserConfig, VmConfig, VmId, VmName, VsockConfig,
+    VhostUserConfig, VmConfig, VsockConfig,
 };
 
 /// What flags and configuration files can both say, by the same names and in the same words.

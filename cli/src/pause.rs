@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use vmm::control::api::{VmUpdate, WantedState};
+use instance::api::{VmUpdate, WantedState};
 
 use crate::targets;
 

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use instance::Client;
+use instance::api::{InstanceInfo, State};
+use instance::{Registry, Running};
 use serde::Serialize;
 use vmm::MemorySize;
-use vmm::control::Client;
-use vmm::control::api::{InstanceInfo, State};
-use vmm::instance::{Registry, Running};
 
 use crate::table::{Table, duration};
 use crate::{chain, complain, exit_code, print};

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use instance::MetricsReport;
+use instance::VmId;
+use instance::{InstanceError, Registry, Running};
 use serde::Serialize;
-use vmm::VmId;
-use vmm::instance::{InstanceError, Registry, Running};
-use vmm::metrics::Snapshot;
 
 use crate::table::{Table, bytes};
 use crate::targets::{self, Failure};
@@ -55,7 +55,7 @@ struct Usage {
 }
 
 /// What was counted of each VM at one time.
-type Look = HashMap<VmId, (Running, Snapshot)>;
+type Look = HashMap<VmId, (Running, MetricsReport)>;
 
 impl StatsCommand {
     /// Shows the table until there is nobody to show it to, or none of the VMs is left that were asked for.
@@ -132,7 +132,7 @@ fn look(vms: Vec<Running>) -> Look {
 }
 
 /// What `vm` used between two looks.
-fn usage(vm: &Running, before: &Snapshot, now: &Snapshot) -> Usage {
+fn usage(vm: &Running, before: &MetricsReport, now: &MetricsReport) -> Usage {
     let time = now.process.time_nanoseconds.saturating_sub(before.process.time_nanoseconds).max(1);
     let cpu = now.process.cpu_nanoseconds.saturating_sub(before.process.cpu_nanoseconds);
     let difference =

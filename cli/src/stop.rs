@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use vmm::control::api::{Action, ActionType, VmUpdate, WantedState};
-use vmm::instance::Running;
+use instance::Running;
+use instance::api::{Action, ActionType, VmUpdate, WantedState};
 
 use crate::kill::kill;
 use crate::targets::{self, Failure};
@@ -36,7 +36,7 @@ fn stop(vm: &Running, patience: Duration) -> Result<(), Failure> {
     }
     match kill(vm) {
         // It has ended just now.
-        Err(Failure::Process(vmm::instance::ProcessError::Ended(_))) => Ok(()),
+        Err(Failure::Process(instance::ProcessError::Ended(_))) => Ok(()),
         result => result,
     }
 }

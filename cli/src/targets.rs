@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
+use instance::console::AttachError;
+use instance::{Client, ClientError};
+use instance::{InstanceError, ProcessError, Registry, Running};
 use thiserror::Error;
-use vmm::console::AttachError;
-use vmm::control::{Client, ClientError};
-use vmm::instance::{InstanceError, ProcessError, Registry, Running};
 
 use crate::{chain, complain, exit_code, print};
 

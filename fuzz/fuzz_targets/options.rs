@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use libfuzzer_sys::fuzz_target;
 use vmm::config::{Bandwidth, Rate};
-use vmm::instance::Record;
+use instance::Record;
 
 fn check<T: FromStr + Display + PartialEq + Debug>(text: &str) {
     if let Ok(value) = text.parse::<T>() {
@@ -23,8 +23,8 @@ fuzz_target!(|text: &str| {
     check::<vmm::PmemConfig>(text);
     check::<vmm::ShareConfig>(text);
     check::<vmm::VhostUserConfig>(text);
-    check::<vmm::VmId>(text);
-    check::<vmm::VmName>(text);
+    check::<instance::VmId>(text);
+    check::<instance::VmName>(text);
     check::<vmm::VsockConfig>(text);
     check::<Bandwidth>(text);
     check::<Rate>(text);

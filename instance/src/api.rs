@@ -1,11 +1,9 @@
-//! What requests and answers say. The names are Firecracker's where it has the same thing; `openapi.json` describes
-//! them all.
+//! The requests and responses of a VM's control socket. The names are Firecracker's where it has the same thing; the
+//! resource `/openapi.json` describes them all.
 
-use devices::virtio::balloon::{BalloonHandle, Statistics};
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
-
-use super::response::Response;
-use crate::handle::VmHandle;
 
 /// The answer to `GET /`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,9 +68,12 @@ pub struct BalloonUpdate {
     pub amount_mib: u64,
 }
 
+/// What a guest says of its memory, by the names of `openapi.json`; what it never said is missing.
+pub type GuestStatistics = BTreeMap<String, u64>;
+
 /// The answer to `GET /balloon/statistics`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct BalloonStatistics {
+pub struct BalloonStatistics<Guest = GuestStatistics> {
     /// Pages of 4 KiB that it should have.
     pub target_pages: u64,
     /// Pages of 4 KiB that the guest says it has.
@@ -83,7 +84,7 @@ pub struct BalloonStatistics {
     pub actual_mib: u64,
     /// What the guest last said of its memory.
     #[serde(flatten)]
-    pub guest: Statistics,
+    pub guest: Guest,
 }
 
 /// The request `PATCH /vm`.
@@ -126,44 +127,4 @@ pub enum ActionType {
 pub struct Fault {
     /// What.
     pub fault_message: String,
-}
-
-impl InstanceInfo {
-    pub(super) fn of(vm: &VmHandle) -> Self {
-        let config = vm.config();
-        Self {
-            app_name: "mvm".into(),
-            id: config.id.as_ref().map(ToString::to_string).unwrap_or_default(),
-            name: config.name.as_ref().map(ToString::to_string),
-            state: if vm.is_paused() { State::Paused } else { State::Running },
-            vmm_version: env!("CARGO_PKG_VERSION").into(),
-        }
-    }
-}
-
-impl Balloon {
-    pub(super) fn of(balloon: &BalloonHandle) -> Self {
-        // The device has both features, and no switch for them.
-        Self { amount_mib: balloon.target() >> 20, deflate_on_oom: true, free_page_reporting: true }
-    }
-}
-
-impl BalloonStatistics {
-    /// The size of `balloon` now, and what its guest said.
-    pub(super) fn of(balloon: &BalloonHandle, guest: Statistics) -> Self {
-        let (target, actual) = (balloon.target(), balloon.actual());
-        Self {
-            target_pages: target >> 12,
-            actual_pages: actual >> 12,
-            target_mib: target >> 20,
-            actual_mib: actual >> 20,
-            guest,
-        }
-    }
-}
-
-/// Reads a request's body.
-pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Response> {
-    serde_json::from_slice(body)
-        .map_err(|error| Response::fault(400, &format!("the body is not what this request takes: {error}")))
 }

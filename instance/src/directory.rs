@@ -8,13 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::lock::DirectoryLock;
 use super::registry::{NAMES, Registry};
-use super::{InstanceError, Process, Record, Summary};
-use crate::config::{VmConfig, VmId, VmName};
+use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName};
 
 /// The name of the control socket in a VM's directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
+/// The name of the console's socket in a VM's directory.
+pub const CONSOLE_SOCKET: &str = "console.sock";
 /// The longest name of a file in a VM's directory that is a socket.
-const LONGEST_SOCKET: &str = "console.sock";
+const LONGEST_SOCKET: &str = CONSOLE_SOCKET;
 /// The bytes of a socket's address that are its path, without the zero behind it (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -29,35 +30,39 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Makes a directory for the VM of `config`, among those of this user.
+    /// Makes a directory for the VM that `identity` names and `summary` describes, among those of this user.
     ///
     /// # Errors
     ///
     /// [`InstanceError`]; nothing is left behind.
-    pub fn claim(config: &VmConfig) -> Result<Self, InstanceError> {
-        Self::claim_at(Registry::of_user(), config)
+    pub fn claim(identity: &Identity, summary: Summary) -> Result<Self, InstanceError> {
+        Self::claim_at(Registry::of_user(), identity, summary)
     }
 
-    pub(super) fn claim_at(registry: Registry, config: &VmConfig) -> Result<Self, InstanceError> {
+    pub(super) fn claim_at(
+        registry: Registry,
+        identity: &Identity,
+        summary: Summary,
+    ) -> Result<Self, InstanceError> {
         let process = Process::own()?;
         let base = registry.make()?;
         // Until this is dropped nobody else adds or removes a VM.
         let _adding = DirectoryLock::wait(base).map_err(InstanceError::directory("lock", base))?;
         registry.sweep_some();
-        let (id, path) = make_directory(base, config.id.as_ref())?;
+        let (id, path) = make_directory(base, identity.id.as_ref())?;
         let lock = DirectoryLock::wait(&path).map_err(InstanceError::directory("lock", &path))?;
         // From here on dropping it removes the directory.
         let mut instance = Self { id, name: None, path, base: base.to_owned(), _lock: lock };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let record = Record {
             id: instance.id.clone(),
-            name: config.name.clone(),
+            name: identity.name.clone(),
             process,
             created,
-            config: Summary::from(config),
+            config: summary,
         };
         record.write(&instance.path).map_err(InstanceError::directory("write to", &instance.path))?;
-        if let Some(name) = &config.name {
+        if let Some(name) = &identity.name {
             instance.take_name(&registry, name)?;
         }
         Ok(instance)
@@ -66,6 +71,11 @@ impl Instance {
     /// The VM's ID.
     pub fn id(&self) -> &VmId {
         &self.id
+    }
+
+    /// Who the VM is: with an ID and a directory, whatever was asked for.
+    pub fn identity(&self) -> Identity {
+        Identity { id: Some(self.id.clone()), name: self.name.clone(), directory: Some(self.path.clone()) }
     }
 
     /// The directory.

@@ -1,11 +1,41 @@
 //! By what a VM is called.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, serde_as_text};
+use thiserror::Error;
+
+/// What is wrong with an ID or a name; the message says what a good one looks like.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum IdentityError {
+    /// Not an ID.
+    #[error("invalid ID {0:?}: use {digits} hexadecimal digits in lower case", digits = VmId::DIGITS)]
+    Id(String),
+    /// Not a name.
+    #[error(
+        "invalid name {0:?}: use 1 to {most} letters, digits, _, . and -, the first a letter or a digit",
+        most = VmName::MAX
+    )]
+    Name(String),
+    /// A name that is an ID.
+    #[error("invalid name {0:?}: it could be the ID of a VM")]
+    NameIsAnId(String),
+}
+
+/// Which VM it is, as opposed to what it is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The VM's ID; `None` as long as it has no directory.
+    pub id: Option<VmId>,
+    /// The VM's name.
+    pub name: Option<VmName>,
+    /// The VM's directory, with its control socket, the socket of its console and the console's latest output;
+    /// a VM without a directory has none of these.
+    pub directory: Option<PathBuf>,
+}
 
 /// A VM's ID: 12 hexadecimal digits in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,33 +74,33 @@ impl VmName {
 }
 
 /// Whether `text` could be the beginning of an ID, or a whole one.
-pub(crate) fn begins_an_id(text: &str) -> bool {
+pub(super) fn begins_an_id(text: &str) -> bool {
     text.len() <= VmId::DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 impl FromStr for VmId {
-    type Err = ConfigError;
+    type Err = IdentityError;
 
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
+    fn from_str(text: &str) -> Result<Self, IdentityError> {
         if text.len() == Self::DIGITS && begins_an_id(text) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(ConfigError::Id(text.to_owned()))
+            Err(IdentityError::Id(text.to_owned()))
         }
     }
 }
 
 impl FromStr for VmName {
-    type Err = ConfigError;
+    type Err = IdentityError;
 
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
+    fn from_str(text: &str) -> Result<Self, IdentityError> {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
         let first_is_good = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
         if !first_is_good || !text.bytes().all(good) || text.len() > Self::MAX {
-            return Err(ConfigError::Name(text.to_owned()));
+            return Err(IdentityError::Name(text.to_owned()));
         }
         if text.parse::<VmId>().is_ok() {
-            return Err(ConfigError::NameIsAnId(text.to_owned()));
+            return Err(IdentityError::NameIsAnId(text.to_owned()));
         }
         Ok(Self(text.to_owned()))
     }
@@ -86,6 +116,25 @@ impl fmt::Display for VmName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Both are written as text: in a record, in a configuration file, on the command line.
+macro_rules! serde_as_text {
+    ($($type:ty),*) => {$(
+        impl TryFrom<String> for $type {
+            type Error = IdentityError;
+
+            fn try_from(text: String) -> Result<Self, IdentityError> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.0
+            }
+        }
+    )*};
 }
 
 serde_as_text!(VmId, VmName);
@@ -118,14 +167,14 @@ mod tests {
     #[case("a\n")]
     #[case("é")]
     fn what_is_no_name_is_refused(#[case] text: &str) {
-        assert_eq!(text.parse::<VmName>(), Err(ConfigError::Name(text.to_owned())));
+        assert_eq!(text.parse::<VmName>(), Err(IdentityError::Name(text.to_owned())));
     }
 
     #[test]
     fn a_name_is_not_too_long_and_never_an_id() {
         assert!("x".repeat(64).parse::<VmName>().is_ok());
         assert!("x".repeat(65).parse::<VmName>().is_err());
-        assert_eq!("0123456789ab".parse::<VmName>(), Err(ConfigError::NameIsAnId("0123456789ab".into())));
+        assert_eq!("0123456789ab".parse::<VmName>(), Err(IdentityError::NameIsAnId("0123456789ab".into())));
     }
 
     #[rstest]
@@ -135,7 +184,7 @@ mod tests {
     #[case("0123456789ag")]
     #[case("../../../etc")]
     fn what_is_no_id_is_refused(#[case] text: &str) {
-        assert_eq!(text.parse::<VmId>(), Err(ConfigError::Id(text.to_owned())));
+        assert_eq!(text.parse::<VmId>(), Err(IdentityError::Id(text.to_owned())));
     }
 
     proptest! {

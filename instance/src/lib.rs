@@ -1,4 +1,5 @@
-//! The directory of a running VM, by which other processes find it.
+//! Running VMs seen from outside: the directory by which other processes find one, and what they do with it. Nothing
+//! here needs KVM.
 //!
 //! There is no daemon: the directories of a user's VMs lie beside each other, and a VM lives as long as its process
 //! holds the lock on its own.
@@ -8,30 +9,41 @@
 //! ├── names/web -> 3f0c…      a name belongs to one VM
 //! └── 3f0c9a51b2e7/           0700; its lock is held by the VM's process
 //!     ├── vm.json             who it is, see [`Record`]
-//!     └── control.sock        see [`crate::control`]
+//!     ├── control.sock        HTTP, see [`Client`] and [`api`]
+//!     └── console.sock        a console, see [`console::attach`]
 //! ```
 //!
 //! A lock is one of flock(2) on the directory itself, so that there is no moment at which one is there without the
 //! other, and so that cleaners of temporary files leave the directory alone.
 
+pub mod api;
+mod client;
+pub mod console;
 mod directory;
+mod gauges;
+mod identity;
 mod lock;
+mod metrics;
 mod place;
 mod process;
 mod record;
 mod registry;
+mod signals;
 
 use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::config::{VmId, VmName};
-
-pub use directory::{CONTROL_SOCKET, Instance};
+pub use client::{Client, ClientError};
+pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
+pub use gauges::ProcessGauges;
+pub use identity::{Identity, IdentityError, VmId, VmName};
+pub use metrics::{Counters, MetricsReport};
 pub use process::{Process, ProcessError};
 pub use record::{Record, RecordError, Summary};
 pub use registry::{Registry, Running};
+pub use signals::{ENDING, Signals, start_without_signals};
 
 /// Why a VM has no directory, or others' can't be seen.
 #[derive(Debug, Error)]

@@ -8,8 +8,7 @@ use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::Process;
-use crate::config::{VmConfig, VmId, VmName};
+use super::{Process, VmId, VmName};
 
 /// The file's name.
 const FILE: &str = "vm.json";
@@ -43,18 +42,6 @@ pub struct Summary {
     pub kernel: String,
     /// The path of the root file system's disk.
     pub rootfs: Option<String>,
-}
-
-impl From<&VmConfig> for Summary {
-    fn from(config: &VmConfig) -> Self {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        Self {
-            cpus: config.cpus,
-            memory: config.memory.bytes(),
-            kernel: text(&config.kernel),
-            rootfs: config.rootfs.as_ref().map(|disk| text(&disk.path)),
-        }
-    }
 }
 
 /// What is wrong with a record.

@@ -4,12 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::directory::CONTROL_SOCKET;
+use super::directory::{CONSOLE_SOCKET, CONTROL_SOCKET};
+use super::identity::begins_an_id;
 use super::lock::DirectoryLock;
 use super::record::Record;
-use super::{InstanceError, place};
-use crate::config::{VmId, VmName, begins_an_id};
-use crate::console::CONSOLE_SOCKET;
+use super::{InstanceError, VmId, VmName, place};
 
 /// The directory of names.
 pub(super) const NAMES: &str = "names";

@@ -7,16 +7,16 @@ use rstest::rstest;
 use tempfile::TempDir;
 
 use super::*;
-use crate::instance::Instance;
-use crate::{ConsoleConfig, VmConfig};
+use crate::{Identity, Instance, Summary};
 
-fn config(name: Option<&str>, id: Option<&str>) -> VmConfig {
-    VmConfig {
+fn claim_at(registry: Registry, name: Option<&str>, id: Option<&str>) -> Result<Instance, InstanceError> {
+    let identity = Identity {
         id: id.map(|id| id.parse().unwrap()),
         name: name.map(|name| name.parse().unwrap()),
-        console: ConsoleConfig::Off,
-        ..VmConfig::new("vmlinux")
-    }
+        directory: None,
+    };
+    let summary = Summary { cpus: 1, memory: 512 << 20, kernel: "vmlinux".into(), rootfs: None };
+    Instance::claim_at(registry, &identity, summary)
 }
 
 /// A place for VMs of a test's own.
@@ -36,7 +36,7 @@ impl Place {
     }
 
     fn claim(&self, name: Option<&str>, id: Option<&str>) -> Result<Instance, InstanceError> {
-        Instance::claim_at(self.registry(), &config(name, id))
+        claim_at(self.registry(), name, id)
     }
 
     /// What a VM leaves behind that was killed: all but its lock.
@@ -228,15 +228,13 @@ fn what_is_no_vm_is_passed_over() {
 fn a_path_too_long_for_a_socket_is_said() {
     let place = Place::new();
     let base = place.0.path().join("x".repeat(100));
-    let Err(error) = Instance::claim_at(Registry::at(&base), &config(None, None)) else {
-        panic!("it was made")
-    };
+    let Err(error) = claim_at(Registry::at(&base), None, None) else { panic!("it was made") };
     assert!(matches!(error, InstanceError::PathTooLong(_)) && error.is_the_hosts(), "{error}");
 }
 
 #[test]
 fn where_nothing_can_be_made_that_is_said() {
-    let Err(error) = Instance::claim_at(Registry::at(Path::new("/proc/mvm")), &config(None, None)) else {
+    let Err(error) = claim_at(Registry::at(Path::new("/proc/mvm")), None, None) else {
         panic!("it was made")
     };
     assert!(error.is_the_hosts() && error.to_string().contains("/proc/mvm"), "{error}");

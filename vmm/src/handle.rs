@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use devices::Interrupt;
 use devices::virtio::balloon::BalloonHandle;
+use instance::MetricsReport;
 
 use crate::VmConfig;
 use crate::exit::{ExitReason, ExitSlot};
-use crate::metrics::{Registry, Snapshot};
+use crate::metrics::Registry;
 use crate::vcpu::{Gate, GateError, Holder};
 
 /// A running VM, in the hands of those who control it. Any thread may call it.
@@ -89,7 +90,7 @@ impl VmHandle {
     }
 
     /// What was counted so far.
-    pub fn metrics(&self) -> Snapshot {
-        self.metrics.snapshot()
+    pub fn metrics(&self) -> MetricsReport {
+        self.metrics.report()
     }
 }

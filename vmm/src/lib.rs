@@ -14,7 +14,6 @@ pub mod gdb;
 pub mod handle;
 pub mod helper;
 pub mod host;
-pub mod instance;
 pub mod kvm;
 pub mod loader;
 pub mod machine;
@@ -33,7 +32,7 @@ pub mod vsock;
 
 pub use config::{
     ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, PublishConfig, Sandbox,
-    ShareConfig, VhostUserConfig, VmConfig, VmId, VmName, VsockConfig,
+    ShareConfig, VhostUserConfig, VmConfig, VsockConfig,
 };
 pub use error::VmError;
 pub use exit::ExitReason;

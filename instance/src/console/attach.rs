@@ -11,7 +11,6 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use thiserror::Error;
 
 use super::escape::{ATTACHED_HELP, Command, Escape};
-use super::sink::Sink;
 use super::terminal::RawTerminal;
 use crate::signals::{ENDING, Signals};
 
@@ -66,18 +65,18 @@ pub fn attach(path: &Path) -> Result<Detached, AttachError> {
     let stream = connected.map_err(|source| AttachError::Connect { path: path.to_owned(), source })?;
     let signals = Signals::block(&ENDING).map_err(AttachError::Host)?;
     let terminal = RawTerminal::enter().map_err(AttachError::Terminal)?;
-    let (stdin, sink) = (io::stdin(), Sink::Standard);
+    let (stdin, stdout) = (io::stdin(), io::stdout());
     let escape = stdin.is_terminal().then(Escape::default);
-    let session = Session { stream, stdin, sink, escape, to_send: Vec::new(), typing: true };
+    let session = Session { stream, stdin, stdout, escape, to_send: Vec::new(), typing: true };
     let result = session.run(&signals);
     drop(terminal);
     result
 }
 
-struct Session<Input: AsFd> {
+struct Session<Input: AsFd, Output: AsFd> {
     stream: UnixStream,
     stdin: Input,
-    sink: Sink,
+    stdout: Output,
     /// Only a terminal has an escape character: a file may contain any byte.
     escape: Option<Escape>,
     /// What was typed and not sent yet.
@@ -86,7 +85,7 @@ struct Session<Input: AsFd> {
     typing: bool,
 }
 
-impl<Input: AsFd> Session<Input> {
+impl<Input: AsFd, Output: AsFd> Session<Input, Output> {
     fn run(mut self, signals: &Signals) -> Result<Detached, AttachError> {
         loop {
             let (typed, output) = self.wait(signals).map_err(AttachError::Host)?;
@@ -133,7 +132,7 @@ impl<Input: AsFd> Session<Input> {
             Err(error) => return Err(AttachError::Host(error.into())),
         };
         while !rest.is_empty() {
-            let written = self.sink.write(rest).map_err(AttachError::Output)?;
+            let written = write(&self.stdout, rest).map_err(AttachError::Output)?;
             rest = rest.get(written..).unwrap_or_default();
         }
         Ok(true)
@@ -179,10 +178,24 @@ impl<Input: AsFd> Session<Input> {
     }
 }
 
+/// Writes from the front of `bytes`, and waits as long as that takes, also where the descriptor does not block.
+fn write(to: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match rustix::io::write(&to, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => return Ok(written),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                poll(&mut [PollFd::new(&to, PollFlags::OUT)], None)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{PipeReader, PipeWriter, Read, pipe};
-    use std::os::fd::OwnedFd;
     use std::thread::JoinHandle;
 
     use super::*;
@@ -200,9 +213,8 @@ mod tests {
             (UnixStream::pair().unwrap(), pipe().unwrap(), pipe().unwrap());
         let session = std::thread::spawn(move || {
             let signals = Signals::block(&[libc::SIGUSR2]).unwrap();
-            let sink = Sink::File(OwnedFd::from(stdout).into());
             let escape = on_terminal.then(Escape::default);
-            Session { stream, stdin, sink, escape, to_send: Vec::new(), typing: true }.run(&signals)
+            Session { stream, stdin, stdout, escape, to_send: Vec::new(), typing: true }.run(&signals)
         });
         User { vm, keys: Some(keys), screen, session }
     }

@@ -4,29 +4,31 @@
 const ESCAPE: u8 = 1;
 
 /// What the user can say.
-pub(super) const HELP: &str = "\r\nCtrl-A x  stop the VM at once\r\nCtrl-A h  show this help\r\nCtrl-A Ctrl-A  send Ctrl-A to the guest\r\nAll other keys, Ctrl-C among them, go to the guest.\r\n";
+pub const HELP: &str = "\r\nCtrl-A x  stop the VM at once\r\nCtrl-A h  show this help\r\nCtrl-A Ctrl-A  send Ctrl-A to the guest\r\nAll other keys, Ctrl-C among them, go to the guest.\r\n";
 
 /// What the user of an attached terminal can say.
-pub(super) const ATTACHED_HELP: &str = "\r\nCtrl-A d  leave the console; the VM goes on (Ctrl-A x does the same)\r\nCtrl-A h  show this help\r\nCtrl-A Ctrl-A  send Ctrl-A to the guest\r\nAll other keys, Ctrl-C among them, go to the guest.\r\n";
+pub const ATTACHED_HELP: &str = "\r\nCtrl-A d  leave the console; the VM goes on (Ctrl-A x does the same)\r\nCtrl-A h  show this help\r\nCtrl-A Ctrl-A  send Ctrl-A to the guest\r\nAll other keys, Ctrl-C among them, go to the guest.\r\n";
 
 /// What a key sequence asks of mvm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Command {
+pub enum Command {
+    /// Stop the VM.
     Stop,
+    /// Show what there is.
     Help,
-    /// Where mvm runs the VM itself, this means nothing.
+    /// Leave the console; nothing where mvm runs the VM itself.
     Detach,
 }
 
 /// Takes commands out of what is typed.
 #[derive(Default)]
-pub(super) struct Escape {
+pub struct Escape {
     seen: bool,
 }
 
 impl Escape {
     /// Appends to `to_guest` what is not for mvm, and returns the commands in the order in which they came.
-    pub(super) fn filter(&mut self, typed: &[u8], to_guest: &mut Vec<u8>) -> Vec<Command> {
+    pub fn filter(&mut self, typed: &[u8], to_guest: &mut Vec<u8>) -> Vec<Command> {
         let mut commands = Vec::new();
         for byte in typed {
             match (self.seen, *byte) {

@@ -3,7 +3,6 @@
 mod console;
 mod disk;
 mod gdb;
-mod identity;
 mod limit;
 mod net;
 mod pmem;
@@ -17,14 +16,13 @@ use std::path::{Path, PathBuf};
 
 use devices::virtio::block::DiskIdError;
 use devices::virtio::vhost_user::{ShareTag, ShareTagError};
+use instance::{Summary, VmId, VmName};
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 pub use console::ConsoleConfig;
 pub use disk::DiskConfig;
 pub use gdb::GdbConfig;
-pub(crate) use identity::begins_an_id;
-pub use identity::{VmId, VmName};
 pub use limit::{Bandwidth, Rate};
 pub use net::{NetBackend, NetConfig, NetConfigError};
 pub use pmem::PmemConfig;
@@ -42,7 +40,7 @@ pub struct VmConfig {
     pub id: Option<VmId>,
     /// By what people call it.
     pub name: Option<VmName>,
-    /// Its directory (see [`crate::instance`]), in which it has its control socket, the socket of its console and
+    /// Its directory (see [`instance`]), in which it has its control socket, the socket of its console and
     /// the console's latest output; without one it has none of them.
     #[serde(skip)]
     pub runtime_dir: Option<PathBuf>,
@@ -158,18 +156,6 @@ pub enum ConfigError {
          a path is written ,,)"
     )]
     PmemOption(String),
-    /// Not an ID.
-    #[error("{0:?} is no ID: it has {digits} hexadecimal digits in lower case", digits = VmId::DIGITS)]
-    Id(String),
-    /// Not a name.
-    #[error(
-        "{0:?} is no name: it has 1 to {most} letters, digits, _, . and -, and starts with a letter or a digit",
-        most = VmName::MAX
-    )]
-    Name(String),
-    /// A name that is an ID.
-    #[error("{0:?} could be the ID of a VM: give another name")]
-    NameIsAnId(String),
     /// A share without a folder or without a tag.
     #[error("{0:?} is no share: write HOSTDIR:PATH, where PATH is where the guest is to see it")]
     ShareColon(String),
@@ -263,6 +249,19 @@ impl VmConfig {
     pub fn share_tags(&self) -> impl Iterator<Item = &ShareTag> {
         let served = self.vhost_user.iter().map(|VhostUserConfig::Fs { tag, .. }| tag);
         self.shares.iter().map(|share| &share.tag).chain(served)
+    }
+}
+
+/// The part of a configuration that a VM's record has.
+impl From<&VmConfig> for Summary {
+    fn from(config: &VmConfig) -> Self {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Self {
+            cpus: config.cpus,
+            memory: config.memory.bytes(),
+            kernel: text(&config.kernel),
+            rootfs: config.rootfs.as_ref().map(|disk| text(&disk.path)),
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
+use instance::CONSOLE_SOCKET;
+
 use super::ConsoleError;
 use super::hub::Hub;
 use super::input::InputPort;
@@ -23,8 +25,6 @@ const SERVER: u32 = 3;
 
 /// The name of the log in a VM's directory.
 const LOG_NAME: &str = "console.log";
-/// The name of the console's socket in a VM's directory.
-pub const CONSOLE_SOCKET: &str = "console.sock";
 
 /// The console's subscriber.
 pub struct ConsoleEvents {

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet};
+use instance::console::{Command, Escape, HELP};
 
-use super::escape::{Command, Escape, HELP};
 use super::input::{InputPort, pump};
 use super::watch::{Watch, Watched};
 use crate::exit::{ExitReason, ExitSlot};

@@ -1,11 +1,9 @@
 //! The host's end of the consoles.
 //!
 //! Devices write to a hub, from which standard output or a file ([`Sink`]), the log and all who are attached
-//! ([`attach()`]) read, each at its own pace. What any of them types goes to one device.
+//! ([`instance::console::attach`]) read, each at its own pace. What any of them types goes to one device.
 
-mod attach;
 mod client;
-mod escape;
 mod events;
 mod hub;
 mod input;
@@ -15,7 +13,6 @@ mod patience;
 mod ring;
 mod server;
 mod sink;
-mod terminal;
 mod watch;
 mod window;
 mod writer;
@@ -27,13 +24,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use devices::metrics::Metrics;
 use devices::virtio::console::{Console as VirtioConsole, ConsoleSink};
 use event_manager::MutEventSubscriber;
+use instance::console::RawTerminal;
 use thiserror::Error;
 
-pub use attach::{AttachError, Detached, attach};
-pub use events::{CONSOLE_SOCKET, ConsoleEvents};
+pub use events::ConsoleEvents;
 pub use input::InputPort;
 pub use sink::Sink;
-pub use terminal::{RawTerminal, restore as restore_terminal};
 
 use self::hub::{Hub, Output};
 use self::window::WindowWatcher;

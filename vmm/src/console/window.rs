@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::virtio::console::{Console, WindowSize};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use instance::Signals;
 use rustix::termios::tcgetwinsize;
-
-use crate::signals::Signals;
 
 /// The size of the window that standard output or standard input is in; zeros where neither is in one.
 pub(super) fn size() -> WindowSize {

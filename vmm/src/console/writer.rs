@@ -7,9 +7,10 @@ use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
+use instance::start_without_signals;
+
 use super::hub::Reader;
 use super::sink::Sink;
-use crate::signals::start_without_signals;
 
 /// How long the end of a VM waits for a reader that reads nothing, and for one that reads at all.
 const STANDSTILL: Duration = Duration::from_secs(2);

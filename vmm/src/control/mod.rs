@@ -1,10 +1,9 @@
 //! The control socket of a VM: HTTP/1.1 over a Unix socket, with JSON.
 //!
-//! [`ControlServer`] runs on the event loop, [`Client`] in other processes. What can be asked is described by
+//! [`ControlServer`] runs on the event loop, [`instance::Client`] in other processes. What can be asked is described by
 //! `openapi.json`, which the socket gives out as well.
 
-pub mod api;
-mod client;
+mod answers;
 mod connection;
 mod request;
 mod response;
@@ -18,7 +17,6 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use client::{Client, ClientError};
 pub use router::OPENAPI;
 pub use server::ControlServer;
 

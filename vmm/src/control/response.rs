@@ -2,9 +2,8 @@
 
 use std::io::Write;
 
+use instance::api::Fault;
 use serde::Serialize;
-
-use super::api::Fault;
 
 /// The answer to a request.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use devices::virtio::balloon::BalloonHandle;
-
-use super::api::{
-    self, Action, ActionType, Balloon, BalloonStatistics, BalloonUpdate, InstanceInfo, MachineConfiguration,
-    Version, VmUpdate, WantedState,
+use instance::api::{
+    Action, ActionType, BalloonUpdate, MachineConfiguration, Version, VmUpdate, WantedState,
 };
+
+use super::answers;
 use super::request::Request;
 use super::response::Response;
 use crate::handle::VmHandle;
@@ -66,7 +66,7 @@ fn now(response: Response) -> Result<Outcome, Response> {
 }
 
 fn instance(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
-    now(Response::json(&InstanceInfo::of(vm)))
+    now(Response::json(&answers::instance(vm)))
 }
 
 fn version(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
@@ -78,7 +78,7 @@ fn openapi(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
 }
 
 fn update_vm(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
-    match api::read::<VmUpdate>(body)?.state {
+    match answers::read::<VmUpdate>(body)?.state {
         WantedState::Paused => Ok(Outcome::Later(|vm| match vm.pause() {
             Ok(()) => Response::done(),
             Err(error) => Response::fault(400, &format!("cannot pause the VM: {error}")),
@@ -107,12 +107,12 @@ fn balloon_of(vm: &VmHandle) -> Result<&BalloonHandle, Response> {
 }
 
 fn balloon(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
-    now(Response::json(&Balloon::of(balloon_of(vm)?)))
+    now(Response::json(&answers::balloon(balloon_of(vm)?)))
 }
 
 fn update_balloon(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
     let balloon = balloon_of(vm)?;
-    let asked = api::read::<BalloonUpdate>(body)?.amount_mib;
+    let asked = answers::read::<BalloonUpdate>(body)?.amount_mib;
     let set = asked.checked_mul(1 << 20).map(|bytes| balloon.set_target(bytes));
     if let Some(Ok(())) = set {
         return now(Response::done());
@@ -132,14 +132,14 @@ fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> 
             let patience = if vm.is_paused() { Duration::ZERO } else { STATISTICS_PATIENCE };
             let said = balloon.refresh_statistics(patience);
             let (_, guest) = said.unzip();
-            Response::json(&BalloonStatistics::of(balloon, guest.unwrap_or_default()))
+            Response::json(&answers::balloon_statistics(balloon, guest.unwrap_or_default()))
         }
         Err(fault) => fault,
     }))
 }
 
 fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
-    match api::read::<Action>(body)?.action_type {
+    match answers::read::<Action>(body)?.action_type {
         ActionType::SendCtrlAltDel => vm.press_power_button().map_err(|error| {
             Response::fault(400, &format!("cannot press the guest's power button: {error}"))
         })?,
@@ -149,7 +149,7 @@ fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
 }
 
 fn metrics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
-    let page = vm.metrics().prometheus(vm.config(), vm.is_paused());
+    let page = prometheus::page(&vm.metrics(), vm.config(), vm.is_paused());
     now(Response::text(prometheus::CONTENT_TYPE, page))
 }
 

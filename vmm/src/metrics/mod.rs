@@ -1,15 +1,11 @@
 //! What a VM counts: its devices, its vCPUs, its process.
 
-mod process;
 pub mod prometheus;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use devices::metrics::Metrics;
-use serde::{Deserialize, Serialize};
-
-pub use process::ProcessGauges;
+use instance::{Counters, MetricsReport, ProcessGauges};
 
 /// Whatever counts, each thing by its kind and its ID among its kind.
 #[derive(Clone, Default)]
@@ -20,19 +16,6 @@ struct Thing {
     kind: &'static str,
     id: String,
     counters: Arc<dyn Metrics>,
-}
-
-/// Counters by kind, ID and name.
-pub type Counters = BTreeMap<String, BTreeMap<String, BTreeMap<String, u64>>>;
-
-/// All counts at one time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Snapshot {
-    /// The process that runs the VM.
-    pub process: ProcessGauges,
-    /// Devices and vCPUs.
-    pub counters: Counters,
 }
 
 impl Registry {
@@ -54,7 +37,7 @@ impl Registry {
     }
 
     /// All counts now. They are read one after the other, while what they count goes on.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn report(&self) -> MetricsReport {
         let mut all = Counters::new();
         for thing in &self.0 {
             let counters = all.entry(thing.kind.into()).or_default().entry(thing.id.clone()).or_default();
@@ -62,22 +45,7 @@ impl Registry {
                 counters.insert(name.into(), count);
             });
         }
-        Snapshot { process: ProcessGauges::now(), counters: all }
-    }
-}
-
-impl Snapshot {
-    /// A counter of all things of a kind together; 0 where there is none.
-    pub fn sum(&self, kind: &str, counter: &str) -> u64 {
-        let things = self.counters.get(kind).into_iter().flat_map(BTreeMap::values);
-        things.filter_map(|counters| counters.get(counter)).fold(0, |sum, count| sum.saturating_add(*count))
-    }
-
-    /// All counters of all things of a kind together.
-    pub fn total(&self, kind: &str) -> u64 {
-        let counts =
-            self.counters.get(kind).into_iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values);
-        counts.fold(0, |sum, count| sum.saturating_add(*count))
+        MetricsReport { process: ProcessGauges::now(), counters: all }
     }
 }
 

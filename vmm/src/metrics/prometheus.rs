@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::Snapshot;
+use instance::{Counters, MetricsReport, ProcessGauges};
+
 use crate::VmConfig;
 
 /// The format's name in HTTP.
@@ -35,50 +36,41 @@ impl Page {
     }
 }
 
-impl Snapshot {
-    /// The counts as Prometheus reads them, with what it needs to know of the VM.
-    pub fn prometheus(&self, config: &VmConfig, paused: bool) -> String {
-        let mut page = Page(String::new());
-        let id = config.id.as_ref().map_or("", |id| id.as_str());
-        let name = config.name.as_ref().map_or("", |name| name.as_str());
-        page.head("mvm_info", "gauge", "Who the VM is.");
-        page.sample("mvm_info", &[("id", id), ("name", name), ("version", env!("CARGO_PKG_VERSION"))], &1);
-        page.single("mvm_paused", "gauge", "Whether the VM is paused.", &u8::from(paused));
-        page.single("mvm_memory_bytes", "gauge", "The guest's memory.", &config.memory.bytes());
-        page.single("mvm_vcpus", "gauge", "The guest's vCPUs.", &config.cpus);
-        self.write_process(&mut page);
-        self.write_counters(&mut page);
-        page.0
-    }
+/// The counts as Prometheus reads them, with what it needs to know of the VM.
+pub fn page(report: &MetricsReport, config: &VmConfig, paused: bool) -> String {
+    let mut page = Page(String::new());
+    let id = config.id.as_ref().map_or("", |id| id.as_str());
+    let name = config.name.as_ref().map_or("", |name| name.as_str());
+    page.head("mvm_info", "gauge", "Who the VM is.");
+    page.sample("mvm_info", &[("id", id), ("name", name), ("version", env!("CARGO_PKG_VERSION"))], &1);
+    page.single("mvm_paused", "gauge", "Whether the VM is paused.", &u8::from(paused));
+    page.single("mvm_memory_bytes", "gauge", "The guest's memory.", &config.memory.bytes());
+    page.single("mvm_vcpus", "gauge", "The guest's vCPUs.", &config.cpus);
+    write_process(&mut page, &report.process);
+    write_counters(&mut page, &report.counters);
+    page.0
+}
 
-    /// By the names that Prometheus's client libraries have for them.
-    fn write_process(&self, page: &mut Page) {
-        let process = &self.process;
-        let (seconds, rest) =
-            (process.cpu_nanoseconds / 1_000_000_000, process.cpu_nanoseconds % 1_000_000_000);
-        let cpu = format!("{seconds}.{rest:09}");
-        page.single(
-            "process_cpu_seconds_total",
-            "counter",
-            "Time on processors, the guest's included.",
-            &cpu,
-        );
-        let help = "Memory of the process that is in the host's, the guest's included.";
-        page.single("process_resident_memory_bytes", "gauge", help, &process.resident_bytes);
-        let help = "Resident memory that is of files or shared memory.";
-        page.single("mvm_shared_memory_bytes", "gauge", help, &process.shared_bytes);
-    }
+/// By the names that Prometheus's client libraries have for them.
+fn write_process(page: &mut Page, process: &ProcessGauges) {
+    let (seconds, rest) = (process.cpu_nanoseconds / 1_000_000_000, process.cpu_nanoseconds % 1_000_000_000);
+    let cpu = format!("{seconds}.{rest:09}");
+    page.single("process_cpu_seconds_total", "counter", "Time on processors, the guest's included.", &cpu);
+    let help = "Memory of the process that is in the host's, the guest's included.";
+    page.single("process_resident_memory_bytes", "gauge", help, &process.resident_bytes);
+    let help = "Resident memory that is of files or shared memory.";
+    page.single("mvm_shared_memory_bytes", "gauge", help, &process.shared_bytes);
+}
 
-    fn write_counters(&self, page: &mut Page) {
-        for (kind, things) in &self.counters {
-            let names: BTreeSet<&String> = things.values().flat_map(BTreeMap::keys).collect();
-            for counter in names {
-                let name = format!("mvm_{kind}_{counter}_total");
-                page.head(&name, "counter", &format!("{} of {kind}.", counter.replace('_', " ")));
-                for (id, counters) in things {
-                    if let Some(count) = counters.get(counter) {
-                        page.sample(&name, &[("id", id)], count);
-                    }
+fn write_counters(page: &mut Page, counters: &Counters) {
+    for (kind, things) in counters {
+        let names: BTreeSet<&String> = things.values().flat_map(BTreeMap::keys).collect();
+        for counter in names {
+            let name = format!("mvm_{kind}_{counter}_total");
+            page.head(&name, "counter", &format!("{} of {kind}.", counter.replace('_', " ")));
+            for (id, counters) in things {
+                if let Some(count) = counters.get(counter) {
+                    page.sample(&name, &[("id", id)], count);
                 }
             }
         }

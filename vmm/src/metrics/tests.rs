@@ -66,7 +66,7 @@ fn each_device_has_a_kind_and_an_id() {
 
 #[test]
 fn counts_are_found_by_kind_and_id_and_summed() {
-    let snapshot = registry().snapshot();
+    let snapshot = registry().report();
     assert_eq!(snapshot.counters["block"]["vda"]["read_bytes"], 512);
     assert_eq!(snapshot.counters["block"]["vdb"]["read_bytes"], 1024);
     assert_eq!(snapshot.counters["rng"]["rng0"]["write_bytes"], 0);
@@ -76,9 +76,9 @@ fn counts_are_found_by_kind_and_id_and_summed() {
 
 #[test]
 fn a_snapshot_reads_back_as_written() {
-    let snapshot = registry().snapshot();
+    let snapshot = registry().report();
     let json = serde_json::to_string(&snapshot).unwrap();
-    assert_eq!(serde_json::from_str::<Snapshot>(&json).unwrap(), snapshot);
+    assert_eq!(serde_json::from_str::<MetricsReport>(&json).unwrap(), snapshot);
 }
 
 /// A sample's name, its labels, and its value.
@@ -141,7 +141,7 @@ fn read_labels(text: &str) -> Result<Vec<(String, String)>, String> {
 
 #[test]
 fn prometheus_reads_the_page() {
-    let page = registry().snapshot().prometheus(&config(Some("web")), true);
+    let page = prometheus::page(&registry().report(), &config(Some("web")), true);
     let samples = read(&page).unwrap();
     let value = |name: &str, id: Option<&str>| {
         let label = id.map(|id| ("id".to_owned(), id.to_owned()));
@@ -165,7 +165,7 @@ fn prometheus_reads_the_page() {
 #[test]
 fn promtool_finds_nothing_to_say() {
     use std::process::{Command, Stdio};
-    let page = registry().snapshot().prometheus(&config(None), false);
+    let page = prometheus::page(&registry().report(), &config(None), false);
     let tool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -185,7 +185,7 @@ proptest! {
     fn whatever_a_thing_is_called_the_page_is_read(id: String) {
         let mut registry = Registry::default();
         registry.add("block", id.clone(), Arc::new(Disk::default()));
-        let page = registry.snapshot().prometheus(&config(None), false);
+        let page = prometheus::page(&registry.report(), &config(None), false);
         let samples = read(&page).unwrap();
         let disk = samples.iter().find(|(name, ..)| name == "mvm_block_read_bytes_total").unwrap();
         prop_assert_eq!(&disk.1, &[("id".to_owned(), id)]);

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
+use instance::Client;
+use instance::api::{BalloonStatistics, BalloonUpdate};
 use vmm::ExitReason;
-use vmm::control::Client;
-use vmm::control::api::{BalloonStatistics, BalloonUpdate};
 
 use super::machine::{Machine, WATCHDOG};
 

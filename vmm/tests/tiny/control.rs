@@ -1,9 +1,9 @@
 //! A running guest in the hands of who has its control socket.
 
+use instance::Client;
+use instance::MetricsReport;
+use instance::api::{Action, ActionType, InstanceInfo, State, VmUpdate, WantedState};
 use vmm::ExitReason;
-use vmm::control::Client;
-use vmm::control::api::{Action, ActionType, InstanceInfo, State, VmUpdate, WantedState};
-use vmm::metrics::Snapshot;
 
 use super::machine::{Machine, Running};
 
@@ -117,7 +117,7 @@ fn exits_are_counted_by_what_they_are_for() {
     let Some(machine) = Machine::new(exits_often()) else { return };
     let running = machine.cpus(2).controlled().run_until_ready();
     let mut client = client(&running);
-    let before: Snapshot = client.get("/metrics.json").unwrap();
+    let before: MetricsReport = client.get("/metrics.json").unwrap();
     let boot_vcpu = &before.counters["vcpu"]["0"];
     // Whatever says that the guest is ready comes in addition.
     assert!((101..120).contains(&boot_vcpu["port_write_exits"]), "{boot_vcpu:?}");
@@ -125,8 +125,8 @@ fn exits_are_counted_by_what_they_are_for() {
     assert_eq!(before.counters["vcpu"]["1"]["port_write_exits"], 0);
     // A pause interrupts the guest, and that is counted too.
     update(&mut client, WantedState::Paused);
-    let after: Snapshot = client.get("/metrics.json").unwrap();
-    let count = |snapshot: &Snapshot| snapshot.counters["vcpu"]["0"]["interrupted_exits"];
+    let after: MetricsReport = client.get("/metrics.json").unwrap();
+    let count = |snapshot: &MetricsReport| snapshot.counters["vcpu"]["0"]["interrupted_exits"];
     assert!(count(&after) > count(&before), "{after:?}");
     act(&mut client, ActionType::Kill);
     assert_eq!(running.wait().0, ExitReason::Signal(libc::SIGKILL));

@@ -190,7 +190,7 @@ impl Machine {
 impl Running {
     /// The control socket of a machine that is [`controlled`](Machine::controlled).
     pub(super) fn control_socket(&self) -> PathBuf {
-        self.directory.path().join(vmm::instance::CONTROL_SOCKET)
+        self.directory.path().join(instance::CONTROL_SOCKET)
     }
 
     /// Waits until the guest says that it is ready, with one byte.

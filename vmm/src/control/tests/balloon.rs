@@ -1,7 +1,7 @@
 //! The balloon by way of the control socket, in a VM whose guest has no driver for it.
 
 use super::*;
-use crate::control::api::{Balloon, BalloonStatistics, BalloonUpdate};
+use instance::api::{Balloon, BalloonStatistics, BalloonUpdate};
 
 const MIB: u64 = 1 << 20;
 

@@ -8,12 +8,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::control::api::{
+use crate::control::answers;
+use crate::control::router::ROUTES;
+use instance::api::{
     Action, ActionType, Balloon, BalloonStatistics, BalloonUpdate, Fault, InstanceInfo, MachineConfiguration,
     State, Version, VmUpdate, WantedState,
 };
-use crate::control::router::ROUTES;
-use crate::metrics::{ProcessGauges, Snapshot};
+use instance::{MetricsReport, ProcessGauges};
 
 fn document() -> Value {
     serde_json::from_str(OPENAPI).unwrap()
@@ -77,7 +78,7 @@ fn each_example_is_what_the_code_reads_and_writes() {
             "BalloonUpdate" => survives::<BalloonUpdate>(&example),
             "BalloonStatistics" => survives::<BalloonStatistics>(&example),
             "Action" => survives::<Action>(&example),
-            "Metrics" => survives::<Snapshot>(&example),
+            "Metrics" => survives::<MetricsReport>(&example),
             "Fault" => survives::<Fault>(&example),
             // The code only writes it; each member is there.
             "VmConfig" => keys(&example) == keys(&json!(config())),
@@ -119,13 +120,13 @@ fn written() -> Vec<(&'static str, Value)> {
     let (vm, ..) = vm(config());
     let balloon = vm.balloon().unwrap();
     vec![
-        ("InstanceInfo", json!(InstanceInfo::of(&vm))),
+        ("InstanceInfo", json!(answers::instance(&vm))),
         ("Version", json!(Version { mvm_version: String::new() })),
         ("VmUpdate", json!(VmUpdate { state: WantedState::Paused })),
         ("MachineConfiguration", json!(MachineConfiguration { vcpu_count: 1, mem_size_mib: 1 })),
-        ("Balloon", json!(Balloon::of(balloon))),
+        ("Balloon", json!(answers::balloon(balloon))),
         ("BalloonUpdate", json!(BalloonUpdate { amount_mib: 1 })),
-        ("BalloonStatistics", json!(BalloonStatistics::of(balloon, all_statistics()))),
+        ("BalloonStatistics", json!(answers::balloon_statistics(balloon, all_statistics()))),
         ("Action", json!(Action { action_type: ActionType::Kill })),
         ("VmConfig", json!(config())),
         ("ProcessGauges", json!(ProcessGauges::default())),

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use devices::virtio::balloon::{Balloon, BalloonHandle};
 use event_manager::{EventManager, SubscriberOps};
+use instance::{Client, api};
 use tempfile::TempDir;
 
 use super::*;

@@ -5,11 +5,8 @@ use std::io::BufRead;
 use rstest::rstest;
 
 use super::*;
-use crate::control::api::{
-    Action, ActionType, InstanceInfo, MachineConfiguration, State, VmUpdate, WantedState,
-};
 use crate::exit::ExitReason;
-use crate::metrics::Snapshot;
+use instance::api::{Action, ActionType, InstanceInfo, MachineConfiguration, State, VmUpdate, WantedState};
 
 #[test]
 fn a_vm_says_who_it_is() {
@@ -20,7 +17,7 @@ fn a_vm_says_who_it_is() {
     assert_eq!((info.name.as_deref(), info.state), (Some("web"), State::Running));
     let machine: MachineConfiguration = client.get("/machine-config").unwrap();
     assert_eq!((machine.vcpu_count, machine.mem_size_mib), (3, 256));
-    let metrics: Snapshot = client.get("/metrics.json").unwrap();
+    let metrics: instance::MetricsReport = client.get("/metrics.json").unwrap();
     assert_eq!(metrics.counters["vcpu"]["0"]["halt_exits"], 0);
 }
 

@@ -1,0 +1,47 @@
+//! How the VM becomes the answers of [`instance::api`].
+
+use devices::virtio::balloon::{BalloonHandle, Statistics};
+use instance::api::{Balloon, BalloonStatistics, InstanceInfo, State};
+use serde::Deserialize;
+
+use super::response::Response;
+use crate::handle::VmHandle;
+
+/// Who the VM is and whether it runs.
+pub(super) fn instance(vm: &VmHandle) -> InstanceInfo {
+    let config = vm.config();
+    InstanceInfo {
+        app_name: "mvm".into(),
+        id: config.id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        name: config.name.as_ref().map(ToString::to_string),
+        state: if vm.is_paused() { State::Paused } else { State::Running },
+        vmm_version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+/// The balloon's settings.
+pub(super) fn balloon(balloon: &BalloonHandle) -> Balloon {
+    // The device has both features, and no switch for them.
+    Balloon { amount_mib: balloon.target() >> 20, deflate_on_oom: true, free_page_reporting: true }
+}
+
+/// The size of `balloon` now, and what its guest said.
+pub(super) fn balloon_statistics(
+    balloon: &BalloonHandle,
+    guest: Statistics,
+) -> BalloonStatistics<Statistics> {
+    let (target, actual) = (balloon.target(), balloon.actual());
+    BalloonStatistics {
+        target_pages: target >> 12,
+        actual_pages: actual >> 12,
+        target_mib: target >> 20,
+        actual_mib: actual >> 20,
+        guest,
+    }
+}
+
+/// Reads a request's body.
+pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Response> {
+    serde_json::from_slice(body)
+        .map_err(|error| Response::fault(400, &format!("the body is not what this request takes: {error}")))
+}
