@@ -9,12 +9,14 @@ pub mod interrupt;
 pub mod legacy;
 pub mod machine;
 pub mod metrics;
+pub mod suspend;
 pub mod timer;
 pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use interrupt::Interrupt;
 pub use machine::{MachineEvent, MachineEvents};
+pub use suspend::{Section, Suspend, SuspendError};
 pub use timer::Timer;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -269,7 +269,7 @@ impl<D: VirtioDevice> Rig<D> {
     /// The used index of each queue that a thread of the device's serves.
     fn used_by_threads(&self) -> Vec<Option<u16>> {
         let device = self.device();
-        let queues = (0..self.queues as u16).filter(|&queue| device.serves_itself(queue));
+        let queues = (0..self.queues as u16).filter(|&queue| device.reads_notifier(queue));
         let used = |queue: u16| self.memory.read_obj(GuestAddress(self.rings(queue.into()) + USED + 2)).ok();
         queues.map(used).collect()
     }

@@ -27,10 +27,10 @@ impl<D: VirtioDevice> DeviceEvents<D> {
     }
 
     /// The descriptors to watch, with the numbers they are registered with: the queues' notifiers from 0 on, but
-    /// for those that the device serves itself, then what the device itself waits for.
+    /// for those that the device reads itself, then what the device itself waits for.
     fn descriptors(&self) -> Vec<(u32, RawFd)> {
         let device = lock(&self.device);
-        let watched = (0..).zip(self.notifiers.iter()).filter(|(index, _)| !device.serves_itself(*index));
+        let watched = (0..).zip(self.notifiers.iter()).filter(|(index, _)| !device.reads_notifier(*index));
         let notifiers = watched.map(|(index, notifier)| (u32::from(index), notifier.as_raw_fd()));
         let first_own = u32::try_from(self.notifiers.len()).unwrap_or(u32::MAX);
         notifiers.chain((first_own..).zip(device.wake_fds())).collect()

@@ -7,11 +7,15 @@ use std::sync::atomic::{Ordering, fence};
 use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::iovecs::IoVecs;
 use super::{ActivateError, Activation, VirtioInterrupt};
+
+mod state;
+
+pub use self::state::{Queue, QueueState};
 
 /// The most buffers a chain may have. An indirect table could name 65,535; no driver needs more than one
 /// `readv` takes (IOV_MAX).
@@ -200,17 +204,17 @@ impl Chain {
 /// rule, the queue asks for a reset and from then on is empty and takes nothing.
 pub(super) struct ActiveQueue {
     index: u16,
-    queue: Queue,
+    queue: virtio_queue::Queue,
     memory: Arc<GuestMemoryMmap>,
     dma: Arc<GuestMemoryMmap>,
     interrupt: Arc<dyn VirtioInterrupt>,
     /// How many more chains this turn takes. Without a limit, a driver that makes chains available as fast
     /// as they are used would keep the event loop from all else.
     budget: u16,
-    /// Whether chains were given back that the driver has not been told of.
+    /// Whether chains were given back since it was last decided whether to signal the driver.
     used: bool,
-    /// The used index when it was last decided whether to tell the driver.
-    told: Wrapping<u16>,
+    /// The used index when it was last decided whether to signal the driver.
+    signalled: Wrapping<u16>,
     broken: bool,
 }
 
@@ -233,17 +237,25 @@ impl ActiveQueue {
             .get_mut(usize::from(index))
             .and_then(Option::take)
             .ok_or(ActivateError::QueueMissing(index))?;
+        let Queue { rings, signalled, broken } = queue;
         Ok(Self {
             index,
-            told: Wrapping(queue.next_used()),
-            queue,
+            used: rings.next_used() != signalled.0,
+            signalled,
+            queue: rings,
             memory: Arc::clone(&activation.memory),
             dma: Arc::clone(&activation.dma),
             interrupt: Arc::clone(&activation.interrupt),
             budget: 0,
-            used: false,
-            broken: false,
+            broken,
         })
+    }
+
+    /// Gives the queue back, with its position, when its device is suspended. The driver is signalled first for what it
+    /// has not been signalled for.
+    pub(super) fn into_queue(mut self) -> Queue {
+        self.end_turn();
+        Queue { rings: self.queue, signalled: self.signalled, broken: self.broken }
     }
 
     /// RAM: for all that the device itself reads and writes.
@@ -419,7 +431,7 @@ impl ActiveQueue {
     /// transport has it so.
     pub(super) fn end_turn_with(&mut self, other: &mut Self) {
         match (self.is_to_be_told(), other.is_to_be_told()) {
-            (true, true) => self.interrupt.both_used(self.index, other.index),
+            (true, true) => self.interrupt.queues_used(self.index, other.index),
             (true, false) => self.interrupt.queue_used(self.index),
             (false, true) => other.interrupt.queue_used(other.index),
             (false, false) => {}
@@ -428,7 +440,7 @@ impl ActiveQueue {
 
     /// How many chains were given back since it was last decided whether to tell the driver.
     pub(super) fn untold(&self) -> u16 {
-        if self.used && !self.broken { (Wrapping(self.queue.next_used()) - self.told).0 } else { 0 }
+        if self.used && !self.broken { (Wrapping(self.queue.next_used()) - self.signalled).0 } else { 0 }
     }
 
     /// Whether the driver is to be told of chains that were given back. It won't be asked again for these.
@@ -455,7 +467,7 @@ impl ActiveQueue {
             Ok(u16::from_le(value))
         };
         let now = Wrapping(self.queue.next_used());
-        let before = std::mem::replace(&mut self.told, now);
+        let before = std::mem::replace(&mut self.signalled, now);
         if self.queue.event_idx_enabled() {
             // 2.7.10: it does where the index went past this one.
             let event = load(AVAILABLE_ENTRIES + AVAILABLE_ENTRY * u64::from(self.queue.size()))?;

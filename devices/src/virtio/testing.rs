@@ -5,11 +5,11 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, VirtioInterrupt};
+use super::{Activation, Queue, VirtioInterrupt};
 
 /// Guest memory: two regions side by side, then a hole, then a third; the fourth has the rings of further queues.
 pub(crate) const REGIONS: [(u64, usize); 4] =
@@ -86,10 +86,10 @@ impl VirtioInterrupt for Counters {
     fn queue_used(&self, _index: u16) {
         self.count(&self.used);
     }
-    fn both_used(&self, _one: u16, _other: u16) {
+    fn queues_used(&self, _one: u16, _other: u16) {
         self.count(&self.used);
     }
-    fn queue_used_eventfd(&self) -> Option<&EventFd> {
+    fn queue_eventfd(&self, _index: u16) -> Option<&EventFd> {
         Some(self.line.get_or_init(|| EventFd::new(EFD_NONBLOCK).unwrap()))
     }
     fn config_changed(&self) {
@@ -183,7 +183,7 @@ impl Driver {
     }
 
     fn queue(&self) -> Queue {
-        let mut queue = Queue::new(self.size).unwrap();
+        let mut queue = virtio_queue::Queue::new(self.size).unwrap();
         queue.try_set_size(self.size).unwrap();
         queue.try_set_desc_table_address(GuestAddress(self.rings + TABLE)).unwrap();
         queue.try_set_avail_ring_address(GuestAddress(self.rings + AVAILABLE)).unwrap();
@@ -191,7 +191,7 @@ impl Driver {
         queue.set_event_idx(self.event_idx);
         queue.set_ready(true);
         assert!(queue.is_valid(&*self.memory));
-        queue
+        Queue::new(queue)
     }
 
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) {

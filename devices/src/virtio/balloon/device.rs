@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::super::queue::{ActiveQueue, Chain};
-use super::super::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice, VirtioInterrupt};
 use super::handle::TargetError;
 use super::pages::{deflate, discard};
 use super::ranges::{PAGE, Ranges};
@@ -28,20 +28,25 @@ const QUEUE_SIZES: [u16; 4] = [128; 4];
 
 /// Where `actual` is in the config space (5.5.4), which the driver writes.
 const ACTUAL: u64 = 4;
-const CONFIG_LENGTH: usize = 8;
 
 /// The most entries that it takes from one buffer of statistics.
 const MAX_ENTRIES: usize = 64;
 /// What a guest is left with whatever is asked of it: less, and Linux could hardly run the driver.
 const LEAST_LEFT: u64 = 64 << 20;
 
-/// What a snapshot has to know of a balloon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The state of a balloon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonState {
     /// The pages that the balloon should have.
     pub target_pages: u32,
     /// The pages that the driver says it has.
     pub actual_pages: u32,
+    /// The head of the chain that the driver gets back when the device wants new statistics.
+    pub statistics_buffer: Option<u16>,
+    /// The statistics that came last, and how long ago they came.
+    pub statistics: Option<(Duration, Statistics)>,
+    /// The interval at which the driver is asked for statistics; zero is never.
+    pub statistics_interval: Duration,
 }
 
 crate::metrics! {
@@ -91,7 +96,10 @@ pub struct Balloon {
     interrupt: Option<Arc<dyn VirtioInterrupt>>,
     /// The guest's RAM in bytes.
     ram: u64,
-    state: BalloonState,
+    target_pages: u32,
+    actual_pages: u32,
+    /// The target when the device was suspended: the driver was not signalled for another that was set since.
+    suspended_target: Option<u32>,
     statistics: Option<(Instant, Statistics)>,
     /// The buffer that the driver gets back when the device wants new statistics.
     statistics_buffer: Option<u16>,
@@ -115,7 +123,9 @@ impl Balloon {
             queues: Vec::new(),
             interrupt: None,
             ram,
-            state: BalloonState { target_pages: 0, actual_pages: 0 },
+            target_pages: 0,
+            actual_pages: 0,
+            suspended_target: None,
             statistics: None,
             statistics_buffer: None,
             statistics_came: Arc::default(),
@@ -128,11 +138,11 @@ impl Balloon {
     }
 
     pub(super) fn target(&self) -> u64 {
-        u64::from(self.state.target_pages) * PAGE
+        u64::from(self.target_pages) * PAGE
     }
 
     pub(super) fn actual(&self) -> u64 {
-        u64::from(self.state.actual_pages) * PAGE
+        u64::from(self.actual_pages) * PAGE
     }
 
     pub(super) fn largest_target(&self) -> u64 {
@@ -143,7 +153,7 @@ impl Balloon {
         let most = self.largest_target();
         let pages = u32::try_from(bytes / PAGE).ok().filter(|_| bytes <= most);
         let pages = pages.ok_or(TargetError { asked: bytes, most })?;
-        if std::mem::replace(&mut self.state.target_pages, pages) != pages
+        if std::mem::replace(&mut self.target_pages, pages) != pages
             && let Some(interrupt) = &self.interrupt
         {
             interrupt.config_changed();
@@ -182,14 +192,16 @@ impl Balloon {
         Ok(())
     }
 
-    fn config(&self) -> [u8; CONFIG_LENGTH] {
-        let [a, b, c, d] = self.state.target_pages.to_le_bytes();
-        let [e, f, g, h] = self.state.actual_pages.to_le_bytes();
-        [a, b, c, d, e, f, g, h]
+    fn start(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let roles = (0..).zip(Role::all(activation.features));
+        let queues: Result<Vec<_>, _> = roles
+            .map(|(index, role)| ActiveQueue::take(&mut activation, index).map(|queue| (role, queue)))
+            .collect();
+        self.queues = queues?;
+        self.interrupt = Some(activation.interrupt);
+        Ok(())
     }
-}
 
-impl Balloon {
     /// Takes statistics and keeps their buffer, until new ones are wanted (5.5.6.3).
     fn take_statistics(&mut self, index: usize) {
         let Some((_, queue)) = self.queues.get_mut(index) else { return };
@@ -229,15 +241,12 @@ impl VirtioDevice for Balloon {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(self.config().iter().skip(offset)) {
-            *byte = *value;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        [self.target_pages, self.actual_pages].map(u32::to_le_bytes).concat()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let mut actual = self.state.actual_pages.to_le_bytes();
+        let mut actual = self.actual_pages.to_le_bytes();
         for (place, value) in (0..).zip(data) {
             let index = offset.checked_add(place).and_then(|place| place.checked_sub(ACTUAL));
             let index = index.and_then(|index| usize::try_from(index).ok());
@@ -245,27 +254,61 @@ impl VirtioDevice for Balloon {
                 *byte = *value;
             }
         }
-        self.state.actual_pages = u32::from_le_bytes(actual);
+        self.actual_pages = u32::from_le_bytes(actual);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        for (index, role) in (0..).zip(Role::all(activation.features)) {
-            self.queues.push((role, ActiveQueue::take(&mut activation, index)?));
-            if role == Role::Statistics {
-                // Linux makes its first buffer available before it sets DRIVER_OK, and notifies only then.
-                activation.interrupt.notify_again(index);
-            }
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let (interrupt, features) = (Arc::clone(&activation.interrupt), activation.features);
+        self.start(activation)?;
+        // Linux makes its first buffer available before it sets DRIVER_OK, and notifies only then.
+        let statistics = (0..).zip(Role::all(features)).find(|(_, role)| *role == Role::Statistics);
+        if let Some((index, _)) = statistics {
+            interrupt.notify_again(index);
         }
-        self.interrupt = Some(activation.interrupt);
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), StopError> {
         self.queues.clear();
         self.interrupt = None;
         self.statistics_buffer = None;
         // The driver begins with an empty balloon.
-        self.state.actual_pages = 0;
+        self.actual_pages = 0;
+        Ok(())
+    }
+
+    /// A new target, and the time for new statistics, wait until the device is resumed.
+    fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        self.interrupt = None;
+        self.suspended_target = Some(self.target_pages);
+        Ok(self.queues.drain(..).map(|(_, queue)| Some(queue.into_queue())).collect())
+    }
+
+    fn resume(&mut self, activation: Option<Activation>, state: BalloonState) -> Result<(), ActivateError> {
+        let largest = self.largest_target() / PAGE;
+        if u64::from(state.target_pages) > largest {
+            let target = state.target_pages;
+            return Err(ActivateError::State(format!(
+                "a balloon of {target} pages; it has at most {largest}"
+            )));
+        }
+        self.target_pages = state.target_pages;
+        self.actual_pages = state.actual_pages;
+        self.statistics_buffer = state.statistics_buffer;
+        self.statistics = state.statistics.map(|(age, statistics)| {
+            let now = Instant::now();
+            (now.checked_sub(age).unwrap_or(now), statistics)
+        });
+        self.set_statistics_interval(state.statistics_interval).map_err(ActivateError::Host)?;
+        let suspended_target = self.suspended_target.take();
+        let Some(activation) = activation else { return Ok(()) };
+        self.start(activation)?;
+        if let Some(interrupt) = &self.interrupt
+            && suspended_target.is_some_and(|target| target != self.target_pages)
+        {
+            interrupt.config_changed();
+        }
+        Ok(())
     }
 
     fn queue_notified(&mut self, index: u16) {
@@ -299,6 +342,12 @@ impl VirtioDevice for Balloon {
     }
 
     fn state(&self) -> BalloonState {
-        self.state
+        BalloonState {
+            target_pages: self.target_pages,
+            actual_pages: self.actual_pages,
+            statistics_buffer: self.statistics_buffer,
+            statistics: self.statistics.map(|(at, statistics)| (at.elapsed(), statistics)),
+            statistics_interval: self.interval,
+        }
     }
 }

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::events::drain;
 use super::super::rate_limit::{RateLimiter, RateLimits};
-use super::super::{ActivateError, Activation, VirtioDevice};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::config;
 use super::disk::{Disk, DiskId};
 use super::engine::Engine;
@@ -93,12 +93,8 @@ impl VirtioDevice for Block {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let space = config::space(&self.disk);
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset)) {
-            *byte = *value;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        config::space(&self.disk).to_vec()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -107,9 +103,18 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), StopError> {
         self.worker = None;
         drain(&self.completions);
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        if self.worker.is_some() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+    }
+
+    fn resume(&mut self, activation: Option<Activation>, _state: BlockState) -> Result<(), ActivateError> {
+        activation.map_or(Ok(()), |activation| self.activate(activation))
     }
 
     fn queue_notified(&mut self, _index: u16) {

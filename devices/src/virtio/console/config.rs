@@ -21,15 +21,12 @@ pub struct WindowSize {
     pub rows: u16,
 }
 
-/// Fills `data` with the config space of a console of `size` from `offset` on. There is one port, whatever the
-/// field for their number says: VIRTIO_CONSOLE_F_MULTIPORT is not offered.
-pub(super) fn read(size: WindowSize, offset: u64, data: &mut [u8]) {
+/// The config space of a console of `size`. There is one port, whatever the field for their number says:
+/// VIRTIO_CONSOLE_F_MULTIPORT is not offered.
+pub(super) fn space(size: WindowSize) -> [u8; LENGTH] {
     let mut space = [0; LENGTH];
     for (field, value) in space.chunks_exact_mut(2).zip([size.columns, size.rows]) {
         field.copy_from_slice(&value.to_le_bytes());
     }
-    let from = usize::try_from(offset).unwrap_or(usize::MAX).min(LENGTH);
-    for (to, byte) in data.iter_mut().zip(space.iter().skip(from)) {
-        *to = *byte;
-    }
+    space
 }

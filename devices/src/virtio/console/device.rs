@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::queue::ActiveQueue;
-use super::super::{ActivateError, Activation, VirtioDevice, VirtioInterrupt};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice, VirtioInterrupt};
 use super::config::{self, EMERGENCY_WRITE, F_EMERG_WRITE, F_SIZE, WindowSize};
 use super::input::Pending;
 use super::listener::Listener;
@@ -164,8 +164,8 @@ impl VirtioDevice for Console {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config::read(self.size, offset, data);
+    fn config_space(&self) -> Vec<u8> {
+        config::space(self.size).to_vec()
     }
 
     /// A driver may write the emergency byte at any time, even before it has negotiated (5.3.4).
@@ -191,8 +191,17 @@ impl VirtioDevice for Console {
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), StopError> {
         self.active = None;
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        if self.active.is_some() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+    }
+
+    fn resume(&mut self, activation: Option<Activation>, _state: ConsoleState) -> Result<(), ActivateError> {
+        activation.map_or(Ok(()), |activation| self.activate(activation))
     }
 
     fn queue_notified(&mut self, index: u16) {

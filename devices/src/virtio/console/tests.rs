@@ -229,7 +229,7 @@ fn what_is_typed_waits_for_buffers() {
 fn a_reset_keeps_what_is_typed_for_the_next_driver() {
     let (mut console, ..) = started(&Sink::new(0));
     console.input(b"typed");
-    console.reset();
+    console.reset().unwrap();
     assert_eq!(console.input(b"lost"), 0);
     let mut drivers = Driver::several(&[16, 16]);
     console.activate(Driver::activation_of(&drivers, 0)).unwrap();

@@ -1,14 +1,17 @@
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use proptest::prelude::*;
-use virtio_queue::{Queue, QueueT};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+};
+use virtio_queue::QueueT;
 
 use super::*;
-use crate::metrics::Metrics;
-use crate::virtio::ActivateError;
-use crate::virtio::testing;
+use crate::lock;
+use crate::virtio::transport::tests::Probe;
+use crate::virtio::{Activation, QueueState, testing};
 
 const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
 const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
@@ -17,135 +20,45 @@ const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
-crate::metrics! {
-    struct ProbeMetrics { notifications, }
-}
-
-/// Remembers what it's told.
-struct Probe {
-    active: Option<Activation>,
-    resets: usize,
-    notified: Vec<u16>,
-    woken: Vec<usize>,
-    config: [u8; 12],
-    wake: EventFd,
-    refuse: bool,
-    /// The queue that it serves itself.
-    own: Option<u16>,
-}
-
-impl Default for Probe {
-    fn default() -> Self {
-        Self {
-            active: None,
-            resets: 0,
-            notified: Vec::new(),
-            woken: Vec::new(),
-            config: *b"config space",
-            wake: EventFd::new(EFD_NONBLOCK).unwrap(),
-            refuse: false,
-            own: None,
-        }
-    }
-}
-
-impl VirtioDevice for Probe {
-    type State = ();
-    fn device_type(&self) -> u32 {
-        42
-    }
-    fn features(&self) -> u64 {
-        // Bit 40 is the transport's (RING_RESET): it must not get through.
-        1 << 63 | 1 << 40 | 1 << 3
-    }
-    fn queue_sizes(&self) -> &[u16] {
-        &[16, 8]
-    }
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        for (byte, value) in data.iter_mut().zip(self.config.iter().skip(usize::try_from(offset).unwrap())) {
-            *byte = *value;
-        }
-    }
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
-        for (place, value) in self.config.iter_mut().skip(usize::try_from(offset).unwrap()).zip(data) {
-            *place = *value;
-        }
-    }
-    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        assert!(self.active.is_none(), "activated twice");
-        for queue in activation.queues.iter().flatten() {
-            assert!(queue.is_valid(&*activation.memory));
-        }
-        if self.refuse {
-            return Err(ActivateError::QueueMissing(0));
-        }
-        self.active = Some(activation);
-        Ok(())
-    }
-    fn reset(&mut self) {
-        self.active = None;
-        self.resets += 1;
-    }
-    fn queue_notified(&mut self, index: u16) {
-        self.notified.push(index);
-    }
-    fn serves_itself(&self, index: u16) -> bool {
-        self.own == Some(index)
-    }
-    fn wake_fds(&self) -> Vec<RawFd> {
-        vec![self.wake.as_raw_fd()]
-    }
-    fn woken(&mut self, index: usize) {
-        drain(&self.wake);
-        self.woken.push(index);
-    }
-    fn metrics(&self) -> Arc<dyn Metrics> {
-        Arc::new(ProbeMetrics::default())
-    }
-    fn state(&self) {}
-}
-
-use super::events::drain;
-
-struct Rig {
-    transport: MmioTransport<Probe>,
-    line: Arc<AtomicUsize>,
+pub(crate) struct Rig {
+    pub(crate) transport: MmioTransport<Probe>,
+    pub(crate) line: Arc<AtomicUsize>,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let line = Arc::new(AtomicUsize::new(0));
         let transport = MmioTransport::new(Probe::default(), testing::memory(), line.clone()).unwrap();
         Self { transport, line }
     }
 
-    fn read(&self, register: u32) -> u32 {
+    pub(crate) fn read(&self, register: u32) -> u32 {
         let mut data = [0xff; 4];
         self.transport.read(u64::from(register), &mut data);
         u32::from_le_bytes(data)
     }
 
-    fn write(&self, register: u32, value: u32) {
+    pub(crate) fn write(&self, register: u32, value: u32) {
         self.transport.write(u64::from(register), &value.to_le_bytes());
     }
 
-    fn status(&self) -> u32 {
+    pub(crate) fn status(&self) -> u32 {
         self.read(reg::VIRTIO_MMIO_STATUS)
     }
 
     /// Sets status `bit` besides those that are set.
-    fn set_status(&self, bit: u32) {
+    pub(crate) fn set_status(&self, bit: u32) {
         self.write(reg::VIRTIO_MMIO_STATUS, self.status() | bit);
     }
 
-    fn accept_features(&self, features: u64) {
+    pub(crate) fn accept_features(&self, features: u64) {
         for (select, half) in [(0, features), (1, features >> 32)] {
             self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
             self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, u32::try_from(half & 0xffff_ffff).unwrap());
         }
     }
 
-    fn set_up_queue(&self, index: u32, size: u32, [table, available, used]: [u64; 3]) {
+    pub(crate) fn set_up_queue(&self, index: u32, size: u32, [table, available, used]: [u64; 3]) {
         self.write(reg::VIRTIO_MMIO_QUEUE_SEL, index);
         self.write(reg::VIRTIO_MMIO_QUEUE_NUM, size);
         for (low, address) in [
@@ -159,7 +72,7 @@ impl Rig {
         self.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
     }
 
-    fn negotiate(&self, features: u64) {
+    pub(crate) fn negotiate(&self, features: u64) {
         self.write(reg::VIRTIO_MMIO_STATUS, 0);
         self.set_status(ACKNOWLEDGE);
         self.set_status(DRIVER);
@@ -168,18 +81,34 @@ impl Rig {
     }
 
     /// Brings the device up with one valid queue.
-    fn start(&self) {
+    pub(crate) fn start(&self) {
         self.negotiate(1 << 32 | 1 << 29 | 1 << 3);
         self.set_up_queue(0, 16, RINGS);
         self.set_status(DRIVER_OK);
     }
 
-    fn active<T>(&self, look: impl FnOnce(&Activation) -> T) -> Option<T> {
+    /// The features that the transport offers.
+    pub(crate) fn offered(&self) -> u64 {
+        let half = |select| {
+            self.write(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, select);
+            u64::from(self.read(reg::VIRTIO_MMIO_DEVICE_FEATURES))
+        };
+        half(0) | half(1) << 32
+    }
+
+    /// Puts the active queue `index` where `state` says.
+    pub(crate) fn move_queue(&self, index: usize, state: QueueState) {
+        let mut device = lock(self.transport.device());
+        let queues = &mut device.active.as_mut().unwrap().queues;
+        queues[index].as_mut().unwrap().set_state(state);
+    }
+
+    pub(crate) fn active<T>(&self, look: impl FnOnce(&Activation) -> T) -> Option<T> {
         lock(self.transport.device()).active.as_ref().map(look)
     }
 }
 
-const RINGS: [u64; 3] = [0x1000, 0x2000, 0x3000];
+pub(crate) const RINGS: [u64; 3] = [0x1000, 0x2000, 0x3000];
 
 #[test]
 fn the_device_is_found_by_its_registers() {
@@ -240,14 +169,11 @@ fn a_driver_that_keeps_to_the_order_gets_a_working_device() {
     let state = rig.active(|activation| {
         assert_eq!(activation.features, 1 << 32 | 1 << 29 | 1 << 3);
         assert!(activation.queues[1].is_none());
-        activation.queues[0].as_ref().unwrap().state()
+        let queue = activation.queues[0].as_ref().unwrap();
+        assert!(queue.event_idx_enabled());
+        (queue.size(), queue.desc_table(), queue.avail_ring(), queue.used_ring())
     });
-    let queue: Queue = Queue::try_from(state.unwrap()).unwrap();
-    assert_eq!(
-        (queue.size(), queue.desc_table(), queue.avail_ring(), queue.used_ring()),
-        (16, 0x1000, 0x2000, 0x3000)
-    );
-    assert!(queue.event_idx_enabled());
+    assert_eq!(state, Some((16, 0x1000, 0x2000, 0x3000)));
 }
 
 #[test]
@@ -377,34 +303,11 @@ fn interrupts_say_why_until_they_are_acknowledged() {
     rig.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, u32::MAX);
     assert_eq!(rig.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
     // One is for all queues.
-    interrupt.both_used(0, 1);
+    interrupt.queues_used(0, 1);
     assert_eq!(rig.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
     interrupt.needs_reset();
     interrupt.needs_reset();
     assert_eq!(rig.line.load(Ordering::SeqCst), 5);
-}
-
-#[test]
-fn an_interrupt_that_others_raise_says_used_buffers_until_the_reset() {
-    let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let signals = Signals::new(line.clone(), Arc::new([]));
-    assert_eq!(signals.interrupt_status(), 0);
-    signals.queue_used_eventfd().unwrap().write(1).unwrap();
-    assert_eq!(line.read().unwrap(), 1);
-    for _ in 0..2 {
-        assert_eq!(signals.interrupt_status(), reg::VIRTIO_MMIO_INT_VRING);
-        signals.acknowledge(reg::VIRTIO_MMIO_INT_VRING);
-    }
-    signals.config_changed();
-    assert_eq!(signals.interrupt_status(), 3);
-    signals.acknowledge(3);
-    assert_eq!(signals.interrupt_status(), 1);
-    signals.reset();
-    assert_eq!(signals.interrupt_status(), 0);
-    // A line that is no eventfd stays what it is.
-    let rig = Rig::new();
-    assert!(rig.transport.signals.queue_used_eventfd().is_none());
-    assert_eq!(rig.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
 }
 
 #[test]
@@ -425,7 +328,7 @@ fn notifications_and_wake_ups_reach_the_device_through_the_event_loop() {
 }
 
 #[test]
-fn the_event_loop_leaves_a_queue_alone_that_the_device_serves_itself() {
+fn the_event_loop_leaves_a_queue_alone_that_the_device_reads_notifier() {
     let rig = Rig::new();
     lock(rig.transport.device()).own = Some(0);
     let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();
@@ -442,14 +345,6 @@ fn the_event_loop_leaves_a_queue_alone_that_the_device_serves_itself() {
     rig.start();
     rig.transport.queue_notifiers()[0].write(1).unwrap();
     assert_eq!(rig.active(|activation| activation.notifiers[0].read().unwrap()), Some(1));
-}
-
-#[test]
-fn a_driver_that_is_not_there_yet_is_not_interrupted_for_a_reset() {
-    let rig = Rig::new();
-    rig.transport.signals.needs_reset();
-    assert_eq!(rig.status(), NEEDS_RESET);
-    assert_eq!(rig.line.load(Ordering::SeqCst), 0);
 }
 
 /// What a driver, in its right mind or not, does with the registers.
@@ -517,7 +412,7 @@ proptest! {
             let live = has(DRIVER_OK) && !has(NEEDS_RESET) && !has(FAILED);
             prop_assert_eq!(rig.active(|_| ()).is_some(), live);
             if let Some(features) = rig.active(|activation| activation.features) {
-                prop_assert_eq!(features & !rig.transport.offered, 0);
+                prop_assert_eq!(features & !rig.offered(), 0);
                 prop_assert_ne!(features & 1 << 32, 0);
             }
         }

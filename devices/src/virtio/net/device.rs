@@ -10,7 +10,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
 use super::super::queue::ActiveQueue;
 use super::super::rate_limit::Allowance;
-use super::super::{ActivateError, Activation, VirtioDevice};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::backend::Backend;
 use super::config::{self, MAX_PAIRS, NetSettings, Offloads};
 use super::control::{Control, Taps};
@@ -226,27 +226,32 @@ impl VirtioDevice for Net {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let space = config::space(lock(&self.state).mac, self.link_is_up(), self.pairs(), self.settings.mtu);
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset)) {
-            *byte = *value;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        config::space(lock(&self.state).mac, self.link_is_up(), self.pairs(), self.settings.mtu).to_vec()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         self.start(&mut activation)
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), StopError> {
         self.workers.drain(..).for_each(Worker::stop);
         lock(&self.state).mac = self.settings.mac;
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        if !self.workers.is_empty() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+    }
+
+    fn resume(&mut self, activation: Option<Activation>, _state: NetState) -> Result<(), ActivateError> {
+        activation.map_or(Ok(()), |activation| self.activate(activation))
     }
 
     /// No queue is the event loop's.
     fn queue_notified(&mut self, _index: u16) {}
 
-    fn serves_itself(&self, _index: u16) -> bool {
+    fn reads_notifier(&self, _index: u16) -> bool {
         true
     }
 
@@ -262,6 +267,6 @@ impl VirtioDevice for Net {
 impl Drop for Net {
     /// No thread outlives its device.
     fn drop(&mut self) {
-        self.reset();
+        self.workers.drain(..).for_each(Worker::stop);
     }
 }

@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use vm_memory::GuestAddress;
 
 use super::super::queue::ActiveQueue;
-use super::super::{ActivateError, Activation, VirtioDevice};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::file::{PmemFile, PmemMode};
 use super::flusher::{FlushThread, Flusher};
 use crate::metrics::Metrics;
@@ -80,12 +80,8 @@ impl VirtioDevice for Pmem {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let space = [self.start.0.to_le_bytes(), self.file.size.to_le_bytes()];
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(space.as_flattened().iter().skip(offset)) {
-            *byte = *value;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        [self.start.0.to_le_bytes(), self.file.size.to_le_bytes()].concat()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -96,7 +92,7 @@ impl VirtioDevice for Pmem {
             metrics: self.metrics.clone(),
         };
         self.worker = Some(match activation.notifiers.first() {
-            Some(notifier) if self.serves_itself(REQUESTS) => {
+            Some(notifier) if self.reads_notifier(REQUESTS) => {
                 let notifier = notifier.try_clone().map_err(ActivateError::Host)?;
                 Worker::There(FlushThread::start(flusher, notifier).map_err(ActivateError::Host)?)
             }
@@ -105,8 +101,17 @@ impl VirtioDevice for Pmem {
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), StopError> {
         self.worker = None;
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        if self.worker.is_some() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+    }
+
+    fn resume(&mut self, activation: Option<Activation>, _state: PmemState) -> Result<(), ActivateError> {
+        activation.map_or(Ok(()), |activation| self.activate(activation))
     }
 
     fn queue_notified(&mut self, _index: u16) {
@@ -115,7 +120,7 @@ impl VirtioDevice for Pmem {
         }
     }
 
-    fn serves_itself(&self, _index: u16) -> bool {
+    fn reads_notifier(&self, _index: u16) -> bool {
         self.writes_through()
     }
 

@@ -42,7 +42,7 @@ fn counts(pmem: &Pmem) -> [u64; 2] {
 
 /// Lets the device look at its queue and waits until it has given back `count` chains.
 fn serve(pmem: &mut Pmem, driver: &mut Driver, count: usize) -> Vec<(u32, u32)> {
-    if pmem.serves_itself(0) {
+    if pmem.reads_notifier(0) {
         driver.notifier.write(1).unwrap();
     } else {
         pmem.queue_notified(0);
@@ -91,7 +91,7 @@ fn flushes_are_answered_in_every_mode() {
         wait_until(|| driver.counters.used() == 1);
         assert_eq!(counts(&pmem), [2, 0]);
         // After a reset there is nobody who would answer.
-        pmem.reset();
+        pmem.reset().unwrap();
         driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
         driver.notifier.write(1).unwrap();
         pmem.queue_notified(0);
@@ -114,7 +114,7 @@ fn a_flush_that_failed_makes_all_later_ones_fail() {
     assert_eq!(serve(&mut pmem, &mut driver, 1), [(0, 4)]);
     assert_eq!(driver.read(FREE + 16, 4), [0xff; 4]);
 
-    pmem.reset();
+    pmem.reset().unwrap();
     pmem.file = PmemFile { file: Arc::new(tempfile::tempfile().unwrap()), ..pmem.file };
     let mut driver = Driver::new(16);
     pmem.activate(driver.activation(0)).unwrap();

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::GuestMemoryMmap;
 
 use super::super::queue::{ActiveQueue, Chain};
-use super::super::{ActivateError, Activation, VirtioDevice};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use crate::metrics::Metrics;
 
 /// The requests queue (5.4.2).
@@ -21,7 +21,7 @@ const MAX_REQUEST: usize = 64 << 10;
 /// The most bytes taken from the kernel at once, on the stack. The kernel gives as many without interruption.
 const PIECE: usize = 256;
 
-/// What a snapshot has to know of an entropy device: nothing.
+/// The state of an entropy device: it has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RngState {}
 
@@ -87,15 +87,26 @@ impl VirtioDevice for Rng {
     }
 
     /// An entropy device has no config space (5.4.4).
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+    fn config_space(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         self.requests = Some(ActiveQueue::take(&mut activation, REQUESTS)?);
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), StopError> {
         self.requests = None;
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        Ok(vec![self.requests.take().map(ActiveQueue::into_queue)])
+    }
+
+    fn resume(&mut self, activation: Option<Activation>, RngState {}: RngState) -> Result<(), ActivateError> {
+        activation.map_or(Ok(()), |activation| self.activate(activation))
     }
 
     fn queue_notified(&mut self, _index: u16) {

@@ -51,7 +51,7 @@ fn a_request_with_nothing_to_write_to_gets_nothing() {
 fn a_device_that_was_reset_does_nothing() {
     let mut driver = Driver::new(16);
     let mut rng = started(&driver);
-    rng.reset();
+    rng.reset().unwrap();
     driver.add(&[(FREE, 64, WRITE)]);
     rng.queue_notified(0);
     assert_eq!(driver.used_count(), 0);

@@ -8,11 +8,11 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::Activation;
+use super::super::{Activation, Queue};
 use super::VhostUserError;
 use super::deadline::within;
 
@@ -174,12 +174,13 @@ struct Ring<'a> {
 
 /// The queues that the driver enabled.
 fn rings(activation: &Activation) -> Result<Vec<Ring<'_>>, VhostUserError> {
-    let call = activation.interrupt.queue_used_eventfd().ok_or(VhostUserError::PrivateInterrupt)?;
     let queues = activation.queues.iter().zip(activation.notifiers.iter()).enumerate();
     let enabled = queues.filter_map(|(index, (queue, kick))| Some((index, queue.as_ref()?, kick)));
     enabled
         .map(|(index, queue, kick)| {
             let addresses = addresses(queue, &activation.memory)?;
+            let call = u16::try_from(index).ok().and_then(|index| activation.interrupt.queue_eventfd(index));
+            let call = call.ok_or(VhostUserError::PrivateInterrupt)?;
             Ok(Ring { index, size: queue.size(), base: queue.next_avail(), addresses, kick, call })
         })
         .collect()

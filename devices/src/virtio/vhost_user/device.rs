@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{ActivateError, Activation, VirtioDevice};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::back_end::{BackEnd, PATIENCE};
 use super::orphans::{Orphans, Refuse};
 use super::watch::{Seen, Watch};
@@ -137,11 +137,8 @@ impl VirtioDevice for VhostUser {
         self.model.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(self.model.config.iter().skip(offset)) {
-            *byte = *value;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        self.model.config.clone()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -160,19 +157,36 @@ impl VirtioDevice for VhostUser {
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), StopError> {
         (self.served, self.orphans) = (None, None);
         if let Some(back_end) = &mut self.back_end
             && let Err(error) = back_end.stop()
         {
             self.lose(&error);
         }
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        if self.served.is_some() || self.orphans.is_some() {
+            Err(StopError::Unsupported)
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    fn resume(
+        &mut self,
+        activation: Option<Activation>,
+        _state: VhostUserState,
+    ) -> Result<(), ActivateError> {
+        activation.map_or(Ok(()), |activation| self.activate(activation))
     }
 
     /// Not called: the back end waits for the notifiers, and behind it, the watch.
     fn queue_notified(&mut self, _index: u16) {}
 
-    fn serves_itself(&self, _index: u16) -> bool {
+    fn reads_notifier(&self, _index: u16) -> bool {
         true
     }
 

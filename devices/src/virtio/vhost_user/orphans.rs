@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::super::Activation;
 use super::super::queue::{ActiveQueue, Chain};
+use super::super::{Activation, Queue};
 
 /// Writes a refusal of the request in a chain to it, and gives the count of bytes written.
 pub(super) type Refuse = fn(&mut Chain, &GuestMemoryMmap) -> u32;

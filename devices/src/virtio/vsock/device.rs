@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use super::super::{ActivateError, Activation, VirtioDevice};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::listener::VsockListener;
 use super::muxer::Setup;
 use super::worker::Worker;
@@ -90,12 +90,8 @@ impl VirtioDevice for Vsock {
     }
 
     /// The guest's CID (5.10.4).
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let space = u64::from(self.guest_cid).to_le_bytes();
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset)) {
-            *byte = *value;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        u64::from(self.guest_cid).to_le_bytes().to_vec()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -103,14 +99,23 @@ impl VirtioDevice for Vsock {
         Ok(())
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self) -> Result<(), StopError> {
         self.worker = None;
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        if self.worker.is_some() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+    }
+
+    fn resume(&mut self, activation: Option<Activation>, _state: VsockState) -> Result<(), ActivateError> {
+        activation.map_or(Ok(()), |activation| self.activate(activation))
     }
 
     /// The event queue is for a device that moved to another host (5.10.6.7); this one has nothing to say.
     fn queue_notified(&mut self, _index: u16) {}
 
-    fn serves_itself(&self, _index: u16) -> bool {
+    fn reads_notifier(&self, _index: u16) -> bool {
         true
     }
 

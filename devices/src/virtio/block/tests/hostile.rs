@@ -78,7 +78,7 @@ fn run_dry(rig: &mut Rig) {
         rig.block.queue_notified(0);
         if !rig.driver.counters.take_again() {
             // Reset waits for what is in flight.
-            rig.block.reset();
+            rig.block.reset().unwrap();
             return;
         }
     }

@@ -68,7 +68,7 @@ fn a_reset_fills_no_bucket() {
     for _ in 0..3 {
         rig.add(VIRTIO_BLK_T_IN, 0, &[(DATA, 512, WRITE)]);
         rig.run_limited(1);
-        rig.block.reset();
+        rig.block.reset().unwrap();
         rig.driver = Driver::with_event_idx(256);
         rig.block.activate(rig.driver.activation(1 << VIRTIO_BLK_F_FLUSH)).unwrap();
     }

@@ -183,7 +183,7 @@ fn after_a_reset_the_device_works_again_and_nothing_is_left_in_flight() {
             rig.add(VIRTIO_BLK_T_FLUSH, 0, &[]);
         }
         rig.block.queue_notified(0);
-        rig.block.reset();
+        rig.block.reset().unwrap();
         let used = rig.driver.used_count();
         rig.block.queue_notified(0);
         rig.block.woken(0);
@@ -208,7 +208,7 @@ fn a_reset_waits_for_what_is_in_flight() {
             rig.add(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[(segment, 16, 0)]);
         }
         rig.block.queue_notified(0);
-        rig.block.reset();
+        rig.block.reset().unwrap();
         let content = content(file.path());
         let zeroed = content.chunks(1024).filter(|pair| pair[0] == 0 && pair[512] != 0).count();
         assert_eq!(zeroed, 80, "{with:?}");
@@ -221,7 +221,7 @@ fn without_flush_a_write_is_durable_when_answered() {
         let file = image(8);
         let driver = Driver::new(16);
         let mut rig = Rig::new(with, file.path(), false);
-        rig.block.reset();
+        rig.block.reset().unwrap();
         rig.block.activate(driver.activation(0)).unwrap();
         rig.driver = driver;
         assert_eq!(rig.write(0, &[5; 512]), (0, 1));

@@ -95,7 +95,7 @@ fn a_limit_is_for_all_queues_together_and_a_reset_fills_no_bucket() {
         counters.wait_until(|| drivers.iter().map(Driver::used_count).sum::<u16>() == 8);
         // Of four packets each way in a round, all wait for 50 ms but the very first.
         assert!(start.elapsed() >= Duration::from_millis(50 * (4 * round - 1)), "round {round}");
-        net.reset();
+        net.reset().unwrap();
     }
 }
 

@@ -52,7 +52,7 @@ fn the_config_space_has_what_a_driver_asks_for() {
     net.read_config(u64::MAX, &mut byte);
     assert_eq!(net.queue_sizes(), [256, 256, 256, 256, 256, 256, 16]);
     assert!(net.features() & (1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_MTU) != 0);
-    assert!((0..7).all(|index| net.serves_itself(index)));
+    assert!((0..7).all(|index| net.reads_notifier(index)));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn packets_go_both_ways_and_again_after_a_reset() {
         counters.wait_until(|| drivers[2].used_count() == 1);
         assert_eq!(config(&net)[..6], mac[2..]);
 
-        net.reset();
+        net.reset().unwrap();
         assert_eq!(config(&net)[..6], settings().mac.bytes());
         // Nobody is there any more to take these.
         drivers[1].add(&[(FREE, 92, 0)]);
@@ -186,7 +186,7 @@ fn when_the_other_side_ends_the_link_goes_down_and_the_queues_go_on() {
         counters.wait_until(|| drivers[1].used_count() == count);
     }
     // So it is for the next driver.
-    net.reset();
+    net.reset().unwrap();
     net.activate(Driver::activation_of(&Driver::several(&[16, 16, 16]), CONTROL)).unwrap();
     assert_eq!(config(&net)[6], 0);
 }

@@ -120,13 +120,13 @@ fn a_back_end_that_does_not_stop_is_left() {
         let mut device = device(socket_with(peer::GET_VRING_BASE, answer), PATIENCE).unwrap();
         activate(&mut device, &drivers());
         device.set_patience(SHORT);
-        device.reset();
+        device.reset().unwrap();
         assert_eq!(counter(&device, "lost_back_ends"), 1);
         // The driver may try again, and is told.
         let mut drivers = drivers();
         activate(&mut device, &drivers);
         expect_refusals(&mut device, &mut drivers);
-        device.reset();
+        device.reset().unwrap();
         // A driver that is not there is not answered, and its notifications don't keep the event loop awake.
         request(&mut drivers[0], 9);
         drivers[0].notifier.write(1).unwrap();
@@ -163,9 +163,9 @@ proptest! {
         if let Ok(mut device) = device(socket, Duration::from_millis(20)) {
             let drivers = drivers();
             activate(&mut device, &drivers);
-            device.reset();
+            device.reset().unwrap();
             activate(&mut device, &drivers);
-            device.reset();
+            device.reset().unwrap();
         }
     }
 }

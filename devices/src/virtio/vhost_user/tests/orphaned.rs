@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{QueueOwnedT, QueueT};
 
+use super::super::super::Queue;
 use super::super::orphans::Orphans;
 use super::peer::{self, Answer};
 use super::*;

@@ -123,7 +123,7 @@ fn requests_reach_the_back_end_and_its_answers_the_driver() {
 fn a_reset_stops_the_queues_and_the_device_can_be_started_again() {
     let (socket, log, _) = peer::back_end(|_| Answer::Right);
     let mut device = device(socket, PATIENCE).unwrap();
-    device.reset();
+    device.reset().unwrap();
     let requests = |from: usize| lock(&log)[from..].iter().map(|message| message.request).collect::<Vec<_>>();
     let begun = requests(0).len();
     assert!(!requests(0).contains(&peer::GET_VRING_BASE));
@@ -142,8 +142,8 @@ fn a_reset_stops_the_queues_and_the_device_can_be_started_again() {
     for turn in 0..3 {
         let drivers = drivers();
         activate(&mut device, &drivers);
-        device.reset();
-        device.reset();
+        device.reset().unwrap();
+        device.reset().unwrap();
         assert_eq!(requests(begun + turn * life.len()), life);
         // No wake-up of a device whose back end lives has a meaning.
         device.woken(0);
@@ -162,7 +162,7 @@ fn a_queue_that_the_driver_left_out_is_left_out() {
     let mut activation = Driver::activation_of(&drivers, 1 << 32);
     activation.queues[0] = None;
     device.activate(activation).unwrap();
-    device.reset();
+    device.reset().unwrap();
     let log = lock(&log);
     let enabled = log.iter().filter(|message| message.request == peer::SET_VRING_ENABLE);
     assert_eq!(

@@ -107,7 +107,7 @@ impl Guest {
     }
 
     pub(super) fn device_reset(&mut self) {
-        self.device.reset();
+        self.device.reset().unwrap();
     }
 
     /// Starts the device with empty queues.

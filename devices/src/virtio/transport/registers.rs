@@ -2,14 +2,32 @@
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{Error, Queue, QueueT};
+use virtio_queue::{Error, Queue as Rings, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::super::queue::Queue;
+
+/// What of a queue the driver sets up (4.2.2, 4.1.4.3), 32 bits at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum QueueField {
+    /// The number of descriptors.
+    Size,
+    /// Bit 0: whether the device may use the queue.
+    Ready,
+    DescriptorTableLow,
+    DescriptorTableHigh,
+    /// The driver area.
+    AvailableRingLow,
+    AvailableRingHigh,
+    /// The device area.
+    UsedRingLow,
+    UsedRingHigh,
+}
 
 /// The registers of one queue, as the driver wrote them (4.2.2).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct QueueRegisters {
+struct QueueRegisters {
     max_size: u16,
     size: u32,
     ready: bool,
@@ -23,24 +41,24 @@ impl QueueRegisters {
         Self { max_size, size: u32::from(max_size), ..Self::default() }
     }
 
-    fn write(&mut self, register: u32, value: u32) {
-        if register == reg::VIRTIO_MMIO_QUEUE_READY {
+    fn write(&mut self, field: QueueField, value: u32) {
+        if field == QueueField::Ready {
             self.ready = value & 1 != 0;
             return;
         }
-        // 4.2.2.2: what a ready queue consists of doesn't change.
+        // 4.2.2.2: the driver may not change a queue that is ready.
         if self.ready {
             return;
         }
-        match register {
-            reg::VIRTIO_MMIO_QUEUE_NUM => self.size = value,
-            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut self.descriptor_table, value),
-            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(&mut self.descriptor_table, value),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(&mut self.available_ring, value),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(&mut self.available_ring, value),
-            reg::VIRTIO_MMIO_QUEUE_USED_LOW => set_low(&mut self.used_ring, value),
-            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(&mut self.used_ring, value),
-            _ => {}
+        match field {
+            QueueField::Ready => {}
+            QueueField::Size => self.size = value,
+            QueueField::DescriptorTableLow => set_low(&mut self.descriptor_table, value),
+            QueueField::DescriptorTableHigh => set_high(&mut self.descriptor_table, value),
+            QueueField::AvailableRingLow => set_low(&mut self.available_ring, value),
+            QueueField::AvailableRingHigh => set_high(&mut self.available_ring, value),
+            QueueField::UsedRingLow => set_low(&mut self.used_ring, value),
+            QueueField::UsedRingHigh => set_high(&mut self.used_ring, value),
         }
     }
 
@@ -49,18 +67,18 @@ impl QueueRegisters {
         if !self.ready {
             return Ok(None);
         }
-        let mut queue = Queue::new(self.max_size)?;
-        queue.try_set_size(u16::try_from(self.size).map_err(|_| Error::InvalidSize)?)?;
-        queue.try_set_desc_table_address(GuestAddress(self.descriptor_table))?;
-        queue.try_set_avail_ring_address(GuestAddress(self.available_ring))?;
-        queue.try_set_used_ring_address(GuestAddress(self.used_ring))?;
-        queue.set_event_idx(event_idx);
-        queue.set_ready(true);
-        // `Queue` takes an available ring at address 0 for one that was never set.
-        if self.available_ring == 0 || !queue.is_valid(memory) {
+        let mut rings = Rings::new(self.max_size)?;
+        rings.try_set_size(u16::try_from(self.size).map_err(|_| Error::InvalidSize)?)?;
+        rings.try_set_desc_table_address(GuestAddress(self.descriptor_table))?;
+        rings.try_set_avail_ring_address(GuestAddress(self.available_ring))?;
+        rings.try_set_used_ring_address(GuestAddress(self.used_ring))?;
+        rings.set_event_idx(event_idx);
+        rings.set_ready(true);
+        // `is_valid` does not check whether the available ring was set.
+        if self.available_ring == 0 || !rings.is_valid(memory) {
             return Err(Error::QueueNotReady);
         }
-        Ok(Some(queue))
+        Ok(Some(Queue::new(rings)))
     }
 }
 
@@ -156,11 +174,19 @@ impl Registers {
     }
 
     /// Takes a write to one of the selected queue's registers.
-    pub(super) fn write_queue(&mut self, register: u32, value: u32) {
+    pub(super) fn write_queue(&mut self, field: QueueField, value: u32) {
         let Ok(index) = usize::try_from(self.queue_select) else { return };
         if let Some(queue) = self.queues.get_mut(index) {
-            queue.write(register, value);
+            queue.write(field, value);
         }
+    }
+
+    /// Whether these are registers of a device that offers `offered` and has queues as `self` has them: what was saved
+    /// is not to be trusted more than a driver is.
+    pub(super) fn accept(&self, other: &Self, offered: u64) -> bool {
+        let sizes =
+            |registers: &Self| registers.queues.iter().map(|queue| queue.max_size).collect::<Vec<_>>();
+        sizes(self) == sizes(other) && other.driver_features & !offered == 0
     }
 
     /// Makes the queues that the driver described; the error is that of the first that breaks a rule.

@@ -1,0 +1,167 @@
+//! The registers that the hot path reads and writes without a lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::VirtioInterrupt;
+use crate::Interrupt;
+
+/// What a device signals to its driver: the device status, the interrupt status and the config generation, with
+/// the interrupts that go with them.
+pub(super) struct Signals {
+    status: AtomicU32,
+    interrupt_status: AtomicU32,
+    config_generation: AtomicU32,
+    /// Whether another process raises interrupts for used buffers.
+    is_shared: AtomicBool,
+    lines: Lines,
+    notifiers: Arc<[EventFd]>,
+}
+
+/// The interrupts of a device.
+#[derive(Clone)]
+pub struct Lines {
+    /// For changes of the config space.
+    config: Arc<dyn Interrupt>,
+    /// For used buffers, by the index of the queue; `None`, where the one for the config space is for all.
+    queues: Option<Vec<Arc<dyn Interrupt>>>,
+}
+
+impl Lines {
+    /// One interrupt for everything.
+    pub fn shared(line: Arc<dyn Interrupt>) -> Self {
+        Self { config: line, queues: None }
+    }
+
+    /// An interrupt for the config space and one for each queue, in the order of their indices.
+    pub fn separate(config: Arc<dyn Interrupt>, queues: Vec<Arc<dyn Interrupt>>) -> Self {
+        Self { config, queues: Some(queues) }
+    }
+
+    fn queue(&self, index: u16) -> &Arc<dyn Interrupt> {
+        let own = self.queues.as_ref().and_then(|queues| queues.get(usize::from(index)));
+        own.unwrap_or(&self.config)
+    }
+}
+
+impl Signals {
+    pub(super) fn new(lines: Lines, notifiers: Arc<[EventFd]>) -> Self {
+        Self {
+            status: AtomicU32::new(0),
+            interrupt_status: AtomicU32::new(0),
+            config_generation: AtomicU32::new(0),
+            is_shared: AtomicBool::new(false),
+            lines,
+            notifiers,
+        }
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.status.load(Ordering::Acquire)
+    }
+
+    pub(super) fn add_status(&self, bits: u32) {
+        self.status.fetch_or(bits, Ordering::AcqRel);
+    }
+
+    pub(super) fn interrupt_status(&self) -> u32 {
+        // Another process can't set the bit. Looking for used buffers in vain is allowed (2.7.7.2).
+        let others = if self.is_shared.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
+        self.interrupt_status.load(Ordering::Acquire) | others
+    }
+
+    pub(super) fn acknowledge(&self, bits: u32) {
+        self.interrupt_status.fetch_and(!bits, Ordering::AcqRel);
+    }
+
+    pub(super) fn config_generation(&self) -> u32 {
+        self.config_generation.load(Ordering::Acquire)
+    }
+
+    /// Clears what a device reset clears. The config generation goes on: to begin again would make an old
+    /// config space look like a new one.
+    pub(super) fn reset(&self) {
+        self.is_shared.store(false, Ordering::Release);
+        self.interrupt_status.store(0, Ordering::Release);
+        self.status.store(0, Ordering::Release);
+    }
+
+    pub(super) fn state(&self) -> SignalState {
+        SignalState {
+            status: self.status(),
+            interrupt_status: self.interrupt_status.load(Ordering::Acquire),
+            config_generation: self.config_generation(),
+        }
+    }
+
+    pub(super) fn restore(&self, state: SignalState) {
+        self.status.store(state.status, Ordering::Release);
+        self.interrupt_status.store(state.interrupt_status, Ordering::Release);
+        self.config_generation.store(state.config_generation, Ordering::Release);
+    }
+
+    /// Raises an interrupt once more whose cause is not acknowledged: it may have got lost.
+    pub(super) fn raise_config_again(&self) {
+        if self.interrupt_status.load(Ordering::Acquire) & VIRTIO_MMIO_INT_CONFIG != 0 {
+            self.raise(&self.lines.config, VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
+    fn raise(&self, line: &Arc<dyn Interrupt>, cause: u32) {
+        self.interrupt_status.fetch_or(cause, Ordering::AcqRel);
+        if let Err(error) = line.trigger() {
+            tracing::error!(%error, "cannot raise a virtio device's interrupt");
+        }
+    }
+}
+
+/// The part of the state that changes without a lock.
+#[derive(Clone, Copy)]
+pub(super) struct SignalState {
+    pub(super) status: u32,
+    pub(super) interrupt_status: u32,
+    pub(super) config_generation: u32,
+}
+
+impl VirtioInterrupt for Signals {
+    fn queue_used(&self, index: u16) {
+        self.raise(self.lines.queue(index), VIRTIO_MMIO_INT_VRING);
+    }
+
+    fn queues_used(&self, one: u16, other: u16) {
+        self.queue_used(one);
+        if !Arc::ptr_eq(self.lines.queue(one), self.lines.queue(other)) {
+            self.queue_used(other);
+        }
+    }
+
+    fn queue_eventfd(&self, index: u16) -> Option<&EventFd> {
+        let eventfd = self.lines.queue(index).eventfd()?;
+        self.is_shared.store(true, Ordering::Release);
+        Some(eventfd)
+    }
+
+    fn config_changed(&self) {
+        self.config_generation.fetch_add(1, Ordering::AcqRel);
+        self.raise(&self.lines.config, VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    fn needs_reset(&self) {
+        let before = self.status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
+        // 2.1.2: the notification is due once, and only to a driver that has set DRIVER_OK.
+        if before & VIRTIO_CONFIG_S_NEEDS_RESET == 0 && before & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.raise(&self.lines.config, VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
+    fn notify_again(&self, index: u16) {
+        if let Some(notifier) = self.notifiers.get(usize::from(index)) {
+            // It fails only where the counter is full, and then the device is woken all the same.
+            let _ = notifier.write(1);
+        }
+    }
+}
