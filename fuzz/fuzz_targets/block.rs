@@ -2,12 +2,12 @@
 
 #![no_main]
 
-use devices::virtio::block::{Block, Disk, DiskId};
+use devices::virtio::block::{Block, Disk, DiskId, ImageFormat};
 use fuzz::Script;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|script: Script| {
     let (_file, path) = fuzz::memory_file(64 << 10);
-    let disk = Disk::open(&path, false).expect("the disk opens");
+    let disk = Disk::open(&path, false, ImageFormat::Raw).expect("the disk opens");
     fuzz::run(Block::new(disk, DiskId::default(), Default::default()).expect("a device"), script);
 });

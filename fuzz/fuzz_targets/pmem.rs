@@ -2,6 +2,7 @@
 
 #![no_main]
 
+use devices::virtio::block::ImageFormat;
 use devices::virtio::pmem::{Pmem, PmemFile, PmemMode};
 use fuzz::Script;
 use libfuzzer_sys::fuzz_target;
@@ -11,6 +12,6 @@ fuzz_target!(|input: (bool, Script)| {
     let (copies, script) = input;
     let (_file, path) = fuzz::memory_file(2 << 20);
     let mode = if copies { PmemMode::CopyOnWrite } else { PmemMode::Shared };
-    let file = PmemFile::open(&path, mode).expect("the file opens");
+    let file = PmemFile::open(&path, mode, ImageFormat::Raw).expect("the file opens");
     fuzz::run(Pmem::new(file, GuestAddress(1 << 32)), script);
 });

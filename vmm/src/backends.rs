@@ -72,7 +72,7 @@ fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmEr
     let all = config.rootfs.iter().chain(&config.disks);
     all.map(|disk| {
         let id = disk.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
-        Ok((Disk::open(&disk.path, disk.read_only)?, id.unwrap_or_default(), disk.limits))
+        Ok((Disk::open(&disk.path, disk.read_only, disk.format)?, id.unwrap_or_default(), disk.limits))
     })
     .collect()
 }

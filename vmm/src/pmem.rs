@@ -30,7 +30,7 @@ pub struct PersistentMemory {
 ///
 /// [`VmError::Pmem`], which names the file and says what to do.
 pub fn open(config: &VmConfig) -> Result<Vec<PmemFile>, VmError> {
-    config.pmem.iter().map(|pmem| Ok(PmemFile::open(&pmem.path, pmem.mode)?)).collect()
+    config.pmem.iter().map(|pmem| Ok(PmemFile::open(&pmem.path, pmem.mode, pmem.format)?)).collect()
 }
 
 /// Maps `files` and places them behind `ram`.

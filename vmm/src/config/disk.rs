@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use devices::virtio::block::DiskId;
+use devices::virtio::block::{DiskId, ImageFormat};
 use devices::virtio::rate_limit::RateLimits;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,8 @@ use super::{ConfigError, serde_as_text};
 pub struct DiskConfig {
     /// A raw image or a block device.
     pub path: PathBuf,
+    /// Whether an image of another format is refused.
+    pub format: ImageFormat,
     /// The guest may only read it.
     pub read_only: bool,
     /// The serial number that the guest reads (see [`DiskId`]).
@@ -29,15 +31,22 @@ pub struct DiskConfig {
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH[,readonly][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]`.
+    /// Reads `PATH[,readonly][,format=raw][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut words = split_at_single_commas(text).into_iter();
         let path = words.next().filter(|path| !path.is_empty()).ok_or(ConfigError::DiskPath)?;
-        let limits = RateLimits::default();
-        let mut disk = Self { path: path.into(), read_only: false, id: None, limits };
+        let mut disk = Self {
+            path: path.into(),
+            format: ImageFormat::Detect,
+            read_only: false,
+            id: None,
+            limits: RateLimits::default(),
+        };
         for word in words {
             match word.split_once('=') {
-                None if word == "readonly" => disk.read_only = true,
+                None if word == "readonly" || word == "ro" => disk.read_only = true,
+                Some(("format", "raw")) => disk.format = ImageFormat::Raw,
+                Some(("format", format)) => return Err(ConfigError::DiskFormat(format.to_owned())),
                 Some(("id", id)) => {
                     DiskId::new(id)?;
                     disk.id = Some(id.to_owned());
@@ -58,6 +67,9 @@ impl fmt::Display for DiskConfig {
         write!(f, "{}", double_commas(&self.path.to_string_lossy()))?;
         if self.read_only {
             write!(f, ",readonly")?;
+        }
+        if self.format == ImageFormat::Raw {
+            write!(f, ",format=raw")?;
         }
         if let Some(id) = &self.id {
             write!(f, ",id={id}")?;
@@ -83,12 +95,20 @@ mod tests {
     use super::*;
 
     fn disk(path: &str, read_only: bool, id: Option<&str>) -> DiskConfig {
-        DiskConfig { path: path.into(), read_only, id: id.map(str::to_owned), limits: RateLimits::default() }
+        DiskConfig {
+            path: path.into(),
+            format: ImageFormat::Detect,
+            read_only,
+            id: id.map(str::to_owned),
+            limits: RateLimits::default(),
+        }
     }
 
     #[rstest]
     #[case("a.img", disk("a.img", false, None))]
     #[case("a.img,readonly", disk("a.img", true, None))]
+    #[case("a.img,ro", disk("a.img", true, None))]
+    #[case("a.img,format=raw", DiskConfig { format: ImageFormat::Raw, ..disk("a.img", false, None) })]
     #[case("a.img,id=x-y,readonly", disk("a.img", true, Some("x-y")))]
     #[case("a,,b.img,readonly", disk("a,b.img", true, None))]
     fn disks_are_read(#[case] text: &str, #[case] expected: DiskConfig) {
@@ -98,10 +118,11 @@ mod tests {
     #[rstest]
     #[case("", ConfigError::DiskPath)]
     #[case(",readonly", ConfigError::DiskPath)]
-    #[case("a.img,ro", ConfigError::DiskOption("ro".into()))]
+    #[case("a.img,rw", ConfigError::DiskOption("rw".into()))]
+    #[case("a.img,format=qcow2", ConfigError::DiskFormat("qcow2".into()))]
     #[case("a.img,", ConfigError::DiskOption("".into()))]
     #[case("a.img,readonly=yes", ConfigError::DiskOption("readonly=yes".into()))]
-    fn what_is_no_disk_is_refused(#[case] text: &str, #[case] expected: ConfigError) {
+    fn a_disk_that_is_not_well_formed_is_refused(#[case] text: &str, #[case] expected: ConfigError) {
         assert_eq!(text.parse::<DiskConfig>(), Err(expected));
     }
 
@@ -109,19 +130,20 @@ mod tests {
     #[case("a.img,id=")]
     #[case("a.img,id=123456789012345678901")]
     #[case("a.img,id=é")]
-    fn an_id_that_no_guest_could_read_is_refused(#[case] text: &str) {
+    fn an_invalid_id_is_refused(#[case] text: &str) {
         assert!(matches!(text.parse::<DiskConfig>(), Err(ConfigError::DiskId(_))));
     }
 
     proptest! {
         #[test]
-        fn a_disk_reads_back_as_written(path in "[a-z,./ ]{1,12}", read_only: bool, id in proptest::option::of("[a-z0-9._-]{1,20}"), bandwidth: Option<u64>, operations: Option<u64>) {
+        fn a_disk_reads_back_as_written(path in "[a-z,./ ]{1,12}", raw: bool, read_only: bool, id in proptest::option::of("[a-z0-9._-]{1,20}"), bandwidth: Option<u64>, operations: Option<u64>) {
             let limit = |count: Option<u64>| {
                 let count = count.and_then(std::num::NonZeroU64::new)?;
                 Some(Limit { per_second: count, burst: count })
             };
             let limits = RateLimits { bandwidth: limit(bandwidth), operations: limit(operations) };
-            let disk = DiskConfig { path: path.into(), read_only, id, limits };
+            let format = if raw { ImageFormat::Raw } else { ImageFormat::Detect };
+            let disk = DiskConfig { path: path.into(), format, read_only, id, limits };
             prop_assert_eq!(disk.to_string().parse(), Ok(disk));
         }
     }

@@ -119,14 +119,21 @@ pub enum ConfigError {
     #[error("{0} CPUs cannot be had: give 1 to {MAX_CPUS}")]
     Cpus(u32),
     /// A disk without a path.
-    #[error("a disk needs a path: PATH[,readonly][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]")]
+    #[error(
+        "a disk needs a path: PATH[,readonly][,format=raw][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]"
+    )]
     DiskPath,
     /// An unknown word behind a disk's path.
     #[error(
-        "{0:?} is no option of a disk: there are readonly, id=NAME, limit-bandwidth=RATE and limit-iops=RATE \
-         (a comma in a path is written ,,)"
+        "unknown disk option {0:?}; valid options: readonly, format=raw, id=NAME, limit-bandwidth=RATE, \
+         limit-iops=RATE (a comma in a path is written ,,)"
     )]
     DiskOption(String),
+    /// A disk image that is not raw.
+    #[error(
+        "unknown disk format {0:?}: mvm reads raw images (format=raw); `qemu-img convert -O raw` makes one"
+    )]
+    DiskFormat(String),
     /// A disk's serial number that a driver could not read.
     #[error(transparent)]
     DiskId(#[from] DiskIdError),
@@ -148,12 +155,11 @@ pub enum ConfigError {
     #[error("{0:?} is no option of vsock: there is cid=N (a comma in a path is written ,,)")]
     VsockOption(String),
     /// Persistent memory without a path.
-    #[error("persistent memory needs a path: PATH[,readonly|,cow]")]
+    #[error("persistent memory needs a path: PATH[,readonly|,cow][,format=raw]")]
     PmemPath,
     /// An unknown word behind the path of persistent memory, or one too many.
     #[error(
-        "{0:?} is no option of persistent memory: there are readonly and cow, and one of them at the most (a comma in \
-         a path is written ,,)"
+        "unknown pmem option {0:?}; valid options: readonly or cow, format=raw (a comma in a path is written ,,)"
     )]
     PmemOption(String),
     /// A share without a folder or without a tag.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use devices::virtio::block::ImageFormat;
 use devices::virtio::pmem::PmemMode;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,8 @@ use super::{ConfigError, serde_as_text};
 pub struct PmemConfig {
     /// A file or a block device, of a multiple of 2 MiB.
     pub path: PathBuf,
+    /// Whether a disk image of another format is refused.
+    pub format: ImageFormat,
     /// What the guest may do to it.
     pub mode: PmemMode,
 }
@@ -23,17 +26,18 @@ pub struct PmemConfig {
 impl FromStr for PmemConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH[,readonly|,cow]`.
+    /// Reads `PATH[,readonly|,cow][,format=raw]`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut words = split_at_single_commas(text).into_iter();
         let path = words.next().filter(|path| !path.is_empty()).ok_or(ConfigError::PmemPath)?;
-        let mut pmem = Self { path: path.into(), mode: PmemMode::Shared };
+        let mut pmem = Self { path: path.into(), format: ImageFormat::Detect, mode: PmemMode::Shared };
         for word in words {
-            pmem.mode = match (word.as_str(), pmem.mode) {
-                ("readonly", PmemMode::Shared) => PmemMode::ReadOnly,
-                ("cow", PmemMode::Shared) => PmemMode::CopyOnWrite,
+            match (word.as_str(), pmem.mode) {
+                ("format=raw", _) => pmem.format = ImageFormat::Raw,
+                ("readonly" | "ro", PmemMode::Shared) => pmem.mode = PmemMode::ReadOnly,
+                ("cow", PmemMode::Shared) => pmem.mode = PmemMode::CopyOnWrite,
                 _ => return Err(ConfigError::PmemOption(word)),
-            };
+            }
         }
         Ok(pmem)
     }
@@ -46,7 +50,8 @@ impl fmt::Display for PmemConfig {
             PmemMode::Shared => "",
             PmemMode::ReadOnly => ",readonly",
             PmemMode::CopyOnWrite => ",cow",
-        })
+        })?;
+        f.write_str(if self.format == ImageFormat::Raw { ",format=raw" } else { "" })
     }
 }
 
@@ -62,26 +67,31 @@ mod tests {
     #[rstest]
     #[case("a.img", "a.img", PmemMode::Shared)]
     #[case("a.img,readonly", "a.img", PmemMode::ReadOnly)]
+    #[case("a.img,ro", "a.img", PmemMode::ReadOnly)]
     #[case("a,,b.img,cow", "a,b.img", PmemMode::CopyOnWrite)]
     fn persistent_memory_is_read(#[case] text: &str, #[case] path: &str, #[case] mode: PmemMode) {
-        assert_eq!(text.parse(), Ok(PmemConfig { path: path.into(), mode }));
+        assert_eq!(text.parse(), Ok(PmemConfig { path: path.into(), format: ImageFormat::Detect, mode }));
     }
 
     #[rstest]
     #[case("", ConfigError::PmemPath)]
     #[case(",cow", ConfigError::PmemPath)]
-    #[case("a.img,ro", ConfigError::PmemOption("ro".into()))]
+    #[case("a.img,rw", ConfigError::PmemOption("rw".into()))]
     #[case("a.img,", ConfigError::PmemOption("".into()))]
     #[case("a.img,cow,readonly", ConfigError::PmemOption("readonly".into()))]
-    fn what_is_no_persistent_memory_is_refused(#[case] text: &str, #[case] expected: ConfigError) {
+    fn persistent_memory_that_is_not_well_formed_is_refused(
+        #[case] text: &str,
+        #[case] expected: ConfigError,
+    ) {
         assert_eq!(text.parse::<PmemConfig>(), Err(expected));
     }
 
     proptest! {
         #[test]
-        fn persistent_memory_reads_back_as_written(path in "[a-z,./ ]{1,12}", mode in 0_usize..3) {
+        fn persistent_memory_reads_back_as_written(path in "[a-z,./ ]{1,12}", raw: bool, mode in 0_usize..3) {
             let mode = [PmemMode::Shared, PmemMode::ReadOnly, PmemMode::CopyOnWrite][mode];
-            let pmem = PmemConfig { path: path.into(), mode };
+            let format = if raw { ImageFormat::Raw } else { ImageFormat::Detect };
+            let pmem = PmemConfig { path: path.into(), format, mode };
             prop_assert_eq!(pmem.to_string().parse(), Ok(pmem));
         }
     }

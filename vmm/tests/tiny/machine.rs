@@ -108,14 +108,14 @@ impl Machine {
     /// Gives the guest a disk with `content`.
     pub(super) fn disk(mut self, name: &str, content: &[u8]) -> Self {
         let path = self.file(name, content);
-        self.config.disks.push(DiskConfig { path, read_only: false, id: None, limits: Default::default() });
+        self.config.disks.push(format!("{}", path.display()).parse().unwrap());
         self
     }
 
     /// Gives the guest a file with `content` as persistent memory.
     pub(super) fn pmem(mut self, name: &str, mode: PmemMode, content: &[u8]) -> Self {
         let path = self.file(name, content);
-        self.config.pmem.push(PmemConfig { path, mode });
+        self.config.pmem.push(PmemConfig { path, format: Default::default(), mode });
         self
     }
 

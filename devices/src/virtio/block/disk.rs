@@ -8,8 +8,14 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, OFlags, fcntl_setfl, flock, ioctl_blksszget};
 use rustix::io::Errno;
+use rustix::ioctl;
 use thiserror::Error;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+
+use super::format::{ForeignFormat, ImageFormat};
+
+/// Asks whether a block device is read-only (`linux/fs.h`).
+const BLKROGET: ioctl::Opcode = ioctl::opcode::none(0x12, 94);
 
 /// Bytes in a sector, the unit of a block device's capacity and addresses (5.2.4).
 pub(super) const SECTOR: u64 = 512;
@@ -26,7 +32,7 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// The file can be read but not written.
+    /// The file or device can be read but not written.
     #[error("cannot write to disk {path}; add `,readonly` to use it without writing")]
     NotWritable {
         /// The file.
@@ -42,6 +48,19 @@ pub enum DiskError {
         path: PathBuf,
         /// What it is.
         kind: &'static str,
+    },
+    /// Not a raw image.
+    #[error(
+        "disk {path} is {name}, and a guest needs a raw image: make one with `{command}`, or add `,format=raw` if the \
+         guest is to have the file as it is"
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        name: &'static str,
+        /// The command that makes a raw image of it.
+        command: String,
     },
     /// Its size or block size can't be found out.
     #[error("cannot find out the size of disk {path}")]
@@ -90,13 +109,13 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens the regular file or block device at `path`, and locks it: for this VM alone, or, with
-    /// `read_only`, for all that only read. The lock ends with the disk.
+    /// Opens the regular file or block device at `path`, whose content is of `format`, and locks it: for this VM alone,
+    /// or, with `read_only`, for all that only read. The lock ends with the disk.
     ///
     /// # Errors
     ///
     /// [`DiskError`], which names `path` and says what to do.
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
+    pub fn open(path: &Path, read_only: bool, format: ImageFormat) -> Result<Self, DiskError> {
         let file = open(path, read_only)?;
         let size = |source: io::Error| DiskError::Size { path: path.into(), source };
         let metadata = file.metadata().map_err(size)?;
@@ -106,6 +125,10 @@ impl Disk {
         }
         // It was for the opening only: with it, io_uring gives up where it would have to wait.
         fcntl_setfl(&file, OFlags::empty()).map_err(|error| size(error.into()))?;
+        if kind.is_block_device() && !read_only && is_read_only(&file).map_err(size)? {
+            let source = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
+            return Err(DiskError::NotWritable { path: path.into(), source });
+        }
         lock(&file, path, read_only)?;
         let (bytes, block_size) = if kind.is_block_device() {
             let bytes = (&file).seek(SeekFrom::End(0)).map_err(size)?;
@@ -113,6 +136,12 @@ impl Disk {
         } else {
             (metadata.len(), 512)
         };
+        if format == ImageFormat::Detect
+            && let Some(foreign) = ForeignFormat::of(&file, bytes)
+        {
+            let (name, command) = (foreign.name, foreign.conversion(path));
+            return Err(DiskError::Format { path: path.into(), name, command });
+        }
         if bytes < SECTOR {
             return Err(DiskError::TooSmall { path: path.into(), bytes });
         }
@@ -153,6 +182,14 @@ fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {
         }
         _ => DiskError::Open { path: path.into(), source },
     })
+}
+
+/// Whether a block device takes no writes (`blockdev --setro`, `losetup -r`). It can be opened for writing all the same.
+fn is_read_only(device: &File) -> io::Result<bool> {
+    // SAFETY: BLKROGET writes one `int`, which the getter has room for.
+    let getter = unsafe { ioctl::Getter::<BLKROGET, libc::c_int>::new() };
+    // SAFETY: it changes nothing.
+    Ok(unsafe { ioctl::ioctl(device, getter) }? != 0)
 }
 
 fn not_a_disk(kind: FileType) -> Option<&'static str> {

@@ -4,6 +4,7 @@ mod config;
 mod device;
 mod disk;
 mod engine;
+mod format;
 mod metrics;
 mod request;
 #[cfg(test)]
@@ -13,3 +14,4 @@ mod worker;
 
 pub use self::device::{Block, BlockState};
 pub use self::disk::{Disk, DiskError, DiskId, DiskIdError};
+pub use self::format::ImageFormat;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::super::block::{Disk, DiskError};
+use super::super::block::{Disk, DiskError, ImageFormat};
 
 /// What address and size have to be multiples of, in bytes: Linux takes memory in pieces of 2 MiB.
 pub const PMEM_ALIGNMENT: u64 = 2 << 20;
@@ -52,13 +52,13 @@ pub struct PmemFile {
 }
 
 impl PmemFile {
-    /// Opens and locks what is at `path`.
+    /// Opens and locks what is at `path`, whose content is of `format`.
     ///
     /// # Errors
     ///
     /// [`PmemError`], which names `path` and says what to do.
-    pub fn open(path: &Path, mode: PmemMode) -> Result<Self, PmemError> {
-        let disk = Disk::open(path, mode != PmemMode::Shared)?;
+    pub fn open(path: &Path, mode: PmemMode, format: ImageFormat) -> Result<Self, PmemError> {
+        let disk = Disk::open(path, mode != PmemMode::Shared, format)?;
         let file = disk.file().clone();
         // A disk leaves out a last, partial sector; memory can't.
         let bytes = file.metadata().map_or(0, |metadata| metadata.len()).max(disk.size());

@@ -10,6 +10,7 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use tempfile::TempDir;
 use vm_memory::GuestAddress;
 
+use super::super::block::ImageFormat;
 use super::super::testing::{Driver, FREE, WRITE};
 use super::super::{ActivateError, VirtioDevice};
 use super::{PMEM_ALIGNMENT, Pmem, PmemError, PmemFile, PmemMode, PmemState};
@@ -25,7 +26,10 @@ fn file(directory: &TempDir, size: u64) -> PathBuf {
 
 fn device(mode: PmemMode) -> Pmem {
     let directory = tempfile::tempdir().unwrap();
-    Pmem::new(PmemFile::open(&file(&directory, 2 * PMEM_ALIGNMENT), mode).unwrap(), START)
+    Pmem::new(
+        PmemFile::open(&file(&directory, 2 * PMEM_ALIGNMENT), mode, ImageFormat::Detect).unwrap(),
+        START,
+    )
 }
 
 /// Persistent memory whose flushes fail: a character device has nothing to sync.
@@ -155,12 +159,12 @@ fn only_the_shared_mode_can_write_the_file_and_has_it_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, PMEM_ALIGNMENT);
     for mode in MODES {
-        let open = PmemFile::open(&path, mode).unwrap();
+        let open = PmemFile::open(&path, mode, ImageFormat::Detect).unwrap();
         assert_eq!((open.mode(), open.size()), (mode, PMEM_ALIGNMENT));
         let writable = fcntl_getfl(open.file()).unwrap().contains(OFlags::RDWR);
         assert_eq!(writable, mode == PmemMode::Shared);
         for other in MODES {
-            let both = PmemFile::open(&path, other).is_ok();
+            let both = PmemFile::open(&path, other, ImageFormat::Detect).is_ok();
             assert_eq!(both, mode != PmemMode::Shared && other != PmemMode::Shared, "{mode:?} {other:?}");
         }
     }
@@ -171,14 +175,20 @@ fn a_file_that_is_no_multiple_of_2_mib_is_refused_with_the_way_to_mend_it() {
     let directory = tempfile::tempdir().unwrap();
     for size in [512, 4096, PMEM_ALIGNMENT - 1, PMEM_ALIGNMENT + 1, PMEM_ALIGNMENT + 4096] {
         let path = file(&directory, size);
-        let error = PmemFile::open(&path, PmemMode::Shared).unwrap_err();
+        let error = PmemFile::open(&path, PmemMode::Shared, ImageFormat::Detect).unwrap_err();
         assert!(matches!(error, PmemError::Unaligned { bytes, .. } if bytes == size), "{error}");
         let status = std::process::Command::new("truncate").args(["-s", "%2M"]).arg(&path).status();
         assert!(status.unwrap().success());
-        PmemFile::open(&path, PmemMode::Shared).unwrap();
+        PmemFile::open(&path, PmemMode::Shared, ImageFormat::Detect).unwrap();
     }
-    assert!(matches!(PmemFile::open(&file(&directory, 0), PmemMode::Shared), Err(PmemError::File(_))));
-    assert!(matches!(PmemFile::open(Path::new("/dev/null"), PmemMode::ReadOnly), Err(PmemError::File(_))));
+    assert!(matches!(
+        PmemFile::open(&file(&directory, 0), PmemMode::Shared, ImageFormat::Detect),
+        Err(PmemError::File(_))
+    ));
+    assert!(matches!(
+        PmemFile::open(Path::new("/dev/null"), PmemMode::ReadOnly, ImageFormat::Detect),
+        Err(PmemError::File(_))
+    ));
 }
 
 proptest! {

@@ -110,18 +110,25 @@ struct TinyFs(tempfile::TempDir);
 impl TinyFs {
     fn new() -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let mount = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
-            .arg(directory.path())
-            .output();
-        mount.is_ok_and(|output| output.status.success()).then_some(Self(directory))
+        let mount = format!("mount -t tmpfs -o size=64k tmpfs {}", directory.path().display());
+        runs(&mount).then_some(Self(directory))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 
 impl Drop for TinyFs {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        runs(&format!("umount -l {}", self.path().display()));
     }
+}
+
+/// Whether a command succeeds.
+fn runs(command: &str) -> bool {
+    let output = std::process::Command::new("sh").args(["-c", command]).output();
+    output.is_ok_and(|output| output.status.success())
 }
 
 #[test]
@@ -131,7 +138,7 @@ fn a_full_file_system_fails_the_write_and_leaves_the_device_working() {
         return;
     };
     for with in BOTH {
-        let file = tempfile::NamedTempFile::new_in(directory.0.path()).unwrap();
+        let file = tempfile::NamedTempFile::new_in(directory.path()).unwrap();
         file.as_file().set_len(1 << 20).unwrap();
         let mut rig = Rig::new(with, file.path(), false);
         let length = 0x1_8000;
@@ -144,11 +151,11 @@ fn a_full_file_system_fails_the_write_and_leaves_the_device_working() {
 
 #[test]
 fn only_files_and_block_devices_are_disks() {
-    let kind = |path: &Path| Disk::open(path, true).unwrap_err().to_string();
+    let kind = |path: &Path| Disk::open(path, true, ImageFormat::Detect).unwrap_err().to_string();
     assert!(kind(Path::new("/")).contains("it is a directory"));
     assert!(kind(Path::new("/dev/null")).contains("it is a character device"));
     let directory = tempfile::tempdir().unwrap();
-    assert!(matches!(Disk::open(directory.path(), false), Err(DiskError::Kind { .. })));
+    assert!(matches!(Disk::open(directory.path(), false, ImageFormat::Detect), Err(DiskError::Kind { .. })));
     let fifo = directory.path().join("fifo");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
     assert!(made.success());
@@ -162,21 +169,26 @@ fn a_disk_has_whole_sectors_and_at_least_one() {
     for bytes in [0, 511] {
         file.as_file().set_len(bytes).unwrap();
         assert!(
-            matches!(Disk::open(file.path(), false), Err(DiskError::TooSmall { bytes: b, .. }) if b == bytes)
+            matches!(Disk::open(file.path(), false, ImageFormat::Detect), Err(DiskError::TooSmall { bytes: b, .. }) if b == bytes)
         );
     }
     file.as_file().set_len(1535).unwrap();
-    assert_eq!(Disk::open(file.path(), false).unwrap().size(), 1024);
+    assert_eq!(Disk::open(file.path(), false, ImageFormat::Detect).unwrap().size(), 1024);
 }
 
 #[test]
 fn a_disk_has_one_writer_or_many_readers() {
     let file = image(1);
-    let in_use = |read_only| matches!(Disk::open(file.path(), read_only), Err(DiskError::InUse { .. }));
-    let writer = Disk::open(file.path(), false).unwrap();
+    let in_use = |read_only| {
+        matches!(Disk::open(file.path(), read_only, ImageFormat::Detect), Err(DiskError::InUse { .. }))
+    };
+    let writer = Disk::open(file.path(), false, ImageFormat::Detect).unwrap();
     assert!(in_use(false) && in_use(true));
     drop(writer);
-    let readers = [Disk::open(file.path(), true).unwrap(), Disk::open(file.path(), true).unwrap()];
+    let readers = [
+        Disk::open(file.path(), true, ImageFormat::Detect).unwrap(),
+        Disk::open(file.path(), true, ImageFormat::Detect).unwrap(),
+    ];
     assert!(in_use(false) && !in_use(true));
     drop(readers);
     assert!(!in_use(false));
@@ -190,9 +202,79 @@ fn a_disk_that_cannot_be_written_says_how_to_read_it() {
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
     // Root may write all files but those of sysfs, where the mode counts for it too.
     let file = if rustix::process::geteuid().is_root() { Path::new("/sys/kernel/notes") } else { &file };
-    let error = Disk::open(file, false).unwrap_err();
+    let error = Disk::open(file, false, ImageFormat::Detect).unwrap_err();
     assert!(matches!(error, DiskError::NotWritable { .. }), "{error}");
     assert!(error.to_string().contains("add `,readonly`"), "{error}");
+}
+
+fn expect_read_only(path: &Path) {
+    let error = Disk::open(path, false, ImageFormat::Detect).unwrap_err();
+    assert!(matches!(error, DiskError::NotWritable { .. }), "{error}");
+    assert!(error.to_string().contains("add `,readonly`"), "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+    Disk::open(path, true, ImageFormat::Detect).unwrap();
+}
+
+#[test]
+fn a_read_only_block_device_is_refused_for_writing() {
+    let file = image(255);
+    let attach = |options: &str| {
+        let path = file.path().display();
+        let output = std::process::Command::new("sh")
+            .args(["-c", &format!("losetup --show -f {options} {path}")])
+            .output()
+            .unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    };
+    let Some(device) = attach("-r") else {
+        eprintln!("skipped: there are no loop devices here");
+        return;
+    };
+    let result = std::panic::catch_unwind(|| expect_read_only(Path::new(&device)));
+    runs(&format!("losetup -d {device}"));
+    result.unwrap();
+
+    let device = attach("").unwrap();
+    let opened = Disk::open(Path::new(&device), false, ImageFormat::Detect);
+    runs(&format!("losetup -d {device}"));
+    opened.unwrap();
+}
+
+#[test]
+fn files_that_cannot_be_written_are_refused_for_writing() {
+    let Some(directory) = TinyFs::new() else {
+        eprintln!("skipped: a read-only file system can't be mounted without root");
+        return;
+    };
+    let path = directory.path().join("disk");
+    std::fs::write(&path, [0; 512]).unwrap();
+    Disk::open(&path, false, ImageFormat::Detect).unwrap();
+    assert!(runs(&format!("mount -o remount,ro {}", directory.path().display())));
+    expect_read_only(&path);
+    // One that nobody may change, not even root.
+    let file = image(1);
+    for attribute in ["i", "a"] {
+        if !runs(&format!("chattr +{attribute} {}", file.path().display())) {
+            eprintln!("skipped: this file system has no attribute {attribute}");
+            continue;
+        }
+        let result = std::panic::catch_unwind(|| expect_read_only(file.path()));
+        assert!(runs(&format!("chattr -{attribute} {}", file.path().display())));
+        result.unwrap();
+    }
+}
+
+#[test]
+fn an_image_of_another_format_is_refused_unless_it_is_said_to_be_raw() {
+    let mut file = image(8);
+    std::io::Seek::rewind(&mut file).unwrap();
+    file.write_all(b"QFI\xfb\0\0\0\x03").unwrap();
+    for read_only in [false, true] {
+        let error = Disk::open(file.path(), read_only, ImageFormat::Detect).unwrap_err().to_string();
+        let command = format!("qemu-img convert -f qcow2 -O raw {}", file.path().display());
+        assert!(error.contains(&command) && error.contains("`,format=raw`"), "{error}");
+        Disk::open(file.path(), read_only, ImageFormat::Raw).unwrap();
+    }
 }
 
 #[test]
@@ -246,9 +328,12 @@ fn a_host_that_refuses_io_uring_gets_synchronous_io() {
     let test = || {
         forbid_io_uring();
         let file = image(4);
-        let mut block =
-            Block::new(Disk::open(file.path(), false).unwrap(), DiskId::default(), Default::default())
-                .unwrap();
+        let mut block = Block::new(
+            Disk::open(file.path(), false, ImageFormat::Detect).unwrap(),
+            DiskId::default(),
+            Default::default(),
+        )
+        .unwrap();
         let driver = Driver::new(16);
         block.activate(driver.activation(0)).unwrap();
         let mut rig = Rig { driver, block, requests: 0 };

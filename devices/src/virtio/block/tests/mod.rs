@@ -17,7 +17,7 @@ use super::super::VirtioDevice;
 use super::super::rate_limit::RateLimits;
 use super::super::testing::{Driver, FREE, WRITE, wait_readable};
 use super::engine::Engine;
-use super::{Block, Disk, DiskId};
+use super::{Block, Disk, DiskId, ImageFormat};
 
 /// Where headers, status bytes and data are, one after another.
 const HEADERS: u64 = FREE;
@@ -52,7 +52,7 @@ impl Rig {
     }
 
     fn with_limits(with: With, path: &Path, read_only: bool, driver: Driver, limits: RateLimits) -> Self {
-        let disk = Disk::open(path, read_only).unwrap();
+        let disk = Disk::open(path, read_only, ImageFormat::Detect).unwrap();
         let open: fn(&Disk, &_) -> Engine = match with {
             With::Uring => |disk, wake| {
                 let engine = Engine::open(disk, wake);
