@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::kvm::KvmError;
 use vmm::vcpu::{Gate, Holder};
-use vmm::{ConsoleConfig, DiskConfig, ExitReason, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmError};
+use vmm::{ConsoleConfig, ExitReason, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmError};
 
 use super::image::{self, Entry};
 
