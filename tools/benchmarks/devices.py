@@ -55,7 +55,7 @@ def measure_memory(job):
                 size, detail = beyond_ram(process.pid, machine)
             runs.append(size)
     name = "memory beyond RAM, all devices in use"
-    return [row(name, "MiB", runs, [], mvm_at_most=6)], [f"{name}:\n{detail}"]
+    return [row(name, "MiB", runs, mvm_at_most=6)], [f"{name}:\n{detail}"]
 
 
 def measure_sharing(job):
@@ -75,4 +75,4 @@ def measure_sharing(job):
                 if rss << 10 < IMAGE_SIZE:
                     raise RuntimeError(f"{rss} KiB of the image are mapped:\n{process.said()}")
                 runs.append(pss / rss)
-    return [row("PSS of a pmem image against RSS, two VMs", "", runs, [], mvm_at_most=0.55)], []
+    return [row("PSS of a pmem image against RSS, two VMs", "", runs, mvm_at_most=0.55)], []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from . import linux, tiny
 from .process import in_turns, running
 from .report import row
-from .vmms import Machine, mvm, qemu
+from .vmms import Machine, mvm_commands, qemu
 
 MEMORY = 128  # MiB
 SETTLE = 2  # seconds for the guest to come to rest
@@ -75,9 +75,9 @@ def beyond_ram(pid, machine):
 
 def measure(job, machine, marker, name):
     """The row, and what the memory of the last run is made of."""
-    runs = {"mvm": [], "QEMU": []}
+    commands = mvm_commands(job, machine) | {"QEMU": qemu(machine)}
+    runs = {name: [] for name in commands}
     details = {}
-    commands = {"mvm": mvm(job["mvm"], machine), "QEMU": qemu(machine)}
     for _, vmm, command in in_turns(commands, job["runs"], warm_up=False):
         with running(command) as process:
             process.wait_for(marker)
@@ -85,11 +85,11 @@ def measure(job, machine, marker, name):
             size, details[vmm] = beyond_ram(process.pid, machine)
         runs[vmm].append(size)
     notes = [f"{name}, {vmm}:\n{detail}" for vmm, detail in details.items()]
-    return [row(name, "MiB", runs["mvm"], runs["QEMU"], mvm_at_most=3)], notes
+    return [row(name, "MiB", runs["mvm"], runs["QEMU"], runs.get("before", ()), mvm_at_most=3)], notes
 
 
 def measure_tiny(job):
-    _, idles, _ = tiny.write(job["work"])
+    _, idles, *_ = tiny.write(job["work"])
     return measure(job, Machine(idles, MEMORY), tiny.SAYS, "memory beyond RAM, halted guest")
 
 

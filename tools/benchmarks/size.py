@@ -25,8 +25,9 @@ def crates(root):
 
 
 def measure(job):
-    sizes = [with_libraries(program) / 1e6 for program in (job["mvm"], shutil.which(QEMU))]
+    programs = [job["mvm"], shutil.which(QEMU), *filter(None, [job.get("before")])]
+    sizes = [with_libraries(program) / 1e6 for program in programs]
     return [
-        row("program and its libraries", "MB", sizes[:1], sizes[1:], mvm_at_most=3),
-        row("crates in it", "", [crates(job["root"])], []),
+        row("program and its libraries", "MB", sizes[:1], sizes[1:2], sizes[2:], mvm_at_most=3),
+        row("crates in it", "", [crates(job["root"])]),
     ], []

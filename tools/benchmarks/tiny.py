@@ -43,11 +43,13 @@ def elf(code):
 
 
 def write(work):
-    """Writes the guests into the directory `work`; returns the paths of those that end, idle, and are firmware."""
+    """Writes the guests into the directory `work`; returns the paths of those that end, idle, are firmware, and are
+    the bare code of the first."""
     contents = {
         "ends.elf": elf(SAY + RESET + EXIT + HALT),
         "idles.elf": elf(SAY + HALT),
         "ends.bin": bytes(FIRMWARE_SIZE - 16) + FIRMWARE.ljust(16, b"\0"),
+        "ends.code": SAY + RESET + EXIT + HALT,
     }
     for name, content in contents.items():
         with open(os.path.join(work, name), "wb") as file:

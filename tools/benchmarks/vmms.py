@@ -1,4 +1,4 @@
-"""The two programs that are compared, as command lines for the same virtual machine."""
+"""The programs that are compared, as command lines for the same virtual machine."""
 
 import subprocess
 from dataclasses import dataclass, field
@@ -52,6 +52,11 @@ def mvm(program, machine):
     command += ["--console", "virtio"] if machine.virtio_console else []
     command += ["--name", machine.name] if machine.name else []
     return command
+
+
+def mvm_commands(job, machine):
+    """mvm, and mvm before where that is measured too."""
+    return {name: mvm(job[name], machine) for name in ("mvm", "before") if job.get(name)}
 
 
 def qemu(machine, firmware=None):
