@@ -15,6 +15,8 @@ mod stats;
 mod stop;
 mod table;
 mod targets;
+#[cfg(test)]
+mod units;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -129,10 +129,10 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --gdb 203.0.113.1:1", &["cannot wait for GDB on 203.0.113.1:1", "another port"]),
         ("--kernel VMLINUX --share @/missing:/work", &["cannot share", "/missing", "No such file"]),
         ("--kernel VMLINUX --share @/text:/work", &["cannot share", "/text: it is not a folder"]),
-        ("--kernel VMLINUX --share @:/work --share @/directory:/work", &["two shares are called /work"]),
+        ("--kernel VMLINUX --share @:/work --share @/directory:/work", &["two shares have the PATH /work"]),
         (
             "--kernel VMLINUX --share @:x --vhost-user fs=@/missing,tag=x",
-            &["two shares are called x", "a PATH of its own"],
+            &["two shares have the PATH x", "give each its own"],
         ),
         (
             "--kernel VMLINUX --vhost-user fs=@/missing,tag=x",
@@ -190,36 +190,37 @@ fn each_mistake_has_its_code_and_its_one_line() {
 #[case("balloon", "required arguments were not provided")]
 #[case("balloon x much", "\"much\" is not a size")]
 #[case("balloon x 100K", "a balloon has whole MiB")]
-#[case("boot --kernel x --share src", "\"src\" is no share: write HOSTDIR:PATH")]
-#[case("boot --kernel x --share src:", "1 to 36 bytes")]
-#[case("boot --kernel x --share src:/a-path-that-is-longer-than-a-tag-can-be", "1 to 36 bytes")]
-#[case("boot --kernel x --share src:/x,ro", "\"ro\" is no option of a share")]
+#[case("boot --kernel x --share src", "invalid share \"src\": write HOSTDIR:PATH")]
+#[case("boot --kernel x --share src:", "1 to 36 characters")]
+#[case("boot --kernel x --share src:/a-path-that-is-longer-than-a-tag-can-be", "1 to 36 characters")]
+#[case("boot --kernel x --share src:/x:z", "unknown share option \"z\"; valid options: readonly (or ro), rw")]
+#[case("boot --kernel x --share src:/wörk", "invalid share tag \"/wörk\": use letters, digits and /")]
 #[case("boot --kernel x --share src:/x,sandbox=jail", "sandbox=namespace|chroot|none")]
-#[case("boot --kernel x --share src:/x\"y", "leave out blanks, quotes and commas")]
+#[case("boot --kernel x --share src:/x\"y", "use letters, digits and /")]
 #[case("boot --kernel x --vhost-user blk=x", "write fs=SOCKET,tag=TAG")]
-#[case("boot --kernel x --net tap0", "\"tap0\" is no network")]
-#[case("boot --kernel x --net tap=tap0,script=no", "\"script=no\" is no option of a network")]
+#[case("boot --kernel x --net tap0", "invalid network \"tap0\"")]
+#[case("boot --kernel x --net tap=tap0,script=no", "unknown network option \"script=no\"")]
 #[case("boot --kernel x --net tap=a-tap-with-a-long-name", "1 to 15 bytes")]
 #[case("boot --kernel x --net tap=t,limit-rx=0", "a limit of \"0\" would let nothing pass")]
 #[case("boot --kernel x --net tap=t,limit-tx=1M:0", "would let nothing pass")]
 #[case("boot --kernel x --net tap=t,limit-rx-pps=0", "would let nothing pass")]
 #[case("boot --kernel x --net tap=t,limit-tx-pps=fast", "\"fast\" is no rate")]
 #[case("boot --kernel x --net tap=t,limit-rx=fast", "\"fast\" is not a size")]
-#[case("boot --kernel x --net tap=t,limit=1M", "\"limit=1M\" is no option of a network")]
-#[case("boot --kernel x --net tap=t,queues=0", "queues=0 cannot be had: give 1 to 16")]
-#[case("boot --kernel x --net tap=t,queues=17", "queues=17 cannot be had: give 1 to 16")]
+#[case("boot --kernel x --net tap=t,limit=1M", "unknown network option \"limit=1M\"")]
+#[case("boot --kernel x --net tap=t,queues=0", "invalid queues=0: use 1 to 16")]
+#[case("boot --kernel x --net tap=t,queues=17", "invalid queues=17: use 1 to 16")]
 #[case("boot --kernel x --net user,queues=2", "user has one queue")]
-#[case("boot --kernel x --net tap=t,mtu=1", "mtu=1 cannot be had: give 68 to 65521")]
-#[case("boot --kernel x --net tap=t,mac=52:54:00", "write six bytes")]
-#[case("boot --kernel x --net tap=t,mac=01:00:5e:00:00:01", "an even first byte")]
-#[case("boot --kernel x -p 80", "\"80\" publishes no port: write [ADDRESS:]HOST:GUEST[/udp]")]
-#[case("boot --kernel x -p 0:80", "\"0\" is no port")]
-#[case("boot --kernel x -p 8080:65536", "\"65536\" is no port")]
-#[case("boot --kernel x -p 8000-8010:80", "another number of ports")]
-#[case("boot --kernel x -p 8080:80/sctp", "\"sctp\" is no protocol")]
-#[case("boot --kernel x -p localhost:8080:80", "\"localhost\" is no IP address")]
+#[case("boot --kernel x --net tap=t,mtu=1", "invalid mtu=1: use 68 to 65521")]
+#[case("boot --kernel x --net tap=t,mac=52:54:00", "use six bytes")]
+#[case("boot --kernel x --net tap=t,mac=01:00:5e:00:00:01", "multicast")]
+#[case("boot --kernel x -p 80", "invalid port \"80\": write [ADDRESS:]HOST:GUEST[/udp]")]
+#[case("boot --kernel x -p 0:80", "invalid port \"0\"")]
+#[case("boot --kernel x -p 8080:65536", "invalid port \"65536\"")]
+#[case("boot --kernel x -p 8000-8010:80", "differ in length")]
+#[case("boot --kernel x -p 8080:80/sctp", "unknown protocol \"sctp\"")]
+#[case("boot --kernel x -p localhost:8080:80", "invalid IP address \"localhost\"")]
 #[case("boot --kernel x -p ::1:8080:80", "in brackets, as in [::1]:8080:80")]
-#[case("boot --kernel x --net tap=t,no-host", "no-host is for user")]
+#[case("boot --kernel x --net tap=t,no-host", "no-host works with user only")]
 #[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
 #[case("boot --kernle x", "unexpected argument '--kernle'")]
 #[case("boost", "unrecognized subcommand 'boost'")]
@@ -376,8 +377,8 @@ fn a_directory_that_cannot_be_made_is_the_hosts_fault(#[case] mount: &str, #[cas
 /// virtiofsd is another program, which may not be there, or not be what it is called.
 #[rstest]
 #[case("/missing", &["cannot start /missing to share /work", "No such file"])]
-#[case("/bin/false", &["virtiofsd does not share /work", "exit status: 1"])]
-#[case("/bin/ls", &["virtiofsd does not share /work", "unrecognized option"])]
+#[case("/bin/false", &["virtiofsd failed to share /work", "exit status: 1"])]
+#[case("/bin/ls", &["virtiofsd failed to share /work", "unrecognized option"])]
 fn a_virtiofsd_that_does_not_work_is_said(#[case] program: &str, #[case] parts: &[&str]) {
     let files = Files::new();
     let share = format!("{}:/work", files.path().display());
@@ -398,7 +399,7 @@ fn without_virtiofsd_the_package_is_named() {
     let mut command = Command::new(mvm());
     command.args(["boot", "--share", &share, "--kernel"]).arg(kernel("vmlinux"));
     let output = command.env_remove("MVM_VIRTIOFSD").env("PATH", "/missing").output().unwrap();
-    expect(&output, 3, &["no virtiofsd is installed", "install the package virtiofsd", "MVM_VIRTIOFSD"]);
+    expect(&output, 3, &["virtiofsd is not installed, which --share needs: ", "virtiofsd", "MVM_VIRTIOFSD"]);
 }
 
 #[test]
@@ -418,9 +419,9 @@ fn what_hinders_a_user_network_is_said() {
         command.args(["boot", "--net", "user", "--kernel"]).arg(kernel("vmlinux"));
         command.env_remove("MVM_PASST").env(variable, value).output().unwrap()
     };
-    expect(&run("PATH", "/missing"), 3, &["no passt is installed", "apt install passt", "MVM_PASST"]);
+    expect(&run("PATH", "/missing"), 3, &["passt is not installed", "apt install passt", "MVM_PASST"]);
     expect(&run("MVM_PASST", "/missing"), 3, &["cannot start /missing", "No such file"]);
-    expect(&run("MVM_PASST", "/bin/false"), 3, &["passt makes no network", "exit status: 1"]);
+    expect(&run("MVM_PASST", "/bin/false"), 3, &["passt failed to start", "exit status: 1"]);
 }
 
 /// The files stay as they were whatever was wrong.

@@ -11,7 +11,7 @@ use crate::config::ConfigError;
 use crate::machine::Devices;
 use crate::network::{self, Network};
 use crate::shares::{self, Share};
-use crate::{ConsoleConfig, VmConfig, VmError, vsock};
+use crate::{ConsoleConfig, VmConfig, VmError, descriptors, vsock};
 
 /// The host's side of a VM's devices.
 pub struct Backends {
@@ -29,10 +29,18 @@ impl Backends {
     /// [`VmError`] says what can't be had and how to mend it.
     pub fn open(config: &VmConfig) -> Result<Self, VmError> {
         check_device_count(config)?;
+        let descriptors = descriptors::needed(config);
+        let limit = descriptors::raise_limit(descriptors);
+        if limit < descriptors {
+            tracing::warn!(
+                "this VM may need {descriptors} open files, and this process may have {limit}: raise the limit \
+                 (ulimit -Hn) or use fewer devices and queues"
+            );
+        }
         Ok(Self {
             disks: open_disks(config)?,
             nets: network::open(config)?,
-            vsock: config.vsock.as_ref().map(vsock::open).transpose()?,
+            vsock: config.vsock.as_ref().map(|vsock| vsock::open(vsock, descriptors)).transpose()?,
             shares: shares::start(config)?,
         })
     }

@@ -209,11 +209,7 @@ fn shared_folders() -> Check {
     const NAME: &str = "shared folders";
     match VIRTIOFSD.find() {
         Some(program) => Check::good(NAME, format!("served by {}", program.display())),
-        None => Check::poor(
-            NAME,
-            "there is no virtiofsd, without which --share does not work",
-            format!("install the package virtiofsd, or name the program in {}", VIRTIOFSD.variable),
-        ),
+        None => Check::poor(NAME, "virtiofsd is not installed, which --share needs", VIRTIOFSD.advice()),
     }
 }
 
@@ -221,11 +217,9 @@ fn user_networks() -> Check {
     const NAME: &str = "user networks";
     match PASST.find() {
         Some(program) => Check::good(NAME, format!("by {}", program.display())),
-        None => Check::poor(
-            NAME,
-            "there is no passt, without which --net user and --publish do not work",
-            format!("install the package passt, or name the program in {}", PASST.variable),
-        ),
+        None => {
+            Check::poor(NAME, "passt is not installed, which --net user and --publish need", PASST.advice())
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod backends;
 pub mod config;
 pub mod console;
 pub mod control;
+mod descriptors;
 pub mod error;
 pub mod exit;
 pub mod gdb;

@@ -267,19 +267,28 @@ fn with_no_host_the_hosts_loopback_is_out_of_reach() {
 }
 
 #[test]
-fn a_guest_outlives_passt_and_sees_that_the_link_is_down() {
+fn passt_outlives_the_signals_that_end_a_service_and_a_guest_outlives_passt() {
     let Some(_uplink) = Uplink::new(false) else { return };
     let script = format!(
         "{DHCP}; echo before=$(cat /sys/class/net/eth0/carrier); echo ready; read answer
+        {DHCP}; echo signalled=$(cat /sys/class/net/eth0/carrier); echo renewed; read answer
         while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do usleep 10000; done
         echo after=$(cat /sys/class/net/eth0/carrier)"
     );
     let mut guest = Boot::new().flag("--net", "user").script(&script).start();
     guest.wait_for("ready");
-    kill_process(passt_of(&guest), Signal::KILL).unwrap();
+    let passt = passt_of(&guest);
+    // systemd sends them to all processes of a service, and the guest needs its network to shut down.
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        kill_process(passt, signal).unwrap();
+    }
+    guest.type_text("go on\n");
+    guest.wait_for("renewed");
+    kill_process(passt, Signal::KILL).unwrap();
     guest.type_text("go on\n");
     let outcome = finish(guest);
-    assert_eq!((outcome.number("before"), outcome.number("after")), (1, 0));
+    let carrier = ["before", "signalled", "after"].map(|name| outcome.number(name));
+    assert_eq!(carrier, [1, 1, 0]);
     for said in ["a network backend is gone", "passt has ended"] {
         assert_eq!(outcome.errors.matches(said).count(), 1, "{outcome}");
     }

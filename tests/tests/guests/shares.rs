@@ -258,7 +258,7 @@ fn virtiofsd_ends_with_mvm_however_that_ends() {
 }
 
 #[test]
-fn a_signal_to_the_process_group_leaves_the_guest_its_files() {
+fn signals_to_all_processes_leave_the_guest_its_files() {
     use std::io::{Read, Write};
     use std::os::unix::process::CommandExt;
     let folder = TempDir::new().unwrap();
@@ -275,11 +275,18 @@ fn a_signal_to_the_process_group_leaves_the_guest_its_files() {
         seen.extend(byte);
     }
     kill_process_group(Pid::from_child(&mvm), Signal::INT).unwrap();
+    // systemd sends them to all processes of a service.
+    let serving = descendants(Pid::from_child(&mvm));
+    assert_eq!(serving.len(), 2, "virtiofsd and its child in a namespace");
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        serving.iter().for_each(|pid| kill_process(*pid, signal).unwrap());
+    }
     mvm.stdin.as_mut().unwrap().write_all(b"go on\n").unwrap();
     output.read_to_end(&mut seen).unwrap();
     assert_eq!(mvm.wait().unwrap().code(), Some(0));
     assert!(String::from_utf8_lossy(&seen).contains("still here"));
     assert!(folder.path().join("last").exists());
+    wait_until_gone(&serving);
 }
 
 #[test]

@@ -163,19 +163,19 @@ pub enum ConfigError {
     )]
     PmemOption(String),
     /// A share without a folder or without a tag.
-    #[error("{0:?} is no share: write HOSTDIR:PATH, where PATH is where the guest is to see it")]
+    #[error("invalid share {0:?}: write HOSTDIR:PATH, where PATH is where the guest mounts it")]
     ShareColon(String),
-    /// An unknown word behind a share.
-    #[error("{0:?} is no option of a share: there are readonly and sandbox=namespace|chroot|none")]
+    /// An unknown option of a share.
+    #[error("unknown share option {0:?}; valid options: readonly (or ro), rw, sandbox=namespace|chroot|none")]
     ShareOption(String),
     /// A tag that a guest could not use.
     #[error(transparent)]
     ShareTag(#[from] ShareTagError),
-    /// Two shares that a guest could not tell apart.
-    #[error("two shares are called {0}: give each a PATH of its own")]
+    /// Two shares with the same tag.
+    #[error("two shares have the PATH {0}: give each its own")]
     ShareTwice(ShareTag),
-    /// Not a device of another process.
-    #[error("{0:?} is no vhost-user device: write fs=SOCKET,tag=TAG")]
+    /// Not the description of a vhost-user device.
+    #[error("invalid vhost-user device {0:?}: write fs=SOCKET,tag=TAG")]
     VhostUser(String),
     /// A network.
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! Networks.
+//! Network devices.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,16 +14,16 @@ use super::limit::{Bandwidth, Rate};
 use super::words::{double_commas, split_at_single_commas};
 use super::{ConfigError, serde_as_text};
 
-/// Where a network device's packets go.
+/// What a network device is connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetBackend {
-    /// To a tap that exists.
+    /// A tap that exists.
     Tap(InterfaceName),
-    /// To a tap that is made for the VM, a port of this bridge.
+    /// A tap that is made for the VM as a port of this bridge.
     Bridge(InterfaceName),
-    /// To sockets of the host, by a process that needs no rights.
+    /// The host's sockets, by a process (passt) that needs no privileges.
     User {
-        /// Whether the address of the guest's router leads to what listens on the host's loopback.
+        /// Whether connections to the router's address go to the host's loopback.
         reaches_host: bool,
     },
 }
@@ -32,15 +32,15 @@ pub enum NetBackend {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NetConfig {
-    /// The other end.
+    /// What it is connected to.
     pub backend: NetBackend,
-    /// The hardware address; one by chance, where there is none.
+    /// The MAC address; random if `None`.
     pub mac: Option<MacAddress>,
-    /// Pairs of queues, 1 to [`MAX_PAIRS`].
+    /// The number of queue pairs, 1 to [`MAX_PAIRS`].
     pub queues: u16,
-    /// The most bytes of a packet, [`MIN_MTU`] to [`MAX_MTU`]; that of the other end, where there is none.
+    /// The MTU in bytes, [`MIN_MTU`] to [`MAX_MTU`]; that of the backend if `None`.
     pub mtu: Option<u16>,
-    /// How much may pass.
+    /// Rate limits.
     pub limits: NetLimits,
 }
 
@@ -48,41 +48,41 @@ pub struct NetConfig {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NetConfigError {
     /// No backend.
-    #[error("{0:?} is no network: write tap=NAME, bridge=NAME or user")]
+    #[error("invalid network {0:?}: write tap=NAME, bridge=NAME or user")]
     Backend(String),
     /// An unknown option.
     #[error(
-        "{0:?} is no option of a network: there are mac=ADDRESS, queues=N, mtu=N, limit-rx=RATE, limit-tx=RATE, \
-         limit-rx-pps=RATE and limit-tx-pps=RATE, and no-host for user"
+        "unknown network option {0:?}; valid options: mac=ADDRESS, queues=N, mtu=N, limit-rx=RATE, limit-tx=RATE, \
+         limit-rx-pps=RATE, limit-tx-pps=RATE, and no-host with user"
     )]
     Option(String),
     /// The name of a tap or a bridge.
     #[error(transparent)]
     Name(#[from] InterfaceNameError),
-    /// The hardware address.
+    /// The MAC address.
     #[error(transparent)]
     Mac(#[from] MacAddressError),
     /// The count of queues.
-    #[error("queues={0} cannot be had: give 1 to {MAX_PAIRS}")]
+    #[error("invalid queues={0}: use 1 to {MAX_PAIRS}")]
     Queues(String),
-    /// Queues without a tap.
+    /// Several queues without a tap.
     #[error("queues= needs a tap or a bridge: user has one queue")]
     UserQueues,
-    /// A tap that keeps its host to itself.
-    #[error("no-host is for user: a tap leads where your host lets it")]
+    /// `no-host` with a tap.
+    #[error("no-host works with user only: limit a tap by the host's firewall")]
     NoHost,
     /// The MTU.
-    #[error("mtu={0} cannot be had: give {MIN_MTU} to {MAX_MTU}")]
+    #[error("invalid mtu={0}: use {MIN_MTU} to {MAX_MTU}")]
     Mtu(String),
 }
 
 impl NetConfig {
-    /// `backend` with all that is usual.
+    /// `backend` with default options.
     fn of(backend: NetBackend) -> Self {
         Self { backend, mac: None, queues: 1, mtu: None, limits: NetLimits::default() }
     }
 
-    /// The host's sockets, with all that is usual.
+    /// A user network with default options.
     pub fn user() -> Self {
         Self::of(NetBackend::User { reaches_host: true })
     }
@@ -136,7 +136,7 @@ fn read(text: &str) -> Result<NetConfig, ConfigError> {
     Ok(net)
 }
 
-/// Reads the limit that the option `name` sets; false, where there is no such option.
+/// Reads the limit that the option `name` sets; false if there is no such option.
 fn read_limit(limits: &mut NetLimits, name: &str, rate: &str) -> Result<bool, ConfigError> {
     match name {
         "limit-rx" => limits.receive.bandwidth = Some(rate.parse::<Bandwidth>()?.0),
@@ -227,30 +227,30 @@ mod tests {
     }
 
     #[rstest]
-    #[case("", "is no network")]
-    #[case("tap0", "is no network")]
-    #[case("user=passt", "is no network")]
+    #[case("", "invalid network")]
+    #[case("tap0", "invalid network")]
+    #[case("user=passt", "invalid network")]
     #[case("tap=", "1 to 15 bytes")]
     #[case("tap=a-name-of-16-byt", "1 to 15 bytes")]
-    #[case("bridge=a/b", "is no name")]
-    #[case("tap=t,script=no", "is no option")]
-    #[case("tap=t,", "is no option")]
-    #[case("tap=t,limit=1M", "is no option")]
-    #[case("tap=t,limit-rx", "is no option")]
+    #[case("bridge=a/b", "invalid interface name")]
+    #[case("tap=t,script=no", "unknown network option")]
+    #[case("tap=t,", "unknown network option")]
+    #[case("tap=t,limit=1M", "unknown network option")]
+    #[case("tap=t,limit-rx", "unknown network option")]
     #[case("tap=t,limit-rx=0", "would let nothing pass")]
     #[case("tap=t,limit-tx-pps=5:0", "would let nothing pass")]
     #[case("tap=t,limit-tx=fast", "is not a size")]
     #[case("tap=t,limit-rx-pps=1M", "is no rate")]
-    #[case("tap=t,queues=0", "give 1 to 16")]
-    #[case("tap=t,queues=17", "give 1 to 16")]
-    #[case("tap=t,queues=many", "give 1 to 16")]
+    #[case("tap=t,queues=0", "use 1 to 16")]
+    #[case("tap=t,queues=17", "use 1 to 16")]
+    #[case("tap=t,queues=many", "use 1 to 16")]
     #[case("user,queues=2", "user has one queue")]
-    #[case("tap=t,no-host", "no-host is for user")]
-    #[case("tap=t,mtu=67", "give 68 to 65521")]
-    #[case("tap=t,mtu=65522", "give 68 to 65521")]
-    #[case("tap=t,mac=02:00", "write six bytes")]
-    #[case("tap=t,mac=01:00:00:00:00:00", "an even first byte")]
-    fn what_is_no_network_is_refused(#[case] text: &str, #[case] expected: &str) {
+    #[case("tap=t,no-host", "no-host works with user only")]
+    #[case("tap=t,mtu=67", "use 68 to 65521")]
+    #[case("tap=t,mtu=65522", "use 68 to 65521")]
+    #[case("tap=t,mac=02:00", "use six bytes")]
+    #[case("tap=t,mac=01:00:00:00:00:00", "multicast")]
+    fn wrong_networks_are_refused(#[case] text: &str, #[case] expected: &str) {
         let error = text.parse::<NetConfig>().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }

@@ -1,4 +1,4 @@
-//! Ports of the host that lead to ports of the guest.
+//! Published ports.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,13 +10,13 @@ use thiserror::Error;
 
 use super::{ConfigError, serde_as_text};
 
-/// What a port is one of.
+/// The transport protocol of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
-    /// Connections.
+    /// TCP.
     #[default]
     Tcp,
-    /// Datagrams.
+    /// UDP.
     Udp,
 }
 
@@ -29,17 +29,17 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Ports of the host that lead to as many of the guest.
+/// A range of the guest's ports, published on as many ports of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublishConfig {
-    /// The host's address that they are ports of; all of its addresses, where there is none.
+    /// The host's address that they are published on; all of its addresses if `None`.
     pub address: Option<IpAddr>,
     /// The host's ports, 1 to 65535, at least one.
     pub host: RangeInclusive<u16>,
-    /// The guest's, as many.
+    /// The guest's ports, as many.
     pub guest: RangeInclusive<u16>,
-    /// What they are ports of.
+    /// The protocol of both.
     pub protocol: Protocol,
 }
 
@@ -47,25 +47,25 @@ pub struct PublishConfig {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PublishError {
     /// Not of that form.
-    #[error("{0:?} publishes no port: write [ADDRESS:]HOST:GUEST[/udp], as in 8080:80 or 127.0.0.1:8080:80")]
+    #[error("invalid port {0:?}: write [ADDRESS:]HOST:GUEST[/udp], as in 8080:80 or 127.0.0.1:8080:80")]
     Form(String),
     /// Not an address.
-    #[error("{0:?} is no IP address of the host (one of IPv6 is written in brackets, as in [::1]:8080:80)")]
+    #[error("invalid IP address {0:?} (write IPv6 addresses in brackets, as in [::1]:8080:80)")]
     Address(String),
     /// Not a port, nor a range of them.
-    #[error("{0:?} is no port: give a number from 1 to 65535, or a range as in 8000-8010")]
+    #[error("invalid port {0:?}: use a number from 1 to 65535, or a range as in 8000-8010")]
     Port(String),
     /// Not a protocol.
-    #[error("{0:?} is no protocol: there are tcp and udp")]
+    #[error("unknown protocol {0:?}: use tcp or udp")]
     Protocol(String),
     /// Ranges of two lengths.
-    #[error("{0:?} publishes another number of ports than the guest is to have there")]
+    #[error("invalid ports {0:?}: the ranges of host and guest differ in length")]
     Lengths(String),
-    /// One port to two ends.
+    /// A port of the host for two ports of the guest.
     #[error("port {0}/{1} of the host is published twice")]
     Twice(u16, Protocol),
-    /// No network that could have ports.
-    #[error("ports are published by a network of the kind user: add --net user, or publish none")]
+    /// No network that can publish ports.
+    #[error("--publish needs a network of the kind user: add --net user")]
     NoUser,
 }
 
@@ -109,7 +109,7 @@ fn read_address(text: &str) -> Result<IpAddr, PublishError> {
 fn read_ports(text: &str) -> Result<RangeInclusive<u16>, PublishError> {
     let error = || PublishError::Port(text.to_owned());
     let port = |text: &str| {
-        // A number may not have a sign.
+        // `parse` would take a sign.
         let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
         text.parse().ok().filter(|port: &u16| is_number && *port > 0).ok_or_else(error)
     };
@@ -119,8 +119,8 @@ fn read_ports(text: &str) -> Result<RangeInclusive<u16>, PublishError> {
 }
 
 impl PublishConfig {
-    /// Whether some port of the host is in both. Where it is one of two addresses, too: passt has one guest's port for
-    /// each number.
+    /// A port of the host that is in both, even on different addresses: passt maps each port number to one port of the
+    /// guest.
     fn shared_port(&self, other: &Self) -> Option<u16> {
         let (first, last) =
             (self.host.start().max(other.host.start()), self.host.end().min(other.host.end()));
@@ -139,7 +139,7 @@ pub(super) fn check(published: &[PublishConfig]) -> Result<(), PublishError> {
     Ok(())
 }
 
-/// As it is written: one port as a number, several as a range.
+/// Ports as the user writes them: one as a number, several as a range.
 pub(crate) fn range(ports: &RangeInclusive<u16>) -> String {
     let (first, last) = (ports.start(), ports.end());
     if first == last { first.to_string() } else { format!("{first}-{last}") }
@@ -188,25 +188,25 @@ mod tests {
     }
 
     #[rstest]
-    #[case("", "\"\" publishes no port")]
-    #[case("80", "\"80\" publishes no port")]
-    #[case(":80", "\"\" is no port")]
-    #[case("80:", "\"\" is no port")]
-    #[case("0:80", "\"0\" is no port")]
-    #[case("8080:65536", "\"65536\" is no port")]
-    #[case("+80:80", "\"+80\" is no port")]
-    #[case("http:80", "\"http\" is no port")]
-    #[case("8010-8000:8010-8000", "\"8010-8000\" is no port")]
-    #[case("8000-:80", "\"8000-\" is no port")]
-    #[case("8000-8010:80", "another number of ports")]
-    #[case("8080:80/sctp", "\"sctp\" is no protocol")]
-    #[case("8080:80/", "\"\" is no protocol")]
-    #[case("localhost:8080:80", "\"localhost\" is no IP address")]
-    #[case(":8080:80", "\"\" is no IP address")]
+    #[case("", "invalid port \"\"")]
+    #[case("80", "invalid port \"80\"")]
+    #[case(":80", "invalid port \"\"")]
+    #[case("80:", "invalid port \"\"")]
+    #[case("0:80", "invalid port \"0\"")]
+    #[case("8080:65536", "invalid port \"65536\"")]
+    #[case("+80:80", "invalid port \"+80\"")]
+    #[case("http:80", "invalid port \"http\"")]
+    #[case("8010-8000:8010-8000", "invalid port \"8010-8000\"")]
+    #[case("8000-:80", "invalid port \"8000-\"")]
+    #[case("8000-8010:80", "differ in length")]
+    #[case("8080:80/sctp", "unknown protocol \"sctp\"")]
+    #[case("8080:80/", "unknown protocol \"\"")]
+    #[case("localhost:8080:80", "invalid IP address \"localhost\"")]
+    #[case(":8080:80", "invalid IP address \"\"")]
     #[case("::1:8080:80", "in brackets")]
-    #[case("[127.0.0.1]:8080:80", "is no IP address")]
+    #[case("[127.0.0.1]:8080:80", "invalid IP address")]
     #[case("[::1:8080:80", "in brackets")]
-    fn what_publishes_no_port_is_refused(#[case] text: &str, #[case] expected: &str) {
+    fn wrong_ports_are_refused(#[case] text: &str, #[case] expected: &str) {
         let error = text.parse::<PublishConfig>().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
@@ -216,10 +216,7 @@ mod tests {
     #[case(&["8080:80", "8080:81"], Some((8080, Protocol::Tcp)))]
     #[case(&["127.0.0.1:53:53/udp", "[::1]:53:53/udp"], Some((53, Protocol::Udp)))]
     #[case(&["1-10:1-10", "20:20", "5-30:5-30"], Some((5, Protocol::Tcp)))]
-    fn a_port_of_the_host_leads_to_one_place(
-        #[case] all: &[&str],
-        #[case] expected: Option<(u16, Protocol)>,
-    ) {
+    fn a_port_of_the_host_is_published_once(#[case] all: &[&str], #[case] expected: Option<(u16, Protocol)>) {
         let all: Vec<PublishConfig> = all.iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(check(&all).err(), expected.map(|(port, protocol)| PublishError::Twice(port, protocol)));
     }

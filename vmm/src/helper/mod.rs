@@ -1,10 +1,12 @@
-//! Other programs that do a part of mvm's work, virtiofsd and passt: how one is found, started, heard, and ended.
+//! Helpers, which are other programs that mvm starts (virtiofsd, passt): how one is found, started, logged and ended.
 
 mod command;
+mod package;
 mod process;
 mod program;
 
 pub(crate) use self::command::confine;
+pub use self::package::Package;
 pub use self::process::Helper;
 pub(crate) use self::process::becomes_readable;
 pub use self::program::Program;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::process::{Child, ChildStderr, Command};
+use std::process::{Child, ChildStderr, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -11,34 +11,34 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::Program;
 
-/// How many of its lines are passed on: a guest may be able to have it complain without end.
+/// How many lines of its messages are logged, since a guest may be able to provoke any number.
 const MAX_LINES: u32 = 100;
-/// The most bytes of a line that are passed on.
+/// How many bytes of a line are logged.
 const MAX_LINE: usize = 1024;
-/// How long it is waited for after the connection to it broke: it has little left to do.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long it may take to end after the connection to it was lost.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A helper that runs. It ends with this.
+/// A helper that runs. Dropping it ends the process.
 pub struct Helper {
     program: &'static Program,
-    /// What it does, for messages.
+    /// What it is for, as the log says it.
     role: String,
     child: Child,
     pidfd: OwnedFd,
     messages: ChildStderr,
-    /// The start of a line that has no end yet.
+    /// The start of a line whose end has not been read yet.
     line: Vec<u8>,
     lines: u32,
     has_ended: bool,
 }
 
 impl Helper {
-    /// Starts `command`, which `confine` has seen, and which is a `program` that does `role`. The
-    /// descriptors that it inherits are closed here.
+    /// Starts `command`, which was set up by `confine`, as the `program` for `role`. The descriptors that it inherits
+    /// are closed in this process.
     ///
     /// # Errors
     ///
-    /// Those of the system calls; nothing is left behind.
+    /// Those of the system calls; no process is left behind.
     pub fn start(program: &'static Program, role: String, mut command: Command) -> io::Result<Self> {
         let mut child = command.spawn()?;
         let set_up = |child: &mut Child| {
@@ -64,19 +64,19 @@ impl Helper {
         }
     }
 
-    /// Why it ended, on one line and in its own words where it has any; `None` where it runs.
+    /// Why it ended, on one line, by its last messages if there are any; `None` if it still runs.
     pub fn into_last_words(mut self) -> Option<String> {
-        let deadline = Instant::now() + LAST_WORDS;
+        let deadline = Instant::now() + END_TIMEOUT;
         if !becomes_readable(&self.pidfd, deadline) {
             return None;
         }
         let mut said = Vec::new();
-        // All that it wrote before it ended is in the pipe; a pipe holds 64 KiB.
+        // What it wrote before it ended is in the pipe, which holds up to 64 KiB.
         let _ = (&mut self.messages).take(1 << 16).read_to_end(&mut said);
         let said = String::from_utf8_lossy(&said);
         let lines: Vec<_> = said.lines().map(self.program.message).filter(|line| !line.is_empty()).collect();
-        let message = match self.child.wait() {
-            _ if !lines.is_empty() => lines.join("; ").chars().take(MAX_LINE).collect(),
+        let message = match self.wait() {
+            _ if !lines.is_empty() => lines.join("; ").escape_debug().take(MAX_LINE).collect(),
             Ok(status) => format!("it ended with {status}"),
             Err(error) => format!("it ended ({error})"),
         };
@@ -84,22 +84,21 @@ impl Helper {
         Some(message)
     }
 
-    /// Forgets what it has said so far.
+    /// Discards the messages so far.
     pub(crate) fn forget_messages(&mut self) {
         let mut waste = Vec::new();
         let _ = (&mut self.messages).take(1 << 16).read_to_end(&mut waste);
     }
 
-    /// Passes on what it said. False at the end.
-    fn pass_messages(&mut self) -> bool {
+    /// Logs a part of its messages, 4 KiB at most; false at their end.
+    fn log_messages(&mut self) -> bool {
         let mut buffer = [0; 4096];
-        // A part a turn: it may write as fast as it is read.
         match self.messages.read(&mut buffer) {
             Ok(0) => false,
             Ok(read) => {
                 for byte in buffer.iter().take(read) {
                     match byte {
-                        b'\n' => self.pass_line(),
+                        b'\n' => self.log_line(),
                         byte if self.line.len() < MAX_LINE => self.line.push(*byte),
                         _ => {}
                     }
@@ -110,7 +109,7 @@ impl Helper {
         }
     }
 
-    fn pass_line(&mut self) {
+    fn log_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         let line = String::from_utf8_lossy(&line);
         let message = (self.program.message)(&line);
@@ -122,29 +121,39 @@ impl Helper {
         if self.lines <= MAX_LINES {
             tracing::warn!(%role, "{name}: {}", message.escape_debug());
         } else if self.lines == MAX_LINES + 1 {
-            tracing::warn!(%role, "{name} says more; it is left out");
+            tracing::warn!(%role, "{name} has more messages, which are not logged");
         }
     }
 
-    /// Tells that it has ended, after what it said last.
-    fn tell_end(&mut self) {
-        self.has_ended = true;
-        // No more than a pipe holds: what it started may live, and write as fast as this reads.
+    /// Logs its last messages and that it has ended.
+    fn log_end(&mut self) {
+        let status = self.wait();
+        // No more than the pipe holds: a process that it started may have the other end, too.
         for _ in 0..16 {
-            if !becomes_readable(&self.messages, Instant::now()) || !self.pass_messages() {
+            if !becomes_readable(&self.messages, Instant::now()) || !self.log_messages() {
                 break;
             }
         }
-        self.pass_line();
+        self.log_line();
         let Self { program: Program { name, .. }, role, .. } = self;
-        match self.child.wait() {
+        match status {
             Ok(status) => tracing::error!(%role, %status, "{name} has ended"),
-            Err(error) => tracing::error!(%role, %error, "{name} is lost"),
+            Err(error) => tracing::error!(%role, %error, "{name} has ended with an unknown status"),
         }
+    }
+
+    /// Waits for the end of the process, and kills what it has started: virtiofsd's server is its child.
+    fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.has_ended = true;
+        if !becomes_readable(&self.pidfd, Instant::now()) {
+            return self.child.wait();
+        }
+        kill_group(&self.child);
+        self.child.wait()
     }
 }
 
-/// Whether `fd` can be read, or has come to its end, before `deadline`.
+/// Waits until `fd` is readable or at its end; false if it isn't by `deadline`.
 pub(crate) fn becomes_readable(fd: impl AsFd, deadline: Instant) -> bool {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -157,31 +166,36 @@ pub(crate) fn becomes_readable(fd: impl AsFd, deadline: Instant) -> bool {
     }
 }
 
-/// Kills it with all that it started, and waits for it.
+/// Kills the process and all that it has started, waits for it, and ignores errors: there is none that it survives.
 fn end(child: &mut Child) {
-    // It has a group of its own, and has not been waited for: the number is still its.
-    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
+    kill_group(child);
     let _ = child.wait();
+}
+
+/// Kills the process group of `child`, which must not have been waited for: until then the number is not used again.
+fn kill_group(child: &Child) {
+    // It fails only if no process of the group is left.
+    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
 }
 
 impl MutEventSubscriber for Helper {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         for fd in [self.messages.as_raw_fd(), self.pidfd.as_raw_fd()] {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
-                tracing::error!(%error, "{} will not be heard", self.program.name);
+                tracing::error!(%error, "cannot watch {}", self.program.name);
             }
         }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let is_over = if events.fd() == self.messages.as_raw_fd() {
-            !self.pass_messages()
+            !self.log_messages()
         } else {
-            self.tell_end();
+            self.log_end();
             true
         };
         if is_over {
-            // It fails only where it is not watched any more.
+            // It fails only if it is not watched any more.
             let _ = ops.remove(Events::empty_raw(events.fd()));
         }
     }
@@ -199,10 +213,17 @@ impl Drop for Helper {
 mod tests {
     use std::os::fd::FromRawFd;
 
-    use super::super::confine;
+    use super::super::command::WITHHELD;
+    use super::super::{Package, confine};
     use super::*;
 
-    static SHELL: Program = Program { name: "sh", variable: "", places: &[], message: str::trim };
+    static SHELL: Program = Program {
+        name: "sh",
+        variable: "",
+        places: &[],
+        package: Package { since: &[], otherwise: "" },
+        message: str::trim,
+    };
 
     fn program(script: &str) -> Helper {
         let mut command = Command::new("/bin/sh");
@@ -212,13 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn its_last_words_say_why_it_failed() {
+    fn its_last_messages_say_why_it_failed() {
         let failure = |script: &str| program(script).into_last_words().unwrap();
         assert_eq!(
             failure("echo ' no'; echo ' because ' >&2; echo >&2; echo why >&2; exit 1"),
             "because; why"
         );
         assert!(failure("exit 7").contains("exit status: 7"));
+        assert_eq!(failure("printf '\\033[1mno\\n' >&2"), "\\u{1b}[1mno");
         let long = failure("yes x | head -c 60000 >&2");
         assert!(long.len() == MAX_LINE && long.lines().count() == 1, "{long}");
     }
@@ -245,13 +267,17 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_lives_has_not_failed_and_ends_with_its_owner() {
+    fn a_running_process_has_not_failed_and_ends_with_its_owner() {
         let process = program("sleep 1000 & echo >&2; wait");
         let pid = Pid::from_child(&process.child);
         let reader = process.pidfd.try_clone().unwrap();
         drop(process);
         assert!(becomes_readable(&reader, Instant::now() + Duration::from_secs(60)));
-        // Its child is waited for by another process, in its own time.
+        wait_until_group_is_gone(pid);
+    }
+
+    /// Orphans are reaped by init, whenever it gets to it.
+    fn wait_until_group_is_gone(pid: Pid) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while rustix::process::test_kill_process_group(pid) != Err(rustix::io::Errno::SRCH) {
             assert!(Instant::now() < deadline, "its child is left");
@@ -260,9 +286,29 @@ mod tests {
     }
 
     #[test]
+    fn it_outlives_the_signals_that_end_a_service_and_not_what_it_depends_on() {
+        let signals = "for signal in TERM INT HUP; do kill -$signal $$ || exit 1; done";
+        let said = program(&format!("{signals}; exec grep SigBlk /proc/self/status >&2")).into_last_words();
+        let blocked = said.as_deref().and_then(|said| said.strip_prefix("SigBlk:\\t")).unwrap();
+        let mask = WITHHELD.iter().fold(0_u64, |mask, signal| mask | 1 << (signal - 1));
+        // A program that has handlers for them is not ended either.
+        assert_eq!(u64::from_str_radix(blocked, 16).unwrap() & mask, mask, "{said:?}");
+    }
+
+    #[test]
+    fn what_it_started_ends_with_it() {
+        let mut process = program("sleep 1000 & echo $! >&2");
+        let pid = Pid::from_child(&process.child);
+        assert!(becomes_readable(&process.pidfd, Instant::now() + Duration::from_secs(60)));
+        rustix::process::test_kill_process_group(pid).unwrap();
+        process.log_end();
+        wait_until_group_is_gone(pid);
+    }
+
+    #[test]
     fn a_flood_of_messages_is_cut() {
         let mut process = program("yes | head -c 1000000 >&2; yes x | tr -d '\\n' | head -c 100000 >&2");
-        while process.pass_messages() {
+        while process.log_messages() {
             assert!(process.line.len() <= MAX_LINE);
             let _ = poll(&mut [PollFd::new(&process.messages, PollFlags::IN)], None);
         }
@@ -270,10 +316,10 @@ mod tests {
     }
 
     #[test]
-    fn what_it_said_last_is_passed_on_before_its_end() {
+    fn its_last_messages_are_logged_before_its_end() {
         let mut process = program("echo one >&2; printf two >&2");
         assert!(becomes_readable(&process.pidfd, Instant::now() + Duration::from_secs(60)));
-        process.tell_end();
+        process.log_end();
         assert_eq!((process.lines, process.line.len()), (2, 0));
     }
 }

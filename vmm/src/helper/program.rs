@@ -1,25 +1,34 @@
-//! Where a program is.
+//! How a program is found.
 
 use std::env;
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// A program that mvm can have help it.
+use super::Package;
+
+/// A program that can be a helper.
 #[derive(Debug)]
 pub struct Program {
     /// Its name.
     pub name: &'static str,
-    /// The environment variable that names another one.
+    /// The environment variable by which the user chooses another one.
     pub variable: &'static str,
-    /// Where distributions put it, when that is not in PATH.
+    /// Where distributions install it outside of PATH.
     pub places: &'static [&'static str],
-    /// What is worth passing on of a line that it says; nothing, where nothing is.
+    /// Its package.
+    pub package: Package,
+    /// The part of a line of its log that is shown to the user; an empty one is not shown.
     pub message: fn(&str) -> &str,
 }
 
 impl Program {
-    /// That of this host: the one that the user names, or the first in PATH or where distributions put it.
+    /// How to get it on this host, to follow a colon.
+    pub fn advice(&self) -> String {
+        format!("{}, or set {} to the program's path", self.package.advice(self.name), self.variable)
+    }
+
+    /// The program that the user chose, or the first in PATH or where distributions install it.
     pub fn find(&self) -> Option<PathBuf> {
         self.find_in(env::var_os(self.variable).as_deref(), env::var_os("PATH").as_deref(), self.places)
     }
@@ -47,8 +56,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_named_one_goes_before_path_and_path_before_the_usual_places() {
-        const HELPER: Program = Program { name: "helper", variable: "", places: &[], message: str::trim };
+    fn the_users_choice_goes_before_path_and_path_before_the_usual_places() {
+        const PACKAGE: Package = Package { since: &[], otherwise: "" };
+        const HELPER: Program =
+            Program { name: "helper", variable: "", places: &[], package: PACKAGE, message: str::trim };
         let find = |named: Option<&OsStr>, search: Option<&OsStr>, places: &[&str]| {
             HELPER.find_in(named, search, places)
         };

@@ -20,9 +20,10 @@ pub enum CmdlineError {
         /// The most that the kernel takes.
         max: usize,
     },
-    /// A zero byte or a line break, which would end the arguments early.
-    #[error("the kernel's arguments contain a control character: remove it from --append or --cmdline")]
-    Control,
+    /// A zero byte or a line break would end the arguments early; of what is not ASCII, the kernel takes some bytes for
+    /// spaces (0xA0, as in `à`).
+    #[error("the kernel's arguments contain {0:?}: use printable ASCII only in --append and --cmdline")]
+    Character(char),
 }
 
 /// The arguments for the kernel of `config`, at most `max` bytes.
@@ -43,14 +44,15 @@ pub fn kernel_arguments(config: &VmConfig, max: usize) -> Result<CString, Cmdlin
         arguments.push(' ');
         arguments.push_str(append);
     }
-    if arguments.contains(|character: char| character.is_control() && character != '\t') {
-        return Err(CmdlineError::Control);
+    let is_plain = |character: char| character.is_ascii_graphic() || matches!(character, ' ' | '\t');
+    if let Some(character) = arguments.chars().find(|character| !is_plain(*character)) {
+        return Err(CmdlineError::Character(character));
     }
     let length = arguments.len();
     if length > max {
         return Err(CmdlineError::TooLong { length, max });
     }
-    CString::new(arguments).map_err(|_| CmdlineError::Control)
+    CString::new(arguments).map_err(|_| CmdlineError::Character('\0'))
 }
 
 fn own_arguments(config: &VmConfig) -> Vec<Cow<'static, str>> {
@@ -132,9 +134,12 @@ mod tests {
         let config = VmConfig { cmdline: Some("x".repeat(2048)), ..config() };
         let error = kernel_arguments(&config, 2047);
         assert_eq!(error, Err(CmdlineError::TooLong { length: 2048, max: 2047 }));
-        for bad in ["a\0b", "a\nb"] {
-            let config = VmConfig { cmdline: Some(bad.into()), ..config.clone() };
-            assert_eq!(kernel_arguments(&config, 2047), Err(CmdlineError::Control));
+        for bad in ['\0', '\n', '\u{7f}', 'à', '\u{a0}'] {
+            let words = Some(format!("a{bad}b"));
+            let config = VmConfig { cmdline: words.clone(), ..config.clone() };
+            assert_eq!(kernel_arguments(&config, 2047), Err(CmdlineError::Character(bad)));
+            let config = VmConfig { cmdline: None, append: words, ..config };
+            assert_eq!(kernel_arguments(&config, 2047), Err(CmdlineError::Character(bad)));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! passt: the host's sockets as a network for a guest, without root. It is a process of its own, which takes and gives
-//! Ethernet frames by a socket, and is the guest's router, DHCP server and resolver.
+//! passt: a network for a guest by the host's sockets, without root. It is a process that exchanges Ethernet frames with
+//! mvm on a socket, and is the guest's router, DHCP server and resolver.
 
 mod command;
 mod ports;
@@ -13,25 +13,30 @@ use thiserror::Error;
 
 use self::ports::PortError;
 use crate::config::PublishConfig;
-use crate::helper::{Helper, Program, becomes_readable};
+use crate::helper::{Helper, Package, Program, becomes_readable};
 
 /// The program.
-pub static PASST: Program = Program { name: "passt", variable: "MVM_PASST", places: &[], message };
+pub static PASST: Program = Program {
+    name: "passt",
+    variable: "MVM_PASST",
+    places: &[],
+    package: Package {
+        since: &[("debian", (12, 0)), ("ubuntu", (23, 4))],
+        otherwise: "use --net tap=NAME or --net bridge=NAME instead, or build passt from its source",
+    },
+    message,
+};
 
-/// The largest MTU that passt knows of: the most that an IP packet has, in whole words.
+/// The largest MTU of passt: the longest IP packet, rounded down to a multiple of 4 bytes behind an Ethernet header.
 pub const MAX_MTU: u16 = 65520;
-/// How long it may take to get ready.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take to start.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Why there is no user network.
+/// Why a user network can't be started.
 #[derive(Debug, Error)]
 pub enum PasstError {
     /// No passt on this host.
-    #[error(
-        "no passt is installed, which --net user needs: install the package passt (`apt install passt`), or name the \
-         program in {variable}",
-        variable = PASST.variable
-    )]
+    #[error("passt is not installed, which --net user and --publish need: {}", PASST.advice())]
     NoProgram,
     /// A port to publish.
     #[error(transparent)]
@@ -41,20 +46,24 @@ pub enum PasstError {
     Start {
         /// The program.
         program: PathBuf,
-        /// The host's refusal.
+        /// The host's error.
         #[source]
         source: io::Error,
     },
     /// passt ended before it was ready.
-    #[error("passt makes no network: {message}{hint}")]
+    #[error("passt failed to start: {message}{hint}")]
     Ended {
         /// What it said.
         message: String,
-        /// How to mend it, where that is known.
+        /// What to do about it, if that is known.
         hint: &'static str,
     },
-    /// passt lives, but says nothing.
-    #[error("passt is not ready after {} seconds: is {} passt?", PATIENCE.as_secs(), program.display())]
+    /// passt runs, but doesn't say that it is ready.
+    #[error(
+        "passt did not start within {} seconds: check that {} is passt",
+        START_TIMEOUT.as_secs(),
+        program.display()
+    )]
     Silent {
         /// The program.
         program: PathBuf,
@@ -62,7 +71,7 @@ pub enum PasstError {
 }
 
 impl PasstError {
-    /// Whether the host is at fault, and not what it was asked for.
+    /// Whether the cause is the host, not the configuration.
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::NoProgram | Self::Start { .. } | Self::Ended { .. } | Self::Silent { .. } => true,
@@ -71,31 +80,31 @@ impl PasstError {
     }
 }
 
-/// What a passt is to do.
+/// What passt is started with.
 #[derive(Clone, Copy, Debug)]
 pub struct PasstSettings<'a> {
     /// The guest's MTU, up to [`MAX_MTU`].
     pub mtu: u16,
-    /// Whether the address of the guest's router leads to what listens on the host's loopback.
+    /// Whether connections to the router's address go to the host's loopback.
     pub reaches_host: bool,
-    /// Ports of the host that lead to the guest.
+    /// Ports of the guest that are published on the host.
     pub published: &'a [PublishConfig],
 }
 
-/// A passt on its way.
+/// A passt that is being started.
 pub struct Passt {
     helper: Helper,
     program: PathBuf,
-    /// It writes its process ID there when it is ready.
+    /// passt writes its process ID to it when it is ready.
     ready: PipeReader,
 }
 
 impl Passt {
-    /// Starts it, and gives the other end of its socket. It gets ready while the VM is built.
+    /// Starts passt, and returns mvm's end of its socket. passt starts up while the VM is built.
     ///
     /// # Errors
     ///
-    /// [`PasstError`]: there is none, or a port can't be published.
+    /// [`PasstError`]: passt is missing, or a port can't be published.
     pub fn start(settings: PasstSettings<'_>) -> Result<(Self, UnixStream), PasstError> {
         settings.published.iter().try_for_each(ports::probe)?;
         let program = PASST.find().ok_or(PasstError::NoProgram)?;
@@ -110,17 +119,17 @@ impl Passt {
         Ok((Self { helper, program, ready }, socket))
     }
 
-    /// Waits until it is ready. The process is for the event loop, which hears what it has to say.
+    /// Waits until passt is ready. The process is for the event loop, which logs its messages.
     ///
     /// # Errors
     ///
-    /// [`PasstError`] says why it is not, in its own words where it has any.
+    /// [`PasstError`] says why it is not, with passt's last messages.
     pub fn into_ready(mut self) -> Result<Helper, PasstError> {
-        if !becomes_readable(&self.ready, Instant::now() + PATIENCE) {
+        if !becomes_readable(&self.ready, Instant::now() + START_TIMEOUT) {
             return Err(PasstError::Silent { program: self.program });
         }
         if matches!(self.ready.read(&mut [0; 32]), Ok(1..)) {
-            // What it said by the way, that there is no IPv6 say, is no news for each VM.
+            // Remarks about the host, such as that it has no IPv6, would be repeated for each VM.
             self.helper.forget_messages();
             return Ok(self.helper);
         }
@@ -131,7 +140,7 @@ impl Passt {
     }
 }
 
-/// What to do about passt's last words.
+/// What to do about passt's last messages.
 fn hint(message: &str) -> &'static str {
     let message = message.to_ascii_lowercase();
     if message.contains("external interface") || message.contains("routable interface") {
@@ -143,7 +152,7 @@ fn hint(message: &str) -> &'static str {
     }
 }
 
-/// All but what passt says of the system's log, where there is none, and of root, each time.
+/// Leaves out what passt says at every start where there is no syslog, or as root.
 fn message(line: &str) -> &str {
     let line = line.trim();
     let is_noise = line.starts_with("Failed to send ") && line.ends_with(" to syslog")
@@ -156,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passt_says_each_time_is_left_out() {
+    fn messages_of_every_start_are_left_out() {
         assert_eq!(message("Failed to send 47 bytes to syslog"), "");
         assert_eq!(message("Don't run as root. Changing to nobody..."), "");
         assert_eq!(message(" External interface not usable"), "External interface not usable");

@@ -1,4 +1,4 @@
-//! How virtiofsd is started: its options, and what it inherits.
+//! The command line of virtiofsd.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -9,10 +9,11 @@ use rustix::process::{Resource, getegid, geteuid, getrlimit};
 use crate::helper::confine;
 use crate::{Sandbox, ShareConfig};
 
-/// The most files that virtiofsd keeps open, where its user may; each that the guest knows is one.
+/// The most files that a virtiofsd keeps open. It keeps each file open that the guest's kernel has in its cache, and each
+/// takes about 1 KiB of the host's memory.
 const MAX_FILES: u64 = 1_000_000;
 
-/// The command that serves `folder` as `share` says, to the first who connects to `listener`.
+/// The command that serves `folder` as `share` says, to the first connection to `listener`.
 pub(super) fn command(program: &Path, share: &ShareConfig, folder: &Path, listener: OwnedFd) -> Command {
     let mut command = Command::new(program);
     command.args(options(share)).arg("--shared-dir").arg(folder);
@@ -26,12 +27,14 @@ fn options(share: &ShareConfig) -> Vec<String> {
         format!("--sandbox={}", share.sandbox.name()),
         "--seccomp=kill".to_owned(),
         "--log-level=warn".to_owned(),
-        // What the host changes is seen by the guest after a second at most.
+        // The guest sees the host's changes after a second at most.
         "--cache=auto".to_owned(),
         "--xattr".to_owned(),
         "--announce-submounts".to_owned(),
-        // To open files by handle takes a right that reaches beyond the folder (CAP_DAC_READ_SEARCH).
+        // To open files by handle needs a capability that reaches beyond the folder (CAP_DAC_READ_SEARCH).
         "--inode-file-handles=never".to_owned(),
+        // Without it, virtiofsd raises the limit to whatever the system allows if it is root.
+        format!("--rlimit-nofile={}", max_files()),
     ];
     if share.read_only {
         options.push("--readonly".to_owned());
@@ -42,16 +45,36 @@ fn options(share: &ShareConfig) -> Vec<String> {
     options
 }
 
-/// What virtiofsd can do for one user alone: the guest's root is that user.
-fn unprivileged(sandbox: Sandbox) -> Vec<String> {
+/// The limit of open files for virtiofsd: this process's hard limit, up to [`MAX_FILES`]. root could raise it, but who
+/// limits mvm (`LimitNOFILE=` of a unit, say) means its helpers too.
+fn max_files() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(MAX_FILES).min(MAX_FILES)
+}
+
+/// Without root, virtiofsd serves one user: the guest's root is that user.
+fn unprivileged(sandbox: Sandbox) -> [String; 2] {
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    let files = getrlimit(Resource::Nofile).maximum.unwrap_or(MAX_FILES).min(MAX_FILES);
-    let mut options = vec![format!("--rlimit-nofile={files}")];
-    options.extend(match sandbox {
+    match sandbox {
         Sandbox::Namespace => [format!("--uid-map=:0:{user}:1:"), format!("--gid-map=:0:{group}:1:")],
         Sandbox::Chroot | Sandbox::None => {
             [format!("--translate-uid=map:0:{user}:1"), format!("--translate-gid=map:0:{group}:1")]
         }
-    });
-    options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_virtiofsd_has_a_limit_of_open_files() {
+        for text in ["/a:/a", "/a:/a:ro,sandbox=none", "/a:/a,sandbox=chroot"] {
+            let options = options(&text.parse().unwrap());
+            let limits: Vec<u64> = options
+                .iter()
+                .filter_map(|option| option.strip_prefix("--rlimit-nofile=")?.parse().ok())
+                .collect();
+            assert!(matches!(limits[..], [1..=MAX_FILES]), "{options:?}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Shared folders: the processes that serve them, and their devices.
+//! Shared folders: their back ends (virtiofsd) and their devices.
 
 mod command;
 mod socket;
@@ -15,62 +15,58 @@ pub use self::virtiofsd::VIRTIOFSD;
 use crate::helper::Helper;
 use crate::{VhostUserConfig, VmConfig};
 
-/// Why a folder can't be shared.
+/// Why a folder can't be shared with the guest.
 #[derive(Debug, Error)]
 pub enum ShareError {
-    /// The folder can't be looked at.
+    /// The folder doesn't exist or can't be opened.
     #[error("cannot share {}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// The host's refusal.
+        /// The host's error.
         #[source]
         source: io::Error,
     },
-    /// A file, say.
+    /// Not a directory.
     #[error("cannot share {}: it is not a folder", .0.display())]
     NotAFolder(PathBuf),
     /// No virtiofsd on this host.
-    #[error(
-        "no virtiofsd is installed, which shares folders: install the package virtiofsd (Debian 13, Fedora, Arch), \
-         or name the program in {variable}",
-        variable = VIRTIOFSD.variable
-    )]
+    #[error("virtiofsd is not installed, which --share needs: {}", VIRTIOFSD.advice())]
     NoProgram,
     /// virtiofsd can't be started.
     #[error("cannot start {} to share {tag}", program.display())]
     Start {
         /// The program.
         program: PathBuf,
-        /// What it was to serve.
+        /// The share.
         tag: ShareTag,
-        /// The host's refusal.
+        /// The host's error.
         #[source]
         source: io::Error,
     },
     /// virtiofsd ended before it served anything.
-    #[error("virtiofsd does not share {tag}: {message}{hint}")]
+    #[error("virtiofsd failed to share {tag}: {message}{hint}")]
     Ended {
-        /// What it was to serve.
+        /// The share.
         tag: ShareTag,
         /// What it said.
         message: String,
-        /// How to mend it, where that is known.
+        /// What to do about it, if that is known.
         hint: &'static str,
     },
-    /// Nobody listens at the socket.
+    /// No process listens on the socket.
     #[error("cannot connect to the vhost-user socket {}", path.display())]
     Socket {
         /// The socket.
         path: PathBuf,
-        /// The host's refusal.
+        /// The host's error.
         #[source]
         source: io::Error,
     },
-    /// The process at the other end can't be used.
+    /// The vhost-user back end can't be used.
     #[error("cannot share {tag}")]
     BackEnd {
-        /// What it serves.
+        /// The share.
         tag: ShareTag,
         /// Why.
         #[source]
@@ -79,7 +75,7 @@ pub enum ShareError {
 }
 
 impl ShareError {
-    /// Whether the host is at fault, and not what it was asked for.
+    /// Whether the cause is the host, not the configuration.
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::Folder { .. } | Self::NotAFolder(_) | Self::Socket { .. } => false,
@@ -88,19 +84,19 @@ impl ShareError {
     }
 }
 
-/// A share on its way: a connection to the process that serves it, and that process where it is mvm's own.
+/// A share that is being started: the connection to its back end, and the process of that if mvm started it.
 pub struct Share {
     tag: ShareTag,
     socket: UnixStream,
     process: Option<Helper>,
 }
 
-/// Starts a process for each folder of `config`, and connects to those that run already. They get ready while the VM
-/// is built.
+/// Starts a virtiofsd for each folder of `config`, and connects to the back ends that run already. They start up while
+/// the VM is built.
 ///
 /// # Errors
 ///
-/// [`ShareError`]; what was started ends.
+/// [`ShareError`]; the processes that were started are ended.
 pub fn start(config: &VmConfig) -> Result<Vec<Share>, ShareError> {
     let mut shares = Vec::new();
     for share in &config.shares {
@@ -116,11 +112,11 @@ pub fn start(config: &VmConfig) -> Result<Vec<Share>, ShareError> {
 }
 
 impl Share {
-    /// Makes the device. The process is for the event loop, which hears what it has to say.
+    /// Makes the device. The process is for the event loop, which logs its messages.
     ///
     /// # Errors
     ///
-    /// [`ShareError`] says why the process can't be used, in its own words where it has any.
+    /// [`ShareError`] says why the process can't be used, with the process's last messages.
     pub fn into_device(self) -> Result<(VhostUser, Option<Helper>), ShareError> {
         let Self { tag, socket, process } = self;
         match VhostUser::fs(socket, &tag) {

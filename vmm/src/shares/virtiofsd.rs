@@ -1,4 +1,4 @@
-//! A virtiofsd process of mvm's own.
+//! The virtiofsd that mvm starts for a share.
 
 use std::os::unix::net::UnixStream;
 
@@ -7,14 +7,19 @@ use devices::virtio::vhost_user::ShareTag;
 use super::command::command;
 use super::{ShareError, socket};
 use crate::ShareConfig;
-use crate::helper::{Helper, Program};
+use crate::helper::{Helper, Package, Program};
 
-/// The program. Not that of /usr/lib/qemu: what older versions of QEMU have there goes by the same name, but is another
-/// program with other options, and cannot share read-only.
+/// The program. Not /usr/lib/qemu/virtiofsd of QEMU before 8.0: it has the same name, but other options, and can't share
+/// read-only.
 pub static VIRTIOFSD: Program = Program {
     name: "virtiofsd",
     variable: "MVM_VIRTIOFSD",
     places: &["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"],
+    package: Package {
+        since: &[("debian", (13, 0)), ("ubuntu", (23, 4))],
+        otherwise: "build it: `apt install gcc libcap-ng-dev libseccomp-dev`, then `cargo install --locked virtiofsd` \
+                    with the cargo of rustup",
+    },
     message,
 };
 
@@ -38,19 +43,19 @@ pub(super) fn start(share: &ShareConfig) -> Result<(Helper, UnixStream), ShareEr
     start().map_err(|source| ShareError::Start { program: program.clone(), tag: share.tag.clone(), source })
 }
 
-/// Why it ended, in its own words; `None` where it runs.
+/// Why it ended, in its own words; `None` if it still runs.
 pub(super) fn failure(process: Helper, tag: &ShareTag) -> Option<ShareError> {
     let message = process.into_last_words()?;
-    // virtiofsd's words for all that its sandbox needs and the host does not allow.
+    // virtiofsd says so of everything that its sandbox needs and the host does not allow.
     let hint = if message.contains("sandbox") {
-        " (sandbox=chroot takes root, sandbox=none no rights, behind the share: it is held less)"
+        " (add ,sandbox=chroot, which needs root, or ,sandbox=none, which isolates virtiofsd less)"
     } else {
         ""
     };
     Some(ShareError::Ended { tag: tag.clone(), message, hint })
 }
 
-/// What is behind the time, the level and the module.
+/// A line of its log without the time, the level and the module.
 fn message(line: &str) -> &str {
     match line.strip_prefix('[').and_then(|line| line.split_once("] ")) {
         Some((_, message)) => message.trim(),
@@ -66,14 +71,14 @@ mod tests {
     use crate::helper::confine;
 
     #[test]
-    fn what_it_says_is_told_without_time_and_module() {
+    fn messages_are_shown_without_time_and_module() {
         assert_eq!(message("[2026-01-02T03:04:05Z ERROR virtiofsd] Error [x] here "), "Error [x] here");
         assert_eq!(message("no brackets"), "no brackets");
         assert_eq!(message("[no end"), "[no end");
     }
 
     #[test]
-    fn where_its_sandbox_fails_there_is_a_way_out() {
+    fn the_error_of_a_sandbox_names_the_others() {
         let mut command = Command::new("/bin/sh");
         let script = "echo '[now ERROR virtiofsd] Error entering sandbox: Unshare' >&2; exit 1";
         command.args(["-c", script]);
@@ -81,7 +86,7 @@ mod tests {
         let process = Helper::start(&VIRTIOFSD, String::new(), command).unwrap();
         let said = failure(process, &"/work".parse().unwrap()).unwrap().to_string();
         assert!(
-            said.contains("does not share /work: Error entering sandbox: Unshare (sandbox=chroot"),
+            said.contains("failed to share /work: Error entering sandbox: Unshare (add ,sandbox=chroot"),
             "{said}"
         );
     }

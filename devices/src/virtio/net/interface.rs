@@ -11,20 +11,18 @@ use thiserror::Error;
 /// The most bytes of a name; the kernel's IFNAMSIZ counts a zero behind it.
 const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
-/// The name of a network interface: one that the kernel would take.
+/// The name of a network interface, such as the kernel accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceName(String);
 
-/// Why something is no name of an interface.
+/// Why a name can't be that of an interface.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum InterfaceNameError {
-    /// Too short or too long.
-    #[error("{0:?} is no name of a network interface: it has 1 to {MAX_NAME} bytes")]
+    /// Empty or too long.
+    #[error("invalid interface name {0:?}: use 1 to {MAX_NAME} bytes")]
     Length(String),
-    /// A name that the kernel refuses, or takes for a pattern.
-    #[error(
-        "{0:?} is no name of a network interface: it has no spaces, '/', ':' or '%', and is neither . nor .."
-    )]
+    /// A name that the kernel refuses or takes for a pattern.
+    #[error("invalid interface name {0:?}: leave out spaces, control characters, '/', ':' and '%'")]
     Bytes(String),
 }
 
@@ -42,8 +40,8 @@ impl FromStr for InterfaceName {
         if text.is_empty() || text.len() > MAX_NAME {
             return Err(InterfaceNameError::Length(text.to_owned()));
         }
-        // The kernel makes a name of its own where there is a % in it.
-        let bad = |byte: u8| matches!(byte, b'/' | b':' | b'%' | 0) || byte.is_ascii_whitespace();
+        // The kernel takes the byte 0xA0 for a space, and a % for a pattern from which it makes a name.
+        let bad = |byte: u8| matches!(byte, b'/' | b':' | b'%' | b' ' | 0xa0) || byte.is_ascii_control();
         if text == "." || text == ".." || text.bytes().any(bad) {
             return Err(InterfaceNameError::Bytes(text.to_owned()));
         }
@@ -211,7 +209,7 @@ mod tests {
                 .is_err_and(|e| matches!(e, InterfaceNameError::Length(_)))
         );
         assert!("a-name-of-15-by".parse::<InterfaceName>().is_ok());
-        for text in ["a/b", "a b", "a:1", "tap%d", ".", "..", "a\0"] {
+        for text in ["a/b", "a b", "a:1", "tap%d", ".", "..", "a\0", "a\n", "\u{1b}[m", "à"] {
             assert_eq!(text.parse::<InterfaceName>(), Err(InterfaceNameError::Bytes(text.into())));
         }
     }

@@ -1,4 +1,4 @@
-//! Hardware addresses.
+//! MAC addresses.
 
 use std::fmt;
 use std::io;
@@ -8,40 +8,40 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Of the first byte: the address is one of a group.
+/// Bit of the first byte: the address is a multicast one.
 const GROUP: u8 = 1;
-/// Of the first byte: the address is not one of a manufacturer.
+/// Bit of the first byte: the address is locally administered.
 const LOCAL: u8 = 2;
 
-/// The hardware address of a network interface: not zero, and not that of a group.
+/// The MAC address of a network interface: neither zero nor multicast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MacAddress([u8; 6]);
 
-/// Why something is no address of an interface.
+/// Why a text is not a MAC address of an interface.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum MacAddressError {
     /// Not six bytes.
-    #[error("{0:?} is no hardware address: write six bytes, as in 02:00:00:00:00:01")]
+    #[error("invalid MAC address {0:?}: use six bytes, as in 02:00:00:00:00:01")]
     Form(String),
-    /// The address of a group, or no address.
+    /// A multicast address or zero.
     #[error(
-        "{0} cannot be an interface's own address: it has to have an even first byte, and not be all zero"
+        "invalid MAC address {0}: it is zero or multicast (the first byte of an interface's address is even)"
     )]
     NotUnicast(String),
 }
 
 impl MacAddress {
-    /// An address of these bytes; `None` where no interface can have it.
+    /// An address of these bytes; `None` if no interface can have it.
     pub fn new(bytes: [u8; 6]) -> Option<Self> {
         let [first, ..] = bytes;
         (first & GROUP == 0 && bytes != [0; 6]).then_some(Self(bytes))
     }
 
-    /// Makes a locally administered address that nobody else has, as far as chance goes.
+    /// A random, locally administered address.
     ///
     /// # Errors
     ///
-    /// The host gives no random bytes.
+    /// The host has no random bytes.
     pub fn random() -> io::Result<Self> {
         let mut bytes = [0; 6];
         // So few bytes are given whole.

@@ -18,18 +18,23 @@ const DEVICE_TYPE: u32 = 26;
 /// has as many descriptors as pages, and Linux makes it as large as the queue allows.
 const QUEUE_SIZES: [u16; 2] = [128, 1024];
 
-/// The name of a shared folder, by which a guest mounts it: 1 to 36 bytes of UTF-8.
+/// Of printable ASCII, the characters that a tag may not have. A tag that is a path becomes a kernel argument, which
+/// the guest's init then takes apart, often with a shell.
+const RESERVED: &str = "\"'`\\=,;&|<>()[]{}*?!#$";
+
+/// The name of a shared folder, by which a guest mounts it (5.11.4): 1 to 36 characters of printable ASCII that mean
+/// nothing to a kernel's command line or to a shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareTag(String);
 
-/// Why a name is no tag.
+/// Why a name can't be the tag of a share.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ShareTagError {
-    /// No byte, or too many.
-    #[error("{0:?} cannot be the tag of a share: it has 1 to {TAG_LENGTH} bytes")]
+    /// Empty or too long.
+    #[error("invalid share tag {0:?}: use 1 to {TAG_LENGTH} characters")]
     Length(String),
-    /// A character that a guest's command line or its kernel's arguments take for something else.
-    #[error("{0:?} cannot be the tag of a share: leave out blanks, quotes and commas")]
+    /// A character that a kernel's command line, or a shell in the guest, takes for something else.
+    #[error("invalid share tag {0:?}: use letters, digits and / . _ - + : @ % ^ ~ (ASCII only)")]
     Character(String),
 }
 
@@ -40,11 +45,12 @@ impl FromStr for ShareTag {
         if text.is_empty() || text.len() > TAG_LENGTH {
             return Err(ShareTagError::Length(text.to_owned()));
         }
-        let is_bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | ',');
-        if text.contains(is_bad) {
-            return Err(ShareTagError::Character(text.to_owned()));
+        // Linux takes the byte 0xA0 for a space, which is the second one of `à` in UTF-8.
+        if text.chars().all(|c| c.is_ascii_graphic() && !RESERVED.contains(c)) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ShareTagError::Character(text.to_owned()))
         }
-        Ok(Self(text.to_owned()))
     }
 }
 
@@ -108,16 +114,24 @@ mod tests {
 
     #[test]
     fn a_tag_is_what_a_guest_can_name() {
-        for good in ["x", "/work", "a.b-c_d", "é", &"t".repeat(36)] {
+        for good in ["x", "/work", "a.b-c_d+e:@%^~", &"t".repeat(36)] {
             let tag: ShareTag = good.parse().unwrap();
             assert_eq!(tag.as_str(), good);
         }
         for bad in ["", &"t".repeat(37), &"é".repeat(19)] {
             assert_eq!(bad.parse::<ShareTag>(), Err(ShareTagError::Length(bad.into())));
         }
-        for bad in ["a b", "a\n", "a\"", "'", "a,b", "\0"] {
+        for bad in [
+            "a b", "a\n", "a\"", "'", "a,b", "\0", "à", "/wörk", "a=b", "\u{a0}", "\u{7f}", "*", "$(x)",
+            "a\\b",
+        ] {
             assert_eq!(bad.parse::<ShareTag>(), Err(ShareTagError::Character(bad.into())));
         }
+        // The message lists all that is left.
+        let message = ShareTagError::Character(String::new()).to_string();
+        let named = |c: &char| message.split(' ').any(|word| word == c.to_string());
+        let is_tag = |c: &char| c.to_string().parse::<ShareTag>().is_ok();
+        assert!((0..=0xff).map(char::from).filter(is_tag).all(|c| c.is_ascii_alphanumeric() || named(&c)));
     }
 
     #[test]
