@@ -1,6 +1,5 @@
 //! `mvm boot`.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,6 +56,14 @@ pub struct BootCommand {
 
 /// Boots a VM and runs it to its end. `start` is when the process started.
 pub fn run(command: BootCommand, start: Instant) -> ExitCode {
+    // Before there is a VM: from here on, nothing that it causes waits for who reads standard error.
+    let _writer = match devices::log::Writer::start() {
+        Ok(writer) => writer,
+        Err(error) => {
+            complain(&format!("cannot start a thread: {error}"));
+            return exit_code::HOST.into();
+        }
+    };
     let mut config = match configuration(command.options, command.config) {
         Ok(config) => config,
         Err(message) => {
@@ -81,8 +88,7 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
     match result {
         Ok(reason) => {
             if command.timing {
-                // Where standard error is closed there is nobody to tell.
-                let _ = write!(io::stderr(), "{timeline}");
+                devices::log::print(&timeline.to_string());
             }
             let code = exit_code::of_exit(&reason);
             if code == exit_code::SUCCESS {

@@ -76,13 +76,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     restore_terminal_on_panic();
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_max_level(cli.log_level)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .without_time()
-        .init();
+    devices::log::init(cli.log_level);
     match cli.command {
         Command::Boot(command) => boot::run(*command, start),
         Command::Ps(command) => command.run(),
@@ -107,10 +101,9 @@ fn restore_terminal_on_panic() {
     }));
 }
 
-/// Says `message` on one line of standard error.
+/// Says `message` on one line of standard error, whatever characters a VM's answer or a path has brought into it.
 fn complain(message: &str) {
-    // Where standard error is closed there is nobody to tell.
-    let _ = writeln!(io::stderr(), "mvm: {message}");
+    devices::log::say(message);
 }
 
 /// Prints `text` on standard output; returns `code`, unless that can't be done. A reader that has gone has read enough.

@@ -7,6 +7,7 @@
 pub mod bus;
 pub mod interrupt;
 pub mod legacy;
+pub mod log;
 pub mod machine;
 pub mod metrics;
 pub mod suspend;

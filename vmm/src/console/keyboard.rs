@@ -1,7 +1,6 @@
 //! What is typed on standard input.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
@@ -94,7 +93,7 @@ fn obey(escape: &mut Escape, typed: &[u8], ahead: &mut VecDeque<u8>, exit: &Exit
         match command {
             Command::Stop => exit.end(ExitReason::Stopped),
             // Where standard error is closed there is nobody to help.
-            Command::Help => drop(io::stderr().write_all(HELP.as_bytes())),
+            Command::Help => devices::log::print(HELP),
             Command::Detach => {}
         }
     }
