@@ -11,6 +11,7 @@ mod consoles;
 mod control;
 mod cpus;
 mod ends;
+mod flood;
 mod gdb;
 mod interrupts;
 mod memory;
