@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Args;
 use instance::{Identity, Instance, Summary};
-use vmm::{Timeline, Vm, VmConfig};
+use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
 
 use crate::options::BootOptions;
 use crate::{chain, complain, config_file, exit_code};
@@ -64,15 +64,14 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
             return exit_code::HOST.into();
         }
     };
-    let mut config = match configuration(command.options, command.config) {
-        Ok(config) => config,
+    let (config, asked) = match configuration(command.options, command.config) {
+        Ok(described) => described,
         Err(message) => {
             complain(&message);
             return exit_code::USAGE.into();
         }
     };
-    let asked = Identity { id: config.id.take(), name: config.name.clone(), directory: None };
-    // Until the VM's end: then its directory goes.
+    // Until the VM's end: then its directory is removed.
     let instance = match Instance::claim(&asked, Summary::from(&config)) {
         Ok(instance) => instance,
         Err(error) => {
@@ -80,35 +79,42 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
             return if error.is_the_hosts() { exit_code::HOST } else { exit_code::USAGE }.into();
         }
     };
-    config.id = Some(instance.id().clone());
-    config.runtime_dir = Some(instance.path().to_owned());
+    let identity = instance.identity();
     let timeline = Arc::new(Timeline::starting_at(start));
-    let result = Vm::new(&config, timeline.clone()).and_then(Vm::run);
+    let result = Frontend::of_process(&config.console, identity.directory.as_deref())
+        .and_then(|frontend| vmm::launch(&config, &identity, frontend, &timeline));
     drop(instance);
+    if command.timing && result.is_ok() {
+        devices::log::print(&timeline.to_string());
+    }
+    ending(result).into()
+}
+
+/// Says how the VM ended, and returns the exit code for it.
+fn ending(result: Result<ExitReason, VmError>) -> u8 {
     match result {
         Ok(reason) => {
-            if command.timing {
-                devices::log::print(&timeline.to_string());
-            }
             let code = exit_code::of_exit(&reason);
             if code == exit_code::SUCCESS {
                 tracing::info!("{reason}");
             } else {
                 complain(&reason.to_string());
             }
-            code.into()
+            code
         }
         Err(error) => {
             complain(&chain(&error));
-            exit_code::of_error(&error).into()
+            exit_code::of_error(&error)
         }
     }
 }
 
-fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<VmConfig, String> {
+/// What to run, and what it is to be called.
+fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<(VmConfig, Identity), String> {
     let options = match file {
         Some(path) => flags.or(config_file::read(&path).map_err(|error| chain(&error))?),
         None => flags,
     };
-    options.into_config()
+    let identity = options.identity();
+    Ok((options.into_config()?, identity))
 }

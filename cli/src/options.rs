@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use instance::{VmId, VmName};
+use instance::{Identity, VmId, VmName};
 use serde::Deserialize;
 use vmm::{
     ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, PublishConfig, ShareConfig,
@@ -143,6 +143,11 @@ impl BootOptions {
         }
     }
 
+    /// What the VM is to be called.
+    pub fn identity(&self) -> Identity {
+        Identity { id: self.id.clone(), name: self.name.clone(), directory: None }
+    }
+
     /// The VM that they describe.
     ///
     /// # Errors
@@ -157,8 +162,6 @@ impl BootOptions {
             self.kernel.ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?;
         let default = VmConfig::new(kernel);
         Ok(VmConfig {
-            id: self.id,
-            name: self.name,
             initrd: self.initrd,
             rootfs: self.rootfs,
             disks: self.disk,

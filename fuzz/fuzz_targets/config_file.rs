@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "to read the file is not what is tried here")]
 #[path = "../../cli/src/config_file.rs"]
 mod config_file;
+#[allow(dead_code, reason = "the name of the VM is not needed")]
 #[path = "../../cli/src/options.rs"]
 mod options;
 

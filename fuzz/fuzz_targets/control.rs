@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use devices::virtio::balloon::{Balloon, BalloonHandle};
 use event_manager::{EventManager, SubscriberOps};
+use instance::Identity;
 use libfuzzer_sys::fuzz_target;
 use vmm::VmConfig;
 use vmm::control::ControlServer;
@@ -26,7 +27,7 @@ fuzz_target!(|said: &[u8]| {
     let exit = Arc::new(ExitSlot::new().expect("an eventfd"));
     let button = Arc::new(AtomicUsize::new(0));
     let gate = Arc::new(Gate::new(0));
-    let vm = VmHandle::new(VmConfig::new("vmlinux"), exit, button, gate, Registry::default());
+    let vm = VmHandle::new(Identity::default(), VmConfig::new("vmlinux"), exit, button, gate, Registry::default());
     let balloon = Balloon::new(512 << 20).expect("a timer");
     let vm = vm.with_balloon(Some(BalloonHandle::new(Arc::new(Mutex::new(balloon)))));
     let path = fuzz::directory().join("control");

@@ -26,7 +26,7 @@ pub enum IdentityError {
 }
 
 /// Which VM it is, as opposed to what it is made of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Identity {
     /// The VM's ID; `None` as long as it has no directory.
     pub id: Option<VmId>,
@@ -34,6 +34,7 @@ pub struct Identity {
     pub name: Option<VmName>,
     /// The VM's directory, with its control socket, the socket of its console and the console's latest output;
     /// a VM without a directory has none of these.
+    #[serde(skip)]
     pub directory: Option<PathBuf>,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use devices::Interrupt;
 use devices::virtio::balloon::BalloonHandle;
-use instance::MetricsReport;
+use instance::{Identity, MetricsReport};
 
 use crate::VmConfig;
 use crate::exit::{ExitReason, ExitSlot};
@@ -14,6 +14,7 @@ use crate::vcpu::{Gate, GateError, Holder};
 
 /// A running VM, in the hands of those who control it. Any thread may call it.
 pub struct VmHandle {
+    identity: Identity,
     config: VmConfig,
     exit: Arc<ExitSlot>,
     power_button: Arc<dyn Interrupt>,
@@ -23,21 +24,27 @@ pub struct VmHandle {
 }
 
 impl VmHandle {
-    /// The VM of `config`, that ends through `exit`, hears `power_button`, stops at `gate` and counts in `metrics`. It has no balloon.
+    /// The VM of `config` called by `identity`, that ends through `exit`, hears `power_button`, stops at `gate` and counts in `metrics`. It has no balloon.
     pub fn new(
+        identity: Identity,
         config: VmConfig,
         exit: Arc<ExitSlot>,
         power_button: Arc<dyn Interrupt>,
         gate: Arc<Gate>,
         metrics: Registry,
     ) -> Self {
-        Self { config, exit, power_button, gate, metrics, balloon: None }
+        Self { identity, config, exit, power_button, gate, metrics, balloon: None }
     }
 
     /// The same VM with `balloon`, where it has one.
     #[must_use]
     pub fn with_balloon(self, balloon: Option<BalloonHandle>) -> Self {
         Self { balloon, ..self }
+    }
+
+    /// Who the VM is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// What the VM is made of.

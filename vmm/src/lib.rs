@@ -1,7 +1,6 @@
 //! The virtual machine monitor of mvm.
 //!
-//! [`VmConfig`] says what to run, [`Vm::new`] builds it in one visible order, [`Vm::run`] runs it to its end
-//! and returns the [`ExitReason`].
+//! [`VmConfig`] says what to run, [`launch()`] runs it to its end and returns the [`ExitReason`].
 
 pub mod arch;
 pub mod backends;
@@ -11,11 +10,13 @@ pub mod control;
 mod descriptors;
 pub mod error;
 pub mod exit;
+pub mod frontend;
 pub mod gdb;
 pub mod handle;
 pub mod helper;
 pub mod host;
 pub mod kvm;
+pub mod launch;
 pub mod loader;
 pub mod machine;
 pub mod memory;
@@ -37,5 +38,7 @@ pub use config::{
 };
 pub use error::VmError;
 pub use exit::ExitReason;
+pub use frontend::Frontend;
+pub use launch::{launch, open, seal};
 pub use timing::{Phase, Timeline};
-pub use vm::Vm;
+pub use vm::{Vm, build};

@@ -1,6 +1,7 @@
 //! The devices of a VM: their places, their interrupts, and whom they report to.
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use devices::legacy::{BootMarker, Cmos, I8042, PowerRegisters, PvPanic, Serial};
@@ -12,17 +13,17 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::ConsoleConfig;
 use crate::VmError;
 use crate::arch::current::acpi::VirtioMmioNode;
 use crate::arch::current::layout;
-use crate::console::{Console, InputPort, Sink};
+use crate::console::{Console, InputPort};
 use crate::exit::{ExitReason, ExitSlot};
+use crate::frontend::Frontend;
 use crate::helper::Helper;
 use crate::kvm::KvmError;
 use crate::metrics::Registry;
-use crate::signals::{EndingSignals, SignalHandler};
 use crate::timing::{Phase, Timeline};
-use crate::{ConsoleConfig, VmConfig};
 
 /// What the event loop runs.
 pub type Subscriber = Box<dyn MutEventSubscriber>;
@@ -122,26 +123,27 @@ impl<'a> Devices<'a> {
         self.add_ports(BootMarker::PORT, BootMarker::PORTS, BootMarker::new(reporter))
     }
 
-    /// Adds the serial port, and a virtio console where `config` wants one, both of which write to `sink`. On a
-    /// terminal, that is in raw mode from then on.
+    /// Adds the serial port, and a virtio console where `kind` is one, both of which write to `frontend` and to those
+    /// who attach by a socket in `directory`.
     ///
     /// # Errors
     ///
     /// [`VmError`].
     pub fn add_console(
         &mut self,
-        config: &VmConfig,
-        sink: Option<Sink>,
+        kind: &ConsoleConfig,
+        frontend: &mut Frontend,
+        directory: Option<&Path>,
         exit: &Arc<ExitSlot>,
     ) -> Result<Console, VmError> {
-        let mut console = Console::new(sink)?;
+        let mut console = Console::new(frontend.output.take())?;
         let line = interrupt_line(self.vm, Serial::GSI)?;
         let serial = Serial::new(line, self.reporter.clone(), console.output())
             .map_err(VmError::host("make the serial port"))?;
         let mut port = InputPort::Serial(serial.input().map_err(VmError::host("make the serial port"))?);
         self.metrics.add("serial", "ttyS0".into(), serial.metrics());
         self.add_ports(Serial::PORT, Serial::PORTS, serial)?;
-        if config.console == ConsoleConfig::Virtio {
+        if *kind == ConsoleConfig::Virtio {
             let device = self.add_virtio(console.virtio()?)?;
             let (virtio, window) = console.connect(device)?;
             port = virtio;
@@ -149,20 +151,17 @@ impl<'a> Devices<'a> {
         }
         // Behind the devices, which are numbered.
         self.metrics.add("console", "hub".into(), console.metrics());
-        self.subscribers.push(Box::new(console.events(config, port, exit)?));
+        self.subscribers.push(Box::new(console.events(frontend, directory, port, exit)?));
         Ok(console)
     }
 
-    /// Adds the power button, which ending signals press, and gives it back for others who do.
+    /// Adds the power button, and gives it back for those who press it.
     ///
     /// # Errors
     ///
     /// [`VmError`].
-    pub fn add_power_button(&mut self, exit: &Arc<ExitSlot>) -> Result<Arc<EventFd>, VmError> {
-        let button = interrupt_line(self.vm, layout::EVENT_DEVICE_GSI)?;
-        let signals = EndingSignals::block().map_err(VmError::host("take signals"))?;
-        self.subscribers.push(Box::new(SignalHandler::new(signals, button.clone(), exit.clone())));
-        Ok(button)
+    pub fn add_power_button(&mut self) -> Result<Arc<EventFd>, VmError> {
+        Ok(interrupt_line(self.vm, layout::EVENT_DEVICE_GSI)?)
     }
 
     /// Has the event loop hear what the process that serves a device has to say, if there is one.

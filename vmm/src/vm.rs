@@ -16,14 +16,15 @@ use crate::arch::current::boot::{self, BootInformation};
 use crate::arch::current::cpuid::CpuidTemplate;
 use crate::arch::current::layout;
 use crate::arch::current::registers::{self};
-use crate::backends::Backends;
-use crate::console::{Console, Sink};
+use crate::console::Console;
 use crate::control::ControlServer;
 use crate::exit::ExitSlot;
+use crate::frontend::Frontend;
 use crate::gdb::{GdbServer, Listener, Stops};
 use crate::handle::VmHandle;
 use crate::helper::Helper;
 use crate::kvm::{self, KvmError};
+use crate::launch::Resources;
 use crate::loader::{self, Kernel};
 use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self};
@@ -34,92 +35,104 @@ use crate::vcpu::{ExitCounters, Gate, Holder, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, VmError};
 
 /// A VM that is ready to run.
+///
+/// Its parts are dropped in this order: devices after the vCPUs that use them, and before the processes that serve
+/// them; the terminal last.
 pub struct Vm {
-    vcpus: Vec<VcpuFd>,
+    vcpus: Vcpus,
+    debugger: Option<GdbServer>,
+    events: EventManager<Subscriber>,
     shared: Arc<VcpuShared>,
-    subscribers: Vec<Subscriber>,
     helpers: Vec<Arc<Mutex<Helper>>>,
-    exit: Arc<ExitSlot>,
-    /// It restores the terminal when the VM is gone.
     console: Console,
     memory: Arc<GuestMemoryMmap>,
-    debugger: Option<Listener>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
     vm: VmFd,
     /// Dropped after the descriptor, so that nothing waits here while the VM is freed.
     teardown: Option<BackgroundTeardown>,
 }
 
-impl Vm {
-    /// Builds the VM of `config`. From here on the process's ending signals are taken for the guest.
-    ///
-    /// # Errors
-    ///
-    /// [`VmError`] says what can't be had and how to mend it; nothing is left behind.
-    pub fn new(config: &VmConfig, timeline: Arc<Timeline>) -> Result<Self, VmError> {
-        config.validate()?;
-        let (backends, pmem) = (Backends::open(config)?, pmem::open(config)?);
-        let sink = Sink::open(&config.console)?;
-        let debugger = config.gdb.as_ref().map(Listener::bind).transpose()?;
+/// Builds the VM that `resources` are for. Its vCPUs wait until it runs.
+///
+/// # Errors
+///
+/// [`VmError`] says what the host cannot do; nothing is left behind.
+pub fn build(
+    resources: Resources<'_>,
+    mut frontend: Frontend,
+    timeline: Arc<Timeline>,
+) -> Result<Vm, VmError> {
+    let Resources { config, identity, kvm, kernel, initrd, backends, pmem, debugger } = resources;
+    let vm = kvm::create_vm(&kvm)?;
+    let teardown = BackgroundTeardown::prepare(&vm);
+    timeline.mark(Phase::Kvm);
 
-        let kvm = kvm::open()?;
-        let vm = kvm::create_vm(&kvm)?;
-        let teardown = BackgroundTeardown::prepare(&vm);
-        timeline.mark(Phase::Kvm);
+    let shared = backends.need_shared_memory();
+    let reserve = if shared { memory::reserve_shared } else { memory::reserve };
+    let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
+    let PersistentMemory { files: pmem, dma } = pmem::place(pmem, &memory)?;
+    register_memory(&vm, &memory)?;
+    register_pmem(&vm, &memory, &pmem)?;
+    timeline.mark(Phase::Memory);
+    // After the memory: KVM waits some milliseconds to add a memory slot to a VM that has them.
+    create_interrupt_controllers(&vm)?;
 
-        let shared = backends.need_shared_memory();
-        let reserve = if shared { memory::reserve_shared } else { memory::reserve };
-        let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
-        let PersistentMemory { files: pmem, dma } = pmem::place(pmem, &memory)?;
-        register_memory(&vm, &memory)?;
-        register_pmem(&vm, &memory, &pmem)?;
-        timeline.mark(Phase::Memory);
-        // After the memory: KVM waits some milliseconds to add a memory slot to a VM that has them.
-        create_interrupt_controllers(&vm)?;
+    let kernel = loader::load_kernel(&memory, kernel)?;
+    let initrd = initrd.map(|file| loader::load_initrd(&memory, &kernel, file)).transpose()?;
+    let visible = identity.directory.is_some();
+    let arguments = loader::kernel_arguments(config, visible, kernel.cmdline_max())?;
+    timeline.mark(Phase::Kernel);
 
-        let kernel = loader::load_kernel(&memory, &config.kernel)?;
-        let initrd = config.initrd.as_deref();
-        let initrd = initrd.map(|path| loader::load_initrd(&memory, &kernel, path)).transpose()?;
-        let arguments = loader::kernel_arguments(config, kernel.cmdline_max())?;
-        timeline.mark(Phase::Kernel);
+    let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
+    let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
+    let mut devices = Devices::new(&vm, &memory, reporter);
+    devices.dma = dma.clone();
+    devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
+    devices.add_legacy()?;
+    let directory = identity.directory.as_deref();
+    let console = devices.add_console(&config.console, &mut frontend, directory, &exit)?;
+    let power_button = devices.add_power_button()?;
+    devices.subscribers.extend(frontend.signal_handler(power_button.clone(), &exit));
+    backends.add_to(&mut devices)?;
+    add_pmem(&mut devices, pmem, &exit)?;
+    let balloon = config.balloon.then(|| add_balloon(&mut devices, config)).transpose()?;
+    devices.add_virtio(Rng::new())?;
+    let Devices { ports, mmio, virtio, mut subscribers, helpers, mut metrics, .. } = devices;
+    timeline.mark(Phase::Devices);
 
-        let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
-        let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
-        let mut devices = Devices::new(&vm, &memory, reporter);
-        devices.dma = dma.clone();
-        devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
-        devices.add_legacy()?;
-        let console = devices.add_console(config, sink, &exit)?;
-        let power_button = devices.add_power_button(&exit)?;
-        backends.add_to(&mut devices)?;
-        add_pmem(&mut devices, pmem, &exit)?;
-        let balloon = config.balloon.then(|| add_balloon(&mut devices, config)).transpose()?;
-        devices.add_virtio(Rng::new())?;
-        let Devices { ports, mmio, virtio, mut subscribers, helpers, mut metrics, .. } = devices;
-        timeline.mark(Phase::Devices);
+    let rsdp = acpi::write(&memory, config.cpus, &virtio)?;
+    let memory_size = config.memory.bytes();
+    boot::write(&memory, &kernel, &BootInformation { arguments: &arguments, initrd, memory_size, rsdp })?;
+    registers::write_boot_tables(&memory, kernel.entry)?;
+    let vcpus = create_vcpus(&kvm, &vm, config, (&kernel, &dma))?;
+    timeline.mark(Phase::Vcpus);
 
-        let rsdp = acpi::write(&memory, config.cpus, &virtio)?;
-        let memory_size = config.memory.bytes();
-        boot::write(&memory, &kernel, &BootInformation { arguments: &arguments, initrd, memory_size, rsdp })?;
-        registers::write_boot_tables(&memory, kernel.entry)?;
-        let vcpus = create_vcpus(&kvm, &vm, config, (&kernel, &dma))?;
-        timeline.mark(Phase::Vcpus);
-
-        let gate = Arc::new(Gate::new(config.cpus));
-        let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
-        let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
-        let counters = vcpu_counters(config.cpus, &mut metrics);
-        if let Some(directory) = &config.runtime_dir {
-            let handle = VmHandle::new(config.clone(), exit.clone(), power_button, gate.clone(), metrics);
-            let handle = Arc::new(handle.with_balloon(balloon));
-            let server = ControlServer::new(&directory.join(CONTROL_SOCKET), handle)?;
-            subscribers.push(Box::new(server));
-        }
-        let shared =
-            Arc::new(VcpuShared { ports, mmio, exit: exit.clone(), gate, stops, counters, timeline });
-        Ok(Self { vcpus, shared, subscribers, helpers, exit, console, memory, debugger, vm, teardown })
+    let gate = Arc::new(Gate::new(config.cpus));
+    let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
+    let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
+    let counters = vcpu_counters(config.cpus, &mut metrics);
+    if let Some(directory) = directory {
+        let (identity, config) = (identity.clone(), config.clone());
+        let handle = VmHandle::new(identity, config, exit.clone(), power_button, gate.clone(), metrics);
+        let handle = Arc::new(handle.with_balloon(balloon));
+        subscribers.push(Box::new(ControlServer::new(&directory.join(CONTROL_SOCKET), handle)?));
     }
+    let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
+    for subscriber in subscribers {
+        events.add_subscriber(subscriber);
+    }
+    gate.hold(Holder::Launch);
+    if debugger.is_some() {
+        // The vCPUs wait at the first instruction until a client lets them go.
+        gate.hold(Holder::Debugger);
+    }
+    let shared = Arc::new(VcpuShared { ports, mmio, exit, gate, stops, counters, timeline });
+    let vcpus = Vcpus::start(vcpus, shared.clone())?;
+    let debugger = start_debugger(debugger, &shared, memory.clone())?;
+    Ok(Vm { vcpus, debugger, events, shared, helpers, console, memory, vm, teardown })
+}
 
+impl Vm {
     /// The gate that keeps the VM's vCPUs out of the guest for a while, before it runs and while it does.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.shared.gate
@@ -134,27 +147,17 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`VmError`] where threads or the event loop fail; what the guest does to itself is an [`ExitReason`].
+    /// [`VmError::EventLoop`]; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, shared, subscribers, helpers, exit, console, memory, debugger, vm, teardown } =
-            self;
-        let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
-        for subscriber in subscribers {
-            events.add_subscriber(subscriber);
-        }
-        if debugger.is_some() {
-            // They wait at the first instruction until a client lets them go.
-            shared.gate.hold(Holder::Debugger);
-        }
-        let vcpus = Vcpus::start(vcpus, shared.clone())?;
-        let debugger = start_debugger(debugger, &shared, memory)?;
+        let Self { vcpus, debugger, mut events, shared, helpers, console, memory: _, vm, teardown } = self;
+        shared.gate.resume(Holder::Launch);
         let reason = loop {
-            if let Some(reason) = exit.reason() {
+            if let Some(reason) = shared.exit.reason() {
                 break reason;
             }
             events.run().map_err(VmError::EventLoop)?;
         };
-        // Devices end after the vCPUs that use them, and before the processes that serve them; the terminal last.
+        // As the fields are ordered, but what the guest said last is passed on in between.
         drop(vcpus);
         drop(debugger);
         console.flush();

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use devices::virtio::block::DiskIdError;
 use devices::virtio::vhost_user::{ShareTag, ShareTagError};
-use instance::{Summary, VmId, VmName};
+use instance::Summary;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
@@ -36,14 +36,6 @@ pub use vsock::VsockConfig;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct VmConfig {
-    /// By what it is called from its creation to its end; `None` as long as it has no directory.
-    pub id: Option<VmId>,
-    /// By what people call it.
-    pub name: Option<VmName>,
-    /// Its directory (see [`instance`]), in which it has its control socket, the socket of its console and
-    /// the console's latest output; without one it has none of them.
-    #[serde(skip)]
-    pub runtime_dir: Option<PathBuf>,
     /// The kernel: an ELF `vmlinux` or a bzImage.
     #[serde(serialize_with = "path_as_text")]
     pub kernel: PathBuf,
@@ -197,9 +189,6 @@ impl VmConfig {
     /// A VM of `kernel` with one vCPU, 512 MiB, a console on standard input and output, and nothing else.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self {
-            id: None,
-            name: None,
-            runtime_dir: None,
             kernel: kernel.into(),
             initrd: None,
             rootfs: None,

@@ -23,9 +23,6 @@ const KEYBOARD: u32 = 2;
 /// The socket, and from there on its clients.
 const SERVER: u32 = 3;
 
-/// The name of the log in a VM's directory.
-const LOG_NAME: &str = "console.log";
-
 /// The console's subscriber.
 pub struct ConsoleEvents {
     hub: Arc<Hub>,
@@ -47,13 +44,22 @@ impl ConsoleEvents {
         self.keyboard = Some(Keyboard::new(source, KEYBOARD, is_terminal, exit));
     }
 
-    /// Lets others look on and type by way of `directory`, which is the VM's own.
+    /// Keeps the latest output in a file at `path`.
     ///
     /// # Errors
     ///
-    /// [`ConsoleError::Open`] and [`ConsoleError::Socket`].
-    pub(super) fn add_directory(&mut self, directory: &Path) -> Result<(), ConsoleError> {
-        self.log = Some(Log::create(directory.join(LOG_NAME), self.hub.reader())?);
+    /// [`ConsoleError::Open`].
+    pub(super) fn add_log(&mut self, path: &Path) -> Result<(), ConsoleError> {
+        self.log = Some(Log::create(path.to_owned(), self.hub.reader())?);
+        Ok(())
+    }
+
+    /// Lets others look on and type by a socket in `directory`, which is the VM's own.
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError::Socket`].
+    pub(super) fn add_server(&mut self, directory: &Path) -> Result<(), ConsoleError> {
         self.server = Some(Server::bind(directory.join(CONSOLE_SOCKET), &self.hub, SERVER)?);
         Ok(())
     }
@@ -163,7 +169,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let hub = Hub::new().unwrap();
         let mut console = ConsoleEvents::new(&hub, serial(false).1);
-        console.add_directory(directory.path()).unwrap();
+        console.add_log(&directory.path().join("console.log")).unwrap();
+        console.add_server(directory.path()).unwrap();
         let mut events = EventManager::<ConsoleEvents>::new().unwrap();
         events.add_subscriber(console);
         let connect = || UnixStream::connect(directory.path().join(CONSOLE_SOCKET)).unwrap();
@@ -205,7 +212,8 @@ mod tests {
         let hub = Hub::new().unwrap();
         let (serial, port) = serial(true);
         let mut console = ConsoleEvents::new(&hub, port);
-        console.add_directory(directory.path()).unwrap();
+        console.add_log(&directory.path().join("console.log")).unwrap();
+        console.add_server(directory.path()).unwrap();
         let mut events = EventManager::<ConsoleEvents>::new().unwrap();
         events.add_subscriber(console);
         let connect = || UnixStream::connect(directory.path().join(CONSOLE_SOCKET)).unwrap();

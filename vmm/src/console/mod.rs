@@ -18,7 +18,7 @@ mod window;
 mod writer;
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::metrics::Metrics;
@@ -35,7 +35,7 @@ use self::hub::{Hub, Output};
 use self::window::WindowWatcher;
 use self::writer::Writer;
 use crate::exit::ExitSlot;
-use crate::{ConsoleConfig, VmConfig};
+use crate::frontend::Frontend;
 
 /// Why the console could not be set up.
 #[derive(Debug, Error)]
@@ -120,23 +120,27 @@ impl Console {
         Ok((port, Box::new(watcher)))
     }
 
-    /// Begins to take input for `port`, as `config` says: from standard input, which is a terminal in raw mode from
-    /// then on, and from who comes by the VM's directory.
+    /// Begins to take input for `port`: from `frontend`, whose terminal is in raw mode from then on, and from who
+    /// attaches by a socket in `directory`.
     ///
     /// # Errors
     ///
     /// [`ConsoleError`].
     pub fn events(
         &mut self,
-        config: &VmConfig,
+        frontend: &Frontend,
+        directory: Option<&Path>,
         port: InputPort,
         exit: &Arc<ExitSlot>,
     ) -> Result<ConsoleEvents, ConsoleError> {
         let mut events = ConsoleEvents::new(&self.hub, port);
-        if let Some(directory) = &config.runtime_dir {
-            events.add_directory(directory)?;
+        if let Some(log) = &frontend.log {
+            events.add_log(log)?;
         }
-        if matches!(config.console, ConsoleConfig::Stdio | ConsoleConfig::Virtio) {
+        if let Some(directory) = directory {
+            events.add_server(directory)?;
+        }
+        if frontend.reads_stdin {
             let stdin = io::stdin();
             let is_terminal = stdin.is_terminal();
             events.add_keyboard(Box::new(stdin), is_terminal, exit.clone());

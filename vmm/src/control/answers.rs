@@ -1,22 +1,38 @@
 //! How the VM becomes the answers of [`instance::api`].
 
 use devices::virtio::balloon::{BalloonHandle, Statistics};
+use instance::Identity;
 use instance::api::{Balloon, BalloonStatistics, InstanceInfo, State};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::response::Response;
+use crate::VmConfig;
 use crate::handle::VmHandle;
 
 /// Who the VM is and whether it runs.
 pub(super) fn instance(vm: &VmHandle) -> InstanceInfo {
-    let config = vm.config();
+    let identity = vm.identity();
     InstanceInfo {
         app_name: "mvm".into(),
-        id: config.id.as_ref().map(ToString::to_string).unwrap_or_default(),
-        name: config.name.as_ref().map(ToString::to_string),
+        id: identity.id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        name: identity.name.as_ref().map(ToString::to_string),
         state: if vm.is_paused() { State::Paused } else { State::Running },
         vmm_version: env!("CARGO_PKG_VERSION").into(),
     }
+}
+
+/// The answer to `GET /vm/config`.
+#[derive(Serialize)]
+pub(super) struct Described<'a> {
+    #[serde(flatten)]
+    identity: &'a Identity,
+    #[serde(flatten)]
+    config: &'a VmConfig,
+}
+
+/// Who the VM is and what it is made of.
+pub(super) fn config(vm: &VmHandle) -> Described<'_> {
+    Described { identity: vm.identity(), config: vm.config() }
 }
 
 /// The balloon's settings.

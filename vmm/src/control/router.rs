@@ -91,7 +91,7 @@ fn update_vm(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
 }
 
 fn config(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
-    now(Response::json(vm.config()))
+    now(Response::json(&answers::config(vm)))
 }
 
 fn machine_config(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
@@ -149,7 +149,7 @@ fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
 }
 
 fn metrics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
-    let page = prometheus::page(&vm.metrics(), vm.config(), vm.is_paused());
+    let page = prometheus::page(&vm.metrics(), vm.identity(), vm.config(), vm.is_paused());
     now(Response::text(prometheus::CONTENT_TYPE, page))
 }
 

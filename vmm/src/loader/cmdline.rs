@@ -26,7 +26,8 @@ pub enum CmdlineError {
     Character(char),
 }
 
-/// The arguments for the kernel of `config`, at most `max` bytes.
+/// The arguments for the kernel of `config`, at most `max` bytes. `visible` says whether its console can be seen by
+/// others than `config.console` names.
 ///
 /// mvm's own are the console, the root disk, the shares, and `panic=-1`, which makes a panic end the VM at once even
 /// where the guest has no pvpanic driver. `--append` comes behind them, so that it can overrule them.
@@ -34,10 +35,10 @@ pub enum CmdlineError {
 /// # Errors
 ///
 /// [`CmdlineError`] says how to mend it.
-pub fn kernel_arguments(config: &VmConfig, max: usize) -> Result<CString, CmdlineError> {
+pub fn kernel_arguments(config: &VmConfig, visible: bool, max: usize) -> Result<CString, CmdlineError> {
     let arguments = match &config.cmdline {
         Some(cmdline) => cmdline.clone(),
-        None => own_arguments(config).join(" "),
+        None => own_arguments(config, visible).join(" "),
     };
     let mut arguments = arguments.trim().to_owned();
     if let Some(append) = config.append.as_deref().map(str::trim).filter(|append| !append.is_empty()) {
@@ -55,14 +56,14 @@ pub fn kernel_arguments(config: &VmConfig, max: usize) -> Result<CString, Cmdlin
     CString::new(arguments).map_err(|_| CmdlineError::Character('\0'))
 }
 
-fn own_arguments(config: &VmConfig) -> Vec<Cow<'static, str>> {
+fn own_arguments(config: &VmConfig, visible: bool) -> Vec<Cow<'static, str>> {
     let mut own = Vec::new();
     match config.console {
         // The kernel's first words go to the serial port, until the driver of the other console takes over: what
         // was said by then is not said again. A second console= would say everything twice.
         ConsoleConfig::Virtio => own.extend(["earlycon=uart8250,io,0x3f8".into(), "console=hvc0".into()]),
         // Where nobody can see it, a console is but a waste of time.
-        ConsoleConfig::Off if config.runtime_dir.is_none() => {}
+        ConsoleConfig::Off if !visible => {}
         ConsoleConfig::Stdio | ConsoleConfig::Off | ConsoleConfig::File(_) => {
             own.push("console=ttyS0".into())
         }
@@ -88,7 +89,7 @@ mod tests {
     }
 
     fn arguments(config: &VmConfig) -> String {
-        kernel_arguments(config, 2047).unwrap().into_string().unwrap()
+        kernel_arguments(config, false, 2047).unwrap().into_string().unwrap()
     }
 
     #[test]
@@ -100,8 +101,8 @@ mod tests {
             ..config()
         };
         assert_eq!(arguments(&config), "panic=-1 root=/dev/vda ro");
-        let config = VmConfig { runtime_dir: Some("vm".into()), ..config };
-        assert_eq!(arguments(&config), "console=ttyS0 panic=-1 root=/dev/vda ro", "others can look at it");
+        let visible = kernel_arguments(&config, true, 2047).unwrap().into_string().unwrap();
+        assert_eq!(visible, "console=ttyS0 panic=-1 root=/dev/vda ro", "others can attach to it");
     }
 
     #[test]
@@ -132,14 +133,14 @@ mod tests {
     #[test]
     fn what_the_kernel_would_cut_off_is_refused() {
         let config = VmConfig { cmdline: Some("x".repeat(2048)), ..config() };
-        let error = kernel_arguments(&config, 2047);
+        let error = kernel_arguments(&config, false, 2047);
         assert_eq!(error, Err(CmdlineError::TooLong { length: 2048, max: 2047 }));
         for bad in ['\0', '\n', '\u{7f}', 'à', '\u{a0}'] {
             let words = Some(format!("a{bad}b"));
             let config = VmConfig { cmdline: words.clone(), ..config.clone() };
-            assert_eq!(kernel_arguments(&config, 2047), Err(CmdlineError::Character(bad)));
+            assert_eq!(kernel_arguments(&config, false, 2047), Err(CmdlineError::Character(bad)));
             let config = VmConfig { cmdline: None, append: words, ..config };
-            assert_eq!(kernel_arguments(&config, 2047), Err(CmdlineError::Character(bad)));
+            assert_eq!(kernel_arguments(&config, false, 2047), Err(CmdlineError::Character(bad)));
         }
     }
 }

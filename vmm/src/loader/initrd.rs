@@ -1,10 +1,8 @@
 //! The initial RAM disk.
 
-use std::path::Path;
-
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::{Kernel, LoadError, Problem, low_ram_end, open};
+use super::{BootFile, Kernel, LoadError, Problem, low_ram_end};
 use crate::memory::{PAGE, read_file};
 
 /// Where the initrd is in guest RAM.
@@ -16,14 +14,14 @@ pub struct Initrd {
     pub length: u32,
 }
 
-/// Loads the initrd at `path` as high as `kernel` allows, so that the kernel has room to unpack itself.
+/// Loads an initrd as high as `kernel` allows, so that the kernel has room to unpack itself.
 ///
 /// # Errors
 ///
 /// [`LoadError`] names the file and what is wrong with it.
-pub fn load(memory: &GuestMemoryMmap, kernel: &Kernel, path: &Path) -> Result<Initrd, LoadError> {
+pub fn load(memory: &GuestMemoryMmap, kernel: &Kernel, initrd: BootFile) -> Result<Initrd, LoadError> {
+    let BootFile { what, path, file, length } = initrd;
     let load = || {
-        let (file, length) = open(path)?;
         let top = low_ram_end(memory).min(kernel.initrd_address_max().saturating_add(1));
         let room = top.saturating_sub(kernel.end.next_multiple_of(PAGE));
         let start = top.checked_sub(length).map(|start| start / PAGE * PAGE);
@@ -35,7 +33,7 @@ pub fn load(memory: &GuestMemoryMmap, kernel: &Kernel, path: &Path) -> Result<In
         read_file(memory, address, &file, 0, length).map_err(Problem::Memory)?;
         Ok(Initrd { address, length: size })
     };
-    load().map_err(|problem| problem.of("the initrd", path))
+    load().map_err(|problem| problem.of(what, &path))
 }
 
 #[cfg(test)]
@@ -57,7 +55,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), vec![3; usize::try_from(length).unwrap()]).unwrap();
         let memory = reserve(&[(GuestAddress(0), 16 * MIB)]).unwrap();
-        let initrd = load(&memory, kernel, file.path()).map_err(|error| error.problem.to_string())?;
+        let initrd = BootFile::initrd(file.path()).and_then(|file| load(&memory, kernel, file));
+        let initrd = initrd.map_err(|error| error.problem.to_string())?;
         let end = initrd.address.0 + length;
         assert_eq!(memory.read_obj::<u8>(GuestAddress(end - 1)).unwrap(), 3);
         Ok(initrd)

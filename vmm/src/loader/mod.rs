@@ -132,14 +132,47 @@ const ELF_MAGIC: &[u8] = b"\x7fELF";
 const BZIMAGE_MAGIC_OFFSET: usize = 0x202;
 const BZIMAGE_MAGIC: &[u8] = b"HdrS";
 
-/// Loads the kernel at `path`, of whichever format it is.
+/// A file that is to be loaded, open.
+pub struct BootFile {
+    what: &'static str,
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl BootFile {
+    /// Opens the kernel at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] where it is not a regular file or is empty.
+    pub fn kernel(path: &Path) -> Result<Self, LoadError> {
+        Self::open("the kernel", path)
+    }
+
+    /// Opens the initrd at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] where it is not a regular file or is empty.
+    pub fn initrd(path: &Path) -> Result<Self, LoadError> {
+        Self::open("the initrd", path)
+    }
+
+    fn open(what: &'static str, path: &Path) -> Result<Self, LoadError> {
+        let (file, length) = open(path).map_err(|problem| problem.of(what, path))?;
+        Ok(Self { what, path: path.to_owned(), file, length })
+    }
+}
+
+/// Loads a kernel, of whichever format it is.
 ///
 /// # Errors
 ///
 /// [`LoadError`] names the file, what is wrong with it, and how to mend it.
-pub fn load_kernel(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, LoadError> {
+pub fn load_kernel(memory: &GuestMemoryMmap, kernel: BootFile) -> Result<Kernel, LoadError> {
+    let BootFile { what, path, file, length } = kernel;
     let load = || {
-        let (file, length) = open(path)?;
         let mut head = vec![0; 0x210];
         let read = read_up_to(&file, &mut head)?;
         head.truncate(read);
@@ -151,7 +184,7 @@ pub fn load_kernel(memory: &GuestMemoryMmap, path: &Path) -> Result<Kernel, Load
             Err(Problem::UnknownFormat)
         }
     };
-    load().map_err(|problem| problem.of("the kernel", path))
+    load().map_err(|problem| problem.of(what, &path))
 }
 
 /// Opens a regular file that is not empty; returns its length too.
@@ -199,7 +232,8 @@ mod tests {
 
     fn error(path: &Path) -> String {
         let memory = reserve(&[(GuestAddress(0), 16 << 20)]).unwrap();
-        load_kernel(&memory, path).err().expect("it is no kernel").to_string()
+        let kernel = BootFile::kernel(path).and_then(|file| load_kernel(&memory, file));
+        kernel.err().expect("it is not a kernel").to_string()
     }
 
     #[rstest]

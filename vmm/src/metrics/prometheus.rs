@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use instance::{Counters, MetricsReport, ProcessGauges};
+use instance::{Counters, Identity, MetricsReport, ProcessGauges};
 
 use crate::VmConfig;
 
@@ -37,10 +37,10 @@ impl Page {
 }
 
 /// The counts as Prometheus reads them, with what it needs to know of the VM.
-pub fn page(report: &MetricsReport, config: &VmConfig, paused: bool) -> String {
+pub fn page(report: &MetricsReport, identity: &Identity, config: &VmConfig, paused: bool) -> String {
     let mut page = Page(String::new());
-    let id = config.id.as_ref().map_or("", |id| id.as_str());
-    let name = config.name.as_ref().map_or("", |name| name.as_str());
+    let id = identity.id.as_ref().map_or("", |id| id.as_str());
+    let name = identity.name.as_ref().map_or("", |name| name.as_str());
     page.head("mvm_info", "gauge", "Who the VM is.");
     page.sample("mvm_info", &[("id", id), ("name", name), ("version", env!("CARGO_PKG_VERSION"))], &1);
     page.single("mvm_paused", "gauge", "Whether the VM is paused.", &u8::from(paused));

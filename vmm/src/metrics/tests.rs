@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use instance::Identity;
 use proptest::prelude::*;
 
 use super::*;
@@ -25,10 +26,16 @@ fn registry() -> Registry {
     registry
 }
 
-fn config(name: Option<&str>) -> VmConfig {
-    VmConfig {
+fn identity(name: Option<&str>) -> Identity {
+    Identity {
         id: Some("0123456789ab".parse().unwrap()),
         name: name.map(|name| name.parse().unwrap()),
+        directory: None,
+    }
+}
+
+fn config() -> VmConfig {
+    VmConfig {
         cpus: 2,
         memory: MemorySize::from_mib(64),
         console: ConsoleConfig::Off,
@@ -141,7 +148,7 @@ fn read_labels(text: &str) -> Result<Vec<(String, String)>, String> {
 
 #[test]
 fn prometheus_reads_the_page() {
-    let page = prometheus::page(&registry().report(), &config(Some("web")), true);
+    let page = prometheus::page(&registry().report(), &identity(Some("web")), &config(), true);
     let samples = read(&page).unwrap();
     let value = |name: &str, id: Option<&str>| {
         let label = id.map(|id| ("id".to_owned(), id.to_owned()));
@@ -165,7 +172,7 @@ fn prometheus_reads_the_page() {
 #[test]
 fn promtool_finds_nothing_to_say() {
     use std::process::{Command, Stdio};
-    let page = prometheus::page(&registry().report(), &config(None), false);
+    let page = prometheus::page(&registry().report(), &identity(None), &config(), false);
     let tool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -185,7 +192,7 @@ proptest! {
     fn whatever_a_thing_is_called_the_page_is_read(id: String) {
         let mut registry = Registry::default();
         registry.add("block", id.clone(), Arc::new(Disk::default()));
-        let page = prometheus::page(&registry.report(), &config(None), false);
+        let page = prometheus::page(&registry.report(), &identity(None), &config(), false);
         let samples = read(&page).unwrap();
         let disk = samples.iter().find(|(name, ..)| name == "mvm_block_read_bytes_total").unwrap();
         prop_assert_eq!(&disk.1, &[("id".to_owned(), id)]);

@@ -29,6 +29,8 @@ pub enum Holder {
     User = 1 << 0,
     /// A debugger.
     Debugger = 1 << 1,
+    /// The VM was built and does not run yet.
+    Launch = 1 << 2,
 }
 
 /// Why the gate could not do what was asked.
@@ -208,6 +210,14 @@ impl Gate {
 
     /// Waits at the gate as the thread of `vcpu` until nobody holds it, or the VM ends.
     pub(super) fn stand(&self, vcpu: usize, fd: &mut VcpuFd) {
+        self.stand_before_start(vcpu, fd);
+        // A guest with KVM's clock sees that time went by without it, so that its watchdogs stay quiet (KVM API,
+        // KVM_KVMCLOCK_CTRL). It fails for a guest without that clock, which needs nothing.
+        let _ = fd.kvmclock_ctrl();
+    }
+
+    /// The same for a vCPU that has not run yet: its guest has no clock that time could have gone by.
+    pub(super) fn stand_before_start(&self, vcpu: usize, fd: &mut VcpuFd) {
         self.lock().stands(vcpu, true);
         self.waiters.notify_all();
         let mut state = self.lock();
@@ -223,10 +233,6 @@ impl Gate {
             }
         }
         state.stands(vcpu, false);
-        drop(state);
-        // A guest with KVM's clock sees that time went by without it, so that its watchdogs don't bark (KVM API,
-        // KVM_KVMCLOCK_CTRL). A guest without that clock makes it fail, which is as well.
-        let _ = fd.kvmclock_ctrl();
     }
 
     /// The VM ends: wakes those who stand for good, and gets the others out of the guest.

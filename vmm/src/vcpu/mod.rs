@@ -104,6 +104,9 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
     let index = id as usize;
     let _present = shared.gate.enter(index);
     let counters = shared.counters.get(index).cloned().unwrap_or_default();
+    if shared.gate.holds(index) {
+        shared.gate.stand_before_start(index, &mut vcpu);
+    }
     if id == 0 {
         shared.timeline.mark(Phase::FirstInstruction);
     }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use instance::Identity;
 use rstest::rstest;
 use vmm::{ExitReason, Timeline, VmError};
 
-use super::machine::Machine;
+use super::machine::{Machine, build};
 
 guest!(
     cpuid,
@@ -178,7 +179,7 @@ fn the_processors_virtualization_is_for_guests_that_shall_have_it() {
     assert_eq!(machine.run().numbers(), [0, 0]);
     let Some(mut machine) = Machine::new(virtualization()) else { return };
     machine.config.nested = true;
-    match vmm::Vm::new(&machine.config, Arc::new(Timeline::starting_at(Instant::now()))) {
+    match build(&machine.config, &Identity::default(), Arc::new(Timeline::starting_at(Instant::now()))) {
         Ok(vm) => {
             // Built twice, the VM would find its files in use.
             drop(vm);

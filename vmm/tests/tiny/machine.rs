@@ -13,11 +13,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::virtio::pmem::PmemMode;
+use instance::Identity;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::kvm::KvmError;
 use vmm::vcpu::{Gate, Holder};
-use vmm::{ConsoleConfig, ExitReason, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmError};
+use vmm::{ConsoleConfig, ExitReason, Frontend, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmError};
 
 use super::image::{self, Entry};
 
@@ -28,6 +29,7 @@ pub(super) const WATCHDOG: Duration = Duration::from_secs(60);
 pub(super) struct Machine {
     /// What the VM is made of. The kernel, the disks and the console are files of the directory.
     pub(super) config: VmConfig,
+    identity: Identity,
     directory: TempDir,
 }
 
@@ -90,7 +92,7 @@ impl Machine {
         std::fs::write(&kernel, image::elf(code, entry)).unwrap();
         let console = ConsoleConfig::File(directory.path().join("console"));
         let config = VmConfig { memory: MemorySize::from_mib(128), console, ..VmConfig::new(kernel) };
-        Some(Self { config, directory })
+        Some(Self { config, identity: Identity::default(), directory })
     }
 
     /// The path of a file next to the kernel.
@@ -127,7 +129,7 @@ impl Machine {
 
     /// Gives the VM `directory` as its own.
     pub(super) fn runtime_directory(mut self, directory: &Path) -> Self {
-        self.config.runtime_dir = Some(directory.to_owned());
+        self.identity.directory = Some(directory.to_owned());
         self
     }
 
@@ -144,7 +146,7 @@ impl Machine {
     /// Runs the guest to its end, after `built` has seen the VM.
     pub(super) fn run_with(self, built: impl FnOnce(&Vm) + Send + 'static) -> Ended {
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
-        let (_thread, end) = start(self.config, timeline.clone(), built);
+        let (_thread, end) = start(self.config, self.identity, timeline.clone(), built);
         let console = || std::fs::read(self.directory.path().join("console")).unwrap_or_default();
         let Ok(reason) = end.recv_timeout(WATCHDOG) else {
             panic!("the guest does not end; console: {:02x?}", console());
@@ -175,7 +177,7 @@ impl Machine {
         let console = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
         let (sender, parts) = mpsc::channel();
-        let (thread, end) = start(self.config, timeline, move |vm| {
+        let (thread, end) = start(self.config, self.identity, timeline, move |vm| {
             if paused {
                 vm.gate().pause(Holder::User).unwrap();
             }
@@ -241,15 +243,22 @@ impl Running {
 
 type End = Receiver<Result<ExitReason, VmError>>;
 
+/// Builds a VM. The thread's signals are the VM's from then on.
+pub(super) fn build(config: &VmConfig, identity: &Identity, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
+    let frontend = Frontend::of_process(&config.console, identity.directory.as_deref())?;
+    vmm::open(config, identity).and_then(|resources| vmm::build(resources, frontend, timeline))
+}
+
 /// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only.
 fn start(
     config: VmConfig,
+    identity: Identity,
     timeline: Arc<Timeline>,
     built: impl FnOnce(&Vm) + Send + 'static,
 ) -> (JoinHandle<()>, End) {
     let (sender, end) = mpsc::channel();
     let thread = std::thread::spawn(move || {
-        let result = Vm::new(&config, timeline).and_then(|vm| {
+        let result = build(&config, &identity, timeline).and_then(|vm| {
             built(&vm);
             vm.run()
         });

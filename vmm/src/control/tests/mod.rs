@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use devices::virtio::balloon::{Balloon, BalloonHandle};
 use event_manager::{EventManager, SubscriberOps};
-use instance::{Client, api};
+use instance::{Client, Identity, api};
 use tempfile::TempDir;
 
 use super::*;
@@ -41,10 +41,16 @@ struct Server {
     _directory: TempDir,
 }
 
-fn config() -> VmConfig {
-    VmConfig {
+fn identity() -> Identity {
+    Identity {
         id: Some("0123456789ab".parse().unwrap()),
         name: Some("web".parse().unwrap()),
+        directory: None,
+    }
+}
+
+fn config() -> VmConfig {
+    VmConfig {
         initrd: Some("initrd".into()),
         rootfs: Some("root".parse().unwrap()),
         disks: vec!["a,readonly".parse().unwrap()],
@@ -75,7 +81,8 @@ fn vm(config: VmConfig) -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
     let gate = Arc::new(Gate::new(1));
     let balloon = config.balloon.then(|| Balloon::new(config.memory.bytes()).unwrap());
     let balloon = balloon.map(|balloon| BalloonHandle::new(Arc::new(Mutex::new(balloon))));
-    let vm = VmHandle::new(config, exit.clone(), presses.clone(), gate, metrics).with_balloon(balloon);
+    let vm =
+        VmHandle::new(identity(), config, exit.clone(), presses.clone(), gate, metrics).with_balloon(balloon);
     (Arc::new(vm), presses, exit)
 }
 
