@@ -13,24 +13,35 @@ use crate::{exit_code, json, print};
 
 const MIB: u64 = 1 << 20;
 
+const EXAMPLES: &str = "\
+Examples:
+  mvm balloon web                show the balloon and the guest's memory
+  mvm balloon web 512M           take 512 MiB from the guest
+  mvm balloon web 0              give all of it back";
+
 /// Arguments of `mvm balloon`.
 #[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct BalloonCommand {
-    /// The VM: its ID, the beginning of its ID, or its name
+    /// ID, beginning of an ID, or name of the VM
     vm: String,
 
-    /// How much memory is to be taken from the guest, 0 to give it back. The guest takes its time, and takes memory
-    /// back before it kills a process for want of it
+    /// Memory to take from the guest, such as 512M; 0 gives it back
+    ///
+    /// The guest gives memory as it can, and takes some back before it kills a process for lack of memory. The VM needs
+    /// --balloon.
     #[arg(value_parser = size)]
     size: Option<u64>,
 
-    /// Print JSON: an object with what the guest says of its memory, too
+    /// Print JSON
+    ///
+    /// An object with the size of the balloon and the guest's memory statistics.
     #[arg(long, conflicts_with = "size")]
     json: bool,
 }
 
 impl BalloonCommand {
-    /// Shows the balloon, or tells the guest of its new size.
+    /// Shows the balloon, or sets its target size.
     pub fn run(self) -> ExitCode {
         if let Some(amount_mib) = self.size {
             return targets::each(&[self.vm], |vm| {
@@ -72,7 +83,7 @@ fn size(text: &str) -> Result<u64, String> {
     if size.is_multiple_of(MIB) {
         Ok(size / MIB)
     } else {
-        Err("a balloon has whole MiB: write it as in 256M".into())
+        Err(format!("a balloon has whole MiB: {text} is {size} bytes; for MiB write a unit, as in 256M"))
     }
 }
 
@@ -84,8 +95,9 @@ mod tests {
     fn sizes_are_whole_mebibytes() {
         assert_eq!(["0", "1M", "2G", "1048576"].map(size), [0, 1, 2048, 1].map(Ok));
         for text in ["1", "1K", "512"] {
-            assert!(size(text).unwrap_err().contains("whole MiB"), "{text}");
+            let error = size(text).unwrap_err();
+            assert!(error.contains("whole MiB") && error.contains("bytes"), "{error}");
         }
-        assert!(size("much").unwrap_err().contains("is not a size"));
+        assert!(size("much").unwrap_err().contains("invalid size"));
     }
 }

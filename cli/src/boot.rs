@@ -12,45 +12,64 @@ use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
 use crate::options::BootOptions;
 use crate::{chain, complain, config_file, exit_code};
 
+const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
+
 const EXAMPLES: &str = "\
 Examples:
-  mvm boot --kernel vmlinux --rootfs rootfs.ext4
-  mvm boot --kernel /boot/vmlinuz --initrd initrd.img --append \"console=ttyS0\" --cpus 4 --memory 2G \\
-           --disk data.img --disk seed.iso,readonly --net tap=tap0
-  mvm boot --kernel vmlinux --rootfs rootfs.ext4 --share ./src:/work --share /usr:/host,readonly
-  mvm boot --kernel vmlinux --rootfs rootfs.ext4 --net user -p 8080:80 -p 127.0.0.1:5353:53/udp
-  mvm boot --config vm.toml --memory 4G
+  A VM with a console on this terminal:
+    mvm boot --kernel vmlinux --rootfs rootfs.ext4
 
-A configuration file has the names of the flags (paths in it are relative to it):
-  kernel = \"vmlinux\"
-  rootfs = \"rootfs.ext4\"
-  disk = [\"data.img\", \"seed.iso,readonly\"]
-  share = [\"src:/work\"]
-  net = [\"user\"]
-  publish = [\"8080:80\"]
-  cpus = 4
-  memory = \"2G\"
+  A distribution's kernel with its initial RAM disk, and more of everything:
+    mvm boot --kernel /boot/vmlinuz --initrd initrd.img --rootfs debian.img \\
+        --cpus 4 --memory 2G --disk data.img --disk seed.iso,readonly
 
-While it runs, `mvm ps` lists the VM, and stop, kill, pause, resume and stats take its ID or --name.
-On a terminal, Ctrl-A x stops the VM, Ctrl-A h shows help, and all other keys go to the guest.
-SIGTERM presses the guest's power button; a second one stops it.
+  A network without root, and ssh to the guest through port 2222:
+    mvm boot --kernel vmlinux --rootfs rootfs.ext4 --net user -p 2222:22
 
-Exit codes: 0 the guest powered off or rebooted, 2 wrong usage or configuration, 3 the host cannot do it,
-4 the guest crashed, 128 + N stopped by signal N (137 by `mvm kill`).";
+  Two shared folders:
+    mvm boot --kernel vmlinux --rootfs rootfs.ext4 \\
+        --share src:/work --share /usr:/host,readonly
+
+  A configuration file; options win over it:
+    mvm boot --config vm.toml --memory 4G
+
+Configuration file:
+  Keys are the names of the options; paths are relative to the file.
+    kernel = \"vmlinux\"
+    rootfs = \"rootfs.ext4\"
+    disk = [\"data.img\", \"seed.iso,readonly\"]
+    net = \"user\"
+    publish = \"8080:80\"
+    cpus = 4
+    memory = \"2G\"
+
+Keys and signals:
+  On a terminal, Ctrl-A x stops the VM and Ctrl-A h shows help; all other keys
+  go to the guest. SIGTERM presses the guest's power button; a second one stops
+  the VM.
+
+Exit codes:
+  0        the guest powered off or rebooted
+  2        wrong usage or configuration
+  3        the host cannot run the VM
+  4        the guest crashed
+  128 + N  stopped by signal N (137: mvm kill)";
 
 /// Arguments of `mvm boot`.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = MORE, after_long_help = EXAMPLES)]
 pub struct BootCommand {
-    /// Read the VM from a TOML file; a flag wins over what the file says
+    /// Read options from a TOML file
+    ///
+    /// Its keys are the names of the options. An option on the command line wins over the file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
     #[command(flatten)]
     options: BootOptions,
 
-    /// Print what start-up spent its time on
-    #[arg(long)]
+    /// Print how long each phase of the start took
+    #[arg(long, help_heading = "Console and debugging", hide_short_help = true)]
     timing: bool,
 }
 
@@ -71,7 +90,7 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
             return exit_code::USAGE.into();
         }
     };
-    // Until the VM's end: then its directory is removed.
+    // Dropping it removes the VM's directory.
     let instance = match Instance::claim(&asked, Summary::from(&config)) {
         Ok(instance) => instance,
         Err(error) => {

@@ -8,10 +8,10 @@ use vmm::{ConsoleConfig, DiskConfig, GdbConfig, PmemConfig, ShareConfig, VhostUs
 
 use crate::options::BootOptions;
 
-/// A configuration is a few lines; this bounds what a wrong path makes mvm read.
+/// The largest file that is read, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// Why a configuration file can't be used.
+/// Why a configuration file is not accepted.
 #[derive(Debug, Error)]
 pub enum ConfigFileError {
     #[error("cannot read the configuration {}", path.display())]
@@ -20,7 +20,7 @@ pub enum ConfigFileError {
         #[source]
         source: io::Error,
     },
-    #[error("the configuration {} is larger than 1 MiB: is it the right file?", .0.display())]
+    #[error("the configuration {} is larger than 1 MiB; check that it is the right file", .0.display())]
     TooLarge(PathBuf),
     #[error("the configuration {}, line {line}: {message}", path.display())]
     Parse { path: PathBuf, line: usize, message: String },
@@ -32,13 +32,14 @@ pub fn read(path: &Path) -> Result<BootOptions, ConfigFileError> {
     parse(&read_text(path)?, path)
 }
 
-/// Takes `text` as what is in the file at `path`.
+/// Parses `text`, the content of the file at `path`.
 pub fn parse(text: &str, path: &Path) -> Result<BootOptions, ConfigFileError> {
     let mut options: BootOptions = toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         let line = text.get(..at).unwrap_or_default().matches('\n').count() + 1;
-        // The whole message has the lines of the file drawn into it.
+        // The error's own display has an excerpt of the file in it.
         let message = error.message().lines().collect::<Vec<_>>().join("; ");
+        let message = in_our_words(&message, text.lines().nth(line.saturating_sub(1)).unwrap_or_default());
         ConfigFileError::Parse { path: path.to_owned(), line, message }
     })?;
     let directory = path.parent().unwrap_or(Path::new(""));
@@ -63,6 +64,27 @@ pub fn parse(text: &str, path: &Path) -> Result<BootOptions, ConfigFileError> {
         place(path);
     }
     Ok(options)
+}
+
+/// The `message` of the TOML library about `line`, in this program's words: with the key, and without Rust's types.
+fn in_our_words(message: &str, line: &str) -> String {
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        let (key, known) = rest.split_once(", expected ").unwrap_or((rest, ""));
+        let known = known.trim_start_matches("one of ").replace('`', "");
+        return format!("unknown key {:?}; the keys are {known}", key.trim_matches('`'));
+    }
+    if let Some(rest) = message.strip_prefix("duplicate field ") {
+        return format!("the key {:?} is given twice", rest.trim_matches('`'));
+    }
+    let key = line.split_once('=').map(|(key, _)| key.trim());
+    match (key, message.strip_prefix("invalid type: ")) {
+        (Some(key), Some(rest)) => {
+            let (found, expected) = rest.split_once(", expected ").unwrap_or((rest, "another"));
+            format!("{key}: invalid value ({}): write {expected}", found.replace('`', ""))
+        }
+        (Some(key), None) if !key.is_empty() && !message.contains("TOML") => format!("{key}: {message}"),
+        (_, _) => message.to_owned(),
+    }
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigFileError> {
@@ -115,12 +137,22 @@ mod tests {
     }
 
     #[rstest]
-    #[case("kernel = 'x'\nkernal = 'y'\n", "line 2: unknown field `kernal`")]
-    #[case("kernel = 'x'\n\nmemory = 'much'", "line 3: \"much\" is not a size")]
-    #[case("cpus = 'two'", "line 1: invalid type")]
-    #[case("disk = ['a,ro']", "line 1: \"ro\" is no option of a disk")]
+    #[case("kernel = 'x'\nkernal = 'y'\n", "line 2: unknown key \"kernal\"; the keys are name, ")]
+    #[case("kernel = 'x'\n\nmemory = 'much'", "line 3: memory: invalid size \"much\"")]
+    #[case("memory = 512", "line 1: memory: write it in quotes, \"512\"")]
+    #[case("cpus = 'two'", "line 1: cpus: invalid number \"two\": use digits, without quotes")]
+    #[case("cpus = '2'", "line 1: cpus: write 2 without quotes")]
+    #[case("cpus = [2]", "line 1: cpus: invalid value (sequence): write a number, without quotes")]
+    #[case("cpus = -1", "line 1: cpus: invalid CPU count 0")]
+    #[case("nested = 'true'", "line 1: nested: invalid value \"true\": write true or false, without quotes")]
+    #[case("kernel = 'x'\nkernel = 'y'", "line 2: kernel: duplicate key")]
+    #[case("disk = ['a,wo']", "line 1: disk: unknown disk option \"wo\"")]
+    #[case("disk = 'a,wo'", "line 1: disk: unknown disk option \"wo\"")]
+    #[case("disk = [5]", "line 1: disk: write it in quotes, \"5\"")]
+    #[case("disk = true", "line 1: disk: invalid value (boolean true): write a list of texts in quotes")]
+    #[case("console = 'tty'", "line 1: console: unknown console \"tty\"")]
     #[case("kernel = 'x", "line 1: ")]
-    fn what_is_wrong_is_said_with_its_line(#[case] toml: &str, #[case] expected: &str) {
+    fn errors_name_the_line_and_the_key(#[case] toml: &str, #[case] expected: &str) {
         let error = read_toml(toml).unwrap_err();
         assert!(error.contains(expected), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");

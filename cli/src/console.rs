@@ -10,15 +10,24 @@ use instance::console::{AttachError, Detached, attach};
 use crate::targets::{Failure, complain_of};
 use crate::{chain, complain, exit_code};
 
+const EXAMPLES: &str = "\
+Examples:
+  mvm console web
+  echo reboot | mvm console web
+
+Keys:
+  Ctrl-A d detaches and Ctrl-A h shows help; all other keys go to the guest.";
+
 /// Arguments of `mvm console`.
 #[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct ConsoleCommand {
-    /// The VM: its ID, the beginning of its ID, or its name
+    /// ID, beginning of an ID, or name of the VM
     vm: String,
 }
 
 impl ConsoleCommand {
-    /// Is on the VM's console until the user leaves it or the VM ends.
+    /// Attaches to the VM's console until the user detaches or the VM ends.
     pub fn run(self) -> ExitCode {
         let vm = match Registry::of_user().find(&self.vm) {
             Ok(vm) => vm,
@@ -26,7 +35,7 @@ impl ConsoleCommand {
         };
         match attach(&vm.console_socket()) {
             Ok(Detached::ByUser) => {
-                self.note("goes on");
+                self.note("keeps running");
                 exit_code::SUCCESS
             }
             Ok(Detached::Ended) => {
@@ -43,10 +52,10 @@ impl ConsoleCommand {
         .into()
     }
 
-    /// Says what became of the VM where a user sees it, on a line of its own: the guest's may not have ended.
+    /// Tells a user at a terminal whether the VM still runs, on a new line: the guest's last line may not be complete.
     fn note(&self, what: &str) {
         if io::stdin().is_terminal() && io::stderr().is_terminal() {
-            // Where standard error is closed there is nobody to tell.
+            // Nothing can be done where standard error is closed.
             let _ = writeln!(io::stderr(), "\r\nVM {} {what}", self.vm);
         }
     }

@@ -4,11 +4,11 @@ use vmm::{ExitReason, VmError};
 
 /// The guest powered off or rebooted, or the user stopped it from the console or a debugger.
 pub const SUCCESS: u8 = 0;
-/// There is no such VM, or it did not do what it was asked.
+/// There is no such VM, or the command failed for it.
 pub const FAILURE: u8 = 1;
 /// Wrong usage or configuration.
 pub const USAGE: u8 = 2;
-/// The host cannot do it.
+/// The host cannot run the VM.
 pub const HOST: u8 = 3;
 /// The guest crashed.
 pub const GUEST: u8 = 4;

@@ -10,17 +10,25 @@ use rustix::process::Signal;
 
 use crate::targets::{self, Failure};
 
-/// How long a VM may take to end in good order; a microVM takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a VM has to end and clean up, which takes milliseconds, before its process is killed.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm kill web
+  mvm kill --signal TERM web";
 
 /// Arguments of `mvm kill`.
 #[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct KillCommand {
-    /// The VMs: IDs, beginnings of IDs, or names
+    /// IDs, beginnings of IDs, or names of VMs
     #[arg(required = true, value_name = "VM")]
     vms: Vec<String>,
 
-    /// The signal: KILL ends the VM at once, TERM presses its power button first
+    /// Signal to send: HUP, INT, QUIT, KILL, TERM, CONT or STOP
+    ///
+    /// KILL ends the VM at once. TERM presses its power button, and ends it when sent again.
     #[arg(long, short, value_name = "SIGNAL", default_value = "KILL", value_parser = signal)]
     signal: Signal,
 }
@@ -38,21 +46,21 @@ impl KillCommand {
     }
 }
 
-/// Ends a VM in good order, so that its terminal is restored and its directory goes; where it does not answer, by
-/// its process.
+/// Ends a VM through its control socket, so that it restores the terminal and removes its directory; kills its process
+/// where it does not answer.
 pub fn kill(vm: &Running) -> Result<(), Failure> {
     let process = vm.record.process.open()?;
     let asked = targets::client(vm).and_then(|mut client| {
         Ok(client.send("PUT", "/actions", &Action { action_type: ActionType::Kill })?)
     });
-    if asked.is_err() || !process.wait(Some(PATIENCE)) {
+    if asked.is_err() || !process.wait(Some(DEADLINE)) {
         process.signal(Signal::KILL)?;
         process.wait(None);
     }
     Ok(())
 }
 
-/// Reads the signals that a VM takes: 9, KILL or SIGKILL.
+/// Reads a signal that a VM handles: 9, KILL or SIGKILL.
 fn signal(text: &str) -> Result<Signal, String> {
     const SIGNALS: [(&str, Signal); 7] = [
         ("HUP", Signal::HUP),
@@ -67,7 +75,7 @@ fn signal(text: &str) -> Result<Signal, String> {
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     let found = SIGNALS.iter().find(|(known, signal)| *known == name || signal.as_raw().to_string() == name);
     let known = || SIGNALS.map(|(known, _)| known).join(", ");
-    found.map(|(_, signal)| *signal).ok_or_else(|| format!("there are {}", known()))
+    found.map(|(_, signal)| *signal).ok_or_else(|| format!("unknown signal {text:?}: use {}", known()))
 }
 
 #[cfg(test)]

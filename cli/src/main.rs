@@ -6,7 +6,9 @@ mod config_file;
 mod console;
 mod doctor;
 mod exit_code;
+mod foreign;
 mod kill;
+mod log;
 mod options;
 mod pages;
 mod pause;
@@ -17,28 +19,42 @@ mod table;
 mod targets;
 #[cfg(test)]
 mod units;
+mod usage;
+mod values;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use tracing::level_filters::LevelFilter;
 
-/// A small virtual machine monitor on KVM.
+const EXAMPLES: &str = "\
+Examples:
+  mvm doctor                                               check this host
+  mvm boot --kernel vmlinux --rootfs rootfs.ext4           boot a VM
+  mvm ps                                                   list running VMs
+  mvm stop web                                             stop one
+
+`mvm COMMAND --help` describes a command, `mvm man COMMAND` is its manual page.";
+
+/// Run Linux virtual machines on KVM
 #[derive(Parser)]
-#[command(name = "mvm", version, about, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "mvm", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = EXAMPLES, disable_help_subcommand = true)]
 struct Cli {
-    /// What mvm says of its own work on standard error: off, error, warn, info, debug or trace
+    /// Set how much is logged on standard error
     #[arg(
         long,
         global = true,
         env = "MVM_LOG",
         value_name = "LEVEL",
         default_value = "warn",
-        hide_env_values = true
+        hide_env_values = true,
+        hide_possible_values = true,
+        hide_short_help = true,
+        long_help = "Set how much is logged on standard error: off, error, warn, info, debug or trace"
     )]
-    log_level: LevelFilter,
+    log_level: log::LogLevel,
 
     #[command(subcommand)]
     command: Command,
@@ -46,37 +62,52 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Boot a virtual machine from a kernel and disks
+    /// Boot a VM from a kernel and disks
     Boot(Box<boot::BootCommand>),
     /// List running VMs
+    #[command(alias = "list", alias = "ls")]
     Ps(ps::PsCommand),
-    /// Press VMs' power buttons, and end those that do not power off in time
+    /// Shut VMs down; kill those that take too long
     Stop(stop::StopCommand),
-    /// End VMs at once, or send them a signal
+    /// Kill VMs, or send them a signal
     Kill(kill::KillCommand),
-    /// Have VMs wait where they are
+    /// Pause VMs
     Pause(pause::PauseCommand),
-    /// Let paused VMs go on
+    /// Resume paused VMs
+    #[command(alias = "unpause")]
     Resume(pause::ResumeCommand),
-    /// Show what VMs use of the host
+    /// Show the resources that VMs use
+    #[command(alias = "top")]
     Stats(stats::StatsCommand),
-    /// Take a VM's console, or look on; Ctrl-A d leaves it, and the VM goes on
+    /// Attach this terminal to a VM's console
+    #[command(alias = "attach")]
     Console(console::ConsoleCommand),
-    /// Show how much memory a VM's balloon has taken from the guest, or have it take more or less
+    /// Show or set the size of a VM's memory balloon
     Balloon(balloon::BalloonCommand),
-    /// Say what this host can and cannot do, and how to mend it
-    Doctor,
-    /// Print a shell's completion script
+    /// Check whether this host can run VMs
+    #[command(alias = "info")]
+    Doctor(doctor::DoctorCommand),
+    /// Print a completion script for a shell
     Completions(pages::CompletionsCommand),
     /// Print a manual page
     Man(pages::ManCommand),
+    /// Print the version
+    #[command(hide = true)]
+    Version,
 }
 
 fn main() -> ExitCode {
     let start = Instant::now();
     restore_terminal_on_panic();
-    let cli = Cli::parse();
-    devices::log::init(cli.log_level);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let arguments: Vec<_> =
+                std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+            return usage::report(&error, &arguments);
+        }
+    };
+    devices::log::init(cli.log_level.filter());
     match cli.command {
         Command::Boot(command) => boot::run(*command, start),
         Command::Ps(command) => command.run(),
@@ -87,9 +118,12 @@ fn main() -> ExitCode {
         Command::Stats(command) => command.run(),
         Command::Console(command) => command.run(),
         Command::Balloon(command) => command.run(),
-        Command::Doctor => doctor::run(),
+        Command::Doctor(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
+        Command::Version => {
+            print(concat!("mvm ", env!("CARGO_PKG_VERSION"), "\n").as_bytes(), exit_code::SUCCESS)
+        }
     }
 }
 
@@ -101,12 +135,13 @@ fn restore_terminal_on_panic() {
     }));
 }
 
-/// Says `message` on one line of standard error, whatever characters a VM's answer or a path has brought into it.
+/// Prints an error on one line of standard error, with the control characters escaped that a VM's answer or a path may
+/// have in it.
 fn complain(message: &str) {
     devices::log::say(message);
 }
 
-/// Prints `text` on standard output; returns `code`, unless that can't be done. A reader that has gone has read enough.
+/// Prints `text` on standard output; returns `code`, or [`exit_code::HOST`] where that fails. A closed pipe is no error.
 fn print(text: &[u8], code: u8) -> ExitCode {
     match io::stdout().write_all(text).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -119,7 +154,7 @@ fn print(text: &[u8], code: u8) -> ExitCode {
 
 /// `value` as JSON for people and programs, with a line end.
 fn json(value: &impl serde::Serialize) -> String {
-    // Maps with keys that are no text would fail, and there are none.
+    // Only maps whose keys are not strings fail, and there are none.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 

@@ -1,4 +1,4 @@
-//! What a VM can be told to be, by flags and by a configuration file.
+//! What describes a VM, by flags and in a configuration file.
 
 use std::path::PathBuf;
 
@@ -10,109 +10,183 @@ use vmm::{
     VhostUserConfig, VmConfig, VsockConfig,
 };
 
-/// What flags and configuration files can both say, by the same names and in the same words.
+use crate::values;
+
+// The headings of `mvm boot --help`.
+const KERNEL: &str = "Kernel";
+const MACHINE: &str = "Machine";
+const DISKS: &str = "Disks";
+const NETWORK: &str = "Network";
+const SHARES: &str = "Shared folders";
+const CONSOLE: &str = "Console and debugging";
+
+/// What flags and configuration files have in common, under the same names and in the same form.
+///
+/// The first paragraph of each comment is the line of `mvm boot -h`, all of it is the text of `mvm boot --help`.
 #[derive(Args, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BootOptions {
-    /// A name for the VM, by which other commands find it; no two running VMs of a user have the same
+    /// Name the VM
+    ///
+    /// Other commands accept the name in place of the ID. No two running VMs of a user have the same name. It has 1 to
+    /// 64 letters, digits, '_', '.' and '-'.
     #[arg(long, value_name = "NAME")]
+    #[serde(default, deserialize_with = "values::text")]
     pub name: Option<VmName>,
 
-    /// The VM's ID, 12 hexadecimal digits [default: random]
-    #[arg(long, value_name = "ID")]
+    /// Set the VM's ID, 12 hexadecimal digits [default: random]
+    #[arg(long, value_name = "ID", hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
     pub id: Option<VmId>,
 
-    /// The guest's kernel: an ELF vmlinux (with or without PVH note) or a bzImage
-    #[arg(long, value_name = "FILE")]
+    /// Kernel: a vmlinux (ELF) or bzImage
+    ///
+    /// An ELF vmlinux, with or without a PVH note, or a bzImage such as a distribution's /boot/vmlinuz. Required, here
+    /// or in the file of --config.
+    #[arg(long, value_name = "FILE", help_heading = KERNEL)]
+    #[serde(default, deserialize_with = "values::text")]
     pub kernel: Option<PathBuf>,
 
-    /// An initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    /// Initial RAM disk
+    ///
+    /// Distributions' kernels need theirs to find their disks: their drivers for virtio are modules.
+    #[arg(long, value_name = "FILE", help_heading = KERNEL)]
+    #[serde(default, deserialize_with = "values::text")]
     pub initrd: Option<PathBuf>,
 
-    /// The disk that becomes /dev/vda and the root file system
-    #[arg(long, value_name = "PATH[,readonly]")]
-    pub rootfs: Option<DiskConfig>,
-
-    /// A further disk: a raw image or a block device; may be given more than once. RATE is what there may be in a
-    /// second, and at once after a pause: 50M or 50M:200M of bytes, 1000 or 1000:5000 of requests
-    #[arg(long, value_name = "PATH[,readonly][,id=ID][,limit-bandwidth=RATE][,limit-iops=RATE]")]
-    #[serde(default)]
-    pub disk: Vec<DiskConfig>,
-
-    /// Sockets between guest and host: host programs connect to the Unix socket at PATH and write "CONNECT port";
-    /// the guest's connections to host port P go to the socket at PATH_P [default cid: 3]
-    #[arg(long, value_name = "PATH[,cid=N]")]
-    pub vsock: Option<VsockConfig>,
-
-    /// A file as persistent memory (/dev/pmem0, …), with its pages in the host's page cache alone; the guest writes
-    /// to it, or only reads, or writes to copies that end with the VM; may be given more than once
-    #[arg(long, value_name = "PATH[,readonly|,cow]")]
-    #[serde(default)]
-    pub pmem: Vec<PmemConfig>,
-
-    /// Give the guest a memory balloon: what it has free goes back to the host
-    #[arg(long)]
-    #[serde(default)]
-    pub balloon: bool,
-
-    /// A folder of the host, and where the guest is to see it: `mount -t virtiofs PATH PATH` mounts it in the guest,
-    /// if its init does not do so by itself; may be given more than once. It is served by virtiofsd, which is looked
-    /// for in PATH unless MVM_VIRTIOFSD names it
-    #[arg(long, value_name = "HOSTDIR:PATH[,readonly][,sandbox=MODE]")]
-    #[serde(default)]
-    pub share: Vec<ShareConfig>,
-
-    /// A device that a running process serves on a Unix socket; may be given more than once
-    #[arg(long, value_name = "fs=SOCKET,tag=TAG")]
-    #[serde(default)]
-    pub vhost_user: Vec<VhostUserConfig>,
-
-    /// A network device: a tap, a new port of a bridge, or the host's sockets (user, by passt, which takes no root;
-    /// no-host keeps what listens on the host's loopback from it); may be given more than once. limit-rx=RATE (to the
-    /// guest) and limit-tx=RATE (from it) limit bytes, limit-rx-pps=RATE and limit-tx-pps=RATE packets, with RATE as
-    /// for disks
-    #[arg(
-        long,
-        value_name = "tap=NAME|bridge=NAME|user[,mac=ADDRESS][,queues=N][,mtu=N][,no-host][,limit-rx=RATE]…"
-    )]
-    #[serde(default)]
-    pub net: Vec<NetConfig>,
-
-    /// Lead a port of the host to one of the guest, as in 8080:80, 127.0.0.1:8080:80, `[::1]:53:53/udp` or
-    /// 8000-8010:8000-8010; without any --net, this is a --net user as well; may be given more than once
-    #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]")]
-    #[serde(default)]
-    pub publish: Vec<PublishConfig>,
-
-    /// Number of virtual CPUs [default: 1]
-    #[arg(long, value_name = "N")]
-    pub cpus: Option<u32>,
-
-    /// The guest's memory, in bytes or with K, M, G or T [default: 512M]
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<MemorySize>,
-
-    /// Kernel arguments added to mvm's own
-    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    /// Add kernel arguments
+    ///
+    /// They go behind mvm's own (console=, panic=-1, and root=/dev/vda rw with --rootfs), so that they win.
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true, help_heading = KERNEL)]
+    #[serde(default, deserialize_with = "values::text")]
     pub append: Option<String>,
 
-    /// Kernel arguments in place of mvm's own
-    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    /// Replace mvm's own kernel arguments
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true, help_heading = KERNEL, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
     pub cmdline: Option<String>,
 
-    /// The console: the serial port on standard input and output (stdio), a faster one that knows the window's size
-    /// in its place (virtio), nothing (off), or the serial port to a file [default: stdio]
-    #[arg(long, value_name = "stdio|virtio|off|FILE")]
-    pub console: Option<ConsoleConfig>,
+    /// Number of virtual CPUs [default: 1]
+    #[arg(long, value_name = "N", help_heading = MACHINE, value_parser = values::cpus)]
+    #[serde(default, deserialize_with = "values::number")]
+    pub cpus: Option<u32>,
 
-    /// Let the guest run VMs of its own, where this host's KVM can nest them
-    #[arg(long)]
-    #[serde(default)]
+    /// RAM of the guest, such as 512M or 2G [default: 512M]
+    ///
+    /// A number with K, M, G or T, which are powers of 1024: 512M, 512m, 512MB and 512MiB are the same. A number without
+    /// a unit counts bytes, as with docker; QEMU and Firecracker count MiB.
+    #[arg(long, short, value_name = "SIZE", help_heading = MACHINE, alias = "mem")]
+    #[serde(default, deserialize_with = "values::text")]
+    pub memory: Option<MemorySize>,
+
+    /// Add a memory balloon
+    ///
+    /// Memory that the guest frees goes back to the host, and `mvm balloon` takes more from the guest.
+    #[arg(long, help_heading = MACHINE, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::switch")]
+    pub balloon: bool,
+
+    /// Let the guest run VMs itself
+    ///
+    /// The host's KVM must allow nested virtualization; `mvm doctor` says whether it does.
+    #[arg(long, help_heading = MACHINE, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::switch")]
     pub nested: bool,
 
-    /// Wait for GDB before the first instruction, on a Unix socket or a port of 127.0.0.1
-    #[arg(long, value_name = "PATH|[ADDR:]PORT")]
+    /// Disk with the root file system
+    ///
+    /// It becomes /dev/vda, and root=/dev/vda is added to the kernel's arguments. Options as for --disk.
+    #[arg(long, value_name = "DISK", help_heading = DISKS)]
+    #[serde(default, deserialize_with = "values::text")]
+    pub rootfs: Option<DiskConfig>,
+
+    /// Add a disk: a raw image or block device
+    ///
+    /// PATH[,readonly][,id=ID][,limit-bandwidth=RATE][,limit-iops=RATE]
+    ///
+    /// Disks become /dev/vda, /dev/vdb and so on, after that of --rootfs. The guest finds ID as the disk's serial number.
+    /// A RATE is what may pass in a second and, after a colon, at once after a pause: 50M or 50M:200M of bytes, 1000 or
+    /// 1000:5000 of requests. Write a comma in PATH as two. May be given more than once.
+    #[arg(long, value_name = "DISK", help_heading = DISKS)]
+    #[serde(default, deserialize_with = "values::list")]
+    pub disk: Vec<DiskConfig>,
+
+    /// Add a file as persistent memory (/dev/pmem0)
+    ///
+    /// PATH[,readonly|,cow]
+    ///
+    /// The guest maps the file's pages from the host's page cache. With readonly it only reads the file; with cow it
+    /// writes to copies of the pages, which are lost when the VM ends. May be given more than once.
+    #[arg(long, value_name = "PMEM", help_heading = DISKS, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::list")]
+    pub pmem: Vec<PmemConfig>,
+
+    /// Add a network: user, tap=NAME or bridge=NAME
+    ///
+    /// user[,no-host] | tap=NAME | bridge=NAME
+    ///
+    /// "user" needs no root: passt translates the guest's connections to the host's sockets (no-host keeps the guest from
+    /// services on the host's loopback). "tap=" uses a tap that exists; "bridge=" makes a tap on that bridge. For each of
+    /// them: [,mac=ADDRESS][,mtu=N], for tap and bridge [,queues=N], and limits: limit-rx=RATE (to the guest) and
+    /// limit-tx=RATE (from it) in bytes, limit-rx-pps=RATE and limit-tx-pps=RATE in packets, with RATE as for --disk. May
+    /// be given more than once.
+    #[arg(long, value_name = "NET", help_heading = NETWORK)]
+    #[serde(default, deserialize_with = "values::list")]
+    pub net: Vec<NetConfig>,
+
+    /// Publish a guest port on the host: 8080:80
+    ///
+    /// [ADDRESS:]HOST:GUEST[/udp]
+    ///
+    /// As in 8080:80, 127.0.0.1:8080:80, [::1]:53:53/udp or 8000-8010:8000-8010. Needs --net user, and adds it where there
+    /// is no --net. May be given more than once.
+    #[arg(short, long, value_name = "PORTS", help_heading = NETWORK)]
+    #[serde(default, deserialize_with = "values::list")]
+    pub publish: Vec<PublishConfig>,
+
+    /// Add a socket device between guest and host
+    ///
+    /// PATH[,cid=N]
+    ///
+    /// Host programs connect to the Unix socket at PATH and write "CONNECT PORT"; the guest's connections to port N of
+    /// CID 2 go to the Unix socket at PATH_N. The guest's CID is 3 unless set.
+    #[arg(long, value_name = "VSOCK", help_heading = NETWORK, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
+    pub vsock: Option<VsockConfig>,
+
+    /// Share a host folder with the guest: src:/work
+    ///
+    /// DIR:PATH[,readonly][,sandbox=namespace|chroot|none]
+    ///
+    /// The guest mounts it with `mount -t virtiofs PATH PATH`; the init of mvm's own images does so by itself. virtiofsd
+    /// serves it, which is looked for in PATH unless MVM_VIRTIOFSD names it. May be given more than once.
+    #[arg(short = 'v', long, value_name = "SHARE", help_heading = SHARES, alias = "volume")]
+    #[serde(default, deserialize_with = "values::list")]
+    pub share: Vec<ShareConfig>,
+
+    /// Add a device that another process serves
+    ///
+    /// fs=SOCKET,tag=TAG
+    ///
+    /// The process listens on the Unix socket SOCKET and speaks vhost-user. May be given more than once.
+    #[arg(long, value_name = "DEVICE", help_heading = SHARES, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::list")]
+    pub vhost_user: Vec<VhostUserConfig>,
+
+    /// Console: stdio, virtio, off or a file [default: stdio]
+    ///
+    /// "stdio" is the serial port on standard input and output. "virtio" is faster and follows the terminal's size, but
+    /// needs a driver in the guest. "off" shows nothing. A path, with a slash or a dot in it, is a file to which the
+    /// serial port's output is appended.
+    #[arg(long, value_name = "KIND", help_heading = CONSOLE)]
+    #[serde(default, deserialize_with = "values::text")]
+    pub console: Option<ConsoleConfig>,
+
+    /// Wait for GDB before the first instruction
+    ///
+    /// On a Unix socket (PATH), a port of 127.0.0.1 (PORT), or ADDRESS:PORT.
+    #[arg(long, value_name = "PLACE", help_heading = CONSOLE, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
     pub gdb: Option<GdbConfig>,
 }
 
@@ -152,14 +226,15 @@ impl BootOptions {
     ///
     /// # Errors
     ///
-    /// What is missing, for the user to read.
+    /// A message that says what is missing.
     pub fn into_config(mut self) -> Result<VmConfig, String> {
-        // As with containers, whoever publishes a port has a network.
+        // As with containers, a published port implies a network.
         if self.net.is_empty() && !self.publish.is_empty() {
             self.net.push(NetConfig::user());
         }
-        let kernel =
-            self.kernel.ok_or("no kernel: give --kernel FILE, or a line kernel = \"FILE\" in --config")?;
+        let kernel = self
+            .kernel
+            .ok_or("no kernel: use --kernel FILE, or a line kernel = \"FILE\" in the file of --config")?;
         let default = VmConfig::new(kernel);
         Ok(VmConfig {
             initrd: self.initrd,
@@ -211,6 +286,7 @@ mod tests {
                 "nested" => "true",
                 "memory" => "'1G'",
                 "disk" | "pmem" => "['x']",
+                "console" | "vsock" => "'./x'",
                 "net" => "['user', 'tap=tap0,queues=2']",
                 "publish" => "['8080:80']",
                 "share" => "['x:/x']",
@@ -221,6 +297,14 @@ mod tests {
             };
             options(&format!("{flag} = {value}"));
         }
+    }
+
+    #[test]
+    fn a_list_of_one_needs_no_brackets() {
+        let one = options("disk = 'd.img'\nnet = 'user'\npublish = '1:2'\nshare = 'a:/a'\npmem = 'p'");
+        let list =
+            options("disk = ['d.img']\nnet = ['user']\npublish = ['1:2']\nshare = ['a:/a']\npmem = ['p']");
+        assert_eq!(format!("{one:?}"), format!("{list:?}"));
     }
 
     #[test]

@@ -15,10 +15,22 @@ enum Shell {
     Zsh,
 }
 
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  mvm completions bash > ~/.local/share/bash-completion/completions/mvm
+  mvm completions fish > ~/.config/fish/completions/mvm.fish
+  mvm completions zsh > /usr/local/share/zsh/site-functions/_mvm";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  mvm man boot | man -l -
+  mvm man boot > ~/.local/share/man/man1/mvm-boot.1";
+
 /// Arguments of `mvm completions`.
 #[derive(Args)]
+#[command(after_long_help = COMPLETIONS_EXAMPLES)]
 pub struct CompletionsCommand {
-    /// The shell
+    /// Shell to print the script for
     shell: Shell,
 }
 
@@ -37,8 +49,9 @@ impl CompletionsCommand {
 
 /// Arguments of `mvm man`.
 #[derive(Args)]
+#[command(after_long_help = MAN_EXAMPLES)]
 pub struct ManCommand {
-    /// The command whose page is meant; without it, the page of mvm itself
+    /// Command that the page is about [default: mvm itself]
     #[arg(value_name = "COMMAND")]
     subcommand: Option<String>,
 }

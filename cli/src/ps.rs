@@ -12,14 +12,23 @@ use vmm::MemorySize;
 use crate::table::{Table, duration};
 use crate::{chain, complain, exit_code, print};
 
+const EXAMPLES: &str = "\
+Examples:
+  mvm ps
+  mvm stop $(mvm ps --quiet)
+  mvm ps --json | jq -r '.[].control_socket'";
+
 /// Arguments of `mvm ps`.
 #[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct PsCommand {
-    /// Print JSON: an array with an object for each VM
+    /// Print JSON
+    ///
+    /// An array with an object for each VM.
     #[arg(long)]
     json: bool,
 
-    /// Print IDs alone
+    /// Print only IDs
     #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
 }
@@ -41,7 +50,7 @@ struct Row {
 }
 
 impl PsCommand {
-    /// Lists the VMs of this user that run.
+    /// Lists this user's running VMs.
     pub fn run(self) -> ExitCode {
         let (running, damaged) = match Registry::of_user().running() {
             Ok(found) => found,
@@ -63,7 +72,7 @@ impl PsCommand {
     }
 }
 
-/// The state in words; a VM whose process is stopped, or too busy to answer, has none that could be known.
+/// The state in words. A VM whose process is stopped or too busy to answer is "not responding".
 fn state(vm: &Running) -> &'static str {
     let info = Client::connect(&vm.control_socket()).and_then(|mut client| client.get::<InstanceInfo>("/"));
     match info.map(|info| info.state) {

@@ -16,33 +16,41 @@ use crate::table::{Table, bytes};
 use crate::targets::{self, Failure};
 use crate::{chain, complain, exit_code};
 
-/// Between two looks at a VM; rates are those of the time between.
+/// Time between two samples, which rates are computed from.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Puts the cursor to the upper left corner, and clears what is behind it (ECMA-48: CUP, ED).
+/// Moves the cursor to the upper left corner and clears the rest of the screen (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm stats
+  mvm stats --no-stream --json web";
 
 /// Arguments of `mvm stats`.
 #[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct StatsCommand {
-    /// The VMs: IDs, beginnings of IDs, or names; without any, all that run
+    /// IDs, beginnings of IDs, or names of VMs [default: all that run]
     #[arg(value_name = "VM")]
     vms: Vec<String>,
 
-    /// Print once, not again and again
+    /// Print once instead of each second
     #[arg(long)]
     no_stream: bool,
 
-    /// Print JSON: an array with an object for each VM, on a line of its own each time
+    /// Print JSON
+    ///
+    /// A line each second: an array with an object for each VM.
     #[arg(long)]
     json: bool,
 }
 
-/// What a VM uses.
+/// The resources that a VM uses.
 #[derive(Serialize)]
 struct Usage {
     id: String,
     name: Option<String>,
-    /// Of one processor; a VM with two busy vCPUs has 200.
+    /// Percent of one CPU: a VM with two busy vCPUs has 200.
     cpu_percent: f64,
     resident_bytes: u64,
     shared_bytes: u64,
@@ -54,8 +62,8 @@ struct Usage {
     exits_per_second: u64,
 }
 
-/// What was counted of each VM at one time.
-type Look = HashMap<VmId, (Running, MetricsReport)>;
+/// The counters of each VM at one time.
+type Sample = HashMap<VmId, (Running, MetricsReport)>;
 
 impl StatsCommand {
     /// Shows the table until there is nobody to show it to, or none of the VMs is left that were asked for.
@@ -68,16 +76,18 @@ impl StatsCommand {
                 return exit_code::HOST.into();
             }
         };
-        let mut before = look(vms);
+        if vms.is_empty() && !self.vms.is_empty() {
+            return code.into();
+        }
+        let mut before = sample(vms);
         loop {
-            // A rate is that of a time, which has to pass.
             std::thread::sleep(INTERVAL);
             let vms = if self.vms.is_empty() {
                 registry.running().map(|(running, _)| running).unwrap_or_default()
             } else {
                 before.values().map(|(vm, _)| vm.clone()).collect()
             };
-            let after = look(vms);
+            let after = sample(vms);
             let mut rows: Vec<Usage> =
                 after.iter().filter_map(|(id, (vm, now))| Some(usage(vm, &before.get(id)?.1, now))).collect();
             rows.sort_by(|one, other| (&one.name, &one.id).cmp(&(&other.name, &other.id)));
@@ -94,7 +104,7 @@ impl StatsCommand {
         }
     }
 
-    /// The VMs that were asked for, and the exit code so far: those that are not there are complained of.
+    /// The VMs that were named, or all, and the exit code so far: an error is printed for each name without a VM.
     fn vms(&self, registry: &Registry) -> Result<(Vec<Running>, u8), InstanceError> {
         let mut code = exit_code::SUCCESS;
         if self.vms.is_empty() {
@@ -125,13 +135,13 @@ impl StatsCommand {
     }
 }
 
-/// Looks at each VM; one that does not answer, since it has ended or is stopped, is left out.
-fn look(vms: Vec<Running>) -> Look {
+/// Reads the counters of each VM. One that has ended or does not answer is left out.
+fn sample(vms: Vec<Running>) -> Sample {
     let ask = |vm: &Running| Ok::<_, Failure>(targets::client(vm)?.get("/metrics.json")?);
     vms.into_iter().filter_map(|vm| ask(&vm).ok().map(|now| (vm.record.id.clone(), (vm, now)))).collect()
 }
 
-/// What `vm` used between two looks.
+/// What `vm` used between two samples.
 fn usage(vm: &Running, before: &MetricsReport, now: &MetricsReport) -> Usage {
     let time = now.process.time_nanoseconds.saturating_sub(before.process.time_nanoseconds).max(1);
     let cpu = now.process.cpu_nanoseconds.saturating_sub(before.process.cpu_nanoseconds);
@@ -143,7 +153,7 @@ fn usage(vm: &Running, before: &MetricsReport, now: &MetricsReport) -> Usage {
     Usage {
         id: vm.record.id.to_string(),
         name: vm.record.name.as_ref().map(ToString::to_string),
-        // Tenths of a percent are what is shown.
+        // Rounded to a tenth of a percent.
         cpu_percent: f64::from(u32::try_from(u128::from(cpu) * 1000 / u128::from(time)).unwrap_or(u32::MAX))
             / 10.0,
         resident_bytes: memory.0,
@@ -161,10 +171,10 @@ fn per_second(count: u64, nanoseconds: u64) -> u64 {
     u64::try_from(u128::from(count) * 1_000_000_000 / u128::from(nanoseconds)).unwrap_or(u64::MAX)
 }
 
-/// The resident memory of the VM's process, and how much of it is shared with other processes: the host knows that
-/// page by page, unlike what the VM says of itself, where all of a file counts as shared.
+/// The resident memory of the VM's process, and how much of it is shared with other processes. The kernel counts the
+/// latter by page; the VM's own metrics count all pages of files as shared.
 fn memory(vm: &Running) -> Option<(u64, u64)> {
-    // That the process is still this VM's is checked after the file was opened.
+    // Checked after the file is open: the process ID may have been reused.
     let file = File::open(format!("/proc/{}/smaps_rollup", vm.record.process.pid)).ok()?;
     vm.record.process.open().ok()?;
     resident_and_shared(&io::read_to_string(file).ok()?)

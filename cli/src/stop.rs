@@ -10,20 +10,27 @@ use instance::api::{Action, ActionType, VmUpdate, WantedState};
 use crate::kill::kill;
 use crate::targets::{self, Failure};
 
+const EXAMPLES: &str = "\
+Examples:
+  mvm stop web
+  mvm stop --time 60 web db
+  mvm stop $(mvm ps --quiet)";
+
 /// Arguments of `mvm stop`.
 #[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct StopCommand {
-    /// The VMs: IDs, beginnings of IDs, or names
+    /// IDs, beginnings of IDs, or names of VMs
     #[arg(required = true, value_name = "VM")]
     vms: Vec<String>,
 
-    /// How long the guest may take to power off before it is killed
-    #[arg(long, short, value_name = "SECONDS", default_value_t = 10)]
+    /// Seconds that the guest has to power off before it is killed
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 10, value_parser = crate::values::seconds)]
     time: u64,
 }
 
 impl StopCommand {
-    /// Stops one VM after the other.
+    /// Shuts down one VM after the other.
     pub fn run(self) -> ExitCode {
         targets::each(&self.vms, |vm| stop(vm, Duration::from_secs(self.time)))
     }
@@ -35,7 +42,7 @@ fn stop(vm: &Running, patience: Duration) -> Result<(), Failure> {
         return Ok(());
     }
     match kill(vm) {
-        // It has ended just now.
+        // It ended in the meantime.
         Err(Failure::Process(instance::ProcessError::Ended(_))) => Ok(()),
         result => result,
     }
@@ -43,7 +50,7 @@ fn stop(vm: &Running, patience: Duration) -> Result<(), Failure> {
 
 fn press(vm: &Running) -> Result<(), Failure> {
     let mut client = targets::client(vm)?;
-    // A paused guest could not hear its button.
+    // A paused guest does not react to its power button.
     client.send("PATCH", "/vm", &VmUpdate { state: WantedState::Resumed })?;
     Ok(client.send("PUT", "/actions", &Action { action_type: ActionType::SendCtrlAltDel })?)
 }

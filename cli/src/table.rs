@@ -1,4 +1,4 @@
-//! Tables for people: columns as wide as what is in them.
+//! Tables: columns as wide as their widest cell.
 
 use std::fmt;
 
@@ -11,9 +11,9 @@ impl Table {
         Self(vec![heading.iter().map(ToString::to_string).collect()])
     }
 
-    /// Adds a row. What a terminal would take for a command is written out: a path may have it in it.
+    /// Adds a row. Control characters, which a path may contain, are escaped.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let harmless = |cell: String| {
+        let without_controls = |cell: String| {
             cell.chars()
                 .flat_map(|character| {
                     let control = character.is_control();
@@ -23,7 +23,7 @@ impl Table {
                 })
                 .collect()
         };
-        self.0.push(cells.into_iter().map(harmless).collect());
+        self.0.push(cells.into_iter().map(without_controls).collect());
     }
 }
 
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_is_given_no_commands() {
+    fn control_characters_are_escaped() {
         let mut table = Table::new(&["A"]);
         table.row(["\x1b[31mred\r\n\u{9b}".into()]);
         assert_eq!(table.to_string(), "A\n\\u{1b}[31mred\\r\\n\\u{9b}\n");

@@ -1,4 +1,4 @@
-//! What commands share that do something to running VMs.
+//! What commands that act on running VMs have in common.
 
 use std::process::ExitCode;
 
@@ -9,24 +9,24 @@ use thiserror::Error;
 
 use crate::{chain, complain, exit_code, print};
 
-/// Why something was not done to a VM.
+/// Why a command failed for a VM.
 #[derive(Debug, Error)]
 pub enum Failure {
-    /// It is not there.
+    /// There is no such VM.
     #[error(transparent)]
     Instance(#[from] InstanceError),
-    /// Its process can't be reached.
+    /// The VM's process can't be signalled.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// It said no, or nothing.
+    /// The control socket refused the request or did not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// It has no console.
+    /// The console's socket can't be used.
     #[error(transparent)]
     Console(#[from] AttachError),
 }
 
-/// Does `action` to each of the VMs that `words` mean, and prints the word of each for which it was done, as docker
+/// Calls `action` for each of the VMs that `words` name, and prints the words of those for which it succeeded, as docker
 /// does.
 pub fn each(words: &[String], action: impl Fn(&Running) -> Result<(), Failure>) -> ExitCode {
     let registry = Registry::of_user();
@@ -38,12 +38,12 @@ pub fn each(words: &[String], action: impl Fn(&Running) -> Result<(), Failure>) 
             Err(failure) => code = code.max(complain_of(word, &failure)),
         }
     }
-    // Where a process had to be killed, its directory is left.
+    // A process that was killed leaves its directory behind.
     registry.sweep();
     print(done.as_bytes(), code)
 }
 
-/// Says what is wrong on one line; returns the exit code for it.
+/// Prints the failure on one line; returns the exit code for it.
 pub fn complain_of(word: &str, failure: &Failure) -> u8 {
     match failure {
         Failure::Instance(error) => complain(&chain(error)),

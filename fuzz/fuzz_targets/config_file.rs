@@ -9,6 +9,8 @@ mod config_file;
 #[allow(dead_code, reason = "the name of the VM is not needed")]
 #[path = "../../cli/src/options.rs"]
 mod options;
+#[path = "../../cli/src/values.rs"]
+mod values;
 
 use std::path::Path;
 

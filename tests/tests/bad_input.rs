@@ -1,4 +1,5 @@
-//! What a user can get wrong: each row has an exit code and one line that says what, where, and how to mend it.
+//! Mistakes in files, devices and permissions: each row has an exit code and one line that says what is wrong, where, and
+//! how to fix it. Mistakes on the command line are tested in cli/tests/usage.rs.
 
 #![allow(missing_docs, reason = "tests are named after what they show")]
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]
@@ -40,8 +41,6 @@ impl Files {
         sparse_file(directory.path(), "pmem", 2 << 20);
         sparse_file(directory.path(), "odd", (2 << 20) + 4096);
         fs::write(path("tiny.img"), "x").unwrap();
-        fs::write(path("unknown.toml"), "kernel = 'x'\nrootfilesystem = 'y'\n").unwrap();
-        fs::write(path("syntax.toml"), "kernel = \n").unwrap();
         Self(directory)
     }
 
@@ -101,16 +100,11 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --initrd @/directory", &["the initrd", "is a directory"]),
         ("--kernel VMLINUX --initrd @/empty", &["the initrd", "is empty"]),
         ("--kernel VMLINUX --initrd @/huge --memory 256M", &["the initrd", "--memory"]),
-        ("--kernel VMLINUX --cpus 0", &["0 CPUs cannot be had", "1 to 254"]),
-        ("--kernel VMLINUX --cpus 255", &["255 CPUs cannot be had", "1 to 254"]),
-        ("--kernel VMLINUX --memory 8M", &["8M of memory is too small", "16M"]),
-        ("--kernel VMLINUX --memory 512", &["512 bytes of memory is too small"]),
-        ("--kernel VMLINUX --memory 67108865", &["not a multiple of 4K"]),
         ("--kernel VMLINUX --rootfs @/missing", &["cannot open disk", "No such file"]),
         ("--kernel VMLINUX --rootfs @/directory", &["is a directory"]),
         ("--kernel VMLINUX --disk @/tiny.img", &["is too small", "truncate"]),
         ("--kernel VMLINUX --disk /dev/null", &["a character device"]),
-        ("--kernel VMLINUX --disk @/disk --disk @/disk", &["in use by another VM"]),
+        ("--kernel VMLINUX --disk @/disk --disk @/directory/../disk", &["in use by another VM"]),
         ("--kernel VMLINUX --vsock @/missing/v", &["cannot make the vsock socket", "No such file"]),
         ("--kernel VMLINUX --vsock @/text", &["the vsock path", "/text exists and is no socket"]),
         ("--kernel VMLINUX --vsock @/directory", &["/directory exists and is no socket"]),
@@ -121,8 +115,6 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --pmem @/directory", &["is a directory"]),
         ("--kernel VMLINUX --pmem @/empty", &["is too small", "truncate"]),
         ("--kernel VMLINUX --pmem @/odd", &["no multiple of 2 MiB", "truncate -s %2M"]),
-        ("--kernel VMLINUX --pmem @/pmem --pmem @/pmem,readonly", &["in use by another VM"]),
-        ("--kernel VMLINUX --pmem @/pmem,cow --disk @/pmem", &["in use by another VM"]),
         ("--kernel VMLINUX --console @/missing/log", &["cannot open the console's file", "No such file"]),
         ("--kernel VMLINUX --gdb @/text", &["cannot make GDB's socket", "/text: the file exists"]),
         ("--kernel VMLINUX --gdb @/missing/gdb", &["cannot make GDB's socket", "No such file"]),
@@ -145,91 +137,13 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ),
         ("--kernel VMLINUX --net tap=lo", &["lo is no tap", "ip tuntap add"]),
         ("--kernel VMLINUX --net bridge=mvm-none", &["there is no bridge mvm-none", "ip link add mvm-none"]),
-        ("--config @/missing.toml", &["cannot read the configuration", "No such file"]),
-        ("--config @/unknown.toml", &["unknown.toml, line 2", "rootfilesystem", "rootfs"]),
-        ("--config @/syntax.toml", &["syntax.toml, line 1"]),
         ("--config @/directory", &["cannot read the configuration", "directory"]),
-        ("--cpus 1", &["no kernel", "--kernel FILE"]),
     ];
     for (arguments, parts) in rows {
         eprintln!("mvm boot {arguments}");
         expect(&files.run(arguments), 2, parts);
     }
     assert!(!files.path().join("v").exists(), "a socket was left behind");
-}
-
-/// What clap finds has usage behind it, so only the first line counts.
-#[rstest]
-#[case("boot --kernel x --cpus two", "invalid value 'two' for '--cpus <N>'")]
-#[case("boot --kernel x --memory lots", "\"lots\" is not a size")]
-#[case("boot --kernel x --memory 99999999999999999999G", "more memory than any machine has")]
-#[case("boot --kernel x --disk a.img,ro", "\"ro\" is no option of a disk")]
-#[case("boot --kernel x --disk ,readonly", "a disk needs a path")]
-#[case("boot --kernel x --disk a,id=much-too-long-for-a-disk", "1 to 20")]
-#[case("boot --kernel x --disk d,limit-iops=0", "a limit of \"0\" would let nothing pass")]
-#[case("boot --kernel x --disk d,limit-bandwidth=1M:0", "would let nothing pass")]
-#[case("boot --kernel x --disk d,limit-iops=fast", "\"fast\" is no rate")]
-#[case("boot --kernel x --disk d,limit-bandwidth=fast", "\"fast\" is not a size")]
-#[case("boot --kernel x --vsock ,cid=3", "vsock needs the path")]
-#[case("boot --kernel x --vsock v,cid=2", "\"2\" is no CID of a guest: give a number from 3 to 4294967294")]
-#[case("boot --kernel x --vsock v,cid=4294967295", "is no CID of a guest")]
-#[case("boot --kernel x --vsock v,port=1", "\"port=1\" is no option of vsock")]
-#[case("boot --kernel x --pmem a.img,ro", "\"ro\" is no option of persistent memory")]
-#[case("boot --kernel x --pmem a.img,cow,readonly", "one of them at the most")]
-#[case("boot --kernel x --pmem ,readonly", "persistent memory needs a path")]
-#[case("boot --kernel x --balloon=big", "unexpected value 'big' for '--balloon'")]
-#[case("boot --kernel x --gdb localhost:1", "\"localhost:1\" is no place for GDB")]
-#[case("boot --kernel x --gdb 65536", "\"65536\" is no place for GDB")]
-#[case("boot --kernel x --name a/b", "\"a/b\" is no name")]
-#[case("boot --kernel x --name 0123456789ab", "could be the ID of a VM")]
-#[case("boot --kernel x --id web", "12 hexadecimal digits")]
-#[case("kill", "required arguments were not provided")]
-#[case("kill --signal SEGV x", "there are HUP, INT")]
-#[case("stop --time soon x", "invalid value 'soon'")]
-#[case("console", "required arguments were not provided")]
-#[case("balloon", "required arguments were not provided")]
-#[case("balloon x much", "\"much\" is not a size")]
-#[case("balloon x 100K", "a balloon has whole MiB")]
-#[case("boot --kernel x --share src", "invalid share \"src\": write HOSTDIR:PATH")]
-#[case("boot --kernel x --share src:", "1 to 36 characters")]
-#[case("boot --kernel x --share src:/a-path-that-is-longer-than-a-tag-can-be", "1 to 36 characters")]
-#[case("boot --kernel x --share src:/x:z", "unknown share option \"z\"; valid options: readonly (or ro), rw")]
-#[case("boot --kernel x --share src:/wörk", "invalid share tag \"/wörk\": use letters, digits and /")]
-#[case("boot --kernel x --share src:/x,sandbox=jail", "sandbox=namespace|chroot|none")]
-#[case("boot --kernel x --share src:/x\"y", "use letters, digits and /")]
-#[case("boot --kernel x --vhost-user blk=x", "write fs=SOCKET,tag=TAG")]
-#[case("boot --kernel x --net tap0", "invalid network \"tap0\"")]
-#[case("boot --kernel x --net tap=tap0,script=no", "unknown network option \"script=no\"")]
-#[case("boot --kernel x --net tap=a-tap-with-a-long-name", "1 to 15 bytes")]
-#[case("boot --kernel x --net tap=t,limit-rx=0", "a limit of \"0\" would let nothing pass")]
-#[case("boot --kernel x --net tap=t,limit-tx=1M:0", "would let nothing pass")]
-#[case("boot --kernel x --net tap=t,limit-rx-pps=0", "would let nothing pass")]
-#[case("boot --kernel x --net tap=t,limit-tx-pps=fast", "\"fast\" is no rate")]
-#[case("boot --kernel x --net tap=t,limit-rx=fast", "\"fast\" is not a size")]
-#[case("boot --kernel x --net tap=t,limit=1M", "unknown network option \"limit=1M\"")]
-#[case("boot --kernel x --net tap=t,queues=0", "invalid queues=0: use 1 to 16")]
-#[case("boot --kernel x --net tap=t,queues=17", "invalid queues=17: use 1 to 16")]
-#[case("boot --kernel x --net user,queues=2", "user has one queue")]
-#[case("boot --kernel x --net tap=t,mtu=1", "invalid mtu=1: use 68 to 65521")]
-#[case("boot --kernel x --net tap=t,mac=52:54:00", "use six bytes")]
-#[case("boot --kernel x --net tap=t,mac=01:00:5e:00:00:01", "multicast")]
-#[case("boot --kernel x -p 80", "invalid port \"80\": write [ADDRESS:]HOST:GUEST[/udp]")]
-#[case("boot --kernel x -p 0:80", "invalid port \"0\"")]
-#[case("boot --kernel x -p 8080:65536", "invalid port \"65536\"")]
-#[case("boot --kernel x -p 8000-8010:80", "differ in length")]
-#[case("boot --kernel x -p 8080:80/sctp", "unknown protocol \"sctp\"")]
-#[case("boot --kernel x -p localhost:8080:80", "invalid IP address \"localhost\"")]
-#[case("boot --kernel x -p ::1:8080:80", "in brackets, as in [::1]:8080:80")]
-#[case("boot --kernel x --net tap=t,no-host", "no-host works with user only")]
-#[case("boot --kernel", "a value is required for '--kernel <FILE>'")]
-#[case("boot --kernle x", "unexpected argument '--kernle'")]
-#[case("boost", "unrecognized subcommand 'boost'")]
-#[case("--log-level loud boot", "invalid value 'loud'")]
-fn wrong_usage_is_code_2(#[case] arguments: &str, #[case] expected: &str) {
-    let output = run_mvm(arguments.split_whitespace());
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{errors}");
-    assert!(errors.lines().next().unwrap().contains(expected), "{errors}");
 }
 
 #[test]
@@ -274,22 +188,6 @@ fn too_many_disks_are_refused_by_number() {
 /// Runs mvm with a place of its own for the directories of VMs.
 fn with_runtime_dir(directory: &Path, arguments: &[&str]) -> Output {
     Command::new(mvm()).args(arguments).env("XDG_RUNTIME_DIR", directory).output().unwrap()
-}
-
-#[rstest]
-#[case("stop")]
-#[case("kill")]
-#[case("pause")]
-#[case("resume")]
-#[case("console")]
-#[case("balloon")]
-fn a_vm_that_is_not_there_is_code_1(#[case] command: &str) {
-    let directory = TempDir::new().unwrap();
-    for word in ["web", "0123456789ab", "0", "../x", "\n", ""] {
-        let output = with_runtime_dir(directory.path(), &[command, word]);
-        expect(&output, 1, &["there is no VM", "mvm ps"]);
-    }
-    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "looking makes nothing");
 }
 
 #[test]

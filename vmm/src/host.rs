@@ -86,12 +86,13 @@ fn processor(cpuinfo: &str) -> Check {
     const NAME: &str = "processor";
     match extension(cpuinfo) {
         Some(extension) => Check::good(NAME, format!("hardware virtualization ({extension})")),
-        None if cpuinfo.split_whitespace().any(|flag| flag == "hypervisor") => Check::poor(
+        None if cpuinfo.split_whitespace().any(|flag| flag == "hypervisor") => Check::bad(
             NAME,
             "no hardware virtualization (neither vmx nor svm): this host is a VM without nesting",
-            "enable nested virtualization on the outer host; without it a Linux guest is not likely to boot",
+            "enable nested virtualization on the outer host; where /dev/kvm exists all the same, it interprets guests, \
+             and Linux does not boot on it",
         ),
-        None => Check::poor(
+        None => Check::bad(
             NAME,
             "no hardware virtualization (neither vmx nor svm)",
             "enable it in the firmware, where it may be called VT-x, AMD-V or SVM",

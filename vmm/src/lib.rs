@@ -33,8 +33,8 @@ pub mod vm;
 pub mod vsock;
 
 pub use config::{
-    ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, PublishConfig, Sandbox,
-    ShareConfig, VhostUserConfig, VmConfig, VsockConfig,
+    ConfigError, ConsoleConfig, DiskConfig, GdbConfig, MAX_CPUS, MemorySize, NetConfig, PmemConfig,
+    PublishConfig, Sandbox, ShareConfig, VhostUserConfig, VmConfig, VsockConfig,
 };
 pub use error::VmError;
 pub use exit::ExitReason;

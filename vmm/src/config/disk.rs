@@ -20,7 +20,7 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// Whether an image of another format is refused.
     pub format: ImageFormat,
-    /// The guest may only read it.
+    /// Whether the guest may only read it.
     pub read_only: bool,
     /// The serial number that the guest reads (see [`DiskId`]).
     pub id: Option<String>,

@@ -12,9 +12,10 @@ mod size;
 mod vsock;
 mod words;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use devices::virtio::block::DiskIdError;
+use devices::virtio::pmem::PmemMode;
 use devices::virtio::vhost_user::{ShareTag, ShareTagError};
 use instance::Summary;
 use serde::{Serialize, Serializer};
@@ -96,29 +97,31 @@ pub const MAX_CPUS: u32 = 254;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// Not a size.
-    #[error("{0:?} is not a size: write a number with K, M, G or T, as in 512M or 2G")]
+    #[error("invalid size {0:?}: use a number with K, M, G or T, as in 512M or 2G")]
     NotASize(String),
     /// More bytes than 64 bits count.
-    #[error("{0:?} is more memory than any machine has")]
+    #[error("{0:?} is too large: a size has at most 64 bits")]
     SizeOverflow(String),
     /// Too little RAM.
-    #[error("{0} of memory is too small: a guest needs at least {minimum}", minimum = MemorySize::MIN)]
+    #[error(
+        "{0} of memory is too small: a guest needs at least {minimum}{hint}",
+        minimum = MemorySize::MIN,
+        hint = bytes_hint(*.0)
+    )]
     MemoryTooSmall(MemorySize),
     /// RAM in parts of a page.
     #[error("{0} of memory is not a multiple of 4K, the size of a page")]
     MemoryUnaligned(MemorySize),
     /// No vCPU, or too many.
-    #[error("{0} CPUs cannot be had: give 1 to {MAX_CPUS}")]
+    #[error("invalid CPU count {0}: use 1 to {MAX_CPUS}")]
     Cpus(u32),
     /// A disk without a path.
-    #[error(
-        "a disk needs a path: PATH[,readonly][,format=raw][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]"
-    )]
+    #[error("no path: write PATH[,readonly][,format=raw][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]")]
     DiskPath,
     /// An unknown word behind a disk's path.
     #[error(
-        "unknown disk option {0:?}; valid options: readonly, format=raw, id=NAME, limit-bandwidth=RATE, \
-         limit-iops=RATE (a comma in a path is written ,,)"
+        "unknown disk option {0:?}; valid options: readonly (or ro), format=raw, id=NAME, limit-bandwidth=RATE, \
+         limit-iops=RATE (write a comma in a path as ,,)"
     )]
     DiskOption(String),
     /// A disk image that is not raw.
@@ -126,32 +129,40 @@ pub enum ConfigError {
         "unknown disk format {0:?}: mvm reads raw images (format=raw); `qemu-img convert -O raw` makes one"
     )]
     DiskFormat(String),
+    /// A file that two devices would use, one of them to write.
+    #[error("disk {} is given twice; devices can share a file only where all have `,readonly`", .0.display())]
+    FileTwice(PathBuf),
     /// A disk's serial number that a driver could not read.
     #[error(transparent)]
     DiskId(#[from] DiskIdError),
     /// A rate that is no number.
-    #[error(
-        "{0:?} is no rate: write how many there may be in a second, as in 1000, or 1000:5000 with a burst"
-    )]
+    #[error("invalid rate {0:?}: use a number a second, as in 1000, or 1000:5000 with a burst")]
     NotARate(String),
     /// A limit that lets nothing pass.
-    #[error("a limit of {0:?} would let nothing pass: leave it out where there is to be no limit")]
+    #[error("a limit of {0:?} would let nothing pass: leave the option out for no limit")]
     ZeroLimit(String),
+    /// A word in place of a socket's path.
+    #[error(
+        "{0:?} does not look like a path: --vsock takes a Unix socket's path, as in ./vsock.sock, and the guest's CID \
+         behind it, as in ./vsock.sock,cid=3"
+    )]
+    VsockNotAPath(String),
     /// A socket device without a path.
-    #[error("vsock needs the path of a Unix socket: PATH[,cid=N]")]
+    #[error("no path: write PATH[,cid=N], with the path of a Unix socket")]
     VsockPath,
     /// A CID that no guest can have.
-    #[error("{0:?} is no CID of a guest: give a number from {min} to {max}", min = VsockConfig::MIN_CID, max = VsockConfig::MAX_CID)]
+    #[error("invalid CID {0:?}: use a number from {min} to {max}", min = VsockConfig::MIN_CID, max = VsockConfig::MAX_CID)]
     VsockCid(String),
     /// An unknown word behind the path of a socket device.
-    #[error("{0:?} is no option of vsock: there is cid=N (a comma in a path is written ,,)")]
+    #[error("unknown vsock option {0:?}; valid option: cid=N (write a comma in a path as ,,)")]
     VsockOption(String),
     /// Persistent memory without a path.
-    #[error("persistent memory needs a path: PATH[,readonly|,cow][,format=raw]")]
+    #[error("no path: write PATH[,readonly|,cow][,format=raw]")]
     PmemPath,
     /// An unknown word behind the path of persistent memory, or one too many.
     #[error(
-        "unknown pmem option {0:?}; valid options: readonly or cow, format=raw (a comma in a path is written ,,)"
+        "unknown pmem option {0:?}; valid options: format=raw, and readonly (or ro) or cow, not both (write a comma in a \
+         path as ,,)"
     )]
     PmemOption(String),
     /// A share without a folder or without a tag.
@@ -175,14 +186,30 @@ pub enum ConfigError {
     /// A published port.
     #[error(transparent)]
     Publish(#[from] PublishError),
-    /// An empty console.
-    #[error("the console is stdio, virtio, off or a file's path")]
-    Console,
-    /// No place for a debugger.
+    /// Neither a kind of console nor a path.
     #[error(
-        "{0:?} is no place for GDB: give a port, an IP address with a port as in 127.0.0.1:1234, or a path"
+        "unknown console {0:?}: use stdio, virtio, off, or a file's path with a slash or a dot, as in ./{0}"
+    )]
+    Console(String),
+    /// Neither a port, an address nor a path.
+    #[error(
+        "invalid GDB address {0:?}: use a port, an IP address with a port as in 127.0.0.1:1234, or a path"
     )]
     Gdb(String),
+}
+
+/// Says what a number without a unit means, where `size` looks as if it was meant in MiB.
+fn bytes_hint(size: MemorySize) -> String {
+    match size.bytes() {
+        0 => String::new(),
+        bytes @ ..65536 => format!(" (a number without a unit counts bytes; for MiB write {bytes}M)"),
+        _ => String::new(),
+    }
+}
+
+/// Whether `text` is meant as a path, not as a word: it has a slash or a dot.
+fn looks_like_a_path(text: &str) -> bool {
+    text.contains(['/', '.'])
 }
 
 impl VmConfig {
@@ -225,6 +252,7 @@ impl VmConfig {
         if !self.memory.bytes().is_multiple_of(4096) {
             return Err(ConfigError::MemoryUnaligned(self.memory));
         }
+        self.check_files()?;
         let mut seen = Vec::new();
         for tag in self.share_tags() {
             if seen.contains(&tag) {
@@ -237,6 +265,22 @@ impl VmConfig {
             return Err(PublishError::NoUser.into());
         }
         publish::check(&self.publish)?;
+        Ok(())
+    }
+
+    /// Checks that no file is used twice, unless by readers only.
+    fn check_files(&self) -> Result<(), ConfigError> {
+        let disks = self.rootfs.iter().chain(&self.disks).map(|disk| (&disk.path, !disk.read_only));
+        let pmem = self.pmem.iter().map(|pmem| (&pmem.path, pmem.mode == PmemMode::Shared));
+        let mut seen: Vec<(PathBuf, bool)> = Vec::new();
+        for (path, writes) in disks.chain(pmem) {
+            // Without "." in it; links are the business of the lock on the file.
+            let plain: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+            if seen.iter().any(|(other, other_writes)| *other == plain && (writes || *other_writes)) {
+                return Err(ConfigError::FileTwice(path.clone()));
+            }
+            seen.push((plain, writes));
+        }
         Ok(())
     }
 

@@ -1,0 +1,132 @@
+//! What is wrong with a command line, in one line.
+
+use std::error::Error as _;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, CommandFactory};
+
+use crate::{Cli, complain, exit_code, foreign};
+
+/// Prints what clap has to say: help and versions as they are, an error as one line.
+pub fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            crate::print(error.render().to_string().as_bytes(), exit_code::SUCCESS)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // Where standard error is closed, the exit code has to do.
+            let _ = error.print();
+            exit_code::USAGE.into()
+        }
+        _ => {
+            complain(&message(error, arguments));
+            exit_code::USAGE.into()
+        }
+    }
+}
+
+/// The error in one line, with what to write instead.
+fn message(error: &clap::Error, arguments: &[String]) -> String {
+    let root = Cli::command();
+    let command = subcommand(&root, arguments);
+    let name = command.map_or("", Command::get_name);
+    // QEMU's options have one dash, which clap takes for several short flags.
+    let qemu = |word: &&String| word.starts_with('-') && !word.starts_with("--") && word.len() > 2;
+    let before_dashes = arguments.iter().skip(1).take_while(|word| *word != "--");
+    let advice = before_dashes.filter(qemu).find_map(|word| Some((word, foreign::option(name, word)?)));
+    if let Some((word, advice)) = advice {
+        return format!("unknown option {word}: {advice}");
+    }
+    let what = explain(error, name);
+    if what.contains([':', ';']) {
+        return what;
+    }
+    let help = if name.is_empty() { "mvm --help".to_owned() } else { format!("mvm {name} --help") };
+    format!("{what}; see `{help}`")
+}
+
+/// The subcommand that `arguments` name.
+fn subcommand<'a>(root: &'a Command, arguments: &[String]) -> Option<&'a Command> {
+    let mut words = arguments.iter().skip(1);
+    while let Some(word) = words.next() {
+        if word == "--log-level" {
+            words.next();
+        } else if !word.starts_with('-') {
+            return root.find_subcommand(word);
+        }
+    }
+    None
+}
+
+fn explain(error: &clap::Error, command: &str) -> String {
+    let texts = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => vec![text.clone()],
+        Some(ContextValue::Strings(texts)) => texts.clone(),
+        Some(ContextValue::StyledStr(text)) => vec![text.to_string()],
+        _ => Vec::new(),
+    };
+    let text = |kind| texts(kind).join(", ");
+    let argument = text(ContextKind::InvalidArg);
+    let flag = argument.split_once([' ', '=']).map_or(argument.as_str(), |(flag, _)| flag);
+    let value = text(ContextKind::InvalidValue);
+    match error.kind() {
+        ErrorKind::UnknownArgument => unknown_argument(command, &argument, &text(ContextKind::SuggestedArg)),
+        ErrorKind::InvalidSubcommand => {
+            let word = text(ContextKind::InvalidSubcommand);
+            let similar = text(ContextKind::SuggestedSubcommand);
+            match foreign::command(&word) {
+                Some(advice) => format!("unknown command {word:?}: {advice}"),
+                None if similar.is_empty() => format!("unknown command {word:?}"),
+                None => format!("unknown command {word:?}: did you mean {similar}?"),
+            }
+        }
+        ErrorKind::InvalidValue if value.is_empty() => format!("{flag} needs a value: {argument}"),
+        ErrorKind::InvalidValue => {
+            format!("{flag}: invalid value {value:?}: use {}", text(ContextKind::ValidValue))
+        }
+        ErrorKind::ValueValidation => {
+            let cause =
+                error.source().map_or_else(|| format!("invalid value {value:?}"), ToString::to_string);
+            format!("{}: {cause}", flag.trim_matches(['[', ']', '<', '>', '.']))
+        }
+        ErrorKind::TooManyValues | ErrorKind::WrongNumberOfValues => {
+            format!("{flag} takes no value: leave {value:?} out")
+        }
+        ErrorKind::ArgumentConflict => match text(ContextKind::PriorArg) {
+            prior if prior == argument || prior.is_empty() => format!("{flag} is given twice"),
+            prior => {
+                let prior = prior.split_once(' ').map_or(prior.as_str(), |(flag, _)| flag);
+                format!("{flag} and {prior} cannot be used together")
+            }
+        },
+        ErrorKind::MissingRequiredArgument => {
+            let missing = texts(ContextKind::InvalidArg).join(" ").replace(['<', '>'], "");
+            format!("missing argument: mvm {command} {missing}")
+        }
+        ErrorKind::InvalidUtf8 => "an argument is not UTF-8 text".into(),
+        _ => {
+            let rendered = error.render().to_string();
+            let line = rendered.lines().next().unwrap_or_default();
+            line.strip_prefix("error: ").unwrap_or(line).to_owned()
+        }
+    }
+}
+
+fn unknown_argument(command: &str, argument: &str, similar: &str) -> String {
+    if let Some(advice) = foreign::option(command, argument) {
+        return format!("unknown option {argument}: {advice}");
+    }
+    if !argument.starts_with('-') {
+        return match command {
+            "boot" => format!("unexpected argument {argument:?}: options start with --, as in --kernel FILE"),
+            _ => format!("unexpected argument {argument:?}"),
+        };
+    }
+    let similar = similar.split_once(' ').map_or(similar, |(flag, _)| flag);
+    if similar.is_empty() {
+        format!("unknown option {argument}")
+    } else {
+        format!("unknown option {argument}: did you mean {similar}?")
+    }
+}

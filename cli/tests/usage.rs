@@ -1,0 +1,284 @@
+//! What a user can get wrong on the command line: one line that says what is wrong and what to write instead, with exit
+//! code 2. Nothing here gets as far as KVM.
+
+#![allow(missing_docs, reason = "tests are named after what they show")]
+
+use std::fs;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// Runs mvm in a directory of its own, where it finds no VMs.
+fn mvm(directory: &TempDir, arguments: &[&str]) -> Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_mvm"));
+    program.args(arguments).current_dir(directory.path()).env("XDG_RUNTIME_DIR", directory.path());
+    program.env_remove("MVM_LOG").output().unwrap()
+}
+
+/// Checks that mvm ends with `code` and says one line in its style, which has each of `parts`.
+fn expect(output: &Output, code: i32, parts: &[&str], what: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{what}: {errors}");
+    assert!(errors.starts_with("mvm: ") && errors.trim_end().lines().count() == 1, "{what}: {errors}");
+    for part in parts {
+        assert!(errors.contains(part), "{what}: no {part:?} in {errors}");
+    }
+    assert!(output.stdout.is_empty(), "{what} printed something");
+}
+
+/// Each row: what follows `mvm`, and a part of the answer.
+fn check(rows: &[(&str, &str)]) {
+    let directory = TempDir::new().unwrap();
+    for (arguments, expected) in rows {
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        expect(&mvm(&directory, &words), 2, &[expected], &format!("mvm {arguments}"));
+    }
+}
+
+#[test]
+fn words_of_other_programs_are_answered_with_the_word_to_use() {
+    check(&[
+        ("run alpine", "unknown command \"run\": containers are not supported yet; `mvm boot`"),
+        ("start web", "use `mvm boot`"),
+        ("create web", "use `mvm boot`"),
+        ("exec web ls", "unknown command \"exec\": `mvm console VM`"),
+        ("logs web", "console.log"),
+        ("inspect web", "use `mvm ps --json`"),
+        ("rm web", "`mvm kill VM`"),
+        ("restart web", "use `mvm stop VM`, then `mvm boot`"),
+        ("shutdown web", "use `mvm stop VM`"),
+        ("destroy web", "use `mvm kill VM`"),
+        ("suspend web", "use `mvm pause VM`"),
+        ("wait web", "`mvm boot` ends with the VM"),
+        ("pull alpine", "not supported yet"),
+        ("boot -it --kernel x", "unknown option -it: leave it out"),
+        ("boot -i --kernel x", "unknown option -i: leave it out"),
+        ("boot -t", "unknown option -t: leave it out"),
+        ("boot -d --kernel x", "`mvm boot … --console off &`"),
+        ("boot --detach", "`mvm boot … --console off &`"),
+        ("boot -e A=b", "pass kernel arguments with --append"),
+        ("boot --env A=b", "pass kernel arguments with --append"),
+        ("boot --rm", "unknown option --rm: leave it out"),
+        ("boot --smp 4", "unknown option --smp: use --cpus N"),
+        ("boot -smp 4", "unknown option -smp: use --cpus N"),
+        ("boot --vcpus=4", "unknown option --vcpus: use --cpus N"),
+        ("boot --drive file=d.img", "use --rootfs PATH"),
+        ("boot -drive file=d.img,format=raw", "unknown option -drive: use --rootfs PATH"),
+        ("boot -kernel vmlinux", "unknown option -kernel: use --kernel FILE"),
+        ("boot -append quiet", "use --append ARGS"),
+        ("boot -machine microvm", "unknown option -machine: leave it out"),
+        ("boot -nographic", "unknown option -nographic: leave it out"),
+        ("boot -netdev user", "use --net user"),
+        ("boot --network host", "use --net user"),
+        ("boot --config-file vm.json", "use --config FILE"),
+        ("boot --api-sock x.sock", "`mvm ps --json`"),
+        ("boot --image d.img", "use --rootfs PATH"),
+        ("boot --mount x", "use --share DIR:PATH"),
+        ("boot --privileged", "use --nested"),
+        ("ps -a", "only running VMs are listed"),
+        ("ps --format json", "use --json"),
+        ("stop --all", "mvm stop $(mvm ps --quiet)"),
+        ("stop --force web", "use `mvm kill VM`"),
+        ("kill -9 web", "use --signal"),
+        ("console -it web", "unknown option -it: leave it out"),
+    ]);
+}
+
+#[test]
+fn wrong_arguments_say_what_to_write() {
+    check(&[
+        ("boost", "unknown command \"boost\": did you mean boot?"),
+        ("frobnicate", "unknown command \"frobnicate\"; see `mvm --help`"),
+        ("boot --kernle x", "unknown option --kernle: did you mean --kernel?"),
+        ("boot --frobnicate", "unknown option --frobnicate; see `mvm boot --help`"),
+        ("boot vmlinux", "unexpected argument \"vmlinux\": options start with --, as in --kernel FILE"),
+        ("boot", "no kernel: use --kernel FILE"),
+        ("boot --kernel", "--kernel needs a value: --kernel <FILE>"),
+        ("boot --kernel a --kernel b", "--kernel is given twice"),
+        ("boot --balloon=big", "--balloon takes no value"),
+        ("ps --json --quiet", "--json and --quiet cannot be used together"),
+        ("kill", "missing argument: mvm kill VM"),
+        ("console", "missing argument: mvm console VM"),
+        ("balloon", "missing argument: mvm balloon VM"),
+        ("man boast", "there is no command \"boast\""),
+        ("completions tcsh", "invalid value \"tcsh\": use bash, fish, zsh"),
+        (
+            "--log-level verbose ps",
+            "--log-level: invalid value \"verbose\": use off, error, warn, info, debug, trace",
+        ),
+        ("kill --signal SEGV x", "--signal: unknown signal \"SEGV\": use HUP, INT"),
+        ("stop --time abc x", "--time: invalid time \"abc\": use a number of seconds, as in 30"),
+        ("stop -t abc x", "use a number of seconds, as in 30"),
+        ("balloon x much", "SIZE: invalid size \"much\""),
+        ("balloon x 512", "512 is 512 bytes; for MiB write a unit, as in 256M"),
+    ]);
+}
+
+#[test]
+fn wrong_values_of_boot_say_what_to_write() {
+    check(&[
+        ("boot --cpus two", "--cpus: invalid CPU count \"two\": use 1 to 254"),
+        ("boot --cpus 0", "invalid CPU count \"0\": use 1 to 254"),
+        ("boot --cpus 255", "invalid CPU count \"255\": use 1 to 254"),
+        (
+            "boot --memory lots",
+            "--memory: invalid size \"lots\": use a number with K, M, G or T, as in 512M or 2G",
+        ),
+        ("boot --mem lots", "--memory: invalid size \"lots\""),
+        ("boot -m lots", "--memory: invalid size \"lots\""),
+        ("boot --memory size=1G", "invalid size \"size=1G\""),
+        ("boot --memory 99999999999999999999G", "is too large"),
+        (
+            "boot --kernel x -m 512",
+            "512 bytes of memory is too small: a guest needs at least 16M (a number without a unit counts bytes; for MiB write 512M)",
+        ),
+        ("boot --kernel x -m 8m", "8M of memory is too small: a guest needs at least 16M"),
+        ("boot --kernel x -m 67108865", "not a multiple of 4K"),
+        (
+            "boot --disk a.img,wo",
+            "--disk: unknown disk option \"wo\"; valid options: readonly (or ro), id=NAME",
+        ),
+        ("boot --disk ,readonly", "--disk: no path"),
+        ("boot --disk a,id=much-too-long-for-a-disk", "1 to 20"),
+        ("boot --disk d,limit-iops=0", "a limit of \"0\" would let nothing pass"),
+        ("boot --disk d,limit-bandwidth=1M:0", "would let nothing pass"),
+        ("boot --disk d,limit-iops=fast", "invalid rate \"fast\""),
+        ("boot --disk d,limit-bandwidth=fast", "invalid size \"fast\""),
+        ("boot --kernel x --disk d.img --disk d.img", "disk d.img is given twice"),
+        ("boot --kernel x --rootfs d.img --disk ./d.img", "disk ./d.img is given twice"),
+        ("boot --kernel x --rootfs d.img,ro --disk d.img", "is given twice"),
+        ("boot --kernel x --pmem d.img,cow --disk d.img", "is given twice"),
+        ("boot --vsock 3", "--vsock: \"3\" does not look like a path"),
+        ("boot --vsock ,cid=3", "--vsock: no path"),
+        ("boot --vsock ./v,cid=2", "invalid CID \"2\": use a number from 3 to 4294967294"),
+        ("boot --vsock ./v,port=1", "unknown vsock option \"port=1\"; valid option: cid=N"),
+        (
+            "boot --console tty",
+            "--console: unknown console \"tty\": use stdio, virtio, off, or a file's path",
+        ),
+        ("boot --pmem a.img,wo", "unknown pmem option \"wo\""),
+        ("boot --pmem a.img,cow,readonly", "readonly (or ro) or cow, not both"),
+        ("boot --pmem ,readonly", "--pmem: no path"),
+        ("boot --gdb localhost:1", "--gdb: invalid GDB address \"localhost:1\""),
+        ("boot --gdb 65536", "invalid GDB address \"65536\""),
+        ("boot --name a/b", "--name: invalid name \"a/b\""),
+        ("boot --name 0123456789ab", "could be the ID of a VM"),
+        ("boot --id web", "--id: invalid ID \"web\": use 12 hexadecimal digits"),
+        ("boot --share src", "--share: invalid share \"src\": write HOSTDIR:PATH"),
+        ("boot --share src:", "1 to 36 bytes"),
+        ("boot -v src:/x,frob", "--share: "),
+        ("boot --vhost-user blk=x", "write fs=SOCKET,tag=TAG"),
+        ("boot --net tap0", "--net: "),
+        ("boot --net tap=tap0,script=no", "\"script=no\""),
+        ("boot --net tap=a-tap-with-a-long-name", "1 to 15 bytes"),
+        ("boot --net tap=t,limit-rx=0", "a limit of \"0\" would let nothing pass"),
+        ("boot --net tap=t,limit-tx-pps=fast", "invalid rate \"fast\""),
+        ("boot --net tap=t,limit-rx=fast", "invalid size \"fast\""),
+        ("boot --net tap=t,queues=17", "1 to 16"),
+        ("boot --net user,queues=2", "user has one queue"),
+        ("boot --net tap=t,mtu=1", "68 to 65521"),
+        ("boot --net tap=t,mac=52:54:00", "six bytes"),
+        ("boot --net tap=t,no-host", "no-host is for user"),
+        ("boot -p 80", "write [ADDRESS:]HOST:GUEST[/udp]"),
+        ("boot -p 0:80", "\"0\""),
+        ("boot -p 8080:65536", "\"65536\""),
+        ("boot -p 8080:80/sctp", "tcp and udp"),
+        ("boot -p ::1:8080:80", "in brackets, as in [::1]:8080:80"),
+    ]);
+}
+
+#[test]
+fn accepted_habits_get_as_far_as_the_kernel() {
+    let directory = TempDir::new().unwrap();
+    fs::write(directory.path().join("d.img"), vec![0; 2 << 20]).unwrap();
+    for arguments in [
+        "-m 512m",
+        "-m 1g",
+        "--memory 512MB",
+        "--mem 1GiB",
+        "--memory=1G",
+        "-m 536870912",
+        "--disk d.img,ro",
+        "--disk d.img,ro --disk d.img,readonly",
+        "--pmem d.img,ro",
+        "-v .:/work",
+        "--volume .:/work,readonly",
+        "-p 8080:80",
+    ] {
+        let mut words = vec!["boot", "--kernel", "missing"];
+        words.extend(arguments.split_whitespace());
+        let output = mvm(&directory, &words);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        // A host without KVM ends with 3.
+        assert!(errors.contains("missing") || output.status.code() == Some(3), "{arguments}: {errors}");
+    }
+}
+
+#[test]
+fn wrong_configuration_files_name_line_and_key() {
+    let directory = TempDir::new().unwrap();
+    for (text, parts) in [
+        ("kernel = 'x'\ncpus = \"2\"", &["vm.toml, line 2: cpus: write 2 without quotes"][..]),
+        ("kernel = 'x'\nmemory = 512", &["line 2: memory: write it in quotes"]),
+        ("kernel = 'x'\nmemory = '512'", &["512 bytes of memory is too small", "write 512M"]),
+        ("kernel = 'x'\nrootfilesystem = 'y'", &["unknown key \"rootfilesystem\"", "rootfs"]),
+        ("kernel = \n", &["vm.toml, line 1"]),
+        ("cpus = 0\nkernel = 'x'", &["invalid CPU count 0: use 1 to 254"]),
+        ("cpus = 1", &["no kernel: use --kernel FILE"]),
+    ] {
+        fs::write(directory.path().join("vm.toml"), text).unwrap();
+        expect(&mvm(&directory, &["boot", "--config", "vm.toml"]), 2, parts, text);
+    }
+    expect(
+        &mvm(&directory, &["boot", "--config", "gone.toml"]),
+        2,
+        &["cannot read", "No such file"],
+        "gone.toml",
+    );
+}
+
+#[test]
+fn a_vm_that_does_not_exist_is_one_message_and_code_1() {
+    let directory = TempDir::new().unwrap();
+    for command in ["stop", "kill", "pause", "resume", "console", "balloon", "stats"] {
+        for word in ["web", "0123456789ab", "../x", ""] {
+            expect(&mvm(&directory, &[command, word]), 1, &["there is no VM", "mvm ps"], command);
+        }
+    }
+}
+
+#[test]
+fn other_names_of_commands_work() {
+    let directory = TempDir::new().unwrap();
+    for command in ["list", "ls", "ps"] {
+        let output = mvm(&directory, &[command, "--quiet"]);
+        assert!(output.status.success() && output.stdout.is_empty(), "{command}");
+    }
+    for arguments in [&["version"][..], &["--version"], &["-V"]] {
+        assert_eq!(
+            mvm(&directory, arguments).stdout,
+            concat!("mvm ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()
+        );
+    }
+    for (other, name) in [("attach", "console"), ("unpause", "resume"), ("top", "stats"), ("info", "doctor")]
+    {
+        let help = |command| mvm(&directory, &[command, "--help"]).stdout;
+        assert_eq!(help(other), help(name), "{other}");
+    }
+}
+
+/// `mvm doctor` answers programs too, and its exit code says what its report says.
+#[test]
+fn the_doctor_reports_as_json_and_by_its_exit_code() {
+    let directory = TempDir::new().unwrap();
+    let output = mvm(&directory, &["info", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let can_boot = report["can_boot"].as_bool().unwrap();
+    assert_eq!(output.status.code(), Some(if can_boot { 0 } else { 3 }));
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.len() > 5);
+    assert_eq!(can_boot, checks.iter().all(|check| check["result"] != "fail"));
+    for check in checks {
+        assert_eq!(check["result"] == "ok", check["fix"].is_null(), "{check}");
+    }
+}
