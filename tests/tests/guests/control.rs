@@ -230,7 +230,7 @@ fn a_users_terminal_comes_to_a_running_guest_and_leaves_it() {
     terminal.press("echo $((6 * 7)) is the answer\r");
     terminal.wait_for("42 is the answer", 1);
     terminal.press("\x01d");
-    terminal.wait_for("VM attached goes on", 1);
+    terminal.wait_for("VM attached keeps running", 1);
     assert_eq!(terminal.finish().code(), Some(0));
 
     // The guest does go on, and saw the same.
