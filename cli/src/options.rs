@@ -102,9 +102,10 @@ pub struct BootOptions {
 
     /// Add a disk: a raw image or block device
     ///
-    /// PATH[,readonly][,id=ID][,limit-bandwidth=RATE][,limit-iops=RATE]
+    /// PATH[,readonly][,id=ID][,format=raw][,limit-bandwidth=RATE][,limit-iops=RATE]
     ///
     /// Disks become /dev/vda, /dev/vdb and so on, after that of --rootfs. The guest finds ID as the disk's serial number.
+    /// An image of another format, such as qcow2, is refused unless format=raw is given.
     /// A RATE is what may pass in a second and, after a colon, at once after a pause: 50M or 50M:200M of bytes, 1000 or
     /// 1000:5000 of requests. Write a comma in PATH as two. May be given more than once.
     #[arg(long, value_name = "DISK", help_heading = DISKS)]
@@ -113,7 +114,7 @@ pub struct BootOptions {
 
     /// Add a file as persistent memory (/dev/pmem0)
     ///
-    /// PATH[,readonly|,cow]
+    /// PATH[,readonly|,cow][,format=raw]
     ///
     /// The guest maps the file's pages from the host's page cache. With readonly it only reads the file; with cow it
     /// writes to copies of the pages, which are lost when the VM ends. May be given more than once.

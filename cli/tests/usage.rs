@@ -136,7 +136,7 @@ fn wrong_values_of_boot_say_what_to_write() {
         ("boot --kernel x -m 67108865", "not a multiple of 4K"),
         (
             "boot --disk a.img,wo",
-            "--disk: unknown disk option \"wo\"; valid options: readonly (or ro), id=NAME",
+            "--disk: unknown disk option \"wo\"; valid options: readonly (or ro), format=raw",
         ),
         ("boot --disk ,readonly", "--disk: no path"),
         ("boot --disk a,id=much-too-long-for-a-disk", "1 to 20"),
