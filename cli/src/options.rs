@@ -102,7 +102,7 @@ pub struct BootOptions {
 
     /// Add a disk: a raw image or block device
     ///
-    /// PATH[,readonly][,id=ID][,format=raw][,limit-bandwidth=RATE][,limit-iops=RATE]
+    /// PATH[,OPTION...], with the options readonly, id=ID, format=raw, limit-bandwidth=RATE and limit-iops=RATE
     ///
     /// Disks become /dev/vda, /dev/vdb and so on, after that of --rootfs. The guest finds ID as the disk's serial number.
     /// An image of another format, such as qcow2, is refused unless format=raw is given.
@@ -157,7 +157,7 @@ pub struct BootOptions {
 
     /// Share a host folder with the guest: src:/work
     ///
-    /// DIR:PATH[,readonly][,sandbox=namespace|chroot|none]
+    /// DIR:PATH[,readonly][,sandbox=namespace|chroot|none], or as docker has it, DIR:PATH:ro
     ///
     /// The guest mounts it with `mount -t virtiofs PATH PATH`; the init of mvm's own images does so by itself. virtiofsd
     /// serves it, which is looked for in PATH unless MVM_VIRTIOFSD names it. May be given more than once.
