@@ -1,6 +1,7 @@
 //! The help of each command is readable at every usual width of a terminal.
 
 #![allow(missing_docs, reason = "tests are named after what they show")]
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::process::Command;
 

@@ -2,6 +2,7 @@
 //! code 2. Nothing here gets as far as KVM.
 
 #![allow(missing_docs, reason = "tests are named after what they show")]
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::fs;
 use std::process::{Command, Output};
