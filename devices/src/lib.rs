@@ -10,6 +10,7 @@ pub mod legacy;
 pub mod log;
 pub mod machine;
 pub mod metrics;
+pub mod socket;
 pub mod suspend;
 pub mod timer;
 pub mod virtio;

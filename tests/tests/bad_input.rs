@@ -106,8 +106,11 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --disk /dev/null", &["a character device"]),
         ("--kernel VMLINUX --disk @/disk --disk @/directory/../disk", &["in use by another VM"]),
         ("--kernel VMLINUX --vsock @/missing/v", &["cannot make the vsock socket", "No such file"]),
-        ("--kernel VMLINUX --vsock @/text", &["the vsock path", "/text exists and is no socket"]),
-        ("--kernel VMLINUX --vsock @/directory", &["/directory exists and is no socket"]),
+        (
+            "--kernel VMLINUX --vsock @/text",
+            &["cannot make the vsock socket", "/text: a file that is not a socket is in the way"],
+        ),
+        ("--kernel VMLINUX --vsock @/directory", &["/directory: a file that is not a socket is in the way"]),
         ("--kernel VMLINUX --vsock @/live", &["/live is in use", "another VM"]),
         ("--kernel VMLINUX --vsock /tmp/LONG", &["bytes, 96 are possible", "shorter"]),
         ("--kernel @/missing --vsock @/v", &["/missing cannot be opened"]),
@@ -116,8 +119,11 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --pmem @/empty", &["is too small", "truncate"]),
         ("--kernel VMLINUX --pmem @/odd", &["no multiple of 2 MiB", "truncate -s %2M"]),
         ("--kernel VMLINUX --console @/missing/log", &["cannot open the console's file", "No such file"]),
-        ("--kernel VMLINUX --gdb @/text", &["cannot make GDB's socket", "/text: the file exists"]),
-        ("--kernel VMLINUX --gdb @/missing/gdb", &["cannot make GDB's socket", "No such file"]),
+        (
+            "--kernel VMLINUX --gdb @/text",
+            &["cannot make the GDB socket", "/text: a file that is not a socket is in the way"],
+        ),
+        ("--kernel VMLINUX --gdb @/missing/gdb", &["cannot make the GDB socket", "No such file"]),
         ("--kernel VMLINUX --gdb 203.0.113.1:1", &["cannot wait for GDB on 203.0.113.1:1", "another port"]),
         ("--kernel VMLINUX --share @/missing:/work", &["cannot share", "/missing", "No such file"]),
         ("--kernel VMLINUX --share @/text:/work", &["cannot share", "/text: it is not a folder"]),
@@ -152,9 +158,9 @@ fn a_port_in_use_and_a_path_too_long_are_no_places_for_gdb() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let output = files.run(&format!("--kernel VMLINUX --gdb {}", address.port()));
-    expect(&output, 2, &[&format!("cannot wait for GDB on {address}"), "another port", "in use"]);
+    expect(&output, 2, &[&format!("cannot listen for GDB on {address}"), "another port", "in use"]);
     let output = files.run(&format!("--kernel VMLINUX --gdb @/{}", "x".repeat(108)));
-    expect(&output, 2, &["longer than 107 bytes"]);
+    expect(&output, 2, &["the limit is 107"]);
 }
 
 #[test]

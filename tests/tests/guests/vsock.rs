@@ -227,6 +227,6 @@ fn two_vms_cannot_have_one_socket() {
     let sockets = Sockets::new();
     let mut first = Boot::new().flag("--vsock", sockets.path()).start();
     first.wait_for("init: started");
-    Boot::new().flag("--vsock", sockets.path()).run().expect_code(2).expect("is in use");
+    Boot::new().flag("--vsock", sockets.path()).run().expect_code(2).expect("another process listens there");
     assert!(sockets.path().exists(), "it is still the first one's");
 }

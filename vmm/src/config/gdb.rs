@@ -15,7 +15,7 @@ use super::{ConfigError, serde_as_text};
 pub enum GdbConfig {
     /// A TCP port, of 127.0.0.1 unless another address is given.
     Tcp(SocketAddr),
-    /// A Unix socket, which must not be there yet.
+    /// A Unix socket.
     Unix(PathBuf),
 }
 

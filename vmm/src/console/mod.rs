@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::metrics::Metrics;
+use devices::socket::SocketError;
 use devices::virtio::console::{Console as VirtioConsole, ConsoleSink};
 use event_manager::MutEventSubscriber;
 use instance::console::RawTerminal;
@@ -56,7 +57,7 @@ pub enum ConsoleError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: io::Error,
+        source: SocketError,
     },
     /// Standard input could not be set up.
     #[error("cannot set up the terminal")]

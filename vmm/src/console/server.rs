@@ -1,15 +1,14 @@
 //! The socket by which others attach to the console.
 
-use std::fs::{self, Permissions};
-use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use devices::socket::ListeningSocket;
 use event_manager::{EventOps, EventSet};
+use rustix::net::SocketFlags;
 
 use super::ConsoleError;
 use super::client::Client;
@@ -19,13 +18,14 @@ use super::watch::{Watch, Watched};
 
 /// How many can be attached at once.
 const MOST_CLIENTS: usize = 16;
+/// How many may wait to be accepted.
+const BACKLOG: i32 = 128;
 /// How long the end of a VM waits for all clients together.
 const END: Duration = Duration::from_secs(1);
 
 /// The socket and those who came by it.
 pub(super) struct Server {
-    path: PathBuf,
-    listener: UnixListener,
+    listener: ListeningSocket,
     watch: Watch,
     hub: Arc<Hub>,
     first_token: u32,
@@ -34,28 +34,18 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// A socket at `path`, in place of what is there: the directory is the VM's own. Its events come with `token`,
-    /// those of clients with the following ones.
+    /// Listens at `path`, by the rules of [`ListeningSocket`]: who reaches the console is as good as root in the guest.
+    /// Its events come with `token`, those of clients with the following ones.
     ///
     /// # Errors
     ///
     /// [`ConsoleError::Socket`].
     pub(super) fn bind(path: PathBuf, hub: &Arc<Hub>, token: u32) -> Result<Self, ConsoleError> {
-        let bind = || {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let listener = UnixListener::bind(&path)?;
-            // Who reaches the console is as good as root in the guest.
-            fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        };
-        let listener = bind().map_err(|source| ConsoleError::Socket { path: path.clone(), source })?;
+        let listener = ListeningSocket::listen(&path, BACKLOG, SocketFlags::NONBLOCK)
+            .map_err(|source| ConsoleError::Socket { path, source })?;
         let watch = Watch::new(listener.as_raw_fd(), token);
         let (hub, clients) = (Arc::clone(hub), Default::default());
-        Ok(Self { path, listener, watch, hub, first_token: token + 1, clients })
+        Ok(Self { listener, watch, hub, first_token: token + 1, clients })
     }
 
     /// The event loop has seen `events` for `token`, which is the socket's or a client's.
@@ -69,8 +59,8 @@ impl Server {
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {
         // One a turn; the event loop comes again where there are more.
-        match self.listener.accept() {
-            Ok((stream, _)) => self.admit(stream, ops),
+        match self.listener.accept(SocketFlags::NONBLOCK) {
+            Ok(stream) => self.admit(UnixStream::from(stream), ops),
             Err(error) => tracing::debug!(%error, "nobody attaches to the console after all"),
         }
     }
@@ -84,10 +74,6 @@ impl Server {
             tracing::warn!("{MOST_CLIENTS} are attached to the console already; no other can");
             return;
         };
-        if let Err(error) = stream.set_nonblocking(true) {
-            tracing::warn!(%error, "cannot attach a client to the console");
-            return;
-        }
         let token = u32::try_from(index).unwrap_or(u32::MAX).saturating_add(self.first_token);
         let mut client = Client::new(stream, token, self.hub.late_reader());
         client.send();
@@ -124,7 +110,5 @@ impl Drop for Server {
     fn drop(&mut self) {
         let deadline = Instant::now() + END;
         self.clients.iter_mut().flatten().for_each(|client| client.finish(deadline));
-        // Where somebody else removed it, it is gone as well.
-        let _ = fs::remove_file(&self.path);
     }
 }

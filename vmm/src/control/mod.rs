@@ -15,6 +15,7 @@ mod tests;
 use std::io;
 use std::path::PathBuf;
 
+use devices::socket::SocketError;
 use thiserror::Error;
 
 pub use router::OPENAPI;
@@ -30,7 +31,7 @@ pub enum ControlError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: io::Error,
+        source: SocketError,
     },
     /// What the server needs beside it could not be made.
     #[error("cannot set up the control socket")]

@@ -1,18 +1,18 @@
 //! The server's end of the control socket, on the event loop.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use devices::Timer;
+use devices::socket::ListeningSocket;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ControlError;
@@ -24,6 +24,8 @@ use crate::handle::VmHandle;
 
 /// The most connections; one more takes the place of another.
 const MAX_CONNECTIONS: usize = 16;
+/// How many clients may wait to be accepted.
+const BACKLOG: i32 = 128;
 /// How often connections are looked at for what takes too long.
 const TICK: Duration = Duration::from_secs(1);
 const NEVER: Duration = Duration::ZERO;
@@ -33,7 +35,7 @@ type Serial = u64;
 
 /// Serves the control socket of a VM.
 pub struct ControlServer {
-    listener: UnixListener,
+    listener: ListeningSocket,
     vm: Arc<VmHandle>,
     connections: BTreeMap<Serial, Connection>,
     next_serial: Serial,
@@ -58,8 +60,8 @@ impl ControlServer {
     ///
     /// [`ControlError`].
     pub fn new(path: &Path, vm: Arc<VmHandle>) -> Result<Self, ControlError> {
-        let listener =
-            listen(path).map_err(|source| ControlError::Socket { path: path.to_owned(), source })?;
+        let listener = ListeningSocket::listen(path, BACKLOG, SocketFlags::NONBLOCK)
+            .map_err(|source| ControlError::Socket { path: path.to_owned(), source })?;
         let timer = Timer::new().map_err(ControlError::Setup)?;
         let event =
             Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ControlError::Setup)?);
@@ -77,11 +79,9 @@ impl ControlServer {
 
     /// Takes one client; more of them wait for the next turn.
     fn accept(&mut self, ops: &mut EventOps<'_>) {
-        let stream = match self.listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                return;
-            }
+        let stream = match self.listener.accept(SocketFlags::NONBLOCK) {
+            Ok(stream) => UnixStream::from(stream),
+            Err(Errno::AGAIN | Errno::INTR) => return,
             Err(error) => {
                 // The client waits in the socket's queue, and the event loop would come back for it for ever.
                 tracing::warn!(%error, "the control socket takes no clients for a while");
@@ -217,14 +217,6 @@ impl LateAnswers {
             Err(error) => Answer::Ready(Response::fault(500, &format!("cannot start a thread: {error}"))),
         }
     }
-}
-
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    // The directory is this VM's own: what is there is of nobody else.
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 impl MutEventSubscriber for ControlServer {
