@@ -37,7 +37,7 @@ pub mod vhost_user;
 pub mod vsock;
 
 pub use mailbox::CallError;
-pub use queue::{Queue, QueueState};
+pub use queue::{Budget, Head, MAX_CHAIN, Meter, Queue, QueueState, Spent};
 
 /// Raises a device's interrupts in whatever way its transport has.
 pub trait VirtioInterrupt: Send + Sync {
@@ -79,6 +79,8 @@ pub struct Activation {
     pub features: u64,
     /// Raises the device's interrupts.
     pub interrupt: Arc<dyn VirtioInterrupt>,
+    /// Counts what turns cost.
+    pub meter: Arc<Meter>,
 }
 
 /// Why a device could not start to work. The transport answers it with DEVICE_NEEDS_RESET.

@@ -1,4 +1,4 @@
-//! What every device does with a queue: take chains from it, check them, give them back, tell the driver.
+//! What every device does with a queue: take chains from it, check them, give them back, signal the driver.
 
 use std::num::Wrapping;
 use std::sync::Arc;
@@ -6,211 +6,59 @@ use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::iovecs::IoVecs;
 use super::{ActivateError, Activation, VirtioInterrupt};
 
+mod budget;
+mod chain;
 mod state;
 
+pub use self::budget::{Budget, Meter, Spent};
+pub(super) use self::chain::{Buffers, Chain};
+pub use self::chain::{Head, MAX_CHAIN};
 pub use self::state::{Queue, QueueState};
-
-/// The most buffers a chain may have. An indirect table could name 65,535; no driver needs more than one
-/// `readv` takes (IOV_MAX).
-const MAX_BUFFERS: usize = 1024;
 
 /// How a driver broke the rules for queues (2.7).
 #[derive(Debug, Error)]
 enum QueueError {
     #[error("the queue's rings cannot be used: {0}")]
     Ring(virtio_queue::Error),
-    #[error("the chain at descriptor {0} ends in a descriptor that does not exist, or is a loop")]
-    Broken(u16),
-    #[error("the chain at descriptor {0} has more than {MAX_BUFFERS} buffers")]
-    TooLong(u16),
+    #[error(
+        "the chain at descriptor {0} ends in a descriptor that does not exist, is a loop, or is longer than the queue"
+    )]
+    Broken(Head),
+    #[error("the chain at descriptor {0} has more than {MAX_CHAIN} descriptors")]
+    TooLong(Head),
     #[error("the chain at descriptor {0} has a buffer outside of memory")]
-    OutsideMemory(u16),
+    OutsideMemory(Head),
     #[error("the chain at descriptor {0} has a readable buffer after a writable one")]
-    Order(u16),
-    #[error("the chain at descriptor {0} is of no use to the device")]
-    Unanswerable(u16),
-}
-
-/// Buffers of one kind in a chain, in its order. All of them lie in guest memory, in RAM or in a file that the guest
-/// has as memory ([`Activation::dma`]): what takes RAM alone finds less in them where that is not where they are.
-#[derive(Debug, Default)]
-pub(super) struct Buffers(Vec<(GuestAddress, u32)>);
-
-impl Buffers {
-    /// The length of all buffers together, in bytes.
-    pub(super) fn len(&self) -> u64 {
-        self.0.iter().map(|&(_, length)| u64::from(length)).sum()
-    }
-
-    /// Whether all of them lie in `memory`. A device that reads or writes buffers itself asks for RAM: a file that the
-    /// guest has as memory is for system calls only ([`Activation::dma`]).
-    pub(super) fn lie_in(&self, memory: &GuestMemoryMmap) -> bool {
-        self.ranges().all(|(address, length)| {
-            memory.check_range(address, usize::try_from(length).unwrap_or(usize::MAX), Permissions::ReadWrite)
-        })
-    }
-
-    /// The places of the buffers that are left, and their lengths in bytes.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
-        self.0.iter().copied()
-    }
-
-    /// Reads as many bytes as `data` holds off the front, wherever the driver split them into buffers (2.7.4).
-    /// False, where there are fewer.
-    pub(super) fn take(&mut self, memory: &GuestMemoryMmap, data: &mut [u8]) -> bool {
-        let length = data.len();
-        length
-            == self.consume(length, |at, from, to| {
-                data.get_mut(from..to).is_some_and(|piece| memory.read_slice(piece, at).is_ok())
-            })
-    }
-
-    /// Takes up to `count` bytes off the front and leaves them unread.
-    pub(super) fn skip(&mut self, count: usize) {
-        self.consume(count, |_, _, _| true);
-    }
-
-    /// Writes `data` to the front, and gives the count of bytes that there was room for.
-    pub(super) fn put(&mut self, memory: &GuestMemoryMmap, data: &[u8]) -> usize {
-        self.consume(data.len(), |at, from, to| {
-            data.get(from..to).is_some_and(|piece| memory.write_slice(piece, at).is_ok())
-        })
-    }
-
-    /// Takes up to `count` bytes off the front. `copy` is given the place of each piece in guest memory and the
-    /// range of the `count` bytes that it is, and says whether to go on.
-    fn consume(&mut self, count: usize, mut copy: impl FnMut(GuestAddress, usize, usize) -> bool) -> usize {
-        let mut done = 0;
-        for (address, length) in &mut self.0 {
-            let here = u32::try_from(count - done).unwrap_or(u32::MAX).min(*length);
-            let end = done + usize::try_from(here).unwrap_or(0);
-            if end > done && !copy(*address, done, end) {
-                break;
-            }
-            // The buffer lies in memory, so its end is an address.
-            address.0 = address.0.saturating_add(u64::from(here));
-            *length -= here;
-            done = end;
-        }
-        done
-    }
-
-    /// The address of the byte at `offset`.
-    pub(super) fn address_of(&self, mut offset: u64) -> Option<GuestAddress> {
-        for &(address, length) in &self.0 {
-            if offset < u64::from(length) {
-                return Some(GuestAddress(address.0.saturating_add(offset)));
-            }
-            offset -= u64::from(length);
-        }
-        None
-    }
-
-    /// The first buffer.
-    pub(super) fn first(&self) -> Option<(GuestAddress, u32)> {
-        self.0.first().copied()
-    }
-
-    /// Takes the last byte of all and gives its address.
-    pub(super) fn take_last(&mut self) -> Option<GuestAddress> {
-        let (address, length) = self.0.iter_mut().rev().find(|(_, length)| *length > 0)?;
-        *length -= 1;
-        Some(GuestAddress(address.0.saturating_add(u64::from(*length))))
-    }
-
-    /// Appends the places of the buffers in host memory to `iovecs`; they are valid as long as `memory` is, which may
-    /// be the queue's [`dma`](ActiveQueue::dma).
-    pub(super) fn append_to(
-        &self,
-        memory: &GuestMemoryMmap,
-        iovecs: &mut IoVecs,
-    ) -> Result<(), vm_memory::GuestMemoryError> {
-        for &(address, length) in &self.0 {
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            // One slice for each memory region that the buffer lies in.
-            for slice in memory.get_slices(address, length, Permissions::ReadWrite)? {
-                iovecs.push(&slice?);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A chain that the driver made available: buffers to read, then buffers to write (2.7.4).
-#[derive(Debug, Default)]
-pub(super) struct Chain {
-    /// What the chain is given back by.
-    pub(super) head: u16,
-    /// What the driver wrote for the device.
-    pub(super) readable: Buffers,
-    /// Where the device may write.
-    pub(super) writable: Buffers,
-}
-
-impl Chain {
-    fn collect(
-        &mut self,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-        dma: &GuestMemoryMmap,
-    ) -> Result<(), QueueError> {
-        let head = chain.head_index();
-        self.head = head;
-        self.readable.0.clear();
-        self.writable.0.clear();
-        // The iterator ends without a word at a descriptor that it can't read and after as many as the table
-        // has: the chain is whole only where the last one says so.
-        let mut whole = false;
-        for descriptor in chain {
-            whole = !descriptor.has_next();
-            self.push(head, descriptor, dma)?;
-        }
-        if whole { Ok(()) } else { Err(QueueError::Broken(head)) }
-    }
-
-    fn push(&mut self, head: u16, descriptor: Descriptor, dma: &GuestMemoryMmap) -> Result<(), QueueError> {
-        let (address, length) = (descriptor.addr(), descriptor.len());
-        if length == 0 {
-            return Ok(());
-        }
-        if self.readable.0.len() + self.writable.0.len() == MAX_BUFFERS {
-            return Err(QueueError::TooLong(head));
-        }
-        let bytes = usize::try_from(length).unwrap_or(usize::MAX);
-        if !dma.check_range(address, bytes, Permissions::ReadWrite) {
-            return Err(QueueError::OutsideMemory(head));
-        }
-        if descriptor.is_write_only() {
-            self.writable.0.push((address, length));
-        } else if self.writable.0.is_empty() {
-            self.readable.0.push((address, length));
-        } else {
-            return Err(QueueError::Order(head));
-        }
-        Ok(())
-    }
+    Order(Head),
+    #[error("the chain at descriptor {0} can't be used by the device")]
+    Unusable(Head),
 }
 
 /// A queue that a device works on.
 ///
-/// Work comes in turns, one for each wake-up: [`start_turn`](Self::start_turn), [`pop`](Self::pop) and
-/// [`add_used`](Self::add_used) as often as need be, [`end_turn`](Self::end_turn). Where the driver broke a
-/// rule, the queue asks for a reset and from then on is empty and takes nothing.
+/// Work comes in turns, one for each wake-up: [`start_turn`](Self::start_turn), [`pop`](Self::pop),
+/// [`spend`](Self::spend) and [`add_used`](Self::add_used) as often as need be, [`end_turn`](Self::end_turn). When a turn's
+/// [`Budget`] is spent, `pop` gives no more and has the device notified again. A loop over anything else than `pop` looks
+/// at [`may_go_on`](Self::may_go_on).
+///
+/// Where the driver broke a rule, the queue asks for a reset and from then on is empty and takes nothing.
 pub(super) struct ActiveQueue {
     index: u16,
     queue: virtio_queue::Queue,
     memory: Arc<GuestMemoryMmap>,
     dma: Arc<GuestMemoryMmap>,
     interrupt: Arc<dyn VirtioInterrupt>,
-    /// How many more chains this turn takes. Without a limit, a driver that makes chains available as fast
-    /// as they are used would keep the event loop from all else.
-    budget: u16,
+    /// What a turn may spend. Without a limit, a driver that makes chains available as fast as they are used would keep
+    /// the thread from all else.
+    budget: Budget,
+    /// What this turn has spent.
+    spent: Spent,
+    meter: Arc<Meter>,
     /// Whether chains were given back since it was last decided whether to signal the driver.
     used: bool,
     /// The used index when it was last decided whether to signal the driver.
@@ -246,15 +94,31 @@ impl ActiveQueue {
             memory: Arc::clone(&activation.memory),
             dma: Arc::clone(&activation.dma),
             interrupt: Arc::clone(&activation.interrupt),
-            budget: 0,
+            budget: Budget::TURN,
+            spent: Spent::default(),
+            meter: Arc::clone(&activation.meter),
             broken,
         })
+    }
+
+    /// Gives turns another budget than [`Budget::TURN`].
+    #[must_use]
+    pub(super) fn with_budget(self, budget: Budget) -> Self {
+        Self { budget, ..self }
+    }
+
+    /// Takes buffers in RAM only, for a device that reads and writes them all itself: a chain with another breaks the
+    /// queue.
+    #[must_use]
+    pub(super) fn in_ram(self) -> Self {
+        Self { dma: Arc::clone(&self.memory), ..self }
     }
 
     /// Gives the queue back, with its position, when its device is suspended. The driver is signalled first for what it
     /// has not been signalled for.
     pub(super) fn into_queue(mut self) -> Queue {
         self.end_turn();
+        self.count_turn();
         Queue { rings: self.queue, signalled: self.signalled, broken: self.broken }
     }
 
@@ -313,12 +177,31 @@ impl ActiveQueue {
 
     /// Begins a turn.
     pub(super) fn start_turn(&mut self) {
-        self.budget = self.queue.size();
+        self.count_turn();
         if !self.broken
             && let Err(error) = self.queue.disable_notification(&*self.memory)
         {
             self.fail(&QueueError::Ring(error));
         }
+    }
+
+    fn count_turn(&mut self) {
+        let spent = std::mem::take(&mut self.spent);
+        if spent != Spent::default() {
+            self.meter.count_turn(&spent);
+        }
+    }
+
+    /// Counts what the turn costs beyond its descriptors: `bytes` that are moved, freed or written, and system calls.
+    pub(super) fn spend(&mut self, bytes: u64, host_calls: u64) {
+        self.spent.bytes = self.spent.bytes.saturating_add(bytes);
+        self.spent.host_calls = self.spent.host_calls.saturating_add(host_calls);
+    }
+
+    /// Whether the turn may take more work: its budget is not spent, and the queue not broken. Where it may not, the one
+    /// that has work left over calls [`notify_again`](Self::notify_again).
+    pub(super) fn may_go_on(&self) -> bool {
+        !self.broken && !self.budget.is_spent(&self.spent)
     }
 
     /// Whether there is a chain to take.
@@ -332,28 +215,24 @@ impl ActiveQueue {
         if self.broken {
             return false;
         }
-        if self.budget == 0 {
+        if self.budget.is_spent(&self.spent) {
             self.interrupt.notify_again(self.index);
             return false;
         }
-        match self.try_pop(chain) {
-            Ok(found) => {
-                self.budget -= u16::from(found);
-                found
-            }
-            Err(error) => {
-                self.fail(&error);
-                false
-            }
-        }
+        self.try_pop(chain).unwrap_or_else(|error| {
+            self.fail(&error);
+            false
+        })
     }
 
     fn try_pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         // Twice: a chain may have become available just before notifications were enabled.
         for _ in 0..2 {
             if let Some(found) = self.queue.iter(&*self.memory).map_err(QueueError::Ring)?.next() {
-                chain.collect(found, &self.dma)?;
-                return Ok(true);
+                let mut walked = 0;
+                let result = chain.collect(found, &self.dma, &mut walked);
+                self.spent.descriptors += u64::from(walked);
+                return result.map(|()| true);
             }
             if !self.queue.enable_notification(&*self.memory).map_err(QueueError::Ring)? {
                 return Ok(false);
@@ -364,21 +243,15 @@ impl ActiveQueue {
         Ok(false)
     }
 
-    /// Takes no more chains in this turn, as what it took was much work. The others come after other devices had
-    /// their turn.
-    pub(super) fn leave_the_rest(&mut self) {
-        self.budget = 0;
-    }
-
-    /// Asks for a turn after this one, for work that is left over.
-    pub(super) fn ask_for_another_turn(&self) {
+    /// Has the device notified of the queue again after this turn, for work that is left over.
+    pub(super) fn notify_again(&self) {
         if !self.broken {
             self.interrupt.notify_again(self.index);
         }
     }
 
     /// Gives the chain at `head` back, with `length` bytes written to it.
-    pub(super) fn add_used(&mut self, head: u16, length: u32) {
+    pub(super) fn add_used(&mut self, Head(head): Head, length: u32) {
         if self.broken {
             return;
         }
@@ -390,7 +263,7 @@ impl ActiveQueue {
 
     /// Gives `chains` back, each a head and the bytes written to it: the driver sees all of them or none. It has to
     /// where they are one packet's (5.1.6.4.1).
-    pub(super) fn add_used_together(&mut self, chains: &[(u16, u32)]) {
+    pub(super) fn add_used_together(&mut self, chains: &[(Head, u32)]) {
         if self.broken {
             return;
         }
@@ -400,9 +273,9 @@ impl ActiveQueue {
         }
     }
 
-    fn try_add_used_together(&mut self, chains: &[(u16, u32)]) -> Result<(), virtio_queue::Error> {
-        let Some((&(last, length), others)) = chains.split_last() else { return Ok(()) };
-        for &(head, length) in others {
+    fn try_add_used_together(&mut self, chains: &[(Head, u32)]) -> Result<(), virtio_queue::Error> {
+        let Some((&(Head(last), length), others)) = chains.split_last() else { return Ok(()) };
+        for &(Head(head), length) in others {
             let place = u64::from(self.queue.next_used() % self.queue.size());
             let entry = GuestAddress(self.queue.used_ring() + USED_ENTRIES + USED_ENTRY * place);
             let used = u64::from(head) | u64::from(length) << 32;
@@ -413,16 +286,16 @@ impl ActiveQueue {
         self.queue.add_used(&*self.memory, last, length)
     }
 
-    /// Tells the driver once more of what it was told of already.
-    pub(super) fn tell_again(&self) {
+    /// Signals the driver once more for what it was signalled for already.
+    pub(super) fn signal_again(&self) {
         if !self.broken {
             self.interrupt.queue_used(self.index);
         }
     }
 
-    /// Ends a turn, or the first part of one: tells the driver of all that was used in it, if it wants to know.
+    /// Ends a turn, or the first part of one: signals the driver for all that was used in it, if it wants to be.
     pub(super) fn end_turn(&mut self) {
-        if self.is_to_be_told() {
+        if self.needs_signal() {
             self.interrupt.queue_used(self.index);
         }
     }
@@ -430,7 +303,7 @@ impl ActiveQueue {
     /// Ends a turn of `other`, too, which is a queue of the same device. Both need no more than one interrupt where the
     /// transport has it so.
     pub(super) fn end_turn_with(&mut self, other: &mut Self) {
-        match (self.is_to_be_told(), other.is_to_be_told()) {
+        match (self.needs_signal(), other.needs_signal()) {
             (true, true) => self.interrupt.queues_used(self.index, other.index),
             (true, false) => self.interrupt.queue_used(self.index),
             (false, true) => other.interrupt.queue_used(other.index),
@@ -438,13 +311,13 @@ impl ActiveQueue {
         }
     }
 
-    /// How many chains were given back since it was last decided whether to tell the driver.
-    pub(super) fn untold(&self) -> u16 {
+    /// How many chains were given back since it was last decided whether to signal the driver.
+    pub(super) fn unsignalled(&self) -> u16 {
         if self.used && !self.broken { (Wrapping(self.queue.next_used()) - self.signalled).0 } else { 0 }
     }
 
-    /// Whether the driver is to be told of chains that were given back. It won't be asked again for these.
-    fn is_to_be_told(&mut self) -> bool {
+    /// Whether the driver is to be signalled for chains that were given back. It is decided once for these.
+    fn needs_signal(&mut self) -> bool {
         if self.broken || !std::mem::take(&mut self.used) {
             return false;
         }
@@ -454,7 +327,7 @@ impl ActiveQueue {
         })
     }
 
-    /// Whether the driver wants to know of what was used since it was last asked.
+    /// Whether the driver wants an interrupt for what was used since this was last decided.
     fn wants_interrupt(&mut self) -> Result<bool, virtio_queue::Error> {
         // What was used has to be visible before it is looked at what the driver wants (2.7.10).
         fence(Ordering::SeqCst);
@@ -477,9 +350,9 @@ impl ActiveQueue {
         Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// Says that the chain at `head` can't be answered, not even with an error.
-    pub(super) fn unanswerable(&mut self, head: u16) {
-        self.fail(&QueueError::Unanswerable(head));
+    /// Breaks the queue, as the chain at `head` has no place for an answer, not even for an error.
+    pub(super) fn fail_chain(&mut self, head: Head) {
+        self.fail(&QueueError::Unusable(head));
     }
 
     fn fail(&mut self, error: &QueueError) {

@@ -9,7 +9,7 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, Queue, VirtioInterrupt};
+use super::{Activation, Meter, Queue, VirtioInterrupt};
 
 /// Guest memory: two regions side by side, then a hole, then a third; the fourth has the rings of further queues.
 pub(crate) const REGIONS: [(u64, usize); 4] =
@@ -119,6 +119,8 @@ pub(crate) struct Driver {
     /// Where data may lie, where that is more than `memory`.
     pub(crate) dma: Option<Arc<GuestMemoryMmap>>,
     pub(crate) counters: Arc<Counters>,
+    /// What the device's turns cost.
+    pub(crate) meter: Arc<Meter>,
     /// Wakes a device that serves the queue itself.
     pub(crate) notifier: EventFd,
     size: u16,
@@ -135,6 +137,7 @@ impl Driver {
             memory: memory(),
             dma: None,
             counters: Arc::default(),
+            meter: Arc::default(),
             notifier: EventFd::new(EFD_NONBLOCK).unwrap(),
             size,
             next_descriptor: 0,
@@ -151,7 +154,7 @@ impl Driver {
     /// A driver of several queues of these sizes, in one memory and with one set of counters.
     pub(crate) fn several(sizes: &[u16]) -> Vec<Self> {
         let first = Self::new(16);
-        let (memory, counters) = (&first.memory, &first.counters);
+        let (memory, counters, meter) = (&first.memory, &first.counters, &first.meter);
         let rings = (0..).map(|index: u64| match index {
             0 => RINGS,
             index => FURTHER_RINGS + (index - 1) * RINGS_LENGTH,
@@ -160,6 +163,7 @@ impl Driver {
             rings,
             memory: memory.clone(),
             counters: counters.clone(),
+            meter: meter.clone(),
             ..Self::new(size)
         };
         sizes.iter().zip(rings).map(queue).collect()
@@ -179,6 +183,7 @@ impl Driver {
             notifiers: drivers.iter().map(|driver| driver.notifier.try_clone().unwrap()).collect(),
             features,
             interrupt: first.counters.clone(),
+            meter: first.meter.clone(),
         }
     }
 

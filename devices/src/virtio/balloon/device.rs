@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
-use super::super::queue::{ActiveQueue, Chain};
+use super::super::queue::{ActiveQueue, Budget, Chain, Head};
 use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice, VirtioInterrupt};
 use super::handle::TargetError;
-use super::pages::{deflate, discard};
-use super::ranges::{PAGE, Ranges};
+use super::pages::{Discarder, deflate};
+use super::ranges::PAGE;
 use super::statistics::{ENTRY, Statistics};
 use crate::Timer;
 use crate::metrics::Metrics;
@@ -29,6 +29,8 @@ const QUEUE_SIZES: [u16; 4] = [128; 4];
 /// Where `actual` is in the config space (5.5.4), which the driver writes.
 const ACTUAL: u64 = 4;
 
+/// What a turn may cost: to free 64 MiB of small pages takes some milliseconds.
+const BUDGET: Budget = Budget { bytes: 64 << 20, host_calls: 1024, ..Budget::TURN };
 /// The most entries that it takes from one buffer of statistics.
 const MAX_ENTRIES: usize = 64;
 /// What a guest is left with whatever is asked of it: less, and Linux could hardly run the driver.
@@ -42,7 +44,7 @@ pub struct BalloonState {
     /// The pages that the driver says it has.
     pub actual_pages: u32,
     /// The head of the chain that the driver gets back when the device wants new statistics.
-    pub statistics_buffer: Option<u16>,
+    pub statistics_buffer: Option<Head>,
     /// The statistics that came last, and how long ago they came.
     pub statistics: Option<(Duration, Statistics)>,
     /// The interval at which the driver is asked for statistics; zero is never.
@@ -102,13 +104,14 @@ pub struct Balloon {
     suspended_target: Option<u32>,
     statistics: Option<(Instant, Statistics)>,
     /// The buffer that the driver gets back when the device wants new statistics.
-    statistics_buffer: Option<u16>,
+    statistics_buffer: Option<Head>,
     statistics_came: Arc<Condvar>,
     interval: Duration,
     timer: Timer,
     // Room that every turn needs.
     chain: Chain,
-    ranges: Ranges,
+    inflation: Discarder,
+    reporting: Discarder,
     metrics: Arc<BalloonMetrics>,
 }
 
@@ -132,7 +135,8 @@ impl Balloon {
             interval: Duration::ZERO,
             timer: Timer::new()?,
             chain: Chain::default(),
-            ranges: Ranges::default(),
+            inflation: Discarder::new(false),
+            reporting: Discarder::new(true),
             metrics: Arc::default(),
         })
     }
@@ -194,8 +198,11 @@ impl Balloon {
 
     fn start(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let roles = (0..).zip(Role::all(activation.features));
-        let queues: Result<Vec<_>, _> = roles
-            .map(|(index, role)| ActiveQueue::take(&mut activation, index).map(|queue| (role, queue)))
+        let queues: Result<Vec<_>, ActivateError> = roles
+            .map(|(index, role)| {
+                let queue = ActiveQueue::take(&mut activation, index)?;
+                Ok((role, queue.in_ram().with_budget(BUDGET)))
+            })
             .collect();
         self.queues = queues?;
         self.interrupt = Some(activation.interrupt);
@@ -270,6 +277,8 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) -> Result<(), StopError> {
         self.queues.clear();
+        self.inflation.clear();
+        self.reporting.clear();
         self.interrupt = None;
         self.statistics_buffer = None;
         // The driver begins with an empty balloon.
@@ -279,6 +288,13 @@ impl VirtioDevice for Balloon {
 
     /// A new target, and the time for new statistics, wait until the device is resumed.
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
+        for (role, queue) in &mut self.queues {
+            match role {
+                Role::Inflate => self.inflation.give_up(queue, &self.metrics),
+                Role::Reporting => self.reporting.give_up(queue, &self.metrics),
+                Role::Deflate | Role::Statistics => {}
+            }
+        }
         self.interrupt = None;
         self.suspended_target = Some(self.target_pages);
         Ok(self.queues.drain(..).map(|(_, queue)| Some(queue.into_queue())).collect())
@@ -315,10 +331,9 @@ impl VirtioDevice for Balloon {
         let index = usize::from(index);
         let Some((role, queue)) = self.queues.get_mut(index) else { return };
         queue.start_turn();
-        let room = (&mut self.chain, &mut self.ranges);
         match role {
-            Role::Inflate => discard(queue, false, room, &self.metrics),
-            Role::Reporting => discard(queue, true, room, &self.metrics),
+            Role::Inflate => self.inflation.turn(queue, &mut self.chain, &self.metrics),
+            Role::Reporting => self.reporting.turn(queue, &mut self.chain, &self.metrics),
             Role::Deflate => deflate(queue, &mut self.chain, &self.metrics),
             Role::Statistics => self.take_statistics(index),
         }

@@ -1,13 +1,11 @@
 //! The queues whose requests name pages: what the driver gives up, and what it takes back.
 
-use super::super::queue::{ActiveQueue, Chain};
+use super::super::queue::{ActiveQueue, Chain, Head};
 use super::device::BalloonMetrics;
 use super::ranges::{PAGE, Ranges};
 
 /// The most pages that the device takes from one chain: 64 MiB. Linux names 256.
 const MAX_PAGES: u64 = 16 << 10;
-/// After so many bytes in a turn, others have theirs: to free 64 MiB of small pages takes some milliseconds.
-const TURN: u64 = 64 << 20;
 
 /// Collects the pages that `chain` names by number.
 fn collect_pages(chain: &mut Chain, queue: &ActiveQueue, ranges: &mut Ranges) {
@@ -26,30 +24,74 @@ fn collect_pages(chain: &mut Chain, queue: &ActiveQueue, ranges: &mut Ranges) {
     }
 }
 
-/// Takes what the driver has available on the inflate queue, or with `reported` on the reporting queue.
-pub(super) fn discard(
-    queue: &mut ActiveQueue,
+/// Gives the pages that the inflate queue or the reporting queue names back to the host, as many in a turn as its budget
+/// allows.
+pub(super) struct Discarder {
+    /// Whether it is the reporting queue, whose chains are the pages.
     reported: bool,
-    (chain, ranges): (&mut Chain, &mut Ranges),
-    metrics: &BalloonMetrics,
-) {
-    let mut freed = 0;
-    while queue.pop(chain) {
-        ranges.clear();
-        if reported {
-            chain.writable.ranges().for_each(|(address, length)| ranges.push_buffer(address, length));
+    /// What is left of the chain at work.
+    ranges: Ranges,
+    /// The chain at work.
+    head: Option<Head>,
+}
+
+impl Discarder {
+    pub(super) fn new(reported: bool) -> Self {
+        Self { reported, ranges: Ranges::default(), head: None }
+    }
+
+    /// Takes what the driver has available.
+    pub(super) fn turn(&mut self, queue: &mut ActiveQueue, chain: &mut Chain, metrics: &BalloonMetrics) {
+        loop {
+            let head = match self.head {
+                Some(head) => head,
+                None if queue.pop(chain) => self.begin(queue, chain),
+                None => return,
+            };
+            self.head = Some(head);
+            while !self.ranges.is_empty() {
+                if !queue.may_go_on() {
+                    return queue.notify_again();
+                }
+                let discarded = self.ranges.discard_some(queue.memory());
+                queue.spend(discarded.bytes, discarded.host_calls);
+                self.counter(metrics).add(discarded.bytes);
+                metrics.refused_bytes.add(discarded.refused);
+            }
+            self.head = None;
+            queue.add_used(head, 0);
+        }
+    }
+
+    fn begin(&mut self, queue: &mut ActiveQueue, chain: &mut Chain) -> Head {
+        self.ranges.clear();
+        if self.reported {
+            chain.writable.ranges().for_each(|(address, length)| self.ranges.push_buffer(address, length));
         } else {
-            collect_pages(chain, queue, ranges);
+            queue.spend(chain.readable.len().min(MAX_PAGES * 4), 0);
+            collect_pages(chain, queue, &mut self.ranges);
         }
-        let discarded = ranges.discard(queue.memory());
-        queue.add_used(chain.head, 0);
-        let counter = if reported { &metrics.reported_bytes } else { &metrics.inflated_bytes };
-        counter.add(discarded.bytes);
-        metrics.refused_bytes.add(discarded.refused);
-        freed += discarded.bytes;
-        if freed >= TURN {
-            queue.leave_the_rest();
+        self.ranges.merge();
+        chain.head
+    }
+
+    fn counter<'a>(&self, metrics: &'a BalloonMetrics) -> &'a crate::metrics::Counter {
+        if self.reported { &metrics.reported_bytes } else { &metrics.inflated_bytes }
+    }
+
+    /// Gives the chain at work back as it is: the host keeps what it has, and goes without the rest.
+    pub(super) fn give_up(&mut self, queue: &mut ActiveQueue, metrics: &BalloonMetrics) {
+        if let Some(head) = self.head.take() {
+            metrics.refused_bytes.add(self.ranges.bytes());
+            queue.add_used(head, 0);
         }
+        self.clear();
+    }
+
+    /// Forgets the chain at work.
+    pub(super) fn clear(&mut self) {
+        self.head = None;
+        self.ranges.clear();
     }
 }
 

@@ -1,5 +1,7 @@
 //! Ranges of guest memory on their way back to the host.
 
+use std::collections::VecDeque;
+
 use rustix::io::Errno;
 use rustix::mm::{Advice, madvise};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
@@ -7,10 +9,13 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 /// The size of a page, for the balloon (5.5.6) as for the host.
 pub(super) const PAGE: u64 = 4096;
 
+/// The most bytes that one system call gives back.
+const PIECE: u64 = 8 << 20;
+
 /// Pages of guest memory, as ranges of addresses. The driver names them in any order, also twice, and they need not
 /// exist.
 #[derive(Default)]
-pub(super) struct Ranges(Vec<(u64, u64)>);
+pub(super) struct Ranges(VecDeque<(u64, u64)>);
 
 /// What became of some ranges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +24,8 @@ pub(super) struct Discarded {
     pub(super) bytes: u64,
     /// Bytes that are still the guest's: there is no memory there, or the host did not want it.
     pub(super) refused: u64,
+    /// The system calls that it took.
+    pub(super) host_calls: u64,
 }
 
 impl Ranges {
@@ -41,40 +48,59 @@ impl Ranges {
     }
 
     fn push(&mut self, start: u64, end: u64) {
-        match self.0.last_mut() {
+        match self.0.back_mut() {
             _ if start >= end => {}
             Some(last) if last.1 == start => last.1 = end,
-            _ => self.0.push((start, end)),
+            _ => self.0.push_back((start, end)),
         }
     }
 
     /// Sorts the ranges and makes one of those that touch: each page is given back once, in as few calls as it takes.
-    fn merge(&mut self) {
-        self.0.sort_unstable();
-        self.0.dedup_by(|next, last| {
+    pub(super) fn merge(&mut self) {
+        let mut all = Vec::from(std::mem::take(&mut self.0));
+        all.sort_unstable();
+        all.dedup_by(|next, last| {
             let touches = next.0 <= last.1;
             if touches {
                 last.1 = last.1.max(next.1);
             }
             touches
         });
+        self.0 = all.into();
     }
 
-    /// Gives the pages in the ranges that are pages of `memory` back to the host. The guest finds them zeroed.
-    pub(super) fn discard(&mut self, memory: &GuestMemoryMmap) -> Discarded {
-        self.merge();
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bytes in all ranges together, which were merged.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+
+    /// Takes the first range off, or a piece of it, and gives its pages that are pages of `memory` back to the host. The
+    /// guest finds them zeroed.
+    pub(super) fn discard_some(&mut self, memory: &GuestMemoryMmap) -> Discarded {
         let mut discarded = Discarded::default();
-        for &(start, end) in &self.0 {
-            let mut freed = 0;
-            for region in memory.iter() {
-                match discard_part(region, start, end) {
-                    Ok(bytes) => freed += bytes,
-                    Err(error) => tracing::warn!(%error, start, end, "the host did not take memory back"),
+        let Some((start, end)) = self.0.pop_front() else { return discarded };
+        let piece_end = end.min(start + PIECE);
+        if piece_end < end {
+            self.0.push_front((piece_end, end));
+        }
+        for region in memory.iter() {
+            match discard_part(region, start, piece_end) {
+                Ok(0) => {}
+                Ok(bytes) => {
+                    discarded.bytes += bytes;
+                    discarded.host_calls += 1;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, start, end = piece_end, "the host did not take memory back");
+                    discarded.host_calls += 1;
                 }
             }
-            discarded.bytes += freed;
-            discarded.refused += end - start - freed;
         }
+        discarded.refused = piece_end - start - discarded.bytes;
         discarded
     }
 }
@@ -145,7 +171,7 @@ mod tests {
             let pages: Vec<_> =
                 ranges.0.iter().flat_map(|(start, end)| start / PAGE..end / PAGE).collect();
             prop_assert_eq!(pages, expected.into_iter().collect::<Vec<_>>());
-            prop_assert!(ranges.0.windows(2).all(|pair| pair[0].1 < pair[1].0));
+            prop_assert!(ranges.0.make_contiguous().windows(2).all(|pair| pair[0].1 < pair[1].0));
         }
     }
 }

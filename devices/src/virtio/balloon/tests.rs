@@ -121,7 +121,8 @@ fn shared_memory_leaves_its_file() {
     let before = file.file().metadata().unwrap().blocks();
     let mut ranges = Ranges::default();
     ranges.push_buffer(GuestAddress(0x8_0000), 0x4_0000);
-    assert_eq!(ranges.discard(&memory), Discarded { bytes: 0x4_0000, refused: 0 });
+    let discarded = Discarded { bytes: 0x4_0000, refused: 0, host_calls: 1 };
+    assert_eq!(ranges.discard_some(&memory), discarded);
     assert_eq!(before - file.file().metadata().unwrap().blocks(), 0x4_0000 / 512);
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0x8_0000)).unwrap(), 0);
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0xc_0000)).unwrap(), u64::MAX);
@@ -265,6 +266,47 @@ fn a_driver_with_two_buffers_of_statistics_gets_the_older_one_back() {
     balloon.queue_notified(2);
     let older: Vec<_> = heads[..2].iter().map(|head| (u32::from(*head), 0)).collect();
     assert_eq!(drivers[STATISTICS].take_used(), older);
+}
+
+/// A report of 4 GiB in one chain.
+fn huge_report() -> Vec<Driver> {
+    let mut drivers = Driver::several(&[64, 64, 64, 64]);
+    let huge = (0x1_0000_0000, 4 << 30);
+    let ranges: Vec<_> = REGIONS.iter().chain([&huge]).map(|&(at, size)| (GuestAddress(at), size)).collect();
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+    drivers.iter_mut().for_each(|driver| driver.memory = memory.clone());
+    drivers[REPORTING].add(&[(huge.0, u32::MAX, WRITE)]);
+    drivers
+}
+
+const REPORTED: u64 = (4 << 30) - PAGE;
+
+#[test]
+fn a_report_of_4_gib_takes_many_turns_each_of_which_is_small() {
+    let drivers = huge_report();
+    let mut balloon = started(&drivers);
+    assert!(drivers[STATISTICS].counters.take_again());
+    let mut turns = 0;
+    while drivers[REPORTING].used_count() == 0 {
+        balloon.queue_notified(REPORTING.try_into().unwrap());
+        turns += 1;
+        assert_eq!(drivers[REPORTING].counters.take_again(), drivers[REPORTING].used_count() == 0);
+    }
+    assert_eq!(counts(&balloon), [("reported_bytes", REPORTED)]);
+    assert_eq!(turns, REPORTED.div_ceil(64 * MIB));
+    let largest = drivers[REPORTING].meter.largest_turn();
+    assert!(largest.bytes <= 64 * MIB && largest.host_calls <= 16, "{largest:?}");
+}
+
+#[test]
+fn a_report_at_work_goes_back_when_the_device_is_suspended() {
+    let mut drivers = huge_report();
+    let mut balloon = started(&drivers);
+    balloon.queue_notified(REPORTING.try_into().unwrap());
+    balloon.suspend().unwrap();
+    assert_eq!(drivers[REPORTING].take_used(), [(0, 0)]);
+    let expected = [("reported_bytes", 64 * MIB), ("refused_bytes", REPORTED - 64 * MIB)];
+    assert_eq!(counts(&balloon), expected);
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::super::iovecs::IoVecs;
-use super::super::queue::Chain;
+use super::super::queue::{Chain, Head};
 use super::config::SEG_MAX;
 use super::engine::Operation;
 use super::request::{Action, Range, Status};
@@ -39,7 +39,7 @@ enum Work {
 
 /// A request in flight.
 pub(super) struct Transfer {
-    pub(super) head: u16,
+    pub(super) head: Head,
     pub(super) status: GuestAddress,
     /// What the driver asked for.
     pub(super) action: Action,
@@ -65,7 +65,7 @@ pub(super) enum Next {
 impl Transfer {
     pub(super) fn new() -> Self {
         Self {
-            head: 0,
+            head: Head::default(),
             status: GuestAddress(0),
             action: Action::Flush,
             work: Work::Sync,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::queue::{ActiveQueue, Chain};
+use super::super::queue::{ActiveQueue, Chain, Head};
 use super::super::rate_limit::RateLimiter;
 use super::super::{ActivateError, Activation};
 use super::disk::{Disk, DiskId};
@@ -109,7 +109,7 @@ impl Worker {
     fn start(&mut self, disk: &Disk, id: &DiskId) -> u64 {
         let head = self.chain.head;
         let Some(request) = Request::parse(&mut self.chain, self.queue.memory(), disk) else {
-            self.queue.unanswerable(head);
+            self.queue.fail_chain(head);
             return 0;
         };
         let bytes = request.action.map_or(0, Action::data_bytes);
@@ -133,7 +133,7 @@ impl Worker {
     }
 
     /// Makes a transfer of `action` and gives its number.
-    fn begin(&mut self, action: Action, head: u16, status: GuestAddress) -> Result<u16, Status> {
+    fn begin(&mut self, action: Action, head: Head, status: GuestAddress) -> Result<u16, Status> {
         let number = match self.free.pop() {
             Some(number) => number,
             None => {
@@ -178,7 +178,7 @@ impl Worker {
     }
 
     /// Writes the status byte and gives the chain back; `written` bytes of data went before it.
-    fn answer(&mut self, head: u16, place: GuestAddress, status: Status, written: u64) {
+    fn answer(&mut self, head: Head, place: GuestAddress, status: Status, written: u64) {
         // The place is in RAM: that was checked with the request.
         let _ = self.queue.memory().write_obj(status.byte(), place);
         self.queue.add_used(head, u32::try_from(written + 1).unwrap_or(u32::MAX));

@@ -39,7 +39,7 @@ impl Pending {
         queue.start_turn();
         while !self.0.is_empty() && queue.pop(&mut chain) {
             if !chain.writable.lie_in(queue.memory()) {
-                queue.unanswerable(chain.head);
+                queue.fail_chain(chain.head);
                 break;
             }
             let written = chain.writable.put(queue.memory(), self.0.make_contiguous());

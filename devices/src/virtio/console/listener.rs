@@ -62,7 +62,7 @@ impl Listener {
                     // would come one keystroke late for each. Some may have been thrown away.
                     *answers = true;
                     self.wait(ANSWER_TIME, timer);
-                    queue.tell_again();
+                    queue.signal_again();
                 }
             },
             Self::ToBeAsked | Self::There => {}

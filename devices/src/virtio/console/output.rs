@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::queue::{ActiveQueue, Chain};
+use super::super::queue::{ActiveQueue, Chain, Head};
 
 /// The most that one turn outputs. A chain may name gigabytes; the rest of it waits until others had their turn.
 const MOST_PER_TURN: usize = 256 << 10;
@@ -30,7 +30,7 @@ pub trait ConsoleSink: Write + Send {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SentPart {
     /// Its first descriptor.
-    pub head: u16,
+    pub head: Head,
     /// How many of its bytes were output.
     pub sent: u64,
 }
@@ -57,7 +57,7 @@ impl Transmitter {
         self.queue.start_turn();
         while let Some(part) = self.next_chain(sink) {
             let Some(sent) = self.send(sink, &mut left) else {
-                self.queue.unanswerable(part.head);
+                self.queue.fail_chain(part.head);
                 self.part = None;
                 break;
             };
@@ -65,7 +65,7 @@ impl Transmitter {
             if rest > 0 {
                 self.part = Some(SentPart { sent: part.sent + sent, ..part });
                 if left == 0 {
-                    self.queue.ask_for_another_turn();
+                    self.queue.notify_again();
                 }
                 break;
             }

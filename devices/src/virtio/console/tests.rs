@@ -120,7 +120,7 @@ fn output_waits_for_room_and_goes_on_where_it_stopped() {
     let second = driver.add(&[(FREE + 7, 5, 0)]);
     console.queue_notified(TRANSMIT);
     assert_eq!((sink.shown(), driver.used_count()), (b"hell".to_vec(), 0));
-    assert_eq!(console.state().sending, Some(SentPart { head: first, sent: 4 }));
+    assert_eq!(console.state().sending, Some(SentPart { head: super::super::Head(first), sent: 4 }));
     // Without room, nothing brings it on.
     console.queue_notified(TRANSMIT);
     assert!(sink.shown().is_empty() && !driver.counters.take_again());

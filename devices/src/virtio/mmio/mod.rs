@@ -11,9 +11,9 @@ use virtio_bindings::virtio_mmio as reg;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::VirtioDevice;
 use super::events::DeviceEvents;
 use super::transport::{Lines, QueueField, Transport};
+use super::{Meter, VirtioDevice};
 use crate::suspend::{Section, Suspend, SuspendError};
 use crate::{BusDevice, Interrupt};
 
@@ -65,6 +65,11 @@ impl<D: VirtioDevice> MmioTransport<D> {
     /// What brings notifications and the device's own descriptors to the device, for the event loop.
     pub fn events(&self) -> DeviceEvents<D> {
         self.0.events()
+    }
+
+    /// What turns of the device's queues have cost so far.
+    pub fn meter(&self) -> &Meter {
+        self.0.meter()
     }
 
     fn read_register(&self, offset: u64) -> u32 {

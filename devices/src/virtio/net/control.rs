@@ -85,7 +85,7 @@ impl Control {
             let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             self.metrics.control_operations.increment();
             if chain.writable.put(&memory, &[u8::try_from(answer).unwrap_or(u8::MAX)]) == 0 {
-                self.queue.unanswerable(chain.head);
+                self.queue.fail_chain(chain.head);
                 return;
             }
             self.queue.add_used(chain.head, 1);

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_net::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::iovecs::IoVecs;
-use super::super::queue::{ActiveQueue, Chain};
+use super::super::queue::{ActiveQueue, Chain, Head};
 use super::super::rate_limit::RateLimiter;
 use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
@@ -92,7 +92,7 @@ impl HeaderPlace {
 
 /// A chain that waits for a packet.
 struct Waiting {
-    head: u16,
+    head: Head,
     length: usize,
     ranges: usize,
     header: HeaderPlace,
@@ -155,7 +155,7 @@ impl Room {
         queue: &mut ActiveQueue,
         length: usize,
         fields: HeaderFields,
-        used: &mut Vec<(u16, u32)>,
+        used: &mut Vec<(Head, u32)>,
     ) {
         used.clear();
         let (mut rest, mut ranges, mut header) = (length, 0, None);
@@ -225,7 +225,7 @@ pub(super) struct Receive {
     room: Room,
     terms: Terms,
     chain: Chain,
-    used: Vec<(u16, u32)>,
+    used: Vec<(Head, u32)>,
     limiter: RateLimiter,
     metrics: Arc<NetMetrics>,
 }
@@ -258,7 +258,7 @@ impl Receive {
         sent: &mut ActiveQueue,
     ) -> Result<Wait, Trouble> {
         let result = self.receive_all(backend, patient, sent);
-        if self.queue.untold() > 0 {
+        if self.queue.unsignalled() > 0 {
             self.queue.end_turn_with(sent);
         }
         result
@@ -330,7 +330,7 @@ impl Receive {
                 return self.room.chains.len() * 2 >= usize::from(self.queue.size());
             }
             if !self.room.push(&self.chain) {
-                self.queue.unanswerable(self.chain.head);
+                self.queue.fail_chain(self.chain.head);
                 return false;
             }
         }

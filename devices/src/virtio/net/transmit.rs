@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::iovecs::IoVecs;
-use super::super::queue::{ActiveQueue, Chain};
+use super::super::queue::{ActiveQueue, Chain, Head};
 use super::super::rate_limit::{RateLimiter, Reservation};
 use super::backend::{Backend, Trouble};
 use super::device::NetMetrics;
@@ -26,7 +26,7 @@ pub(super) struct Transmit {
     queue: ActiveQueue,
     chain: Chain,
     /// The chain of a packet that is not sent, or not whole: the backend has to take it before another.
-    begun: Option<u16>,
+    begun: Option<Head>,
     /// What is left of that packet. It lies in guest memory, which the queue holds, and in `judged`.
     packet: IoVecs,
     /// The copy of its first bytes by which it was seen to be one that may be sent: the guest can't change it any more.
@@ -34,7 +34,7 @@ pub(super) struct Transmit {
     judged: Vec<u8>,
     length: usize,
     /// The bytes of packets that are sent, and that the driver was not told of.
-    untold_bytes: usize,
+    unsignalled_bytes: usize,
     limiter: RateLimiter,
     /// What the limiter allowed for the packet that is sent next.
     reserved: Option<Reservation>,
@@ -50,7 +50,7 @@ impl Transmit {
             packet: IoVecs::default(),
             judged: Vec::new(),
             length: 0,
-            untold_bytes: 0,
+            unsignalled_bytes: 0,
             limiter,
             reserved: None,
             metrics,
@@ -69,7 +69,7 @@ impl Transmit {
 
     /// Whether the driver may have to be told of packets that were sent.
     pub(super) fn owes(&self) -> bool {
-        self.queue.untold() > 0
+        self.queue.unsignalled() > 0
     }
 
     /// Tells the driver of all packets that were sent, if it wants to know.
@@ -84,10 +84,10 @@ impl Transmit {
         self.queue.start_turn();
         let overdue = self.owes();
         if !overdue {
-            self.untold_bytes = 0;
+            self.unsignalled_bytes = 0;
         }
         let result = self.send_all(backend);
-        if overdue || self.queue.untold() >= MANY_PACKETS || self.untold_bytes >= MANY_BYTES {
+        if overdue || self.queue.unsignalled() >= MANY_PACKETS || self.unsignalled_bytes >= MANY_BYTES {
             self.tell();
         }
         result
@@ -130,13 +130,13 @@ impl Transmit {
                 Err(trouble) => return Err(trouble),
             }
             self.begun = None;
-            self.untold_bytes = self.untold_bytes.saturating_add(self.length);
+            self.unsignalled_bytes = self.unsignalled_bytes.saturating_add(self.length);
             self.queue.add_used(head, 0);
         }
     }
 
     /// The chain of the packet to send, which is in `self.packet`.
-    fn next(&mut self, backend: &Backend) -> Option<u16> {
+    fn next(&mut self, backend: &Backend) -> Option<Head> {
         while self.begun.is_none() && self.queue.pop(&mut self.chain) {
             let head = self.chain.head;
             if self.prepare(backend) {

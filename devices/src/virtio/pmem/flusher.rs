@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::events::drain;
-use super::super::queue::{ActiveQueue, Buffers, Chain};
+use super::super::queue::{ActiveQueue, Buffers, Chain, Head};
 use super::device::PmemMetrics;
 
 /// The only request there is (5.19.6): make durable what was written.
@@ -43,7 +43,7 @@ impl Flusher {
                 chain.readable.take(self.queue.memory(), &mut kind) && u32::from_le_bytes(kind) == FLUSH;
             let answer = std::mem::take(&mut chain.writable);
             if answer.len() < 4 {
-                self.queue.unanswerable(chain.head);
+                self.queue.fail_chain(chain.head);
             } else if known {
                 waiting.push((chain.head, answer));
             } else {
@@ -68,7 +68,7 @@ impl Flusher {
         if self.failed.load(Ordering::Relaxed) { FAILURE } else { OK }
     }
 
-    fn answer(&mut self, head: u16, mut place: Buffers, result: u32) {
+    fn answer(&mut self, head: Head, mut place: Buffers, result: u32) {
         let counter =
             if result == OK { &self.metrics.flush_operations } else { &self.metrics.failed_operations };
         counter.increment();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::GuestMemoryMmap;
 
-use super::super::queue::{ActiveQueue, Chain};
+use super::super::queue::{ActiveQueue, Budget, Chain};
 use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use crate::metrics::Metrics;
 
@@ -20,6 +20,8 @@ const QUEUE_SIZES: [u16; 1] = [64];
 const MAX_REQUEST: usize = 64 << 10;
 /// The most bytes taken from the kernel at once, on the stack. The kernel gives as many without interruption.
 const PIECE: usize = 256;
+/// What a turn may cost: a few requests of the largest size.
+const BUDGET: Budget = Budget { bytes: 256 << 10, host_calls: 1024, ..Budget::TURN };
 
 /// The state of an entropy device: it has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +94,7 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        self.requests = Some(ActiveQueue::take(&mut activation, REQUESTS)?);
+        self.requests = Some(ActiveQueue::take(&mut activation, REQUESTS)?.in_ram().with_budget(BUDGET));
         Ok(())
     }
 
@@ -116,6 +118,7 @@ impl VirtioDevice for Rng {
         while queue.pop(&mut chain) {
             let head = chain.head;
             let written = answer(&mut chain, queue.memory());
+            queue.spend(written.into(), u64::from(written).div_ceil(PIECE as u64));
             queue.add_used(head, written);
             self.metrics.request_operations.increment();
             self.metrics.random_bytes.add(written.into());

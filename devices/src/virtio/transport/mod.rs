@@ -26,7 +26,7 @@ pub use self::signals::Lines;
 use self::signals::Signals;
 pub use self::state::TransportState;
 use super::events::{self, DeviceEvents};
-use super::{Activation, Queue, VirtioDevice, VirtioInterrupt};
+use super::{Activation, Meter, Queue, VirtioDevice, VirtioInterrupt};
 use crate::lock;
 
 /// The transport's own feature bits (6).
@@ -48,6 +48,7 @@ pub struct Transport<D: VirtioDevice> {
     setup: Mutex<Setup<D::State>>,
     signals: Arc<Signals>,
     notifiers: Arc<[EventFd]>,
+    meter: Arc<Meter>,
 }
 
 /// What the driver has set up, and where it is while the device is suspended.
@@ -82,6 +83,7 @@ impl<D: VirtioDevice> Transport<D> {
             setup: Mutex::new(Setup { registers: Registers::new(sizes), suspended: None }),
             signals: Arc::new(Signals::new(lines, Arc::clone(&notifiers))),
             notifiers,
+            meter: Arc::default(),
             device: Arc::new(Mutex::new(device)),
         })
     }
@@ -105,6 +107,11 @@ impl<D: VirtioDevice> Transport<D> {
     /// What brings notifications and the device's own descriptors to the device, for the event loop.
     pub fn events(&self) -> DeviceEvents<D> {
         DeviceEvents::new(Arc::clone(&self.device), Arc::clone(&self.notifiers))
+    }
+
+    /// What turns of the device's queues have cost so far.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// The device ID (5).
@@ -266,6 +273,7 @@ impl<D: VirtioDevice> Transport<D> {
             notifiers: Arc::clone(&self.notifiers),
             features: registers.driver_features(),
             interrupt: Arc::clone(&self.signals) as Arc<dyn VirtioInterrupt>,
+            meter: Arc::clone(&self.meter),
         }
     }
 

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES};
 
 use super::super::super::testing::{Descriptor, INDIRECT, NEXT, dump};
+use super::super::super::{Budget, MAX_CHAIN};
 use super::*;
 
 /// Where chains and indirect tables of a hostile driver point: few places, so that they meet.
@@ -265,13 +266,22 @@ fn a_driver_that_never_stops_leaves_the_event_loop_its_turns() {
     let file = image(8);
     let mut rig = Rig::with_driver(With::Direct, file.path(), false, Driver::with_event_idx(16));
     let (header, status) = rig.header(VIRTIO_BLK_T_IN, 0);
-    let head = rig.driver.add(&[(header, 16, 0), (DATA, 512, WRITE), (status, 1, WRITE)]);
+    // Descriptors without a length cost as much as others.
+    let mut buffers = vec![(DATA, 0, WRITE); usize::from(MAX_CHAIN) - 3];
+    buffers.insert(0, (header, 16, 0));
+    buffers.extend([(DATA, 512, WRITE), (status, 1, WRITE)]);
+    let head = rig.driver.add_indirect(0x100_0000, &buffers);
     for _ in 0..15 {
         rig.driver.make_available(head);
     }
-    // As many as the queue has are a turn.
-    rig.block.queue_notified(0);
-    assert_eq!(rig.driver.used_count(), 16);
+    for turn in 1..=4 {
+        rig.block.queue_notified(0);
+        assert_eq!(
+            u64::from(rig.driver.used_count()),
+            turn * Budget::TURN.descriptors / u64::from(MAX_CHAIN)
+        );
+        assert_eq!(rig.driver.counters.take_again(), turn < 4);
+    }
     // The driver is to notify of the next one.
     assert_eq!(rig.driver.available_event(), 16);
 }

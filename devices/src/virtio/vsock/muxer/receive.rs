@@ -37,7 +37,7 @@ impl Muxer {
         // No packet with data would ever fit, or the device can't write its header.
         let buffer = &self.rx_chain.writable;
         if buffer.len() <= header::LENGTH as u64 || !buffer.lie_in(&self.memory) {
-            self.rx.unanswerable(self.rx_chain.head);
+            self.rx.fail_chain(self.rx_chain.head);
             return false;
         }
         self.rx_in_hand = true;
@@ -94,7 +94,7 @@ impl Muxer {
         self.iovecs.clear();
         // It was checked when the buffer was taken.
         if self.rx_chain.writable.append_to(&self.memory, &mut self.iovecs).is_err() {
-            return self.rx.unanswerable(self.rx_chain.head);
+            return self.rx.fail_chain(self.rx_chain.head);
         }
         self.iovecs.advance(header::LENGTH);
         self.iovecs.truncate(usize::try_from(most).unwrap_or(usize::MAX));
