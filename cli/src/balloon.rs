@@ -1,12 +1,11 @@
 //! `mvm balloon`.
 
-use std::process::ExitCode;
-
 use clap::Args;
 use instance::api::{BalloonStatistics, BalloonUpdate};
 use instance::{Registry, Running};
 use vmm::MemorySize;
 
+use crate::process::ExitCode;
 use crate::table::{Table, bytes};
 use crate::targets::{self, Failure};
 use crate::{exit_code, json, print};

@@ -1,7 +1,6 @@
 //! `mvm boot`.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use instance::{Identity, Instance, Summary};
 use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
 
 use crate::options::BootOptions;
+use crate::process::ExitCode;
 use crate::{chain, complain, config_file, exit_code};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";

@@ -1,12 +1,12 @@
 //! `mvm console`.
 
 use std::io::{self, IsTerminal, Write};
-use std::process::ExitCode;
 
 use clap::Args;
 use instance::Registry;
 use instance::console::{AttachError, Detached, attach};
 
+use crate::process::ExitCode;
 use crate::targets::{Failure, complain_of};
 use crate::{chain, complain, exit_code};
 

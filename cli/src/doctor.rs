@@ -1,11 +1,10 @@
 //! `mvm doctor`.
 
-use std::process::ExitCode;
-
 use clap::Args;
 use serde::Serialize;
 use vmm::host::{Check, Verdict, examine};
 
+use crate::process::ExitCode;
 use crate::table::Table;
 use crate::{exit_code, json, print};
 

@@ -1,6 +1,5 @@
 //! `mvm kill`.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
@@ -8,6 +7,7 @@ use instance::Running;
 use instance::api::{Action, ActionType};
 use rustix::process::Signal;
 
+use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 
 /// How long a VM has to end and clean up, which takes milliseconds, before its process is killed.

@@ -1,4 +1,5 @@
 //! The command `mvm`: arguments, output and exit codes.
+#![cfg_attr(not(test), no_main)]
 
 mod balloon;
 mod boot;
@@ -12,6 +13,7 @@ mod log;
 mod options;
 mod pages;
 mod pause;
+mod process;
 mod ps;
 mod stats;
 mod stop;
@@ -23,10 +25,11 @@ mod usage;
 mod values;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+
+use crate::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,7 +99,8 @@ enum Command {
     Version,
 }
 
-fn main() -> ExitCode {
+#[cfg_attr(test, expect(dead_code, reason = "the tests have an entry of their own"))]
+fn run() -> ExitCode {
     let start = Instant::now();
     restore_terminal_on_panic();
     let cli = match Cli::try_parse() {

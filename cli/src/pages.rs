@@ -1,10 +1,9 @@
 //! `mvm completions` and `mvm man`: what packages install beside the program, made from its own arguments.
 
-use std::process::ExitCode;
-
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::{generate, shells};
 
+use crate::process::ExitCode;
 use crate::{Cli, complain, exit_code, print};
 
 /// The shells that Linux distributions have scripts for.

@@ -1,10 +1,9 @@
 //! `mvm pause` and `mvm resume`.
 
-use std::process::ExitCode;
-
 use clap::Args;
 use instance::api::{VmUpdate, WantedState};
 
+use crate::process::ExitCode;
 use crate::targets;
 
 const PAUSE_EXAMPLES: &str = "\

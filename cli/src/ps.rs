@@ -1,7 +1,5 @@
 //! `mvm ps`.
 
-use std::process::ExitCode;
-
 use clap::Args;
 use instance::Client;
 use instance::api::{InstanceInfo, State};
@@ -9,6 +7,7 @@ use instance::{Registry, Running};
 use serde::Serialize;
 use vmm::MemorySize;
 
+use crate::process::ExitCode;
 use crate::table::{Table, duration};
 use crate::{chain, complain, exit_code, print};
 

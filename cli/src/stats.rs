@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
@@ -12,6 +11,7 @@ use instance::VmId;
 use instance::{InstanceError, Registry, Running};
 use serde::Serialize;
 
+use crate::process::ExitCode;
 use crate::table::{Table, bytes};
 use crate::targets::{self, Failure};
 use crate::{chain, complain, exit_code};

@@ -1,6 +1,5 @@
 //! `mvm stop`.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
@@ -8,6 +7,7 @@ use instance::Running;
 use instance::api::{Action, ActionType, VmUpdate, WantedState};
 
 use crate::kill::kill;
+use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 
 const EXAMPLES: &str = "\

@@ -1,12 +1,11 @@
 //! What commands that act on running VMs have in common.
 
-use std::process::ExitCode;
-
 use instance::console::AttachError;
 use instance::{Client, ClientError};
 use instance::{InstanceError, ProcessError, Registry, Running};
 use thiserror::Error;
 
+use crate::process::ExitCode;
 use crate::{chain, complain, exit_code, print};
 
 /// Why a command failed for a VM.

@@ -1,11 +1,11 @@
 //! What is wrong with a command line, in one line.
 
 use std::error::Error as _;
-use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory};
 
+use crate::process::ExitCode;
 use crate::{Cli, complain, exit_code, foreign};
 
 /// Prints what clap has to say: help and versions as they are, an error as one line.

@@ -49,7 +49,10 @@ impl Check {
 /// Looks at all that a VM depends on.
 pub fn examine() -> Vec<Check> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let kvm = kvm::open();
+    let kvm = kvm::open().and_then(|kvm| match kvm::missing(&kvm) {
+        Some(name) => Err(kvm::KvmError::Capability(name)),
+        None => Ok(kvm),
+    });
     let mut checks = vec![processor(&cpuinfo)];
     checks.push(match &kvm {
         Ok(_) => Check::good("KVM", format!("{} opens and has all that mvm needs", kvm::DEVICE)),

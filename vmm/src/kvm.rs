@@ -10,20 +10,19 @@ pub const DEVICE: &str = "/dev/kvm";
 /// The only API version there has been since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 
-/// What mvm cannot do without, with the names of the KVM API document.
-pub const REQUIRED: [(Cap, &str); 12] = [
+/// Missed only when a vCPU has to be stopped, and so looked for at each start.
+const IMMEDIATE_EXIT: (Cap, &str) = (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT");
+/// What a VM cannot be built without, with the names of the KVM API document. Without one of them a call fails, and
+/// [`missing`] then says which it was.
+pub const REQUIRED: [(Cap, &str); 8] = [
+    IMMEDIATE_EXIT,
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::MpState, "KVM_CAP_MP_STATE"),
     (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
-    (Cap::Xsave, "KVM_CAP_XSAVE"),
 ];
 
 /// Why KVM can't be used; each message says how to mend it.
@@ -61,13 +60,30 @@ pub enum KvmError {
 }
 
 impl KvmError {
+    /// The same error, or where a call failed because KVM lacks something, that.
+    #[must_use]
+    pub fn explained(self) -> Self {
+        match self {
+            Self::Call { .. } => {
+                let missing = open().ok().and_then(|kvm| missing(&kvm));
+                missing.map_or(self, Self::Capability)
+            }
+            other => other,
+        }
+    }
+
     /// Wraps a failed call; for `map_err`.
     pub(crate) fn call(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |source| Self::Call { doing, source }
     }
 }
 
-/// Opens KVM and checks that it has all that mvm needs.
+/// The name of a capability that mvm needs and `kvm` lacks.
+pub fn missing(kvm: &Kvm) -> Option<&'static str> {
+    REQUIRED.iter().find(|(capability, _)| !kvm.check_extension(*capability)).map(|(_, name)| *name)
+}
+
+/// Opens KVM and checks what would otherwise go wrong late; what else is [`missing`] makes a call fail.
 ///
 /// # Errors
 ///
@@ -82,10 +98,8 @@ pub fn open() -> Result<Kvm, KvmError> {
         API_VERSION => {}
         version => return Err(KvmError::ApiVersion(version)),
     }
-    match REQUIRED.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
-        Some((_, name)) => Err(KvmError::Capability(name)),
-        None => Ok(kvm),
-    }
+    let (capability, name) = IMMEDIATE_EXIT;
+    if kvm.check_extension(capability) { Ok(kvm) } else { Err(KvmError::Capability(name)) }
 }
 
 /// Makes a VM.

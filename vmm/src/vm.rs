@@ -57,7 +57,14 @@ pub struct Vm {
 /// # Errors
 ///
 /// [`VmError`] says what the host cannot do; nothing is left behind.
-pub fn build(
+pub fn build(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
+    assemble(resources, frontend, timeline).map_err(|error| match error {
+        VmError::Kvm(error) => VmError::Kvm(error.explained()),
+        other => other,
+    })
+}
+
+fn assemble(
     resources: Resources<'_>,
     mut frontend: Frontend,
     timeline: Arc<Timeline>,
@@ -249,14 +256,14 @@ fn create_vcpus(
     config: &VmConfig,
     (kernel, memory): (&Kernel, &GuestMemoryMmap),
 ) -> Result<Vec<VcpuFd>, VmError> {
-    let most = kvm.get_max_vcpus();
-    if config.cpus as usize > most {
-        return Err(VmError::TooManyCpus { asked: config.cpus, most });
-    }
+    let refused = |error| match kvm.get_max_vcpus() {
+        most if config.cpus as usize > most => VmError::TooManyCpus { asked: config.cpus, most },
+        _ => KvmError::call("make a vCPU")(error).into(),
+    };
     let mut vcpus = Vec::new();
     let mut cpuid = None;
     for id in 0..config.cpus {
-        let vcpu = vm.create_vcpu(id.into()).map_err(KvmError::call("make a vCPU"))?;
+        let vcpu = vm.create_vcpu(id.into()).map_err(refused)?;
         let template = match &mut cpuid {
             Some(template) => template,
             none => none.insert(cpuid_template(kvm, &vcpu, config, memory)?),

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::{EntryPoint, Kernel, Problem, low_ram_end, read_up_to};
+use super::{EntryPoint, Kernel, Problem, low_ram_end};
 use crate::arch::current::layout::HIGH_RAM_START;
 use crate::memory::read_file;
 
@@ -88,17 +88,40 @@ impl Segment {
     }
 }
 
-/// Loads an ELF kernel of `length` bytes.
-pub(super) fn load(memory: &GuestMemoryMmap, file: &File, length: u64) -> Result<Kernel, Problem> {
-    let header = read_header(file, length)?;
-    let segments = read_segments(file, length, &header)?;
+/// A kernel's file, with what was read of its beginning already.
+pub(super) struct Source<'a> {
+    pub(super) file: &'a File,
+    pub(super) length: u64,
+    pub(super) head: &'a [u8],
+}
+
+impl Source<'_> {
+    /// Reads a part of the file that lies in it wholly; `size` is bounded by the caller.
+    fn read(&self, part: &'static str, offset: u64, size: u64) -> Result<Vec<u8>, Problem> {
+        use std::os::unix::fs::FileExt;
+        let end = part_end(self.length, part, offset, size)?;
+        let range = usize::try_from(offset).ok().zip(usize::try_from(end).ok());
+        if let Some(bytes) = range.and_then(|(start, end)| self.head.get(start..end)) {
+            return Ok(bytes.to_vec());
+        }
+        let mut bytes = vec![0; usize::try_from(size).map_err(|_| Problem::Elf("a part is too large"))?];
+        self.file.read_exact_at(&mut bytes, offset).map_err(Problem::Read)?;
+        Ok(bytes)
+    }
+}
+
+/// Loads an ELF kernel.
+pub(super) fn load(memory: &GuestMemoryMmap, source: &Source<'_>) -> Result<Kernel, Problem> {
+    let header = read_header(source)?;
+    let segments = read_segments(source, &header)?;
     let loaded: Vec<_> = segments.iter().filter(|segment| is_loaded(segment)).collect();
     check_placement(&loaded, low_ram_end(memory))?;
     for segment in &loaded {
         let address = GuestAddress(segment.address);
-        read_file(memory, address, file, segment.file_offset, segment.file_size).map_err(Problem::Memory)?;
+        read_file(memory, address, source.file, segment.file_offset, segment.file_size)
+            .map_err(Problem::Memory)?;
     }
-    let entry = match pvh_entry(file, &segments)? {
+    let entry = match pvh_entry(source, &segments)? {
         Some(entry) => EntryPoint::Pvh(entry),
         None => EntryPoint::Linux64(header.entry),
     };
@@ -123,13 +146,13 @@ fn is_loaded(segment: &Segment) -> bool {
     segment.kind == SEGMENT_LOAD && segment.memory_size > 0
 }
 
-fn read_header(file: &File, length: u64) -> Result<Header, Problem> {
-    let mut bytes = [0; HEADER_SIZE];
-    if read_up_to(file, &mut bytes)? < HEADER_SIZE {
-        return Err(Problem::Truncated { part: "the ELF header", needed: HEADER_SIZE as u64, length });
-    }
-    let fields = Fields(&bytes);
-    let [_, _, _, _, class, data, ..] = bytes;
+fn read_header(source: &Source<'_>) -> Result<Header, Problem> {
+    let Some(bytes) = source.head.first_chunk::<HEADER_SIZE>() else {
+        let needed = HEADER_SIZE as u64;
+        return Err(Problem::Truncated { part: "the ELF header", needed, length: source.length });
+    };
+    let fields = Fields(bytes);
+    let [_, _, _, _, class, data, ..] = *bytes;
     let machine = fields.u16(18)?;
     if class != CLASS_64 || data != LITTLE_ENDIAN || machine != MACHINE_X86_64 {
         return Err(Problem::Machine(machine_name(class, data, machine)));
@@ -163,40 +186,26 @@ fn machine_name(class: u8, data: u8, machine: u16) -> String {
     format!("{name}, {bits}, {order}")
 }
 
-fn read_segments(file: &File, length: u64, header: &Header) -> Result<Vec<Segment>, Problem> {
+fn read_segments(source: &Source<'_>, header: &Header) -> Result<Vec<Segment>, Problem> {
     let size = usize::from(header.count) * PROGRAM_HEADER_SIZE;
-    let bytes = read_part(file, length, "its program headers", header.program_headers, size as u64)?;
+    let bytes = source.read("its program headers", header.program_headers, size as u64)?;
     let segments = bytes.chunks_exact(PROGRAM_HEADER_SIZE).map(Segment::parse);
     let segments = segments.collect::<Result<Vec<_>, _>>()?;
     for segment in segments.iter().filter(|segment| is_loaded(segment)) {
         if segment.file_size > segment.memory_size {
             return Err(Problem::Elf("a segment is larger in the file than in memory"));
         }
-        part_end(length, "a segment", segment.file_offset, segment.file_size)?;
+        part_end(source.length, "a segment", segment.file_offset, segment.file_size)?;
     }
     Ok(segments)
 }
 
-fn part_end(length: u64, part: &'static str, offset: u64, size: u64) -> Result<(), Problem> {
+/// Where a part ends that lies in a file of `length` bytes.
+fn part_end(length: u64, part: &'static str, offset: u64, size: u64) -> Result<u64, Problem> {
     match offset.checked_add(size) {
-        Some(end) if end <= length => Ok(()),
+        Some(end) if end <= length => Ok(end),
         end => Err(Problem::Truncated { part, needed: end.unwrap_or(u64::MAX), length }),
     }
-}
-
-/// Reads a part of the file that lies in it wholly; `size` is bounded by the caller.
-fn read_part(
-    file: &File,
-    length: u64,
-    part: &'static str,
-    offset: u64,
-    size: u64,
-) -> Result<Vec<u8>, Problem> {
-    use std::os::unix::fs::FileExt;
-    part_end(length, part, offset, size)?;
-    let mut bytes = vec![0; usize::try_from(size).map_err(|_| Problem::Elf("a part is too large"))?];
-    file.read_exact_at(&mut bytes, offset).map_err(Problem::Read)?;
-    Ok(bytes)
 }
 
 fn check_placement(segments: &[&Segment], ram_end: u64) -> Result<(), Problem> {
@@ -221,11 +230,10 @@ fn check_placement(segments: &[&Segment], ram_end: u64) -> Result<(), Problem> {
     Ok(())
 }
 
-fn pvh_entry(file: &File, segments: &[Segment]) -> Result<Option<u32>, Problem> {
-    let length = file.metadata().map_err(Problem::Read)?.len();
+fn pvh_entry(source: &Source<'_>, segments: &[Segment]) -> Result<Option<u32>, Problem> {
     for segment in segments.iter().filter(|segment| segment.kind == SEGMENT_NOTE) {
         let size = segment.file_size.min(MAX_NOTES);
-        let notes = read_part(file, length, "its notes", segment.file_offset, size)?;
+        let notes = source.read("its notes", segment.file_offset, size)?;
         if let Some(entry) = find_pvh_note(&notes)? {
             return Ok(Some(entry));
         }

@@ -95,10 +95,20 @@ impl Image {
 }
 
 fn load_bytes(bytes: &[u8], memory_size: u64) -> (Result<Kernel, Problem>, Arc<GuestMemoryMmap>) {
+    load_with_head(bytes, memory_size, 4096)
+}
+
+/// Loads a file of which the first `head` bytes were read before.
+fn load_with_head(
+    bytes: &[u8],
+    memory_size: u64,
+    head: usize,
+) -> (Result<Kernel, Problem>, Arc<GuestMemoryMmap>) {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     let memory = reserve(&[(GuestAddress(0), memory_size)]).unwrap();
-    (load(&memory, &file, bytes.len() as u64), memory)
+    let head = &bytes[..head.min(bytes.len())];
+    (load(&memory, &Source { file: &file, length: bytes.len() as u64, head }), memory)
 }
 
 fn read(memory: &GuestMemoryMmap, address: u64, length: usize) -> Vec<u8> {
@@ -117,6 +127,15 @@ fn segments_come_to_their_addresses_and_the_rest_is_zero() {
     assert_eq!(read(&memory, MIB, 0x1800), file[0x1000..0x2800]);
     assert_eq!(read(&memory, MIB + 0x1800, 0x1800), [0; 0x1800]);
     assert_eq!(read(&memory, MIB + 0x3000, 0x100), file[0x2800..0x2900]);
+}
+
+#[test]
+fn headers_are_found_wherever_the_part_that_was_read_first_ends() {
+    let bytes = Image::with_pvh_note(0x10_0040).bytes();
+    for head in [HEADER_SIZE, HEADER_SIZE + 1, 0x401, 0x1000] {
+        let (kernel, _) = load_with_head(&bytes, 16 * MIB, head);
+        assert_eq!(kernel.unwrap().entry, EntryPoint::Pvh(0x10_0040), "{head}");
+    }
 }
 
 #[test]

@@ -165,6 +165,9 @@ impl BootFile {
     }
 }
 
+/// How much of the file is read first: all headers of most kernels.
+const HEAD: usize = 4096;
+
 /// Loads a kernel, of whichever format it is.
 ///
 /// # Errors
@@ -173,11 +176,11 @@ impl BootFile {
 pub fn load_kernel(memory: &GuestMemoryMmap, kernel: BootFile) -> Result<Kernel, LoadError> {
     let BootFile { what, path, file, length } = kernel;
     let load = || {
-        let mut head = vec![0; 0x210];
+        let mut head = vec![0; HEAD];
         let read = read_up_to(&file, &mut head)?;
         head.truncate(read);
         if head.starts_with(ELF_MAGIC) {
-            elf::load(memory, &file, length)
+            elf::load(memory, &elf::Source { file: &file, length, head: &head })
         } else if head.get(BZIMAGE_MAGIC_OFFSET..).is_some_and(|rest| rest.starts_with(BZIMAGE_MAGIC)) {
             bzimage::load(memory, file, length)
         } else {
@@ -189,16 +192,18 @@ pub fn load_kernel(memory: &GuestMemoryMmap, kernel: BootFile) -> Result<Kernel,
 
 /// Opens a regular file that is not empty; returns its length too.
 fn open(path: &Path) -> Result<(File, u64), Problem> {
-    // A FIFO would block the open until somebody writes to it.
-    let metadata = std::fs::metadata(path).map_err(Problem::Open)?;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    // A FIFO without a writer would block the open.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(Problem::Open)?;
+    let metadata = file.metadata().map_err(Problem::Read)?;
     if metadata.is_dir() {
         return Err(Problem::Directory);
     }
     if !metadata.is_file() {
         return Err(Problem::NotAFile);
     }
-    let file = File::open(path).map_err(Problem::Open)?;
-    match file.metadata().map_err(Problem::Read)?.len() {
+    match metadata.len() {
         0 => Err(Problem::Empty),
         length => Ok((file, length)),
     }
