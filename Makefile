@@ -15,7 +15,7 @@ check: ## format, lints, documentation, dependencies, shell scripts
 	@tests/check
 
 unit: ## tests that need no real Linux guest; tiny guests run where /dev/kvm is there
-	@tools/need gdb
+	@tools/need gdb fish man-db zsh
 	cargo test --locked --workspace --exclude tests
 
 fuzz: ## each fuzz target over its seeds and for some seconds more

@@ -3,6 +3,7 @@
 
 mod balloon;
 mod boot;
+mod completions;
 mod config_file;
 mod console;
 mod doctor;
@@ -10,8 +11,8 @@ mod exit_code;
 mod foreign;
 mod kill;
 mod log;
+mod man;
 mod options;
-mod pages;
 mod pause;
 mod process;
 mod ps;
@@ -91,12 +92,15 @@ enum Command {
     #[command(alias = "info")]
     Doctor(doctor::DoctorCommand),
     /// Print a completion script for a shell
-    Completions(pages::CompletionsCommand),
+    Completions(completions::CompletionsCommand),
     /// Print a manual page
-    Man(pages::ManCommand),
+    Man(man::ManCommand),
     /// Print the version
     #[command(hide = true)]
     Version,
+    /// Print what a word on the command line can become
+    #[command(hide = true)]
+    Complete(completions::CompleteCommand),
 }
 
 #[cfg_attr(test, expect(dead_code, reason = "the tests have an entry of their own"))]
@@ -125,6 +129,7 @@ fn run() -> ExitCode {
         Command::Doctor(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
+        Command::Complete(command) => command.run(),
         Command::Version => {
             print(concat!("mvm ", env!("CARGO_PKG_VERSION"), "\n").as_bytes(), exit_code::SUCCESS)
         }

@@ -101,7 +101,7 @@ fn wrong_arguments_say_what_to_write() {
         ("kill", "missing argument: mvm kill VM"),
         ("console", "missing argument: mvm console VM"),
         ("balloon", "missing argument: mvm balloon VM"),
-        ("man boast", "there is no command \"boast\""),
+        ("man boast", "unknown command \"boast\""),
         ("completions tcsh", "invalid value \"tcsh\": use bash, fish, zsh"),
         (
             "--log-level verbose ps",

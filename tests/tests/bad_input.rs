@@ -479,26 +479,3 @@ fn output_that_cannot_be_written_is_said_and_a_reader_that_has_gone_is_not() {
         assert_eq!(status.code(), Some(0), "{command}");
     }
 }
-
-#[test]
-fn help_pages_and_completions_name_every_flag() {
-    let text = |arguments: &[&str]| {
-        let output = run_mvm(arguments);
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
-        String::from_utf8(output.stdout).unwrap().replace('\\', "")
-    };
-    let help = text(&["boot", "--help"]);
-    let words = help.split(|character: char| !character.is_ascii_alphanumeric() && character != '-');
-    let flags: Vec<_> =
-        words.filter_map(|word| word.strip_prefix("--")).filter(|flag| !flag.is_empty()).collect();
-    assert!(flags.len() > 20 && help.contains("Examples:"), "{help}");
-    for arguments in
-        [&["man", "boot"][..], &["completions", "bash"], &["completions", "zsh"], &["completions", "fish"]]
-    {
-        let page = text(arguments);
-        for flag in &flags {
-            assert!(page.contains(flag), "no {flag} in {arguments:?}");
-        }
-    }
-    assert_eq!(run_mvm(["man", "boast"]).status.code(), Some(2));
-}
