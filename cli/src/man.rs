@@ -247,6 +247,9 @@ fn options(command: &Command) -> String {
 
 /// The text of an argument, each paragraph behind the first set off.
 fn help(argument: &Arg) -> String {
+    if argument.get_id() == "help" {
+        return "Print help: all of it with \\-\\-help, a summary with \\-h.".into();
+    }
     let text = argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
     let paragraphs = text.split("\n\n").map(|paragraph| {
         let end = if paragraph.ends_with(['.', ']', ')']) { "" } else { "." };
