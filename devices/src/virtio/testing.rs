@@ -11,6 +11,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Activation, Meter, Queue, VirtioInterrupt};
 
+// Not every device uses all of it.
+#[allow(dead_code)]
+pub(crate) mod machine;
+
 /// Guest memory: two regions side by side, then a hole, then a third; the fourth has the rings of further queues.
 pub(crate) const REGIONS: [(u64, usize); 4] =
     [(0, 0x4_0000), (0x4_0000, 0x4_0000), (0x100_0000, 0x2_0000), (FURTHER_RINGS, 0x4_0000)];

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::super::VirtioDevice;
+use super::super::testing::machine::{Machine, steps};
 use super::super::testing::{Driver, FREE, REGIONS, WRITE, dump, wait_readable};
 use super::device::{Balloon, BalloonState};
 use super::handle::{BalloonHandle, TargetError};
@@ -310,6 +311,41 @@ fn a_report_at_work_goes_back_when_the_device_is_suspended() {
 }
 
 proptest! {
+    #[test]
+    fn nothing_is_lost_or_answered_twice_over_a_suspend(steps in steps()) {
+        let make = || Balloon::new(RAM).unwrap();
+        let mut machine = Machine::new(make(), ALL);
+        let (mut target, mut interval) = (0, Duration::ZERO);
+        for step in steps {
+            machine.step(step, make, |machine, number| match usize::from(number) % 6 {
+                INFLATE => {
+                    let page = 0x20 + u64::from(number % 0x10);
+                    machine.drivers[INFLATE].write(FREE + page * 4, &page.to_le_bytes());
+                    machine.submit(INFLATE, &[(FREE + page * 4, 4, 0)]);
+                }
+                DEFLATE => drop(machine.submit(DEFLATE, &[(FREE, 64, 0)])),
+                REPORTING => drop(machine.submit(REPORTING, &[(0x3_0000, 0x2000, WRITE)])),
+                STATISTICS if machine.outstanding(STATISTICS) == 0 => {
+                    machine.submit(STATISTICS, &[(FREE + 0x800, 10, 0)]);
+                }
+                STATISTICS => machine.device().request_statistics(),
+                _ => {
+                    (target, interval) = (u64::from(number) * MIB, Duration::from_secs(number.into()));
+                    machine.device().set_target(target).unwrap();
+                    machine.device().set_statistics_interval(interval).unwrap();
+                }
+            });
+        }
+        machine.finish(&[INFLATE, DEFLATE, REPORTING]);
+        // The buffer of statistics comes back once new ones are wanted, whichever device took it.
+        if machine.outstanding(STATISTICS) > 0 {
+            machine.device().request_statistics();
+            machine.finish(&[STATISTICS]);
+        }
+        prop_assert_eq!(machine.device().target(), target);
+        prop_assert_eq!(machine.device().statistics_interval(), interval);
+    }
+
     /// Whatever pages are named, those of the queue itself among them: a page is as it was, or zero where it was named.
     #[test]
     fn only_named_pages_change(

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::VirtioDevice;
+use super::super::testing::machine::{Machine, steps};
 use super::super::testing::{Driver, FREE, WRITE};
 use super::Rng;
 
@@ -66,6 +67,17 @@ fn the_queue_has_to_be_there() {
 }
 
 proptest! {
+    #[test]
+    fn nothing_is_lost_or_answered_twice_over_a_suspend(steps in steps()) {
+        let mut machine = Machine::new(Rng::new(), 0);
+        for step in steps {
+            machine.step(step, Rng::new, |machine, number| {
+                machine.submit(0, &[(FREE, number.into(), WRITE)]);
+            });
+        }
+        machine.finish(&[0]);
+    }
+
     #[test]
     fn only_writable_buffers_are_written(
         buffers in prop::collection::vec((FREE..FREE + 0x4000, 0..2000u32, any::<bool>()), 1..8),

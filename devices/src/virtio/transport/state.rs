@@ -85,17 +85,18 @@ impl<D: VirtioDevice> Suspend for Transport<D> {
 
     fn save(&self) -> Result<Section, SuspendError> {
         let setup = lock(&self.setup);
-        let Some(Suspended { queues, .. }) = &setup.suspended else {
+        let Some(Suspended { queues, restored }) = &setup.suspended else {
             return Err(SuspendError::NotSuspended(self.kind()));
         };
         let SignalState { status, interrupt_status, config_generation } = self.signals.state();
+        let own = restored.is_none().then(|| lock(&self.device).state());
         let state = TransportState {
             registers: setup.registers.clone(),
             status,
             interrupt_status,
             config_generation,
             queues: queues.iter().map(|queue| queue.as_ref().map(Queue::state)).collect(),
-            device: lock(&self.device).state(),
+            device: restored.as_ref().or(own.as_ref()),
         };
         Section::new(self.kind(), VERSION, &state)
     }
