@@ -16,6 +16,7 @@ use vmm::control::ControlServer;
 use vmm::exit::ExitSlot;
 use vmm::handle::VmHandle;
 use vmm::metrics::Registry;
+use vmm::pause::Pauser;
 use vmm::vcpu::Gate;
 
 /// Where what the client says is cut into pieces, which come one after the other. It is no byte of HTTP's.
@@ -26,8 +27,8 @@ const MAX_ROUNDS: usize = 64;
 fuzz_target!(|said: &[u8]| {
     let exit = Arc::new(ExitSlot::new().expect("an eventfd"));
     let button = Arc::new(AtomicUsize::new(0));
-    let gate = Arc::new(Gate::new(0));
-    let vm = VmHandle::new(Identity::default(), VmConfig::new("vmlinux"), exit, button, gate, Registry::default());
+    let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(0)), Vec::new()));
+    let vm = VmHandle::new(Identity::default(), VmConfig::new("vmlinux"), exit, button, pauser, Registry::default());
     let balloon = Balloon::new(512 << 20).expect("a timer");
     let vm = vm.with_balloon(Some(BalloonHandle::new(Arc::new(Mutex::new(balloon)))));
     let path = fuzz::directory().join("control");

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use devices::Interrupt;
 
 use crate::console::Sink;
+use crate::device_manager::Subscriber;
 use crate::exit::ExitSlot;
-use crate::machine::Subscriber;
 use crate::signals::{EndingSignals, SignalHandler};
 use crate::{ConsoleConfig, VmError};
 

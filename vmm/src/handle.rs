@@ -10,7 +10,7 @@ use instance::{Identity, MetricsReport};
 use crate::VmConfig;
 use crate::exit::{ExitReason, ExitSlot};
 use crate::metrics::Registry;
-use crate::vcpu::{Gate, GateError, Holder};
+use crate::pause::{PauseError, Pauser};
 
 /// A running VM, in the hands of those who control it. Any thread may call it.
 pub struct VmHandle {
@@ -18,22 +18,22 @@ pub struct VmHandle {
     config: VmConfig,
     exit: Arc<ExitSlot>,
     power_button: Arc<dyn Interrupt>,
-    gate: Arc<Gate>,
+    pauser: Arc<Pauser>,
     metrics: Registry,
     balloon: Option<BalloonHandle>,
 }
 
 impl VmHandle {
-    /// The VM of `config` called by `identity`, that ends through `exit`, hears `power_button`, stops at `gate` and counts in `metrics`. It has no balloon.
+    /// The VM of `config` called by `identity`, that ends through `exit`, hears `power_button`, is paused by `pauser` and counts in `metrics`. It has no balloon.
     pub fn new(
         identity: Identity,
         config: VmConfig,
         exit: Arc<ExitSlot>,
         power_button: Arc<dyn Interrupt>,
-        gate: Arc<Gate>,
+        pauser: Arc<Pauser>,
         metrics: Registry,
     ) -> Self {
-        Self { identity, config, exit, power_button, gate, metrics, balloon: None }
+        Self { identity, config, exit, power_button, pauser, metrics, balloon: None }
     }
 
     /// The same VM with `balloon`, where it has one.
@@ -66,29 +66,28 @@ impl VmHandle {
         self.exit.end(ExitReason::Signal(libc::SIGKILL));
     }
 
-    /// Whether all vCPUs wait, for whoever's sake.
+    /// Whether all vCPUs are held, by the user or a debugger.
     pub fn is_paused(&self) -> bool {
-        self.gate.is_paused()
+        self.pauser.gate().is_paused()
     }
 
-    /// Has the vCPUs wait; returns once none is in the guest. That may take as long as a device takes, so that the
-    /// event loop must not call it.
+    /// Pauses the VM: its vCPUs are parked and its devices suspended. That may take seconds, so that the event loop must
+    /// not call it.
     ///
     /// # Errors
     ///
-    /// [`GateError`]: a vCPU does not stop.
-    pub fn pause(&self) -> Result<(), GateError> {
-        let paused = self.gate.pause(Holder::User);
-        if paused.is_err() {
-            // Not half of it: the others would wait for nothing.
-            self.gate.resume(Holder::User);
-        }
-        paused
+    /// [`PauseError`]; the VM runs on.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        self.pauser.pause()
     }
 
-    /// Lets the vCPUs go on.
-    pub fn resume(&self) {
-        self.gate.resume(Holder::User);
+    /// Resumes the VM. That may take seconds as well.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError`]: a device has to be reset by its driver; the VM runs all the same.
+    pub fn resume(&self) -> Result<(), PauseError> {
+        self.pauser.resume()
     }
 
     /// The memory balloon, where the VM has one.

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use devices::virtio::pmem::PmemFile;
 use instance::Identity;
 use kvm_ioctls::Kvm;
 
-use crate::backends::Backends;
+use crate::device_manager::{OpenDevice, open_devices};
 use crate::frontend::Frontend;
 use crate::gdb::Listener;
 use crate::loader::BootFile;
-use crate::pmem;
 use crate::vm::{Vm, build};
 use crate::{ExitReason, Timeline, VmConfig, VmError, kvm};
 
@@ -42,8 +40,7 @@ pub struct Resources<'a> {
     pub(crate) kvm: Kvm,
     pub(crate) kernel: BootFile,
     pub(crate) initrd: Option<BootFile>,
-    pub(crate) backends: Backends,
-    pub(crate) pmem: Vec<PmemFile>,
+    pub(crate) devices: Vec<OpenDevice>,
     pub(crate) debugger: Option<Listener>,
 }
 
@@ -56,10 +53,10 @@ pub fn open<'a>(config: &'a VmConfig, identity: &'a Identity) -> Result<Resource
     config.validate()?;
     let kernel = BootFile::kernel(&config.kernel)?;
     let initrd = config.initrd.as_deref().map(BootFile::initrd).transpose()?;
-    let (backends, pmem) = (Backends::open(config)?, pmem::open(config)?);
+    let devices = open_devices(config)?;
     let debugger = config.gdb.as_ref().map(Listener::bind).transpose()?;
     let kvm = kvm::open()?;
-    Ok(Resources { config, identity, kvm, kernel, initrd, backends, pmem, debugger })
+    Ok(Resources { config, identity, kvm, kernel, initrd, devices, debugger })
 }
 
 /// Gives up the rights that running the VM does not need: none yet.

@@ -3,11 +3,11 @@
 //! [`VmConfig`] says what to run, [`launch()`] runs it to its end and returns the [`ExitReason`].
 
 pub mod arch;
-pub mod backends;
 pub mod config;
 pub mod console;
 pub mod control;
 mod descriptors;
+pub mod device_manager;
 pub mod error;
 pub mod exit;
 pub mod frontend;
@@ -18,12 +18,11 @@ pub mod host;
 pub mod kvm;
 pub mod launch;
 pub mod loader;
-pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod network;
 pub mod passt;
-pub mod pmem;
+pub mod pause;
 pub mod shares;
 pub mod signals;
 mod teardown;

@@ -10,7 +10,6 @@ use devices::virtio::net::{
 };
 use thiserror::Error;
 
-use crate::VmConfig;
 use crate::config::{NetBackend, NetConfig, PublishConfig};
 use crate::helper::Helper;
 use crate::passt::{self, Passt, PasstError, PasstSettings};
@@ -78,25 +77,13 @@ pub struct Network {
     passt: Option<Passt>,
 }
 
-/// Makes the networks of `config`. Processes get ready while the VM is built.
+/// Makes the network of `config`, with the ports that are `published` if its backend can do that. Its process gets
+/// ready while the VM is built.
 ///
 /// # Errors
 ///
 /// [`NetworkError`] says what is missing, and how to make it.
-pub fn open(config: &VmConfig) -> Result<Vec<Network>, NetworkError> {
-    let mut published = config.publish.as_slice();
-    let mut networks = Vec::new();
-    for net in &config.nets {
-        networks.push(match net.backend {
-            // The first of them has the ports.
-            NetBackend::User { .. } => open_one(net, std::mem::take(&mut published))?,
-            _ => open_one(net, &[])?,
-        });
-    }
-    Ok(networks)
-}
-
-fn open_one(config: &NetConfig, published: &[PublishConfig]) -> Result<Network, NetworkError> {
+pub fn open(config: &NetConfig, published: &[PublishConfig]) -> Result<Network, NetworkError> {
     let ((backends, mtu), passt) = match &config.backend {
         NetBackend::Tap(name) => (open_tap(name, config)?, None),
         NetBackend::Bridge(name) => (make_port(name, config)?, None),

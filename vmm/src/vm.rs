@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use devices::virtio::balloon::{Balloon, BalloonHandle};
-use devices::virtio::pmem::{Pmem, PmemFile, PmemMode};
-use devices::virtio::rng::Rng;
+use devices::virtio::pmem::{PmemFile, PmemMode};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use instance::CONTROL_SOCKET;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
@@ -18,6 +16,9 @@ use crate::arch::current::layout;
 use crate::arch::current::registers::{self};
 use crate::console::Console;
 use crate::control::ControlServer;
+use crate::device_manager::{
+    self, DeviceManager, LengthWatcher, OpenDevice, PersistentMemory, Reporter, Subscriber,
+};
 use crate::exit::ExitSlot;
 use crate::frontend::Frontend;
 use crate::gdb::{GdbServer, Listener, Stops};
@@ -26,10 +27,9 @@ use crate::helper::Helper;
 use crate::kvm::{self, KvmError};
 use crate::launch::Resources;
 use crate::loader::{self, Kernel};
-use crate::machine::{Devices, Reporter, Subscriber};
 use crate::memory::{self};
 use crate::metrics::Registry;
-use crate::pmem::{self, LengthWatcher, PersistentMemory};
+use crate::pause::Pauser;
 use crate::teardown::BackgroundTeardown;
 use crate::vcpu::{ExitCounters, Gate, Holder, VcpuShared, Vcpus};
 use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, VmError};
@@ -45,6 +45,7 @@ pub struct Vm {
     shared: Arc<VcpuShared>,
     helpers: Vec<Arc<Mutex<Helper>>>,
     console: Console,
+    pauser: Arc<Pauser>,
     memory: Arc<GuestMemoryMmap>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
     vm: VmFd,
@@ -69,17 +70,18 @@ fn assemble(
     mut frontend: Frontend,
     timeline: Arc<Timeline>,
 ) -> Result<Vm, VmError> {
-    let Resources { config, identity, kvm, kernel, initrd, backends, pmem, debugger } = resources;
+    let Resources { config, identity, kvm, kernel, initrd, devices: opened, debugger } = resources;
     let vm = kvm::create_vm(&kvm)?;
     let teardown = BackgroundTeardown::prepare(&vm);
     timeline.mark(Phase::Kvm);
 
-    let shared = backends.need_shared_memory();
+    let shared = config.devices().any(|device| device.kind().needs_shared_memory());
     let reserve = if shared { memory::reserve_shared } else { memory::reserve };
     let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
-    let PersistentMemory { files: pmem, dma } = pmem::place(pmem, &memory)?;
+    let files: Vec<_> = opened.iter().filter_map(OpenDevice::pmem).collect();
+    let pmem = device_manager::place(&files, &memory)?;
     register_memory(&vm, &memory)?;
-    register_pmem(&vm, &memory, &pmem)?;
+    register_pmem(&vm, &memory, &files, &pmem)?;
     timeline.mark(Phase::Memory);
     // After the memory: KVM waits some milliseconds to add a memory slot to a VM that has them.
     create_interrupt_controllers(&vm)?;
@@ -92,19 +94,32 @@ fn assemble(
 
     let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
     let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
-    let mut devices = Devices::new(&vm, &memory, reporter);
-    devices.dma = dma.clone();
+    let dma = pmem.dma.clone();
+    let console = Console::new(frontend.output.take())?;
+    let mut devices = DeviceManager::new(&vm, &memory, pmem, reporter, console);
     devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
+    if !files.is_empty() {
+        let watcher = LengthWatcher::new(&files, exit.clone());
+        devices.subscribers.push(Box::new(watcher.map_err(VmError::host("watch a file of --pmem"))?));
+    }
     devices.add_legacy()?;
-    let directory = identity.directory.as_deref();
-    let console = devices.add_console(&config.console, &mut frontend, directory, &exit)?;
     let power_button = devices.add_power_button()?;
     devices.subscribers.extend(frontend.signal_handler(power_button.clone(), &exit));
-    backends.add_to(&mut devices)?;
-    add_pmem(&mut devices, pmem, &exit)?;
-    let balloon = config.balloon.then(|| add_balloon(&mut devices, config)).transpose()?;
-    devices.add_virtio(Rng::new())?;
-    let Devices { ports, mmio, virtio, mut subscribers, helpers, mut metrics, .. } = devices;
+    opened.into_iter().try_for_each(|device| device.add_to(&mut devices))?;
+    let directory = identity.directory.as_deref();
+    devices.connect_console(&frontend, directory, &exit)?;
+    let DeviceManager {
+        ports,
+        mmio,
+        virtio,
+        mut subscribers,
+        helpers,
+        mut metrics,
+        suspends,
+        balloon,
+        console,
+        ..
+    } = devices;
     timeline.mark(Phase::Devices);
 
     let rsdp = acpi::write(&memory, config.cpus, &virtio)?;
@@ -115,12 +130,14 @@ fn assemble(
     timeline.mark(Phase::Vcpus);
 
     let gate = Arc::new(Gate::new(config.cpus));
+    let pauser = Arc::new(Pauser::new(gate.clone(), suspends));
     let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
     let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
     let counters = vcpu_counters(config.cpus, &mut metrics);
     if let Some(directory) = directory {
         let (identity, config) = (identity.clone(), config.clone());
-        let handle = VmHandle::new(identity, config, exit.clone(), power_button, gate.clone(), metrics);
+        let pauser = pauser.clone();
+        let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
         let handle = Arc::new(handle.with_balloon(balloon));
         subscribers.push(Box::new(ControlServer::new(&directory.join(CONTROL_SOCKET), handle)?));
     }
@@ -136,13 +153,18 @@ fn assemble(
     let shared = Arc::new(VcpuShared { ports, mmio, exit, gate, stops, counters, timeline });
     let vcpus = Vcpus::start(vcpus, shared.clone())?;
     let debugger = start_debugger(debugger, &shared, memory.clone())?;
-    Ok(Vm { vcpus, debugger, events, shared, helpers, console, memory, vm, teardown })
+    Ok(Vm { vcpus, debugger, events, shared, helpers, console, pauser, memory, vm, teardown })
 }
 
 impl Vm {
     /// The gate that keeps the VM's vCPUs out of the guest for a while, before it runs and while it does.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.shared.gate
+    }
+
+    /// What pauses and resumes the VM with its devices.
+    pub fn pauser(&self) -> &Arc<Pauser> {
+        &self.pauser
     }
 
     /// The guest's RAM, for those who look into it from outside.
@@ -156,7 +178,18 @@ impl Vm {
     ///
     /// [`VmError::EventLoop`]; what the guest does to itself is an [`ExitReason`].
     pub fn run(self) -> Result<ExitReason, VmError> {
-        let Self { vcpus, debugger, mut events, shared, helpers, console, memory: _, vm, teardown } = self;
+        let Self {
+            vcpus,
+            debugger,
+            mut events,
+            shared,
+            helpers,
+            console,
+            pauser: _,
+            memory: _,
+            vm,
+            teardown,
+        } = self;
         shared.gate.resume(Holder::Launch);
         let reason = loop {
             if let Some(reason) = shared.exit.reason() {
@@ -189,27 +222,6 @@ fn start_debugger(
     Ok(Some(server.map_err(VmError::host("start the debugger's thread"))?))
 }
 
-/// Adds a device for each file of persistent memory, and what sees to it that none becomes shorter.
-fn add_pmem(
-    devices: &mut Devices<'_>,
-    pmem: Vec<(PmemFile, Arc<GuestRegionMmap>)>,
-    exit: &Arc<ExitSlot>,
-) -> Result<(), VmError> {
-    if !pmem.is_empty() {
-        let watcher = LengthWatcher::new(pmem.iter().map(|(file, _)| file), exit.clone());
-        devices.subscribers.push(Box::new(watcher.map_err(VmError::host("watch a file of --pmem"))?));
-    }
-    for (file, region) in pmem {
-        devices.add_virtio(Pmem::new(file, region.start_addr()))?;
-    }
-    Ok(())
-}
-
-fn add_balloon(devices: &mut Devices<'_>, config: &VmConfig) -> Result<BalloonHandle, VmError> {
-    let balloon = Balloon::new(config.memory.bytes()).map_err(VmError::host("make a timer"))?;
-    devices.add_virtio(balloon).map(BalloonHandle::new)
-}
-
 fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(KvmError::call("place KVM's identity map"))?;
@@ -225,10 +237,11 @@ fn register_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> 
 fn register_pmem(
     vm: &VmFd,
     ram: &GuestMemoryMmap,
-    pmem: &[(PmemFile, Arc<GuestRegionMmap>)],
+    files: &[&PmemFile],
+    pmem: &PersistentMemory,
 ) -> Result<(), KvmError> {
     let slots = (0..).skip(ram.num_regions());
-    slots.zip(pmem).try_for_each(|(slot, (file, region))| {
+    slots.zip(files.iter().zip(&pmem.regions)).try_for_each(|(slot, (file, region))| {
         let read_only = file.mode() == PmemMode::ReadOnly;
         if read_only && !vm.check_extension(Cap::ReadonlyMem) {
             return Err(KvmError::Capability("KVM_CAP_READONLY_MEM"));

@@ -1,6 +1,7 @@
 //! What a VM is made of, as plain data. The names are those of the flags of `mvm boot`.
 
 mod console;
+mod device_list;
 mod disk;
 mod gdb;
 mod limit;
@@ -22,6 +23,7 @@ use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 pub use console::ConsoleConfig;
+pub use device_list::{DeviceConfig, DeviceKind};
 pub use disk::DiskConfig;
 pub use gdb::GdbConfig;
 pub use limit::{Bandwidth, Rate};
@@ -260,8 +262,7 @@ impl VmConfig {
             }
             seen.push(tag);
         }
-        let is_user = |net: &NetConfig| matches!(net.backend, NetBackend::User { .. });
-        if !self.publish.is_empty() && !self.nets.iter().any(is_user) {
+        if !self.publish.is_empty() && !self.nets.iter().any(NetConfig::is_user) {
             return Err(PublishError::NoUser.into());
         }
         publish::check(&self.publish)?;

@@ -44,6 +44,13 @@ pub struct NetConfig {
     pub limits: NetLimits,
 }
 
+impl NetConfig {
+    /// Whether it is connected to the host's sockets, by which ports can be published.
+    pub fn is_user(&self) -> bool {
+        matches!(self.backend, NetBackend::User { .. })
+    }
+}
+
 /// What is wrong with a network device's options.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NetConfigError {

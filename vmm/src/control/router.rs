@@ -1,5 +1,6 @@
 //! Which request does what.
 
+use std::error::Error;
 use std::time::Duration;
 
 use devices::virtio::balloon::BalloonHandle;
@@ -12,6 +13,7 @@ use super::request::Request;
 use super::response::Response;
 use crate::handle::VmHandle;
 use crate::metrics::prometheus;
+use crate::pause::PauseError;
 
 /// How long a guest may take to say how its memory is; one that is not busy takes less than a millisecond.
 const STATISTICS_PATIENCE: Duration = Duration::from_secs(2);
@@ -77,15 +79,19 @@ fn openapi(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
     now(Response::text("application/json", OPENAPI))
 }
 
-fn update_vm(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
+fn update_vm(_vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
     match answers::read::<VmUpdate>(body)?.state {
-        WantedState::Paused => Ok(Outcome::Later(|vm| match vm.pause() {
-            Ok(()) => Response::done(),
-            Err(error) => Response::fault(400, &format!("cannot pause the VM: {error}")),
-        })),
-        WantedState::Resumed => {
-            vm.resume();
-            now(Response::done())
+        WantedState::Paused => Ok(Outcome::Later(|vm| changed("pause", vm.pause()))),
+        WantedState::Resumed => Ok(Outcome::Later(|vm| changed("resume", vm.resume()))),
+    }
+}
+
+fn changed(doing: &str, result: Result<(), PauseError>) -> Response {
+    match result {
+        Ok(()) => Response::done(),
+        Err(error) => {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            Response::fault(400, &format!("cannot {doing} the VM: {error}{cause}"))
         }
     }
 }

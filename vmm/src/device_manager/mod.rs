@@ -1,22 +1,27 @@
 //! The devices of a VM: their places, their interrupts, and whom they report to.
 
+mod open;
+mod pmem;
+
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use devices::legacy::{BootMarker, Cmos, I8042, PowerRegisters, PvPanic, Serial};
 use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::{MMIO_LENGTH, MmioTransport, QUEUE_NOTIFY};
-use devices::{Bus, BusDevice, MachineEvent, MachineEvents};
+use devices::virtio::pmem::{Pmem, PmemFile};
+use devices::{Bus, BusDevice, MachineEvent, MachineEvents, Suspend};
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{IoEventAddress, VmFd};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::ConsoleConfig;
 use crate::VmError;
 use crate::arch::current::acpi::VirtioMmioNode;
 use crate::arch::current::layout;
+use crate::config::DeviceKind;
 use crate::console::{Console, InputPort};
 use crate::exit::{ExitReason, ExitSlot};
 use crate::frontend::Frontend;
@@ -24,6 +29,9 @@ use crate::helper::Helper;
 use crate::kvm::KvmError;
 use crate::metrics::Registry;
 use crate::timing::{Phase, Timeline};
+
+pub use self::open::{OpenDevice, open_devices};
+pub use self::pmem::{LengthWatcher, PersistentMemory, place};
 
 /// What the event loop runs.
 pub type Subscriber = Box<dyn MutEventSubscriber>;
@@ -67,12 +75,20 @@ impl MachineEvents for Reporter {
     }
 }
 
+/// Where the virtio device at `index` is; `None` where there is no interrupt left.
+fn virtio_node(index: usize) -> Option<VirtioMmioNode> {
+    let gsi = *layout::VIRTIO_GSIS.get(index)?;
+    let offset = u64::try_from(index).ok()?.checked_mul(MMIO_LENGTH)?;
+    let address = u32::try_from(layout::VIRTIO_MMIO.checked_add(offset)?).ok()?;
+    Some(VirtioMmioNode { address, gsi })
+}
+
 /// The devices of a VM while it is built.
-pub struct Devices<'a> {
+pub struct DeviceManager<'a> {
     vm: &'a VmFd,
     memory: &'a Arc<GuestMemoryMmap>,
-    /// Where the data of a request to a virtio device may lie: RAM, if nothing else is said.
-    pub dma: Arc<GuestMemoryMmap>,
+    /// Where the data of a request to a virtio device may lie.
+    dma: Arc<GuestMemoryMmap>,
     reporter: Arc<Reporter>,
     /// The I/O ports.
     pub ports: Bus,
@@ -86,15 +102,31 @@ pub struct Devices<'a> {
     pub helpers: Vec<Arc<Mutex<Helper>>>,
     /// What the devices count.
     pub metrics: Registry,
+    /// All that has to stop while the VM is paused, in the order of the guest.
+    pub suspends: Vec<Arc<dyn Suspend>>,
+    /// The memory balloon, where there is one.
+    pub balloon: Option<BalloonHandle>,
+    /// What the consoles have in common.
+    pub console: Console,
+    /// The device that the console's input goes to.
+    input: Option<InputPort>,
+    /// Where the files of persistent memory are that have no device yet, in their order.
+    pmem: std::vec::IntoIter<Arc<GuestRegionMmap>>,
 }
 
-impl<'a> Devices<'a> {
-    /// No devices yet, for `vm` with its `memory`.
-    pub fn new(vm: &'a VmFd, memory: &'a Arc<GuestMemoryMmap>, reporter: Arc<Reporter>) -> Self {
+impl<'a> DeviceManager<'a> {
+    /// No devices yet, for `vm` with its `memory` and `pmem`; `console` is what consoles write to.
+    pub fn new(
+        vm: &'a VmFd,
+        memory: &'a Arc<GuestMemoryMmap>,
+        pmem: PersistentMemory,
+        reporter: Arc<Reporter>,
+        console: Console,
+    ) -> Self {
         Self {
             vm,
             memory,
-            dma: memory.clone(),
+            dma: pmem.dma,
             reporter,
             ports: Bus::default(),
             mmio: Bus::default(),
@@ -102,6 +134,11 @@ impl<'a> Devices<'a> {
             subscribers: Vec::new(),
             helpers: Vec::new(),
             metrics: Registry::default(),
+            suspends: Vec::new(),
+            balloon: None,
+            console,
+            input: None,
+            pmem: pmem.regions.into_iter(),
         }
     }
 
@@ -109,50 +146,63 @@ impl<'a> Devices<'a> {
         Ok(self.ports.insert(first.into(), count.into(), Arc::new(device))?)
     }
 
-    /// Adds the devices that have neither a file nor an option.
+    /// Adds the devices that every VM has at its I/O ports.
     ///
     /// # Errors
     ///
-    /// [`VmError::Bus`].
+    /// [`VmError`].
     pub fn add_legacy(&mut self) -> Result<(), VmError> {
         let reporter = self.reporter.clone();
         self.add_ports(I8042::PORT, I8042::PORTS, I8042::new(reporter.clone()))?;
         self.add_ports(Cmos::PORT, Cmos::PORTS, Cmos::default())?;
         self.add_ports(PvPanic::PORT, PvPanic::PORTS, PvPanic::new(reporter.clone()))?;
         self.add_ports(PowerRegisters::PORT, PowerRegisters::PORTS, PowerRegisters::new(reporter.clone()))?;
-        self.add_ports(BootMarker::PORT, BootMarker::PORTS, BootMarker::new(reporter))
+        self.add_ports(BootMarker::PORT, BootMarker::PORTS, BootMarker::new(reporter.clone()))?;
+        let line = interrupt_line(self.vm, Serial::GSI)?;
+        let serial = Serial::new(line, reporter, self.console.output())
+            .map_err(VmError::host("make the serial port"))?;
+        let input = serial.input().map_err(VmError::host("make the serial port"))?;
+        self.input = Some(InputPort::Serial(input));
+        self.metrics.add("serial", "ttyS0".into(), serial.metrics());
+        self.add_ports(Serial::PORT, Serial::PORTS, serial)
     }
 
-    /// Adds the serial port, and a virtio console where `kind` is one, both of which write to `frontend` and to those
-    /// who attach by a socket in `directory`.
+    /// Adds a virtio console, which takes the console's input from then on.
+    fn add_virtio_console(&mut self) -> Result<(), VmError> {
+        let device = self.console.virtio()?;
+        let device = self.add_virtio(DeviceKind::Console, device)?;
+        let (port, window) = self.console.connect(device)?;
+        self.input = Some(port);
+        self.subscribers.push(window);
+        Ok(())
+    }
+
+    /// Adds the device of a file of persistent memory, which is the next of those that were placed.
+    fn add_pmem(&mut self, file: PmemFile) -> Result<(), VmError> {
+        // Each file was placed; one that was not would have no address to tell the guest.
+        let Some(region) = self.pmem.next() else { return Ok(()) };
+        self.add_virtio(DeviceKind::Pmem, Pmem::new(file, region.start_addr())).map(drop)
+    }
+
+    /// Connects the consoles with their user and with those who attach by a socket in `directory`. All devices have
+    /// been added.
     ///
     /// # Errors
     ///
-    /// [`VmError`].
-    pub fn add_console(
+    /// [`VmError::Console`].
+    pub fn connect_console(
         &mut self,
-        kind: &ConsoleConfig,
-        frontend: &mut Frontend,
+        frontend: &Frontend,
         directory: Option<&Path>,
         exit: &Arc<ExitSlot>,
-    ) -> Result<Console, VmError> {
-        let mut console = Console::new(frontend.output.take())?;
-        let line = interrupt_line(self.vm, Serial::GSI)?;
-        let serial = Serial::new(line, self.reporter.clone(), console.output())
-            .map_err(VmError::host("make the serial port"))?;
-        let mut port = InputPort::Serial(serial.input().map_err(VmError::host("make the serial port"))?);
-        self.metrics.add("serial", "ttyS0".into(), serial.metrics());
-        self.add_ports(Serial::PORT, Serial::PORTS, serial)?;
-        if *kind == ConsoleConfig::Virtio {
-            let device = self.add_virtio(console.virtio()?)?;
-            let (virtio, window) = console.connect(device)?;
-            port = virtio;
-            self.subscribers.push(window);
-        }
+    ) -> Result<(), VmError> {
         // Behind the devices, which are numbered.
-        self.metrics.add("console", "hub".into(), console.metrics());
-        self.subscribers.push(Box::new(console.events(frontend, directory, port, exit)?));
-        Ok(console)
+        self.metrics.add("console", "hub".into(), self.console.metrics());
+        if let Some(input) = self.input.take() {
+            let events = self.console.events(frontend, directory, input, exit)?;
+            self.subscribers.push(Box::new(events));
+        }
+        Ok(())
     }
 
     /// Adds the power button, and gives it back for those who press it.
@@ -178,23 +228,27 @@ impl<'a> Devices<'a> {
     /// # Errors
     ///
     /// [`VmError`].
-    pub fn add_virtio<D: VirtioDevice + 'static>(&mut self, device: D) -> Result<Arc<Mutex<D>>, VmError> {
+    fn add_virtio<D: VirtioDevice + 'static>(
+        &mut self,
+        kind: DeviceKind,
+        device: D,
+    ) -> Result<Arc<Mutex<D>>, VmError> {
         let index = self.virtio.len();
         let most = layout::VIRTIO_GSIS.len();
-        let gsi =
-            *layout::VIRTIO_GSIS.get(index).ok_or(VmError::TooManyDevices { asked: index + 1, most })?;
-        let base = layout::VIRTIO_MMIO + index as u64 * MMIO_LENGTH;
-        let line = interrupt_line(self.vm, gsi)?;
-        self.metrics.add_virtio(device.device_type(), device.metrics());
+        let node = virtio_node(index).ok_or(VmError::TooManyDevices { asked: index + 1, most })?;
+        let base = u64::from(node.address);
+        let line = interrupt_line(self.vm, node.gsi)?;
+        self.metrics.add_device(kind, device.metrics());
         let transport = MmioTransport::new(device, self.memory.clone(), line)
             .map_err(VmError::host("make a virtio device"))?
             .with_dma(self.dma.clone());
         self.tie_notifiers(base, transport.queue_notifiers())?;
         self.subscribers.push(Box::new(transport.events()));
         let device = Arc::clone(transport.device());
-        self.mmio.insert(base, MMIO_LENGTH, Arc::new(transport))?;
-        let address = u32::try_from(base).unwrap_or(u32::MAX);
-        self.virtio.push(VirtioMmioNode { address, gsi });
+        let transport = Arc::new(transport);
+        self.suspends.push(transport.clone());
+        self.mmio.insert(base, MMIO_LENGTH, transport)?;
+        self.virtio.push(node);
         Ok(device)
     }
 

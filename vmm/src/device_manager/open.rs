@@ -1,104 +1,141 @@
-//! What devices stand on: files, sockets, taps and processes of the host.
+//! Virtio devices on their way: opened before there is a VM, then added to it.
 //!
-//! All of it is opened before there is a VM, so that what can't be had costs nothing and leaves nothing behind.
+//! Files, sockets and taps are opened and processes started first, so that what is missing costs nothing and leaves
+//! nothing behind.
 
+use devices::virtio::balloon::{Balloon, BalloonHandle};
 use devices::virtio::block::{Block, Disk, DiskId};
+use devices::virtio::pmem::PmemFile;
 use devices::virtio::rate_limit::RateLimits;
+use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
 
+use super::DeviceManager;
 use crate::arch::current::layout;
-use crate::config::ConfigError;
-use crate::machine::Devices;
+use crate::config::{ConfigError, DeviceConfig, DeviceKind, PublishConfig};
 use crate::network::{self, Network};
 use crate::shares::{self, Share};
-use crate::{ConsoleConfig, VmConfig, VmError, descriptors, vsock};
+use crate::{DiskConfig, MemorySize, NetConfig, VmConfig, VmError, descriptors, vsock};
 
-/// The host's side of a VM's devices.
-pub struct Backends {
-    disks: Vec<(Disk, DiskId, RateLimits)>,
-    nets: Vec<Network>,
-    vsock: Option<Vsock>,
-    shares: Vec<Share>,
+/// A virtio device whose host's side is open.
+#[allow(clippy::large_enum_variant, reason = "a VM has a few of them, for a moment")]
+pub enum OpenDevice {
+    /// A console.
+    Console,
+    /// A disk.
+    Disk(Disk, DiskId, RateLimits),
+    /// A network interface.
+    Net(Network),
+    /// Sockets between guest and host.
+    Vsock(Vsock),
+    /// A shared folder.
+    Share(Share),
+    /// Persistent memory.
+    Pmem(PmemFile),
+    /// The memory balloon of a guest with that much memory.
+    Balloon(MemorySize),
+    /// The entropy device.
+    Rng,
 }
 
-impl Backends {
-    /// Opens all that `config` names, and starts the processes that serve a device of it.
-    ///
-    /// # Errors
-    ///
-    /// [`VmError`] says what can't be had and how to mend it.
-    pub fn open(config: &VmConfig) -> Result<Self, VmError> {
-        check_device_count(config)?;
-        let descriptors = descriptors::needed(config);
-        let limit = descriptors::raise_limit(descriptors);
-        if limit < descriptors {
-            tracing::warn!(
-                "this VM may need {descriptors} open files, and this process may have {limit}: raise the limit \
-                 (ulimit -Hn) or use fewer devices and queues"
-            );
-        }
-        Ok(Self {
-            disks: open_disks(config)?,
-            nets: network::open(config)?,
-            vsock: config.vsock.as_ref().map(|vsock| vsock::open(vsock, descriptors)).transpose()?,
-            shares: shares::start(config)?,
+/// What opening a device depends on besides its own configuration.
+struct Opener<'a> {
+    config: &'a VmConfig,
+    /// The ports for the first network that can publish them.
+    published: &'a [PublishConfig],
+    /// How many descriptors the VM needs.
+    descriptors: u64,
+}
+
+/// Opens all devices of `config`, in the order in which the guest finds them, and starts the processes that serve them.
+///
+/// # Errors
+///
+/// [`VmError`] says what cannot be opened and how to fix it.
+pub fn open_devices(config: &VmConfig) -> Result<Vec<OpenDevice>, VmError> {
+    let (asked, most) = (config.devices().count(), layout::VIRTIO_GSIS.len());
+    if asked > most {
+        return Err(VmError::TooManyDevices { asked, most });
+    }
+    let descriptors = descriptors::needed(config);
+    let limit = descriptors::raise_limit(descriptors);
+    if limit < descriptors {
+        tracing::warn!(
+            "this VM may need {descriptors} open files, and this process may have {limit}: raise the limit \
+             (ulimit -Hn) or use fewer devices and queues"
+        );
+    }
+    let mut opener = Opener { config, published: &config.publish, descriptors };
+    config.devices().map(|device| opener.open(device)).collect()
+}
+
+impl Opener<'_> {
+    fn open(&mut self, device: DeviceConfig<'_>) -> Result<OpenDevice, VmError> {
+        Ok(match device {
+            DeviceConfig::Console => OpenDevice::Console,
+            DeviceConfig::Disk(disk) => open_disk(disk)?,
+            DeviceConfig::Net(net) => OpenDevice::Net(self.open_network(net)?),
+            DeviceConfig::Vsock(config) => OpenDevice::Vsock(vsock::open(config, self.descriptors)?),
+            DeviceConfig::Share(share) => OpenDevice::Share(shares::start(share)?),
+            DeviceConfig::VhostUser(device) => OpenDevice::Share(shares::connect(device)?),
+            DeviceConfig::Pmem(pmem) => OpenDevice::Pmem(PmemFile::open(&pmem.path, pmem.mode, pmem.format)?),
+            DeviceConfig::Balloon => OpenDevice::Balloon(self.config.memory),
+            DeviceConfig::Rng => OpenDevice::Rng,
         })
     }
 
-    /// Whether a process serves a device in the guest's memory, which it has to be able to map.
-    pub fn need_shared_memory(&self) -> bool {
-        !self.shares.is_empty()
+    fn open_network(&mut self, net: &NetConfig) -> Result<Network, VmError> {
+        let published = if net.is_user() { std::mem::take(&mut self.published) } else { &[] };
+        Ok(network::open(net, published)?)
+    }
+}
+
+fn open_disk(config: &DiskConfig) -> Result<OpenDevice, VmError> {
+    let id = config.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
+    let disk = Disk::open(&config.path, config.read_only, config.format)?;
+    Ok(OpenDevice::Disk(disk, id.unwrap_or_default(), config.limits))
+}
+
+impl OpenDevice {
+    /// The file of persistent memory, where it is one.
+    pub fn pmem(&self) -> Option<&PmemFile> {
+        match self {
+            Self::Pmem(file) => Some(file),
+            _ => None,
+        }
     }
 
-    /// Makes them the guest's devices, in the order in which the guest finds them.
+    /// Makes it a device of the VM.
     ///
     /// # Errors
     ///
     /// [`VmError`].
-    pub fn add_to(self, devices: &mut Devices<'_>) -> Result<(), VmError> {
-        for (disk, id, limits) in self.disks {
-            devices.add_virtio(Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?)?;
+    pub fn add_to(self, devices: &mut DeviceManager<'_>) -> Result<(), VmError> {
+        match self {
+            Self::Console => devices.add_virtio_console(),
+            Self::Disk(disk, id, limits) => {
+                let block = Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?;
+                devices.add_virtio(DeviceKind::Block, block).map(drop)
+            }
+            Self::Net(net) => {
+                let (device, process) = net.into_device()?;
+                devices.add_helper(process);
+                devices.add_virtio(DeviceKind::Net, device).map(drop)
+            }
+            Self::Vsock(vsock) => devices.add_virtio(DeviceKind::Vsock, vsock).map(drop),
+            Self::Share(share) => {
+                let (device, process) = share.into_device()?;
+                devices.add_helper(process);
+                devices.add_virtio(DeviceKind::Fs, device).map(drop)
+            }
+            Self::Pmem(file) => devices.add_pmem(file),
+            Self::Balloon(memory) => {
+                let balloon = Balloon::new(memory.bytes()).map_err(VmError::host("make a timer"))?;
+                let device = devices.add_virtio(DeviceKind::Balloon, balloon)?;
+                devices.balloon = Some(BalloonHandle::new(device));
+                Ok(())
+            }
+            Self::Rng => devices.add_virtio(DeviceKind::Rng, Rng::new()).map(drop),
         }
-        for net in self.nets {
-            let (device, process) = net.into_device()?;
-            devices.add_virtio(device)?;
-            devices.add_helper(process);
-        }
-        if let Some(vsock) = self.vsock {
-            devices.add_virtio(vsock)?;
-        }
-        for share in self.shares {
-            let (device, process) = share.into_device()?;
-            devices.add_virtio(device)?;
-            devices.add_helper(process);
-        }
-        Ok(())
     }
-}
-
-fn open_disks(config: &VmConfig) -> Result<Vec<(Disk, DiskId, RateLimits)>, VmError> {
-    let all = config.rootfs.iter().chain(&config.disks);
-    all.map(|disk| {
-        let id = disk.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
-        Ok((Disk::open(&disk.path, disk.read_only, disk.format)?, id.unwrap_or_default(), disk.limits))
-    })
-    .collect()
-}
-
-/// Checks that there is an interrupt for each device, before any of them is opened.
-fn check_device_count(config: &VmConfig) -> Result<(), VmError> {
-    let asked = [
-        usize::from(config.console == ConsoleConfig::Virtio),
-        config.rootfs.iter().count(),
-        config.disks.len(),
-        config.nets.len(),
-        config.vsock.iter().count(),
-        config.share_tags().count(),
-        config.pmem.len(),
-        usize::from(config.balloon),
-        1, // The entropy device.
-    ];
-    let asked = asked.into_iter().sum();
-    let most = layout::VIRTIO_GSIS.len();
-    if asked > most { Err(VmError::TooManyDevices { asked, most }) } else { Ok(()) }
 }

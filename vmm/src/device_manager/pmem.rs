@@ -10,27 +10,17 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::fs::inotify;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
-use crate::VmError;
+use crate::MemorySize;
 use crate::arch::current::layout;
 use crate::exit::{ExitReason, ExitSlot};
 use crate::memory::{self, MemoryError};
-use crate::{MemorySize, VmConfig};
 
 /// The persistent memory of a VM, mapped and placed.
 pub struct PersistentMemory {
-    /// Each file and where it is.
-    pub files: Vec<(PmemFile, Arc<GuestRegionMmap>)>,
+    /// Where each file is.
+    pub regions: Vec<Arc<GuestRegionMmap>>,
     /// RAM and the files: where the data of a request to a device may lie.
     pub dma: Arc<GuestMemoryMmap>,
-}
-
-/// Opens and locks the files of `config`.
-///
-/// # Errors
-///
-/// [`VmError::Pmem`], which names the file and says what to do.
-pub fn open(config: &VmConfig) -> Result<Vec<PmemFile>, VmError> {
-    config.pmem.iter().map(|pmem| Ok(PmemFile::open(&pmem.path, pmem.mode, pmem.format)?)).collect()
 }
 
 /// Maps `files` and places them behind `ram`.
@@ -38,21 +28,21 @@ pub fn open(config: &VmConfig) -> Result<Vec<PmemFile>, VmError> {
 /// # Errors
 ///
 /// [`MemoryError`] where the host or the address space has no room for them.
-pub fn place(files: Vec<PmemFile>, ram: &Arc<GuestMemoryMmap>) -> Result<PersistentMemory, MemoryError> {
+pub fn place(files: &[&PmemFile], ram: &Arc<GuestMemoryMmap>) -> Result<PersistentMemory, MemoryError> {
     let ram_size = ram.iter().map(GuestMemoryRegion::len).sum();
-    let sizes = files.iter().map(PmemFile::size);
+    let sizes = files.iter().map(|file| file.size());
     let addresses = layout::pmem_addresses(ram_size, sizes.clone()).ok_or_else(|| MemoryError::Map {
         size: MemorySize::from_bytes(sizes.fold(0, u64::saturating_add)),
         source: io::ErrorKind::OutOfMemory.into(),
     })?;
     let mut dma = Arc::clone(ram);
-    let mut placed = Vec::new();
-    for (file, address) in files.into_iter().zip(addresses) {
-        let region = Arc::new(memory::map_file(address, &file)?);
+    let mut regions = Vec::new();
+    for (file, address) in files.iter().zip(addresses) {
+        let region = Arc::new(memory::map_file(address, file)?);
         dma = Arc::new(dma.insert_region(region.clone()).map_err(MemoryError::Layout)?);
-        placed.push((file, region));
+        regions.push(region);
     }
-    Ok(PersistentMemory { files: placed, dma })
+    Ok(PersistentMemory { regions, dma })
 }
 
 /// Ends the VM when somebody makes one of its files shorter. A vCPU that used a page which is gone would not come to an
@@ -70,10 +60,12 @@ impl LengthWatcher {
     /// # Errors
     ///
     /// Those of making an inotify instance or of duplicating a descriptor: the process has no descriptor left.
-    pub fn new<'a>(files: impl Iterator<Item = &'a PmemFile>, exit: Arc<ExitSlot>) -> io::Result<Self> {
+    pub fn new(files: &[&PmemFile], exit: Arc<ExitSlot>) -> io::Result<Self> {
         let changes = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        let files =
-            files.map(|file| Ok((file.file().try_clone()?, file.size()))).collect::<io::Result<Vec<_>>>()?;
+        let files = files
+            .iter()
+            .map(|file| Ok((file.file().try_clone()?, file.size())))
+            .collect::<io::Result<Vec<_>>>()?;
         for (file, _) in &files {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             if let Err(error) = inotify::add_watch(&changes, path, inotify::WatchFlags::MODIFY) {

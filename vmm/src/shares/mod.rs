@@ -13,7 +13,7 @@ use thiserror::Error;
 
 pub use self::virtiofsd::VIRTIOFSD;
 use crate::helper::Helper;
-use crate::{VhostUserConfig, VmConfig};
+use crate::{ShareConfig, VhostUserConfig};
 
 /// Why a folder can't be shared with the guest.
 #[derive(Debug, Error)]
@@ -91,24 +91,26 @@ pub struct Share {
     process: Option<Helper>,
 }
 
-/// Starts a virtiofsd for each folder of `config`, and connects to the back ends that run already. They start up while
-/// the VM is built.
+/// Starts a virtiofsd for `share`. It starts up while the VM is built.
 ///
 /// # Errors
 ///
-/// [`ShareError`]; the processes that were started are ended.
-pub fn start(config: &VmConfig) -> Result<Vec<Share>, ShareError> {
-    let mut shares = Vec::new();
-    for share in &config.shares {
-        let (process, socket) = virtiofsd::start(share)?;
-        shares.push(Share { tag: share.tag.clone(), socket, process: Some(process) });
-    }
-    for VhostUserConfig::Fs { socket: path, tag } in &config.vhost_user {
-        let error = |source| ShareError::Socket { path: path.clone(), source };
-        let socket = socket::connect(path).map_err(error)?;
-        shares.push(Share { tag: tag.clone(), socket, process: None });
-    }
-    Ok(shares)
+/// [`ShareError`]: there is no such folder, or no virtiofsd.
+pub fn start(share: &ShareConfig) -> Result<Share, ShareError> {
+    let (process, socket) = virtiofsd::start(share)?;
+    Ok(Share { tag: share.tag.clone(), socket, process: Some(process) })
+}
+
+/// Connects to a back end that runs already.
+///
+/// # Errors
+///
+/// [`ShareError::Socket`].
+pub fn connect(device: &VhostUserConfig) -> Result<Share, ShareError> {
+    let VhostUserConfig::Fs { socket: path, tag } = device;
+    let error = |source| ShareError::Socket { path: path.clone(), source };
+    let socket = socket::connect(path).map_err(error)?;
+    Ok(Share { tag: tag.clone(), socket, process: None })
 }
 
 impl Share {

@@ -20,10 +20,11 @@ use instance::{Client, Identity, api};
 use tempfile::TempDir;
 
 use super::*;
+use crate::device_manager::Subscriber;
 use crate::exit::ExitSlot;
 use crate::handle::VmHandle;
-use crate::machine::Subscriber;
 use crate::metrics::Registry;
+use crate::pause::Pauser;
 use crate::vcpu::{ExitCounters, Gate};
 use crate::{ConsoleConfig, MemorySize, VmConfig};
 
@@ -78,11 +79,11 @@ fn vm(config: VmConfig) -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
     let exit = Arc::new(ExitSlot::new().unwrap());
     let mut metrics = Registry::default();
     metrics.add("vcpu", "0".into(), Arc::new(ExitCounters::default()));
-    let gate = Arc::new(Gate::new(1));
+    let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(1)), Vec::new()));
     let balloon = config.balloon.then(|| Balloon::new(config.memory.bytes()).unwrap());
     let balloon = balloon.map(|balloon| BalloonHandle::new(Arc::new(Mutex::new(balloon))));
-    let vm =
-        VmHandle::new(identity(), config, exit.clone(), presses.clone(), gate, metrics).with_balloon(balloon);
+    let vm = VmHandle::new(identity(), config, exit.clone(), presses.clone(), pauser, metrics)
+        .with_balloon(balloon);
     (Arc::new(vm), presses, exit)
 }
 

@@ -1,0 +1,237 @@
+//! Pausing a VM: its vCPUs and its devices.
+//!
+//! While a VM is paused nothing changes its memory: its vCPUs wait at the gate, and every device is suspended, so that
+//! packets stay in the tap, sockets are not read and what is typed waits.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use devices::{Suspend, SuspendError};
+use thiserror::Error;
+
+use crate::vcpu::{Gate, GateError, Holder};
+
+/// How long pausing may take; a device that is being suspended then is still waited for, for as long as that takes it
+/// (5 s at most).
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a VM could not be paused; it runs on. Or why a device could not be resumed.
+#[derive(Debug, Error)]
+pub enum PauseError {
+    /// A vCPU does not stop.
+    #[error(transparent)]
+    Vcpu(#[from] GateError),
+    /// A device does not stop, or does not go on.
+    #[error(transparent)]
+    Device(#[from] SuspendError),
+    /// The devices together took too long.
+    #[error("its devices did not stop within {} seconds", DEADLINE.as_secs())]
+    TooSlow,
+}
+
+/// Pauses and resumes a VM, from any thread.
+pub struct Pauser {
+    gate: Arc<Gate>,
+    /// In the order in which they are suspended; they are resumed in the same order.
+    devices: Vec<Arc<dyn Suspend>>,
+    /// Whether the devices are suspended; held while that changes.
+    suspended: Mutex<bool>,
+}
+
+impl Pauser {
+    /// The vCPUs of `gate` and `devices`.
+    pub fn new(gate: Arc<Gate>, devices: Vec<Arc<dyn Suspend>>) -> Self {
+        Self { gate, devices, suspended: Mutex::new(false) }
+    }
+
+    /// Where the vCPUs are held.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Parks all vCPUs, then suspends all devices. Pausing what is paused already is no error. It may take seconds, so
+    /// that neither the event loop nor a vCPU's thread must call it.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError`]; the VM runs on.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
+        let paused = self
+            .gate
+            .pause(Holder::User)
+            .map_err(PauseError::from)
+            .and_then(|()| if *suspended { Ok(()) } else { self.suspend(Instant::now() + DEADLINE) });
+        *suspended = paused.is_ok();
+        if paused.is_err() {
+            self.gate.resume(Holder::User);
+        }
+        paused
+    }
+
+    /// Suspends all devices, or none.
+    fn suspend(&self, deadline: Instant) -> Result<(), PauseError> {
+        for (index, device) in self.devices.iter().enumerate() {
+            let result = match device.suspend() {
+                Ok(()) if Instant::now() > deadline => Err((index + 1, PauseError::TooSlow)),
+                Ok(()) => Ok(()),
+                // It goes on while the VM is paused, as long as its kind has no suspend.
+                Err(SuspendError::Unsupported(device)) => {
+                    tracing::debug!(device, "not suspended");
+                    Ok(())
+                }
+                Err(error) => Err((index, error.into())),
+            };
+            if let Err((count, error)) = result {
+                for device in self.devices.iter().take(count) {
+                    report(device.resume());
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Resumes all devices, then the vCPUs. Resuming what runs does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError::Device`]: the driver of a device was told that it needs a reset. The VM runs all the same.
+    pub fn resume(&self) -> Result<(), PauseError> {
+        let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut result = Ok(());
+        if std::mem::take(&mut *suspended) {
+            for device in &self.devices {
+                let resumed = device.resume();
+                if result.is_ok() {
+                    result = resumed;
+                } else {
+                    report(resumed);
+                }
+            }
+        }
+        self.gate.resume(Holder::User);
+        Ok(result?)
+    }
+}
+
+/// Logs what can't be returned.
+fn report(result: Result<(), SuspendError>) {
+    if let Err(error) = result {
+        tracing::error!(error = &error as &dyn std::error::Error, "a device did not go on");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use devices::Section;
+
+    use super::*;
+
+    type Log = Arc<Mutex<Vec<String>>>;
+
+    /// A device that notes what is done to it, and whether the vCPUs were held.
+    struct Device {
+        name: &'static str,
+        gate: Arc<Gate>,
+        log: Log,
+        fails: Mutex<bool>,
+    }
+
+    impl Device {
+        fn note(&self, what: &str) -> Result<(), SuspendError> {
+            assert!(self.gate.is_paused(), "the vCPUs are parked around everything that is done to a device");
+            self.log.lock().unwrap().push(format!("{what} {}", self.name));
+            if *self.fails.lock().unwrap() {
+                Err(SuspendError::NotSuspended(self.name.into()))
+            } else {
+                Ok(())
+            }
+        }
+    }
+
+    impl Suspend for Device {
+        fn suspend(&self) -> Result<(), SuspendError> {
+            self.note("suspend")
+        }
+        fn save(&self) -> Result<Section, SuspendError> {
+            Err(SuspendError::NotSuspended(self.name.into()))
+        }
+        fn restore(&self, _section: &Section) -> Result<(), SuspendError> {
+            Ok(())
+        }
+        fn resume(&self) -> Result<(), SuspendError> {
+            self.note("resume")
+        }
+    }
+
+    fn rig() -> (Pauser, Vec<Arc<Device>>, Log) {
+        let (gate, log) = (Arc::new(Gate::new(1)), Log::default());
+        let device =
+            |name| Arc::new(Device { name, gate: gate.clone(), log: log.clone(), fails: Mutex::new(false) });
+        let devices = vec![device("a"), device("b"), device("c")];
+        let list = devices.iter().map(|device| device.clone() as Arc<dyn Suspend>).collect();
+        (Pauser::new(gate, list), devices, log)
+    }
+
+    fn logged(log: &Log) -> String {
+        std::mem::take(&mut *log.lock().unwrap()).join(", ")
+    }
+
+    #[test]
+    fn devices_are_suspended_once_and_resumed_once_in_order() {
+        let (pauser, _devices, log) = rig();
+        for _ in 0..2 {
+            pauser.pause().unwrap();
+        }
+        assert_eq!(logged(&log), "suspend a, suspend b, suspend c");
+        assert!(pauser.gate().is_paused());
+        for _ in 0..2 {
+            pauser.resume().unwrap();
+        }
+        assert_eq!(logged(&log), "resume a, resume b, resume c");
+        assert!(!pauser.gate().is_paused());
+    }
+
+    #[test]
+    fn a_device_that_does_not_stop_leaves_the_vm_running() {
+        let (pauser, devices, log) = rig();
+        *devices[1].fails.lock().unwrap() = true;
+        assert!(matches!(pauser.pause(), Err(PauseError::Device(_))));
+        assert_eq!(logged(&log), "suspend a, suspend b, resume a");
+        assert!(!pauser.gate().is_paused());
+        pauser.resume().unwrap();
+        assert_eq!(logged(&log), "", "there is nothing to resume");
+        *devices[1].fails.lock().unwrap() = false;
+        pauser.pause().unwrap();
+        assert_eq!(logged(&log), "suspend a, suspend b, suspend c");
+    }
+
+    #[test]
+    fn a_device_that_does_not_go_on_keeps_no_other_from_it() {
+        let (pauser, devices, log) = rig();
+        pauser.pause().unwrap();
+        logged(&log);
+        *devices[0].fails.lock().unwrap() = true;
+        assert!(matches!(pauser.resume(), Err(PauseError::Device(_))));
+        assert_eq!(logged(&log), "resume a, resume b, resume c");
+        assert!(!pauser.gate().is_paused());
+    }
+
+    #[test]
+    fn a_device_that_was_suspended_too_late_is_resumed_as_well() {
+        let (pauser, _devices, log) = rig();
+        pauser.gate().pause(Holder::User).unwrap();
+        assert!(matches!(pauser.suspend(Instant::now() - Duration::from_nanos(1)), Err(PauseError::TooSlow)));
+        assert_eq!(logged(&log), "suspend a, resume a");
+    }
+
+    #[test]
+    fn a_debuggers_hold_outlasts_a_resume() {
+        let (pauser, ..) = rig();
+        pauser.gate().hold(Holder::Debugger);
+        pauser.pause().unwrap();
+        pauser.resume().unwrap();
+        assert!(pauser.gate().is_paused_by(Holder::Debugger) && !pauser.gate().is_paused_by(Holder::User));
+    }
+}
