@@ -1,12 +1,13 @@
 //! `mvm boot`.
 
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
 use instance::{Identity, Instance, Summary};
-use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
+use vmm::{ExitReason, Frontend, Limits, Supervisor, Timeline, VmConfig, VmError};
 
 use crate::options::BootOptions;
 use crate::process::ExitCode;
@@ -45,14 +46,17 @@ Configuration file:
 
 Keys and signals:
   On a terminal, Ctrl-A x stops the VM and Ctrl-A h shows help; all other keys
-  go to the guest. SIGTERM presses the guest's power button; a second one stops
-  the VM.
+  go to the guest. SIGTERM, SIGINT, SIGHUP and SIGQUIT press the guest's power
+  button. If the guest does not power off within --stop-timeout, or at another
+  signal a second or more later, the VM ends by force.
 
 Exit codes:
   0        the guest powered off or rebooted
+  N        the guest set exit code N and powered off or rebooted
   2        wrong usage or configuration
   3        the host cannot run the VM
   4        the guest crashed
+  124      --timeout was over
   128 + N  stopped by signal N (137: mvm kill)";
 
 /// Arguments of `mvm boot`.
@@ -90,7 +94,13 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
             return exit_code::USAGE.into();
         }
     };
-    // Dropping it removes the VM's directory.
+    let (place, supervisor) = match supervise(&config) {
+        Ok(started) => started,
+        Err(error) => {
+            complain(&format!("cannot take signals: {error}"));
+            return exit_code::HOST.into();
+        }
+    };
     let instance = match Instance::claim(&asked, Summary::from(&config)) {
         Ok(instance) => instance,
         Err(error) => {
@@ -99,14 +109,47 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
         }
     };
     let identity = instance.identity();
+    *lock(&place) = Some(instance);
     let timeline = Arc::new(Timeline::starting_at(start));
-    let result = Frontend::of_process(&config.console, identity.directory.as_deref())
+    let directory = identity.directory.as_deref();
+    let result = Frontend::of_process(&config.console, directory, supervisor.requests())
         .and_then(|frontend| vmm::launch(&config, &identity, frontend, &timeline));
-    drop(instance);
+    drop(lock(&place).take());
     if command.timing && result.is_ok() {
         devices::log::print(&timeline.to_string());
     }
-    ending(result).into()
+    let code = ending(result);
+    // Until the process ends: another thread may still keep it from ending.
+    std::mem::forget(supervisor);
+    code.into()
+}
+
+/// The VM's directory, once it has one.
+type Place = Arc<Mutex<Option<Instance>>>;
+
+fn lock(place: &Place) -> MutexGuard<'_, Option<Instance>> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the thread that takes signals and sees to it that this process ends. It is the first: signals are blocked for
+/// those that it and the main thread start.
+fn supervise(config: &VmConfig) -> io::Result<(Place, Supervisor)> {
+    instance::ignore_limits_and_terminal();
+    let place = Place::default();
+    let to_clean = place.clone();
+    let last_resort = move |reason: &ExitReason| {
+        complain(&reason.to_string());
+        instance::console::restore_terminal();
+        // Where the main thread is removing it, that goes on until this process ends.
+        if let Ok(mut place) = to_clean.try_lock() {
+            drop(place.take());
+        }
+        devices::log::finish_quickly();
+        instance::exit_now(exit_code::of_exit(reason))
+    };
+    let signals = instance::take_ending()?;
+    let supervisor = Supervisor::start(Some(signals), Limits::from(config), Box::new(last_resort))?;
+    Ok((place, supervisor))
 }
 
 /// Says how the VM ended, and returns the exit code for it.

@@ -2,7 +2,8 @@
 
 use vmm::{ExitReason, VmError};
 
-/// The guest powered off or rebooted, or the user stopped it from the console or a debugger.
+/// The guest powered off or rebooted without an exit code of its own, or the user stopped it from the console or a
+/// debugger.
 pub const SUCCESS: u8 = 0;
 /// There is no such VM, or the command failed for it.
 pub const FAILURE: u8 = 1;
@@ -12,6 +13,8 @@ pub const USAGE: u8 = 2;
 pub const HOST: u8 = 3;
 /// The guest crashed.
 pub const GUEST: u8 = 4;
+/// `--timeout` was over.
+pub const TIMED_OUT: u8 = 124;
 /// Added to the number of the signal that stopped the VM, as shells do.
 const SIGNAL: u8 = 128;
 
@@ -19,7 +22,9 @@ const SIGNAL: u8 = 128;
 pub fn of_exit(reason: &ExitReason) -> u8 {
     match reason {
         ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped | ExitReason::Killed => SUCCESS,
-        ExitReason::Panicked
+        ExitReason::Code(code) => *code,
+        ExitReason::TimedOut => TIMED_OUT,
+        ExitReason::Panicked { .. }
         | ExitReason::TripleFault { .. }
         | ExitReason::FailEntry { .. }
         | ExitReason::InternalError { .. }
@@ -46,8 +51,10 @@ mod tests {
     #[test]
     fn each_end_has_its_code() {
         assert_eq!(of_exit(&ExitReason::Reboot), 0);
-        assert_eq!(of_exit(&ExitReason::Panicked), 4);
+        assert_eq!(of_exit(&ExitReason::Panicked { message: None }), 4);
         assert_eq!(of_exit(&ExitReason::TripleFault { vcpu: 0, rip: None }), 4);
         assert_eq!(of_exit(&ExitReason::Signal(15)), 143);
+        assert_eq!(of_exit(&ExitReason::TimedOut), 124);
+        assert_eq!(of_exit(&ExitReason::Code(7)), 7);
     }
 }

@@ -7,7 +7,7 @@ use instance::{Identity, VmId, VmName};
 use serde::Deserialize;
 use vmm::{
     ConsoleConfig, DiskConfig, GdbConfig, MemorySize, NetConfig, PmemConfig, PublishConfig, ShareConfig,
-    VhostUserConfig, VmConfig, VsockConfig,
+    TimeLimit, VhostUserConfig, VmConfig, VsockConfig,
 };
 
 use crate::values;
@@ -18,6 +18,7 @@ const MACHINE: &str = "Machine";
 const DISKS: &str = "Disks";
 const NETWORK: &str = "Network";
 const SHARES: &str = "Shared folders";
+const LIFE: &str = "End";
 const CONSOLE: &str = "Console and debugging";
 
 /// What flags and configuration files have in common, under the same names and in the same form.
@@ -183,6 +184,21 @@ pub struct BootOptions {
     #[serde(default, deserialize_with = "values::text")]
     pub console: Option<ConsoleConfig>,
 
+    /// End the VM after this time, with exit code 124
+    ///
+    /// Seconds, or a number with ms, s, m, h or d. mvm presses the guest's power button, and ends the VM by force
+    /// --stop-timeout later.
+    #[arg(long, value_name = "TIME", help_heading = LIFE)]
+    #[serde(default, deserialize_with = "values::text")]
+    pub timeout: Option<TimeLimit>,
+
+    /// How long the guest has to power off [default: 10s]
+    ///
+    /// Once it was asked to by SIGTERM, SIGINT, SIGHUP, SIGQUIT or --timeout. Then the VM ends by force.
+    #[arg(long, value_name = "TIME", help_heading = LIFE, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
+    pub stop_timeout: Option<TimeLimit>,
+
     /// Wait for GDB before the first instruction
     ///
     /// On a Unix socket (PATH), a port of 127.0.0.1 (PORT), or ADDRESS:PORT.
@@ -215,6 +231,8 @@ impl BootOptions {
             console: self.console.or(other.console),
             nested: self.nested || other.nested,
             gdb: self.gdb.or(other.gdb),
+            timeout: self.timeout.or(other.timeout),
+            stop_timeout: self.stop_timeout.or(other.stop_timeout),
         }
     }
 
@@ -255,6 +273,8 @@ impl BootOptions {
             console: self.console.unwrap_or_default(),
             nested: self.nested,
             gdb: self.gdb,
+            timeout: self.timeout,
+            stop_timeout: self.stop_timeout.unwrap_or(default.stop_timeout),
             ..default
         })
     }
@@ -293,6 +313,7 @@ mod tests {
                 "share" => "['x:/x']",
                 "vhost-user" => "['fs=x,tag=x']",
                 "balloon" => "true",
+                "timeout" | "stop-timeout" => "'90s'",
                 "id" => "'0123456789ab'",
                 _ => "'x'",
             };

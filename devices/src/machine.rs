@@ -9,6 +9,8 @@ pub enum MachineEvent {
     Reset,
     /// The guest's kernel panicked and said so through pvpanic.
     Panicked,
+    /// The guest has set the exit code for its end.
+    ExitCode(u8),
     /// The guest wrote its first byte to the console.
     ConsoleOutput,
     /// The guest's init has started and said so on the boot-marker port.

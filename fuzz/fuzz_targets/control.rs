@@ -17,6 +17,7 @@ use vmm::exit::ExitSlot;
 use vmm::handle::VmHandle;
 use vmm::metrics::Registry;
 use vmm::pause::Pauser;
+use vmm::power_button::PowerButton;
 use vmm::vcpu::Gate;
 
 /// Where what the client says is cut into pieces, which come one after the other. It is no byte of HTTP's.
@@ -26,7 +27,8 @@ const MAX_ROUNDS: usize = 64;
 
 fuzz_target!(|said: &[u8]| {
     let exit = Arc::new(ExitSlot::new().expect("an eventfd"));
-    let button = Arc::new(AtomicUsize::new(0));
+    let line = Arc::new(AtomicUsize::new(0));
+    let button = Arc::new(PowerButton::new(Default::default(), line).expect("a timer"));
     let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(0)), Vec::new()));
     let vm = VmHandle::new(Identity::default(), VmConfig::new("vmlinux"), exit, button, pauser, Registry::default());
     let balloon = Balloon::new(512 << 20).expect("a timer");

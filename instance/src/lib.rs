@@ -40,10 +40,13 @@ pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
 pub use gauges::ProcessGauges;
 pub use identity::{Identity, IdentityError, VmId, VmName};
 pub use metrics::{Counters, MetricsReport};
-pub use process::{Process, ProcessError};
+pub use process::{Process, ProcessError, exit_now};
 pub use record::{Record, RecordError, Summary};
 pub use registry::{Registry, Running};
-pub use signals::{ENDING, Signals, start_without_signals};
+pub use signals::{
+    ENDING, Signals, ignore_limits_and_terminal, name_of, restore_defaults, start_without_signals,
+    take_ending,
+};
 
 /// Why a VM has no directory, or others' can't be seen.
 #[derive(Debug, Error)]

@@ -1,10 +1,12 @@
-//! Signals that are read from a descriptor.
+//! Signals: which are taken, blocked and ignored.
 
+use std::borrow::Cow;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The signals that are taken; all mean the same.
+/// The signals that ask a VM to end; all mean the same (see `vmm::Supervisor`).
 pub const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
 fn set_of(signals: &[i32]) -> libc::sigset_t {
@@ -31,15 +33,14 @@ fn set_mask(how: i32, set: &libc::sigset_t) -> io::Result<libc::sigset_t> {
     }
 }
 
-/// Calls `start`, which starts a thread, so that the thread takes no signal that others wait for: neither an ending
-/// one nor that of a changed window.
+/// Calls `start`, which starts a thread, with the signals blocked that other threads read from a descriptor.
 ///
 /// # Errors
 ///
 /// Those of the system calls, and those of `start`.
 pub fn start_without_signals<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let [a, b, c, d] = ENDING;
-    let before = set_mask(libc::SIG_BLOCK, &set_of(&[a, b, c, d, libc::SIGWINCH]))?;
+    let before = set_mask(libc::SIG_BLOCK, &set_of(&[a, b, c, d, libc::SIGWINCH, libc::SIGCONT]))?;
     let started = start();
     set_mask(libc::SIG_SETMASK, &before)?;
     started
@@ -84,5 +85,101 @@ impl Signals {
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Those of `signals` that the process does not ignore. One that was ignored when mvm started stays ignored: nohup(1)
+/// does so with SIGHUP, and a shell without job control with SIGINT and SIGQUIT of what it runs in the background.
+fn not_ignored(signals: &[i32]) -> Vec<i32> {
+    signals.iter().copied().filter(|signal| disposition(*signal) != Some(libc::SIG_IGN)).collect()
+}
+
+fn disposition(signal: i32) -> Option<libc::sighandler_t> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is changed without a new action; the call fills the old one where it returns 0.
+    unsafe {
+        match libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) {
+            0 => Some(action.assume_init().sa_sigaction),
+            _ => None,
+        }
+    }
+}
+
+/// Takes the signals that end a VM, where they were not ignored when the process started. They are blocked for this
+/// thread and for those that it starts.
+///
+/// # Errors
+///
+/// Those of the system calls.
+pub fn take_ending() -> io::Result<Signals> {
+    Signals::block(&not_ignored(&ENDING))
+}
+
+/// Signals whose default action would end or stop mvm for what is an ordinary error to it.
+const IGNORED: [i32; 3] = [
+    // A write beyond RLIMIT_FSIZE then fails with EFBIG.
+    libc::SIGXFSZ,
+    // A read from or a change of the terminal by a background process then fails, or is done, and mvm is not stopped
+    // while it holds locks. It asks who has the terminal before it touches it.
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+];
+
+/// Which of [`IGNORED`] this process has ignored itself, a bit each.
+static IGNORED_HERE: AtomicU8 = AtomicU8::new(0);
+
+/// Ignores SIGXFSZ, SIGTTIN and SIGTTOU from now on. Child processes get the default back by [`restore_defaults`].
+pub fn ignore_limits_and_terminal() {
+    for (index, signal) in IGNORED.iter().enumerate() {
+        if disposition(*signal) == Some(libc::SIG_DFL) {
+            // SAFETY: ignoring a signal runs no code.
+            unsafe { libc::signal(*signal, libc::SIG_IGN) };
+            IGNORED_HERE.fetch_or(1 << index, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Gives the calling process, which is about to execute another program, the default action of the signals that mvm
+/// ignores by itself. It makes system calls and nothing else.
+pub fn restore_defaults() {
+    let here = IGNORED_HERE.load(Ordering::SeqCst);
+    for (index, signal) in IGNORED.iter().enumerate() {
+        if here & (1 << index) != 0 {
+            // SAFETY: the default action runs no code of this program.
+            unsafe { libc::signal(*signal, libc::SIG_DFL) };
+        }
+    }
+}
+
+/// The name of `signal`, for people.
+pub fn name_of(signal: i32) -> Cow<'static, str> {
+    Cow::Borrowed(match signal {
+        libc::SIGHUP => "SIGHUP",
+        libc::SIGINT => "SIGINT",
+        libc::SIGQUIT => "SIGQUIT",
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGTERM => "SIGTERM",
+        other => return format!("signal {other}").into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_is_ignored_is_not_taken() {
+        // Signals that no other test of this process cares about.
+        let signals = [libc::SIGUSR1, libc::SIGURG];
+        assert_eq!(not_ignored(&signals), signals);
+        // SAFETY: ignoring a signal runs no code.
+        unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
+        assert_eq!(not_ignored(&signals), [libc::SIGURG]);
+    }
+
+    #[test]
+    fn signals_have_names() {
+        assert_eq!(name_of(libc::SIGTERM), "SIGTERM");
+        assert_eq!(name_of(64), "signal 64");
     }
 }

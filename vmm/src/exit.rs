@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use instance::name_of;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Why a VM ended.
@@ -12,15 +14,20 @@ use vmm_sys_util::eventfd::EventFd;
 pub enum ExitReason {
     /// The guest switched its power off.
     PowerOff,
-    /// The guest asked for a reset, which ends the VM: whoever wants it again starts it again.
+    /// The guest asked for a reset, which ends the VM: to run it again, start it again.
     Reboot,
+    /// The guest powered off or reset after it had set this exit code, which is not 0.
+    Code(u8),
     /// The guest's kernel panicked.
-    Panicked,
-    /// A vCPU met a fault while it handled a fault while it handled a fault.
+    Panicked {
+        /// What the kernel's message on the console says behind `Kernel panic - not syncing: `, where it is known.
+        message: Option<String>,
+    },
+    /// A triple fault.
     TripleFault {
         /// Which vCPU.
         vcpu: u32,
-        /// Where it stood, if the processor still knows: AMD's is reset by the fault.
+        /// The instruction pointer, where the processor still has it: AMD's is reset by the fault.
         rip: Option<u64>,
     },
     /// The processor refused to enter the guest.
@@ -50,8 +57,17 @@ pub enum ExitReason {
     Stopped,
     /// A debugger ended the VM.
     Killed,
-    /// A signal ended the VM.
+    /// A signal ended the VM: the guest did not power off in time, or there was a second one.
     Signal(i32),
+    /// The VM has run as long as `--timeout` allows.
+    TimedOut,
+}
+
+impl ExitReason {
+    /// Whether the VM was ended from outside, without the guest's doing.
+    pub(crate) fn is_forced(&self) -> bool {
+        matches!(self, Self::Stopped | Self::Killed | Self::Signal(_) | Self::TimedOut)
+    }
 }
 
 impl fmt::Display for ExitReason {
@@ -59,7 +75,9 @@ impl fmt::Display for ExitReason {
         match self {
             Self::PowerOff => f.write_str("the guest powered off"),
             Self::Reboot => f.write_str("the guest rebooted"),
-            Self::Panicked => f.write_str("the guest's kernel panicked"),
+            Self::Code(code) => write!(f, "the guest ended with exit code {code}"),
+            Self::Panicked { message: None } => f.write_str("the guest's kernel panicked"),
+            Self::Panicked { message: Some(message) } => write!(f, "the guest's kernel panicked: {message}"),
             Self::TripleFault { vcpu, rip: Some(rip) } => {
                 write!(f, "the guest crashed: triple fault on vCPU {vcpu} at {rip:#x}")
             }
@@ -76,10 +94,11 @@ impl fmt::Display for ExitReason {
             Self::RunFailed { vcpu, detail } => {
                 write!(f, "the guest cannot go on: KVM_RUN of vCPU {vcpu} failed: {detail}")
             }
-            Self::MemoryCutOff => f.write_str("the guest cannot go on: a file of --pmem was cut off"),
-            Self::Stopped => f.write_str("stopped from the console"),
+            Self::MemoryCutOff => f.write_str("the guest cannot go on: a file of --pmem became shorter"),
+            Self::Stopped => f.write_str("stopped"),
             Self::Killed => f.write_str("stopped by the debugger"),
-            Self::Signal(signal) => write!(f, "stopped by signal {signal}"),
+            Self::Signal(signal) => write!(f, "stopped by {}", name_of(*signal)),
+            Self::TimedOut => f.write_str("stopped because --timeout was over"),
         }
     }
 }
@@ -87,6 +106,10 @@ impl fmt::Display for ExitReason {
 /// Holds the first reason that any thread gives; later ones are consequences of the first.
 pub struct ExitSlot {
     reason: Mutex<Option<ExitReason>>,
+    /// The exit code that the guest has set.
+    code: AtomicU8,
+    /// The guest was asked to power off because `--timeout` was over.
+    time_is_up: AtomicBool,
     /// There is a reason; vCPU threads ask before each entry, and so without the lock.
     ended: AtomicBool,
     event: EventFd,
@@ -101,6 +124,8 @@ impl ExitSlot {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             reason: Mutex::new(None),
+            code: AtomicU8::new(0),
+            time_is_up: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             event: EventFd::new(libc::EFD_NONBLOCK)?,
         })
@@ -114,6 +139,16 @@ impl ExitSlot {
         let _ = self.event.write(1);
     }
 
+    /// Sets the exit code for when the guest powers off or resets.
+    pub fn set_code(&self, code: u8) {
+        self.code.store(code, Ordering::SeqCst);
+    }
+
+    /// Says that the guest is asked to power off because `--timeout` is over.
+    pub(crate) fn time_is_up(&self) {
+        self.time_is_up.store(true, Ordering::SeqCst);
+    }
+
     /// Whether there is a reason; no vCPU enters the guest once there is.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
@@ -121,7 +156,20 @@ impl ExitSlot {
 
     /// The reason, once there is one.
     pub fn reason(&self) -> Option<ExitReason> {
-        self.lock().clone()
+        let reason = self.lock().clone()?;
+        Some(match (reason, self.code.load(Ordering::SeqCst)) {
+            (ExitReason::PowerOff | ExitReason::Reboot, _) if self.time_is_up.load(Ordering::SeqCst) => {
+                ExitReason::TimedOut
+            }
+            (ExitReason::PowerOff | ExitReason::Reboot, code @ 1..) => ExitReason::Code(code),
+            (reason, _) => reason,
+        })
+    }
+
+    /// The same event as a descriptor to wait for.
+    pub(crate) fn ended(&self) -> BorrowedFd<'_> {
+        // SAFETY: the slot owns the descriptor and lives as long as what borrows it.
+        unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) }
     }
 
     /// Becomes readable once there is a reason.
@@ -146,5 +194,33 @@ mod tests {
         slot.end(ExitReason::Signal(15));
         assert_eq!(slot.reason(), Some(ExitReason::PowerOff));
         slot.event().read().expect("the event loop is woken");
+    }
+
+    #[test]
+    fn a_guest_that_has_set_a_code_ends_with_it_only_where_it_ends_by_itself() {
+        for (reason, expected) in [
+            (ExitReason::PowerOff, ExitReason::Code(7)),
+            (ExitReason::Reboot, ExitReason::Code(7)),
+            (ExitReason::Signal(9), ExitReason::Signal(9)),
+            (ExitReason::Panicked { message: None }, ExitReason::Panicked { message: None }),
+        ] {
+            let slot = ExitSlot::new().unwrap();
+            slot.set_code(7);
+            slot.end(reason);
+            assert_eq!(slot.reason(), Some(expected));
+        }
+        let slot = ExitSlot::new().unwrap();
+        slot.set_code(7);
+        slot.set_code(0);
+        slot.end(ExitReason::PowerOff);
+        assert_eq!(slot.reason(), Some(ExitReason::PowerOff));
+    }
+
+    #[test]
+    fn a_guest_that_powers_off_after_the_timeout_has_timed_out() {
+        let slot = ExitSlot::new().unwrap();
+        slot.time_is_up();
+        slot.end(ExitReason::PowerOff);
+        assert_eq!(slot.reason(), Some(ExitReason::TimedOut));
     }
 }

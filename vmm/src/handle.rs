@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 
-use devices::Interrupt;
 use devices::virtio::balloon::BalloonHandle;
 use instance::{Identity, MetricsReport};
 
@@ -11,13 +10,14 @@ use crate::VmConfig;
 use crate::exit::{ExitReason, ExitSlot};
 use crate::metrics::Registry;
 use crate::pause::{PauseError, Pauser};
+use crate::power_button::PowerButton;
 
 /// A running VM, in the hands of those who control it. Any thread may call it.
 pub struct VmHandle {
     identity: Identity,
     config: VmConfig,
     exit: Arc<ExitSlot>,
-    power_button: Arc<dyn Interrupt>,
+    power_button: Arc<PowerButton>,
     pauser: Arc<Pauser>,
     metrics: Registry,
     balloon: Option<BalloonHandle>,
@@ -29,7 +29,7 @@ impl VmHandle {
         identity: Identity,
         config: VmConfig,
         exit: Arc<ExitSlot>,
-        power_button: Arc<dyn Interrupt>,
+        power_button: Arc<PowerButton>,
         pauser: Arc<Pauser>,
         metrics: Registry,
     ) -> Self {
@@ -52,13 +52,18 @@ impl VmHandle {
         &self.config
     }
 
-    /// Presses the guest's power button.
+    /// Presses the guest's power button. A paused VM is resumed first, as it could not react, which may take seconds.
     ///
     /// # Errors
     ///
     /// Those of raising the interrupt.
     pub fn press_power_button(&self) -> io::Result<()> {
-        self.power_button.trigger()
+        if self.is_paused()
+            && let Err(error) = self.resume()
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a device did not go on");
+        }
+        self.power_button.press()
     }
 
     /// Ends the VM now, as SIGKILL would, but in good order.

@@ -23,8 +23,9 @@ pub mod metrics;
 pub mod network;
 pub mod passt;
 pub mod pause;
+pub mod power_button;
 pub mod shares;
-pub mod signals;
+pub mod supervisor;
 mod teardown;
 pub mod timing;
 pub mod vcpu;
@@ -33,11 +34,12 @@ pub mod vsock;
 
 pub use config::{
     ConfigError, ConsoleConfig, DiskConfig, GdbConfig, MAX_CPUS, MemorySize, NetConfig, PmemConfig,
-    PublishConfig, Sandbox, ShareConfig, VhostUserConfig, VmConfig, VsockConfig,
+    PublishConfig, Sandbox, ShareConfig, TimeLimit, VhostUserConfig, VmConfig, VsockConfig,
 };
 pub use error::VmError;
 pub use exit::ExitReason;
 pub use frontend::Frontend;
 pub use launch::{launch, open, seal};
+pub use supervisor::{Limits, Requests, Supervisor};
 pub use timing::{Phase, Timeline};
 pub use vm::{Vm, build};

@@ -103,8 +103,7 @@ fn assemble(
         devices.subscribers.push(Box::new(watcher.map_err(VmError::host("watch a file of --pmem"))?));
     }
     devices.add_legacy()?;
-    let power_button = devices.add_power_button()?;
-    devices.subscribers.extend(frontend.signal_handler(power_button.clone(), &exit));
+    let power_button = devices.add_power()?;
     opened.into_iter().try_for_each(|device| device.add_to(&mut devices))?;
     let directory = identity.directory.as_deref();
     devices.connect_console(&frontend, directory, &exit)?;
@@ -131,6 +130,9 @@ fn assemble(
 
     let gate = Arc::new(Gate::new(config.cpus));
     let pauser = Arc::new(Pauser::new(gate.clone(), suspends));
+    if let Some(supervisor) = &frontend.supervisor {
+        supervisor.watch(exit.clone(), power_button.clone(), pauser.clone());
+    }
     let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
     let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
     let counters = vcpu_counters(config.cpus, &mut metrics);
@@ -165,6 +167,11 @@ impl Vm {
     /// What pauses and resumes the VM with its devices.
     pub fn pauser(&self) -> &Arc<Pauser> {
         &self.pauser
+    }
+
+    /// Where the VM's end is said.
+    pub fn exit(&self) -> &Arc<ExitSlot> {
+        &self.shared.exit
     }
 
     /// The guest's RAM, for those who look into it from outside.

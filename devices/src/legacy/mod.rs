@@ -1,15 +1,21 @@
 //! Devices at I/O ports: what a PC is expected to have, as little of it as unmodified kernels need.
 
 mod cmos;
+mod exit_code;
 mod i8042;
 mod marker;
 mod power;
 mod pvpanic;
+mod reset;
 mod serial;
 
 pub use cmos::Cmos;
+pub use exit_code::ExitCode;
 pub use i8042::I8042;
 pub use marker::{BootMarker, INIT_STARTED};
-pub use power::{POWER_BUTTON_NOTIFY, PowerRegisters, S5_SLEEP_TYPE, registers};
+pub use power::{
+    EVENT_POWER_BUTTON, POWER_BUTTON_NOTIFY, PowerButton, PowerRegisters, S5_SLEEP_TYPE, registers,
+};
 pub use pvpanic::PvPanic;
+pub use reset::ResetControl;
 pub use serial::{Serial, SerialInput};

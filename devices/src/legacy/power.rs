@@ -2,6 +2,7 @@
 //! (ACPI 6.5, 4.8.3.6 and 4.8.3.7). The FADT tells the guest where they are.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{BusDevice, MachineEvent, MachineEvents};
 
@@ -13,7 +14,13 @@ pub mod registers {
     pub const SLEEP_STATUS: u16 = 1;
     /// RESET_REG (4.8.3.6), one byte.
     pub const RESET: u16 = 2;
+    /// What the generic event device's interrupt is about, one byte of bits such as
+    /// [`EVENT_POWER_BUTTON`](super::EVENT_POWER_BUTTON). Reading it clears it.
+    pub const EVENT: u16 = 3;
 }
+
+/// In the event register: the power button was pressed.
+pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
 
 /// The sleep type that stands for S5, soft off; the DSDT's `_S5` names it.
 pub const S5_SLEEP_TYPE: u8 = 5;
@@ -24,8 +31,32 @@ const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 0b111 << SLEEP_TYPE_SHIFT;
 const SLEEP_ENABLE: u8 = 1 << 5;
 
-/// Power off and reset by ACPI.
-pub struct PowerRegisters(Arc<dyn MachineEvents>);
+/// Power off and reset by ACPI, and the power button.
+pub struct PowerRegisters {
+    machine: Arc<dyn MachineEvents>,
+    button: PowerButton,
+}
+
+/// Whether the power button was pressed and the guest has not seen that yet. Clones share the state.
+#[derive(Clone, Default)]
+pub struct PowerButton(Arc<AtomicBool>);
+
+impl PowerButton {
+    /// Presses the button. The guest reads it when the generic event device's interrupt is raised.
+    pub fn press(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the guest still has to read the last press.
+    pub fn is_pending(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Takes back a press that the guest has not read; returns whether there was one.
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+}
 
 impl PowerRegisters {
     /// First port.
@@ -35,16 +66,21 @@ impl PowerRegisters {
     /// What the guest writes to the reset register.
     pub const RESET_VALUE: u8 = 1;
 
-    /// Registers that report to `events`.
-    pub fn new(events: Arc<dyn MachineEvents>) -> Self {
-        Self(events)
+    /// Registers that report to `machine` and from which the guest reads presses of `button`.
+    pub fn new(machine: Arc<dyn MachineEvents>, button: PowerButton) -> Self {
+        Self { machine, button }
     }
 }
 
 impl BusDevice for PowerRegisters {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         // No wake event has happened and nothing is being reset.
         data.fill(0);
+        if let ([byte], true) = (data, offset == u64::from(registers::EVENT))
+            && self.button.take()
+        {
+            *byte = EVENT_POWER_BUTTON;
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -54,9 +90,9 @@ impl BusDevice for PowerRegisters {
                 if value & SLEEP_ENABLE != 0
                     && (value & SLEEP_TYPE_MASK) >> SLEEP_TYPE_SHIFT == S5_SLEEP_TYPE =>
             {
-                self.0.report(MachineEvent::PowerOff);
+                self.machine.report(MachineEvent::PowerOff);
             }
-            registers::RESET if *value == Self::RESET_VALUE => self.0.report(MachineEvent::Reset),
+            registers::RESET if *value == Self::RESET_VALUE => self.machine.report(MachineEvent::Reset),
             _ => {}
         }
     }
@@ -70,7 +106,7 @@ mod tests {
     #[test]
     fn each_register_reports_its_own_end() {
         let events = Arc::new(Recorder::default());
-        let power = PowerRegisters::new(events.clone());
+        let power = PowerRegisters::new(events.clone(), PowerButton::default());
         for (offset, value, expected) in [
             (0, S5_SLEEP_TYPE << 2 | SLEEP_ENABLE, Some(MachineEvent::PowerOff)),
             (0, S5_SLEEP_TYPE << 2, None),
@@ -83,5 +119,25 @@ mod tests {
             power.write(offset, &[value]);
             assert_eq!(events.take(), Vec::from_iter(expected), "{value:#x} at {offset}");
         }
+    }
+
+    #[test]
+    fn the_guest_reads_each_press_of_the_button_once() {
+        let button = PowerButton::default();
+        let power = PowerRegisters::new(Arc::new(Recorder::default()), button.clone());
+        let read = |offset: u16, length: usize| {
+            let mut data = vec![0xff; length];
+            power.read(offset.into(), &mut data);
+            data
+        };
+        assert_eq!(read(registers::EVENT, 1), [0]);
+        button.press();
+        button.press();
+        assert!(button.is_pending());
+        assert_eq!(read(registers::EVENT, 2), [0, 0], "the register has one byte");
+        assert_eq!(read(registers::RESET, 1), [0]);
+        assert_eq!(read(registers::EVENT, 1), [EVENT_POWER_BUTTON]);
+        assert!(!button.is_pending());
+        assert_eq!(read(registers::EVENT, 1), [0]);
     }
 }

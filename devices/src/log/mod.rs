@@ -21,7 +21,7 @@ mod writer;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
 
@@ -73,6 +73,12 @@ pub fn init(level: LevelFilter) {
 /// counts it.
 pub fn say(message: impl fmt::Display) {
     shared().queue.push(&line::plain(&message));
+}
+
+/// Waits until everything was written, but not long: for a process that is about to end whatever else it does. Nothing
+/// more is written afterwards.
+pub fn finish_quickly() {
+    shared().queue.close(Duration::from_millis(100), Duration::from_millis(300));
 }
 
 /// Prints text of mvm's own, which may have several lines, as it is.

@@ -146,7 +146,7 @@ mod tests {
             rootfs: Some("root".parse().unwrap()),
             disks: vec!["a".parse().unwrap()],
             nets: vec!["user".parse().unwrap()],
-            vsock: Some("v".parse().unwrap()),
+            vsock: Some("./v".parse().unwrap()),
             shares: vec!["src:/work".parse().unwrap()],
             vhost_user: vec!["fs=s,tag=t".parse().unwrap()],
             pmem: vec!["p".parse().unwrap()],

@@ -10,6 +10,7 @@ mod pmem;
 mod publish;
 mod share;
 mod size;
+mod time_limit;
 mod vsock;
 mod words;
 
@@ -33,6 +34,7 @@ pub(crate) use publish::range;
 pub use publish::{Protocol, PublishConfig, PublishError};
 pub use share::{Sandbox, ShareConfig, VhostUserConfig};
 pub use size::MemorySize;
+pub use time_limit::TimeLimit;
 pub use vsock::VsockConfig;
 
 /// A whole VM.
@@ -80,6 +82,10 @@ pub struct VmConfig {
     pub nested: bool,
     /// Where a debugger finds the VM, which waits for it before the first instruction.
     pub gdb: Option<GdbConfig>,
+    /// How long the VM may run before it is asked to power off.
+    pub timeout: Option<TimeLimit>,
+    /// How long the guest may take to power off before the VM is ended by force.
+    pub stop_timeout: TimeLimit,
 }
 
 /// A path for people to read; one that is no UTF-8 loses the bytes that are not.
@@ -114,6 +120,9 @@ pub enum ConfigError {
     /// RAM in parts of a page.
     #[error("{0} of memory is not a multiple of 4K, the size of a page")]
     MemoryUnaligned(MemorySize),
+    /// Not a time, or too long a one.
+    #[error("invalid time {0:?}: use seconds, as in 90, or a number with ms, s, m, h or d, as in 5m")]
+    TimeLimit(String),
     /// No vCPU, or too many.
     #[error("invalid CPU count {0}: use 1 to {MAX_CPUS}")]
     Cpus(u32),
@@ -236,6 +245,8 @@ impl VmConfig {
             console: ConsoleConfig::default(),
             nested: false,
             gdb: None,
+            timeout: None,
+            stop_timeout: TimeLimit::from_secs(10),
         }
     }
 

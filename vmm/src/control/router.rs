@@ -146,12 +146,15 @@ fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> 
 
 fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
     match answers::read::<Action>(body)?.action_type {
-        ActionType::SendCtrlAltDel => vm.press_power_button().map_err(|error| {
-            Response::fault(400, &format!("cannot press the guest's power button: {error}"))
-        })?,
-        ActionType::Kill => vm.kill(),
+        ActionType::SendCtrlAltDel => Ok(Outcome::Later(|vm| match vm.press_power_button() {
+            Ok(()) => Response::done(),
+            Err(error) => Response::fault(400, &format!("cannot press the guest's power button: {error}")),
+        })),
+        ActionType::Kill => {
+            vm.kill();
+            now(Response::done())
+        }
     }
-    now(Response::done())
 }
 
 fn metrics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use devices::legacy::{BootMarker, Cmos, I8042, PowerRegisters, PvPanic, Serial};
+use devices::legacy::{BootMarker, Cmos, ExitCode, I8042, PowerRegisters, PvPanic, ResetControl, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::mmio::{MMIO_LENGTH, MmioTransport, QUEUE_NOTIFY};
@@ -28,6 +28,7 @@ use crate::frontend::Frontend;
 use crate::helper::Helper;
 use crate::kvm::KvmError;
 use crate::metrics::Registry;
+use crate::power_button::{PowerButton, PowerButtonEvents};
 use crate::timing::{Phase, Timeline};
 
 pub use self::open::{OpenDevice, open_devices};
@@ -68,7 +69,8 @@ impl MachineEvents for Reporter {
         match event {
             MachineEvent::PowerOff => self.exit.end(ExitReason::PowerOff),
             MachineEvent::Reset => self.exit.end(ExitReason::Reboot),
-            MachineEvent::Panicked => self.exit.end(ExitReason::Panicked),
+            MachineEvent::Panicked => self.exit.end(ExitReason::Panicked { message: None }),
+            MachineEvent::ExitCode(code) => self.exit.set_code(code),
             MachineEvent::ConsoleOutput => self.timeline.mark(Phase::FirstConsoleByte),
             MachineEvent::InitStarted => self.timeline.mark(Phase::Init),
         }
@@ -156,7 +158,8 @@ impl<'a> DeviceManager<'a> {
         self.add_ports(I8042::PORT, I8042::PORTS, I8042::new(reporter.clone()))?;
         self.add_ports(Cmos::PORT, Cmos::PORTS, Cmos::default())?;
         self.add_ports(PvPanic::PORT, PvPanic::PORTS, PvPanic::new(reporter.clone()))?;
-        self.add_ports(PowerRegisters::PORT, PowerRegisters::PORTS, PowerRegisters::new(reporter.clone()))?;
+        self.add_ports(ResetControl::PORT, ResetControl::PORTS, ResetControl::new(reporter.clone()))?;
+        self.add_ports(ExitCode::PORT, ExitCode::PORTS, ExitCode::new(reporter.clone()))?;
         self.add_ports(BootMarker::PORT, BootMarker::PORTS, BootMarker::new(reporter.clone()))?;
         let line = interrupt_line(self.vm, Serial::GSI)?;
         let serial = Serial::new(line, reporter, self.console.output())
@@ -205,13 +208,20 @@ impl<'a> DeviceManager<'a> {
         Ok(())
     }
 
-    /// Adds the power button, and gives it back for those who press it.
+    /// Adds the power button and the registers by which the guest reads it, powers off and resets.
     ///
     /// # Errors
     ///
     /// [`VmError`].
-    pub fn add_power_button(&mut self) -> Result<Arc<EventFd>, VmError> {
-        Ok(interrupt_line(self.vm, layout::EVENT_DEVICE_GSI)?)
+    pub fn add_power(&mut self) -> Result<Arc<PowerButton>, VmError> {
+        let pressed = devices::legacy::PowerButton::default();
+        let registers = PowerRegisters::new(self.reporter.clone(), pressed.clone());
+        self.add_ports(PowerRegisters::PORT, PowerRegisters::PORTS, registers)?;
+        let line = interrupt_line(self.vm, layout::EVENT_DEVICE_GSI)?;
+        let button = PowerButton::new(pressed, line).map_err(VmError::host("make a timer"))?;
+        let button = Arc::new(button);
+        self.subscribers.push(Box::new(PowerButtonEvents(button.clone())));
+        Ok(button)
     }
 
     /// Has the event loop hear what the process that serves a device has to say, if there is one.

@@ -127,11 +127,13 @@ fn last_words(reason: Option<ExitReason>) -> MultiThreadStopReason<u64> {
         None | Some(ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped | ExitReason::Killed) => {
             MultiThreadStopReason::Exited(0)
         }
+        Some(ExitReason::Code(code)) => MultiThreadStopReason::Exited(code),
+        Some(ExitReason::TimedOut) => MultiThreadStopReason::Terminated(Signal::SIGTERM),
         Some(ExitReason::Signal(signal)) => {
             MultiThreadStopReason::Terminated(u8::try_from(signal).map_or(Signal::SIGTERM, Signal))
         }
         Some(
-            ExitReason::Panicked
+            ExitReason::Panicked { .. }
             | ExitReason::MemoryCutOff
             | ExitReason::TripleFault { .. }
             | ExitReason::FailEntry { .. }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use instance::restore_defaults;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 use rustix::thread::set_no_new_privs;
@@ -35,6 +36,7 @@ fn prepare(parent: Pid, inherited: &[OwnedFd]) -> io::Result<()> {
         fcntl_setfd(descriptor, FdFlags::empty())?;
     }
     withhold_signals()?;
+    restore_defaults();
     set_no_new_privs(true)?;
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // If mvm has ended before that call, there will be no signal.

@@ -7,7 +7,7 @@ use instance::Identity;
 use rstest::rstest;
 use vmm::{ExitReason, Timeline, VmError};
 
-use super::machine::{Machine, build};
+use super::machine::{Machine, build, supervisor};
 
 guest!(
     cpuid,
@@ -179,7 +179,9 @@ fn the_processors_virtualization_is_for_guests_that_shall_have_it() {
     assert_eq!(machine.run().numbers(), [0, 0]);
     let Some(mut machine) = Machine::new(virtualization()) else { return };
     machine.config.nested = true;
-    match build(&machine.config, &Identity::default(), Arc::new(Timeline::starting_at(Instant::now()))) {
+    let supervisor = supervisor(&machine.config);
+    let described = (machine.config.clone(), Identity::default());
+    match build(&described, supervisor.requests(), Arc::new(Timeline::starting_at(Instant::now()))) {
         Ok(vm) => {
             // Built twice, the VM would find its files in use.
             drop(vm);

@@ -1,9 +1,11 @@
 //! How a guest can end, and be ended.
 
+use std::time::{Duration, Instant};
+
 use vmm::ExitReason;
 
 use super::image::LOAD_ADDRESS;
-use super::machine::Machine;
+use super::machine::{Machine, Running};
 
 guest!(
     sleeps,
@@ -61,6 +63,64 @@ fn the_keyboard_controllers_reset_line_reboots() {
 }
 
 guest!(
+    reset_control_register,
+    "
+        write_port {RESET_CONTROL}, 0x02
+        write_port {RESET_CONTROL}, 0x06
+    2:
+        hlt
+        jmp 2b
+    ",
+    RESET_CONTROL = devices::legacy::ResetControl::PORT
+);
+
+#[test]
+fn the_chipsets_reset_register_reboots() {
+    let Some(machine) = Machine::new(reset_control_register()) else { return };
+    assert_eq!(machine.run().reason, ExitReason::Reboot);
+}
+
+guest!(
+    jumps_to_the_reset_vector,
+    "
+        map_gib 3, 0x12000
+        // Another vCPU, which starts in real mode at page 0x10, jumps to F000:FFF0 (opcode 0xea).
+        mov edi, 0x10000
+        mov byte ptr [rdi], 0xea
+        mov dword ptr [rdi + 1], 0xf000fff0
+        mov ebx, {LOCAL_APIC}
+        store 0xf0, 0x1ff
+        store 0x300, 0x000c4500
+        store 0x300, 0x000c4610
+    2:
+        hlt
+        jmp 2b
+    "
+);
+
+#[test]
+fn the_reset_vector_of_a_pc_reboots() {
+    let Some(machine) = Machine::new(jumps_to_the_reset_vector()) else { return };
+    assert_eq!(machine.cpus(2).run().reason, ExitReason::Reboot);
+}
+
+guest!(
+    sets_its_exit_code,
+    "
+        write_port {EXIT_CODE}, 3
+        write_port {EXIT_CODE}, 7
+        power_off
+    ",
+    EXIT_CODE = devices::legacy::ExitCode::PORT
+);
+
+#[test]
+fn a_guest_sets_the_exit_code_of_its_end() {
+    let Some(machine) = Machine::new(sets_its_exit_code()) else { return };
+    assert_eq!(machine.run().reason, ExitReason::Code(7));
+}
+
+guest!(
     panics,
     "
         write_port 0x505, 1
@@ -72,7 +132,7 @@ guest!(
 #[test]
 fn pvpanic_tells_a_panic() {
     let Some(machine) = Machine::new(panics()) else { return };
-    assert_eq!(machine.run().reason, ExitReason::Panicked);
+    assert_eq!(machine.run().reason, ExitReason::Panicked { message: None });
 }
 
 /// Where `faults` does.
@@ -128,14 +188,38 @@ guest!(
     "
 );
 
+/// Two signals that are two requests. What keeps them apart is the clock, so that the test has to wait.
+fn signal_twice(running: &Running) {
+    running.signal(libc::SIGINT);
+    std::thread::sleep(Duration::from_millis(1100));
+    running.signal(libc::SIGTERM);
+}
+
 #[test]
 fn the_second_signal_stops_a_guest_that_spins() {
     let Some(machine) = Machine::new(spins()) else { return };
     let running = machine.cpus(2).run_until_ready();
-    // Signals that wait are taken in the order of their numbers.
-    running.signal(libc::SIGINT);
-    running.signal(libc::SIGTERM);
+    signal_twice(&running);
     assert_eq!(running.wait(), (ExitReason::Signal(libc::SIGTERM), Vec::new()));
+}
+
+#[test]
+fn signals_at_once_are_one_request_and_the_guest_has_its_time() {
+    let Some(machine) = Machine::new(spins()) else { return };
+    let start = Instant::now();
+    let running = machine.stop_timeout(2).run_until_ready();
+    for signal in [libc::SIGTERM, libc::SIGTERM, libc::SIGINT] {
+        running.signal(signal);
+    }
+    assert_eq!(running.wait(), (ExitReason::Signal(libc::SIGTERM), Vec::new()));
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_timeout_ends_a_guest_that_does_not_power_off() {
+    let Some(machine) = Machine::new(spins()) else { return };
+    let running = machine.timeout(1).stop_timeout(1).run_until_ready();
+    assert_eq!(running.wait(), (ExitReason::TimedOut, Vec::new()));
 }
 
 guest!(
@@ -153,7 +237,6 @@ guest!(
 fn the_second_signal_stops_a_guest_that_takes_no_interrupt() {
     let Some(machine) = Machine::new(halts_for_ever()) else { return };
     let running = machine.run_until_ready();
-    running.signal(libc::SIGINT);
-    running.signal(libc::SIGTERM);
+    signal_twice(&running);
     assert_eq!(running.wait(), (ExitReason::Signal(libc::SIGTERM), Vec::new()));
 }

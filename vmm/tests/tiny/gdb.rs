@@ -84,8 +84,7 @@ fn expect(said: &str, parts: &[&str]) {
 }
 
 fn stop(running: Running) {
-    running.signal(libc::SIGINT);
-    running.signal(libc::SIGTERM);
+    running.force(libc::SIGTERM);
     assert_eq!(running.wait().0, ExitReason::Signal(libc::SIGTERM));
 }
 

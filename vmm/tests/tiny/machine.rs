@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::thread::JoinHandleExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -16,9 +15,13 @@ use devices::virtio::pmem::PmemMode;
 use instance::Identity;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm::exit::ExitSlot;
 use vmm::kvm::KvmError;
 use vmm::vcpu::{Gate, Holder};
-use vmm::{ConsoleConfig, ExitReason, Frontend, MemorySize, PmemConfig, Timeline, Vm, VmConfig, VmError};
+use vmm::{
+    ConsoleConfig, ExitReason, Frontend, Limits, MemorySize, PmemConfig, Requests, Supervisor, TimeLimit,
+    Timeline, Vm, VmConfig, VmError,
+};
 
 use super::image::{self, Entry};
 
@@ -66,7 +69,9 @@ pub(super) struct Running {
     pub(super) gate: Arc<Gate>,
     memory: Arc<GuestMemoryMmap>,
     console: File,
+    exit: Arc<ExitSlot>,
     thread: JoinHandle<()>,
+    supervisor: Supervisor,
     end: End,
     directory: TempDir,
 }
@@ -127,6 +132,18 @@ impl Machine {
         self
     }
 
+    /// Ends the VM by force `seconds` after it was asked to end.
+    pub(super) fn stop_timeout(mut self, seconds: u32) -> Self {
+        self.config.stop_timeout = TimeLimit::from_secs(seconds);
+        self
+    }
+
+    /// Lets the VM run for `seconds`.
+    pub(super) fn timeout(mut self, seconds: u32) -> Self {
+        self.config.timeout = Some(TimeLimit::from_secs(seconds));
+        self
+    }
+
     /// Gives the VM `directory` as its own.
     pub(super) fn runtime_directory(mut self, directory: &Path) -> Self {
         self.identity.directory = Some(directory.to_owned());
@@ -146,7 +163,9 @@ impl Machine {
     /// Runs the guest to its end, after `built` has seen the VM.
     pub(super) fn run_with(self, built: impl FnOnce(&Vm) + Send + 'static) -> Ended {
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
-        let (_thread, end) = start(self.config, self.identity, timeline.clone(), built);
+        let supervisor = supervisor(&self.config);
+        let described = (self.config, self.identity);
+        let (_thread, end) = start(described, supervisor.requests(), timeline.clone(), built);
         let console = || std::fs::read(self.directory.path().join("console")).unwrap_or_default();
         let Ok(reason) = end.recv_timeout(WATCHDOG) else {
             panic!("the guest does not end; console: {:02x?}", console());
@@ -177,15 +196,17 @@ impl Machine {
         let console = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
         let (sender, parts) = mpsc::channel();
-        let (thread, end) = start(self.config, self.identity, timeline, move |vm| {
+        let supervisor = supervisor(&self.config);
+        let requests = supervisor.requests();
+        let (thread, end) = start((self.config, self.identity), requests, timeline, move |vm| {
             if paused {
                 vm.gate().pause(Holder::User).unwrap();
             }
             // The test has given up waiting where nobody takes it.
-            let _ = sender.send((vm.gate().clone(), vm.memory().clone()));
+            let _ = sender.send((vm.gate().clone(), vm.memory().clone(), vm.exit().clone()));
         });
-        let Ok((gate, memory)) = parts.recv() else { panic!("the VM is not built: {:?}", end.recv()) };
-        Running { gate, memory, console, thread, end, directory: self.directory }
+        let Ok((gate, memory, exit)) = parts.recv() else { panic!("the VM is not built: {:?}", end.recv()) };
+        Running { gate, memory, console, exit, thread, supervisor, end, directory: self.directory }
     }
 }
 
@@ -223,10 +244,14 @@ impl Running {
         &self.console
     }
 
-    /// Sends `signal` to the thread that runs the VM, and to no other of this process.
+    /// Does to the VM what `signal` to its process does.
     pub(super) fn signal(&self, signal: i32) {
-        // SAFETY: the thread has not been joined, so its ID is valid.
-        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), signal) };
+        self.supervisor.requests().signal(signal);
+    }
+
+    /// Ends the VM at once, as a second `signal` would.
+    pub(super) fn force(&self, signal: i32) {
+        self.exit.end(ExitReason::Signal(signal));
     }
 
     /// Waits for the guest's end; returns its reason and what it wrote to its serial port since it was ready.
@@ -244,21 +269,25 @@ impl Running {
 type End = Receiver<Result<ExitReason, VmError>>;
 
 /// Builds a VM. The thread's signals are the VM's from then on.
-pub(super) fn build(config: &VmConfig, identity: &Identity, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
-    let frontend = Frontend::of_process(&config.console, identity.directory.as_deref())?;
+pub(super) fn build(
+    (config, identity): &(VmConfig, Identity),
+    requests: Requests,
+    timeline: Arc<Timeline>,
+) -> Result<Vm, VmError> {
+    let frontend = Frontend::of_process(&config.console, identity.directory.as_deref(), requests)?;
     vmm::open(config, identity).and_then(|resources| vmm::build(resources, frontend, timeline))
 }
 
 /// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only.
 fn start(
-    config: VmConfig,
-    identity: Identity,
+    described: (VmConfig, Identity),
+    requests: Requests,
     timeline: Arc<Timeline>,
     built: impl FnOnce(&Vm) + Send + 'static,
 ) -> (JoinHandle<()>, End) {
     let (sender, end) = mpsc::channel();
     let thread = std::thread::spawn(move || {
-        let result = build(&config, &identity, timeline).and_then(|vm| {
+        let result = build(&described, requests, timeline).and_then(|vm| {
             built(&vm);
             vm.run()
         });
@@ -266,6 +295,12 @@ fn start(
         let _ = sender.send(result);
     });
     (thread, end)
+}
+
+/// What ends the VM; no signal of the process's does.
+pub(super) fn supervisor(config: &VmConfig) -> Supervisor {
+    let last_resort = Box::new(|reason: &ExitReason| panic!("the VM's threads do not end: {reason}"));
+    Supervisor::start(None, Limits::from(config), last_resort).unwrap()
 }
 
 /// Waits until there is something to read.

@@ -18,10 +18,9 @@ fn registers(running: &Running, vcpu: usize) -> (u64, u64, u64) {
     (registers.rip, registers.rax, registers.rbx)
 }
 
-/// Stops a guest by the two signals that it takes, and expects that this is its end.
+/// Stops a guest, and expects that this is its end.
 fn stop(running: Running) {
-    running.signal(libc::SIGINT);
-    running.signal(libc::SIGTERM);
+    running.force(libc::SIGTERM);
     assert_eq!(running.wait().0, ExitReason::Signal(libc::SIGTERM));
 }
 

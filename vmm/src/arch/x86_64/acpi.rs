@@ -11,7 +11,9 @@ use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, P
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use devices::legacy::{Cmos, POWER_BUTTON_NOTIFY, PowerRegisters, PvPanic, S5_SLEEP_TYPE, Serial, registers};
+use devices::legacy::{
+    Cmos, EVENT_POWER_BUTTON, POWER_BUTTON_NOTIFY, PowerRegisters, PvPanic, S5_SLEEP_TYPE, Serial, registers,
+};
 use devices::virtio::mmio::MMIO_LENGTH;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
@@ -66,7 +68,7 @@ pub fn write(
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
     let xsdt = tables.add(&xsdt);
-    let room = layout::HIGH_RAM_START.0 - layout::ACPI_TABLES.0;
+    let room = layout::ACPI_TABLES_END.0 - layout::ACPI_TABLES.0;
     if tables.bytes.len() as u64 > room {
         return Err(AcpiError::TooBig(tables.bytes.len()));
     }
@@ -194,16 +196,38 @@ fn panic_device(sink: &mut Vec<u8>) {
 }
 
 /// The power button, and the generic event device (ACPI 6.5, 5.6.9) whose interrupt says that it was pressed.
+///
+/// The interrupt is raised again until the guest reads the event register, so that a press is not lost while the
+/// guest's kernel has the interrupt masked; the register makes one notification of each press:
+///
+/// ```text
+/// OperationRegion (EREG, SystemIO, 0x603, 1)
+/// Field (EREG, ByteAcc, NoLock, Preserve) { EVNT, 8 }
+/// Method (_EVT, 1, Serialized) { Local0 = EVNT; If (Local0 == 1) { Notify (\_SB.PWRB, 0x80) } }
+/// ```
 fn power_button(sink: &mut Vec<u8>) {
     let button = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C"));
     let uid = aml::Name::new("_UID".into(), &0_u32);
     aml::Device::new("_SB_.PWRB".into(), vec![&button, &uid]).to_aml_bytes(sink);
 
+    let port = u32::from(PowerRegisters::PORT + registers::EVENT);
+    let region = aml::OpRegion::new("EREG".into(), aml::OpRegionSpace::SystemIO, &port, &aml::ONE);
+    let field = aml::Field::new(
+        "EREG".into(),
+        aml::FieldAccessType::Byte,
+        aml::FieldLockRule::NoLock,
+        aml::FieldUpdateRule::Preserve,
+        vec![aml::FieldEntry::Named(*b"EVNT", 8)],
+    );
+    let (events, local) = (aml::Path::new("EVNT"), aml::Local(0));
+    let read = aml::Store::new(&local, &events);
     let path = aml::Path::new("\\_SB_.PWRB");
-    let pressed = aml::Notify::new(&path, &POWER_BUTTON_NOTIFY);
-    let event = aml::Method::new("_EVT".into(), 1, true, vec![&pressed]);
+    let notify = aml::Notify::new(&path, &POWER_BUTTON_NOTIFY);
+    let was_pressed = aml::Equal::new(&local, &EVENT_POWER_BUTTON);
+    let notify = aml::If::new(&was_pressed, vec![&notify]);
+    let event = aml::Method::new("_EVT".into(), 1, true, vec![&read, &notify]);
     let interrupt = interrupt(layout::EVENT_DEVICE_GSI);
-    device(sink, "_SB_.GED_", &"ACPI0013", 0, vec![&interrupt], vec![&event]);
+    device(sink, "_SB_.GED_", &"ACPI0013", 0, vec![&interrupt], vec![&region, &field, &event]);
 }
 
 fn virtio_mmio(sink: &mut Vec<u8>, index: usize, node: &VirtioMmioNode) {
@@ -227,7 +251,7 @@ mod tests {
             .map(|gsi| VirtioMmioNode { address: 0xd000_0000 + gsi * 0x1000, gsi: *gsi })
             .collect();
         assert_eq!(write(&memory, cpus, &nodes).unwrap(), layout::ACPI_TABLES);
-        let mut bytes = vec![0; 0x2_0000];
+        let mut bytes = vec![0; 0x1_f000];
         memory.read_slice(&mut bytes, layout::ACPI_TABLES).unwrap();
         bytes
     }

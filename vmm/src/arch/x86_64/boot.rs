@@ -1,8 +1,9 @@
 //! What the kernel finds in memory when it starts: arguments, memory map, initrd, the address of the ACPI
-//! tables; as `boot_params` for the 64-bit entry, as `hvm_start_info` for the PVH entry.
+//! tables; as `boot_params` for the 64-bit entry, as `hvm_start_info` for the PVH entry; and where it ends, the reset vector.
 
 use std::ffi::CStr;
 
+use devices::legacy::{PowerRegisters, registers};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::elf::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
@@ -40,10 +41,27 @@ pub fn write(
     information: &BootInformation<'_>,
 ) -> Result<(), GuestMemoryError> {
     memory.write_slice(information.arguments.to_bytes_with_nul(), layout::CMDLINE)?;
+    memory.write_slice(&reset_code(), layout::RESET_VECTOR)?;
     match kernel.entry {
         EntryPoint::Pvh(_) => write_start_info(memory, information),
         EntryPoint::Linux64(_) => write_zero_page(memory, kernel, information),
     }
+}
+
+/// The code at [`layout::RESET_VECTOR`], for real mode: it writes the reset register and halts.
+fn reset_code() -> [u8; 9] {
+    let [low, high] = (PowerRegisters::PORT + registers::RESET).to_le_bytes();
+    [
+        0xba,
+        low,
+        high, // mov dx, PORT
+        0xb0,
+        PowerRegisters::RESET_VALUE, // mov al, VALUE
+        0xee,                        // out dx, al
+        0xf4,                        // hlt
+        0xeb,
+        0xfd, // jmp to the hlt
+    ]
 }
 
 /// The PVH boot protocol's structures, version 1 (Xen, `arch-x86/hvm/start_info.h`).
@@ -156,8 +174,8 @@ mod tests {
         let (image, size, arguments) =
             (params.hdr.ramdisk_image, params.hdr.ramdisk_size, params.hdr.cmd_line_ptr);
         assert_eq!((image, size, arguments), (0x800_0000, 1234, 0x2_0000));
-        assert_eq!(params.e820_entries, 5);
-        let (start, size) = (params.e820_table[4].addr, params.e820_table[4].size);
+        assert_eq!(params.e820_entries, 6);
+        let (start, size) = (params.e820_table[5].addr, params.e820_table[5].size);
         assert_eq!((start, size), (4 << 30, 1 << 30));
         let rsdp = params.acpi_rsdp_addr;
         assert_eq!(rsdp, 0xe_0000);

@@ -3,7 +3,8 @@
 //! | from | to | what |
 //! | --- | --- | --- |
 //! | 0 | 0x9_fc00 | RAM; the boot structures below lie in it and are free once the kernel has read them |
-//! | 0xe_0000 | 0x10_0000 | ACPI tables |
+//! | 0xe_0000 | 0xf_f000 | ACPI tables |
+//! | 0xf_f000 | 0x10_0000 | the reset vector's page, see [`RESET_VECTOR`] |
 //! | 0x10_0000 | up to 0xc000_0000 | RAM: kernel, initrd at its top |
 //! | 0xd000_0000 | 0xd010_0000 | virtio-mmio devices, a page each |
 //! | 0xfec0_0000 | 0xfec0_1000 | I/O APIC |
@@ -37,7 +38,12 @@ pub const CMDLINE_CAPACITY: usize = 2048;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The RSDP and all tables behind it.
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
-/// The end of the ACPI tables and of the ISA hole.
+/// The end of the ACPI tables.
+pub const ACPI_TABLES_END: GuestAddress = GuestAddress(0xf_f000);
+/// F000:FFF0, where a PC's firmware has its entry point. A kernel that finds no EFI reset service jumps there in real
+/// mode to reboot (Linux: `reboot=bios`, the last resort of kernels with `CONFIG_EFI` on hardware-reduced ACPI).
+pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
+/// The end of the ISA hole.
 pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);
 
 /// RAM ends here and goes on at [`ABOVE_4G`].
@@ -105,7 +111,9 @@ pub fn memory_map(size: u64) -> Vec<(GuestAddress, u64, MemoryKind)> {
     let mut map = vec![
         (GuestAddress(0), LOW_RAM_END, MemoryKind::Ram),
         (GuestAddress(LOW_RAM_END), ACPI_TABLES.0 - LOW_RAM_END, MemoryKind::Reserved),
-        (ACPI_TABLES, HIGH_RAM_START.0 - ACPI_TABLES.0, MemoryKind::Acpi),
+        (ACPI_TABLES, ACPI_TABLES_END.0 - ACPI_TABLES.0, MemoryKind::Acpi),
+        // Linux may use the memory of ACPI tables for something else once it has read them.
+        (ACPI_TABLES_END, HIGH_RAM_START.0 - ACPI_TABLES_END.0, MemoryKind::Reserved),
     ];
     for (start, length) in ram_regions(size) {
         let start_of_free = start.max(if start.0 == 0 { HIGH_RAM_START } else { start });

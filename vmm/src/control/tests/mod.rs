@@ -25,6 +25,7 @@ use crate::exit::ExitSlot;
 use crate::handle::VmHandle;
 use crate::metrics::Registry;
 use crate::pause::Pauser;
+use crate::power_button::PowerButton;
 use crate::vcpu::{ExitCounters, Gate};
 use crate::{ConsoleConfig, MemorySize, VmConfig};
 
@@ -55,7 +56,7 @@ fn config() -> VmConfig {
         initrd: Some("initrd".into()),
         rootfs: Some("root".parse().unwrap()),
         disks: vec!["a,readonly".parse().unwrap()],
-        vsock: Some("v,cid=7".parse().unwrap()),
+        vsock: Some("./v,cid=7".parse().unwrap()),
         pmem: vec!["p,cow".parse().unwrap()],
         balloon: true,
         shares: vec!["src:/work".parse().unwrap()],
@@ -69,6 +70,7 @@ fn config() -> VmConfig {
         console: ConsoleConfig::Off,
         nested: true,
         gdb: Some("127.0.0.1:1234".parse().unwrap()),
+        timeout: Some("1h".parse().unwrap()),
         ..VmConfig::new("vmlinux")
     }
 }
@@ -82,8 +84,8 @@ fn vm(config: VmConfig) -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
     let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(1)), Vec::new()));
     let balloon = config.balloon.then(|| Balloon::new(config.memory.bytes()).unwrap());
     let balloon = balloon.map(|balloon| BalloonHandle::new(Arc::new(Mutex::new(balloon))));
-    let vm = VmHandle::new(identity(), config, exit.clone(), presses.clone(), pauser, metrics)
-        .with_balloon(balloon);
+    let button = Arc::new(PowerButton::new(Default::default(), presses.clone()).unwrap());
+    let vm = VmHandle::new(identity(), config, exit.clone(), button, pauser, metrics).with_balloon(balloon);
     (Arc::new(vm), presses, exit)
 }
 

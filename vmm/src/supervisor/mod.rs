@@ -1,0 +1,272 @@
+//! The thread that sees to it that the VM ends when it is asked to.
+//!
+//! It takes the process's ending signals and `--timeout`, presses the power button, and ends the VM by force when the
+//! guest does not power off in time. It depends on no other thread: where a guest, a reader, a helper process or a disk
+//! keeps another one busy, the process still ends, [`FORCED_END`] after a forced end and [`ORDERLY_END`] after any other.
+
+mod policy;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use devices::log::say;
+use instance::{Signals, name_of};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm_sys_util::eventfd::EventFd;
+
+pub use self::policy::{Limits, Request};
+
+use self::policy::{Policy, Step};
+use crate::exit::{ExitReason, ExitSlot};
+use crate::pause::Pauser;
+use crate::power_button::PowerButton;
+
+/// How long the process lives at most after the VM was ended by force: by a second request, by the end of
+/// `--stop-timeout`, or by `mvm kill`.
+pub const FORCED_END: Duration = Duration::from_secs(3);
+/// How long it lives at most after any other end: a slow reader of the console gets what the guest said last.
+pub const ORDERLY_END: Duration = Duration::from_secs(15);
+
+/// What is left to do for a process whose other threads do not come to an end: it restores the terminal, cleans up and
+/// ends the process.
+pub type LastResort = Box<dyn FnOnce(&ExitReason) + Send>;
+
+/// What a supervisor ends.
+struct Target {
+    exit: Arc<ExitSlot>,
+    button: Arc<PowerButton>,
+    pauser: Arc<Pauser>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    target: Option<Target>,
+    signals: Vec<i32>,
+    finished: bool,
+}
+
+struct Shared {
+    inbox: Mutex<Inbox>,
+    wake: EventFd,
+}
+
+impl Shared {
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the event is owned by `self`, which is borrowed as long as its descriptor.
+        unsafe { BorrowedFd::borrow_raw(self.wake.as_raw_fd()) }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Inbox)) {
+        change(&mut self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+        // It fails only where the counter is full, and then the thread is being woken already.
+        let _ = self.wake.write(1);
+    }
+}
+
+/// Asks a VM to end, from any thread.
+#[derive(Clone)]
+pub struct Requests(Arc<Shared>);
+
+impl Requests {
+    /// Does what `signal` does when the process gets it.
+    pub fn signal(&self, signal: i32) {
+        self.0.tell(|inbox| inbox.signals.push(signal));
+    }
+}
+
+/// The thread; it ends when this is dropped.
+pub struct Supervisor {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Supervisor {
+    /// Starts the thread, which takes `signals` from now on. Until it supervises a VM, a signal ends the process by
+    /// `last_resort` at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system calls.
+    pub fn start(signals: Option<Signals>, limits: Limits, last_resort: LastResort) -> io::Result<Self> {
+        let shared = Arc::new(Shared { inbox: Mutex::default(), wake: EventFd::new(libc::EFD_NONBLOCK)? });
+        let worker = Worker {
+            shared: shared.clone(),
+            signals,
+            policy: Policy::new(limits, Instant::now()),
+            target: None,
+            end: None,
+            last_resort: Some(last_resort),
+        };
+        let thread = devices::thread("supervisor").spawn(move || worker.run())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// A way for others to ask the VM to end.
+    pub fn requests(&self) -> Requests {
+        Requests(self.shared.clone())
+    }
+}
+
+impl Requests {
+    /// Supervises the VM that ends by `exit`, has the power button `button`, and is resumed by `pauser`.
+    pub(crate) fn watch(&self, exit: Arc<ExitSlot>, button: Arc<PowerButton>, pauser: Arc<Pauser>) {
+        let target = Target { exit, button, pauser };
+        self.0.tell(|inbox| inbox.target = Some(target));
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.shared.tell(|inbox| inbox.finished = true);
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has ended as well.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    signals: Option<Signals>,
+    policy: Policy,
+    target: Option<Target>,
+    /// Until when the process is to have ended, once the VM has.
+    end: Option<Instant>,
+    last_resort: Option<LastResort>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        loop {
+            self.wait();
+            let now = Instant::now();
+            // It fails where nothing was written: something else woke the thread.
+            let _ = self.shared.wake.read();
+            let mut inbox =
+                std::mem::take(&mut *self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+            if inbox.finished {
+                return;
+            }
+            if let Some(target) = inbox.target {
+                self.target = Some(target);
+            }
+            inbox
+                .signals
+                .extend(self.signals.iter().flat_map(|signals| std::iter::from_fn(|| signals.next())));
+            for signal in inbox.signals {
+                self.signal(signal, now);
+            }
+            if self.end.is_none() {
+                while let Some(step) = self.policy.step(now) {
+                    self.act(step);
+                }
+            }
+            self.look_for_end(now);
+            if self.end.is_some_and(|deadline| deadline <= now) {
+                return self.end_process();
+            }
+        }
+    }
+
+    /// Waits for a signal, a request, the VM's end, or the next thing to do.
+    fn wait(&self) {
+        let next = self.end.or_else(|| self.policy.next());
+        let timeout = next.map(|next| next.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut fds = vec![PollFd::from_borrowed_fd(self.shared.wake_fd(), PollFlags::IN)];
+        fds.extend(self.signals.as_ref().map(|signals| PollFd::new(signals, PollFlags::IN)));
+        // Once the end is seen, it is not waited for again.
+        let exit = self.target.as_ref().filter(|_| self.end.is_none());
+        fds.extend(exit.map(|target| PollFd::from_borrowed_fd(target.exit.ended(), PollFlags::IN)));
+        // Interrupted or failed, what there is to do is looked for all the same.
+        let _ = poll(&mut fds, timeout.as_ref());
+    }
+
+    fn signal(&mut self, signal: i32, now: Instant) {
+        if self.target.is_none() {
+            // There is no guest yet that could power off.
+            return self.end_with(&ExitReason::Signal(signal));
+        }
+        if let Some(end) = &mut self.end {
+            // Whoever asks for an end of what is ending waits no longer than for a forced end.
+            if self.policy.signal(signal, now).is_some() || self.policy.is_second(now) {
+                *end = (*end).min(now + FORCED_END);
+            }
+        } else if let Some(step) = self.policy.signal(signal, now) {
+            self.act(step);
+        }
+    }
+
+    fn act(&self, step: Step) {
+        match step {
+            Step::Ask(request) => {
+                let grace = self.policy.limits().stop_timeout.as_secs_f64();
+                let who = match request {
+                    Request::Signal(signal) => name_of(signal),
+                    Request::Timeout => "--timeout is over".into(),
+                };
+                say(format_args!("{who}: pressed the power button; forcing in {grace} s"));
+                if request == Request::Timeout
+                    && let Some(target) = &self.target
+                {
+                    target.exit.time_is_up();
+                }
+                self.resume_and_press();
+            }
+            Step::AskAgain => self.resume_and_press(),
+            Step::Force { reason, waited } => {
+                match waited {
+                    Some(waited) if !waited.is_zero() => {
+                        say(format_args!(
+                            "the guest did not power off in {} s: ended by force",
+                            waited.as_secs_f64()
+                        ));
+                    }
+                    Some(_) => {}
+                    None => say(format_args!("{reason}, the second request: ended by force")),
+                }
+                if let Some(target) = &self.target {
+                    target.exit.end(reason);
+                }
+            }
+        }
+    }
+
+    /// Presses the power button of a guest that runs: one that is paused could not react.
+    fn resume_and_press(&self) {
+        let Some(target) = &self.target else { return };
+        if target.pauser.gate().is_paused()
+            && let Err(error) = target.pauser.resume()
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a device did not go on");
+        }
+        if let Err(error) = target.button.press() {
+            tracing::warn!(%error, "cannot press the guest's power button");
+        }
+    }
+
+    fn look_for_end(&mut self, now: Instant) {
+        let Some(reason) = self.target.as_ref().and_then(|target| target.exit.reason()) else { return };
+        if self.end.is_none() {
+            let patience = if reason.is_forced() { FORCED_END } else { ORDERLY_END };
+            self.end = Some(now + patience);
+        }
+    }
+
+    /// The other threads did not come to an end in time.
+    fn end_process(&mut self) {
+        let reason = self.target.as_ref().and_then(|target| target.exit.reason());
+        if let Some(reason) = reason {
+            self.end_with(&reason);
+        }
+    }
+
+    fn end_with(&mut self, reason: &ExitReason) {
+        if let Some(last_resort) = self.last_resort.take() {
+            last_resort(reason);
+        }
+    }
+}
