@@ -69,6 +69,39 @@ impl IoVecs {
         }
     }
 
+    /// Copies the first bytes of what is left to `bytes`, as many as that holds, and returns how many there were.
+    ///
+    /// # Safety
+    ///
+    /// What is left has to be valid memory. The guest may write to it at the same time.
+    pub(super) unsafe fn read(&self, bytes: &mut [u8]) -> usize {
+        let mut done = 0;
+        for range in self.left() {
+            // SAFETY: the caller says that the range is valid, and a volatile slice makes no claim to it.
+            let memory = unsafe { VolatileSlice::new(range.iov_base.cast(), range.iov_len) };
+            done += memory.copy_to(bytes.get_mut(done..).unwrap_or_default());
+        }
+        done
+    }
+
+    /// Copies `bytes` to the front of what is left, as many as have room there, and returns how many had.
+    ///
+    /// # Safety
+    ///
+    /// What is left has to be valid memory. The guest may use it at the same time.
+    pub(super) unsafe fn write(&self, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        for range in self.left() {
+            let rest = bytes.get(done..).unwrap_or_default();
+            let here = rest.len().min(range.iov_len);
+            // SAFETY: as above.
+            let memory = unsafe { VolatileSlice::new(range.iov_base.cast(), range.iov_len) };
+            memory.copy_from(rest.get(..here).unwrap_or_default());
+            done += here;
+        }
+        done
+    }
+
     /// The ranges that are left.
     pub(super) fn left(&self) -> &[iovec] {
         self.all.get(self.done..).unwrap_or_default()

@@ -195,12 +195,26 @@ impl<C: Send + 'static, R: Send + 'static> DeviceThread<C, R> {
         Ok(Self { shared, thread: Some(thread), deadline })
     }
 
+    /// How long the thread may take to answer.
+    pub(super) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// Sends `command` and waits for the answer, for as long as the deadline.
     ///
     /// # Errors
     ///
     /// [`CallError`]: there is no answer.
     pub(super) fn call(&self, command: C) -> Result<R, CallError> {
+        self.send(command)?.wait_until(Instant::now() + self.deadline)
+    }
+
+    /// Sends `command`, whose answer is waited for later: a device with several threads has them work at the same time.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Ended`].
+    pub(super) fn send(&self, command: C) -> Result<Pending<C, R>, CallError> {
         let exchange =
             Arc::new(Exchange { progress: Mutex::new(Progress::Waiting(command)), changed: Condvar::new() });
         {
@@ -211,9 +225,28 @@ impl<C: Send + 'static, R: Send + 'static> DeviceThread<C, R> {
             queue.waiting.push_back(Arc::clone(&exchange));
         }
         self.wake();
+        Ok(Pending { exchange, deadline: self.deadline })
+    }
+}
+
+/// A message that was sent, as the caller has it. It has to be waited for: until then it is on its way.
+#[must_use]
+pub(super) struct Pending<C, R> {
+    exchange: Arc<Exchange<C, R>>,
+    deadline: Duration,
+}
+
+impl<C, R> Pending<C, R> {
+    /// Waits for the answer until `end`.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]: there is no answer.
+    pub(super) fn wait_until(self, end: Instant) -> Result<R, CallError> {
         let is_open =
             |progress: &mut Progress<C, R>| matches!(progress, Progress::Waiting(_) | Progress::Taken);
-        let result = exchange.changed.wait_timeout_while(lock(&exchange.progress), self.deadline, is_open);
+        let (progress, left) = (lock(&self.exchange.progress), end.saturating_duration_since(Instant::now()));
+        let result = self.exchange.changed.wait_timeout_while(progress, left, is_open);
         let (mut progress, _) = result.unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *progress, Progress::Done) {
             Progress::Answered(answer) => Ok(answer),

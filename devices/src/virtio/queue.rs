@@ -139,6 +139,12 @@ impl ActiveQueue {
         self.queue.set_next_used(used);
     }
 
+    /// Puts the `count` chains that were taken last back, unused: they are the next ones to take.
+    pub(super) fn put_back(&mut self, count: u16) {
+        let next = Wrapping(self.queue.next_avail()) - Wrapping(count);
+        self.queue.set_next_avail(next.0);
+    }
+
     /// How many chains have gone back so far, modulo 2^16.
     pub(super) fn used(&self) -> u16 {
         self.queue.next_used()

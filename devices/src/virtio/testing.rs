@@ -232,6 +232,11 @@ impl Driver {
         self.describe(self.rings + TABLE, index, descriptor);
     }
 
+    /// The first descriptor of the next chain.
+    pub(crate) fn next_descriptor(&self) -> u16 {
+        self.next_descriptor
+    }
+
     /// Makes the chain at `head` available.
     pub(crate) fn make_available(&mut self, head: u16) {
         self.write(

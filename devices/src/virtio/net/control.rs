@@ -1,7 +1,7 @@
-//! The control queue (5.1.6.5): the driver says how the device is to work.
+//! The control queue (5.1.6.5), by which the driver changes settings of the device.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC,
@@ -10,80 +10,54 @@ use virtio_bindings::virtio_net::{
 };
 use vm_memory::GuestMemoryMmap;
 
+use super::super::Queue;
 use super::super::queue::{ActiveQueue, Buffers, Chain};
 use super::config;
-use super::device::{NetMetrics, NetState};
+use super::device::Shared;
 use super::mac::MacAddress;
-use super::tap::Tap;
+use super::taps::{TapSettings, Taps};
 use crate::lock;
 
-/// The queues of the tap, of which the driver chooses how many work; none, where the backend is no tap.
-pub(super) struct Taps {
-    taps: Vec<Tap>,
-    attached: usize,
+/// How a command went.
+enum Outcome {
+    /// It was done.
+    Done,
+    /// It is unknown or invalid, or the host refused it.
+    Failed,
+    /// It changes the tap, and has to wait until it may.
+    Waits,
 }
 
-impl Taps {
-    /// All of `taps` are attached.
-    pub(super) fn new(taps: Vec<Tap>) -> Self {
-        Self { attached: taps.len(), taps }
-    }
-
-    /// Lets packets come by the first `count` queues only.
-    pub(super) fn attach(&mut self, count: usize) -> io::Result<()> {
-        while self.attached > count.max(1) {
-            if let Some(last) = self.taps.get(self.attached - 1) {
-                last.set_attached(false)?;
-            }
-            self.attached -= 1;
-        }
-        while self.attached < count.min(self.taps.len()) {
-            if let Some(next) = self.taps.get(self.attached) {
-                next.set_attached(true)?;
-            }
-            self.attached += 1;
-        }
-        Ok(())
-    }
-
-    /// Says what the driver takes, as feature bits have it.
-    pub(super) fn set_offloads(&self, offloads: u64) -> io::Result<()> {
-        // They are the interface's: the first queue says it for all, as it alone is always attached.
-        self.taps.first().map_or(Ok(()), |tap| tap.set_offloads(config::tap_offloads(offloads)))
-    }
-}
-
-/// A control queue at work.
+/// A control queue that the device works on.
 pub(super) struct Control {
     queue: ActiveQueue,
     features: u64,
     pairs: u16,
-    taps: Arc<Mutex<Taps>>,
-    state: Arc<Mutex<NetState>>,
-    metrics: Arc<NetMetrics>,
+    shared: Arc<Shared>,
 }
 
 impl Control {
-    /// A queue whose commands change `taps` and `state`, for a driver that accepted `features`.
-    pub(super) fn new(
-        queue: ActiveQueue,
-        (features, pairs): (u64, u16),
-        taps: Arc<Mutex<Taps>>,
-        state: Arc<Mutex<NetState>>,
-        metrics: Arc<NetMetrics>,
-    ) -> Self {
-        Self { queue, features, pairs, taps, state, metrics }
+    /// A queue whose commands change a device of `pairs` pairs, for a driver that accepted `features`.
+    pub(super) fn new(queue: ActiveQueue, features: u64, pairs: u16, shared: Arc<Shared>) -> Self {
+        Self { queue, features, pairs, shared }
     }
 
-    /// Answers all commands. Linux spins until each is.
-    pub(super) fn turn(&mut self) {
+    /// Does all commands, unless one has to wait until it may change the tap: it stays in the queue with those behind
+    /// it. Linux's driver waits for each.
+    pub(super) fn turn(&mut self, taps: &mut Taps) {
         let mut chain = Chain::default();
         self.queue.start_turn();
         while self.queue.pop(&mut chain) {
             let memory = Arc::clone(self.queue.memory());
-            let done = self.command(&memory, &mut chain.readable).is_some();
-            let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
-            self.metrics.control_operations.increment();
+            let answer = match self.command(&memory, &mut chain.readable, taps) {
+                Outcome::Done => VIRTIO_NET_OK,
+                Outcome::Failed => VIRTIO_NET_ERR,
+                Outcome::Waits => {
+                    self.queue.put_back(1);
+                    break;
+                }
+            };
+            self.shared.metrics.control_operations.increment();
             if chain.writable.put(&memory, &[u8::try_from(answer).unwrap_or(u8::MAX)]) == 0 {
                 self.queue.fail_chain(chain.head);
                 return;
@@ -93,33 +67,67 @@ impl Control {
         self.queue.end_turn();
     }
 
-    /// Does a command; `None`, where it is unknown or wrong.
-    fn command(&self, memory: &GuestMemoryMmap, command: &mut Buffers) -> Option<()> {
+    /// Gives the queue back, with its position.
+    pub(super) fn into_queue(self) -> Queue {
+        self.queue.into_queue()
+    }
+
+    fn command(&mut self, memory: &GuestMemoryMmap, command: &mut Buffers, taps: &mut Taps) -> Outcome {
+        let Some(change) = self.read(memory, command) else { return Outcome::Failed };
+        let mut settings = lock(&self.shared.settings);
+        let mut tap = TapSettings { pairs: settings.pairs, offloads: settings.offloads };
+        match change {
+            Change::Mac(mac) => {
+                settings.mac = mac;
+                return Outcome::Done;
+            }
+            Change::Pairs(pairs) => tap.pairs = pairs,
+            Change::Offloads(offloads) => tap.offloads = offloads,
+        }
+        // The config space is read under this lock, and an ioctl may take long.
+        drop(settings);
+        match taps.try_set(tap) {
+            Ok(Some(ioctls)) => {
+                self.queue.spend(0, ioctls);
+                let mut settings = lock(&self.shared.settings);
+                (settings.pairs, settings.offloads) = (tap.pairs, tap.offloads);
+                Outcome::Done
+            }
+            Ok(None) => Outcome::Waits,
+            Err(error) => refused(&error),
+        }
+    }
+
+    /// Reads a command; `None` if it is unknown or invalid.
+    fn read(&self, memory: &GuestMemoryMmap, command: &mut Buffers) -> Option<Change> {
         let [class, number] = take(memory, command)?;
         let has = |feature: u32| (self.features & (1 << feature) != 0).then_some(());
-        match (class.into(), number.into()) {
+        Some(match (class.into(), number.into()) {
             (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
                 has(VIRTIO_NET_F_CTRL_MAC_ADDR)?;
-                lock(&self.state).mac = MacAddress::new(take(memory, command)?)?;
+                Change::Mac(MacAddress::new(take(memory, command)?)?)
             }
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => {
                 has(VIRTIO_NET_F_MQ)?;
                 let pairs = u16::from_le_bytes(take(memory, command)?);
-                (1..=self.pairs).contains(&pairs).then_some(())?;
-                done(lock(&self.taps).attach(pairs.into()))?;
-                lock(&self.state).pairs = pairs;
+                (1..=self.pairs).contains(&pairs).then_some(Change::Pairs(pairs))?
             }
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
                 has(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS)?;
                 let offloads = u64::from_le_bytes(take(memory, command)?);
-                (offloads & !config::guest_offloads(self.features) == 0).then_some(())?;
-                done(lock(&self.taps).set_offloads(offloads))?;
-                lock(&self.state).offloads = offloads;
+                (offloads & !config::guest_offloads(self.features) == 0)
+                    .then_some(Change::Offloads(offloads))?
             }
             _ => return None,
-        }
-        Some(())
+        })
     }
+}
+
+/// What a command changes.
+enum Change {
+    Mac(MacAddress),
+    Pairs(u16),
+    Offloads(u64),
 }
 
 fn take<const LENGTH: usize>(memory: &GuestMemoryMmap, command: &mut Buffers) -> Option<[u8; LENGTH]> {
@@ -127,6 +135,7 @@ fn take<const LENGTH: usize>(memory: &GuestMemoryMmap, command: &mut Buffers) ->
     command.take(memory, &mut bytes).then_some(bytes)
 }
 
-fn done(result: io::Result<()>) -> Option<()> {
-    result.inspect_err(|error| tracing::warn!(%error, "a tap refuses what the guest asked for")).ok()
+fn refused(error: &io::Error) -> Outcome {
+    tracing::warn!(%error, "a tap refuses what the guest's driver asked for");
+    Outcome::Failed
 }

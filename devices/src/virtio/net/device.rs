@@ -1,103 +1,148 @@
 //! The device: what it offers, and the threads that work for it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
-use super::super::queue::ActiveQueue;
-use super::super::rate_limit::Allowance;
+use super::super::mailbox::{CallError, DEADLINE, DeviceThread};
+use super::super::rate_limit::{Allowance, Limit, RateLimitState};
 use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::backend::Backend;
 use super::config::{self, MAX_PAIRS, NetSettings, Offloads};
-use super::control::{Control, Taps};
 use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
 use super::mac::MacAddress;
-use super::pair::{Pair, Worker};
-use super::receive::{Receive, Terms};
-use super::transmit::Transmit;
+use super::pair::Limiters;
+use super::receive::ReceiveMode;
+pub(super) use super::shared::{Driver, Settings, Shared};
+use super::stream::StreamState;
+use super::taps::{IOCTLS, TapSettings, Taps};
+use super::thread::{Command, Reply, SetUp, Start, Worker};
 use crate::lock;
 use crate::metrics::Metrics;
 
-/// The MTU of Ethernet: no backend is taken for one with less.
+/// The MTU of Ethernet: no backend is expected to have a smaller one.
 const USUAL_MTU: u16 = 1500;
 
-/// Why backends make no device.
+/// Why a network device can't be made.
 #[derive(Debug, Error)]
 pub enum NetError {
-    /// A device has at least one pair of queues, and each is a thread.
-    #[error("a network device with {0} pairs of queues cannot be had: give 1 to {MAX_PAIRS}")]
+    /// A device has at least one pair of queues, and each has a thread.
+    #[error("invalid number of queue pairs {0}: use 1 to {MAX_PAIRS}")]
     Pairs(usize),
     /// Only a tap can have several queues.
     #[error("several queues need a tap")]
     QueuesWithoutTap,
+    /// The host refuses to set up the tap, a thread, or a descriptor.
+    #[error("cannot make a network device")]
+    Host(#[source] io::Error),
 }
 
-/// What a snapshot has to know of a network device: what the driver chose by the control queue.
+/// The state of a network device, without its queues.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {
-    /// The hardware address.
+    /// The MAC address, which the driver can change.
     pub mac: MacAddress,
-    /// How many pairs of queues packets come by.
+    /// By how many pairs of queues packets come.
     pub pairs: u16,
-    /// What the driver takes unfinished, as feature bits.
+    /// The offloads of packets to the guest, as feature bits.
     pub offloads: u64,
+    /// Whether the link was up. A device with another backend has that backend's link.
+    pub link_is_up: bool,
+    /// The rate limit of packets to the guest.
+    pub receive_limit: RateLimitState,
+    /// The rate limit of packets from the guest.
+    pub transmit_limit: RateLimitState,
+    /// The frames under way if the backend is a stream.
+    pub stream: Option<StreamState>,
 }
 
 crate::metrics! {
     /// What a network device counts. Bytes are those of Ethernet frames.
     pub struct NetMetrics {
-        /// Bytes that the guest was given.
+        /// Bytes that the guest received.
         rx_bytes,
-        /// Packets that the guest was given.
+        /// Packets that the guest received.
         rx_packets,
-        /// Packets that were lost on their way to the guest: longer than the buffers for them, for the most part.
+        /// Packets to the guest that were lost, most of them because they were longer than the guest's buffers.
         rx_errors,
-        /// How often there was no buffer of the guest's when there may have been a packet.
+        /// How often there was no buffer for a packet that may have been there.
         rx_stalls,
-        /// How often packets for the guest may have had to wait for the rate limit.
+        /// How often packets to the guest may have had to wait for the rate limit.
         rx_rate_limit_waits,
         /// Bytes that the guest sent.
         tx_bytes,
         /// Packets that the guest sent.
         tx_packets,
-        /// Packets that were lost on their way from the guest: the host refused them.
+        /// Packets from the guest that were lost, since they are invalid or the host refused them.
         tx_errors,
         /// How often a packet had to wait for the backend.
         tx_stalls,
-        /// How often packets of the guest had to wait for the rate limit.
+        /// How often packets from the guest had to wait for the rate limit.
         tx_rate_limit_waits,
-        /// Commands by the control queue.
+        /// Commands on the control queue.
         control_operations,
+        /// How often a setting of the tap was changed for the driver.
+        tap_ioctls,
     }
 }
+
+/// The thread of a pair.
+type PairThread = DeviceThread<Command, Reply>;
 
 /// A network device.
 pub struct Net {
     settings: NetSettings,
     offered: u64,
     queue_sizes: Vec<u16>,
-    backends: Vec<Arc<Mutex<Backend>>>,
-    taps: Arc<Mutex<Taps>>,
-    workers: Vec<Worker>,
-    link_is_up: Arc<AtomicBool>,
-    // They go on through resets: a guest must not get a full bucket by a reset.
+    /// One for each pair.
+    threads: Vec<PairThread>,
+    shared: Arc<Shared>,
+    // They live through resets: a reset fills no bucket.
     receive_allowance: Allowance,
     transmit_allowance: Allowance,
-    state: Arc<Mutex<NetState>>,
-    metrics: Arc<NetMetrics>,
+    /// The frames under way when the device was suspended.
+    stream: Option<StreamState>,
+    /// The driver that works with the device.
+    driver: Option<Arc<Driver>>,
+}
+
+/// How a device is made, besides its settings; tests change it.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    /// How long a thread may take to answer.
+    pub(super) deadline: Duration,
+    /// How many ioctls of the tap the driver may cause.
+    pub(super) ioctls: Limit,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { deadline: DEADLINE, ioctls: IOCTLS }
+    }
 }
 
 impl Net {
-    /// Makes a device with a pair of queues for each of `backends`; several have to be queues of one tap.
+    /// Makes a device with a pair of queues for each of `backends`; several have to be queues of one tap. Its threads
+    /// are started.
     ///
     /// # Errors
     ///
-    /// [`NetError`]: there can't be so many pairs.
+    /// [`NetError`].
     pub fn new(settings: NetSettings, backends: Vec<Backend>) -> Result<Self, NetError> {
+        Self::with_bounds(settings, backends, Bounds::default())
+    }
+
+    pub(super) fn with_bounds(
+        settings: NetSettings,
+        backends: Vec<Backend>,
+        bounds: Bounds,
+    ) -> Result<Self, NetError> {
         let pairs = u16::try_from(backends.len()).ok().filter(|pairs| (1..=MAX_PAIRS).contains(pairs));
         let pairs = pairs.ok_or(NetError::Pairs(backends.len()))?;
         let taps: Vec<_> = backends.iter().filter_map(Backend::tap).cloned().collect();
@@ -105,52 +150,60 @@ impl Net {
             return Err(NetError::QueuesWithoutTap);
         }
         let offloads = backends.first().map_or(Offloads::None, Backend::offloads);
-        Ok(Self {
+        let shared = Arc::new(Shared::new(Settings { mac: settings.mac, pairs: 1, offloads: 0 }));
+        let mut taps = Taps::new(taps, bounds.ioctls, shared.metrics.clone()).map_err(NetError::Host)?;
+        // A driver begins with one pair, so that most of them need no change.
+        taps.set(TapSettings { pairs: 1, offloads: 0 }).map_err(NetError::Host)?;
+        let mut device = Self {
             offered: config::features(&settings, offloads, pairs),
             queue_sizes: config::queue_sizes(pairs),
-            backends: backends.into_iter().map(|backend| Arc::new(Mutex::new(backend))).collect(),
-            taps: Arc::new(Mutex::new(Taps::new(taps))),
-            workers: Vec::new(),
-            link_is_up: Arc::new(AtomicBool::new(true)),
+            threads: Vec::new(),
+            shared,
             receive_allowance: Allowance::new(settings.limits.receive),
             transmit_allowance: Allowance::new(settings.limits.transmit),
-            state: Arc::new(Mutex::new(NetState { mac: settings.mac, pairs: 1, offloads: 0 })),
-            metrics: Arc::default(),
+            stream: None,
+            driver: None,
             settings,
-        })
+        };
+        let mut taps = Some(taps);
+        for (number, backend) in (0..).zip(backends) {
+            let thread = device.thread(number, backend, taps.take(), bounds.deadline);
+            device.threads.push(thread.map_err(NetError::Host)?);
+        }
+        Ok(device)
+    }
+
+    fn thread(
+        &self,
+        number: u16,
+        backend: Backend,
+        taps: Option<Taps>,
+        deadline: Duration,
+    ) -> io::Result<PairThread> {
+        let (receive, transmit) = (self.receive_allowance.limiter()?, self.transmit_allowance.limiter()?);
+        let limiters = Limiters { receive, transmit };
+        let worker = Worker::new(number, backend, taps, limiters, self.shared.clone())?;
+        DeviceThread::with_deadline("net", deadline, move |mailbox| worker.run(&mailbox))
     }
 
     /// Whether the backend is there.
     pub fn link_is_up(&self) -> bool {
-        self.link_is_up.load(Ordering::Acquire)
+        self.shared.link_is_up.load(Ordering::Acquire)
     }
 
     fn pairs(&self) -> u16 {
-        u16::try_from(self.backends.len()).unwrap_or(MAX_PAIRS)
+        u16::try_from(self.queue_sizes.len() / 2).unwrap_or(MAX_PAIRS)
     }
 
-    /// Sets taps as the negotiation left them. A tap that is gone is no reason to break the device: its thread will
-    /// see that.
-    fn prepare_taps(&self, features: u64) -> Result<(), ActivateError> {
-        let offloads = config::guest_offloads(features);
-        *lock(&self.state) = NetState { mac: self.settings.mac, pairs: 1, offloads };
-        let mut taps = lock(&self.taps);
-        match taps.set_offloads(offloads).and_then(|()| taps.attach(1)) {
-            Err(error) if error.raw_os_error() != Some(libc::EBADFD) => Err(ActivateError::Host(error)),
-            _ => Ok(()),
-        }
-    }
-
-    fn control(&self, activation: &mut Activation) -> Option<(u16, Control)> {
-        let features = activation.features;
-        let pairs = if features & (1 << VIRTIO_NET_F_MQ) != 0 { self.pairs() } else { 1 };
-        if features & (1 << VIRTIO_NET_F_CTRL_VQ) == 0 {
-            return None;
-        }
-        // A driver that negotiates a control queue and leaves it disabled has no use for it.
-        let queue = ActiveQueue::take(activation, 2 * pairs).ok()?;
-        let (taps, state, metrics) = (self.taps.clone(), self.state.clone(), self.metrics.clone());
-        Some((2 * pairs, Control::new(queue, (features, pairs), taps, state, metrics)))
+    /// The driver of `activation`, and its queues.
+    fn driver_of(&self, activation: &mut Activation) -> (Arc<Driver>, Vec<Option<Queue>>) {
+        let has = |feature: u32| activation.features & 1 << feature != 0;
+        let pairs = if has(VIRTIO_NET_F_MQ) { self.pairs() } else { 1 };
+        let control_queue = has(VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs);
+        let longest = self.longest(activation.features);
+        let mode = ReceiveMode::new(activation.features, self.settings.mtu, longest);
+        let queues = std::mem::take(&mut activation.queues);
+        (Arc::new(Driver::new(activation, mode, pairs, control_queue)), queues)
     }
 
     /// The length of the longest packet that a driver with `features` can be sent, header included.
@@ -162,51 +215,94 @@ impl Net {
         }
     }
 
-    fn start_pair(
-        &self,
-        (number, backend): (u16, &Arc<Mutex<Backend>>),
-        activation: &mut Activation,
-        control: Option<(u16, Control)>,
-    ) -> Result<Worker, ActivateError> {
-        let features = activation.features;
-        let terms = Terms::new(features, self.settings.mtu, self.longest(features));
-        let receive = ActiveQueue::take(activation, 2 * number)?;
-        let transmit = ActiveQueue::take(activation, 2 * number + 1)?;
-        let limiter = |allowance: &Allowance| allowance.limiter().map_err(ActivateError::Host);
-        let receive_limiter = limiter(&self.receive_allowance)?;
-        let transmit_limiter = limiter(&self.transmit_allowance)?;
-        let pair = Pair {
-            number,
-            backend: backend.clone(),
-            receive: Receive::new(receive, terms, receive_limiter, self.metrics.clone()),
-            transmit: Transmit::new(transmit, transmit_limiter, self.metrics.clone()),
-            control,
-            notifiers: activation.notifiers.clone(),
-            link_is_up: self.link_is_up.clone(),
-            interrupt: activation.interrupt.clone(),
+    /// Gives each thread its queues. The first one sets the tap up before the others receive anything.
+    fn start(
+        &mut self,
+        driver: &Arc<Driver>,
+        mut queues: Vec<Option<Queue>>,
+        tap: SetUp,
+    ) -> Result<(), ActivateError> {
+        self.driver = Some(driver.clone());
+        let mut take = |index: u16| {
+            let queue = queues.get_mut(usize::from(index)).and_then(Option::take);
+            queue.map(|queue| (index, queue))
         };
-        Worker::start(pair).map_err(ActivateError::Host)
-    }
-
-    fn start(&mut self, activation: &mut Activation) -> Result<(), ActivateError> {
-        let features = activation.features;
-        self.prepare_taps(features)?;
-        let mut control = self.control(activation);
-        let all = (0..).zip(&self.backends);
-        let pairs = if features & (1 << VIRTIO_NET_F_MQ) != 0 { self.pairs() } else { 1 };
-        let mut workers = Vec::new();
-        for (number, backend) in all.take(pairs.into()) {
-            match self.start_pair((number, backend), activation, control.take()) {
-                Ok(worker) => workers.push(worker),
+        let control = driver.control_queue.and_then(&mut take);
+        let mut starts = (0..driver.pairs).map(|number| {
+            let queues = [take(2 * number), take(2 * number + 1)];
+            Start { driver: driver.clone(), queues: queues.into_iter().flatten().collect(), tap: None }
+        });
+        let Some((mut first, first_thread)) = starts.next().zip(self.threads.first()) else { return Ok(()) };
+        first.queues.extend(control);
+        first.tap = Some(tap);
+        match first_thread.call(Command::Start(first))? {
+            Reply::Failed(error) => return Err(error),
+            Reply::Done | Reply::Suspended(..) => {}
+        }
+        let end = Instant::now() + first_thread.deadline();
+        let sent: Vec<_> = starts
+            .zip(self.threads.iter().skip(1))
+            .map(|(start, thread)| thread.send(Command::Start(start)))
+            .collect();
+        let mut result = Ok(());
+        for pending in sent {
+            match pending.and_then(|pending| pending.wait_until(end)) {
                 // A driver may use fewer pairs than there are.
-                Err(ActivateError::QueueMissing(_)) if number > 0 => {}
-                Err(error) => {
-                    workers.into_iter().for_each(Worker::stop);
-                    return Err(error);
-                }
+                Ok(Reply::Failed(ActivateError::QueueMissing(_)) | Reply::Done | Reply::Suspended(..)) => {}
+                Ok(Reply::Failed(error)) => result = Err(error),
+                Err(error) => result = Err(error.into()),
             }
         }
-        self.workers = workers;
+        result
+    }
+
+    /// Sends a message to each thread and waits for all answers, up to one deadline.
+    fn call_all(&self, command: impl Fn() -> Command) -> Vec<Result<Reply, CallError>> {
+        let sent: Vec<_> = self.threads.iter().map(|thread| thread.send(command())).collect();
+        let deadline = self.threads.first().map_or(DEADLINE, DeviceThread::deadline);
+        let end = Instant::now() + deadline;
+        sent.into_iter().map(|pending| pending.and_then(|pending| pending.wait_until(end))).collect()
+    }
+
+    /// Has the threads go on whose queues came back while another thread did not answer.
+    fn go_on(&self, queues: Vec<(u16, Queue)>) {
+        let Some(driver) = &self.driver else { return };
+        let mut of_pairs: Vec<Vec<(u16, Queue)>> = self.threads.iter().map(|_| Vec::new()).collect();
+        for (index, queue) in queues {
+            let pair = if driver.control_queue == Some(index) { 0 } else { usize::from(index / 2) };
+            if let Some(queues) = of_pairs.get_mut(pair) {
+                queues.push((index, queue));
+            }
+        }
+        for (number, (queues, thread)) in of_pairs.into_iter().zip(&self.threads).enumerate() {
+            let tap = (number == 0).then(|| SetUp::Limited(self.shared.tap_settings()));
+            let start = Start { driver: driver.clone(), queues, tap };
+            if !start.queues.is_empty()
+                && let Err(error) = thread.call(Command::Start(start))
+            {
+                tracing::error!(%error, "a pair of network queues does not go on");
+            }
+        }
+    }
+
+    /// Takes over what `state` has of the device itself.
+    fn restore(&mut self, state: &NetState) -> Result<(), ActivateError> {
+        let invalid = |why: &str| Err(ActivateError::State(why.to_owned()));
+        if !(1..=self.pairs()).contains(&state.pairs) {
+            return invalid("it has another number of queue pairs");
+        }
+        if state.offloads & !config::guest_offloads(self.offered) != 0 {
+            return invalid("it has offloads that this device does not offer");
+        }
+        let NetState { mac, pairs, offloads, .. } = *state;
+        *lock(&self.shared.settings) = Settings { mac, pairs, offloads };
+        self.receive_allowance.restore(&state.receive_limit);
+        self.transmit_allowance.restore(&state.transmit_limit);
+        if let (Some(stream), Some(thread)) = (&state.stream, self.threads.first())
+            && let Reply::Failed(error) = thread.call(Command::Restore(stream.clone()))?
+        {
+            return Err(error);
+        }
         Ok(())
     }
 }
@@ -227,28 +323,68 @@ impl VirtioDevice for Net {
     }
 
     fn config_space(&self) -> Vec<u8> {
-        config::space(lock(&self.state).mac, self.link_is_up(), self.pairs(), self.settings.mtu).to_vec()
+        let mac = lock(&self.shared.settings).mac;
+        config::space(mac, self.link_is_up(), self.pairs(), self.settings.mtu).to_vec()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        self.start(&mut activation)
+        let offloads = config::guest_offloads(activation.features);
+        *lock(&self.shared.settings) = Settings { mac: self.settings.mac, pairs: 1, offloads };
+        let (driver, queues) = self.driver_of(&mut activation);
+        self.start(&driver, queues, SetUp::Limited(TapSettings { pairs: 1, offloads }))
     }
 
     fn reset(&mut self) -> Result<(), StopError> {
-        self.workers.drain(..).for_each(Worker::stop);
-        lock(&self.state).mac = self.settings.mac;
+        for reply in self.call_all(|| Command::Stop) {
+            reply?;
+        }
+        self.driver = None;
+        lock(&self.shared.settings).mac = self.settings.mac;
         Ok(())
     }
 
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
-        if !self.workers.is_empty() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+        let (mut queues, mut stream, mut failure) = (Vec::new(), None, None);
+        for reply in self.call_all(|| Command::Suspend) {
+            match reply {
+                Ok(Reply::Suspended(more, state)) => {
+                    queues.extend(more);
+                    stream = stream.or(state);
+                }
+                Ok(Reply::Done | Reply::Failed(_)) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        if let Some(error) = failure {
+            self.go_on(queues);
+            return Err(error.into());
+        }
+        self.stream = stream;
+        Ok(self.driver.as_ref().map_or_else(Vec::new, |driver| {
+            let mut all = driver.activation(queues).queues;
+            all.resize_with(self.queue_sizes.len(), || None);
+            all
+        }))
     }
 
-    fn resume(&mut self, activation: Option<Activation>, _state: NetState) -> Result<(), ActivateError> {
-        activation.map_or(Ok(()), |activation| self.activate(activation))
+    fn resume(&mut self, activation: Option<Activation>, state: NetState) -> Result<(), ActivateError> {
+        self.restore(&state)?;
+        let Some(mut activation) = activation else { return Ok(()) };
+        if state.offloads & !config::guest_offloads(activation.features) != 0 {
+            return Err(ActivateError::State("it has offloads that were not negotiated".to_owned()));
+        }
+        let (driver, queues) = self.driver_of(&mut activation);
+        if state.pairs > driver.pairs {
+            return Err(ActivateError::State("it has queue pairs that were not negotiated".to_owned()));
+        }
+        self.start(&driver, queues, SetUp::AtOnce(self.shared.tap_settings()))?;
+        if self.link_is_up() != state.link_is_up {
+            activation.interrupt.config_changed();
+        }
+        Ok(())
     }
 
-    /// No queue is the event loop's.
+    /// Not called: the threads read the notifiers of all queues.
     fn queue_notified(&mut self, _index: u16) {}
 
     fn reads_notifier(&self, _index: u16) -> bool {
@@ -256,17 +392,19 @@ impl VirtioDevice for Net {
     }
 
     fn metrics(&self) -> Arc<dyn Metrics> {
-        self.metrics.clone()
+        self.shared.metrics.clone()
     }
 
     fn state(&self) -> NetState {
-        lock(&self.state).clone()
-    }
-}
-
-impl Drop for Net {
-    /// No thread outlives its device.
-    fn drop(&mut self) {
-        self.workers.drain(..).for_each(Worker::stop);
+        let Settings { mac, pairs, offloads } = *lock(&self.shared.settings);
+        NetState {
+            mac,
+            pairs,
+            offloads,
+            link_is_up: self.link_is_up(),
+            receive_limit: self.receive_allowance.state(),
+            transmit_limit: self.transmit_allowance.state(),
+            stream: self.stream.clone(),
+        }
     }
 }

@@ -15,6 +15,7 @@ const LOCAL: u8 = 2;
 
 /// The MAC address of a network interface: neither zero nor multicast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "[u8; 6]", into = "[u8; 6]")]
 pub struct MacAddress([u8; 6]);
 
 /// Why a text is not a MAC address of an interface.
@@ -54,6 +55,20 @@ impl MacAddress {
     /// The bytes, as they go over the wire.
     pub fn bytes(self) -> [u8; 6] {
         self.0
+    }
+}
+
+impl TryFrom<[u8; 6]> for MacAddress {
+    type Error = MacAddressError;
+
+    fn try_from(bytes: [u8; 6]) -> Result<Self, MacAddressError> {
+        Self::new(bytes).ok_or_else(|| MacAddressError::NotUnicast(Self(bytes).to_string()))
+    }
+}
+
+impl From<MacAddress> for [u8; 6] {
+    fn from(address: MacAddress) -> Self {
+        address.0
     }
 }
 

@@ -1,7 +1,7 @@
 //! The network device (VIRTIO 1.2, section 5.1).
 //!
-//! A pair of a receive queue and a transmit queue is served by a thread of its own (`pair`), which moves packets
-//! straight between the guest's buffers and a [`Backend`].
+//! Each pair of a receive queue and a transmit queue has a thread of its own (`thread`), which is made with the device
+//! and moves packets between the guest's buffers and a [`Backend`] without a copy in between.
 
 mod backend;
 mod config;
@@ -13,10 +13,13 @@ mod mac;
 mod pair;
 mod receive;
 mod route;
+mod shared;
 mod stream;
 mod tap;
+mod taps;
 #[cfg(test)]
 mod tests;
+mod thread;
 mod transmit;
 
 pub use self::backend::Backend;
@@ -24,5 +27,5 @@ pub use self::config::{MAX_MTU, MAX_PAIRS, MIN_MTU, NetLimits, NetSettings};
 pub use self::device::{Net, NetError, NetMetrics, NetState};
 pub use self::interface::{Interface, InterfaceName, InterfaceNameError};
 pub use self::mac::{MacAddress, MacAddressError};
-pub use self::stream::Stream;
+pub use self::stream::{Stream, StreamState};
 pub use self::tap::{Tap, TapError};

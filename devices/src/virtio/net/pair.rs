@@ -1,84 +1,64 @@
-//! A pair of queues at work, on a thread of its own.
+//! A pair of a receive queue and a transmit queue that the device works on.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::super::VirtioInterrupt;
-use super::backend::{Backend, Trouble, again};
+use super::super::rate_limit::RateLimiter;
+use super::super::{Queue, VirtioInterrupt};
+use super::backend::{Backend, BackendError};
 use super::control::Control;
+use super::device::Shared;
 use super::receive::{Receive, Wait};
+use super::taps::{TapSettings, Taps};
 use super::transmit::Transmit;
-use crate::lock;
 
-/// How long a packet waits for a driver that has given too few buffers to give more.
-const PATIENCE: Duration = Duration::from_millis(10);
-/// For how many milliseconds the driver is not told of packets that were sent, when no packet comes that it is told of
-/// with the same interrupt. An interrupt costs a guest two exits.
-const SILENCE: i32 = 1;
-/// What stands for no end of time.
-const FOREVER: i32 = -1;
+/// How long a packet waits for a driver that has made too few buffers available to make more available.
+const BUFFERS_TIMEOUT: Duration = Duration::from_millis(10);
+/// For how many milliseconds the driver is not signalled for packets that were sent, if no packet is received for which
+/// it is signalled by the same interrupt. An interrupt costs a guest two exits.
+const SIGNAL_DELAY: i32 = 1;
+/// The timeout of epoll that never ends.
+pub(super) const FOREVER: i32 = -1;
 
-/// What the thread waits for, as epoll tells it.
-const STOP: u64 = 0;
-const BACKEND: u64 = 1;
-const RECEIVE: u64 = 2;
-const TRANSMIT: u64 = 3;
-const CONTROL: u64 = 4;
-const RECEIVE_LIMIT: u64 = 5;
-const TRANSMIT_LIMIT: u64 = 6;
-const EVENTS: usize = 7;
+/// Events of a pair, as epoll reports them. The numbers below are the thread's own.
+pub(super) const BACKEND: u64 = 1;
+pub(super) const RECEIVE: u64 = 2;
+pub(super) const TRANSMIT: u64 = 3;
+pub(super) const CONTROL: u64 = 4;
+pub(super) const RECEIVE_LIMIT: u64 = 5;
+pub(super) const TRANSMIT_LIMIT: u64 = 6;
+pub(super) const TAP_LIMIT: u64 = 7;
 
-/// What a pair consists of.
+/// The limiters of a pair, which outlive its queues: a reset fills no bucket.
+pub(super) struct Limiters {
+    pub(super) receive: RateLimiter,
+    pub(super) transmit: RateLimiter,
+}
+
+/// The parts of the device that the thread of the first pair has besides.
+pub(super) struct First {
+    /// The control queue, if the driver uses one, and its index. It is behind the first pair for a driver that knows one
+    /// pair, and behind all of them for one that knows several (5.1.2).
+    pub(super) control: Option<(u16, Control)>,
+    /// How the tap has to be set up before packets are received.
+    pub(super) tap: Option<TapSettings>,
+}
+
+/// A pair with its queues.
 pub(super) struct Pair {
     /// Counted from 0.
-    pub(super) number: u16,
-    /// Locked as long as the thread runs; so it is there for the next one.
-    pub(super) backend: Arc<Mutex<Backend>>,
-    pub(super) receive: Receive,
-    pub(super) transmit: Transmit,
-    /// The control queue, with its index, which the first pair's thread serves. The queue behind the first pair is
-    /// the control queue for a driver that knows of one pair, and the second pair's for one that knows of several
-    /// (5.1.2), so that nobody outside of the device can know who is to be woken for it.
-    pub(super) control: Option<(u16, Control)>,
-    /// The notifiers of all queues.
-    pub(super) notifiers: Arc<[EventFd]>,
-    pub(super) link_is_up: Arc<AtomicBool>,
-    pub(super) interrupt: Arc<dyn VirtioInterrupt>,
-}
-
-/// The thread of a pair.
-pub(super) struct Worker {
-    stop: EventFd,
-    thread: JoinHandle<()>,
-}
-
-impl Worker {
-    /// Starts a thread for `pair`.
-    ///
-    /// # Errors
-    ///
-    /// The host has no descriptor or no thread left.
-    pub(super) fn start(mut pair: Pair) -> io::Result<Self> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let epoll = pair.watch(&stop)?;
-        let thread = crate::thread("net").spawn(move || pair.run(&epoll))?;
-        Ok(Self { stop, thread })
-    }
-
-    /// Stops the thread. When it returns, nothing of guest memory is used any more.
-    pub(super) fn stop(self) {
-        // It fails only where the counter is full, and then the thread is woken all the same.
-        let _ = self.stop.write(1);
-        // A panic there has been reported where it was.
-        let _ = self.thread.join();
-    }
+    number: u16,
+    receive: Receive,
+    transmit: Transmit,
+    first: Option<First>,
+    /// The notifiers of all queues of the device.
+    notifiers: Arc<[EventFd]>,
+    interrupt: Arc<dyn VirtioInterrupt>,
+    shared: Arc<Shared>,
+    due: Due,
 }
 
 /// What the next turns are for.
@@ -89,84 +69,67 @@ struct Due {
     /// What receiving waits for.
     wait: Wait,
     /// When more buffers have been waited for long enough.
-    patience_ends: Option<Instant>,
-    /// Whether a packet of the guest's waits for the backend.
+    buffers_deadline: Option<Instant>,
+    /// Whether a packet of the guest waits for the backend.
     blocked: bool,
 }
 
-impl Pair {
-    /// Makes an epoll instance of all that the pair waits for.
-    ///
-    /// All but the end is edge-triggered: a notifier then needn't be read empty each time, and a backend whose
-    /// packets there is no room for doesn't keep the thread busy.
-    fn watch(&mut self, stop: &EventFd) -> io::Result<Epoll> {
-        let epoll = Epoll::new()?;
-        let add = |fd, events, number| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, number));
-        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        add(stop.as_raw_fd(), EventSet::IN, STOP)?;
-        add(lock(&self.backend).as_fd().as_raw_fd(), edge | EventSet::OUT, BACKEND)?;
-        let control = self.control.as_ref().map(|(index, _)| (*index, CONTROL));
-        let queues = [(2 * self.number, RECEIVE), (2 * self.number + 1, TRANSMIT)];
-        for (index, number) in queues.into_iter().chain(control) {
-            if let Some(notifier) = self.notifiers.get(usize::from(index)) {
-                add(notifier.as_raw_fd(), edge, number)?;
-            }
-        }
-        let timers = [(self.receive.limiter(), RECEIVE_LIMIT), (self.transmit.limiter(), TRANSMIT_LIMIT)];
-        for (limiter, number) in timers {
-            if let Some(timer) = limiter.timer() {
-                add(timer, edge, number)?;
-            }
-        }
-        Ok(epoll)
-    }
+/// What a pair gives up when it is suspended.
+pub(super) struct Suspended {
+    /// The queues, each with its index.
+    pub(super) queues: Vec<(u16, Queue)>,
+    pub(super) limiters: Limiters,
+}
 
-    fn run(mut self, epoll: &Epoll) {
-        let backend = Arc::clone(&self.backend);
-        let mut backend = lock(&backend);
-        let mut due = Due {
+impl Pair {
+    /// Pair `number` of a device, which begins with a turn of each queue.
+    pub(super) fn new(
+        number: u16,
+        (receive, transmit): (Receive, Transmit),
+        first: Option<First>,
+        (notifiers, interrupt): (Arc<[EventFd]>, Arc<dyn VirtioInterrupt>),
+        shared: Arc<Shared>,
+    ) -> Self {
+        let due = Due {
             receive: true,
             transmit: true,
             control: true,
             wait: Wait::No,
-            patience_ends: None,
+            buffers_deadline: None,
             blocked: false,
         };
-        let mut events = [EpollEvent::default(); EVENTS];
-        loop {
-            self.turns(&mut backend, &mut due);
-            let count = match again(|| epoll.wait(self.timeout(&due), &mut events)) {
-                Ok(count) => count,
-                Err(error) => {
-                    tracing::error!(%error, "a network device's thread cannot wait");
-                    break;
-                }
-            };
-            if count == 0 {
-                self.transmit.tell();
-            }
-            due.receive = due.wait == Wait::No || due.timeout() == 0;
-            let mut events = events.iter().take(count).map(EpollEvent::data);
-            if events.any(|event| !self.note(event, &mut due)) {
-                break;
-            }
-        }
-        backend.reset(self.transmit.rest());
+        Self { number, receive, transmit, first, notifiers, interrupt, shared, due }
     }
 
-    /// For how many milliseconds nothing has to be done unless something happens.
-    fn timeout(&self, due: &Due) -> i32 {
-        match due.timeout() {
-            FOREVER if self.transmit.owes() => SILENCE,
-            timeout if self.transmit.owes() => timeout.min(SILENCE),
+    /// The notifiers to watch, each with its event.
+    pub(super) fn notifiers(&self) -> impl Iterator<Item = (&EventFd, u64)> {
+        let control = self.first.as_ref().and_then(|first| first.control.as_ref());
+        let queues = [(2 * self.number, RECEIVE), (2 * self.number + 1, TRANSMIT)];
+        let queues = queues.into_iter().chain(control.map(|(index, _)| (*index, CONTROL)));
+        queues.filter_map(|(index, event)| Some((self.notifiers.get(usize::from(index))?, event)))
+    }
+
+    /// For how many milliseconds there is nothing to do unless something happens.
+    pub(super) fn timeout(&self) -> i32 {
+        match self.due.timeout() {
+            FOREVER if self.transmit.owes_signal() => SIGNAL_DELAY,
+            timeout if self.transmit.owes_signal() => timeout.min(SIGNAL_DELAY),
             timeout => timeout,
         }
     }
 
-    /// Notes what an event is for; false, where it is the end.
-    ///
-    /// While packets wait for a rate limit there is nothing to begin for those that come behind them.
-    fn note(&mut self, event: u64, due: &mut Due) -> bool {
+    /// Takes note of the events of one wake-up.
+    pub(super) fn woken(&mut self, events: impl ExactSizeIterator<Item = u64>) {
+        if events.len() == 0 {
+            self.transmit.signal();
+        }
+        self.due.receive = self.due.wait == Wait::No || self.due.timeout() == 0;
+        events.for_each(|event| self.note(event));
+    }
+
+    /// Takes note of an event. While packets wait for a rate limit, there is nothing to do for those behind them.
+    fn note(&mut self, event: u64) {
+        let due = &mut self.due;
         match event {
             BACKEND => {
                 due.receive |= due.wait != Wait::Limit;
@@ -183,69 +146,116 @@ impl Pair {
                 self.transmit.limiter().timer_expired();
                 due.transmit = true;
             }
-            _ => return false,
+            TAP_LIMIT => due.control = true,
+            _ => {}
         }
-        true
     }
 
-    fn turns(&mut self, backend: &mut Backend, due: &mut Due) {
-        if std::mem::take(&mut due.control)
-            && let Some((_, control)) = &mut self.control
+    /// Does what is due.
+    pub(super) fn turns(&mut self, backend: &mut Backend, taps: Option<&mut Taps>) {
+        if let (Some(first), Some(taps)) = (&mut self.first, taps)
+            && self.due.control
+            && !taps.is_waiting()
         {
-            control.turn();
-        }
-        if std::mem::take(&mut due.transmit) {
-            if due.wait == Wait::Forever {
-                self.transmit.discard();
-            } else {
-                match self.transmit.turn(backend) {
-                    Ok(blocked) => due.blocked = blocked,
-                    Err(trouble) => self.trouble(trouble, due),
-                }
+            self.due.control = false;
+            if let Some(settings) = first.tap
+                && self.shared.set_up_tap(taps, settings, &*self.interrupt)
+            {
+                first.tap = None;
+                self.due.receive = true;
+            }
+            if first.tap.is_none()
+                && let Some((_, control)) = &mut first.control
+            {
+                control.turn(taps);
             }
         }
-        if std::mem::take(&mut due.receive) && due.wait != Wait::Forever {
-            let patient = due.patience_ends.is_none_or(|end| Instant::now() < end);
-            match self.receive.turn(backend, patient, self.transmit.queue()) {
-                Ok(wait) => due.wait = wait,
-                Err(trouble) => {
-                    due.wait = Wait::Packet;
-                    self.trouble(trouble, due);
-                }
-            }
-            due.patience_ends = match (due.wait, due.patience_ends) {
-                (Wait::MoreBuffers, Some(end)) if patient => Some(end),
-                (Wait::MoreBuffers, _) => Some(Instant::now() + PATIENCE),
-                _ => None,
-            };
+        if std::mem::take(&mut self.due.transmit) {
+            self.transmit(backend);
+        }
+        if std::mem::take(&mut self.due.receive) && self.due.wait != Wait::Forever {
+            self.receive(backend);
         }
     }
 
-    /// The backend has no more packets and takes none: for the guest, the cable is pulled.
-    fn trouble(&mut self, trouble: Trouble, due: &mut Due) {
-        let Trouble::Closed(error) = trouble else { return };
-        // A tap's queue that the driver doesn't use is no loss; the first one goes with the tap alone.
+    fn transmit(&mut self, backend: &mut Backend) {
+        if self.due.wait == Wait::Forever {
+            self.transmit.discard();
+            return;
+        }
+        match self.transmit.turn(backend) {
+            Ok(blocked) => self.due.blocked = blocked,
+            Err(error) => self.failed(error),
+        }
+    }
+
+    fn receive(&mut self, backend: &mut Backend) {
+        // Until then, packets may come by queues and with offloads that an earlier driver has chosen. The queues of
+        // all pairs but the first are empty afterwards, since the kernel empties those that it detaches.
+        if !self.shared.is_tap_set_up() {
+            self.due.wait = Wait::Packet;
+            return;
+        }
+        let now = Instant::now;
+        let wait_for_buffers = self.due.buffers_deadline.is_none_or(|deadline| now() < deadline);
+        match self.receive.turn(backend, wait_for_buffers, self.transmit.queue()) {
+            Ok(wait) => self.due.wait = wait,
+            Err(error) => {
+                self.due.wait = Wait::Packet;
+                self.failed(error);
+            }
+        }
+        self.due.buffers_deadline = match (self.due.wait, self.due.buffers_deadline) {
+            (Wait::MoreBuffers, Some(deadline)) if wait_for_buffers => Some(deadline),
+            (Wait::MoreBuffers, _) => Some(now() + BUFFERS_TIMEOUT),
+            _ => None,
+        };
+    }
+
+    /// The backend is gone: the link goes down, and what the driver sends is discarded.
+    fn failed(&mut self, error: BackendError) {
+        let BackendError::Closed(error) = error else { return };
+        // A queue of the tap that the driver does not use may fail; the first one fails only with the tap.
         if self.number > 0 {
             self.transmit.discard();
             return;
         }
-        tracing::warn!(%error, "a network backend is gone; the guest's link goes down");
-        due.wait = Wait::Forever;
-        due.blocked = false;
+        self.due.wait = Wait::Forever;
+        self.due.blocked = false;
         self.transmit.discard();
-        self.link_is_up.store(false, Ordering::Release);
-        self.interrupt.config_changed();
+        // Each driver finds it out once more.
+        if self.shared.link_is_up.swap(false, Ordering::AcqRel) {
+            tracing::warn!(%error, "a network backend is gone; the guest's link goes down");
+            self.interrupt.config_changed();
+        }
+    }
+
+    /// Gives the queues back, with their positions: packets that were not sent or received stay where they are.
+    pub(super) fn suspend(self, backend: &mut Backend) -> Suspended {
+        let (receive, receive_limiter) = self.receive.suspend(backend);
+        let (transmit, transmit_limiter) = self.transmit.suspend(backend);
+        let mut queues = vec![(2 * self.number, receive), (2 * self.number + 1, transmit)];
+        if let Some((index, control)) = self.first.and_then(|first| first.control) {
+            queues.push((index, control.into_queue()));
+        }
+        let limiters = Limiters { receive: receive_limiter, transmit: transmit_limiter };
+        Suspended { queues, limiters }
+    }
+
+    /// Gives up the queues.
+    pub(super) fn stop(self, backend: &mut Backend) -> Limiters {
+        Limiters { receive: self.receive.stop(backend), transmit: self.transmit.stop(backend) }
     }
 }
 
 impl Due {
     /// For how many milliseconds receiving needs no turn unless something happens.
     fn timeout(&self) -> i32 {
-        match (self.wait, self.patience_ends) {
+        match (self.wait, self.buffers_deadline) {
             (Wait::No, _) => 0,
-            (Wait::MoreBuffers, Some(end)) => {
-                let left = end.saturating_duration_since(Instant::now());
-                // Rounded up, so that it is not woken too early, over and over.
+            (Wait::MoreBuffers, Some(deadline)) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // Rounded up, so that the thread is not woken too early, over and over.
                 i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(FOREVER)
             }
             _ => FOREVER,

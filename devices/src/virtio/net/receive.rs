@@ -1,4 +1,4 @@
-//! From the backend to the guest.
+//! Packets from the backend to the guest.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,20 +9,21 @@ use virtio_bindings::virtio_net::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::super::Queue;
 use super::super::iovecs::IoVecs;
 use super::super::queue::{ActiveQueue, Chain, Head};
 use super::super::rate_limit::RateLimiter;
-use super::backend::{Backend, Trouble};
+use super::backend::{Backend, BackendError};
 use super::device::NetMetrics;
 use super::header::{FLAGS, FRAME_OVERHEAD, GSO_TYPE, HEADER, NUM_BUFFERS};
 
-/// The most packets of a turn; then others have theirs.
+/// The most packets of a turn; then the transmit queue has its own.
 const PACKETS_PER_TURN: usize = 64;
-/// Of the first packet of a turn the driver is told at once, and then of so many together: it works on those while the
-/// next ones come. While it is at it, it wants no interrupts.
+/// The driver is signalled for the first packet of a turn at once, and then for so many together: it works on those while
+/// the next ones are received. While it does, it wants no interrupts.
 const PACKETS_PER_INTERRUPT: usize = 8;
-/// No more chains are gathered when there are so many ranges: `readv` takes twice as many. A chain may have more than
-/// the rest, and then its end isn't used.
+/// No more chains are gathered once there are so many ranges: `readv` takes twice as many. If a chain has more than that
+/// leaves, its end isn't used.
 const MANY_RANGES: usize = 512;
 const MAX_RANGES: usize = 1000;
 
@@ -31,15 +32,15 @@ const MAX_RANGES: usize = 1000;
 pub(super) enum Wait {
     /// Nothing.
     No,
-    /// The backend has to have a packet.
+    /// The backend has a packet.
     Packet,
-    /// The driver has to give buffers.
+    /// The driver makes buffers available.
     Buffers,
-    /// The driver has to give buffers; but where it gives none for a while, what there is will have to do.
+    /// The driver makes more buffers available, or doesn't for a while: then the packet has to do with those there are.
     MoreBuffers,
-    /// The rate limit has to let the next packet pass. Until then it stays with the backend.
+    /// The rate limit allows a packet. Until then it stays with the backend.
     Limit,
-    /// The backend is gone.
+    /// Nothing can: the backend is gone.
     Forever,
 }
 
@@ -47,12 +48,12 @@ pub(super) enum Wait {
 enum HeaderPlace {
     /// In one piece.
     Whole(GuestAddress),
-    /// The driver has split it (2.7.4): the place of each byte.
+    /// In several buffers (2.7.4): the address of each byte.
     Split(Box<[GuestAddress; HEADER]>),
 }
 
 impl HeaderPlace {
-    /// `None`, where the chain is too short.
+    /// `None` if the chain is too short.
     fn of(chain: &Chain) -> Option<Self> {
         let (first, length) = chain.writable.first()?;
         if usize::try_from(length).is_ok_and(|length| length >= HEADER) {
@@ -76,7 +77,7 @@ impl HeaderPlace {
 
     /// Writes `bytes` to `offset` in the header.
     fn write(&self, memory: &GuestMemoryMmap, offset: usize, bytes: &[u8]) {
-        // All places were found to lie in memory, so that nothing here fails.
+        // All addresses were found to be in RAM, so that nothing here fails.
         match self {
             Self::Whole(first) => {
                 let _ = memory.write_slice(bytes, GuestAddress(first.0.saturating_add(offset as u64)));
@@ -90,7 +91,7 @@ impl HeaderPlace {
     }
 }
 
-/// A chain that waits for a packet.
+/// A chain that was taken from the queue for the next packets.
 struct Waiting {
     head: Head,
     length: usize,
@@ -98,13 +99,13 @@ struct Waiting {
     header: HeaderPlace,
 }
 
-/// The buffers that the next packets go to. What one packet leaves over is there for the next.
+/// The buffers for the next packets. Chains that one packet does not need are for the next.
 pub(super) struct Room {
     memory: Arc<GuestMemoryMmap>,
     chains: VecDeque<Waiting>,
     ranges: IoVecs,
     capacity: usize,
-    /// What is written to here had no room.
+    /// Behind all buffers; it is written to when a packet is too long for them.
     overflow: Box<[u8; 1]>,
 }
 
@@ -114,27 +115,27 @@ impl Room {
         Self { memory, chains, ranges, capacity: 0, overflow: Box::new([0]) }
     }
 
-    /// The bytes of all buffers together.
+    /// The length of all buffers together, in bytes.
     pub(super) fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// The buffers, in order. They lie in guest memory, which is there as long as this is.
+    /// The buffers, in order. They lie in guest memory, which lives as long as this.
     pub(super) fn ranges(&self) -> &IoVecs {
         &self.ranges
     }
 
-    /// Adds a range of one byte behind all others, by which a packet is seen to be too long.
+    /// Adds a range of one byte behind all others, by which a packet that is too long is recognized.
     pub(super) fn add_overflow(&mut self) {
         self.ranges.push_raw(self.overflow.as_mut_ptr().cast(), self.overflow.len());
     }
 
-    /// Takes it away again.
+    /// Removes it again.
     pub(super) fn remove_overflow(&mut self) {
         self.ranges.pop();
     }
 
-    /// Adds the buffers of `chain`; false, where it has no room for a header (5.1.6.3.1).
+    /// Adds the buffers of `chain`; false if it has no room for a header (5.1.6.3.1).
     fn push(&mut self, chain: &Chain) -> bool {
         let Some(header) = HeaderPlace::of(chain) else { return false };
         let before = self.ranges.left().len();
@@ -149,7 +150,7 @@ impl Room {
         length >= HEADER
     }
 
-    /// Gives the driver a packet of `length` bytes in the first chains, as few as it takes.
+    /// Gives the first chains back with a packet of `length` bytes, as few of them as it needs.
     fn deliver(
         &mut self,
         queue: &mut ActiveQueue,
@@ -182,30 +183,30 @@ impl Room {
     }
 }
 
-/// What there is of a packet's header, but for `num_buffers`.
+/// The fields of a packet's header that the backend has written, except for `num_buffers`.
 #[derive(Clone, Copy, Debug)]
 enum HeaderFields {
     All,
-    /// The backend's flags are not for a driver that knows nothing of unfinished checksums (5.1.6.4.1).
+    /// The flags are cleared for a driver that did not negotiate partial checksums (5.1.6.4.1).
     AllButFlags,
     None,
 }
 
-/// What the driver has negotiated that matters here.
+/// What device and driver have negotiated for received packets.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
-    /// Whether a packet may go to several chains.
+pub(super) struct ReceiveMode {
+    /// Whether a packet may be in several chains (VIRTIO_NET_F_MRG_RXBUF).
     mergeable: bool,
-    /// Whether the flags of a header mean something.
+    /// Whether a packet may have a partial checksum (VIRTIO_NET_F_GUEST_CSUM).
     checksums: bool,
-    /// The length of the longest packet, header included, that is no one to be segmented (5.1.4.1).
+    /// The length of the longest packet, header included, that need not be segmented (5.1.4.1).
     most: usize,
-    /// The length of the longest packet that is to be expected, header included.
+    /// The length of the longest packet that can be expected, header included.
     longest: usize,
 }
 
-impl Terms {
-    /// Those of a driver with `features`, and a device with an MTU of `mtu`.
+impl ReceiveMode {
+    /// That of a driver with `features` and a device with the MTU `mtu`.
     pub(super) fn new(features: u64, mtu: Option<u16>, longest: usize) -> Self {
         let has = |bit: u32| features & 1 << bit != 0;
         let most =
@@ -219,11 +220,11 @@ impl Terms {
     }
 }
 
-/// A receive queue at work.
+/// A receive queue that the device works on.
 pub(super) struct Receive {
     queue: ActiveQueue,
     room: Room,
-    terms: Terms,
+    mode: ReceiveMode,
     chain: Chain,
     used: Vec<(Head, u32)>,
     limiter: RateLimiter,
@@ -233,31 +234,31 @@ pub(super) struct Receive {
 impl Receive {
     pub(super) fn new(
         queue: ActiveQueue,
-        terms: Terms,
+        mode: ReceiveMode,
         limiter: RateLimiter,
         metrics: Arc<NetMetrics>,
     ) -> Self {
         let room = Room::new(Arc::clone(queue.memory()));
         let (chain, used) = (Chain::default(), Vec::new());
-        Self { queue, room, terms, chain, used, limiter, metrics }
+        Self { queue, room, mode, chain, used, limiter, metrics }
     }
 
-    /// What says when it may go on after [`Wait::Limit`].
+    /// The limiter whose timer expires after [`Wait::Limit`].
     pub(super) fn limiter(&mut self) -> &mut RateLimiter {
         &mut self.limiter
     }
 
-    /// Receives packets until there are no more or others have to have their turn. Where it is not `patient`, it goes
-    /// on with fewer buffers than the longest packet takes, and loses the packet if that is what comes.
+    /// Receives packets until there are no more or the turn is over. If it does not `wait_for_buffers`, it goes on with
+    /// fewer buffers than the longest packet needs, and a packet that is too long for them is lost.
     ///
-    /// With what was received, the driver is told of what was sent.
+    /// The driver is signalled for the packets in `sent` at the same time.
     pub(super) fn turn(
         &mut self,
         backend: &mut Backend,
-        patient: bool,
+        wait_for_buffers: bool,
         sent: &mut ActiveQueue,
-    ) -> Result<Wait, Trouble> {
-        let result = self.receive_all(backend, patient, sent);
+    ) -> Result<Wait, BackendError> {
+        let result = self.receive_all(backend, wait_for_buffers, sent);
         if self.queue.unsignalled() > 0 {
             self.queue.end_turn_with(sent);
         }
@@ -267,16 +268,23 @@ impl Receive {
     fn receive_all(
         &mut self,
         backend: &mut Backend,
-        patient: bool,
+        wait_for_buffers: bool,
         sent: &mut ActiveQueue,
-    ) -> Result<Wait, Trouble> {
+    ) -> Result<Wait, BackendError> {
+        self.queue.start_turn();
         for number in 0..PACKETS_PER_TURN {
-            let needed = match backend.next_length(self.terms.longest) {
+            self.queue.spend(0, backend.take_calls());
+            if !self.queue.may_go_on() {
+                // A broken queue is reset by the driver.
+                return Ok(if self.queue.is_broken() { Wait::Buffers } else { Wait::No });
+            }
+            let needed = match backend.next_length(self.mode.longest) {
                 Ok(needed) => needed,
-                Err(Trouble::NotNow) => return Ok(Wait::Packet),
-                Err(trouble) => return Err(trouble),
+                Err(BackendError::WouldBlock) => return Ok(Wait::Packet),
+                Err(BackendError::Unfinished) => return Ok(Wait::No),
+                Err(error) => return Err(error),
             };
-            if !self.gather(needed) && (patient || self.room.chains.is_empty()) {
+            if !self.gather(needed) && (wait_for_buffers || self.room.chains.is_empty()) {
                 self.metrics.rx_stalls.increment();
                 return Ok(if self.room.chains.is_empty() { Wait::Buffers } else { Wait::MoreBuffers });
             }
@@ -286,17 +294,20 @@ impl Receive {
             };
             let received = backend.receive(&mut self.room);
             match received {
-                Ok(length) => self.limiter.correct(&mut reserved, length.saturating_sub(HEADER) as u64),
+                Ok(length) => {
+                    self.limiter.correct(&mut reserved, length.saturating_sub(HEADER) as u64);
+                    self.queue.spend(length as u64, 0);
+                }
                 Err(_) => self.limiter.give_back(reserved),
             }
             match received {
                 Ok(length) if length > self.room.capacity => self.metrics.rx_errors.increment(),
                 Ok(length) if length < HEADER => {
-                    // No tap gives as little.
+                    // Taps write whole headers.
                     self.metrics.rx_errors.increment();
                     return Ok(Wait::Packet);
                 }
-                // The buffers are there for the next packet.
+                // The buffers are used for the next packet.
                 Ok(length) if self.is_above_mtu(length, backend.writes_headers()) => {
                     self.metrics.rx_errors.increment();
                 }
@@ -306,27 +317,27 @@ impl Receive {
                         self.queue.end_turn_with(sent);
                     }
                 }
-                Err(Trouble::NotNow) => return Ok(Wait::Packet),
-                Err(Trouble::Packet(error)) => {
+                Err(BackendError::WouldBlock) => return Ok(Wait::Packet),
+                Err(BackendError::Unfinished) => return Ok(Wait::No),
+                Err(BackendError::Packet(error)) => {
                     tracing::debug!(%error, "cannot receive a packet");
                     self.metrics.rx_errors.increment();
                     return Ok(Wait::Packet);
                 }
-                Err(trouble) => return Err(trouble),
+                Err(error) => return Err(error),
             }
         }
         Ok(Wait::No)
     }
 
-    /// Takes chains until there is room for `needed` bytes; false, where the driver has not made as many available.
+    /// Takes chains until there is room for `needed` bytes; false if the driver has not made enough of them available.
     fn gather(&mut self, needed: usize) -> bool {
         if self.enough(needed) {
             return true;
         }
-        self.queue.start_turn();
         while !self.enough(needed) {
             if !self.queue.pop(&mut self.chain) {
-                // A driver that keeps half of its ring for itself may have to see packets before it gives more.
+                // A driver that uses half of its ring may have to get packets before it makes more available.
                 return self.room.chains.len() * 2 >= usize::from(self.queue.size());
             }
             if !self.room.push(&self.chain) {
@@ -339,25 +350,39 @@ impl Receive {
 
     fn enough(&self, needed: usize) -> bool {
         let room = &self.room;
-        if self.terms.mergeable {
+        if self.mode.mergeable {
             room.capacity >= needed || room.ranges.left().len() >= MANY_RANGES
         } else {
             !room.chains.is_empty()
         }
     }
 
-    /// Whether a packet that lies in the room is longer than the driver expects one that it need not segment.
+    /// Whether the packet in the room is longer than the driver expects one that need not be segmented.
     fn is_above_mtu(&self, length: usize, has_header: bool) -> bool {
         let is_whole = || {
             let header = self.room.chains.front().filter(|_| has_header);
             let kind = header.map_or(0, |chain| chain.header.read(&self.room.memory, GSO_TYPE));
             u32::from(kind) & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE
         };
-        length > self.terms.most && is_whole()
+        length > self.mode.most && is_whole()
+    }
+
+    /// Gives the queue back, with its position; the chains that no packet was written to are the next ones to take. The
+    /// part of a packet that was received to them stays with `backend`.
+    pub(super) fn suspend(mut self, backend: &mut Backend) -> (Queue, RateLimiter) {
+        backend.hold_received_part(&self.room);
+        self.queue.put_back(u16::try_from(self.room.chains.len()).unwrap_or(u16::MAX));
+        (self.queue.into_queue(), self.limiter)
+    }
+
+    /// Gives up the queue, and discards the rest of a packet of which a part was received.
+    pub(super) fn stop(self, backend: &mut Backend) -> RateLimiter {
+        backend.discard_received_part();
+        self.limiter
     }
 
     fn deliver(&mut self, length: usize, has_header: bool) {
-        let fields = match (has_header, self.terms.checksums) {
+        let fields = match (has_header, self.mode.checksums) {
             (false, _) => HeaderFields::None,
             (true, false) => HeaderFields::AllButFlags,
             (true, true) => HeaderFields::All,

@@ -1,4 +1,4 @@
-//! Taps: network interfaces of the host whose other end is a descriptor of mvm's.
+//! Taps: network interfaces of the host whose packets a process reads and writes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,85 +18,87 @@ use super::header::HEADER;
 use super::interface::{Interface, InterfaceName, Request};
 
 const TUN: &str = "/dev/net/tun";
-/// What taps are called that mvm makes; the kernel puts a number in.
+/// The name of taps that mvm makes; the kernel replaces `%d` by a number.
 const NEW_NAME: &str = "mvm%d";
-/// The offloads of `TUNSETOFFLOAD` for UDP, which kernels have since 6.2.
+/// The offloads of `TUNSETOFFLOAD` for UDP, which Linux has since 6.2.
 const UDP_SEGMENTATION: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
-/// Why there is no tap to be had.
+/// Why a tap can't be opened or made.
 #[derive(Debug, Error)]
 pub enum TapError {
     /// No such interface.
     #[error(
-        "there is no tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or write bridge=BRIDGE"
+        "there is no tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or use bridge=BRIDGE"
     )]
     Missing(InterfaceName),
-    /// The driver is not there.
-    #[error("cannot open {TUN}: the host's kernel has to have the tun driver (`modprobe tun`)")]
+    /// The driver is missing.
+    #[error("cannot open {TUN}: load the host's tun driver with `modprobe tun`")]
     Driver(#[source] io::Error),
-    /// Not the user's.
+    /// The tap belongs to another user.
     #[error(
         "no permission for tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or run as root"
     )]
     Permission(InterfaceName),
-    /// No right to make one.
-    #[error("no permission to make a tap: run as root, or make one yourself and write tap=NAME")]
+    /// Taps are made by root.
+    #[error("no permission to make a tap: run as root, or make one yourself and use tap=NAME")]
     MayNotMake,
     /// Used by another process.
     #[error("tap {0} is in use by another VM")]
     Busy(InterfaceName),
     /// Another kind of interface.
-    #[error("{0} is no tap: make one with `ip tuntap add NAME mode tap user $USER`")]
+    #[error("{0} is not a tap: make one with `ip tuntap add NAME mode tap user $USER`")]
     NotATap(InterfaceName),
     /// A tap for one queue.
     #[error(
-        "tap {0} has one queue: make it with `ip tuntap add {0} mode tap multi_queue`, or leave out queues="
+        "tap {0} has one queue: make it with `ip tuntap add {0} mode tap multi_queue`, or leave queues= out"
     )]
     OneQueue(InterfaceName),
     /// More queues than the tap has.
-    #[error("tap {0} cannot have so many queues: another VM may be using it")]
+    #[error("tap {0} has too few free queues: another VM may be using it")]
     TooManyQueues(InterfaceName),
-    /// Whatever else the host refuses.
+    /// Any other error of the host.
     #[error("cannot use tap {name}")]
     Host {
         /// Which tap.
         name: String,
-        /// The host's refusal.
+        /// The host's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// What a stand-in for an interface was told.
+/// The ioctls that a test's stand-in for a tap got.
 #[cfg(test)]
-pub(super) type Told = Arc<std::sync::Mutex<Vec<String>>>;
+pub(super) type Ioctls = Arc<std::sync::Mutex<Vec<String>>>;
 
 /// One queue of a tap.
 #[derive(Clone)]
 pub struct Tap {
     file: Arc<File>,
     has_udp_segmentation: bool,
-    /// A test's stand-in for the interface: what it was told.
+    /// System calls for packets, to be counted for a turn.
+    calls: u64,
+    /// A test's stand-in for the interface: the ioctls that it got.
     #[cfg(test)]
-    told: Option<Told>,
+    ioctls: Option<Ioctls>,
 }
 
 impl Tap {
-    /// Opens `queues` queues of the tap called `name`, which somebody has made.
+    /// Opens `queues` queues of the existing tap `name`. All of them are attached.
     ///
     /// # Errors
     ///
-    /// [`TapError`] says how to mend it.
+    /// [`TapError`] says what to do about it.
     pub fn open(name: &InterfaceName, queues: u16) -> Result<Vec<Self>, TapError> {
         let host = |source| TapError::Host { name: name.to_string(), source };
-        // Asked for a tap that is missing, the kernel makes one, for those who may.
+        // For root, the kernel would make a tap that is missing.
         if Interface::find(name).map_err(host)?.is_none() {
             return Err(TapError::Missing(name.clone()));
         }
         let mut flags = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
         let mut first = Self::attach(&mut Request::new(name), flags)?;
         if queues == 1 && is(&first, Errno::INVAL) {
-            // A tap that can have several queues has to be told of it, also where it gets one.
+            // A tap for several queues needs the flag even with one.
             flags = IFF_MULTI_QUEUE;
             first = Self::attach(&mut Request::new(name), flags)?;
         }
@@ -119,11 +121,11 @@ impl Tap {
         Self::with_further(first, name, queues, flags)
     }
 
-    /// Makes a tap with a name that the kernel chooses. It goes when all that is given back has been closed.
+    /// Makes a tap with a name that the kernel chooses. It is removed when all of its queues are closed.
     ///
     /// # Errors
     ///
-    /// [`TapError`]: the process may not, or the host refuses.
+    /// [`TapError`]: the process is not allowed to, or the host refuses.
     pub fn make(queues: u16) -> Result<(InterfaceName, Vec<Self>), TapError> {
         let host = |source| TapError::Host { name: NEW_NAME.to_owned(), source };
         let mut request = Request::unnamed(NEW_NAME);
@@ -154,16 +156,16 @@ impl Tap {
         Ok(taps)
     }
 
-    /// A socket that keeps the bounds of messages is as good as a tap for packets; what the interface is told, `told`
-    /// remembers.
+    /// A datagram socket in place of a tap, which notes its ioctls in `ioctls`. An ioctl blocks as long as a test holds
+    /// the lock.
     #[cfg(test)]
-    pub(super) fn of_socket(socket: std::os::unix::net::UnixDatagram, told: Told) -> Self {
+    pub(super) fn of_socket(socket: std::os::unix::net::UnixDatagram, ioctls: Ioctls) -> Self {
         let _ = socket.set_nonblocking(true);
         let file = Arc::new(File::from(std::os::fd::OwnedFd::from(socket)));
-        Self { file, has_udp_segmentation: true, told: Some(told) }
+        Self { file, has_udp_segmentation: true, calls: 0, ioctls: Some(ioctls) }
     }
 
-    /// Opens the driver and attaches to the tap that `request` names; the inner error is the kernel's refusal of it.
+    /// Opens the driver and attaches to the tap that `request` names; the inner error is the kernel's refusal of that.
     fn attach(request: &mut Request, flags: c_int) -> Result<io::Result<Self>, TapError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
@@ -173,45 +175,56 @@ impl Tap {
         request.set(&flags.to_ne_bytes());
         let attached = request.call(&file, TUNSETIFF).and_then(|()| {
             let header = c_int::try_from(HEADER).unwrap_or(0);
-            // SAFETY: the kernel reads an integer there, and has it.
+            // SAFETY: the kernel reads an integer there.
             check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &header) })
         });
         Ok(attached.and_then(|()| {
             let mut tap = Self {
                 file: Arc::new(file),
                 has_udp_segmentation: false,
+                calls: 0,
                 #[cfg(test)]
-                told: None,
+                ioctls: None,
             };
             tap.has_udp_segmentation = tap.set_offloads(libc::TUN_F_CSUM | UDP_SEGMENTATION).is_ok();
-            // Until a driver says what it takes, it is taken to take nothing.
+            // None are set until a driver has negotiated some.
             tap.set_offloads(0).map(|()| tap)
         }))
     }
 
-    /// Whether the host's kernel cuts UDP packets for the other side.
+    /// Counts a system call for a packet.
+    pub(super) fn count_call(&mut self) {
+        self.calls += 1;
+    }
+
+    /// The number of calls that were counted since this was last asked.
+    pub(super) fn take_calls(&mut self) -> u64 {
+        std::mem::take(&mut self.calls)
+    }
+
+    /// Whether the host's kernel segments UDP packets (USO).
     pub(super) fn has_udp_segmentation(&self) -> bool {
         self.has_udp_segmentation
     }
 
-    /// Says what the guest takes: `TUN_F_*`. Without any, its packets come with checksums, and none of them longer
-    /// than the interface's MTU.
+    /// Sets the offloads of packets to the guest, `TUN_F_*`. Without any, they have their checksums and are not longer
+    /// than the interface's MTU. The call takes the host's RTNL lock.
     pub(super) fn set_offloads(&self, offloads: c_uint) -> io::Result<()> {
         #[cfg(test)]
-        if let Some(told) = &self.told {
-            crate::lock(told).push(format!("offloads {offloads:#x}"));
+        if let Some(ioctls) = &self.ioctls {
+            crate::lock(ioctls).push(format!("offloads {offloads:#x}"));
             return Ok(());
         }
-        // SAFETY: it takes no memory of ours, but the value itself.
+        // SAFETY: the argument is a value, not a pointer.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })
     }
 
-    /// Says whether packets come by this queue. A queue is attached once it is opened; what is as it was asked for
-    /// is an error.
+    /// Attaches this queue, so that packets come by it, or detaches it. It is an error if that is so already. The call
+    /// takes the host's RTNL lock.
     pub(super) fn set_attached(&self, attached: bool) -> io::Result<()> {
         #[cfg(test)]
-        if let Some(told) = &self.told {
-            crate::lock(told).push(format!("attached {attached}"));
+        if let Some(ioctls) = &self.ioctls {
+            crate::lock(ioctls).push(format!("attached {attached}"));
             return Ok(());
         }
         let flags = if attached { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
@@ -220,7 +233,7 @@ impl Tap {
         request.call(&*self.file, TUNSETQUEUE)
     }
 
-    /// Reads a packet with its header to `ranges`, and gives the count of bytes; what has no room is lost.
+    /// Reads a packet with its header to `ranges`, and returns the count of bytes; those without room are lost.
     ///
     /// # Safety
     ///
@@ -232,7 +245,7 @@ impl Tap {
         length(unsafe { libc::readv(self.file.as_raw_fd(), ranges.as_ptr(), count) })
     }
 
-    /// Writes the packet in `ranges`, which begins with its header.
+    /// Writes the packet in `ranges`, its header first.
     ///
     /// # Safety
     ///

@@ -57,8 +57,8 @@ proptest! {
             wire.send(&packet(*length)).unwrap();
         }
         let before = dump(&rig.rx.memory);
-        for patient in [true, false] {
-            rig.receive(patient).unwrap();
+        for wait in [true, false] {
+            rig.receive(wait).unwrap();
         }
         let used_ring = rig.rx.used_ring();
         let offered = |at: u64| {

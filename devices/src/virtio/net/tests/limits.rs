@@ -26,7 +26,7 @@ fn slow() -> [RateLimits; 2] {
 fn packets_of_the_guest_stay_in_the_queue_until_the_limit_lets_them_pass() {
     for limits in slow() {
         let (backend, wire, _) = tap();
-        let mut rig = Rig::limited(backend, mergeable_terms(true, SHORT), limits);
+        let mut rig = Rig::limited(backend, mergeable_mode(true, SHORT), limits);
         rig.tx.write(FREE, &packet(100));
         for _ in 0..2 {
             rig.tx.add(&[(FREE, 112, 0)]);
@@ -49,7 +49,7 @@ fn packets_of_the_guest_stay_in_the_queue_until_the_limit_lets_them_pass() {
 fn packets_for_the_guest_stay_with_the_backend_until_the_limit_lets_them_pass() {
     for limits in slow() {
         let (backend, wire, _) = tap();
-        let mut rig = Rig::limited(backend, mergeable_terms(true, SHORT), limits);
+        let mut rig = Rig::limited(backend, mergeable_mode(true, SHORT), limits);
         for index in 0..4 {
             rig.rx.add(&[(FREE + index * 0x1000, 2000, WRITE)]);
         }

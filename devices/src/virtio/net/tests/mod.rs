@@ -5,6 +5,7 @@ mod hostile;
 mod limits;
 mod receive;
 mod stream;
+mod suspend;
 mod taps;
 mod threads;
 mod transmit;
@@ -17,11 +18,11 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBU
 use super::super::queue::ActiveQueue;
 use super::super::rate_limit::{RateLimiter, RateLimits};
 use super::super::testing::{Driver, FREE, WRITE};
-use super::backend::{Backend, Trouble};
+use super::backend::{Backend, BackendError};
 use super::device::NetMetrics;
 use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
-use super::receive::{Receive, Terms, Wait};
-use super::tap::{Tap, Told};
+use super::receive::{Receive, ReceiveMode, Wait};
+use super::tap::{Ioctls, Tap};
 use super::transmit::Transmit;
 
 /// A packet of `length` bytes of a frame, with a header that no backend but a tap would give.
@@ -54,21 +55,21 @@ const LONG: usize = HEADER + MAX_FRAME;
 const SHORT: usize = HEADER + FRAME_OVERHEAD + 1500;
 
 /// A driver that takes offloads, and packets in several buffers where it is `mergeable`.
-fn mergeable_terms(mergeable: bool, longest: usize) -> Terms {
+fn mergeable_mode(mergeable: bool, longest: usize) -> ReceiveMode {
     let merge = if mergeable { 1 << VIRTIO_NET_F_MRG_RXBUF } else { 0 };
-    Terms::new(merge | 1 << VIRTIO_NET_F_GUEST_CSUM, None, longest)
+    ReceiveMode::new(merge | 1 << VIRTIO_NET_F_GUEST_CSUM, None, longest)
 }
 
 impl Rig {
     fn new(backend: Backend, mergeable: bool, longest: usize) -> Self {
-        Self::on_terms(backend, mergeable_terms(mergeable, longest))
+        Self::with_mode(backend, mergeable_mode(mergeable, longest))
     }
 
-    fn on_terms(backend: Backend, terms: Terms) -> Self {
-        Self::limited(backend, terms, RateLimits::default())
+    fn with_mode(backend: Backend, mode: ReceiveMode) -> Self {
+        Self::limited(backend, mode, RateLimits::default())
     }
 
-    fn limited(backend: Backend, terms: Terms, limits: RateLimits) -> Self {
+    fn limited(backend: Backend, mode: ReceiveMode, limits: RateLimits) -> Self {
         let mut drivers = Driver::several(&[16, 16]);
         let mut activation = Driver::activation_of(&drivers, 0);
         let (tx, rx) = (drivers.pop().unwrap(), drivers.pop().unwrap());
@@ -78,15 +79,15 @@ impl Rig {
         Self {
             rx,
             tx,
-            receive: Receive::new(receive, terms, RateLimiter::new(limits).unwrap(), metrics.clone()),
+            receive: Receive::new(receive, mode, RateLimiter::new(limits).unwrap(), metrics.clone()),
             transmit: Transmit::new(transmit, RateLimiter::new(limits).unwrap(), metrics.clone()),
             backend,
             metrics,
         }
     }
 
-    fn receive(&mut self, patient: bool) -> Result<Wait, Trouble> {
-        self.receive.turn(&mut self.backend, patient, self.transmit.queue())
+    fn receive(&mut self, wait_for_buffers: bool) -> Result<Wait, BackendError> {
+        self.receive.turn(&mut self.backend, wait_for_buffers, self.transmit.queue())
     }
 
     /// With a tap, whose other end is given too.
@@ -96,11 +97,11 @@ impl Rig {
     }
 }
 
-fn tap() -> (Backend, UnixDatagram, Told) {
+fn tap() -> (Backend, UnixDatagram, Ioctls) {
     let (near, wire) = UnixDatagram::pair().unwrap();
     wire.set_nonblocking(true).unwrap();
-    let told = Told::default();
-    (Backend::Tap(Tap::of_socket(near, told.clone())), wire, told)
+    let ioctls = Ioctls::default();
+    (Backend::Tap(Tap::of_socket(near, ioctls.clone())), wire, ioctls)
 }
 
 /// What there is on the wire, packet by packet.

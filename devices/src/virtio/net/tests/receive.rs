@@ -154,7 +154,7 @@ fn a_driver_that_knows_of_no_checksums_sees_no_flags() {
     for checksums in [false, true] {
         let (backend, wire, _) = tap();
         let features = if checksums { 1 << VIRTIO_NET_F_GUEST_CSUM } else { 0 };
-        let mut rig = Rig::on_terms(backend, Terms::new(features, None, SHORT));
+        let mut rig = Rig::with_mode(backend, ReceiveMode::new(features, None, SHORT));
         rig.rx.add(&[(FREE, 2000, WRITE)]);
         wire.send(&packet(100)).unwrap();
         rig.receive(true).unwrap();
@@ -176,7 +176,7 @@ fn what_is_longer_than_the_mtu_does_not_come_unless_it_is_to_be_segmented() {
         (0, none, most + 1, true),
     ] {
         let (backend, wire, _) = tap();
-        let mut rig = Rig::on_terms(backend, Terms::new(features, Some(1400), SHORT));
+        let mut rig = Rig::with_mode(backend, ReceiveMode::new(features, Some(1400), SHORT));
         let head = u32::from(rig.rx.add(&[(FREE, 4000, WRITE)]));
         let mut long = packet(length);
         long[1] = kind;

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 
-use super::super::backend::Trouble;
+use super::super::backend::BackendError;
 use super::super::stream::Stream;
 use super::*;
 
@@ -99,7 +99,7 @@ fn a_length_that_no_frame_has_is_the_end() {
         let (mut rig, mut far) = rig(LONG);
         rig.rx.add(&[(FREE, 4000, WRITE)]);
         far.write_all(&length.to_be_bytes()).unwrap();
-        assert!(matches!(rig.receive(true), Err(Trouble::Closed(_))));
+        assert!(matches!(rig.receive(true), Err(BackendError::Closed(_))));
     }
 }
 
@@ -108,9 +108,9 @@ fn the_end_of_the_other_side_is_seen_in_both_directions() {
     let (mut rig, far) = rig(LONG);
     drop(far);
     rig.rx.add(&[(FREE, 4000, WRITE)]);
-    assert!(matches!(rig.receive(true), Err(Trouble::Closed(_))));
+    assert!(matches!(rig.receive(true), Err(BackendError::Closed(_))));
     rig.tx.add(&[(FREE, 100, 0)]);
-    assert!(matches!(rig.transmit.turn(&mut rig.backend), Err(Trouble::Closed(_))));
+    assert!(matches!(rig.transmit.turn(&mut rig.backend), Err(BackendError::Closed(_))));
 }
 
 #[test]
@@ -205,8 +205,9 @@ fn a_frame_that_has_begun_is_ended_though_the_device_is_reset() {
     old.rx.add(&[(FREE + 0x2_0000, 0x1000, WRITE)]);
     far.write_all(&framed(1000)[..500]).unwrap();
     assert_eq!(old.receive(true).unwrap(), Wait::Packet);
-    let Rig { tx, transmit, mut backend, .. } = old;
-    backend.reset(transmit.rest());
+    let Rig { tx, transmit, receive, mut backend, .. } = old;
+    transmit.stop(&mut backend);
+    receive.stop(&mut backend);
     // The guest has other things there from now on.
     tx.write(FREE, &[0xee; 50_013]);
 

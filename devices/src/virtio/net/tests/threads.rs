@@ -1,15 +1,17 @@
 //! The device as a whole, with its threads.
 
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
 };
 
-use super::super::super::VirtioDevice;
+use super::super::super::rate_limit::Limit;
+use super::super::super::{CallError, StopError, VirtioDevice};
 use super::super::config::{NetLimits, NetSettings};
-use super::super::device::{Net, NetError};
+use super::super::device::{Bounds, Net, NetError};
 use super::super::mac::MacAddress;
 use super::super::stream::Stream;
 use super::*;
@@ -21,15 +23,21 @@ fn settings() -> NetSettings {
 }
 
 /// A device with so many pairs on one tap, and the other ends.
-fn net(pairs: usize) -> (Net, Vec<UnixDatagram>, Vec<Told>) {
-    let (mut backends, mut wires, mut told) = (Vec::new(), Vec::new(), Vec::new());
+fn net(pairs: usize) -> (Net, Vec<UnixDatagram>, Vec<Ioctls>) {
+    let (mut backends, mut wires, mut ioctls) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..pairs {
         let (backend, wire, one) = tap();
         backends.push(backend);
         wires.push(wire);
-        told.push(one);
+        ioctls.push(one);
     }
-    (Net::new(settings(), backends).unwrap(), wires, told)
+    (Net::new(settings(), backends).unwrap(), wires, ioctls)
+}
+
+/// A device of one pair on a tap.
+fn bounded(bounds: Bounds) -> (Net, UnixDatagram, Ioctls) {
+    let (backend, wire, ioctls) = tap();
+    (Net::with_bounds(settings(), vec![backend], bounds).unwrap(), wire, ioctls)
 }
 
 fn config(net: &Net) -> Vec<u8> {
@@ -68,12 +76,13 @@ fn a_stream_offers_no_offloads() {
 
 #[test]
 fn packets_go_both_ways_and_again_after_a_reset() {
-    let (mut net, wires, told) = net(1);
-    for _ in 0..2 {
+    let (mut net, wires, ioctls) = net(1);
+    for expected in [&["offloads 0x1"][..], &[]] {
         let mut drivers = Driver::several(&[16, 16, 16]);
         net.activate(Driver::activation_of(&drivers, CONTROL | 1 << VIRTIO_NET_F_GUEST_CSUM)).unwrap();
-        assert_eq!(*lock(&told[0]), ["offloads 0x1"]);
-        lock(&told[0]).clear();
+        // A driver that wants what the last one did changes nothing.
+        assert_eq!(*lock(&ioctls[0]), expected);
+        lock(&ioctls[0]).clear();
         let counters = drivers[0].counters.clone();
 
         wires[0].send(&packet(60)).unwrap();
@@ -101,7 +110,7 @@ fn packets_go_both_ways_and_again_after_a_reset() {
 
         net.reset().unwrap();
         assert_eq!(config(&net)[..6], settings().mac.bytes());
-        // Nobody is there any more to take these.
+        // The device does not take these any more.
         drivers[1].add(&[(FREE, 92, 0)]);
         notify(&drivers[1]);
         assert_eq!(Arc::strong_count(&counters), 4, "something holds on to the queues");
@@ -129,17 +138,17 @@ fn a_driver_that_gives_few_buffers_gets_its_packets_after_a_while() {
 
 #[test]
 fn a_driver_of_several_pairs_has_its_control_queue_behind_them() {
-    let (mut net, wires, told) = net(2);
+    let (mut net, wires, ioctls) = net(2);
     let mut drivers = Driver::several(&[16, 16, 16, 16, 16]);
     net.activate(Driver::activation_of(&drivers, CONTROL | 1 << VIRTIO_NET_F_MQ)).unwrap();
-    assert_eq!(*lock(&told[1]), ["attached false"]);
+    assert_eq!(*lock(&ioctls[1]), ["attached false"]);
     let counters = drivers[0].counters.clone();
     drivers[4].write(FREE, &[4, 0, 2, 0, 0xee]);
     drivers[4].add(&[(FREE, 4, 0), (FREE + 4, 1, WRITE)]);
     notify(&drivers[4]);
     counters.wait_until(|| drivers[4].used_count() == 1);
     assert_eq!(drivers[4].read(FREE + 4, 1), [0]);
-    assert_eq!(*lock(&told[1]), ["attached false", "attached true"]);
+    assert_eq!(*lock(&ioctls[1]), ["attached false", "attached true"]);
     for pair in 0..2 {
         drivers[2 * pair].add(&[(FREE + 0x1000, 2000, WRITE)]);
         notify(&drivers[2 * pair]);
@@ -206,4 +215,76 @@ fn without_its_queues_the_device_does_not_start() {
     let mut activation = Driver::activation_of(&drivers, CONTROL | 1 << VIRTIO_NET_F_MQ);
     activation.queues[2..].fill_with(|| None);
     net.activate(activation).unwrap();
+}
+
+/// Offloads in turn, so that each driver wants something else than the one before.
+const OFFLOADS: [u64; 2] = [1 << VIRTIO_NET_F_GUEST_CSUM, 0];
+
+#[test]
+fn resets_that_change_nothing_cause_no_ioctl_and_others_are_limited() {
+    let (mut net, _wire, ioctls) = bounded(Bounds::default());
+    let drivers = Driver::several(&[16, 16, 16]);
+    for _ in 0..200 {
+        net.activate(Driver::activation_of(&drivers, CONTROL | OFFLOADS[0])).unwrap();
+        net.reset().unwrap();
+    }
+    assert_eq!(lock(&ioctls).len(), 1);
+
+    const BURST: u64 = 4;
+    let limit = Limit { per_second: 1.try_into().unwrap(), burst: BURST.try_into().unwrap() };
+    let (mut net, _wire, ioctls) = bounded(Bounds { ioctls: limit, ..Bounds::default() });
+    let start = Instant::now();
+    for offloads in OFFLOADS.into_iter().cycle().take(200) {
+        net.activate(Driver::activation_of(&drivers, CONTROL | offloads)).unwrap();
+        net.reset().unwrap();
+    }
+    let most = BURST + start.elapsed().as_secs() + 1;
+    assert!((BURST..=most).contains(&(lock(&ioctls).len() as u64)), "{:?}", lock(&ioctls));
+}
+
+#[test]
+fn nothing_is_received_until_the_tap_is_set_up_for_the_driver() {
+    let limit = Limit { per_second: 20.try_into().unwrap(), burst: 1.try_into().unwrap() };
+    let (mut net, wire, ioctls) = bounded(Bounds { ioctls: limit, ..Bounds::default() });
+    let mut drivers = Driver::several(&[16, 16, 16]);
+    net.activate(Driver::activation_of(&drivers, CONTROL | OFFLOADS[0])).unwrap();
+    net.reset().unwrap();
+    wire.send(&packet(60)).unwrap();
+    drivers[0].add(&[(FREE, 2000, WRITE)]);
+    // Commands wait as well: they may change the tap, too.
+    drivers[2].write(FREE + 0x1000, &[1, 1, 2, 0, 0, 0, 0, 9, 0xee]);
+    drivers[2].add(&[(FREE + 0x1000, 8, 0), (FREE + 0x1008, 1, WRITE)]);
+    let counters = drivers[0].counters.clone();
+    net.activate(Driver::activation_of(&drivers, CONTROL | OFFLOADS[1])).unwrap();
+    counters.wait_until(|| drivers[0].used_count() == 1 && drivers[2].used_count() == 1);
+    assert_eq!(*lock(&ioctls), ["offloads 0x1", "offloads 0x0"]);
+    // Without checksums, the flags are cleared.
+    assert_eq!(drivers[0].read(FREE + 1, 71), received(60, 1)[1..]);
+    assert_eq!(drivers[2].read(FREE + 0x1008, 1), [0]);
+}
+
+#[test]
+fn a_thread_that_hangs_in_the_host_is_given_up_in_time_and_stops_later() {
+    const DEADLINE: Duration = Duration::from_millis(50);
+    let (mut net, _wire, ioctls) = bounded(Bounds { deadline: DEADLINE, ..Bounds::default() });
+    let mut drivers = Driver::several(&[16, 16, 16]);
+    net.activate(Driver::activation_of(&drivers, CONTROL | OFFLOADS[0])).unwrap();
+    let counters = drivers[0].counters.clone();
+    net.reset().unwrap();
+    let hanging = lock(&ioctls);
+    let late = net.activate(Driver::activation_of(&drivers, CONTROL));
+    assert!(late.is_err(), "the thread is in an ioctl");
+    let start = Instant::now();
+    assert!(matches!(net.reset(), Err(StopError::Thread(CallError::NotTaken(_)))));
+    assert!(net.suspend().is_err());
+    assert!((2 * DEADLINE..Duration::from_secs(5)).contains(&start.elapsed()));
+    drop(hanging);
+    // The host has answered: the thread goes on, and can be stopped.
+    while net.reset().is_err() {}
+    assert_eq!(Arc::strong_count(&counters), 4, "something holds on to the queues");
+    net.activate(Driver::activation_of(&drivers, CONTROL)).unwrap();
+    drivers[1].write(FREE, &packet(80));
+    drivers[1].add(&[(FREE, 92, 0)]);
+    notify(&drivers[1]);
+    counters.wait_until(|| drivers[1].used_count() == 1);
 }

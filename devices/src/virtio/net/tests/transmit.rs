@@ -84,13 +84,13 @@ fn of_a_packet_that_was_sent_the_driver_is_told_with_the_next_one_that_it_receiv
     rig.tx.add(&[(FREE, 72, 0)]);
     rig.transmit.turn(&mut rig.backend).unwrap();
     assert_eq!((rig.tx.used_count(), rig.tx.counters.used()), (1, 0));
-    assert!(rig.transmit.owes());
+    assert!(rig.transmit.owes_signal());
     rig.rx.add(&[(FREE + 0x1000, 2000, WRITE)]);
     wire.send(&packet(60)).unwrap();
     rig.receive(true).unwrap();
     assert_eq!((rig.rx.used_count(), rig.tx.counters.used()), (1, 1));
-    assert!(!rig.transmit.owes());
-    rig.transmit.tell();
+    assert!(!rig.transmit.owes_signal());
+    rig.transmit.signal();
     assert_eq!(rig.tx.counters.used(), 1);
 }
 
@@ -107,15 +107,15 @@ fn of_many_packets_that_were_sent_the_driver_is_told_at_once() {
             assert_eq!(take_all(&wire).len(), packets);
         }
         assert_eq!(rig.tx.counters.used(), 1);
-        assert!(!rig.transmit.owes());
+        assert!(!rig.transmit.owes_signal());
     }
 }
 
 #[test]
-fn a_queue_that_is_broken_owes_nothing() {
+fn a_broken_queue_owes_no_signal() {
     let (mut rig, _wire) = Rig::with_tap(true, SHORT);
     rig.tx.add(&[(FREE, 72, 0)]);
     rig.tx.add(&[(u64::MAX, 72, 0)]);
     rig.transmit.turn(&mut rig.backend).unwrap();
-    assert!(rig.tx.counters.broken() && !rig.transmit.owes());
+    assert!(rig.tx.counters.broken() && !rig.transmit.owes_signal());
 }
