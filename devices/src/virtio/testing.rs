@@ -261,6 +261,11 @@ impl Driver {
         self.write(self.rings + AVAILABLE + 4 + 2 * u64::from(self.size), &index.to_le_bytes());
     }
 
+    /// How many chains were made available so far, modulo 2^16.
+    pub(crate) fn available_index(&self) -> u16 {
+        self.read_u16(self.rings + AVAILABLE + 2)
+    }
+
     /// The available index from which on the device wants to be notified.
     pub(crate) fn available_event(&self) -> u16 {
         self.read_u16(self.rings + USED + 4 + 8 * u64::from(self.size))

@@ -2,17 +2,23 @@
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use super::disk::Disk;
+use super::disk::{Disk, SECTOR};
 
-/// The most buffers with data that a request may have. A driver that knows of none gives one at a time.
+/// The most buffers with data that a request may have. A driver that does not know the limit uses one.
 pub(super) const SEG_MAX: u16 = 126;
-/// The most sectors that one request discards: 4 GiB. To free blocks takes little time.
-pub(super) const MAX_DISCARD_SECTORS: u32 = 8 << 20;
-/// The most sectors that one request zeroes: 128 MiB, as they may have to be written.
-pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 256 << 10;
+/// The most bytes that a buffer with data may have.
+pub(super) const SIZE_MAX: u32 = 128 << 10;
+/// The most bytes that a request reads or writes, just under 16 MiB: a driver that keeps to [`SEG_MAX`] and [`SIZE_MAX`]
+/// can't exceed it. More is answered with an error.
+pub(super) const MAX_DATA: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
+/// The most sectors that a request discards: 256 MiB.
+pub(super) const MAX_DISCARD_SECTORS: u32 = 512 << 10;
+/// The most sectors that a request zeroes: 8 MiB, as they may have to be written.
+pub(super) const MAX_WRITE_ZEROES_SECTORS: u32 = 16 << 10;
+const _: () = assert!(MAX_WRITE_ZEROES_SECTORS as u64 * SECTOR <= MAX_DATA);
 /// The ranges that a discard or a write-zeroes request has.
 const RANGES: u32 = 1;
 /// Discards of less than 4 KiB free nothing on most file systems.
@@ -23,7 +29,10 @@ const LENGTH: usize = 60;
 
 /// The feature bits that a device with `disk` offers.
 pub(super) fn features(disk: &Disk) -> u64 {
-    let always = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+    let always = 1 << VIRTIO_BLK_F_SIZE_MAX
+        | 1 << VIRTIO_BLK_F_SEG_MAX
+        | 1 << VIRTIO_BLK_F_BLK_SIZE
+        | 1 << VIRTIO_BLK_F_FLUSH;
     if disk.read_only {
         always | 1 << VIRTIO_BLK_F_RO
     } else {
@@ -31,7 +40,7 @@ pub(super) fn features(disk: &Disk) -> u64 {
     }
 }
 
-/// The config space of a device with `disk`; fields of features that aren't offered are zero.
+/// The config space of a device with `disk`; fields of features that are not offered are zero.
 pub(super) fn space(disk: &Disk) -> [u8; LENGTH] {
     let mut space = [0; LENGTH];
     let mut put = |offset: usize, value: &[u8]| {
@@ -39,7 +48,8 @@ pub(super) fn space(disk: &Disk) -> [u8; LENGTH] {
             place.copy_from_slice(value);
         }
     };
-    put(0, &disk.sectors.to_le_bytes()); // capacity
+    put(0, &disk.sectors().to_le_bytes()); // capacity
+    put(8, &SIZE_MAX.to_le_bytes()); // size_max
     put(12, &u32::from(SEG_MAX).to_le_bytes()); // seg_max
     put(20, &disk.block_size.to_le_bytes()); // blk_size
     if !disk.read_only {

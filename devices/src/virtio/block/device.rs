@@ -1,80 +1,78 @@
-//! The device: from chains in the queue to I/O and back.
+//! The device, as the transport has it; its work is done on the disk's thread.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
 use std::sync::Arc;
-use std::{io, iter};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::events::drain;
-use super::super::rate_limit::{RateLimiter, RateLimits};
-use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
+use super::super::mailbox::{CallError, DEADLINE, DeviceThread};
+use super::super::rate_limit::{Allowance, RateLimitState, RateLimits};
+use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice, VirtioInterrupt};
 use super::config;
 use super::disk::{Disk, DiskId};
 use super::engine::Engine;
 use super::metrics::BlockMetrics;
-use super::worker::Worker;
+use super::thread::{Answer, Command, DiskThread};
+use super::worker::Host;
 use crate::metrics::Metrics;
 
-/// The one queue (5.2.2).
-const REQUESTS: u16 = 0;
 const QUEUE_SIZES: [u16; 1] = [256];
-/// Which of the descriptors that wake the device says that operations completed; the other is the limiter's timer.
-const COMPLETIONS: usize = 0;
 
-/// What a snapshot has to know of a block device, so that its disk is recognized.
+/// The saved state of a block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     /// The capacity in sectors of 512 bytes.
     pub sectors: u64,
     /// Whether the guest may only read.
     pub read_only: bool,
+    /// The capacity changed while the device was suspended, so that the driver was not interrupted for it.
+    pub resized: bool,
+    /// How full the buckets of the rate limit are.
+    pub limits: RateLimitState,
 }
-
-/// How a device gets its engine: the disk's, woken through the eventfd.
-type OpenEngine = fn(&Disk, &EventFd) -> Engine;
 
 /// A block device.
 pub struct Block {
-    // Before the disk: it waits for what is in flight when it is dropped.
-    worker: Option<Worker>,
-    disk: Disk,
-    id: DiskId,
-    completions: EventFd,
-    open_engine: OpenEngine,
-    /// It goes on through resets: a guest must not get a full bucket by a reset.
-    limiter: RateLimiter,
+    thread: DeviceThread<Command, Answer>,
+    disk: Arc<Disk>,
+    /// It stays through resets: a guest must not get a full bucket by a reset.
+    allowance: Allowance,
+    /// Of the driver that works with the device.
+    interrupt: Option<Arc<dyn VirtioInterrupt>>,
+    is_suspended: bool,
+    resized: bool,
     metrics: Arc<BlockMetrics>,
 }
 
 impl Block {
-    /// Makes a device of `disk`, which tells the guest that it is called `id`. Data that is read, written or zeroed
-    /// counts for the bandwidth of `limits`, each request for their operations.
+    /// Makes a device of `disk`, which tells the guest the serial number `id`, and starts its thread. Data that is read,
+    /// written or zeroed counts for the bandwidth of `limits`, each request for their operations.
     ///
     /// # Errors
     ///
-    /// Those of eventfd and timer creation: the process has no descriptor left.
+    /// The process has no file descriptor or no thread left.
     pub fn new(disk: Disk, id: DiskId, limits: RateLimits) -> io::Result<Self> {
-        Self::with_engine(disk, id, limits, Engine::open)
+        let engine = Engine::open(&disk);
+        Self::with_engine(disk, id, limits, engine, DEADLINE)
     }
 
+    /// The same with `engine`, and with another deadline for the thread's answers.
     pub(super) fn with_engine(
         disk: Disk,
         id: DiskId,
         limits: RateLimits,
-        open_engine: OpenEngine,
+        engine: Engine,
+        deadline: Duration,
     ) -> io::Result<Self> {
-        let (completions, metrics) = (EventFd::new(EFD_NONBLOCK)?, Arc::default());
-        let limiter = RateLimiter::new(limits)?;
-        Ok(Self { worker: None, disk, id, completions, open_engine, limiter, metrics })
-    }
-
-    fn turn(&mut self) {
-        if let Some(worker) = &mut self.worker {
-            worker.turn(&self.disk, &self.id, &mut self.limiter);
-        }
+        let (disk, metrics) = (Arc::new(disk), Arc::<BlockMetrics>::default());
+        let allowance = Allowance::new(limits);
+        let limiter = allowance.limiter()?;
+        let host = Host { disk: Arc::clone(&disk), id, engine, limiter, metrics: Arc::clone(&metrics) };
+        let run = |mailbox| DiskThread::run(mailbox, host);
+        let thread = DeviceThread::with_deadline("block", deadline, run)?;
+        Ok(Self { thread, disk, allowance, interrupt: None, is_suspended: false, resized: false, metrics })
     }
 }
 
@@ -98,49 +96,82 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let engine = (self.open_engine)(&self.disk, &self.completions);
-        self.worker = Some(Worker::new(activation, REQUESTS, engine, self.metrics.clone())?);
-        Ok(())
+        let interrupt = Arc::clone(&activation.interrupt);
+        match self.thread.call(Command::Activate(Box::new(activation)))? {
+            Answer::Refused(error) => Err(error),
+            Answer::Done | Answer::Suspended(_) => {
+                self.interrupt = Some(interrupt);
+                Ok(())
+            }
+        }
     }
 
     fn reset(&mut self) -> Result<(), StopError> {
-        self.worker = None;
-        drain(&self.completions);
+        self.interrupt = None;
+        self.resized = false;
+        self.thread.call(Command::Reset)?;
         Ok(())
     }
 
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
-        if self.worker.is_some() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
-    }
-
-    fn resume(&mut self, activation: Option<Activation>, _state: BlockState) -> Result<(), ActivateError> {
-        activation.map_or(Ok(()), |activation| self.activate(activation))
-    }
-
-    fn queue_notified(&mut self, _index: u16) {
-        // While requests wait for the rate limit there is nothing to begin, and completions come by themselves.
-        if !self.limiter.is_waiting() {
-            self.turn();
+        match self.thread.call(Command::Suspend) {
+            Ok(Answer::Suspended(queue)) => {
+                self.interrupt = None;
+                self.is_suspended = true;
+                Ok(queue.map(|queue| vec![Some(queue)]).unwrap_or_default())
+            }
+            // A thread answers what it was asked.
+            Ok(Answer::Done | Answer::Refused(_)) => Err(CallError::Ended.into()),
+            Err(error) => {
+                if matches!(error, CallError::NotAnswered(_)) {
+                    // It waits for the host's storage and can go on meanwhile. If it does not take this message either, it
+                    // goes on when its answer reaches nobody.
+                    let _ = self.thread.call(Command::Continue);
+                }
+                Err(error.into())
+            }
         }
     }
 
-    fn wake_fds(&self) -> Vec<RawFd> {
-        iter::once(self.completions.as_raw_fd()).chain(self.limiter.timer()).collect()
+    fn resume(&mut self, activation: Option<Activation>, state: BlockState) -> Result<(), ActivateError> {
+        let (sectors, read_only) = (self.disk.sectors(), self.disk.read_only);
+        if (state.sectors, state.read_only) != (sectors, read_only) {
+            return Err(ActivateError::State(format!(
+                "the disk had {} sectors (read-only: {}) and has {sectors} (read-only: {read_only})",
+                state.sectors, state.read_only
+            )));
+        }
+        self.allowance.restore(&state.limits);
+        self.resized = state.resized;
+        self.is_suspended = false;
+        if let Some(activation) = activation {
+            self.activate(activation)?;
+        }
+        if let Some(interrupt) = &self.interrupt
+            && std::mem::take(&mut self.resized)
+        {
+            interrupt.config_changed();
+        }
+        Ok(())
     }
 
-    fn woken(&mut self, index: usize) {
-        match index {
-            COMPLETIONS => drain(&self.completions),
-            _ => self.limiter.timer_expired(),
+    fn state(&self) -> BlockState {
+        BlockState {
+            sectors: self.disk.sectors(),
+            read_only: self.disk.read_only,
+            resized: self.resized,
+            limits: self.allowance.state(),
         }
-        self.turn();
+    }
+
+    /// The thread reads the notifier.
+    fn queue_notified(&mut self, _index: u16) {}
+
+    fn reads_notifier(&self, _index: u16) -> bool {
+        true
     }
 
     fn metrics(&self) -> Arc<dyn Metrics> {
         self.metrics.clone()
-    }
-
-    fn state(&self) -> BlockState {
-        BlockState { sectors: self.disk.sectors, read_only: self.disk.read_only }
     }
 }

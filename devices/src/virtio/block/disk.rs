@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, OFlags, fcntl_setfl, flock, ioctl_blksszget};
 use rustix::io::Errno;
@@ -62,8 +63,8 @@ pub enum DiskError {
         /// The command that makes a raw image of it.
         command: String,
     },
-    /// Its size or block size can't be found out.
-    #[error("cannot find out the size of disk {path}")]
+    /// Its size or block size is not known.
+    #[error("cannot get the size of disk {path}")]
     Size {
         /// The file.
         path: PathBuf,
@@ -71,7 +72,7 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// It has not one sector.
+    /// Smaller than a sector.
     #[error(
         "disk {path} is too small: it has {bytes} bytes and needs at least 512; `truncate -s 1G {path}` makes it larger"
     )]
@@ -87,7 +88,7 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
     },
-    /// It can't be locked, and not because another has it.
+    /// It can't be locked for another reason.
     #[error("cannot lock disk {path}")]
     Lock {
         /// The file.
@@ -101,10 +102,11 @@ pub enum DiskError {
 /// A file or block device of the host, open and locked for one VM, or for several that only read.
 #[derive(Debug)]
 pub struct Disk {
-    pub(super) file: Arc<File>,
+    file: Arc<File>,
     pub(super) read_only: bool,
-    pub(super) sectors: u64,
-    /// Bytes that the host reads and writes at once at the least.
+    /// The capacity; it changes when the disk is resized.
+    sectors: AtomicU64,
+    /// The smallest unit in bytes that the host reads and writes.
     pub(super) block_size: u32,
 }
 
@@ -123,7 +125,7 @@ impl Disk {
         if let Some(kind) = not_a_disk(kind) {
             return Err(DiskError::Kind { path: path.into(), kind });
         }
-        // It was for the opening only: with it, io_uring gives up where it would have to wait.
+        // It was for the opening only: with it, io_uring fails with EAGAIN where it would have to wait.
         fcntl_setfl(&file, OFlags::empty()).map_err(|error| size(error.into()))?;
         if kind.is_block_device() && !read_only && is_read_only(&file).map_err(size)? {
             let source = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
@@ -149,10 +151,10 @@ impl Disk {
             tracing::warn!(
                 path = %path.display(),
                 bytes,
-                "the size of the disk is no multiple of 512: the guest can't see its last, partial sector"
+                "the size of the disk is not a multiple of 512 bytes: the guest does not see the last, partial sector"
             );
         }
-        Ok(Self { file: Arc::new(file), read_only, sectors: bytes / SECTOR, block_size })
+        Ok(Self { file: Arc::new(file), read_only, sectors: AtomicU64::new(bytes / SECTOR), block_size })
     }
 
     /// The open file, with its lock.
@@ -162,7 +164,12 @@ impl Disk {
 
     /// The size in bytes that a guest sees.
     pub fn size(&self) -> u64 {
-        self.sectors * SECTOR
+        self.sectors() * SECTOR
+    }
+
+    /// The capacity in sectors.
+    pub(super) fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Acquire)
     }
 }
 
@@ -202,7 +209,7 @@ fn not_a_disk(kind: FileType) -> Option<&'static str> {
     } else if kind.is_fifo() {
         Some("a FIFO")
     } else {
-        Some("no file with data in it")
+        Some("not a file with data")
     }
 }
 
@@ -220,7 +227,7 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DiskError> {
             tracing::warn!(
                 path = %path.display(),
                 %error,
-                "the disk's file system has no locks: nothing keeps another VM from using the disk too"
+                "the file system of the disk has no locks: another VM could use the disk at the same time"
             );
             Ok(())
         }

@@ -1,4 +1,7 @@
 //! The block device (VIRTIO 1.2, section 5.2): a file or a block device of the host as the guest's disk.
+//!
+//! Each disk has a thread ([`thread`]), which works on the queue ([`worker`]) and waits for the host's storage
+//! ([`engine`]).
 
 mod config;
 mod device;
@@ -9,6 +12,7 @@ mod metrics;
 mod request;
 #[cfg(test)]
 mod tests;
+mod thread;
 mod transfer;
 mod worker;
 

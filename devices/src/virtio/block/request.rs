@@ -1,4 +1,4 @@
-//! What a chain asks for (5.2.6), checked against the disk.
+//! The request in a chain (5.2.6), checked against the disk.
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::super::queue::Chain;
-use super::config::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS};
+use super::config::{MAX_DATA, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS};
 use super::disk::{Disk, SECTOR};
 
 /// How a request ends (the status byte of `struct virtio_blk_req`, 5.2.6).
@@ -40,6 +40,11 @@ pub(super) struct Range {
 }
 
 impl Range {
+    /// The same for data that is read or written.
+    fn of_data(disk: &Disk, sector: u64, length: u64) -> Result<Self, Status> {
+        if length > MAX_DATA { Err(Status::IoError) } else { Self::new(disk, sector, length) }
+    }
+
     /// The range of `length` bytes at `sector`: whole sectors and at least one, inside of `disk`.
     fn new(disk: &Disk, sector: u64, length: u64) -> Result<Self, Status> {
         let offset = sector.checked_mul(SECTOR).ok_or(Status::IoError)?;
@@ -73,13 +78,12 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// The bytes of data that the host moves for it; to free a range moves none.
+    /// The bytes of data that the host may have to read or write for it. Where blocks are to be freed and zeroed, the
+    /// host writes zeros if it can't free them; a discard writes nothing.
     pub(super) fn data_bytes(self) -> u64 {
         match self {
-            Self::Read(range) | Self::Write(range) | Self::WriteZeroes { range, unmap: false } => {
-                range.length
-            }
-            Self::Discard(_) | Self::WriteZeroes { unmap: true, .. } | Self::Flush | Self::GetId => 0,
+            Self::Read(range) | Self::Write(range) | Self::WriteZeroes { range, .. } => range.length,
+            Self::Discard(_) | Self::Flush | Self::GetId => 0,
         }
     }
 }
@@ -123,8 +127,8 @@ fn action(
         return Err(Status::IoError);
     }
     match kind {
-        VIRTIO_BLK_T_IN => Range::new(disk, sector, chain.writable.len()).map(Action::Read),
-        VIRTIO_BLK_T_OUT => Range::new(disk, sector, chain.readable.len()).map(Action::Write),
+        VIRTIO_BLK_T_IN => Range::of_data(disk, sector, chain.writable.len()).map(Action::Read),
+        VIRTIO_BLK_T_OUT => Range::of_data(disk, sector, chain.readable.len()).map(Action::Write),
         VIRTIO_BLK_T_FLUSH => Ok(Action::Flush),
         VIRTIO_BLK_T_GET_ID => Ok(Action::GetId),
         VIRTIO_BLK_T_DISCARD => {

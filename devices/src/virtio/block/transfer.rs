@@ -4,15 +4,16 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::super::iovecs::IoVecs;
 use super::super::queue::{Chain, Head};
+use super::super::rate_limit::Reservation;
 use super::config::SEG_MAX;
 use super::engine::Operation;
 use super::request::{Action, Range, Status};
 
-/// How often an operation is begun again without progress, before the request fails.
+/// How often an operation is started again without progress, before the request fails.
 const MAX_RETRIES: u8 = 32;
 /// Zeros to write where the host can't zero by itself.
 static ZEROES: [u8; 4096] = [0; 4096];
-/// How many times [`ZEROES`] is written at once.
+/// How many times [`ZEROES`] is written by one operation: 1 MiB.
 const ZEROES_AT_ONCE: usize = 256;
 
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -52,6 +53,10 @@ pub(super) struct Transfer {
     pub(super) read: u64,
     pub(super) ranges: IoVecs,
     retries: u8,
+    /// Zeros were written, as the host could not zero the range by itself.
+    has_filled: bool,
+    /// What the rate limit allowed for the request.
+    pub(super) reserved: Reservation,
 }
 
 /// What comes after a completion.
@@ -74,10 +79,12 @@ impl Transfer {
             read: 0,
             ranges: IoVecs::default(),
             retries: 0,
+            has_filled: false,
+            reserved: Reservation::default(),
         }
     }
 
-    /// Begins with `action` on the buffers that are left in `chain`.
+    /// Sets the transfer up for `action` on the buffers that are left in `chain`.
     pub(super) fn set_up(
         &mut self,
         action: Action,
@@ -86,6 +93,7 @@ impl Transfer {
     ) -> Result<(), Status> {
         self.ranges.clear();
         self.action = action;
+        self.has_filled = false;
         let (work, range, buffers) = match action {
             Action::Read(range) => (Work::Read, range, Some(&chain.writable)),
             Action::Write(range) => (Work::Write, range, Some(&chain.readable)),
@@ -121,6 +129,20 @@ impl Transfer {
         }
     }
 
+    /// The bytes that the next operation moves, frees or zeroes.
+    pub(super) fn operation_bytes(&self) -> u64 {
+        match self.work {
+            Work::Fill => u64::try_from(self.ranges.length()).unwrap_or(u64::MAX),
+            Work::Sync => 0,
+            Work::Read | Work::Write | Work::Discard | Work::Unmap | Work::Zero => self.left,
+        }
+    }
+
+    /// Whether the host had nothing to write though the request might have made it: it freed the blocks.
+    pub(super) fn freed(&self) -> bool {
+        matches!(self.action, Action::WriteZeroes { unmap: true, .. }) && !self.has_filled
+    }
+
     /// Takes the result of the operation that was started last.
     pub(super) fn completed(&mut self, result: i32, write_through: bool) -> Next {
         match u32::try_from(result) {
@@ -133,7 +155,7 @@ impl Transfer {
         match self.work {
             Work::Sync => return Next::Answer(Status::Ok),
             Work::Discard | Work::Unmap | Work::Zero => self.left = 0,
-            // The file ends before the disk does: somebody cut it off.
+            // The file is shorter than the disk: it was truncated.
             Work::Read | Work::Write | Work::Fill if done == 0 => return Next::Answer(Status::IoError),
             Work::Read | Work::Write | Work::Fill => self.advance(done),
         }
@@ -168,10 +190,11 @@ impl Transfer {
                 self.retries += 1;
                 Next::Start
             }
-            // A discard is a hint, which a host that can't follow it may leave alone.
+            // A discard is a hint; a host that can't free blocks ignores it.
             (libc::EOPNOTSUPP, Work::Discard) => Next::Answer(Status::Ok),
             (libc::EOPNOTSUPP, Work::Unmap | Work::Zero) => {
                 self.work = Work::Fill;
+                self.has_filled = true;
                 self.refill();
                 Next::Start
             }

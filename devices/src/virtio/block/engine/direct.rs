@@ -1,22 +1,27 @@
-//! I/O by system calls that wait for its end.
+//! I/O by system calls that block.
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
 use super::super::super::iovecs::IoVecs;
-use super::{Completion, Operation};
+use super::{Completion, Operation, PerSource, Source, Wakes};
 
 /// Does an operation at once and keeps its result.
 pub(in super::super) struct Direct {
     file: Arc<File>,
     completions: VecDeque<Completion>,
+    watched: Watched,
 }
 
 impl Direct {
     pub(super) fn new(file: Arc<File>) -> Self {
-        Self { file, completions: VecDeque::new() }
+        Self { file, completions: VecDeque::new(), watched: Watched::default() }
     }
 
     /// See [`Engine::start`](super::Engine::start).
@@ -33,7 +38,7 @@ impl Direct {
         self.completions.push_back(Completion { number, result });
     }
 
-    /// Does the system call, and gives its result the way the kernel does: an errno is negative.
+    /// Does the system call, and returns its result the way the kernel does: an errno is negative.
     ///
     /// # Safety
     ///
@@ -56,7 +61,7 @@ impl Direct {
             },
         };
         if result < 0 {
-            -std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+            -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
         } else {
             // One call transfers less than 2 GiB.
             i32::try_from(result).unwrap_or(i32::MAX)
@@ -65,5 +70,59 @@ impl Direct {
 
     pub(super) fn pop(&mut self) -> Option<Completion> {
         self.completions.pop_front()
+    }
+
+    pub(super) fn watch(&mut self, source: Source, fd: Option<RawFd>) {
+        self.watched.watch(source, fd);
+    }
+
+    pub(super) fn take_wakes(&mut self) -> Wakes {
+        self.watched.take_wakes()
+    }
+
+    pub(super) fn wait(&mut self, block: bool) -> io::Result<()> {
+        self.watched.wait(block && self.completions.is_empty())
+    }
+}
+
+/// Sources that are waited for by poll(2).
+#[derive(Default)]
+pub(super) struct Watched {
+    fds: PerSource<Option<RawFd>>,
+    wakes: Wakes,
+}
+
+impl Watched {
+    pub(super) fn watch(&mut self, source: Source, fd: Option<RawFd>) {
+        *self.fds.get_mut(source) = fd;
+    }
+
+    pub(super) fn take_wakes(&mut self) -> Wakes {
+        std::mem::take(&mut self.wakes)
+    }
+
+    /// Looks which sources are readable; with `block`, waits for one.
+    pub(super) fn wait(&mut self, block: bool) -> io::Result<()> {
+        let sources: Vec<(Source, RawFd)> = self
+            .fds
+            .each_mut()
+            .into_iter()
+            .filter_map(|(source, fd)| fd.as_ref().map(|&fd| (source, fd)))
+            .collect();
+        let mut polled: Vec<PollFd<'_>> = sources
+            .iter()
+            // SAFETY: the sources are open for as long as they are watched.
+            .map(|&(_, fd)| PollFd::from_borrowed_fd(unsafe { BorrowedFd::borrow_raw(fd) }, PollFlags::IN))
+            .collect();
+        let now = Timespec::default();
+        let timeout = if block && !self.wakes.any() { None } else { Some(&now) };
+        match poll(&mut polled, timeout) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for ((source, _), polled) in sources.into_iter().zip(polled) {
+            *self.wakes.get_mut(source) |= !polled.revents().is_empty();
+        }
+        Ok(())
     }
 }

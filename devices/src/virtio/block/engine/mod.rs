@@ -1,14 +1,17 @@
-//! How I/O reaches the host: through io_uring, or, where the host has none for us, by system calls that wait.
+//! How I/O reaches the host: through io_uring, or by system calls that block where the host refuses io_uring.
 
 mod direct;
+#[cfg(test)]
+pub(super) mod stalled;
 mod uring;
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
-
 use self::direct::Direct;
+#[cfg(test)]
+use self::stalled::Stalled;
 use self::uring::Uring;
 use super::super::iovecs::IoVecs;
 use super::disk::Disk;
@@ -29,38 +32,125 @@ pub(super) enum Operation {
     Allocate { mode: i32, length: u64 },
 }
 
-/// An operation's end: the number it was started with, and what its system call gave (negative: an errno).
+/// A completed operation: the number that it was started with, and the result of its system call (negative: an errno).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Completion {
     pub(super) number: u16,
     pub(super) result: i32,
 }
 
-/// Carries operations out.
+/// What wakes a disk's thread besides completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A message from the device.
+    Mailbox,
+    /// A notification from the driver.
+    Notifier,
+    /// The timer of the rate limit.
+    Timer,
+}
+
+/// One value for each [`Source`].
+#[derive(Debug, Default)]
+pub(super) struct PerSource<T> {
+    mailbox: T,
+    notifier: T,
+    timer: T,
+}
+
+impl<T> PerSource<T> {
+    fn get_mut(&mut self, source: Source) -> &mut T {
+        match source {
+            Source::Mailbox => &mut self.mailbox,
+            Source::Notifier => &mut self.notifier,
+            Source::Timer => &mut self.timer,
+        }
+    }
+
+    fn each_mut(&mut self) -> [(Source, &mut T); 3] {
+        [
+            (Source::Mailbox, &mut self.mailbox),
+            (Source::Notifier, &mut self.notifier),
+            (Source::Timer, &mut self.timer),
+        ]
+    }
+}
+
+/// The sources that woke the thread.
+pub(super) type Wakes = PerSource<bool>;
+
+impl Wakes {
+    /// Whether `source` woke the thread.
+    pub(super) fn has(&self, source: Source) -> bool {
+        match source {
+            Source::Mailbox => self.mailbox,
+            Source::Notifier => self.notifier,
+            Source::Timer => self.timer,
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.mailbox || self.notifier || self.timer
+    }
+}
+
+/// Carries operations out, and waits for them and for whatever else wakes the disk's thread.
 pub(super) enum Engine {
-    /// The kernel does the work and says when it's done.
+    /// The kernel does the work and reports completions.
     Uring(Box<Uring>),
-    /// Each operation is done when [`Engine::start`] returns.
+    /// Each operation is complete when [`Engine::start`] returns.
     Direct(Direct),
+    /// Operations complete when a test lets them.
+    #[cfg(test)]
+    Stalled(Stalled),
 }
 
 impl Engine {
-    /// Gives the engine for `disk`: io_uring, if the host lets us have it. It writes to `wake` when
-    /// operations complete.
-    pub(super) fn open(disk: &Disk, wake: &EventFd) -> Self {
-        match Uring::new(disk, wake) {
+    /// The engine for `disk`: io_uring where the host allows it.
+    pub(super) fn open(disk: &Disk) -> Self {
+        match Uring::new(disk) {
             Ok(uring) => Self::Uring(Box::new(uring)),
             // Old kernels, containers' seccomp filters, the sysctl io_uring_disabled.
             Err(error) => {
-                tracing::info!(%error, "no io_uring on this host; disks are read and written synchronously");
-                Self::direct(disk, wake)
+                tracing::info!(%error, "this host refuses io_uring; disks are read and written synchronously");
+                Self::direct(disk)
             }
         }
     }
 
-    /// Gives the engine that does without io_uring.
-    pub(super) fn direct(disk: &Disk, _wake: &EventFd) -> Self {
-        Self::Direct(Direct::new(Arc::clone(&disk.file)))
+    /// The engine that does without io_uring.
+    pub(super) fn direct(disk: &Disk) -> Self {
+        Self::Direct(Direct::new(Arc::clone(disk.file())))
+    }
+
+    /// Makes the calling thread the one that uses the engine from now on.
+    pub(super) fn enable(&mut self) {
+        match self {
+            Self::Uring(uring) => uring.enable(),
+            Self::Direct(_) => {}
+            #[cfg(test)]
+            Self::Stalled(_) => {}
+        }
+    }
+
+    /// Has `fd` wake the thread as `source` when it becomes readable, instead of what was watched as that source.
+    pub(super) fn watch(&mut self, source: Source, fd: Option<RawFd>) {
+        match self {
+            Self::Uring(uring) => uring.watch(source, fd),
+            Self::Direct(direct) => direct.watch(source, fd),
+            #[cfg(test)]
+            Self::Stalled(stalled) => stalled.watch(source, fd),
+        }
+    }
+
+    /// Whether a source that woke the thread has to be read empty before it can wake it again.
+    pub(super) fn is_level_triggered(&self) -> bool {
+        match self {
+            Self::Uring(uring) => uring.is_level_triggered(),
+            Self::Direct(_) => true,
+            #[cfg(test)]
+            Self::Stalled(_) => true,
+        }
     }
 
     /// Starts `operation` at `offset` of the file; `number` comes back with its completion.
@@ -75,14 +165,9 @@ impl Engine {
             Self::Uring(uring) => unsafe { uring.start(number, operation, offset, ranges) },
             // SAFETY: the caller promises more.
             Self::Direct(direct) => unsafe { direct.start(number, operation, offset, ranges) },
-        }
-    }
-
-    /// Brings all that was started to the host.
-    pub(super) fn submit(&mut self) {
-        match self {
-            Self::Uring(uring) => uring.submit(),
-            Self::Direct(_) => {}
+            #[cfg(test)]
+            // SAFETY: the caller promises the same.
+            Self::Stalled(stalled) => unsafe { stalled.start(number, operation, offset, ranges) },
         }
     }
 
@@ -91,26 +176,33 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.pop(),
             Self::Direct(direct) => direct.pop(),
+            #[cfg(test)]
+            Self::Stalled(stalled) => stalled.pop(),
         }
     }
 
-    /// Keeps completions from waking the event loop, or lets them do so again.
-    pub(super) fn set_wake_ups(&mut self, enabled: bool) {
+    /// Takes the sources that woke the thread since the last call.
+    pub(super) fn take_wakes(&mut self) -> Wakes {
         match self {
-            Self::Uring(uring) => uring.set_wake_ups(enabled),
-            Self::Direct(_) => {}
+            Self::Uring(uring) => uring.take_wakes(),
+            Self::Direct(direct) => direct.take_wakes(),
+            #[cfg(test)]
+            Self::Stalled(stalled) => stalled.take_wakes(),
         }
     }
 
-    /// Waits until there is a completion to take.
+    /// Hands to the host all that was started. With `block`, waits until there is a completion or a source that wakes
+    /// the thread.
     ///
     /// # Errors
     ///
-    /// The host can't say when operations end.
-    pub(super) fn wait(&mut self) -> io::Result<()> {
+    /// The host is short of resources for the moment; what was started is not lost.
+    pub(super) fn wait(&mut self, block: bool) -> io::Result<()> {
         match self {
-            Self::Uring(uring) => uring.wait(),
-            Self::Direct(_) => Ok(()),
+            Self::Uring(uring) => uring.wait(block),
+            Self::Direct(direct) => direct.wait(block),
+            #[cfg(test)]
+            Self::Stalled(stalled) => stalled.wait(block),
         }
     }
 }

@@ -1,45 +1,128 @@
 //! I/O through io_uring.
+//!
+//! One system call hands over what was started and waits for whatever comes next: a completion, a notification from the
+//! driver, a message from the device, or the timer of the rate limit.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use io_uring::types::{Fd, FsyncFlags};
-use io_uring::{IoUring, Probe, opcode, squeue};
-use vmm_sys_util::eventfd::EventFd;
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 
 use super::super::super::iovecs::IoVecs;
 use super::super::disk::Disk;
-use super::{Completion, MAX_IN_FLIGHT, Operation};
+use super::{Completion, MAX_IN_FLIGHT, Operation, PerSource, Source, Wakes};
 
-/// A ring of the kernel's, with room for all that may be in flight.
+/// Entries of the submission queue: all that may be in flight, and the polls.
+const ENTRIES: u32 = 256;
+const _: () = assert!(ENTRIES > MAX_IN_FLIGHT as u32 + 8);
+
+/// The user data of a completion is the number of the operation; of a poll, this, the source and a generation.
+const POLL: u64 = 1 << 32;
+/// The user data of the removal of a poll.
+const REMOVAL: u64 = 1 << 33;
+
+/// A ring with room for all that may be in flight.
 pub(in super::super) struct Uring {
     ring: IoUring,
+    /// The ring takes submissions from one thread only, which is not known yet.
+    is_disabled: bool,
     file: Arc<File>,
-    wake: EventFd,
+    polls: PerSource<Poll>,
+    /// The kernel has polls that stay after they have fired, from Linux 5.13 on.
+    has_multishot: bool,
+    wakes: Wakes,
+    completions: VecDeque<Completion>,
+}
+
+/// A file descriptor that is polled.
+#[derive(Debug, Default)]
+struct Poll {
+    fd: Option<RawFd>,
+    /// The kernel has the poll.
+    is_armed: bool,
+    /// Tells the events of this descriptor from those of the ones before.
+    generation: u16,
+}
+
+impl Poll {
+    fn user_data(&self, source: Source) -> u64 {
+        POLL | (source as u64) << 16 | u64::from(self.generation)
+    }
 }
 
 impl Uring {
-    pub(super) fn new(disk: &Disk, wake: &EventFd) -> io::Result<Self> {
-        let entries = u32::from(MAX_IN_FLIGHT);
-        // Completions are brought to the event loop's thread at its next system call instead of by an
-        // interrupt of it; from Linux 5.19 on. A ring for one thread only would not do: a reset comes from
-        // a vCPU's thread.
-        let ring = match IoUring::builder().setup_coop_taskrun().build(entries) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries)?,
+    pub(super) fn new(disk: &Disk) -> io::Result<Self> {
+        let (ring, is_disabled) = Self::ring()?;
+        let file = Arc::clone(disk.file());
+        let (polls, wakes) = (PerSource::default(), Wakes::default());
+        let completions = VecDeque::with_capacity(MAX_IN_FLIGHT.into());
+        Ok(Self { ring, is_disabled, file, polls, has_multishot: true, wakes, completions })
+    }
+
+    /// The ring, and whether it is disabled.
+    fn ring() -> io::Result<(IoUring, bool)> {
+        // With one thread that submits, the kernel needs no locks; it delivers completions when the thread waits for
+        // them, instead of by interrupting it. From Linux 6.1 on, which has all operations.
+        let single =
+            IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_r_disabled().build(ENTRIES);
+        match single {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            other => return other.map(|ring| (ring, true)),
+        }
+        let ring = match IoUring::builder().setup_coop_taskrun().build(ENTRIES) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
             other => other?,
         };
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let needed =
-            [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
-        if !needed.iter().all(|&code| probe.is_supported(code)) {
-            return Err(io::ErrorKind::Unsupported.into());
+        let needed = [
+            opcode::Read::CODE,
+            opcode::Write::CODE,
+            opcode::Readv::CODE,
+            opcode::Writev::CODE,
+            opcode::Fsync::CODE,
+            opcode::Fallocate::CODE,
+            opcode::PollAdd::CODE,
+            opcode::PollRemove::CODE,
+        ];
+        if needed.iter().all(|&code| probe.is_supported(code)) {
+            Ok((ring, false))
+        } else {
+            Err(io::ErrorKind::Unsupported.into())
         }
-        ring.submitter().register_eventfd(wake.as_raw_fd())?;
-        Ok(Self { ring, file: Arc::clone(&disk.file), wake: wake.try_clone()? })
+    }
+
+    /// See [`Engine::enable`](super::Engine::enable).
+    pub(super) fn enable(&mut self) {
+        if !std::mem::take(&mut self.is_disabled) {
+            return;
+        }
+        if let Err(error) = self.ring.submitter().register_enable_rings() {
+            // Requests will not be answered; nothing else can be done for a kernel that takes its ring back.
+            tracing::error!(%error, "cannot enable an io_uring instance; a disk does not work");
+        }
+    }
+
+    pub(super) fn is_level_triggered(&self) -> bool {
+        !self.has_multishot
+    }
+
+    /// See [`Engine::watch`](super::Engine::watch).
+    pub(super) fn watch(&mut self, source: Source, fd: Option<RawFd>) {
+        let poll = self.polls.get_mut(source);
+        let old = poll.user_data(source);
+        let was_armed = std::mem::take(&mut poll.is_armed);
+        poll.fd = fd;
+        poll.generation = poll.generation.wrapping_add(1);
+        if was_armed {
+            let removal = opcode::PollRemove::new(old).build().user_data(REMOVAL);
+            // SAFETY: the entry names no memory.
+            unsafe { self.push(&removal) };
+        }
     }
 
     /// See [`Engine::start`](super::Engine::start).
@@ -50,13 +133,21 @@ impl Uring {
     /// taken.
     pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, offset: u64, ranges: &IoVecs) {
         let entry = self.entry(operation, offset, ranges).user_data(u64::from(number));
-        loop {
-            // SAFETY: the caller promises that all that the entry points to outlives the operation.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-                return;
+        // SAFETY: the caller promises that all that the entry points to outlives the operation.
+        unsafe { self.push(&entry) };
+    }
+
+    /// # Safety
+    ///
+    /// All that the entry points to has to outlive the operation.
+    unsafe fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: the caller promises that all that the entry points to outlives the operation.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
+            // The queue is full of operations that the kernel did not take yet.
+            if let Err(error) = self.enter(0) {
+                tracing::warn!(%error, "the kernel takes no disk I/O at the moment");
+                std::thread::yield_now();
             }
-            // It can't be: the ring has room for all that may be in flight.
-            self.submit();
         }
     }
 
@@ -64,59 +155,98 @@ impl Uring {
         let fd = Fd(self.file.as_raw_fd());
         let ranges = ranges.left();
         let count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
-        match operation {
-            Operation::Read => opcode::Readv::new(fd, ranges.as_ptr(), count).offset(offset).build(),
-            Operation::Write => opcode::Writev::new(fd, ranges.as_ptr(), count).offset(offset).build(),
-            Operation::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
-            Operation::Allocate { mode, length } => {
+        // The kernel needs not copy a list of one.
+        let single = match ranges {
+            [range] => u32::try_from(range.iov_len).ok().map(|length| (range.iov_base.cast::<u8>(), length)),
+            _ => None,
+        };
+        match (operation, single) {
+            (Operation::Read, Some((at, length))) => opcode::Read::new(fd, at, length).offset(offset).build(),
+            (Operation::Read, None) => opcode::Readv::new(fd, ranges.as_ptr(), count).offset(offset).build(),
+            (Operation::Write, Some((at, length))) => {
+                opcode::Write::new(fd, at, length).offset(offset).build()
+            }
+            (Operation::Write, None) => {
+                opcode::Writev::new(fd, ranges.as_ptr(), count).offset(offset).build()
+            }
+            (Operation::Sync, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+            (Operation::Allocate { mode, length }, _) => {
                 opcode::Fallocate::new(fd, length).offset(offset).mode(mode).build()
             }
         }
     }
 
-    pub(super) fn submit(&mut self) {
-        while !self.ring.submission().is_empty() {
-            match self.ring.submit() {
+    pub(super) fn pop(&mut self) -> Option<Completion> {
+        self.completions.pop_front()
+    }
+
+    /// Takes from the ring what the kernel has put there.
+    fn harvest(&mut self) {
+        while let Some(entry) = { self.ring.completion().next() } {
+            if let Ok(number) = u16::try_from(entry.user_data()) {
+                self.completions.push_back(Completion { number, result: entry.result() });
+            } else if entry.user_data() & POLL != 0 {
+                self.polled(entry.user_data(), entry.result(), cqueue::more(entry.flags()));
+            }
+        }
+    }
+
+    /// Takes the event of a poll, after which the kernel has it still or not.
+    fn polled(&mut self, user_data: u64, result: i32, is_armed: bool) {
+        let polls = self.polls.each_mut();
+        let Some((source, poll)) =
+            polls.into_iter().find(|(source, poll)| poll.user_data(*source) == user_data)
+        else {
+            return;
+        };
+        poll.is_armed = is_armed;
+        if result >= 0 {
+            *self.wakes.get_mut(source) = true;
+        } else if result == -libc::EINVAL && self.has_multishot {
+            self.has_multishot = false;
+        } else {
+            let error = io::Error::from_raw_os_error(-result);
+            tracing::error!(%error, ?source, "a disk's thread cannot wait for one of its sources");
+            poll.fd = None;
+        }
+    }
+
+    pub(super) fn take_wakes(&mut self) -> Wakes {
+        std::mem::take(&mut self.wakes)
+    }
+
+    pub(super) fn wait(&mut self, block: bool) -> io::Result<()> {
+        let has_multishot = self.has_multishot;
+        let mut polls = [None; 3];
+        for (entry, (source, poll)) in polls.iter_mut().zip(self.polls.each_mut()) {
+            if let Some(fd) = poll.fd.filter(|_| !poll.is_armed) {
+                poll.is_armed = true;
+                *entry = Some((fd, poll.user_data(source)));
+            }
+        }
+        for (fd, user_data) in polls.into_iter().flatten() {
+            let poll = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(has_multishot).build();
+            // SAFETY: the entry names no memory.
+            unsafe { self.push(&poll.user_data(user_data)) };
+        }
+        let want = usize::from(block && !self.wakes.any() && self.completions.is_empty());
+        let entered = self.enter(want);
+        self.harvest();
+        entered
+    }
+
+    /// Submits everything and waits for `want` completions.
+    fn enter(&mut self, want: usize) -> io::Result<()> {
+        loop {
+            match self.ring.submitter().submit_and_wait(want) {
+                Ok(_) if self.ring.submission().is_empty() => return Ok(()),
+                // The kernel stops at an entry that it refuses, and reports it as a completion.
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                Err(error) => {
-                    // The kernel is short of something. What is not submitted stays in the ring; the event
-                    // loop comes back to it after it has done all else.
-                    tracing::warn!(%error, "the kernel takes no disk I/O now; it will be tried again");
-                    let _ = self.wake.write(1);
-                    return;
-                }
+                // Completions that nobody took yet have to be taken first.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
+                Err(error) => return Err(error),
             }
-        }
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Completion> {
-        let entry = self.ring.completion().next()?;
-        // It is what `start` put there.
-        let number = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
-        Some(Completion { number, result: entry.result() })
-    }
-
-    pub(super) fn set_wake_ups(&mut self, enabled: bool) {
-        let completions = self.ring.completion();
-        if enabled {
-            completions.enable_eventfd();
-            // The caller looks for completions next, and must not have looked before: the kernel adds one and
-            // then reads whether to wake us.
-            fence(Ordering::SeqCst);
-        } else {
-            completions.disable_eventfd();
-        }
-    }
-
-    pub(super) fn wait(&mut self) -> io::Result<()> {
-        match self.ring.submitter().submit_and_wait(1) {
-            Ok(_) => Ok(()),
-            // All of these pass: a signal, a shortage, completions that nobody took yet.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
-                Ok(())
-            }
-            Err(error) => Err(error),
         }
     }
 }

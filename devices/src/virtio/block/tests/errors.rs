@@ -104,22 +104,23 @@ fn a_read_past_the_end_of_a_file_that_was_cut_off_fails() {
     }
 }
 
-/// A file system of 64 KiB; unmounted when it's dropped. `None`, where we may not mount.
-struct TinyFs(tempfile::TempDir);
+/// A file system that is unmounted when it's dropped.
+pub(super) struct MountedFs(tempfile::TempDir);
 
-impl TinyFs {
-    fn new() -> Option<Self> {
+impl MountedFs {
+    /// A file system of `kind`; `None`, where we may not mount.
+    pub(super) fn new(kind: &str, options: &str) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let mount = format!("mount -t tmpfs -o size=64k tmpfs {}", directory.path().display());
+        let mount = format!("mount -t {kind} -o {options} {kind} {}", directory.path().display());
         runs(&mount).then_some(Self(directory))
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 }
 
-impl Drop for TinyFs {
+impl Drop for MountedFs {
     fn drop(&mut self) {
         runs(&format!("umount -l {}", self.path().display()));
     }
@@ -133,7 +134,7 @@ fn runs(command: &str) -> bool {
 
 #[test]
 fn a_full_file_system_fails_the_write_and_leaves_the_device_working() {
-    let Some(directory) = TinyFs::new() else {
+    let Some(directory) = MountedFs::new("tmpfs", "size=64k") else {
         eprintln!("skipped: a file system to fill can't be mounted without root");
         return;
     };
@@ -242,7 +243,7 @@ fn a_read_only_block_device_is_refused_for_writing() {
 
 #[test]
 fn files_that_cannot_be_written_are_refused_for_writing() {
-    let Some(directory) = TinyFs::new() else {
+    let Some(directory) = MountedFs::new("tmpfs", "size=64k") else {
         eprintln!("skipped: a read-only file system can't be mounted without root");
         return;
     };
@@ -293,6 +294,7 @@ fn the_config_space_tells_of_the_disk_and_ends() {
     let mut space = [0xff; 70];
     rig.block.read_config(0, &mut space);
     assert_eq!(space[..8], 9u64.to_le_bytes());
+    assert_eq!(space[8..12], 0x2_0000u32.to_le_bytes());
     assert_eq!(space[12..16], 126u32.to_le_bytes());
     assert_eq!(space[20..24], 512u32.to_le_bytes());
     assert_eq!(space[40..44], 1u32.to_le_bytes());
@@ -328,17 +330,14 @@ fn a_host_that_refuses_io_uring_gets_synchronous_io() {
     let test = || {
         forbid_io_uring();
         let file = image(4);
-        let mut block = Block::new(
-            Disk::open(file.path(), false, ImageFormat::Detect).unwrap(),
-            DiskId::default(),
-            Default::default(),
-        )
-        .unwrap();
+        let disk = Disk::open(file.path(), false, ImageFormat::Detect).unwrap();
+        assert!(matches!(Engine::open(&disk), Engine::Direct(_)));
+        let mut block = Block::new(disk, DiskId::default(), RateLimits::default()).unwrap();
         let driver = Driver::new(16);
         block.activate(driver.activation(0)).unwrap();
         let mut rig = Rig { driver, block, requests: 0 };
         assert_eq!(rig.read(1, 512), (0, 513, vec![2; 512]));
     };
-    // The filter stays with the thread.
+    // The filter stays with the thread, and those that it starts.
     std::thread::spawn(test).join().unwrap();
 }

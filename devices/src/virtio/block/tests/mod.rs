@@ -6,17 +6,24 @@ mod limits;
 mod model;
 mod pmem;
 mod requests;
+mod stalls;
+mod suspended;
 
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
 
-use super::super::VirtioDevice;
+use super::super::mailbox::DEADLINE;
 use super::super::rate_limit::RateLimits;
-use super::super::testing::{Driver, FREE, WRITE, wait_readable};
+use super::super::testing::{Driver, FREE, WRITE};
+use super::super::{Activation, QueueState, VirtioDevice};
 use super::engine::Engine;
+use super::engine::stalled::{Stalled, Valve};
 use super::{Block, Disk, DiskId, ImageFormat};
 
 /// Where headers, status bytes and data are, one after another.
@@ -34,6 +41,19 @@ enum With {
 }
 
 const BOTH: [With; 2] = [With::Uring, With::Direct];
+
+impl With {
+    fn engine(self, disk: &Disk) -> Engine {
+        match self {
+            Self::Uring => {
+                let engine = Engine::open(disk);
+                assert!(matches!(engine, Engine::Uring(_)), "this host has no io_uring to test");
+                engine
+            }
+            Self::Direct => Engine::direct(disk),
+        }
+    }
+}
 
 /// A driver with a block device.
 struct Rig {
@@ -53,17 +73,38 @@ impl Rig {
 
     fn with_limits(with: With, path: &Path, read_only: bool, driver: Driver, limits: RateLimits) -> Self {
         let disk = Disk::open(path, read_only, ImageFormat::Detect).unwrap();
-        let open: fn(&Disk, &_) -> Engine = match with {
-            With::Uring => |disk, wake| {
-                let engine = Engine::open(disk, wake);
-                assert!(matches!(engine, Engine::Uring(_)), "this host has no io_uring to test");
-                engine
-            },
-            With::Direct => Engine::direct,
-        };
-        let mut block = Block::with_engine(disk, DiskId::new("disk-1").unwrap(), limits, open).unwrap();
+        let engine = with.engine(&disk);
+        let mut block =
+            Block::with_engine(disk, DiskId::new("disk-1").unwrap(), limits, engine, DEADLINE).unwrap();
         block.activate(driver.activation(1 << VIRTIO_BLK_F_FLUSH)).unwrap();
         Self { driver, block, requests: 0 }
+    }
+
+    /// A device on a disk that does not answer until `valve` is opened; whose thread is stuck meanwhile, if it `blocks`.
+    fn stalled(path: &Path, valve: &Valve, blocks: bool) -> Self {
+        let disk = Disk::open(path, false, ImageFormat::Detect).unwrap();
+        let engine = Engine::Stalled(Stalled::new(&disk, valve.clone(), blocks));
+        let deadline = Duration::from_millis(100);
+        let mut block =
+            Block::with_engine(disk, DiskId::default(), RateLimits::default(), engine, deadline).unwrap();
+        let driver = Driver::with_event_idx(256);
+        block.activate(driver.activation(1 << VIRTIO_BLK_F_FLUSH)).unwrap();
+        Self { driver, block, requests: 0 }
+    }
+
+    fn notify(&self) {
+        self.driver.notifier.write(1).unwrap();
+    }
+
+    /// Suspends the device and has it go on at once. What was in flight is answered then. Returns where the queue was.
+    fn settle(&mut self) -> QueueState {
+        let mut queues = self.block.suspend().unwrap();
+        let state = queues[0].as_ref().unwrap().state();
+        let activation = self.driver.activation(1 << VIRTIO_BLK_F_FLUSH);
+        let activation = Activation { queues: std::mem::take(&mut queues), ..activation };
+        let saved = self.block.state();
+        self.block.resume(Some(activation), saved).unwrap();
+        state
     }
 
     fn header(&mut self, kind: u32, sector: u64) -> (u64, u64) {
@@ -77,7 +118,7 @@ impl Rig {
         (header, status)
     }
 
-    /// Makes a request with `data` buffers available and gives where its status will be.
+    /// Makes a request with `data` buffers available and returns where its status will be.
     fn add(&mut self, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> u64 {
         let (header, status) = self.header(kind, sector);
         let mut buffers = vec![(header, 16, 0)];
@@ -87,20 +128,13 @@ impl Rig {
         status
     }
 
-    /// Runs the device until it used `count` chains.
+    /// Has the device use `count` chains.
     fn run(&mut self, count: u16) {
-        self.block.queue_notified(0);
-        while self.driver.used_count() < count {
-            if self.driver.counters.take_again() {
-                self.block.queue_notified(0);
-                continue;
-            }
-            wait_readable(self.block.wake_fds()[0]);
-            self.block.woken(0);
-        }
+        self.notify();
+        wait_until(|| self.driver.used_count() >= count);
     }
 
-    /// Makes one request; gives its status and the length written.
+    /// Makes one request; returns its status and the length written.
     fn request(&mut self, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> (u8, u32) {
         let status = self.add(kind, sector, data);
         self.run(1);
@@ -126,6 +160,15 @@ impl Rig {
         bytes.extend(flags.to_le_bytes());
         self.driver.write(DATA, &bytes);
         self.request(kind, 0, &[(DATA, 16, 0)])
+    }
+}
+
+/// Waits for what a device's thread does; one that has not done it after ten seconds never will.
+fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "the device never got there");
+        std::thread::yield_now();
     }
 }
 

@@ -72,8 +72,8 @@ fn what_the_device_itself_touches_has_to_be_in_ram() {
         let image = image(4);
         let mut rig = Rig::with_driver(With::Direct, image.path(), false, driver);
         rig.driver.add(&buffers);
-        rig.block.queue_notified(0);
-        assert!(rig.driver.counters.broken());
+        rig.notify();
+        rig.driver.counters.wait_until(|| rig.driver.counters.broken());
         assert_eq!(rig.driver.used_count(), 0);
     }
 }
