@@ -161,6 +161,9 @@ fn ending(result: Result<ExitReason, VmError>) -> u8 {
                 tracing::info!("{reason}");
             } else {
                 complain(&reason.to_string());
+                if let ExitReason::Panicked { hint: Some(hint), .. } = reason {
+                    complain(hint);
+                }
             }
             code
         }

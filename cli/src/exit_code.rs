@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn each_end_has_its_code() {
         assert_eq!(of_exit(&ExitReason::Reboot), 0);
-        assert_eq!(of_exit(&ExitReason::Panicked { message: None }), 4);
+        assert_eq!(of_exit(&ExitReason::Panicked { message: None, hint: None }), 4);
         assert_eq!(of_exit(&ExitReason::TripleFault { vcpu: 0, rip: None }), 4);
         assert_eq!(of_exit(&ExitReason::Signal(15)), 143);
         assert_eq!(of_exit(&ExitReason::TimedOut), 124);

@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -74,7 +73,7 @@ impl Boot {
     /// Lets init run `script` in place of a shell.
     pub fn script(self, script: &str) -> Self {
         let path = self.directory.path().join("script");
-        let mut text = format!("{script}\nexit\n");
+        let mut text = format!("{script}\nexit 0\n");
         // A disk has whole sectors.
         text.extend(std::iter::repeat_n('\n', text.len().next_multiple_of(512) - text.len()));
         std::fs::write(&path, text).expect("the script can be written");
@@ -104,16 +103,11 @@ impl Boot {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("mvm can be run");
         let stdout = child.stdout.take().expect("it is piped");
-        let mut stderr = child.stderr.take().expect("it is piped");
+        let stderr = child.stderr.take().expect("it is piped");
         Guest {
             input: child.stdin.take(),
             output: Reader::new(stdout, watchdog),
-            errors: std::thread::spawn(move || {
-                let mut errors = String::new();
-                // What is no UTF-8 would be a fault of mvm's, and shows as what is missing.
-                let _ = stderr.read_to_string(&mut errors);
-                errors
-            }),
+            errors: Reader::new(stderr, watchdog),
             child,
             _directory: directory,
         }
@@ -181,7 +175,7 @@ pub struct Guest {
     child: Child,
     input: Option<ChildStdin>,
     output: Reader,
-    errors: JoinHandle<String>,
+    errors: Reader,
     _directory: TempDir,
 }
 
@@ -189,6 +183,11 @@ impl Guest {
     /// Waits until the console has shown `text`.
     pub fn wait_for(&mut self, text: &str) {
         self.output.wait_for(text, 1);
+    }
+
+    /// Waits until mvm has said `text` on standard error.
+    pub fn wait_for_error(&mut self, text: &str) {
+        self.errors.wait_for(text, 1);
     }
 
     /// Types `text`.
@@ -216,8 +215,8 @@ impl Guest {
     pub fn finish(mut self) -> Outcome {
         self.output.rest();
         let status = self.child.wait().expect("mvm is a child");
-        let errors = std::mem::replace(&mut self.errors, std::thread::spawn(String::new));
-        Outcome { status, output: self.output.text(), errors: errors.join().expect("the reader ends") }
+        self.errors.rest();
+        Outcome { status, output: self.output.text(), errors: self.errors.text() }
     }
 }
 

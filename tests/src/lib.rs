@@ -15,7 +15,8 @@ use std::process::{Command, Output, Stdio};
 pub use guest::{Boot, Guest, Outcome};
 pub use terminal::Terminal;
 
-fn from_environment(name: &str) -> PathBuf {
+/// What `tests/run` says in the variable `name`.
+pub fn from_environment(name: &str) -> PathBuf {
     match std::env::var_os(name) {
         Some(path) => path.into(),
         None => panic!("{name} is not set: run these tests with tests/run"),

@@ -22,6 +22,8 @@ pub enum ExitReason {
     Panicked {
         /// What the kernel's message on the console says behind `Kernel panic - not syncing: `, where it is known.
         message: Option<String>,
+        /// What usually causes it, and what to do about it.
+        hint: Option<&'static str>,
     },
     /// A triple fault.
     TripleFault {
@@ -76,8 +78,10 @@ impl fmt::Display for ExitReason {
             Self::PowerOff => f.write_str("the guest powered off"),
             Self::Reboot => f.write_str("the guest rebooted"),
             Self::Code(code) => write!(f, "the guest ended with exit code {code}"),
-            Self::Panicked { message: None } => f.write_str("the guest's kernel panicked"),
-            Self::Panicked { message: Some(message) } => write!(f, "the guest's kernel panicked: {message}"),
+            Self::Panicked { message: None, .. } => f.write_str("the guest's kernel panicked"),
+            Self::Panicked { message: Some(message), .. } => {
+                write!(f, "the guest's kernel panicked: {message}")
+            }
             Self::TripleFault { vcpu, rip: Some(rip) } => {
                 write!(f, "the guest crashed: triple fault on vCPU {vcpu} at {rip:#x}")
             }
@@ -156,7 +160,7 @@ impl ExitSlot {
 
     /// The reason, once there is one.
     pub fn reason(&self) -> Option<ExitReason> {
-        let reason = self.lock().clone()?;
+        let reason = self.own_reason()?;
         Some(match (reason, self.code.load(Ordering::SeqCst)) {
             (ExitReason::PowerOff | ExitReason::Reboot, _) if self.time_is_up.load(Ordering::SeqCst) => {
                 ExitReason::TimedOut
@@ -170,6 +174,11 @@ impl ExitSlot {
     pub(crate) fn ended(&self) -> BorrowedFd<'_> {
         // SAFETY: the slot owns the descriptor and lives as long as what borrows it.
         unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) }
+    }
+
+    /// The reason that was given, without what the exit code or `--timeout` makes of it.
+    pub(crate) fn own_reason(&self) -> Option<ExitReason> {
+        self.lock().clone()
     }
 
     /// Becomes readable once there is a reason.
@@ -202,7 +211,10 @@ mod tests {
             (ExitReason::PowerOff, ExitReason::Code(7)),
             (ExitReason::Reboot, ExitReason::Code(7)),
             (ExitReason::Signal(9), ExitReason::Signal(9)),
-            (ExitReason::Panicked { message: None }, ExitReason::Panicked { message: None }),
+            (
+                ExitReason::Panicked { message: None, hint: None },
+                ExitReason::Panicked { message: None, hint: None },
+            ),
         ] {
             let slot = ExitSlot::new().unwrap();
             slot.set_code(7);

@@ -16,6 +16,7 @@ pub mod handle;
 pub mod helper;
 pub mod host;
 pub mod kvm;
+mod last_words;
 pub mod launch;
 pub mod loader;
 pub mod memory;

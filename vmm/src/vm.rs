@@ -25,6 +25,7 @@ use crate::gdb::{GdbServer, Listener, Stops};
 use crate::handle::VmHandle;
 use crate::helper::Helper;
 use crate::kvm::{self, KvmError};
+use crate::last_words::{self, Given};
 use crate::launch::Resources;
 use crate::loader::{self, Kernel};
 use crate::memory::{self};
@@ -45,6 +46,7 @@ pub struct Vm {
     shared: Arc<VcpuShared>,
     helpers: Vec<Arc<Mutex<Helper>>>,
     console: Console,
+    given: Given,
     pauser: Arc<Pauser>,
     memory: Arc<GuestMemoryMmap>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
@@ -152,10 +154,11 @@ fn assemble(
         // The vCPUs wait at the first instruction until a client lets them go.
         gate.hold(Holder::Debugger);
     }
+    let given = Given::from(config);
     let shared = Arc::new(VcpuShared { ports, mmio, exit, gate, stops, counters, timeline });
     let vcpus = Vcpus::start(vcpus, shared.clone())?;
     let debugger = start_debugger(debugger, &shared, memory.clone())?;
-    Ok(Vm { vcpus, debugger, events, shared, helpers, console, pauser, memory, vm, teardown })
+    Ok(Vm { vcpus, debugger, events, shared, helpers, console, given, pauser, memory, vm, teardown })
 }
 
 impl Vm {
@@ -192,22 +195,21 @@ impl Vm {
             shared,
             helpers,
             console,
+            given,
             pauser: _,
             memory: _,
             vm,
             teardown,
         } = self;
         shared.gate.resume(Holder::Launch);
-        let reason = loop {
-            if let Some(reason) = shared.exit.reason() {
-                break reason;
-            }
+        while !shared.exit.has_ended() {
             events.run().map_err(VmError::EventLoop)?;
-        };
+        }
         // As the fields are ordered, but what the guest said last is passed on in between.
         drop(vcpus);
         drop(debugger);
         console.flush();
+        let reason = end_of(&shared.exit, &console, given);
         drop(events);
         drop(shared);
         drop(helpers);
@@ -215,6 +217,23 @@ impl Vm {
         drop(vm);
         drop(teardown);
         Ok(reason)
+    }
+}
+
+/// Why the VM ended: Linux without a pvpanic driver panics on its console, and then resets.
+fn end_of(exit: &ExitSlot, console: &Console, given: Given) -> ExitReason {
+    let reason = exit.reason().unwrap_or(ExitReason::Stopped);
+    let (ExitReason::Reboot | ExitReason::Panicked { .. }) = exit.own_reason().as_ref().unwrap_or(&reason)
+    else {
+        return reason;
+    };
+    let output = console.latest();
+    match last_words::panic_message(&output) {
+        Some(message) => {
+            let hint = last_words::hint(&message, &output, given);
+            ExitReason::Panicked { message: Some(message), hint }
+        }
+        None => reason,
     }
 }
 

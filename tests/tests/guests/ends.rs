@@ -1,9 +1,77 @@
 //! Every way in which a VM can end, and its exit code.
 
+use std::time::Duration;
+
 use rstest::rstest;
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tests::{Boot, sparse_file};
+use tests::{Boot, Guest, debian_kernel, from_environment, initrd, sparse_file};
+
+/// Debian's kernels have EFI, so that they end otherwise than mvm's own; their pvpanic driver is a module that is not
+/// there.
+const DEBIAN: &[(&str, &str, i32, &str)] = &[
+    ("poweroff -f", "", 0, "Power down"),
+    ("reboot -f", "", 0, "Restarting system"),
+    ("reboot -f", "reboot=a", 0, "Restarting system"),
+    ("reboot -f", "reboot=k", 0, "Restarting system"),
+    ("reboot -f", "reboot=p", 0, "Restarting system"),
+    ("reboot -f", "reboot=e", 0, "Restarting system"),
+    ("reboot -f", "reboot=b", 0, "Restarting system"),
+    ("reboot -f", "reboot=t", 4, "triple fault"),
+    ("echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger", "", 0, "Resetting"),
+    ("echo 1 >/proc/sys/kernel/sysrq; echo o >/proc/sysrq-trigger", "", 0, "Power"),
+    (
+        "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger",
+        "",
+        4,
+        "kernel panicked: sysrq triggered crash",
+    ),
+    ("exec true", "", 4, "kernel panicked: Attempted to kill init!"),
+];
+
+#[rstest]
+#[case::cloud("MVM_DEBIAN_KERNEL")]
+#[case::real_time("MVM_DEBIAN_RT_KERNEL")]
+#[case::newest("MVM_DEBIAN_NEWEST_KERNEL")]
+fn debians_kernels_end_in_every_way(#[case] kernel: &str) {
+    for (command, argument, code, said) in DEBIAN {
+        let outcome = debian(kernel, argument, command).finish();
+        let outcome = outcome.expect_code(*code).expect(said);
+        println!("{kernel} {command:?} {argument:?}: {}", outcome.status);
+    }
+}
+
+/// A shell of one of Debian's kernels, as its first process, to which `command` was typed. Its disk drivers are modules
+/// that the initrd does not have, so that no script can be given.
+fn debian(kernel: &str, argument: &str, command: &str) -> Guest {
+    let boot = Boot::new().flag("--kernel", from_environment(kernel)).flag("--initrd", initrd());
+    let boot = boot.flag("--memory", "256M").flag("--stop-timeout", "2s").append("loglevel=6");
+    let mut guest = boot.append(argument).append("rdinit=/bin/sh").start();
+    guest.wait_for("can't access tty");
+    guest.type_text(&format!("mount -t proc proc /proc; {command}\n"));
+    guest
+}
+
+#[rstest]
+#[case::cloud("MVM_DEBIAN_KERNEL")]
+#[case::real_time("MVM_DEBIAN_RT_KERNEL")]
+#[case::newest("MVM_DEBIAN_NEWEST_KERNEL")]
+fn a_halted_guest_ends_when_it_is_asked_to(#[case] kernel: &str) {
+    let mut guest = debian(kernel, "", "halt -f");
+    guest.wait_for("System halted");
+    guest.signal(Signal::TERM);
+    let outcome = guest.finish().expect_code(143);
+    assert!(outcome.errors.contains("SIGTERM: pressed the power button; forcing in 2 s"), "{outcome}");
+}
+
+#[test]
+fn a_distributions_kernel_without_its_initrd_says_what_is_missing() {
+    let outcome = Boot::new().flag("--kernel", debian_kernel()).run().expect_code(4);
+    assert!(
+        outcome.errors.contains("Unable to mount root fs") && outcome.errors.contains("--initrd"),
+        "{outcome}"
+    );
+}
 
 #[rstest]
 #[case::power_off("poweroff -f", "", 0, "Power down")]
@@ -11,7 +79,11 @@ use tests::{Boot, sparse_file};
 #[case::reboot_by_keyboard_controller("reboot -f", "reboot=k", 0, "Restarting system")]
 #[case::sysrq("echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger; sleep 60", "", 0, "Resetting")]
 #[case::panic("echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger", "", 4, "panicked")]
-#[case::no_init("true", "init=/missing", 4, "panicked")]
+#[case::no_init("true", "init=/missing", 4, "--append init=PATH")]
+#[case::init_ends("exit 0", "init=/bin/true", 4, "poweroff -f")]
+#[case::reboot_by_the_chipset("reboot -f", "reboot=p", 0, "Restarting system")]
+#[case::reboot_by_the_reset_vector("reboot -f", "reboot=b", 0, "Restarting system")]
+#[case::its_exit_code("exit 7", "", 7, "exit code 7")]
 #[case::triple_fault("reboot -f", "reboot=t", 4, "triple fault")]
 fn each_end_has_its_exit_code(
     #[case] script: &str,
@@ -39,10 +111,27 @@ fn a_second_signal_stops_a_guest_that_does_not_listen() {
     let mut guest = Boot::new().flag("--log-level", "info").start();
     guest.wait_for("init: started");
     guest.signal(Signal::INT);
+    guest.wait_for_error("SIGINT: pressed the power button");
+    // Less than a second apart they would be one request.
+    std::thread::sleep(Duration::from_millis(1100));
     guest.signal(Signal::TERM);
-    // Two kinds of signal, so that the second can't merge with the first while both wait.
-    let outcome = guest.finish();
-    assert!(matches!(outcome.status.code(), Some(130 | 143)), "{outcome}");
+    guest.finish().expect_code(143);
+}
+
+#[test]
+fn a_press_during_boot_is_not_lost() {
+    let mut guest = Boot::new().append("loglevel=7").script(BUTTON).start();
+    // Long before there is a driver for the button, let alone somebody who waits for it.
+    guest.wait_for("Linux version");
+    guest.signal(Signal::TERM);
+    guest.finish().expect_code(0).expect_line("pressed");
+}
+
+#[test]
+fn a_timeout_presses_the_power_button_and_has_a_code_of_its_own() {
+    let mut guest = Boot::new().flag("--timeout", "20s").script(BUTTON).start();
+    guest.wait_for("waiting");
+    guest.finish().expect_code(124).expect_line("pressed");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use devices::metrics::Metrics;
 use devices::virtio::console::ConsoleSink;
 
 use super::patience::Patience;
-use super::ring::{CAPACITY, Ring};
+use super::ring::{CAPACITY, HISTORY, Ring};
 
 /// How long output may wait for more: too short to be seen, long enough for many bytes.
 const BATCH_TIME: Duration = Duration::from_millis(5);
@@ -138,6 +138,15 @@ impl Hub {
         if state.awaited_unread() > 0 {
             self.call_awaited(&mut state);
         }
+    }
+
+    /// The latest output, at least the last [`HISTORY`](super::ring::HISTORY) bytes of it if there were as many.
+    pub(super) fn latest(&self) -> Vec<u8> {
+        let state = self.lock();
+        let mut latest = Vec::new();
+        let from = state.ring.end().saturating_sub(HISTORY as u64);
+        state.ring.take(from, HISTORY, &mut latest);
+        latest
     }
 
     /// Says that there will be no more output.

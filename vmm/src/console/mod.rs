@@ -163,6 +163,11 @@ impl Console {
         self.hub.close();
     }
 
+    /// What the guest has output last, some KiB of it.
+    pub(crate) fn latest(&self) -> String {
+        String::from_utf8_lossy(&self.hub.latest()).into_owned()
+    }
+
     /// Waits for a reader of standard output or of the file who is merely slow, then restores the terminal. The event
     /// loop has ended.
     pub fn finish(mut self) {

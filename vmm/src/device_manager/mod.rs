@@ -69,7 +69,7 @@ impl MachineEvents for Reporter {
         match event {
             MachineEvent::PowerOff => self.exit.end(ExitReason::PowerOff),
             MachineEvent::Reset => self.exit.end(ExitReason::Reboot),
-            MachineEvent::Panicked => self.exit.end(ExitReason::Panicked { message: None }),
+            MachineEvent::Panicked => self.exit.end(ExitReason::Panicked { message: None, hint: None }),
             MachineEvent::ExitCode(code) => self.exit.set_code(code),
             MachineEvent::ConsoleOutput => self.timeline.mark(Phase::FirstConsoleByte),
             MachineEvent::InitStarted => self.timeline.mark(Phase::Init),

@@ -235,14 +235,18 @@ impl Gate {
         state.stands(vcpu, false);
     }
 
-    /// The VM ends: wakes those who stand for good, and gets the others out of the guest.
+    /// The VM ends: wakes parked vCPUs for good, gets the others out of the guest, and returns once their threads have
+    /// ended. The signal is sent until then.
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.ended = true;
-        state.kick();
-        drop(state);
         self.vcpus.notify_all();
         self.waiters.notify_all();
+        while state.seats.iter().any(|seat| seat.thread.is_some()) {
+            state.kick();
+            let waited = self.waiters.wait_timeout(state, KICK_INTERVAL);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Says that the thread of `vcpu` is about to start, so that whoever pauses waits for it.

@@ -88,7 +88,8 @@ impl Vcpus {
 }
 
 impl Drop for Vcpus {
-    /// Stops all vCPUs and waits until the last of them has left the guest.
+    /// Stops all vCPUs and waits until the last of them has ended. One that never leaves a device is the supervisor's
+    /// business, which ends the process.
     fn drop(&mut self) {
         self.shared.exit.end(ExitReason::Stopped);
         self.shared.gate.end();

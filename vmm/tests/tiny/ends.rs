@@ -132,7 +132,53 @@ guest!(
 #[test]
 fn pvpanic_tells_a_panic() {
     let Some(machine) = Machine::new(panics()) else { return };
-    assert_eq!(machine.run().reason, ExitReason::Panicked { message: None });
+    assert_eq!(machine.run().reason, ExitReason::Panicked { message: None, hint: None });
+}
+
+guest!(
+    panics_on_its_console,
+    "
+        lea rsi, [rip + 2f]
+        lea rcx, [rip + 3f]
+        sub ecx, esi
+        send
+        write_port {POWER} + 2, 1
+        hlt
+    2:
+        .ascii \"[    0.1] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\\r\\n\"
+    3:
+    "
+);
+
+#[test]
+fn a_kernel_that_panics_on_its_console_and_resets_has_panicked() {
+    let Some(machine) = Machine::new(panics_on_its_console()) else { return };
+    let reason = machine.run().reason;
+    let ExitReason::Panicked { message: Some(message), hint: Some(hint) } = reason else {
+        panic!("{reason:?}")
+    };
+    assert_eq!(message, "VFS: Unable to mount root fs on unknown-block(0,0)");
+    assert!(hint.contains("--rootfs"), "{hint}");
+}
+
+guest!(
+    shows_a_panic_and_powers_off,
+    "
+        lea rsi, [rip + 2f]
+        lea rcx, [rip + 3f]
+        sub ecx, esi
+        send
+        power_off
+    2:
+        .ascii \"Kernel panic - not syncing: of another machine\\r\\n\"
+    3:
+    "
+);
+
+#[test]
+fn a_panic_on_the_console_counts_only_with_a_reset() {
+    let Some(machine) = Machine::new(shows_a_panic_and_powers_off()) else { return };
+    assert_eq!(machine.run().reason, ExitReason::PowerOff);
 }
 
 /// Where `faults` does.
