@@ -1,36 +1,45 @@
-# mvm: `make demo` shows it, `make test` tests all of it.
+# `make help` lists what there is to make; `make demo` shows mvm at work.
+
+PREFIX ?= /usr/local
+DIR ?= guest
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check unit fuzz guests bench clean help
+.PHONY: build install guest demo test check unit fuzz guests bench clean help
 
 build: ## build the static program
 	@tools/static-build
 
-demo: ## boot a small Linux and show what it says
+install: ## install program, manual pages, completions (PREFIX, DESTDIR)
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' tools/install
+
+guest: ## put a kernel and a root file system into DIR
+	@tools/guest '$(DIR)'
+
+demo: ## boot a small Linux and show its console
 	@tools/demo
 
-test: check unit fuzz guests ## everything: format, lints, unit tests, fuzzing, tests on /dev/kvm, boots of real guests
+test: check unit fuzz guests ## run all of the four below
 
-check: ## format, lints, documentation, dependencies, shell scripts
+check: ## check format, lints, docs, words, dependencies, scripts
 	@tests/check
 
-unit: ## tests that need no real Linux guest; tiny guests run where /dev/kvm is there
+unit: ## run unit tests, and tiny guests where /dev/kvm exists
 	@tools/need gdb fish man-db zsh
 	cargo test --locked --workspace --exclude tests
 
-fuzz: ## each fuzz target over its seeds and for some seconds more
+fuzz: ## run each fuzz target over its seeds and some seconds more
 	@tools/fuzz
 
-guests: ## boots of real guests, on this host's KVM or in the KVM lab
+guests: ## boot real guests, on this host's KVM or in the KVM lab
 	@tests/run
 
 bench: ## measure mvm against QEMU's microvm machine
 	@tools/need python3
 	@tools/bench
 
-clean: ## remove what was built here; kernels and tools stay in ~/.cache/mvm
+clean: ## remove build results; kernels and tools stay in ~/.cache/mvm
 	cargo clean
 	rm -rf fuzz/target
 
-help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' Makefile

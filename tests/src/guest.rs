@@ -31,13 +31,14 @@ impl Default for Boot {
 }
 
 impl Boot {
-    /// A guest with mvm's own kernel and root file system, as long as no other is named.
+    /// A guest with mvm's own kernel and root file system unless others are set. Its init does not react to the power
+    /// button: a test that presses it has a script that does.
     pub fn new() -> Self {
         let directory = TempDir::new().expect("a directory can be made");
         Self {
             directory,
             arguments: Vec::new(),
-            append: vec!["quiet".into()],
+            append: vec!["quiet".into(), "mvm.button=ignore".into()],
             has_kernel: false,
             has_rootfs: false,
             watchdog: WATCHDOG,
@@ -99,18 +100,8 @@ impl Boot {
     /// Boots the guest with pipes for input and output.
     pub fn start(self) -> Guest {
         let watchdog = self.watchdog;
-        let (mut command, directory) = self.command();
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("mvm can be run");
-        let stdout = child.stdout.take().expect("it is piped");
-        let stderr = child.stderr.take().expect("it is piped");
-        Guest {
-            input: child.stdin.take(),
-            output: Reader::new(stdout, watchdog),
-            errors: Reader::new(stderr, watchdog),
-            child,
-            _directory: directory,
-        }
+        let (command, directory) = self.command();
+        Guest::spawn(command, directory, watchdog)
     }
 
     /// Boots the guest and waits for its end.
@@ -180,6 +171,26 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// Runs `command`, which boots guests, with pipes for input and output. `directory` is removed at its end.
+    pub fn spawn(mut command: Command, directory: TempDir, watchdog: Duration) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the command can be run");
+        let stdout = child.stdout.take().expect("it is piped");
+        let stderr = child.stderr.take().expect("it is piped");
+        Self {
+            input: child.stdin.take(),
+            output: Reader::new(stdout, watchdog),
+            errors: Reader::new(stderr, watchdog),
+            child,
+            _directory: directory,
+        }
+    }
+
+    /// Waits until the console has shown `text` so many `times`.
+    pub fn wait_for_times(&mut self, text: &str, times: usize) {
+        self.output.wait_for(text, times);
+    }
+
     /// Waits until the console has shown `text`.
     pub fn wait_for(&mut self, text: &str) {
         self.output.wait_for(text, 1);

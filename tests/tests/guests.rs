@@ -27,6 +27,8 @@ mod net;
 mod passt;
 #[path = "guests/pmem.rs"]
 mod pmem;
+#[path = "guests/readme.rs"]
+mod readme;
 #[path = "guests/shares.rs"]
 mod shares;
 #[path = "guests/vsock.rs"]

@@ -1,11 +1,10 @@
 //! Kernels, vCPUs, memory and devices, as the guest sees them.
 
 use std::fs;
-use std::process::Command;
 
 use rstest::rstest;
 use tempfile::TempDir;
-use tests::{Boot, debian_kernel, initrd, kernel, mvm, run_mvm, sparse_file};
+use tests::{Boot, debian_kernel, initrd, kernel, run_mvm};
 
 #[rstest]
 #[case::elf("vmlinux")]
@@ -116,38 +115,6 @@ fn timing_shows_every_phase() {
     let times: Vec<f64> = rows.iter().filter_map(|row| row.split_whitespace().last()?.parse().ok()).collect();
     assert_eq!(times.len(), rows.len(), "a phase was not reached: {outcome}");
     assert!(times.is_sorted(), "{outcome}");
-}
-
-/// A user who copies a line from README.md gets what it says.
-#[test]
-fn every_mvm_command_of_the_readme_works() {
-    let directory = TempDir::new().unwrap();
-    let file = |name: &str| directory.path().join(name);
-    fs::copy(kernel("vmlinux"), file("vmlinux")).unwrap();
-    fs::copy(initrd(), file("initrd.img")).unwrap();
-    fs::copy(tests::rootfs(), file("rootfs.ext4")).unwrap();
-    sparse_file(directory.path(), "data.img", 1 << 20);
-    sparse_file(directory.path(), "seed.iso", 1 << 20);
-    fs::write(file("vm.toml"), "kernel = 'vmlinux'\nrootfs = 'rootfs.ext4'\n").unwrap();
-
-    let readme = include_str!("../../../README.md");
-    let blocks = readme.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
-    let commands: Vec<_> = blocks.flat_map(str::lines).filter_map(|line| line.strip_prefix("mvm ")).collect();
-    assert!(commands.len() >= 4, "README.md shows how to use mvm");
-    // Debian listens to nobody before its login, so it has tests of its own (`machine`).
-    for command in commands.into_iter().filter(|command| !command.contains("debian.ext4")) {
-        let line = command.replace("/boot/vmlinuz", debian_kernel().to_str().unwrap());
-        let script = format!("echo poweroff -f | \"$0\" {line}");
-        let output = Command::new("sh")
-            .args(["-c", &script])
-            .arg(mvm())
-            .current_dir(directory.path())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "mvm {command}: {}\n{said}\n{errors}", output.status);
-    }
 }
 
 #[test]
