@@ -55,6 +55,6 @@ fn the_commands_of_the_readme_work() {
             guest.type_text("poweroff -f\n");
         }
     }
-    let outcome = guest.finish().expect_code(0);
+    let outcome = guest.finish().expect_code(0).expect_line("exit code 7");
     assert!(home.path().join(".local/share/man/man1/mvm-boot.1").exists(), "{outcome}");
 }
