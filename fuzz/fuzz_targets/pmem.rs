@@ -13,5 +13,5 @@ fuzz_target!(|input: (bool, Script)| {
     let (_file, path) = fuzz::memory_file(2 << 20);
     let mode = if copies { PmemMode::CopyOnWrite } else { PmemMode::Shared };
     let file = PmemFile::open(&path, mode, ImageFormat::Raw).expect("the file opens");
-    fuzz::run(Pmem::new(file, GuestAddress(1 << 32)), script);
+    fuzz::run(Pmem::new(file, GuestAddress(1 << 32)).expect("a device"), script);
 });

@@ -184,7 +184,8 @@ impl<'a> DeviceManager<'a> {
     fn add_pmem(&mut self, file: PmemFile) -> Result<(), VmError> {
         // Each file was placed; one that was not would have no address to tell the guest.
         let Some(region) = self.pmem.next() else { return Ok(()) };
-        self.add_virtio(DeviceKind::Pmem, Pmem::new(file, region.start_addr())).map(drop)
+        let device = Pmem::new(file, region.start_addr()).map_err(VmError::host("make persistent memory"))?;
+        self.add_virtio(DeviceKind::Pmem, device).map(drop)
     }
 
     /// Connects the consoles with their user and with those who attach by a socket in `directory`. All devices have

@@ -1,33 +1,35 @@
 //! The device: where the memory is, and the queue for flushes.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use vm_memory::GuestAddress;
 
-use super::super::queue::ActiveQueue;
+use super::super::mailbox::{CallError, DEADLINE};
 use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::file::{PmemFile, PmemMode};
-use super::flusher::{FlushThread, Flusher};
+use super::flusher::{self, Answer, Command, FlushThread, Flusher, Target};
 use crate::metrics::Metrics;
 
-/// The requests queue (5.19.2).
-const REQUESTS: u16 = 0;
 const QUEUE_SIZES: [u16; 1] = [64];
 
-/// What a snapshot has to know of persistent memory.
+/// The saved state of persistent memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PmemState {
     /// The guest physical address.
     pub start: u64,
     /// The size in bytes.
     pub size: u64,
+    /// A flush failed, so that all later ones do.
+    pub failed: bool,
 }
 
 crate::metrics! {
-    /// What persistent memory counts.
+    /// The counters of persistent memory.
     pub struct PmemMetrics {
         /// Flushes that were done.
         flush_operations,
@@ -36,32 +38,47 @@ crate::metrics! {
     }
 }
 
-/// Who answers requests.
+/// What answers requests.
 enum Worker {
-    /// The event loop, as there is nothing to wait for.
-    Here(Flusher),
-    /// A thread, held to stop it.
-    There(#[expect(dead_code, reason = "it is there to be dropped")] FlushThread),
+    /// The event loop, since there is nothing to flush.
+    EventLoop(Option<Box<Flusher>>),
+    /// A thread.
+    Thread(FlushThread),
 }
 
-/// Persistent memory, which the vmm has put at its address.
+/// Persistent memory, which the vmm has mapped at its address.
 pub struct Pmem {
-    worker: Option<Worker>,
+    worker: Worker,
     pub(super) file: PmemFile,
     start: GuestAddress,
-    failed: Arc<AtomicBool>,
-    metrics: Arc<PmemMetrics>,
+    target: Target,
 }
 
 impl Pmem {
-    /// Makes the device of `file`, which is mapped at `start` in the guest's physical memory.
-    pub fn new(file: PmemFile, start: GuestAddress) -> Self {
-        Self { worker: None, file, start, failed: Arc::default(), metrics: Arc::default() }
+    /// Makes the device of `file`, which is mapped at `start` in the guest's physical memory. Where the guest writes to
+    /// the file, it starts the thread that flushes it.
+    ///
+    /// # Errors
+    ///
+    /// The process has no file descriptor or no thread left.
+    pub fn new(file: PmemFile, start: GuestAddress) -> io::Result<Self> {
+        Self::with_deadline(file, start, DEADLINE)
     }
 
-    /// Whether what the guest writes gets to the file.
-    fn writes_through(&self) -> bool {
-        self.file.mode == PmemMode::Shared
+    /// The same with another deadline for the thread's answers.
+    pub(super) fn with_deadline(file: PmemFile, start: GuestAddress, deadline: Duration) -> io::Result<Self> {
+        let writes_through = file.mode == PmemMode::Shared;
+        let worker =
+            if writes_through { Worker::Thread(flusher::start(deadline)?) } else { Worker::EventLoop(None) };
+        let storage = writes_through.then(|| Arc::clone(&file.file) as Arc<_>);
+        let target = Target { storage, failed: Arc::new(AtomicBool::new(false)), metrics: Arc::default() };
+        Ok(Self { worker, file, start, target })
+    }
+
+    /// Has flushes go to `storage`.
+    #[cfg(test)]
+    pub(super) fn set_storage(&mut self, storage: Arc<dyn flusher::Storage>) {
+        self.target.storage = Some(storage);
     }
 }
 
@@ -84,51 +101,67 @@ impl VirtioDevice for Pmem {
         [self.start.0.to_le_bytes(), self.file.size.to_le_bytes()].concat()
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let flusher = Flusher {
-            queue: ActiveQueue::take(&mut activation, REQUESTS)?,
-            file: self.writes_through().then(|| self.file.file.clone()),
-            failed: self.failed.clone(),
-            metrics: self.metrics.clone(),
-        };
-        self.worker = Some(match activation.notifiers.first() {
-            Some(notifier) if self.reads_notifier(REQUESTS) => {
-                let notifier = notifier.try_clone().map_err(ActivateError::Host)?;
-                Worker::There(FlushThread::start(flusher, notifier).map_err(ActivateError::Host)?)
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let flusher = Box::new(Flusher::new(activation, self.target.clone())?);
+        match &mut self.worker {
+            Worker::EventLoop(place) => *place = Some(flusher),
+            Worker::Thread(thread) => {
+                thread.call(Command::Activate(flusher))?;
             }
-            _ => Worker::Here(flusher),
-        });
+        }
         Ok(())
     }
 
     fn reset(&mut self) -> Result<(), StopError> {
-        self.worker = None;
+        match &mut self.worker {
+            Worker::EventLoop(flusher) => *flusher = None,
+            Worker::Thread(thread) => {
+                thread.call(Command::Reset)?;
+            }
+        }
         Ok(())
     }
 
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
-        if self.worker.is_some() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+        let queue = match &mut self.worker {
+            Worker::EventLoop(flusher) => flusher.take().map(|flusher| flusher.into_queue().0),
+            Worker::Thread(thread) => match thread.call(Command::Suspend)? {
+                Answer::Suspended(queue) => queue,
+                // A thread answers what it was asked.
+                Answer::Done => return Err(CallError::Ended.into()),
+            },
+        };
+        Ok(queue.map(|queue| vec![Some(queue)]).unwrap_or_default())
     }
 
-    fn resume(&mut self, activation: Option<Activation>, _state: PmemState) -> Result<(), ActivateError> {
+    fn resume(&mut self, activation: Option<Activation>, state: PmemState) -> Result<(), ActivateError> {
+        let (start, size) = (self.start.0, self.file.size);
+        if (state.start, state.size) != (start, size) {
+            return Err(ActivateError::State(format!(
+                "persistent memory had {} bytes at {:#x} and has {size} bytes at {start:#x}",
+                state.size, state.start
+            )));
+        }
+        self.target.failed.fetch_or(state.failed, Ordering::Relaxed);
         activation.map_or(Ok(()), |activation| self.activate(activation))
     }
 
     fn queue_notified(&mut self, _index: u16) {
-        if let Some(Worker::Here(flusher)) = &mut self.worker {
+        if let Worker::EventLoop(Some(flusher)) = &mut self.worker {
             flusher.turn();
         }
     }
 
     fn reads_notifier(&self, _index: u16) -> bool {
-        self.writes_through()
+        matches!(self.worker, Worker::Thread(_))
     }
 
     fn metrics(&self) -> Arc<dyn Metrics> {
-        self.metrics.clone()
+        self.target.metrics.clone()
     }
 
     fn state(&self) -> PmemState {
-        PmemState { start: self.start.0, size: self.file.size }
+        let failed = self.target.failed.load(Ordering::Relaxed);
+        PmemState { start: self.start.0, size: self.file.size, failed }
     }
 }

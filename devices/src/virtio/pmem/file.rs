@@ -8,18 +8,18 @@ use thiserror::Error;
 
 use super::super::block::{Disk, DiskError, ImageFormat};
 
-/// What address and size have to be multiples of, in bytes: Linux takes memory in pieces of 2 MiB.
+/// Address and size are multiples of it, in bytes: Linux uses memory in sections of 2 MiB.
 pub const PMEM_ALIGNMENT: u64 = 2 << 20;
 
-/// Why a file can't be persistent memory.
+/// Why a file can't be used as persistent memory.
 #[derive(Debug, Error)]
 pub enum PmemError {
-    /// It can't be opened or locked, as a disk can't.
+    /// It can't be opened or locked.
     #[error(transparent)]
     File(#[from] DiskError),
-    /// Its size is no multiple of [`PMEM_ALIGNMENT`].
+    /// Its size is not a multiple of [`PMEM_ALIGNMENT`].
     #[error(
-        "cannot use {path} as persistent memory: its {bytes} bytes are no multiple of 2 MiB; `truncate -s %2M {path}` \
+        "cannot use {path} as persistent memory: its {bytes} bytes are not a multiple of 2 MiB; `truncate -s %2M {path}` \
          makes it larger"
     )]
     Unaligned {
@@ -60,7 +60,7 @@ impl PmemFile {
     pub fn open(path: &Path, mode: PmemMode, format: ImageFormat) -> Result<Self, PmemError> {
         let disk = Disk::open(path, mode != PmemMode::Shared, format)?;
         let file = disk.file().clone();
-        // A disk leaves out a last, partial sector; memory can't.
+        // A disk leaves out a last, partial sector; memory does not.
         let bytes = file.metadata().map_or(0, |metadata| metadata.len()).max(disk.size());
         if !bytes.is_multiple_of(PMEM_ALIGNMENT) {
             return Err(PmemError::Unaligned { path: path.into(), bytes });

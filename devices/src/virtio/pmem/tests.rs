@@ -1,8 +1,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -11,8 +11,10 @@ use tempfile::TempDir;
 use vm_memory::GuestAddress;
 
 use super::super::block::ImageFormat;
+use super::super::testing::machine::{Machine, steps};
 use super::super::testing::{Driver, FREE, WRITE};
-use super::super::{ActivateError, VirtioDevice};
+use super::super::{ActivateError, StopError, VirtioDevice};
+use super::flusher::Storage;
 use super::{PMEM_ALIGNMENT, Pmem, PmemError, PmemFile, PmemMode, PmemState};
 
 const START: GuestAddress = GuestAddress(5 << 30);
@@ -30,12 +32,13 @@ fn device(mode: PmemMode) -> Pmem {
         PmemFile::open(&file(&directory, 2 * PMEM_ALIGNMENT), mode, ImageFormat::Detect).unwrap(),
         START,
     )
+    .unwrap()
 }
 
 /// Persistent memory whose flushes fail: a character device has nothing to sync.
 fn broken() -> Pmem {
     let file = Arc::new(File::open("/dev/null").unwrap());
-    Pmem::new(PmemFile { file, mode: PmemMode::Shared, size: PMEM_ALIGNMENT }, START)
+    Pmem::new(PmemFile { file, mode: PmemMode::Shared, size: PMEM_ALIGNMENT }, START).unwrap()
 }
 
 fn counts(pmem: &Pmem) -> [u64; 2] {
@@ -75,7 +78,7 @@ fn the_config_space_says_where_the_memory_is() {
     pmem.read_config(4, &mut byte);
     assert_eq!(byte, [1]);
     pmem.read_config(u64::MAX, &mut byte);
-    assert_eq!(pmem.state(), PmemState { start: START.0, size: 4 << 20 });
+    assert_eq!(pmem.state(), PmemState { start: START.0, size: 4 << 20, failed: false });
 }
 
 #[test]
@@ -94,7 +97,7 @@ fn flushes_are_answered_in_every_mode() {
         assert_eq!(driver.read(FREE + 16, 16), expected);
         wait_until(|| driver.counters.used() == 1);
         assert_eq!(counts(&pmem), [2, 0]);
-        // After a reset there is nobody who would answer.
+        // After a reset nothing answers.
         pmem.reset().unwrap();
         driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
         driver.notifier.write(1).unwrap();
@@ -119,7 +122,8 @@ fn a_flush_that_failed_makes_all_later_ones_fail() {
     assert_eq!(driver.read(FREE + 16, 4), [0xff; 4]);
 
     pmem.reset().unwrap();
-    pmem.file = PmemFile { file: Arc::new(tempfile::tempfile().unwrap()), ..pmem.file };
+    assert!(pmem.state().failed);
+    pmem.set_storage(Arc::new(tempfile::tempfile().unwrap()));
     let mut driver = Driver::new(16);
     pmem.activate(driver.activation(0)).unwrap();
     driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
@@ -189,6 +193,105 @@ fn a_file_that_is_no_multiple_of_2_mib_is_refused_with_the_way_to_mend_it() {
         PmemFile::open(Path::new("/dev/null"), PmemMode::ReadOnly, ImageFormat::Detect),
         Err(PmemError::File(_))
     ));
+}
+
+/// Storage that does not answer until it is told to.
+#[derive(Default)]
+struct Stalled {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+    syncs: AtomicUsize,
+}
+
+impl Stalled {
+    fn open(&self) {
+        *self.is_open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+}
+
+impl Storage for Stalled {
+    fn sync(&self) -> std::io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        drop(self.opened.wait_while(self.is_open.lock().unwrap(), |is_open| !*is_open));
+        Ok(())
+    }
+}
+
+#[test]
+fn storage_that_does_not_answer_stops_nothing_for_longer_than_the_deadline() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = PmemFile::open(&file(&directory, PMEM_ALIGNMENT), PmemMode::Shared, ImageFormat::Detect);
+    let mut pmem = Pmem::with_deadline(file.unwrap(), START, Duration::from_millis(50)).unwrap();
+    let storage = Arc::new(Stalled::default());
+    pmem.set_storage(storage.clone());
+    let mut driver = Driver::new(16);
+    pmem.activate(driver.activation(0)).unwrap();
+    driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
+    driver.notifier.write(1).unwrap();
+    wait_until(|| storage.syncs.load(Ordering::SeqCst) == 1);
+    assert!(matches!(pmem.suspend(), Err(StopError::Thread(_))));
+    assert!(matches!(pmem.reset(), Err(StopError::Thread(_))));
+    assert!(pmem.activate(Driver::new(16).activation(0)).is_err());
+    // It goes on with what it had.
+    storage.open();
+    wait_until(|| driver.used_count() == 1);
+    pmem.reset().unwrap();
+
+    // The memory of a request stays as long as it is used.
+    let storage = Arc::new(Stalled::default());
+    pmem.set_storage(storage.clone());
+    let mut driver = Driver::new(16);
+    pmem.activate(driver.activation(0)).unwrap();
+    driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
+    driver.notifier.write(1).unwrap();
+    wait_until(|| storage.syncs.load(Ordering::SeqCst) == 1);
+    drop(pmem);
+    let memory = Arc::downgrade(&driver.memory);
+    drop(driver);
+    assert!(memory.upgrade().is_some());
+    storage.open();
+    wait_until(|| memory.upgrade().is_none());
+}
+
+#[test]
+fn a_device_goes_on_with_the_memory_that_it_had_or_not_at_all() {
+    for mode in MODES {
+        let mut pmem = device(mode);
+        let state = pmem.state();
+        for other in [PmemState { start: 0, ..state }, PmemState { size: PMEM_ALIGNMENT, ..state }] {
+            assert!(pmem.resume(None, other).unwrap_err().to_string().contains("persistent memory had"));
+        }
+        pmem.resume(None, PmemState { failed: true, ..state }).unwrap();
+        assert!(pmem.state().failed);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nothing_is_lost_or_done_twice_over_a_suspend(steps in steps(), mode in 0_usize..3) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = file(&directory, PMEM_ALIGNMENT);
+        let device = || {
+            let file = PmemFile::open(&path, MODES[mode], ImageFormat::Detect).unwrap();
+            Pmem::new(file, START).unwrap()
+        };
+        let mut machine = Machine::new(device(), 0);
+        let mut requests = 0;
+        for step in steps {
+            machine.step(step, device, |machine, _| {
+                let answer = FREE + 0x100 + 4 * requests;
+                machine.drivers[0].write(answer, &[0xff; 4]);
+                requests += u64::from(machine.submit(0, &[(FREE, 4, 0), (answer, 4, WRITE)]).is_some());
+            });
+        }
+        machine.finish(&[0]);
+        let answers = machine.drivers[0].read(FREE + 0x100, usize::try_from(4 * requests).unwrap());
+        prop_assert!(answers.iter().all(|byte| *byte == 0));
+        prop_assert_eq!(machine.answers.len() as u64, requests);
+    }
 }
 
 proptest! {
