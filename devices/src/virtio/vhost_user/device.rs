@@ -1,41 +1,59 @@
-//! The device: what the driver sees of a back end.
+//! A device that a back end serves, as the driver sees it.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use virtio_queue::QueueT;
 
-use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
-use super::back_end::{BackEnd, PATIENCE};
-use super::orphans::{Orphans, Refuse};
+use super::super::{ActivateError, Activation, Queue, QueueState, StopError, VirtioDevice};
+use super::back_end::{BackEnd, START_DEADLINE, SuspendFailure};
+use super::lost::{LostQueues, Refuse};
 use super::watch::{Seen, Watch};
 use super::{ShareTag, VhostUserError, fs};
 use crate::metrics::Metrics;
 
-/// What a snapshot has to know of a device that another process serves: what the driver was shown.
+/// The state of a device that another process serves.
+///
+/// The rest of it is in that process, such as the files that a guest has open. So the device can go on from it where
+/// that process still serves it, but it can't be saved while a driver works with the device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VhostUserState {
     /// The device ID (5).
     pub device_type: u32,
     /// The config space.
     pub config: Vec<u8>,
+    /// Whether a driver works with the device.
+    #[serde(serialize_with = "without_driver")]
+    pub has_driver: bool,
+}
+
+fn without_driver<S: Serializer>(has_driver: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    if *has_driver {
+        return Err(serde::ser::Error::custom(
+            "a share that the guest's driver uses can't be saved, since its state is in virtiofsd: unmount it and \
+             unbind the driver in the guest, or pause the VM instead",
+        ));
+    }
+    serializer.serialize_bool(*has_driver)
 }
 
 crate::metrics! {
-    /// What the front end sees; requests, notifications and interrupts pass it by.
+    /// Requests, notifications and interrupts don't pass through mvm and are not counted.
     pub struct VhostUserMetrics {
         /// How often a driver started the device.
         activate_operations,
-        /// Whether the back end failed or went away: 0 or 1.
+        /// Whether the back end was lost: 0 or 1.
         lost_back_ends,
         /// Requests refused since then.
         refused_operations,
     }
 }
 
-/// What makes a device one of its type.
+/// What is particular to a device type.
 pub(super) struct Model {
     /// The device ID (5).
     pub(super) device_type: u32,
@@ -45,9 +63,9 @@ pub(super) struct Model {
     pub(super) features: u64,
     /// The config space.
     pub(super) config: Vec<u8>,
-    /// What the log calls the device.
+    /// The device's name in the log.
     pub(super) name: String,
-    /// Answers a request when there is no back end.
+    /// Refuses a request once the back end is lost.
     pub(super) refuse: Refuse,
 }
 
@@ -58,42 +76,53 @@ pub struct VhostUser {
     features: u64,
     back_end: Option<BackEnd>,
     watch: Watch,
-    /// The driver's side, while the back end serves it.
+    /// What the driver activated, while the back end serves it.
     served: Option<Activation>,
-    /// The driver's side, while nobody does.
-    orphans: Option<Orphans>,
+    /// The queues, once the back end is lost.
+    lost: Option<LostQueues>,
+    /// Whether the queues were given back by [`suspend`](VirtioDevice::suspend).
+    is_suspended: bool,
     metrics: Arc<VhostUserMetrics>,
 }
 
 impl VhostUser {
-    /// Makes a file system device (5.11) of the back end at the other end of `socket`, which the guest finds as `tag`.
+    /// Makes a file system device (5.11) with the tag `tag` of the back end at the other end of `socket`.
     ///
     /// # Errors
     ///
     /// [`VhostUserError`]: the back end doesn't answer or can't be used.
     pub fn fs(socket: UnixStream, tag: &ShareTag) -> Result<Self, VhostUserError> {
-        Self::new(socket, fs::model(tag), PATIENCE)
+        Self::new(socket, fs::model(tag), START_DEADLINE)
     }
 
-    pub(super) fn new(socket: UnixStream, model: Model, patience: Duration) -> Result<Self, VhostUserError> {
-        let back_end = BackEnd::negotiate(socket, model.queue_sizes.len(), patience)?;
+    pub(super) fn new(socket: UnixStream, model: Model, deadline: Duration) -> Result<Self, VhostUserError> {
+        let back_end = BackEnd::negotiate(socket, model.queue_sizes.len(), deadline)?;
         Ok(Self {
             features: back_end.features() & model.features,
             watch: Watch::over(back_end.socket()).map_err(VhostUserError::Host)?,
             back_end: Some(back_end),
             served: None,
-            orphans: None,
+            lost: None,
+            is_suspended: false,
             metrics: Arc::default(),
             model,
         })
     }
 
     #[cfg(test)]
-    pub(super) fn set_patience(&mut self, patience: Duration) {
-        self.back_end.as_mut().unwrap().set_patience(patience);
+    pub(super) fn set_deadline(&mut self, deadline: Duration) {
+        self.back_end.as_mut().unwrap().set_deadline(deadline);
     }
 
-    /// Gives the back end up, for `why`. There is no other for this VM: what the guest had open was its state.
+    /// Ends the connection to the back end.
+    #[cfg(test)]
+    pub(super) fn hang_up(&self) {
+        let socket = self.back_end.as_ref().unwrap().socket();
+        socket.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+
+    /// Gives the back end up, because of `why`. Another one can't take its place: it had the state of what the guest has
+    /// open.
     fn lose(&mut self, why: &VhostUserError) {
         let Some(back_end) = self.back_end.take() else { return };
         self.watch.forget(back_end.socket());
@@ -101,23 +130,23 @@ impl VhostUser {
         tracing::error!(
             device = self.model.name,
             error = why as &dyn std::error::Error,
-            "nobody serves the device any more; requests fail from now on"
+            "the back end of the device is lost; requests fail from now on"
         );
         if let Some(activation) = self.served.take() {
-            self.adopt(activation);
+            self.take_over(activation);
         }
     }
 
-    fn adopt(&mut self, activation: Activation) {
+    fn take_over(&mut self, activation: Activation) {
         self.watch.add(&activation.notifiers);
-        let (orphans, refused) = Orphans::adopt(activation, self.model.refuse);
+        let (lost, refused) = LostQueues::take_over(activation, self.model.refuse);
         self.metrics.refused_operations.add(refused);
-        self.orphans = Some(orphans);
+        self.lost = Some(lost);
     }
 
     fn refuse(&mut self, queue: u16) {
-        if let Some(orphans) = &mut self.orphans {
-            self.metrics.refused_operations.add(orphans.turn(queue));
+        if let Some(lost) = &mut self.lost {
+            self.metrics.refused_operations.add(lost.turn(queue));
         }
     }
 }
@@ -151,14 +180,14 @@ impl VirtioDevice for VhostUser {
             Ok(()) => self.served = Some(activation),
             Err(error) => {
                 self.lose(&error);
-                self.adopt(activation);
+                self.take_over(activation);
             }
         }
         Ok(())
     }
 
     fn reset(&mut self) -> Result<(), StopError> {
-        (self.served, self.orphans) = (None, None);
+        (self.served, self.lost, self.is_suspended) = (None, None, false);
         if let Some(back_end) = &mut self.back_end
             && let Err(error) = back_end.stop()
         {
@@ -168,22 +197,41 @@ impl VirtioDevice for VhostUser {
     }
 
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
-        if self.served.is_some() || self.orphans.is_some() {
-            Err(StopError::Unsupported)
-        } else {
-            Ok(Vec::new())
+        let suspended = match (&self.served, &mut self.back_end) {
+            (Some(_), Some(back_end)) => back_end.suspend(),
+            _ => Ok(Vec::new()),
+        };
+        let positions = match suspended {
+            Ok(positions) => positions,
+            Err(SuspendFailure::Late(error)) => return Err(error.into()),
+            Err(SuspendFailure::Lost(error)) => {
+                self.lose(&error);
+                Vec::new()
+            }
+        };
+        let queues = match (self.served.take(), self.lost.take()) {
+            (Some(activation), _) => left_at(activation, &positions),
+            (None, Some(lost)) => lost.into_queues(),
+            (None, None) => return Ok(Vec::new()),
+        };
+        self.is_suspended = true;
+        Ok(queues)
+    }
+
+    fn resume(&mut self, activation: Option<Activation>, state: VhostUserState) -> Result<(), ActivateError> {
+        let VhostUserState { device_type, config, .. } = &state;
+        if *device_type != self.model.device_type || *config != self.model.config {
+            return Err(ActivateError::State("it is the state of another share".to_owned()));
         }
+        let Some(activation) = activation else { return Ok(()) };
+        if !std::mem::take(&mut self.is_suspended) {
+            // Another device had the driver, and another back end what that has open.
+            return Err(ActivateError::State("a share goes on with its own back end only".to_owned()));
+        }
+        self.activate(activation)
     }
 
-    fn resume(
-        &mut self,
-        activation: Option<Activation>,
-        _state: VhostUserState,
-    ) -> Result<(), ActivateError> {
-        activation.map_or(Ok(()), |activation| self.activate(activation))
-    }
-
-    /// Not called: the back end waits for the notifiers, and behind it, the watch.
+    /// Not called: the back end reads the notifiers, and once it is lost, the watch does.
     fn queue_notified(&mut self, _index: u16) {}
 
     fn reads_notifier(&self, _index: u16) -> bool {
@@ -209,6 +257,23 @@ impl VirtioDevice for VhostUser {
 
     fn state(&self) -> VhostUserState {
         let Model { device_type, config, .. } = &self.model;
-        VhostUserState { device_type: *device_type, config: config.clone() }
+        VhostUserState { device_type: *device_type, config: config.clone(), has_driver: self.is_suspended }
     }
+}
+
+/// The queues of `activation`, at the `positions` where a back end has left them: each index of the available ring is
+/// the back end's word, and that of the used ring is in memory.
+fn left_at(mut activation: Activation, positions: &[(usize, u16)]) -> Vec<Option<Queue>> {
+    for (index, base) in positions {
+        let Some(Some(queue)) = activation.queues.get_mut(*index) else { continue };
+        // The transport has checked that the rings lie in memory.
+        let used = queue.used_idx(&*activation.memory, Ordering::Acquire).map_or(*base, |index| index.0);
+        queue.set_state(QueueState {
+            next_available: *base,
+            next_used: used,
+            signalled: used,
+            broken: false,
+        });
+    }
+    activation.queues
 }

@@ -1,4 +1,4 @@
-//! The file system device (VIRTIO 1.2, section 5.11): what of it is not the back end's.
+//! The file system device (VIRTIO 1.2, section 5.11): its config space, and how its requests are refused.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,10 +12,10 @@ use super::device::Model;
 
 /// The length of the tag in the config space (5.11.4).
 const TAG_LENGTH: usize = 36;
-/// `virtio_ids` of virtio-bindings has no name for it (5.11.1).
+/// The device ID (5.11.1), which virtio-bindings doesn't have.
 const DEVICE_TYPE: u32 = 26;
-/// The high priority queue, and one for requests (5.11.2): Linux makes use of one, and virtiofsd has one. A request
-/// has as many descriptors as pages, and Linux makes it as large as the queue allows.
+/// The high priority queue and one request queue (5.11.2): Linux uses one, and virtiofsd has one. A request has a
+/// descriptor for each page, and Linux makes it as large as the queue allows.
 const QUEUE_SIZES: [u16; 2] = [128, 1024];
 
 /// Of printable ASCII, the characters that a tag may not have. A tag that is a path becomes a kernel argument, which
@@ -69,7 +69,7 @@ impl ShareTag {
     }
 }
 
-/// The device that a guest finds as `tag`.
+/// The model of a device with the tag `tag`.
 pub(super) fn model(tag: &ShareTag) -> Model {
     Model {
         device_type: DEVICE_TYPE,
@@ -82,13 +82,13 @@ pub(super) fn model(tag: &ShareTag) -> Model {
     }
 }
 
-/// The length of an answer's header in FUSE.
+/// The length of `struct fuse_out_header`.
 const OUT_HEADER: u32 = 16;
 
-/// Answers a FUSE request with ENOTCONN, which is what a file system says whose process has gone. Some requests
-/// (FORGET) have no room for an answer and expect none.
+/// Answers a FUSE request with ENOTCONN, as a file system does whose process is gone. Some requests (FORGET) have no
+/// answer.
 fn refuse(chain: &mut Chain, memory: &GuestMemoryMmap) -> u32 {
-    // Both headers have the number of the request at byte 8.
+    // In both headers, the request's number is at byte 8.
     let (mut before, mut number) = ([0; 8], [0; 8]);
     if !chain.readable.take(memory, &mut before) || !chain.readable.take(memory, &mut number) {
         return 0;

@@ -1,14 +1,13 @@
-//! Devices that another process serves (vhost-user): mvm negotiates with the driver, hands the process the guest's
-//! memory, the queues and their eventfds, and stays out of the way of requests.
+//! Devices that another process serves (vhost-user): mvm negotiates with the driver and gives the process the guest's
+//! memory, the queues and their eventfds. Requests don't pass through mvm.
 //!
-//! The back end at the other end of the socket is trusted with the guest's memory and with nothing of mvm's: what it
-//! answers is checked, how long it takes is bounded, and when it goes, the device says so and the VM lives on.
+//! The back end at the other end of the socket can access the guest's memory, and is not trusted otherwise: its answers
+//! are checked, it has a deadline for each, and when it is gone, requests fail and the VM lives on.
 
 mod back_end;
-mod deadline;
 mod device;
 mod fs;
-mod orphans;
+mod lost;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -26,7 +25,7 @@ pub enum VhostUserError {
     /// It refused something, broke the protocol, or went away.
     #[error("the vhost-user back end failed when it was to {doing}")]
     Exchange {
-        /// What was asked of it.
+        /// What it was asked for.
         doing: &'static str,
         /// How it failed.
         #[source]
@@ -35,21 +34,21 @@ pub enum VhostUserError {
     /// It did not answer in time.
     #[error("the vhost-user back end did not {doing} within {seconds} seconds")]
     TimedOut {
-        /// What was asked of it.
+        /// What it was asked for.
         doing: &'static str,
-        /// For how long it was waited.
+        /// The deadline.
         seconds: u64,
     },
-    /// It can't do what the device type or every guest needs.
-    #[error("the vhost-user back end has no {0}")]
+    /// It lacks a feature that the device type or every guest needs.
+    #[error("the vhost-user back end lacks {0}")]
     Lacks(&'static str),
-    /// It went away earlier.
-    #[error("the vhost-user back end has gone")]
+    /// It is gone.
+    #[error("the vhost-user back end is gone")]
     Gone,
     /// The guest's memory has no file that could be shared.
     #[error("the guest's memory is not shared with other processes")]
     PrivateMemory,
-    /// The device's interrupt is not one that another process could raise.
+    /// Another process can't raise the device's interrupt.
     #[error("the device's interrupt is not shared with other processes")]
     PrivateInterrupt,
     /// The host has no descriptor or thread left.

@@ -1,4 +1,4 @@
-//! Sees a back end go away, and does its waiting from then on.
+//! Recognizes that a back end is gone, and watches its queues from then on.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::super::events::drain;
 
-/// Which events are looked at in one turn; the rest is there in the next.
+/// How many events are handled in one turn; the others are there in the next.
 const MAX_EVENTS: usize = 8;
 /// The number of the socket; others are those of queues.
 const SOCKET: u64 = u64::MAX;
@@ -18,17 +18,16 @@ const SOCKET: u64 = u64::MAX;
 /// What has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// The other end of the socket has gone.
+    /// The other end of the socket is closed.
     HangUp,
     /// The driver notified the device of this queue.
     Notification(u16),
 }
 
-/// Readable when the other end of a socket has gone, until that is taken note of; then, when one of the queues'
-/// notifiers is.
+/// Readable when the other end of a socket is closed, until the socket is forgotten; then, when a notifier of a queue
+/// is.
 ///
-/// An epoll instance in an epoll instance: the event loop watches one descriptor for the device's life, and what is
-/// behind it changes.
+/// It is an epoll instance: the event loop watches one descriptor for the device's life, and what is behind it changes.
 pub(super) struct Watch {
     epoll: Epoll,
     notifiers: Option<Arc<[EventFd]>>,
@@ -42,7 +41,7 @@ impl Watch {
     /// Those of epoll.
     pub(super) fn over(socket: &UnixStream) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        // What can be read is an answer that somebody waits for. A hang-up is reported in any case.
+        // Bytes to read are an answer, for the device's thread. A hang-up is reported in any case.
         let event = EpollEvent::new(EventSet::READ_HANG_UP, SOCKET);
         epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), event)?;
         Ok(Self { epoll, notifiers: None })
@@ -50,11 +49,11 @@ impl Watch {
 
     /// Watches `socket` no more.
     pub(super) fn forget(&self, socket: &UnixStream) {
-        // It fails only where the socket is not watched any more.
+        // It fails only if the socket is not watched any more.
         let _ = self.epoll.ctl(ControlOperation::Delete, socket.as_raw_fd(), EpollEvent::default());
     }
 
-    /// Watches these notifiers too, always the same.
+    /// Also watches these notifiers, which are the same for the device's life.
     pub(super) fn add(&mut self, notifiers: &Arc<[EventFd]>) {
         if self.notifiers.is_some() {
             return;
@@ -62,13 +61,13 @@ impl Watch {
         for (index, notifier) in (0..).zip(notifiers.iter()) {
             let event = EpollEvent::new(EventSet::IN, index);
             if let Err(error) = self.epoll.ctl(ControlOperation::Add, notifier.as_raw_fd(), event) {
-                tracing::error!(%error, "cannot watch a queue of a device whose back end has gone");
+                tracing::error!(%error, "cannot watch a queue of a lost vhost-user back end");
             }
         }
         self.notifiers = Some(Arc::clone(notifiers));
     }
 
-    /// What has happened since the last time; a hang-up is there until it is forgotten.
+    /// The events since the last call; a hang-up is reported until the socket is forgotten.
     pub(super) fn seen(&self) -> Vec<Seen> {
         let mut events = [EpollEvent::default(); MAX_EVENTS];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);

@@ -71,7 +71,7 @@ fn what_is_wrong_from_the_beginning_is_an_error() {
     }
     for (request, answer) in rows {
         let is_incomplete = matches!(&answer, Answer::Payload(bytes) if bytes.len() < 8);
-        let patience = if is_incomplete { SHORT } else { PATIENCE };
+        let patience = if is_incomplete { SHORT } else { DEADLINE };
         let made = device(socket_with(request, answer.clone()), patience);
         assert!(made.is_err(), "{request} {answer:?}");
     }
@@ -83,9 +83,9 @@ fn a_back_end_that_goes_wrong_when_it_is_started_leaves_a_device_that_refuses() 
         let refused = Answer::Payload(1_u64.to_le_bytes().to_vec());
         for answer in wrong_answers(request).into_iter().chain([refused]) {
             let is_incomplete = matches!(&answer, Answer::Payload(bytes) if bytes.len() < 8);
-            let mut device = device(socket_with(request, answer), PATIENCE).unwrap();
+            let mut device = device(socket_with(request, answer), DEADLINE).unwrap();
             if is_incomplete {
-                device.set_patience(SHORT);
+                device.set_deadline(SHORT);
             }
             let mut drivers = drivers();
             activate(&mut device, &drivers);
@@ -103,8 +103,8 @@ fn a_back_end_that_says_nothing_is_not_waited_for_long() {
             assert!(matches!(error, Some(VhostUserError::TimedOut { .. })), "{request}: {error:?}");
         }
         for request in RUNNING {
-            let mut device = device(socket_with(request, answer.clone()), PATIENCE).unwrap();
-            device.set_patience(SHORT);
+            let mut device = device(socket_with(request, answer.clone()), DEADLINE).unwrap();
+            device.set_deadline(SHORT);
             let mut drivers = drivers();
             let start = Instant::now();
             activate(&mut device, &drivers);
@@ -117,9 +117,9 @@ fn a_back_end_that_says_nothing_is_not_waited_for_long() {
 #[test]
 fn a_back_end_that_does_not_stop_is_left() {
     for answer in [Answer::Silence, Answer::Close, Answer::Payload(vec![0; 3])] {
-        let mut device = device(socket_with(peer::GET_VRING_BASE, answer), PATIENCE).unwrap();
+        let mut device = device(socket_with(peer::GET_VRING_BASE, answer), DEADLINE).unwrap();
         activate(&mut device, &drivers());
-        device.set_patience(SHORT);
+        device.set_deadline(SHORT);
         device.reset().unwrap();
         assert_eq!(counter(&device, "lost_back_ends"), 1);
         // The driver may try again, and is told.
@@ -138,7 +138,7 @@ fn a_back_end_that_does_not_stop_is_left() {
 #[test]
 fn memory_that_nobody_else_can_map_is_an_error_and_not_a_crash() {
     let (socket, _, _) = peer::back_end(|_| Answer::Right);
-    let mut device = device(socket, PATIENCE).unwrap();
+    let mut device = device(socket, DEADLINE).unwrap();
     let mut drivers = Driver::several(&QUEUES);
     activate(&mut device, &drivers);
     expect_refusals(&mut device, &mut drivers);

@@ -1,9 +1,10 @@
 //! The front end against back ends of all kinds.
 
 mod hostile;
-mod orphaned;
+mod lost;
 mod peer;
 mod served;
+mod suspended;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -19,15 +20,15 @@ use super::{VhostUser, VhostUserError};
 
 const QUEUES: [u16; 2] = [16, 16];
 /// For a back end that answers.
-const PATIENCE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 fn model() -> Model {
     let tag = "tag".parse().unwrap();
     Model { queue_sizes: &QUEUES, features: 1 << 3 | 1 << 4, ..super::fs::model(&tag) }
 }
 
-fn device(socket: UnixStream, patience: Duration) -> Result<VhostUser, VhostUserError> {
-    VhostUser::new(socket, model(), patience)
+fn device(socket: UnixStream, deadline: Duration) -> Result<VhostUser, VhostUserError> {
+    VhostUser::new(socket, model(), deadline)
 }
 
 /// The memory of the tests, in a file.

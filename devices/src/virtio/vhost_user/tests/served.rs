@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -14,7 +15,7 @@ use crate::lock;
 #[test]
 fn the_driver_sees_the_device_type_and_the_back_ends_features_that_mvm_knows() {
     let (socket, _, _) = peer::back_end(|_| Answer::Right);
-    let device = device(socket, PATIENCE).unwrap();
+    let device = device(socket, DEADLINE).unwrap();
     assert_eq!((device.device_type(), device.features()), (26, 1 << 3));
     assert_eq!(device.queue_sizes(), QUEUES);
     let mut config = [0xff; 8];
@@ -28,22 +29,22 @@ fn the_driver_sees_the_device_type_and_the_back_ends_features_that_mvm_knows() {
 #[test]
 fn only_the_protocol_features_that_are_made_use_of_are_taken() {
     let (socket, log, _) = peer::back_end(|_| Answer::Right);
-    let _device = device(socket, PATIENCE).unwrap();
+    let _device = device(socket, DEADLINE).unwrap();
     let log = lock(&log);
     let taken = log.iter().find(|message| message.request == peer::SET_PROTOCOL_FEATURES).unwrap();
     assert_eq!(taken.long(0), 1 | 1 << 3);
 }
 
 /// A back end's view of what it was told: its own mapping of the guest's memory, and a queue in it.
-struct View {
+pub(super) struct View {
     memory: GuestMemoryMmap,
-    queue: Queue,
+    pub(super) queue: Queue,
     kick: File,
     call: File,
 }
 
 impl View {
-    fn of(messages: &[Message], index: u32) -> Self {
+    pub(super) fn of(messages: &[Message], index: u32) -> Self {
         let find = |request, what: fn(&Message) -> u32| {
             messages.iter().find(|message| message.request == request && what(message) == index).unwrap()
         };
@@ -68,6 +69,7 @@ impl View {
                 .find(|&region| (field(region, 2)..field(region, 2) + field(region, 1)).contains(&ours));
             GuestAddress(ours - field(region.unwrap(), 2) + field(region.unwrap(), 0))
         };
+        let base = find(peer::SET_VRING_BASE, |message| message.word(0)).word(1);
         let size = find(peer::SET_VRING_NUM, |message| message.word(0)).word(1);
         let mut queue = Queue::new(16).unwrap();
         queue.try_set_size(u16::try_from(size).unwrap()).unwrap();
@@ -75,20 +77,23 @@ impl View {
         queue.try_set_used_ring_address(guest_address(addresses.long(16))).unwrap();
         queue.try_set_avail_ring_address(guest_address(addresses.long(24))).unwrap();
         queue.set_ready(true);
+        let memory = GuestMemoryMmap::from_ranges_with_files(ranges).unwrap();
+        queue.set_next_avail(u16::try_from(base).unwrap());
+        queue.set_next_used(queue.used_idx(&memory, Ordering::SeqCst).unwrap().0);
         let file = |request| find(request, |message| message.word(0)).files[0].try_clone().unwrap();
-        Self {
-            memory: GuestMemoryMmap::from_ranges_with_files(ranges).unwrap(),
-            queue,
-            kick: file(peer::SET_VRING_KICK),
-            call: file(peer::SET_VRING_CALL),
-        }
+        Self { memory, queue, kick: file(peer::SET_VRING_KICK), call: file(peer::SET_VRING_CALL) }
     }
 
     /// Waits for a notification, and answers what is there with the bytes of the request.
     fn serve(&mut self) {
         self.kick.read_exact(&mut [0; 8]).unwrap();
-        let chains: Vec<_> = self.queue.iter(&self.memory).unwrap().collect();
-        for chain in chains {
+        self.answer(usize::MAX);
+    }
+
+    /// Answers up to `count` requests with their first bytes.
+    pub(super) fn answer(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(chain) = self.queue.iter(&self.memory).unwrap().next() else { break };
             let head = chain.head_index();
             let [from, to] = chain.collect::<Vec<_>>()[..] else { panic!("two buffers") };
             let mut bytes = [0; 16];
@@ -103,7 +108,7 @@ impl View {
 #[test]
 fn requests_reach_the_back_end_and_its_answers_the_driver() {
     let (socket, log, _) = peer::back_end(|_| Answer::Right);
-    let mut device = device(socket, PATIENCE).unwrap();
+    let mut device = device(socket, DEADLINE).unwrap();
     let mut drivers = drivers();
     activate(&mut device, &drivers);
     for (index, driver) in drivers.iter_mut().enumerate() {
@@ -122,7 +127,7 @@ fn requests_reach_the_back_end_and_its_answers_the_driver() {
 #[test]
 fn a_reset_stops_the_queues_and_the_device_can_be_started_again() {
     let (socket, log, _) = peer::back_end(|_| Answer::Right);
-    let mut device = device(socket, PATIENCE).unwrap();
+    let mut device = device(socket, DEADLINE).unwrap();
     device.reset().unwrap();
     let requests = |from: usize| lock(&log)[from..].iter().map(|message| message.request).collect::<Vec<_>>();
     let begun = requests(0).len();
@@ -157,7 +162,7 @@ fn a_reset_stops_the_queues_and_the_device_can_be_started_again() {
 #[test]
 fn a_queue_that_the_driver_left_out_is_left_out() {
     let (socket, log, _) = peer::back_end(|_| Answer::Right);
-    let mut device = device(socket, PATIENCE).unwrap();
+    let mut device = device(socket, DEADLINE).unwrap();
     let drivers = drivers();
     let mut activation = Driver::activation_of(&drivers, 1 << 32);
     activation.queues[0] = None;

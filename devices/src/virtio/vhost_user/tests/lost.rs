@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::super::super::Queue;
-use super::super::orphans::Orphans;
+use super::super::lost::LostQueues;
 use super::peer::{self, Answer};
 use super::*;
 
@@ -36,14 +36,14 @@ impl Hand {
 }
 
 fn adopt(driver: &Driver) -> u64 {
-    Orphans::adopt(driver.activation(0), model().refuse).1
+    LostQueues::take_over(driver.activation(0), model().refuse).1
 }
 
 #[test]
 fn what_a_back_end_had_taken_when_it_went_is_refused_and_what_comes_later_too() {
     let (socket, _, _) = peer::back_end(|_| Answer::Right);
     let closer = socket.try_clone().unwrap();
-    let mut device = device(socket, PATIENCE).unwrap();
+    let mut device = device(socket, DEADLINE).unwrap();
     let mut drivers = drivers();
     activate(&mut device, &drivers);
     let heads: Vec<_> = (0..4).map(|number| request(&mut drivers[1], number)).collect();

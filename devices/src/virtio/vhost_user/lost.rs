@@ -1,4 +1,4 @@
-//! Queues whose back end has gone: every request in them is refused, so that nobody in the guest waits for ever.
+//! Queues whose back end is gone. Every request in them is refused, so that no program in the guest waits for ever.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -9,19 +9,19 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use super::super::queue::{ActiveQueue, Chain};
 use super::super::{Activation, Queue};
 
-/// Writes a refusal of the request in a chain to it, and gives the count of bytes written.
+/// Writes a refusal of the request in a chain to it, and returns the count of bytes written.
 pub(super) type Refuse = fn(&mut Chain, &GuestMemoryMmap) -> u32;
 
-/// Queues that their back end left behind.
-pub(super) struct Orphans {
+/// The queues of a lost back end.
+pub(super) struct LostQueues {
     queues: Vec<Option<ActiveQueue>>,
     refuse: Refuse,
 }
 
-impl Orphans {
-    /// Takes the queues of `activation` over from where the back end left them, and refuses what it had taken and not
-    /// answered, then what it had not taken. Also gives the number of requests.
-    pub(super) fn adopt(mut activation: Activation, refuse: Refuse) -> (Self, u64) {
+impl LostQueues {
+    /// Takes the queues of `activation` over at the positions where the back end left them, and refuses the requests that
+    /// it had taken and not answered, then those that it had not taken. Also returns the number of requests.
+    pub(super) fn take_over(mut activation: Activation, refuse: Refuse) -> (Self, u64) {
         let mut queues = Vec::new();
         let mut refused = 0;
         for index in (0..).take(activation.queues.len()) {
@@ -31,10 +31,10 @@ impl Orphans {
             if let (Some(queue), Some(left)) = (&mut active, left) {
                 match left {
                     Ok(left) => refused += first_turn(queue, &left, refuse),
-                    // The rings lie in memory, as the transport has checked.
+                    // The transport has checked that the rings lie in memory.
                     Err(error) => tracing::error!(%error, "cannot take over a queue"),
                 }
-                // The back end's own sign may have been on its way.
+                // The back end may not have got to its own interrupt.
                 activation.interrupt.queue_used(index);
             }
             queues.push(active);
@@ -42,7 +42,12 @@ impl Orphans {
         (Self { queues, refuse }, refused)
     }
 
-    /// Refuses what is in queue `index`, and gives the number of requests.
+    /// Gives the queues back, with their positions.
+    pub(super) fn into_queues(self) -> Vec<Option<Queue>> {
+        self.queues.into_iter().map(|queue| queue.map(ActiveQueue::into_queue)).collect()
+    }
+
+    /// Refuses the requests in queue `index`, and returns their number.
     pub(super) fn turn(&mut self, index: u16) -> u64 {
         let queue = self.queues.get_mut(usize::from(index)).and_then(Option::as_mut);
         queue.map_or(0, |queue| {
@@ -89,7 +94,7 @@ fn answer(queue: &mut ActiveQueue, chain: &mut Chain, refuse: Refuse) {
 struct LeftOver {
     /// Positions in the available ring, in their order.
     positions: Vec<u16>,
-    /// The position of the first chain that nobody has taken.
+    /// The position of the first chain that was not taken.
     end: u16,
     /// How many chains were given back.
     used: u16,
@@ -111,11 +116,11 @@ impl LeftOver {
         };
         let open = available.wrapping_sub(used);
         if open > queue.size() {
-            // No driver has more chains than the table; the queue finds fault with this position, too.
+            // No driver has more chains than the table; the queue reports this position as an error, too.
             return Ok(Self { positions: Vec::new(), end: used, used });
         }
-        // Chains may have come back in another order than they were taken in. As far as the rings reach back, whoever
-        // of those made available did not come back is left over.
+        // Chains may have come back in another order than they were taken in. Those that were made available and did
+        // not come back, as far as the rings reach, are left over.
         let window = queue.size().min(available).max(open);
         let first = available.wrapping_sub(window);
         let mut back: HashMap<u16, u16> = HashMap::new();
@@ -131,7 +136,7 @@ impl LeftOver {
             }
         }
         if positions.len() != usize::from(open) {
-            // Something is left over from before the window. That they came back in order is the next best guess.
+            // A chain is left over from before the window. That they came back in order is the next best guess.
             positions = (0..open).map(|step| used.wrapping_add(step)).collect();
         }
         Ok(Self { positions, end: available, used })
