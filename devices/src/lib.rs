@@ -21,7 +21,10 @@ pub use machine::{MachineEvent, MachineEvents};
 pub use suspend::{Section, Suspend, SuspendError};
 pub use timer::Timer;
 
+use std::io;
+use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 /// Locks `mutex`, also where a thread panicked while it held it: the state behind each lock here is valid
 /// between any two statements, and a device that stops answering would hang the guest.
@@ -35,4 +38,25 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// page.
 pub fn thread(name: &str) -> std::thread::Builder {
     std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10)
+}
+
+/// Starts a thread of mvm's own that is called `name` and takes no signals, which others wait for.
+///
+/// # Errors
+///
+/// Those of starting a thread.
+pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    // SAFETY: `sigfillset` initializes the first set, and where the other call returns 0, it has filled the second.
+    let error = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
+    };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    let started = thread(name).spawn(run);
+    // SAFETY: the set was filled above. The call fails only for a bad first argument.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    started
 }

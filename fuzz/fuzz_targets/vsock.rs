@@ -150,7 +150,7 @@ fuzz_target!(|input: (bool, Script<Action>)| {
     let listeners = listeners();
     let listener = VsockListener::open(&path()).expect("a socket");
     // A packet takes a few descriptors.
-    let mut rig = Rig::new(Vsock::new(CID, listener, 8), script.declined, script.halvings % 5);
+    let mut rig = Rig::new(Vsock::new(CID, listener, 8).expect("a thread"), script.declined, script.halvings % 5);
     let mut sockets: Vec<UnixStream> = Vec::new();
     if !is_plain {
         // With a connection from either side there is more to do wrong.

@@ -1,9 +1,9 @@
 //! The host's side of the guest's sockets.
 
-use devices::virtio::vsock::{Vsock, VsockListener, VsockPathError};
+use devices::virtio::vsock::{Vsock, VsockListener};
 
 use crate::config::VsockConfig;
-use crate::descriptors;
+use crate::{VmError, descriptors};
 
 /// The most sockets that are open at once.
 const MAX_SOCKETS: u64 = 4096;
@@ -14,8 +14,8 @@ const FEW: u64 = 1024;
 ///
 /// # Errors
 ///
-/// [`VsockPathError`]: the host's socket can't be had.
-pub fn open(config: &VsockConfig, others: u64) -> Result<Vsock, VsockPathError> {
+/// [`VmError`]: the host's socket can't be made, or the device's thread.
+pub fn open(config: &VsockConfig, others: u64) -> Result<Vsock, VmError> {
     let listener = VsockListener::open(&config.path)?;
     let limit = descriptors::raise_limit(others.saturating_add(MAX_SOCKETS));
     let most = limit.saturating_sub(others).clamp(1, MAX_SOCKETS);
@@ -25,5 +25,6 @@ pub fn open(config: &VsockConfig, others: u64) -> Result<Vsock, VsockPathError> 
              raise the limit (ulimit -Hn) where more are needed"
         );
     }
-    Ok(Vsock::new(config.cid, listener, usize::try_from(most).unwrap_or(usize::MAX)))
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    Vsock::new(config.cid, listener, most).map_err(VmError::host("start the vsock thread"))
 }

@@ -1,7 +1,6 @@
 //! The thread that writes to standard error.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ impl Writer {
 
     pub(super) fn start_for(log: Arc<Log>) -> io::Result<Self> {
         let for_thread = Arc::clone(&log);
-        without_signals(|| crate::thread("log").spawn(move || for_thread.queue.write_waiting()))?;
+        crate::spawn("log", move || for_thread.queue.write_waiting())?;
         log.queue.start();
         Ok(Self(log))
     }
@@ -39,21 +38,4 @@ impl Drop for Writer {
         // Who does not read what is left misses it. The thread then waits until the process ends.
         self.0.queue.close(STANDSTILL, MOST);
     }
-}
-
-/// Calls `start`, which starts a thread, so that the thread takes no signals.
-fn without_signals<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: `sigfillset` initializes the first set, and where the other call returns 0, it has filled the second.
-    let error = unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
-    };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
-    let started = start();
-    // SAFETY: the set was filled above. The call fails only for a bad first argument.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
-    started
 }

@@ -191,7 +191,7 @@ impl<C: Send + 'static, R: Send + 'static> DeviceThread<C, R> {
             wake: EventFd::new(EFD_NONBLOCK)?,
         });
         let mailbox = Mailbox(Arc::clone(&shared));
-        let thread = crate::thread(name).spawn(move || run(mailbox))?;
+        let thread = crate::spawn(name, move || run(mailbox))?;
         Ok(Self { shared, thread: Some(thread), deadline })
     }
 

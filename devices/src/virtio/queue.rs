@@ -249,6 +249,11 @@ impl ActiveQueue {
         Ok(false)
     }
 
+    /// Puts the chain that was taken last back where it was: it was not used, and is the next one again.
+    pub(super) fn unpop(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
     /// Has the device notified of the queue again after this turn, for work that is left over.
     pub(super) fn notify_again(&self) {
         if !self.broken {

@@ -22,14 +22,16 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 const QUEUE_SIZES: [u16; 2] = [64, 64];
 
-/// What a snapshot has to know of a console.
+/// The state of a console beyond its queues.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleState {
     /// What was typed and not yet given to the driver.
     pub typed: Vec<u8>,
-    /// The chain whose output is not complete.
+    /// The chain whose output is not complete. It is the queue's next one.
     pub sending: Option<SentPart>,
-    /// What the driver reads of the window.
+    /// Whether the driver listens.
+    pub listener: Listener,
+    /// The window's size, as the driver was last signalled.
     pub size: WindowSize,
 }
 
@@ -63,6 +65,8 @@ pub struct Console {
     timer: Timer,
     size: WindowSize,
     active: Option<Active>,
+    /// The state of a suspended device, but for what was typed.
+    suspended: Option<ConsoleState>,
     metrics: Arc<ConsoleMetrics>,
 }
 
@@ -80,6 +84,7 @@ impl Console {
             timer: Timer::new()?,
             size,
             active: None,
+            suspended: None,
             metrics: Arc::default(),
         })
     }
@@ -120,8 +125,22 @@ impl Console {
     /// Outputs what the driver has made available, whether or not it has notified the device yet.
     pub fn flush(&mut self) {
         if let Some(active) = &mut self.active {
-            self.metrics.output_bytes.add(active.transmit.turn(&mut *self.sink) as u64);
+            self.metrics.output_bytes.add(active.transmit.turn(&mut *self.sink));
         }
+    }
+
+    /// Works on the queues of `activation`.
+    fn start(
+        &mut self,
+        mut activation: Activation,
+        listener: Listener,
+        sending: Option<SentPart>,
+    ) -> Result<(), ActivateError> {
+        let receive = ActiveQueue::take(&mut activation, RECEIVE)?.in_ram();
+        let transmit = Transmitter::new(ActiveQueue::take(&mut activation, TRANSMIT)?, sending);
+        self.active = Some(Active { receive, listener, transmit, interrupt: activation.interrupt });
+        self.tell_of_room();
+        Ok(())
     }
 
     fn deliver(&mut self) {
@@ -177,31 +196,56 @@ impl VirtioDevice for Console {
         }
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let receive = ActiveQueue::take(&mut activation, RECEIVE)?;
-        let transmit = Transmitter::new(ActiveQueue::take(&mut activation, TRANSMIT)?);
-        let interrupt = activation.interrupt;
-        if self.size != WindowSize::default() {
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.start(activation, Listener::default(), None)?;
+        if let Some(active) = &self.active
+            && self.size != WindowSize::default()
+        {
             // Linux looks at the size only after it was told of a change.
-            interrupt.config_changed();
+            active.interrupt.config_changed();
         }
-        self.active = Some(Active { receive, listener: Listener::default(), transmit, interrupt });
-        self.tell_of_room();
         self.deliver();
         Ok(())
     }
 
     fn reset(&mut self) -> Result<(), StopError> {
         self.active = None;
+        if let Some(suspended) = &mut self.suspended {
+            *suspended = ConsoleState { size: suspended.size, ..ConsoleState::default() };
+        }
         Ok(())
     }
 
+    /// From now on [`input_room`](Self::input_room) is 0.
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
-        if self.active.is_some() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+        let state = self.state();
+        let Some(Active { receive, transmit, .. }) = self.active.take() else {
+            self.suspended.get_or_insert(state);
+            return Ok(Vec::new());
+        };
+        let (transmit, sending) = transmit.suspend();
+        self.suspended = Some(ConsoleState { sending, ..state });
+        Ok(vec![Some(receive.into_queue()), Some(transmit)])
     }
 
-    fn resume(&mut self, activation: Option<Activation>, _state: ConsoleState) -> Result<(), ActivateError> {
-        activation.map_or(Ok(()), |activation| self.activate(activation))
+    fn resume(&mut self, activation: Option<Activation>, state: ConsoleState) -> Result<(), ActivateError> {
+        let invalid = |what: &str| ActivateError::State(what.to_owned());
+        let ConsoleState { typed, sending, listener, size } = state;
+        if !listener.is_valid() {
+            return Err(invalid("it has asked its driver more often than it does"));
+        }
+        self.typed = Pending::restored(typed).ok_or_else(|| invalid("more was typed than may wait"))?;
+        self.suspended = None;
+        let Some(activation) = activation else { return Ok(()) };
+        self.start(activation, listener, sending)?;
+        if let Some(active) = &mut self.active {
+            active.listener.resume(&self.timer);
+            if size != self.size {
+                // The window is another one, or its size has changed meanwhile.
+                active.interrupt.config_changed();
+            }
+        }
+        Ok(())
     }
 
     fn queue_notified(&mut self, index: u16) {
@@ -233,10 +277,16 @@ impl VirtioDevice for Console {
     }
 
     fn state(&self) -> ConsoleState {
-        ConsoleState {
-            typed: self.typed.bytes(),
-            sending: self.active.as_ref().and_then(|active| active.transmit.part()),
-            size: self.size,
+        let typed = self.typed.bytes();
+        match (&self.active, &self.suspended) {
+            (Some(active), _) => ConsoleState {
+                typed,
+                sending: active.transmit.part(),
+                listener: active.listener.clone(),
+                size: self.size,
+            },
+            (None, Some(suspended)) => ConsoleState { typed, ..suspended.clone() },
+            (None, None) => ConsoleState { typed, size: self.size, ..ConsoleState::default() },
         }
     }
 }

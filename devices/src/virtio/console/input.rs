@@ -28,6 +28,11 @@ impl Pending {
         fitting.len()
     }
 
+    /// What waited when the device was suspended; `None` for more than may wait.
+    pub(super) fn restored(bytes: Vec<u8>) -> Option<Self> {
+        (bytes.len() <= CAPACITY).then(|| Self(bytes.into()))
+    }
+
     pub(super) fn bytes(&self) -> Vec<u8> {
         self.0.iter().copied().collect()
     }
@@ -38,12 +43,9 @@ impl Pending {
         let mut chain = Chain::default();
         queue.start_turn();
         while !self.0.is_empty() && queue.pop(&mut chain) {
-            if !chain.writable.lie_in(queue.memory()) {
-                queue.fail_chain(chain.head);
-                break;
-            }
             let written = chain.writable.put(queue.memory(), self.0.make_contiguous());
             self.0.drain(..written);
+            queue.spend(written as u64, 0);
             // At most as much as may wait.
             queue.add_used(chain.head, u32::try_from(written).unwrap_or(u32::MAX));
         }

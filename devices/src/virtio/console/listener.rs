@@ -8,6 +8,8 @@
 use std::num::Wrapping;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::super::queue::{ActiveQueue, Chain};
 use crate::Timer;
 
@@ -21,8 +23,8 @@ const QUESTIONS: u16 = 5;
 const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 /// What is known of the driver.
-#[derive(Default)]
-pub(super) enum Listener {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listener {
     /// Nothing.
     #[default]
     Unknown,
@@ -30,6 +32,7 @@ pub(super) enum Listener {
     ToBeAsked,
     /// It was asked so often.
     Asked {
+        /// The count of questions.
         questions: u16,
         /// The count of buffers that it had made available before.
         before: Wrapping<u16>,
@@ -38,6 +41,11 @@ pub(super) enum Listener {
     },
     /// It listens.
     There,
+}
+
+/// The time to the next question, or to the end of all of them.
+fn time_after(questions: u16) -> Duration {
+    FIRST_WAIT * PATIENCE.pow(u32::from(questions.saturating_sub(1)))
 }
 
 impl Listener {
@@ -70,6 +78,24 @@ impl Listener {
         self.is_known()
     }
 
+    /// Whether a device can be in this state.
+    pub(super) fn is_valid(&self) -> bool {
+        match self {
+            Self::Asked { questions, .. } => (1..=QUESTIONS).contains(questions),
+            Self::Unknown | Self::ToBeAsked | Self::There => true,
+        }
+    }
+
+    /// Sets `timer` again, after the device was suspended.
+    pub(super) fn resume(&mut self, timer: &Timer) {
+        match *self {
+            Self::ToBeAsked => self.wait(FIRST_WAIT, timer),
+            Self::Asked { answers: true, .. } => self.wait(ANSWER_TIME, timer),
+            Self::Asked { questions, .. } => self.wait(time_after(questions), timer),
+            Self::Unknown | Self::There => {}
+        }
+    }
+
     fn wait(&mut self, time: Duration, timer: &Timer) {
         if timer.set_once(time).is_err() {
             // A timer that can't be set would leave the user without a keyboard.
@@ -97,7 +123,7 @@ impl Listener {
             queue.add_used(chain.head, 0);
             queue.end_turn();
             *self = Self::Asked { questions: questions + 1, before, answers: false };
-            self.wait(FIRST_WAIT * PATIENCE.pow(questions.into()), timer);
+            self.wait(time_after(questions + 1), timer);
         } else {
             // It notifies the device of its next buffer.
             *self = Self::Unknown;

@@ -10,4 +10,5 @@ mod tests;
 
 pub use self::config::WindowSize;
 pub use self::device::{Console, ConsoleState};
+pub use self::listener::Listener;
 pub use self::output::{ConsoleSink, SentPart};

@@ -5,10 +5,10 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::queue::{ActiveQueue, Chain, Head};
+use super::super::queue::{ActiveQueue, Budget, Chain, Head, Queue};
 
-/// The most that one turn outputs. A chain may name gigabytes; the rest of it waits until others had their turn.
-const MOST_PER_TURN: usize = 256 << 10;
+/// What one turn outputs. A chain may name gigabytes; the rest of it waits until others had their turn.
+const BUDGET: Budget = Budget { bytes: 256 << 10, ..Budget::TURN };
 /// The most bytes taken from guest memory at once, on the stack.
 const PIECE: usize = 4096;
 
@@ -40,31 +40,38 @@ pub(super) struct Transmitter {
     queue: ActiveQueue,
     chain: Chain,
     part: Option<SentPart>,
+    /// The chain that was at work when the device was suspended. It is the queue's next one.
+    suspended: Option<SentPart>,
 }
 
 impl Transmitter {
-    pub(super) fn new(queue: ActiveQueue) -> Self {
-        Self { queue, chain: Chain::default(), part: None }
+    pub(super) fn new(queue: ActiveQueue, suspended: Option<SentPart>) -> Self {
+        let queue = queue.in_ram().with_budget(BUDGET);
+        Self { queue, chain: Chain::default(), part: None, suspended }
     }
 
     pub(super) fn part(&self) -> Option<SentPart> {
-        self.part
+        self.part.or(self.suspended)
+    }
+
+    /// Gives the queue back, and what was output of its next chain.
+    pub(super) fn suspend(mut self) -> (Queue, Option<SentPart>) {
+        if self.part.is_some() {
+            self.queue.unpop();
+        }
+        (self.queue.into_queue(), self.part.or(self.suspended))
     }
 
     /// Outputs what the driver made available, as far as `sink` has room, and gives the count of bytes.
-    pub(super) fn turn(&mut self, sink: &mut dyn ConsoleSink) -> usize {
-        let mut left = MOST_PER_TURN;
+    pub(super) fn turn(&mut self, sink: &mut dyn ConsoleSink) -> u64 {
+        let mut total = 0;
         self.queue.start_turn();
         while let Some(part) = self.next_chain(sink) {
-            let Some(sent) = self.send(sink, &mut left) else {
-                self.queue.fail_chain(part.head);
-                self.part = None;
-                break;
-            };
-            let rest = self.chain.readable.len();
-            if rest > 0 {
+            let sent = self.send(sink);
+            total += sent;
+            if self.chain.readable.len() > 0 {
                 self.part = Some(SentPart { sent: part.sent + sent, ..part });
-                if left == 0 {
+                if !self.queue.may_go_on() {
                     self.queue.notify_again();
                 }
                 break;
@@ -74,7 +81,7 @@ impl Transmitter {
             self.queue.add_used(part.head, 0);
         }
         self.queue.end_turn();
-        MOST_PER_TURN - left
+        total
     }
 
     /// The chain to go on with, if there is one and room for a part of it.
@@ -83,27 +90,33 @@ impl Transmitter {
             return None;
         }
         if self.part.is_none() && self.queue.pop(&mut self.chain) {
-            self.part = Some(SentPart { head: self.chain.head, sent: 0 });
+            let head = self.chain.head;
+            // A driver that has changed the chain meanwhile loses or repeats a part of its own output.
+            let sent = self.suspended.take().filter(|part| part.head == head).map_or(0, |part| part.sent);
+            self.chain.readable.skip(usize::try_from(sent).unwrap_or(usize::MAX));
+            self.part = Some(SentPart { head, sent });
         }
         self.part
     }
 
-    /// Outputs up to `left` bytes of the chain, and gives the count; `None`, where a buffer is not in RAM.
-    fn send(&mut self, sink: &mut dyn ConsoleSink, left: &mut usize) -> Option<u64> {
+    /// Outputs what the turn may of the chain, and gives the count of bytes.
+    fn send(&mut self, sink: &mut dyn ConsoleSink) -> u64 {
         let mut piece = [0; PIECE];
         let mut sent = 0;
-        loop {
+        while self.queue.may_go_on() {
             let rest = usize::try_from(self.chain.readable.len()).unwrap_or(usize::MAX);
-            let length = rest.min(*left).min(PIECE).min(sink.room());
+            let length = rest.min(PIECE).min(sink.room());
             let Some(piece) = piece.get_mut(..length).filter(|piece| !piece.is_empty()) else { break };
             if !self.chain.readable.take(self.queue.memory(), piece) {
-                return None;
+                // All buffers are in RAM and have as many bytes.
+                self.queue.fail_chain(self.chain.head);
+                break;
             }
             // A sink without a reader is a line without a cable.
             let _ = sink.write_all(piece);
-            *left -= length;
+            self.queue.spend(length as u64, 0);
             sent += length as u64;
         }
-        Some(sent)
+        sent
     }
 }

@@ -34,14 +34,6 @@ impl Buffers {
         self.0.iter().map(|&(_, length)| u64::from(length)).sum()
     }
 
-    /// Whether all of them lie in `memory`. A device that reads or writes buffers itself asks for RAM: a file that the
-    /// guest has as memory is for system calls only ([`Activation::dma`]).
-    pub(in super::super) fn lie_in(&self, memory: &GuestMemoryMmap) -> bool {
-        self.ranges().all(|(address, length)| {
-            memory.check_range(address, usize::try_from(length).unwrap_or(usize::MAX), Permissions::ReadWrite)
-        })
-    }
-
     /// The places of the buffers that are left, and their lengths in bytes.
     pub(in super::super) fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
         self.0.iter().copied()

@@ -1,14 +1,16 @@
 //! The device: what the transport sees of it.
 
+use std::io;
 use std::sync::Arc;
 
+use rustix::event::epoll;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::listener::VsockListener;
-use super::muxer::Setup;
-use super::worker::Worker;
+use super::muxer::{Flag, Setup};
+use super::worker::{self, Command, Reply, Thread};
 use crate::metrics::Metrics;
 
 /// Receive, transmit and event queue (5.10.2). A packet is at least two buffers for Linux before 6.2, which then uses
@@ -17,12 +19,12 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 /// Streams are supported (5.10.3).
 const VIRTIO_VSOCK_F_STREAM: u64 = 0;
 
-/// What a snapshot has to know of a socket device. Connections don't outlive it: their other ends are processes of
-/// the host.
+/// The state of a socket device beyond its queues. Connections are not part of it: their other ends are processes of the
+/// host that the state was saved on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
-    /// The guest's CID.
-    pub guest_cid: u32,
+    /// The driver has yet to hear that its connections are gone (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, 5.10.6.7).
+    pub reset_event: bool,
 }
 
 crate::metrics! {
@@ -53,24 +55,39 @@ crate::metrics! {
     }
 }
 
-/// A socket device.
+/// A socket device. Its thread serves all queues.
 pub struct Vsock {
     guest_cid: u32,
-    setup: Setup,
-    worker: Option<Worker>,
+    metrics: Arc<VsockMetrics>,
+    reset_event: Flag,
+    thread: Thread,
 }
 
 impl Vsock {
-    /// Makes a device of a guest with the CID `guest_cid`. Processes of the host come by way of `listener`, and at
-    /// most `most` sockets are open at once.
-    pub fn new(guest_cid: u32, listener: VsockListener, most: usize) -> Self {
+    /// Makes a device of a guest with the CID `guest_cid`, and its thread. Processes of the host connect to `listener`,
+    /// and at most `most` sockets are open at once.
+    ///
+    /// # Errors
+    ///
+    /// The host has no descriptor or no thread left.
+    pub fn new(guest_cid: u32, listener: VsockListener, most: usize) -> io::Result<Self> {
+        let (metrics, reset_event) = (Arc::default(), Flag::default());
         let setup = Setup {
             guest_cid: guest_cid.into(),
             listener: Arc::new(listener),
             most,
-            metrics: Arc::default(),
+            metrics: Arc::clone(&metrics),
+            epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?),
+            reset_event: reset_event.clone(),
         };
-        Self { guest_cid, setup, worker: None }
+        Ok(Self { guest_cid, metrics, reset_event, thread: worker::start(setup)? })
+    }
+
+    fn start(&self, command: Command) -> Result<(), ActivateError> {
+        match self.thread.call(command)? {
+            Reply::Refused(error) => Err(error),
+            Reply::Done | Reply::Queues(_) => Ok(()),
+        }
     }
 }
 
@@ -95,24 +112,33 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.worker = Some(Worker::start(self.setup.clone(), activation)?);
-        Ok(())
+        self.start(Command::Activate(activation))
     }
 
     fn reset(&mut self) -> Result<(), StopError> {
-        self.worker = None;
+        self.thread.call(Command::Reset)?;
         Ok(())
     }
 
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError> {
-        if self.worker.is_some() { Err(StopError::Unsupported) } else { Ok(Vec::new()) }
+        match self.thread.call(Command::Suspend)? {
+            Reply::Queues(queues) => Ok(queues),
+            Reply::Done | Reply::Refused(_) => Ok(Vec::new()),
+        }
     }
 
-    fn resume(&mut self, activation: Option<Activation>, _state: VsockState) -> Result<(), ActivateError> {
-        activation.map_or(Ok(()), |activation| self.activate(activation))
+    /// A device that was suspended goes on with its connections; a new one tells the driver that they are gone.
+    fn resume(&mut self, activation: Option<Activation>, state: VsockState) -> Result<(), ActivateError> {
+        if state.reset_event {
+            self.reset_event.set(true);
+        }
+        self.start(Command::Resume(activation))
     }
 
-    /// The event queue is for a device that moved to another host (5.10.6.7); this one has nothing to say.
+    fn state(&self) -> VsockState {
+        VsockState { reset_event: self.reset_event.get() }
+    }
+
     fn queue_notified(&mut self, _index: u16) {}
 
     fn reads_notifier(&self, _index: u16) -> bool {
@@ -120,10 +146,6 @@ impl VirtioDevice for Vsock {
     }
 
     fn metrics(&self) -> Arc<dyn Metrics> {
-        self.setup.metrics.clone()
-    }
-
-    fn state(&self) -> VsockState {
-        VsockState { guest_cid: self.guest_cid }
+        self.metrics.clone()
     }
 }

@@ -10,6 +10,9 @@ use super::stream::HostStream;
 /// How often deadlines are looked through at most. A guest could have thousands of them, each at another time.
 const SCAN_INTERVAL: Duration = Duration::from_millis(5);
 
+/// The most entries whose deadlines pass at once; the others' pass with the next scan.
+const MOST_EXPIRED: usize = 256;
+
 /// The name of an entry. Names are not given again before 2³¹ others, so that an event of a socket that is closed
 /// does not reach the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +191,18 @@ impl Table {
         }
     }
 
+    /// Puts all deadlines off by `time`, in which nothing could happen.
+    pub(super) fn put_off(&mut self, time: Duration) {
+        for entry in self.slots.iter_mut().filter_map(|slot| slot.entry.as_mut()) {
+            for at in [&mut entry.deadline, &mut entry.give_up].into_iter().flatten() {
+                *at += time;
+            }
+        }
+        if let Some(earliest) = &mut self.earliest {
+            *earliest += time;
+        }
+    }
+
     /// When [`expired`](Self::expired) may have something again.
     pub(super) fn earliest(&self) -> Option<Instant> {
         self.earliest.map(|earliest| earliest.max(self.next_scan))
@@ -204,7 +219,7 @@ impl Table {
         for (index, slot) in (0..).zip(&mut self.slots) {
             let Some(entry) = &mut slot.entry else { continue };
             let Some(deadline) = entry.deadline else { continue };
-            if deadline <= now {
+            if deadline <= now && expired.len() < MOST_EXPIRED {
                 entry.deadline = None;
                 expired.push(Id { index, generation: slot.generation });
             } else {
@@ -266,6 +281,18 @@ mod tests {
         let second = table.insert(connection()).unwrap();
         table.remove(first);
         assert_eq!(table.find(key), Some(second));
+    }
+
+    #[test]
+    fn deadlines_that_are_put_off_pass_later() {
+        let mut table = Table::new(1);
+        let id = table.insert(handshake()).unwrap();
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        table.set_deadline(id, Some(after(1)));
+        table.put_off(Duration::from_secs(10));
+        assert!(table.expired(after(10)).is_empty());
+        assert_eq!(table.expired(after(12)), [id]);
     }
 
     #[test]

@@ -1,123 +1,276 @@
-//! The thread that serves an active device.
+//! The thread that serves the device. It is made with the device, and the device's methods are messages to it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, Event, EventFlags};
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::events::drain;
-use super::super::{ActivateError, Activation, VirtioInterrupt};
-use super::muxer::{Muxer, RX, Setup, TX};
+use super::super::mailbox::{DeviceThread, Letter, Mailbox};
+use super::super::{ActivateError, Activation, Queue};
+use super::muxer::{EVENT, Muxer, Parked, RX, Setup, TX};
 use super::table::Id;
 
 /// What is watched beside connections: no [`Id`] is as large.
-const STOP: u64 = u64::MAX;
+const MAILBOX: u64 = u64::MAX;
 const LISTENER: u64 = u64::MAX - 1;
 const RECEIVE_QUEUE: u64 = u64::MAX - 2;
 const TRANSMIT_QUEUE: u64 = u64::MAX - 3;
+const EVENT_QUEUE: u64 = u64::MAX - 4;
+const QUEUES: [(u16, u64); 3] = [(RX, RECEIVE_QUEUE), (TX, TRANSMIT_QUEUE), (EVENT, EVENT_QUEUE)];
 
 /// How many events are taken at once.
 const MAX_EVENTS: usize = 64;
-/// A running thread; it ends when this is dropped.
-pub(super) struct Worker {
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+
+/// What the device asks of its thread.
+pub(super) enum Command {
+    /// Serve these queues.
+    Activate(Activation),
+    /// Close all connections and give the queues up.
+    Reset,
+    /// Give the queues back and leave everything else as it is.
+    Suspend,
+    /// Serve these queues with the connections from before, or as those of a guest that had connections elsewhere.
+    Resume(Option<Activation>),
 }
 
-impl Worker {
-    /// Starts to serve the queues of `activation`.
-    pub(super) fn start(setup: Setup, activation: Activation) -> Result<Self, ActivateError> {
-        let (notifiers, interrupt) = (Arc::clone(&activation.notifiers), Arc::clone(&activation.interrupt));
-        let stop = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(ActivateError::Host)?);
-        let listener = Arc::clone(&setup.listener);
-        let muxer = Muxer::new(setup, activation)?;
-        let watch =
-            |fd: BorrowedFd<'_>, token, flags| muxer.watch(fd, token, flags).map_err(ActivateError::Host);
-        watch(borrow(&stop), STOP, EventFlags::IN)?;
-        // Where there are no descriptors left, the listener stays ready for as long as that lasts.
-        watch(listener.as_fd(), LISTENER, EventFlags::IN | EventFlags::ET)?;
-        for (index, token) in [(RX, RECEIVE_QUEUE), (TX, TRANSMIT_QUEUE)] {
-            let notifier = notifiers.get(usize::from(index)).ok_or(ActivateError::QueueMissing(index))?;
-            watch(borrow(notifier), token, EventFlags::IN)?;
+/// What the thread answers.
+pub(super) enum Reply {
+    /// It is done.
+    Done,
+    /// The device can't work so.
+    Refused(ActivateError),
+    /// The queues, as [`VirtioDevice::suspend`](super::super::VirtioDevice::suspend) gives them back.
+    Queues(Vec<Option<Queue>>),
+}
+
+/// The thread, as the device has it.
+pub(super) type Thread = DeviceThread<Command, Reply>;
+
+/// Starts the thread.
+///
+/// # Errors
+///
+/// The host has no descriptor or no thread left.
+pub(super) fn start(setup: Setup) -> io::Result<Thread> {
+    DeviceThread::spawn("vsock", move |mailbox| {
+        let mut server = Server { setup, mailbox, phase: Phase::Idle };
+        if let Err(error) = server.run() {
+            tracing::error!(%error, "the vsock thread cannot wait for messages");
         }
-        let running = Running { muxer, notifiers, stop: Arc::clone(&stop), interrupt };
-        let thread = crate::thread("vsock").spawn(move || running.run()).map_err(ActivateError::Host)?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
+    })
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // It fails only where the counter is full, and then the thread is being woken already.
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread of vsock panicked");
-        }
-    }
+/// What the thread has to do.
+enum Phase {
+    /// No driver works with the device.
+    Idle,
+    /// There are queues and connections.
+    Working(Box<Muxer>),
+    /// The device is suspended, with connections where a driver worked with it.
+    Suspended(Option<Box<Parked>>),
 }
 
-fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd is borrowed for as long as its descriptor.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
+struct Server {
+    setup: Setup,
+    mailbox: Mailbox<Command, Reply>,
+    phase: Phase,
 }
 
-/// What the thread has.
-struct Running {
-    muxer: Muxer,
-    notifiers: Arc<[EventFd]>,
-    stop: Arc<EventFd>,
-    interrupt: Arc<dyn VirtioInterrupt>,
-}
-
-impl Running {
-    fn run(mut self) {
+impl Server {
+    fn run(&mut self) -> io::Result<()> {
+        watch(&self.setup, self.mailbox.wake_fd(), MAILBOX, EventFlags::IN)?;
         let mut events = Vec::with_capacity(MAX_EVENTS);
-        loop {
-            let more = self.muxer.turn();
-            let patience = if more { Some(Duration::ZERO) } else { self.muxer.patience() };
-            if let Err(error) = self.wait(&mut events, patience) {
-                tracing::error!(%error, "vsock cannot wait for its sockets");
-                self.interrupt.needs_reset();
-                return;
+        while !self.mailbox.is_closed() {
+            while let Some(letter) = self.mailbox.take() {
+                self.serve(letter);
             }
-            for event in events.drain(..) {
-                match event.data.u64() {
-                    STOP => return drain(&self.stop),
-                    LISTENER => self.muxer.listener_ready(),
-                    RECEIVE_QUEUE => {
-                        self.acknowledge(RX);
-                        self.muxer.fill_receive_queue();
+            match &mut self.phase {
+                Phase::Working(muxer) => {
+                    if let Err(error) = work(muxer, &self.setup, &mut events) {
+                        tracing::error!(%error, "the vsock thread cannot wait for its sockets");
+                        muxer.interrupt().needs_reset();
+                        self.reset();
                     }
-                    TRANSMIT_QUEUE => {
-                        self.acknowledge(TX);
-                        self.muxer.serve_transmit_queue();
-                    }
-                    id => self.muxer.event(Id::from_u64(id), event.flags),
+                }
+                Phase::Idle | Phase::Suspended(_) => wait_for(self.mailbox.wake_fd())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, mut letter: Letter<Command, Reply>) {
+        let Some(command) = letter.command() else { return };
+        let starts = matches!(command, Command::Activate(_) | Command::Resume(_));
+        let reply = match command {
+            Command::Activate(activation) => self.work_on(activation, None),
+            Command::Reset => {
+                self.reset();
+                Reply::Done
+            }
+            Command::Suspend => self.suspend(),
+            Command::Resume(activation) => self.resume(activation),
+        };
+        // The caller may have given up waiting: then it has not happened.
+        match letter.answer(reply) {
+            Err(Reply::Queues(queues)) => self.take_back(queues),
+            Err(Reply::Done | Reply::Refused(_)) if starts => self.reset(),
+            _ => {}
+        }
+    }
+
+    /// Serves the queues of `activation`, with connections where there are some.
+    fn work_on(&mut self, activation: Activation, parked: Option<Box<Parked>>) -> Reply {
+        let muxer = Muxer::new(self.setup.clone(), activation, parked)
+            .and_then(|muxer| watch_all(&self.setup, &muxer).map(|()| muxer).map_err(ActivateError::Host));
+        match muxer {
+            Ok(mut muxer) => {
+                muxer.send_reset_event();
+                self.phase = Phase::Working(Box::new(muxer));
+                Reply::Done
+            }
+            Err(error) => {
+                self.phase = Phase::Idle;
+                Reply::Refused(error)
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        match &mut self.phase {
+            Phase::Working(muxer) => {
+                unwatch_all(&self.setup, muxer);
+                self.phase = Phase::Idle;
+            }
+            Phase::Suspended(parked) => *parked = None,
+            Phase::Idle => {}
+        }
+        self.setup.reset_event.set(false);
+    }
+
+    fn suspend(&mut self) -> Reply {
+        let (queues, parked) = match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Working(muxer) => {
+                unwatch_all(&self.setup, &muxer);
+                let (queues, parked) = muxer.suspend();
+                (queues, Some(Box::new(parked)))
+            }
+            Phase::Suspended(parked) => (Vec::new(), parked),
+            Phase::Idle => (Vec::new(), None),
+        };
+        self.phase = Phase::Suspended(parked);
+        Reply::Queues(queues)
+    }
+
+    fn resume(&mut self, activation: Option<Activation>) -> Reply {
+        let parked = match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Suspended(parked) => parked,
+            // The state is another device's, whose connections are not here. The guest is told so.
+            Phase::Idle if activation.is_some() => {
+                self.setup.reset_event.set(true);
+                None
+            }
+            Phase::Idle => None,
+            Phase::Working(muxer) => {
+                self.phase = Phase::Working(muxer);
+                return Reply::Refused(ActivateError::State("the device works already".to_owned()));
+            }
+        };
+        activation.map_or(Reply::Done, |activation| self.work_on(activation, parked))
+    }
+
+    /// Goes on with `queues`, which nobody wanted back.
+    fn take_back(&mut self, queues: Vec<Option<Queue>>) {
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Suspended(Some(parked)) => {
+                let activation = parked.activation_with(queues);
+                if let Reply::Refused(error) = self.work_on(activation, Some(parked)) {
+                    tracing::error!(error = &error as &dyn std::error::Error, "vsock cannot go on");
                 }
             }
+            Phase::Suspended(None) => {}
+            other => self.phase = other,
         }
     }
+}
 
-    fn wait(&self, events: &mut Vec<Event>, patience: Option<Duration>) -> io::Result<()> {
-        let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        match epoll::wait(self.muxer.epoll(), rustix::buffer::spare_capacity(events), timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+/// Works once and waits for what comes next.
+fn work(muxer: &mut Muxer, setup: &Setup, events: &mut Vec<Event>) -> io::Result<()> {
+    let patience = if muxer.turn() { Some(Duration::ZERO) } else { muxer.patience() };
+    let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    match epoll::wait(&setup.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    for event in events.drain(..) {
+        match event.data.u64() {
+            MAILBOX => {}
+            LISTENER => muxer.listener_ready(),
+            // A notification that comes after it was acknowledged is kept for the next turn.
+            RECEIVE_QUEUE => {
+                acknowledge(muxer, RX);
+                muxer.fill_receive_queue();
+            }
+            TRANSMIT_QUEUE => {
+                acknowledge(muxer, TX);
+                muxer.serve_transmit_queue();
+            }
+            EVENT_QUEUE => {
+                acknowledge(muxer, EVENT);
+                muxer.send_reset_event();
+            }
+            id => muxer.event(Id::from_u64(id), event.flags),
         }
     }
+    Ok(())
+}
 
-    /// Before a queue is looked at: a notification that comes in between is kept for the next turn.
-    fn acknowledge(&self, index: u16) {
-        if let Some(notifier) = self.notifiers.get(usize::from(index)) {
-            drain(notifier);
+fn acknowledge(muxer: &Muxer, index: u16) {
+    if let Some(notifier) = muxer.notifiers().get(usize::from(index)) {
+        drain(notifier);
+    }
+}
+
+fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: the callers have what the descriptor belongs to.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+fn watch(setup: &Setup, fd: RawFd, token: u64, flags: EventFlags) -> io::Result<()> {
+    Ok(epoll::add(&setup.epoll, borrow(fd), EventData::new_u64(token), flags)?)
+}
+
+/// Watches the listener and the queues of `muxer`.
+fn watch_all(setup: &Setup, muxer: &Muxer) -> io::Result<()> {
+    // Where there are no descriptors left, the listener stays ready for as long as that lasts: hence on edges.
+    let mut result =
+        watch(setup, setup.listener.as_fd().as_raw_fd(), LISTENER, EventFlags::IN | EventFlags::ET);
+    for (index, token) in QUEUES {
+        if let Some(notifier) = muxer.notifiers().get(usize::from(index)) {
+            result = result.and_then(|()| watch(setup, notifier.as_raw_fd(), token, EventFlags::IN));
         }
+    }
+    if result.is_err() {
+        unwatch_all(setup, muxer);
+    }
+    result
+}
+
+/// Ends that. What is not watched need not be ended.
+fn unwatch_all(setup: &Setup, muxer: &Muxer) {
+    let _ = epoll::delete(&setup.epoll, setup.listener.as_fd());
+    for notifier in muxer.notifiers() {
+        let _ = epoll::delete(&setup.epoll, borrow(notifier.as_raw_fd()));
+    }
+}
+
+/// Waits for a message. What happens at sockets meanwhile is found by the epoll later.
+fn wait_for(mailbox: RawFd) -> io::Result<()> {
+    match poll(&mut [PollFd::from_borrowed_fd(borrow(mailbox), PollFlags::IN)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

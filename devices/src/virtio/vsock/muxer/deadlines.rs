@@ -31,22 +31,23 @@ pub(super) fn in_time(patience: Duration) -> Instant {
 impl Muxer {
     /// How long the device may sleep; `None`: for ever.
     pub(in super::super) fn patience(&self) -> Option<Duration> {
-        let next = [self.table.earliest(), self.accept_at].into_iter().flatten().min()?;
+        let next =
+            [self.connections.table.earliest(), self.connections.accept_at].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
     /// Does what is due.
     pub(super) fn expire(&mut self) {
-        if self.accept_at.is_none() && self.table.earliest().is_none() {
+        if self.connections.accept_at.is_none() && self.connections.table.earliest().is_none() {
             return;
         }
         let now = Instant::now();
-        if self.accept_at.is_some_and(|at| at <= now) {
-            self.accept_at = None;
-            self.accepting = true;
+        if self.connections.accept_at.is_some_and(|at| at <= now) {
+            self.connections.accept_at = None;
+            self.connections.accepting = true;
         }
-        for id in self.table.expired(now) {
-            let Some(entry) = self.table.get(id) else { continue };
+        for id in self.connections.table.expired(now) {
+            let Some(entry) = self.connections.table.get(id) else { continue };
             match &entry.role {
                 Role::Connection(connection) if connection.is_connecting() => self.connect_again(id),
                 Role::Connection(_) => self.kill(id),
@@ -57,19 +58,19 @@ impl Muxer {
 
     /// Accepts again a little later.
     pub(super) fn accept_later(&mut self) {
-        self.accept_at = Some(in_time(ACCEPT));
+        self.connections.accept_at = Some(in_time(ACCEPT));
     }
 
     /// Connects the host's socket of `id` a little later, until patience ends.
     pub(super) fn try_again_later(&mut self, id: Id) {
-        if let Some(entry) = self.table.get(id) {
+        if let Some(entry) = self.connections.table.get(id) {
             entry.give_up.get_or_insert(in_time(CONNECT));
-            self.table.set_deadline(id, Some(in_time(ATTEMPT)));
+            self.connections.table.set_deadline(id, Some(in_time(ATTEMPT)));
         }
     }
 
     fn connect_again(&mut self, id: Id) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         let given_up = entry.give_up.is_none_or(|at| at <= Instant::now());
         let Some(port) = entry.connection().map(|connection| connection.key().host_port) else { return };
         let Some(stream) = &entry.stream else { return };
@@ -77,7 +78,7 @@ impl Muxer {
             Ok(Attempt::Busy) if !given_up => self.try_again_later(id),
             Ok(Attempt::Connected) if self.watch_entry(id).is_ok() => {
                 self.setup.metrics.opened_connections.increment();
-                if let Some(connection) = self.table.get(id).and_then(Entry::connection) {
+                if let Some(connection) = self.connections.table.get(id).and_then(Entry::connection) {
                     connection.connected();
                 }
                 self.pass_shutdown_on(id);

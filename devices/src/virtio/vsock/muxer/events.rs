@@ -21,27 +21,29 @@ const MAX_HANDSHAKES: usize = 256;
 impl Muxer {
     /// Somebody may wait at the listener.
     pub(in super::super) fn listener_ready(&mut self) {
-        self.accepting = true;
+        self.connections.accepting = true;
     }
 
     pub(super) fn accept(&mut self) {
         for _ in 0..MAX_ACCEPTED {
-            if self.table.handshakes() >= MAX_HANDSHAKES && !self.refuse_a_silent_one() {
-                self.accepting = false;
+            if self.connections.table.handshakes() >= MAX_HANDSHAKES && !self.refuse_a_silent_one() {
+                self.connections.accepting = false;
                 self.accept_later();
                 return;
             }
+            // The connection, its place in the epoll, its line.
+            self.rx.spend(0, 3);
             match self.setup.listener.accept() {
                 Ok(socket) => self.accepted(HostStream::accepted(socket)),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => {
-                    self.accepting = false;
+                    self.connections.accepting = false;
                     return;
                 }
                 Err(error) => {
                     // Out of descriptors. Whoever waits is not announced again.
                     tracing::warn!(%error, "cannot accept a connection for vsock");
-                    self.accepting = false;
+                    self.connections.accepting = false;
                     self.accept_later();
                     return;
                 }
@@ -54,14 +56,14 @@ impl Muxer {
             self.setup.metrics.refused_connections.increment();
             return;
         };
-        self.table.set_deadline(id, Some(deadlines::in_time(deadlines::HANDSHAKE)));
+        self.connections.table.set_deadline(id, Some(deadlines::in_time(deadlines::HANDSHAKE)));
         // Most write their line at once.
         self.read_line(id);
     }
 
     /// Makes room for a process that may have something to say. False, where none has had the time to.
     fn refuse_a_silent_one(&mut self) -> bool {
-        match self.table.first_handshake() {
+        match self.connections.table.first_handshake() {
             Some((patience_ends, id)) if patience_ends <= deadlines::in_time(deadlines::SPARE) => {
                 self.refuse_host(id);
                 true
@@ -77,7 +79,7 @@ impl Muxer {
 
     /// Something happened at the socket of entry `id`.
     pub(in super::super) fn event(&mut self, id: Id, flags: EventFlags) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         match &mut entry.role {
             Role::Handshake => self.read_line(id),
             Role::Draining { .. } => {
@@ -106,7 +108,7 @@ impl Muxer {
 
     /// Reads the line of a process that connected, and no more than the line: what follows is for the guest.
     fn read_line(&mut self, id: Id) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         let Some(stream) = &entry.stream else { return };
         let mut bytes = [0; handshake::MAX_LENGTH];
         let line = match stream.peek(&mut bytes) {
@@ -131,18 +133,19 @@ impl Muxer {
     /// Asks the guest to take the connection of a process to its port.
     fn request(&mut self, id: Id, guest_port: u32) {
         let key = self.free_key(guest_port);
-        let connection = Connection::from_host(key, self.setup.guest_cid, self.pool.take());
-        self.table.set_connection(id, connection);
-        self.table.set_deadline(id, Some(deadlines::in_time(deadlines::REQUEST)));
+        let connection = Connection::from_host(key, self.setup.guest_cid, self.connections.pool.take());
+        self.connections.table.set_connection(id, connection);
+        self.connections.table.set_deadline(id, Some(deadlines::in_time(deadlines::REQUEST)));
         self.enqueue(id);
     }
 
     fn free_key(&mut self, guest_port: u32) -> Key {
         loop {
-            let key = Key { host_port: self.next_port, guest_port };
-            self.next_port = if key.host_port == LAST_PORT { FIRST_PORT } else { key.host_port + 1 };
+            let key = Key { host_port: self.connections.next_port, guest_port };
+            self.connections.next_port =
+                if key.host_port == LAST_PORT { FIRST_PORT } else { key.host_port + 1 };
             // There are far more ports than entries in the table.
-            if self.table.find(key).is_none() {
+            if self.connections.table.find(key).is_none() {
                 return key;
             }
         }
@@ -150,8 +153,8 @@ impl Muxer {
 
     /// Tells a process of the host that the guest took its connection.
     pub(super) fn answer_host(&mut self, id: Id) {
-        self.table.set_deadline(id, None);
-        let Some(entry) = self.table.get(id) else { return };
+        self.connections.table.set_deadline(id, None);
+        let Some(entry) = self.connections.table.get(id) else { return };
         let Some(port) = entry.connection().map(|connection| connection.key().host_port) else { return };
         let Some(stream) = &entry.stream else { return };
         let answer = handshake::answer(port);
@@ -163,7 +166,7 @@ impl Muxer {
 
     /// Writes what waits for room in the host's socket.
     fn flush(&mut self, id: Id) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         while !entry.backlog.is_empty() {
             let Some(stream) = &entry.stream else { return };
             match stream.write_bytes(&entry.backlog.slices()) {

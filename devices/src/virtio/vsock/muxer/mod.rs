@@ -3,22 +3,25 @@
 mod deadlines;
 mod events;
 mod receive;
+mod suspend;
 #[cfg(test)]
 mod tests;
 mod transmit;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::super::iovecs::IoVecs;
 use super::super::queue::{ActiveQueue, Chain};
-use super::super::{ActivateError, Activation};
+use super::super::{ActivateError, Activation, VirtioInterrupt};
 use super::connection::Connection;
 use super::device::VsockMetrics;
 use super::header::Header;
@@ -27,10 +30,14 @@ use super::pool::Pool;
 use super::stream::HostStream;
 use super::table::{Entry, Id, Role, Table};
 
+pub(super) use self::suspend::Parked;
+
 /// The receive queue (5.10.2).
 pub(super) const RX: u16 = 0;
 /// The transmit queue.
 pub(super) const TX: u16 = 1;
+/// The event queue.
+pub(super) const EVENT: u16 = 2;
 
 /// How many RSTs may wait for the guest to have room for them. It gets one for each packet that belongs to no
 /// connection; when that many wait, its packets do.
@@ -44,19 +51,47 @@ pub(super) struct Setup {
     /// How many sockets may be open at once.
     pub(super) most: usize,
     pub(super) metrics: Arc<VsockMetrics>,
+    /// What the device's thread waits for.
+    pub(super) epoll: Arc<OwnedFd>,
+    /// The driver has yet to hear that its connections are gone.
+    pub(super) reset_event: Flag,
 }
 
-/// All connections of an active device. One thread has it.
+/// A flag that the device's thread sets, and that is part of the device's state.
+#[derive(Clone, Default)]
+pub(super) struct Flag(Arc<AtomicBool>);
+
+impl Flag {
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set(&self, value: bool) {
+        self.0.store(value, Ordering::SeqCst);
+    }
+}
+
+/// All connections of an active device, and its queues. One thread has it.
 pub(super) struct Muxer {
     setup: Setup,
+    /// What came with the queues.
+    activation: Activation,
     memory: Arc<GuestMemoryMmap>,
     rx: ActiveQueue,
     tx: ActiveQueue,
+    /// The driver may do without it.
+    event_queue: Option<ActiveQueue>,
+    event_chain: Chain,
     /// A chain of the receive queue, and whether it waits to be filled.
     rx_chain: Chain,
     rx_in_hand: bool,
     tx_chain: Chain,
     iovecs: IoVecs,
+    connections: Connections,
+}
+
+/// What outlives a suspension.
+struct Connections {
     table: Table,
     pool: Pool,
     /// RSTs for what is no connection.
@@ -71,64 +106,75 @@ pub(super) struct Muxer {
     accept_at: Option<Instant>,
     /// The host's port of the next connection of the host.
     next_port: u32,
-    epoll: OwnedFd,
 }
 
 impl Muxer {
-    pub(super) fn new(setup: Setup, mut activation: Activation) -> Result<Self, ActivateError> {
-        let epoll =
-            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| ActivateError::Host(error.into()))?;
+    /// Serves the queues of `activation`, with the connections of `parked` where there are some.
+    pub(super) fn new(
+        setup: Setup,
+        mut activation: Activation,
+        parked: Option<Box<Parked>>,
+    ) -> Result<Self, ActivateError> {
+        let connections = match parked {
+            Some(parked) => parked.into_connections(),
+            None => Connections {
+                table: Table::new(setup.most),
+                pool: Pool::default(),
+                resets: VecDeque::new(),
+                ready: VecDeque::new(),
+                tx_waits: false,
+                accepting: true,
+                accept_at: None,
+                next_port: events::FIRST_PORT,
+            },
+        };
         Ok(Self {
             memory: Arc::clone(&activation.memory),
-            rx: ActiveQueue::take(&mut activation, RX)?,
-            tx: ActiveQueue::take(&mut activation, TX)?,
+            rx: ActiveQueue::take(&mut activation, RX)?.in_ram(),
+            tx: ActiveQueue::take(&mut activation, TX)?.in_ram(),
+            event_queue: ActiveQueue::take(&mut activation, EVENT).ok().map(ActiveQueue::in_ram),
+            event_chain: Chain::default(),
             rx_chain: Chain::default(),
             rx_in_hand: false,
             tx_chain: Chain::default(),
             iovecs: IoVecs::default(),
-            table: Table::new(setup.most),
-            pool: Pool::default(),
-            resets: VecDeque::new(),
-            ready: VecDeque::new(),
-            tx_waits: false,
-            accepting: true,
-            accept_at: None,
-            next_port: events::FIRST_PORT,
-            epoll,
+            connections,
+            activation,
             setup,
         })
     }
 
-    pub(super) fn epoll(&self) -> &OwnedFd {
-        &self.epoll
+    /// The notifiers of the queues.
+    pub(super) fn notifiers(&self) -> &[EventFd] {
+        &self.activation.notifiers
     }
 
-    /// Watches a descriptor that is none of a connection's.
-    pub(super) fn watch(&self, fd: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), flags)?)
+    /// The driver's interrupts.
+    pub(super) fn interrupt(&self) -> &dyn VirtioInterrupt {
+        &*self.activation.interrupt
     }
 
     /// Does what can be done without waiting for anybody; true, where there is more to do.
     pub(super) fn turn(&mut self) -> bool {
-        if self.accepting {
+        if self.connections.accepting {
             self.accept();
         }
         self.expire();
         if self.has_news() {
             self.fill_receive_queue();
         }
-        let resume = self.tx_waits && self.resets.len() < MAX_RESETS;
+        let resume = self.connections.tx_waits && self.connections.resets.len() < MAX_RESETS;
         if resume {
             self.serve_transmit_queue();
         }
-        self.accepting || resume
+        self.connections.accepting || resume
     }
 
     /// Adds an entry and watches its socket, if it has one that is connected.
     fn insert(&mut self, role: Role, stream: Option<HostStream>, connected: bool) -> Option<Id> {
-        let id = self.table.insert(Entry::new(role, stream))?;
+        let id = self.connections.table.insert(Entry::new(role, stream))?;
         if connected && self.watch_entry(id).is_err() {
-            self.table.remove(id);
+            self.connections.table.remove(id);
             return None;
         }
         Some(id)
@@ -137,40 +183,40 @@ impl Muxer {
     /// Watches an entry's socket, from now on for whatever changes (edge-triggered): to wait for nothing but what
     /// is wanted would take a call for each change of mind.
     fn watch_entry(&mut self, id: Id) -> io::Result<()> {
-        let Some(Entry { stream: Some(stream), .. }) = self.table.get(id) else { return Ok(()) };
+        let Some(Entry { stream: Some(stream), .. }) = self.connections.table.get(id) else { return Ok(()) };
         let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
-        Ok(epoll::add(&self.epoll, stream, EventData::new_u64(id.to_u64()), flags)?)
+        Ok(epoll::add(&self.setup.epoll, stream, EventData::new_u64(id.to_u64()), flags)?)
     }
 
     /// Watches for room in an entry's socket, or no more. Only where something waits for it: a socket has new room
     /// whenever its reader reads.
     fn watch_room(&mut self, id: Id, wanted: bool) {
-        let Some(Entry { stream: Some(stream), .. }) = self.table.get(id) else { return };
+        let Some(Entry { stream: Some(stream), .. }) = self.connections.table.get(id) else { return };
         let mut flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
         flags.set(EventFlags::OUT, wanted);
-        if let Err(error) = epoll::modify(&self.epoll, stream, EventData::new_u64(id.to_u64()), flags) {
+        if let Err(error) = epoll::modify(&self.setup.epoll, stream, EventData::new_u64(id.to_u64()), flags) {
             tracing::error!(%error, "cannot watch a socket of vsock");
         }
     }
 
     /// Lets a connection wait for its turn, if it has something for the guest.
     fn enqueue(&mut self, id: Id) {
-        if let Some(entry) = self.table.get(id)
+        if let Some(entry) = self.connections.table.get(id)
             && !entry.queued
             && entry.connection().is_some_and(|connection| connection.next().is_some())
         {
             entry.queued = true;
-            self.ready.push_back(id);
+            self.connections.ready.push_back(id);
         }
     }
 
     fn has_news(&self) -> bool {
-        !self.ready.is_empty() || !self.resets.is_empty()
+        !self.connections.ready.is_empty() || !self.connections.resets.is_empty()
     }
 
     /// Ends a connection and tells the guest.
     fn kill(&mut self, id: Id) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         let Some(connection) = entry.connection() else { return };
         if connection.is_dead() {
             return;
@@ -182,28 +228,28 @@ impl Muxer {
         // The guest may take its time to hear of it; memory and descriptor are free now.
         entry.stream = None;
         entry.backlog = Default::default();
-        self.table.set_deadline(id, None);
+        self.connections.table.set_deadline(id, None);
         self.enqueue(id);
         self.setup.metrics.reset_connections.increment();
     }
 
     /// Forgets an entry, and closes its socket.
     fn remove(&mut self, id: Id) {
-        let Some(entry) = self.table.remove(id) else { return };
+        let Some(entry) = self.connections.table.remove(id) else { return };
         if entry.queued {
             // Otherwise a guest that takes nothing, but opens and resets connections, would make the list grow.
-            self.ready.retain(|other| *other != id);
+            self.connections.ready.retain(|other| *other != id);
         }
         match entry.role {
             Role::Handshake => {}
-            Role::Connection(connection) => self.pool.give_back(connection.window()),
-            Role::Draining { window } => self.pool.give_back(window),
+            Role::Connection(connection) => self.connections.pool.give_back(connection.window()),
+            Role::Draining { window } => self.connections.pool.give_back(window),
         }
     }
 
     /// Gives the connection at `id` to `act`, and lets it wait for its turn where it has news then.
     fn with_connection<T>(&mut self, id: Id, act: impl FnOnce(&mut Connection) -> T) -> Option<T> {
-        let result = self.table.get(id)?.connection().map(act);
+        let result = self.connections.table.get(id)?.connection().map(act);
         self.enqueue(id);
         result
     }

@@ -11,19 +11,22 @@ impl Muxer {
     /// Fills the guest's buffers: RSTs first, then a packet of each connection in turn.
     pub(in super::super) fn fill_receive_queue(&mut self) {
         self.rx.start_turn();
-        while self.has_news() && !self.rx.is_broken() {
+        while self.has_news() && self.rx.may_go_on() {
             if !self.rx_in_hand && !self.take_buffer() {
                 break;
             }
-            if let Some(reset) = self.resets.pop_front() {
+            if let Some(reset) = self.connections.resets.pop_front() {
                 self.send(&reset);
-            } else if let Some(id) = self.ready.pop_front() {
-                if let Some(entry) = self.table.get(id) {
+            } else if let Some(id) = self.connections.ready.pop_front() {
+                if let Some(entry) = self.connections.table.get(id) {
                     entry.queued = false;
                     self.send_of(id);
                 }
                 self.enqueue(id);
             }
+        }
+        if self.has_news() && !self.rx.may_go_on() {
+            self.rx.notify_again();
         }
         self.rx.end_turn();
     }
@@ -34,9 +37,8 @@ impl Muxer {
             self.setup.metrics.rx_stalls.increment();
             return false;
         }
-        // No packet with data would ever fit, or the device can't write its header.
-        let buffer = &self.rx_chain.writable;
-        if buffer.len() <= header::LENGTH as u64 || !buffer.lie_in(&self.memory) {
+        if self.rx_chain.writable.len() <= header::LENGTH as u64 {
+            // No packet with data would ever fit.
             self.rx.fail_chain(self.rx_chain.head);
             return false;
         }
@@ -46,7 +48,10 @@ impl Muxer {
 
     /// Gives the buffer in hand back, with `header` and as much payload as it says.
     fn send(&mut self, header: &Header) {
-        self.rx_chain.writable.put(&self.memory, &header.encode());
+        if self.rx_chain.writable.put(&self.memory, &header.encode()) < header::LENGTH {
+            // All buffers are in RAM, and it was checked that there is room.
+            return self.rx.fail_chain(self.rx_chain.head);
+        }
         let length = header.len.saturating_add(u32::try_from(header::LENGTH).unwrap_or_default());
         self.rx.add_used(self.rx_chain.head, length);
         self.rx_in_hand = false;
@@ -56,7 +61,7 @@ impl Muxer {
 
     /// Sends what the connection at `id` has next, if that is still so.
     fn send_of(&mut self, id: Id) {
-        let Some(connection) = self.table.get(id).and_then(Entry::connection) else { return };
+        let Some(connection) = self.connections.table.get(id).and_then(Entry::connection) else { return };
         match connection.next() {
             None => {}
             Some(Next::Control { op, flags }) => {
@@ -75,12 +80,12 @@ impl Muxer {
             op::RST => self.remove(id),
             op::CREDIT_REQUEST => self.setup.metrics.credit_stalls.increment(),
             op::SHUTDOWN => {
-                if let Some(entry) = self.table.get(id)
+                if let Some(entry) = self.connections.table.get(id)
                     && entry.connection().is_some_and(|connection| connection.is_closing())
                 {
                     // Neither has anything for the other: the descriptor is free while the guest is waited for.
                     entry.stream = None;
-                    self.table.set_deadline(id, Some(deadlines::in_time(deadlines::CLOSE)));
+                    self.connections.table.set_deadline(id, Some(deadlines::in_time(deadlines::CLOSE)));
                 }
             }
             _ => {}
@@ -89,10 +94,10 @@ impl Muxer {
 
     /// Reads from the host's socket into the buffer in hand.
     fn send_data(&mut self, id: Id, most: u32) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         let Some(stream) = &entry.stream else { return };
         self.iovecs.clear();
-        // It was checked when the buffer was taken.
+        // All buffers are in RAM.
         if self.rx_chain.writable.append_to(&self.memory, &mut self.iovecs).is_err() {
             return self.rx.fail_chain(self.rx_chain.head);
         }
@@ -100,6 +105,7 @@ impl Muxer {
         self.iovecs.truncate(usize::try_from(most).unwrap_or(usize::MAX));
         // SAFETY: the ranges are of guest memory, which `self.memory` keeps.
         let result = unsafe { stream.read(&self.iovecs) };
+        self.rx.spend(result.map_or(0, |count| count as u64), 1);
         let Some(connection) = entry.connection() else { return };
         match result {
             Ok(0) => connection.host_ended(),
@@ -116,9 +122,10 @@ impl Muxer {
 
     /// Looks whether there is but the end to read from the host's socket.
     fn look_for_end(&mut self, id: Id) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         let Some(stream) = &entry.stream else { return };
         let result = stream.peek(&mut [0]);
+        self.rx.spend(0, 1);
         let Some(connection) = entry.connection() else { return };
         match result {
             Ok(0) => connection.host_ended(),

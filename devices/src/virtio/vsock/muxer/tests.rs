@@ -19,9 +19,11 @@ fn a_guest_that_takes_nothing_makes_no_list_grow() {
         listener: Arc::new(VsockListener::open(&path).unwrap()),
         most: 100,
         metrics: Arc::default(),
+        epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap()),
+        reset_event: Flag::default(),
     };
     let mut drivers = Driver::several(&[16, 16, 16]);
-    let mut muxer = Muxer::new(setup, Driver::activation_of(&drivers, 0)).unwrap();
+    let mut muxer = Muxer::new(setup, Driver::activation_of(&drivers, 0), None).unwrap();
     let mut send = |muxer: &mut Muxer, packet: Header| {
         drivers[TX as usize].write(FREE, &packet.encode());
         drivers[TX as usize].add(&[(FREE, HEADER, 0)]);
@@ -30,11 +32,11 @@ fn a_guest_that_takes_nothing_makes_no_list_grow() {
     };
     for port in 0..1000 {
         send(&mut muxer, Header { op: op::REQUEST, ..header(80, port) });
-        assert_eq!((muxer.ready.len(), muxer.resets.len()), (1, 0));
+        assert_eq!((muxer.connections.ready.len(), muxer.connections.resets.len()), (1, 0));
         drop(hosts.accept().unwrap());
         send(&mut muxer, Header { op: op::RST, ..header(80, port) });
-        assert_eq!((muxer.ready.len(), muxer.resets.len()), (0, 0));
+        assert_eq!((muxer.connections.ready.len(), muxer.connections.resets.len()), (0, 0));
         assert!(!muxer.turn());
     }
-    assert_eq!(muxer.pool.take(), Pool::default().take(), "memory was not given back");
+    assert_eq!(muxer.connections.pool.take(), Pool::default().take(), "memory was not given back");
 }

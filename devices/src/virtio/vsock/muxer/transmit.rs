@@ -15,10 +15,10 @@ impl Muxer {
     pub(in super::super) fn serve_transmit_queue(&mut self) {
         let mut chain = std::mem::take(&mut self.tx_chain);
         self.tx.start_turn();
-        self.tx_waits = true;
-        while self.resets.len() < MAX_RESETS {
+        self.connections.tx_waits = true;
+        while self.connections.resets.len() < MAX_RESETS {
             if !self.tx.pop(&mut chain) {
-                self.tx_waits = false;
+                self.connections.tx_waits = false;
                 break;
             }
             self.take_packet(&mut chain);
@@ -31,8 +31,7 @@ impl Muxer {
     fn take_packet(&mut self, chain: &mut Chain) {
         self.setup.metrics.tx_packets.increment();
         let mut bytes = [0; header::LENGTH];
-        // The device reads header and payload itself where the socket has no room, so both lie in RAM.
-        if !chain.readable.lie_in(&self.memory) || !chain.readable.take(&self.memory, &mut bytes) {
+        if !chain.readable.take(&self.memory, &mut bytes) {
             self.setup.metrics.invalid_packets.increment();
             return;
         }
@@ -44,7 +43,7 @@ impl Muxer {
         }
         let key = Key { host_port: header.dst_port, guest_port: header.src_port };
         let known = header.dst_cid == HOST_CID && header.kind == STREAM;
-        match self.table.find(key).filter(|_| known) {
+        match self.connections.table.find(key).filter(|_| known) {
             Some(id) if u64::from(header.len) > chain.readable.len() => {
                 self.setup.metrics.invalid_packets.increment();
                 self.break_off(id, &header);
@@ -60,7 +59,7 @@ impl Muxer {
         if header.op == op::RST {
             return;
         }
-        self.resets.push_back(Header {
+        self.connections.resets.push_back(Header {
             src_cid: header.dst_cid,
             dst_cid: header.src_cid,
             src_port: header.dst_port,
@@ -96,14 +95,15 @@ impl Muxer {
 
     /// Gives the payload of a packet to the host's socket: from guest memory, as far as there is room.
     fn deliver(&mut self, id: Id, length: u32, chain: &mut Chain) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         let Some(stream) = &entry.stream else { return };
         self.setup.metrics.tx_bytes.add(length.into());
         let length = usize::try_from(length).unwrap_or(usize::MAX);
+        self.tx.spend(length as u64, 1);
         let mut written = 0;
         if entry.backlog.is_empty() {
             self.iovecs.clear();
-            // It was checked when the packet was taken.
+            // All buffers are in RAM.
             if chain.readable.append_to(&self.memory, &mut self.iovecs).is_err() {
                 return self.kill(id);
             }
@@ -134,7 +134,7 @@ impl Muxer {
 
     /// The host reads no more: what waits for it, and `more` bytes, are not wanted.
     pub(super) fn host_deaf(&mut self, id: Id, more: usize) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         let waiting = entry.backlog.len();
         entry.backlog = Default::default();
         let count = u32::try_from(waiting + more).unwrap_or(u32::MAX);
@@ -146,7 +146,7 @@ impl Muxer {
 
     /// Ends the directions of the host's socket that the guest ended, once it has all that was sent before.
     pub(super) fn pass_shutdown_on(&mut self, id: Id) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         let Some(flags) = entry.connection().map(|connection| connection.guest_shut()) else { return };
         let Some(stream) = &entry.stream else { return };
         if flags & shutdown::RECEIVE != 0 {
@@ -159,28 +159,30 @@ impl Muxer {
 
     /// The guest is done with a connection. The host still gets what was sent before.
     fn finish(&mut self, id: Id) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.connections.table.get(id) else { return };
         if entry.backlog.is_empty() {
             self.remove(id);
         } else {
-            self.table.set_draining(id);
-            self.table.set_deadline(id, Some(deadlines::in_time(deadlines::DRAIN)));
+            self.connections.table.set_draining(id);
+            self.connections.table.set_deadline(id, Some(deadlines::in_time(deadlines::DRAIN)));
         }
     }
 
     /// The guest asks for a connection to the host's socket of its port.
     fn connect(&mut self, key: Key, request: &Header) {
         let path = path_of_port(self.setup.listener.path(), key.host_port);
+        // A socket, its connection and its place in the epoll.
+        self.tx.spend(0, 3);
         let attempt = HostStream::new().and_then(|stream| Ok((stream.connect(&path)?, stream)));
         let Ok((attempt, stream)) = attempt else { return self.refuse_connection(request) };
-        let window = self.pool.take();
+        let window = self.connections.pool.take();
         let mut connection = Connection::from_guest(key, request, window);
         let connected = matches!(attempt, Attempt::Connected);
         if connected {
             connection.connected();
         }
         let Some(id) = self.insert(Role::Connection(connection), Some(stream), connected) else {
-            self.pool.give_back(window);
+            self.connections.pool.give_back(window);
             return self.refuse_connection(request);
         };
         if connected {

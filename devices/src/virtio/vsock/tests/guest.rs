@@ -15,9 +15,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::super::events::drain;
 use super::super::super::testing::{Driver, WRITE, wait_readable};
-use super::super::super::{VirtioDevice, VirtioInterrupt};
+use super::super::super::{Activation, Queue, QueueState, VirtioDevice, VirtioInterrupt};
 use super::super::header::LENGTH;
-use super::super::{Vsock, VsockListener};
+use super::super::{Vsock, VsockListener, VsockState};
 use super::*;
 
 /// The length of a header, as descriptors have it.
@@ -43,7 +43,7 @@ pub(super) struct Signal {
     pub(super) broken: AtomicBool,
     /// How often the device asked for a reset.
     pub(super) resets_asked: AtomicUsize,
-    notifiers: [EventFd; 2],
+    notifiers: [EventFd; 3],
 }
 
 impl VirtioInterrupt for Signal {
@@ -89,13 +89,13 @@ impl Guest {
         let directory = TempDir::new().unwrap();
         let listener = VsockListener::open(&directory.path().join("v")).unwrap();
         let mut guest = Self {
-            device: Vsock::new(CID, listener, most),
+            device: Vsock::new(CID, listener, most).unwrap(),
             drivers: Vec::new(),
             signal: Arc::new(Signal {
                 event: EventFd::new(EFD_NONBLOCK).unwrap(),
                 broken: AtomicBool::new(false),
                 resets_asked: AtomicUsize::new(0),
-                notifiers: [EventFd::new(0).unwrap(), EventFd::new(0).unwrap()],
+                notifiers: [(); 3].map(|()| EventFd::new(0).unwrap()),
             }),
             buffers: VecDeque::new(),
             received: VecDeque::new(),
@@ -118,16 +118,48 @@ impl Guest {
             Some(Arc::new(self.drivers[0].memory.insert_region(Arc::new(dma_only)).unwrap()));
         self.buffers.clear();
         self.received.clear();
-        let [rx, tx, _] = &self.drivers[..] else { unreachable!() };
+        let [rx, tx, event] = &self.drivers[..] else { unreachable!() };
+        let notifiers = [rx, tx, event].map(|driver| driver.notifier.try_clone().unwrap());
         self.signal = Arc::new(Signal {
             event: EventFd::new(EFD_NONBLOCK).unwrap(),
             broken: AtomicBool::new(false),
             resets_asked: AtomicUsize::new(0),
-            notifiers: [rx.notifier.try_clone().unwrap(), tx.notifier.try_clone().unwrap()],
+            notifiers,
         });
-        let mut activation = Driver::activation_of(&self.drivers, 0);
-        activation.interrupt = self.signal.clone();
-        self.device.activate(activation).unwrap();
+        self.device.activate(self.activation()).unwrap();
+    }
+
+    fn activation(&self) -> Activation {
+        Activation { interrupt: self.signal.clone(), ..Driver::activation_of(&self.drivers, 0) }
+    }
+
+    /// Suspends the device, and gives the bytes that its state and its queues' are saved as.
+    pub(super) fn suspend(&mut self) -> Vec<u8> {
+        let queues: Vec<_> =
+            self.device.suspend().unwrap().iter().map(|queue| queue.as_ref().map(Queue::state)).collect();
+        serde_json::to_vec(&(queues, self.device.state())).unwrap()
+    }
+
+    /// Resumes the device as `saved` says, as its transport does.
+    pub(super) fn resume(&mut self, saved: &[u8]) {
+        let (states, state): (Vec<Option<QueueState>>, VsockState) = serde_json::from_slice(saved).unwrap();
+        let mut activation = self.activation();
+        for (queue, state) in activation.queues.iter_mut().zip(states) {
+            match (queue.as_mut(), state) {
+                (Some(queue), Some(state)) => queue.set_state(state),
+                _ => *queue = None,
+            }
+        }
+        self.device.resume(Some(activation), state).unwrap();
+        self.drivers.iter().for_each(|driver| driver.notifier.write(1).unwrap());
+    }
+
+    /// Puts another device in the place of this one, which has gone with its sockets.
+    pub(super) fn replace_device(&mut self) {
+        let new = TempDir::new().unwrap();
+        let listener = VsockListener::open(&new.path().join("v")).unwrap();
+        self.device = Vsock::new(CID, listener, 2000).unwrap();
+        self.directory = new;
     }
 
     pub(super) fn give_buffers(&mut self) {

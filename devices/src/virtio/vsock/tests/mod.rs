@@ -6,6 +6,7 @@ pub(super) mod guest;
 mod hostile;
 mod listener;
 mod model;
+mod suspend;
 
 use super::header::{HOST_CID, Header, STREAM, op, shutdown};
 use guest::{CID, Guest};

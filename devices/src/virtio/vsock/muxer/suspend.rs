@@ -1,0 +1,80 @@
+//! Suspending: the queues go back, and the connections stay where they are.
+
+use std::time::Instant;
+
+use super::super::super::queue::ActiveQueue;
+use super::super::super::{Activation, Queue};
+use super::{Connections, Muxer};
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (5.10.6.7).
+const TRANSPORT_RESET: u32 = 0;
+
+/// The connections of a suspended device. Its sockets are not read meanwhile, and no time passes.
+pub(in super::super) struct Parked {
+    connections: Connections,
+    since: Instant,
+    /// What the queues were served with; it has none itself.
+    activation: Activation,
+}
+
+impl Parked {
+    /// What the queues were served with before, with `queues`.
+    pub(in super::super) fn activation_with(&self, queues: Vec<Option<Queue>>) -> Activation {
+        Activation {
+            memory: self.activation.memory.clone(),
+            dma: self.activation.dma.clone(),
+            queues,
+            notifiers: self.activation.notifiers.clone(),
+            features: self.activation.features,
+            interrupt: self.activation.interrupt.clone(),
+            meter: self.activation.meter.clone(),
+        }
+    }
+
+    /// The connections, to be gone on with now.
+    pub(super) fn into_connections(mut self) -> Connections {
+        let paused = self.since.elapsed();
+        self.connections.table.put_off(paused);
+        if let Some(at) = &mut self.connections.accept_at {
+            *at += paused;
+        }
+        self.connections
+    }
+}
+
+impl Muxer {
+    /// Gives the queues back, by their indices, and what is left.
+    pub(in super::super) fn suspend(mut self) -> (Vec<Option<Queue>>, Parked) {
+        if self.rx_in_hand {
+            self.rx.unpop();
+        }
+        let queues = vec![
+            Some(self.rx.into_queue()),
+            Some(self.tx.into_queue()),
+            self.event_queue.map(ActiveQueue::into_queue),
+        ];
+        let (connections, activation) = (self.connections, self.activation);
+        (queues, Parked { connections, since: Instant::now(), activation })
+    }
+
+    /// Tells the driver that its connections are gone, where that is so and the driver has a buffer for it
+    /// (5.10.6.7).
+    pub(in super::super) fn send_reset_event(&mut self) {
+        let Some(queue) = &mut self.event_queue else { return };
+        if !self.setup.reset_event.get() {
+            return;
+        }
+        queue.start_turn();
+        if queue.pop(&mut self.event_chain) {
+            let event = TRANSPORT_RESET.to_le_bytes();
+            let written = self.event_chain.writable.put(&self.memory, &event);
+            if written == event.len() {
+                queue.add_used(self.event_chain.head, u32::try_from(written).unwrap_or(u32::MAX));
+                self.setup.reset_event.set(false);
+            } else {
+                queue.fail_chain(self.event_chain.head);
+            }
+        }
+        queue.end_turn();
+    }
+}
