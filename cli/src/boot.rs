@@ -181,5 +181,32 @@ fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<(VmConfig,
         None => flags,
     };
     let identity = options.identity();
-    Ok((options.into_config()?, identity))
+    let config = options.into_config()?;
+    if let Some(warning) = memory_warning(config.memory.bytes(), vmm::host::total_memory()) {
+        tracing::warn!("{warning}");
+    }
+    Ok((config, identity))
+}
+
+/// What to say where a guest of `memory` bytes does not fit into a host of `total`.
+fn memory_warning(memory: u64, total: u64) -> Option<String> {
+    let asked = vmm::MemorySize::from_bytes(memory);
+    (memory > total).then(|| {
+        format!(
+            "--memory {asked} is more than this host's {}: a guest that uses it all swaps, or is killed",
+            crate::table::bytes(total)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory_warning;
+
+    #[test]
+    fn memory_beyond_the_hosts_is_warned_of() {
+        let warning = memory_warning(900 << 30, 24 << 30).unwrap();
+        assert!(warning.starts_with("--memory 900G is more than this host's 24.0GiB"), "{warning}");
+        assert_eq!(memory_warning(24 << 30, 24 << 30), None);
+    }
 }

@@ -223,6 +223,14 @@ fn accepted_habits_get_as_far_as_the_kernel() {
 }
 
 #[test]
+fn memory_beyond_the_hosts_is_warned_of() {
+    let directory = TempDir::new().unwrap();
+    let warned = mvm(&directory, &["boot", "--kernel", "gone", "--memory", "100T"]);
+    let errors = String::from_utf8_lossy(&warned.stderr);
+    assert!(errors.starts_with("mvm: warning: --memory 100T is more than this host's "), "{errors}");
+}
+
+#[test]
 fn wrong_configuration_files_name_line_and_key() {
     let directory = TempDir::new().unwrap();
     for (text, parts) in [

@@ -227,6 +227,12 @@ fn user_networks() -> Check {
     }
 }
 
+/// The host's memory in bytes.
+pub fn total_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(info.mem_unit.into())
+}
+
 fn memory() -> Check {
     const NAME: &str = "memory";
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -254,6 +260,14 @@ mod tests {
         assert_eq!(extension("flags\t: fpu vmx lm\n"), Some("vmx"));
         assert_eq!(extension("flags\t: fpu svm_lock lm\n"), None);
         assert_eq!(extension("model name\t: svm\n"), None);
+    }
+
+    #[test]
+    fn the_memory_is_that_of_meminfo() {
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+        let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next());
+        let kib: u64 = kib.unwrap().parse().unwrap();
+        assert_eq!(total_memory() >> 10, kib);
     }
 
     #[test]

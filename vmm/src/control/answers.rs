@@ -3,9 +3,8 @@
 use devices::virtio::balloon::{BalloonHandle, Statistics};
 use instance::Identity;
 use instance::api::{Balloon, BalloonStatistics, InstanceInfo, State};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::response::Response;
 use crate::VmConfig;
 use crate::handle::VmHandle;
 
@@ -54,10 +53,4 @@ pub(super) fn balloon_statistics(
         actual_mib: actual >> 20,
         guest,
     }
-}
-
-/// Reads a request's body.
-pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Response> {
-    serde_json::from_slice(body)
-        .map_err(|error| Response::fault(400, &format!("the body is not what this request takes: {error}")))
 }

@@ -4,6 +4,7 @@
 //! `openapi.json`, which the socket gives out as well.
 
 mod answers;
+mod body;
 mod connection;
 mod request;
 mod response;

@@ -80,7 +80,7 @@ fn openapi(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
 }
 
 fn update_vm(_vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
-    match answers::read::<VmUpdate>(body)?.state {
+    match super::body::read::<VmUpdate>(body)?.state {
         WantedState::Paused => Ok(Outcome::Later(|vm| changed("pause", vm.pause()))),
         WantedState::Resumed => Ok(Outcome::Later(|vm| changed("resume", vm.resume()))),
     }
@@ -118,7 +118,7 @@ fn balloon(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
 
 fn update_balloon(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
     let balloon = balloon_of(vm)?;
-    let asked = answers::read::<BalloonUpdate>(body)?.amount_mib;
+    let asked = super::body::read::<BalloonUpdate>(body)?.amount_mib;
     let set = asked.checked_mul(1 << 20).map(|bytes| balloon.set_target(bytes));
     if let Some(Ok(())) = set {
         return now(Response::done());
@@ -145,7 +145,7 @@ fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> 
 }
 
 fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
-    match answers::read::<Action>(body)?.action_type {
+    match super::body::read::<Action>(body)?.action_type {
         ActionType::SendCtrlAltDel => Ok(Outcome::Later(|vm| match vm.press_power_button() {
             Ok(()) => Response::done(),
             Err(error) => Response::fault(400, &format!("cannot press the guest's power button: {error}")),

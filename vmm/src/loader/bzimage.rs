@@ -131,7 +131,7 @@ mod tests {
     #[case::syssize("cut short", SYSSIZE, &[0xff, 0xff])]
     #[case::no_payload("cut short", SYSSIZE, &[0, 0])]
     #[case::not_big("Invalid bzImage", 0x211, &[0])]
-    #[case::init_size("needs memory up to", INIT_SIZE, &[0xff, 0xff, 0xff, 0xff])]
+    #[case::init_size("of memory, the guest has", INIT_SIZE, &[0xff, 0xff, 0xff, 0xff])]
     #[case::preferred("out of range", PREF_ADDRESS, &[0xff; 8])]
     fn damage_is_refused(#[case] expected: &str, #[case] offset: usize, #[case] damage: &[u8]) {
         let mut bytes = image();

@@ -79,7 +79,11 @@ mod tests {
     fn it_never_overlaps_the_kernel() {
         assert!(initrd_of(8 * MIB, &kernel(8 * MIB)).is_ok());
         let error = initrd_of(8 * MIB + 1, &kernel(8 * MIB)).unwrap_err();
-        assert!(error.contains("give more --memory"), "{error}");
+        assert!(
+            error.contains("has 8.1 MiB, but the kernel leaves room for 8.0 MiB")
+                && error.contains("use more --memory"),
+            "{error}"
+        );
         assert!(initrd_of(17 * MIB, &kernel(8 * MIB)).is_err());
     }
 }

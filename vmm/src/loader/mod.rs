@@ -53,14 +53,14 @@ pub(crate) enum Problem {
     NotAFile,
     #[error("is empty")]
     Empty,
-    #[error("is no kernel: neither an ELF vmlinux nor a bzImage")]
+    #[error("is not a kernel: neither an ELF vmlinux nor a bzImage")]
     UnknownFormat,
-    #[error("is cut short: {part} needs {needed:#x} bytes, the file has {length:#x}")]
+    #[error("is cut short: {part} needs {needed} bytes, the file has {length}")]
     Truncated { part: &'static str, needed: u64, length: u64 },
     #[error("is an ELF file for another machine ({0}), not for x86_64")]
     Machine(String),
     #[error(
-        "is an ELF file of type {0}, not an executable; give the vmlinux of the kernel's build, not a module or object"
+        "is an ELF file of type {0}, not an executable; use the vmlinux of the kernel's build, not a module or object file"
     )]
     NotExecutable(u16),
     #[error("is a damaged ELF file: {0}")]
@@ -71,10 +71,10 @@ pub(crate) enum Problem {
     TooLow(u64),
     #[error("has its entry point at {0:#x}, outside of its segments")]
     Entry(u64),
-    #[error("needs memory up to {needed:#x}, the guest has {available:#x} of it: give more --memory")]
+    #[error("needs {} of memory, the guest has {}: use more --memory", Mib(*needed), Mib(*available))]
     TooBig { needed: u64, available: u64 },
     #[error(
-        "has {length:#x} bytes, more than the {room:#x} between kernel and end of memory: give more --memory"
+        "has {}, but the kernel leaves room for {} in the guest's memory: use more --memory", Mib(*length), Mib(*room)
     )]
     NoRoom { length: u64, room: u64 },
     #[error("is a bzImage of boot protocol {0}, mvm needs 2.12 and 64 bits (Linux 3.8 or later)")]
@@ -83,6 +83,16 @@ pub(crate) enum Problem {
     BzImage(String),
     #[error("cannot be loaded")]
     Memory(#[source] MemoryError),
+}
+
+/// Shows a number of bytes in MiB, rounded up to a tenth.
+struct Mib(u64);
+
+impl std::fmt::Display for Mib {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tenths = (u128::from(self.0) * 10).div_ceil(1 << 20);
+        write!(f, "{}.{} MiB", tenths / 10, tenths % 10)
+    }
 }
 
 impl Problem {
@@ -245,13 +255,9 @@ mod tests {
     #[case("missing", None, "cannot be opened")]
     #[case("directory", None, "is a directory")]
     #[case("empty", Some(&b""[..]), "is empty")]
-    #[case("text", Some(&b"#!/bin/sh\n"[..]), "is no kernel")]
+    #[case("text", Some(&b"#!/bin/sh\n"[..]), "is not a kernel")]
     #[case("magic", Some(&b"\x7fELF"[..]), "is cut short")]
-    fn what_is_no_kernel_is_refused(
-        #[case] name: &str,
-        #[case] content: Option<&[u8]>,
-        #[case] expected: &str,
-    ) {
+    fn other_files_are_refused(#[case] name: &str, #[case] content: Option<&[u8]>, #[case] expected: &str) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("directory")).unwrap();
         let path = directory.path().join(name);

@@ -19,8 +19,8 @@ pub enum PmemError {
     File(#[from] DiskError),
     /// Its size is not a multiple of [`PMEM_ALIGNMENT`].
     #[error(
-        "cannot use {path} as persistent memory: its {bytes} bytes are not a multiple of 2 MiB; `truncate -s %2M {path}` \
-         makes it larger"
+        "cannot use {path} as persistent memory: its size, {bytes} bytes, is not a multiple of 2 MiB; `truncate -s %2M \
+         {path}` extends it"
     )]
     Unaligned {
         /// The file.
@@ -58,7 +58,10 @@ impl PmemFile {
     ///
     /// [`PmemError`], which names `path` and says what to do.
     pub fn open(path: &Path, mode: PmemMode, format: ImageFormat) -> Result<Self, PmemError> {
-        let disk = Disk::open(path, mode != PmemMode::Shared, format)?;
+        let disk = Disk::open(path, mode != PmemMode::Shared, format).map_err(|error| match error {
+            DiskError::TooSmall { path, bytes: bytes @ 1.. } => PmemError::Unaligned { path, bytes },
+            error => error.into(),
+        })?;
         let file = disk.file().clone();
         // A disk leaves out a last, partial sector; memory does not.
         let bytes = file.metadata().map_or(0, |metadata| metadata.len()).max(disk.size());

@@ -54,7 +54,7 @@ fn the_power_button_is_pressed_and_the_vm_killed() {
 #[case("DELETE / HTTP/1.1", 405, "Allow: GET")]
 #[case("get / HTTP/1.1", 405, "has the methods GET")]
 #[case("GET /?pretty HTTP/1.1", 200, "0123456789ab")]
-#[case("PATCH /vm HTTP/1.1", 400, "the body is not what this request takes")]
+#[case("PATCH /vm HTTP/1.1", 400, "the request has no body")]
 #[case("GET / HTTP/1.1\r\nTransfer-Encoding: chunked", 411, "Content-Length")]
 #[case("GET / HTTP/1.1\r\nContent-Length: 65537", 413, "64 KiB")]
 #[case("GET / HTTP/1.1\r\nContent-Length: 99999999999999999999999", 413, "64 KiB")]
