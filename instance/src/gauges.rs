@@ -1,6 +1,7 @@
 //! What the host says of this process.
 
-use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -31,18 +32,38 @@ fn resident_and_shared(statm: &str) -> Option<(u64, u64)> {
     Some((fields.next()??, fields.next()??))
 }
 
-impl ProcessGauges {
-    /// Those of this process, now. What /proc does not say is 0.
-    pub fn now() -> Self {
-        let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-        let (resident, shared) = resident_and_shared(&statm).unwrap_or_default();
+/// Reads the gauges of this process. Its file of /proc stays open, so that reading opens nothing.
+pub struct ProcessMeter {
+    /// What it does not say is 0.
+    statm: Option<File>,
+}
+
+impl ProcessMeter {
+    /// A meter of this process.
+    pub fn new() -> Self {
+        Self { statm: File::open("/proc/self/statm").ok() }
+    }
+
+    /// The gauges now. What /proc does not say is 0.
+    pub fn read(&self) -> ProcessGauges {
+        // Seven numbers of at most 20 digits.
+        let mut line = [0; 160];
+        let length = self.statm.as_ref().and_then(|statm| statm.read_at(&mut line, 0).ok()).unwrap_or(0);
+        let line = std::str::from_utf8(line.get(..length).unwrap_or_default()).unwrap_or_default();
+        let (resident, shared) = resident_and_shared(line).unwrap_or_default();
         let page = rustix::param::page_size() as u64;
-        Self {
+        ProcessGauges {
             cpu_nanoseconds: nanoseconds(ClockId::ProcessCPUTime),
             time_nanoseconds: nanoseconds(ClockId::Boottime),
             resident_bytes: resident.saturating_mul(page),
             shared_bytes: shared.saturating_mul(page),
         }
+    }
+}
+
+impl Default for ProcessMeter {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -52,9 +73,10 @@ mod tests {
 
     #[test]
     fn gauges_are_those_of_this_process() {
-        let before = ProcessGauges::now();
+        let meter = ProcessMeter::new();
+        let before = meter.read();
         let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
-        let after = ProcessGauges::now();
+        let after = meter.read();
         assert!(after.resident_bytes >= before.resident_bytes + (32 << 20), "{before:?} {after:?}");
         assert!(
             after.cpu_nanoseconds > before.cpu_nanoseconds

@@ -37,7 +37,7 @@ use thiserror::Error;
 
 pub use client::{Client, ClientError};
 pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
-pub use gauges::ProcessGauges;
+pub use gauges::{ProcessGauges, ProcessMeter};
 pub use identity::{Identity, IdentityError, VmId, VmName};
 pub use metrics::{Counters, MetricsReport};
 pub use process::{Process, ProcessError, exit_now};

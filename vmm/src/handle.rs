@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use devices::virtio::balloon::BalloonHandle;
-use instance::{Identity, MetricsReport};
+use instance::{Identity, MetricsReport, ProcessMeter};
 
 use crate::VmConfig;
 use crate::exit::{ExitReason, ExitSlot};
@@ -20,6 +20,7 @@ pub struct VmHandle {
     power_button: Arc<PowerButton>,
     pauser: Arc<Pauser>,
     metrics: Registry,
+    process: ProcessMeter,
     balloon: Option<BalloonHandle>,
 }
 
@@ -33,7 +34,16 @@ impl VmHandle {
         pauser: Arc<Pauser>,
         metrics: Registry,
     ) -> Self {
-        Self { identity, config, exit, power_button, pauser, metrics, balloon: None }
+        Self {
+            identity,
+            config,
+            exit,
+            power_button,
+            pauser,
+            metrics,
+            process: ProcessMeter::new(),
+            balloon: None,
+        }
     }
 
     /// The same VM with `balloon`, where it has one.
@@ -102,6 +112,6 @@ impl VmHandle {
 
     /// What was counted so far.
     pub fn metrics(&self) -> MetricsReport {
-        self.metrics.report()
+        MetricsReport { process: self.process.read(), counters: self.metrics.counters() }
     }
 }

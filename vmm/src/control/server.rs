@@ -1,11 +1,12 @@
 //! The server's end of the control socket, on the event loop.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use devices::Timer;
@@ -46,10 +47,15 @@ pub struct ControlServer {
     deaf: bool,
 }
 
-/// The way of answers that are made on threads of their own.
+/// A request that may take its time, and the connection that its answer goes to.
+type Job = (Serial, fn(&VmHandle) -> Response);
+
+/// The thread for requests that may take their time. It serves one after the other, and ends with the server, once the
+/// request that it works on is answered.
 struct LateAnswers {
-    sender: Sender<(Serial, Response)>,
-    receiver: Receiver<(Serial, Response)>,
+    jobs: SyncSender<Job>,
+    answers: Receiver<(Serial, Response)>,
+    /// There is an answer.
     event: Arc<EventFd>,
 }
 
@@ -63,18 +69,8 @@ impl ControlServer {
         let listener = ListeningSocket::listen(path, BACKLOG, SocketFlags::NONBLOCK)
             .map_err(|source| ControlError::Socket { path: path.to_owned(), source })?;
         let timer = Timer::new().map_err(ControlError::Setup)?;
-        let event =
-            Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ControlError::Setup)?);
-        let (sender, receiver) = mpsc::channel();
-        Ok(Self {
-            listener,
-            vm,
-            connections: BTreeMap::new(),
-            next_serial: 0,
-            timer,
-            late: LateAnswers { sender, receiver, event },
-            deaf: false,
-        })
+        let late = LateAnswers::start(vm.clone()).map_err(ControlError::Setup)?;
+        Ok(Self { listener, vm, connections: BTreeMap::new(), next_serial: 0, timer, late, deaf: false })
     }
 
     /// Takes one client; more of them wait for the next turn.
@@ -146,7 +142,7 @@ impl ControlServer {
         let (vm, late) = (&self.vm, &self.late);
         let next = step(connection, &mut |request| match route(vm, request) {
             Outcome::Now(response) => Answer::Ready(response),
-            Outcome::Later(job) => late.start(serial, vm.clone(), job),
+            Outcome::Later(job) => late.ask(serial, job),
         });
         let events = match next {
             Next::Read => EventSet::IN,
@@ -176,7 +172,7 @@ impl ControlServer {
     fn on_late_answers(&mut self, ops: &mut EventOps<'_>) {
         // It fails only where there is nothing to read.
         let _ = self.late.event.read();
-        while let Ok((serial, response)) = self.late.receiver.try_recv() {
+        while let Ok((serial, response)) = self.late.answers.try_recv() {
             let now = Instant::now();
             self.advance(serial, ops, |connection, serve| connection.answer(&response, now, serve));
         }
@@ -198,23 +194,26 @@ impl ControlServer {
 }
 
 impl LateAnswers {
-    /// Does `job` on a thread of its own. As many of them run as there can be connections: a client that is gone leaves
-    /// its own behind.
-    fn start(&self, serial: Serial, vm: Arc<VmHandle>, job: fn(&VmHandle) -> Response) -> Answer {
-        // Each job that runs has the event.
-        if Arc::strong_count(&self.event) > MAX_CONNECTIONS {
-            return Answer::Ready(Response::fault(503, "too much is under way: ask again later"));
-        }
-        let (sender, event) = (self.sender.clone(), self.event.clone());
-        let thread = devices::thread("control").spawn(move || {
-            let answer = job(&vm);
-            // Nobody takes it where the VM has ended, and the event is full only where it is being read.
-            let _ = sender.send((serial, answer));
-            let _ = event.write(1);
-        });
-        match thread {
-            Ok(_) => Answer::Later,
-            Err(error) => Answer::Ready(Response::fault(500, &format!("cannot start a thread: {error}"))),
+    fn start(vm: Arc<VmHandle>) -> io::Result<Self> {
+        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        // A client that is gone leaves its request behind, so that there may be more of them than connections.
+        let (jobs, asked) = mpsc::sync_channel::<Job>(MAX_CONNECTIONS);
+        let (sender, answers) = mpsc::channel();
+        let wake = event.clone();
+        devices::thread("control").spawn(move || {
+            while let Ok((serial, job)) = asked.recv() {
+                // The server is gone where nobody takes it, and the event is full only where it is being read.
+                let _ = sender.send((serial, job(&vm)));
+                let _ = wake.write(1);
+            }
+        })?;
+        Ok(Self { jobs, answers, event })
+    }
+
+    fn ask(&self, serial: Serial, job: fn(&VmHandle) -> Response) -> Answer {
+        match self.jobs.try_send((serial, job)) {
+            Ok(()) => Answer::Later,
+            Err(_) => Answer::Ready(Response::fault(503, "too many requests are waiting: try again later")),
         }
     }
 }

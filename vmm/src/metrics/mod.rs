@@ -5,7 +5,7 @@ pub mod prometheus;
 use std::sync::Arc;
 
 use devices::metrics::Metrics;
-use instance::{Counters, MetricsReport, ProcessGauges};
+use instance::Counters;
 
 use crate::config::DeviceKind;
 
@@ -33,7 +33,7 @@ impl Registry {
     }
 
     /// All counts now. They are read one after the other, while what they count goes on.
-    pub fn report(&self) -> MetricsReport {
+    pub fn counters(&self) -> Counters {
         let mut all = Counters::new();
         for thing in &self.0 {
             let counters = all.entry(thing.kind.into()).or_default().entry(thing.id.clone()).or_default();
@@ -41,7 +41,7 @@ impl Registry {
                 counters.insert(name.into(), count);
             });
         }
-        MetricsReport { process: ProcessGauges::now(), counters: all }
+        all
     }
 }
 

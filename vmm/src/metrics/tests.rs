@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use instance::Identity;
+use instance::{Identity, MetricsReport, ProcessMeter};
 use proptest::prelude::*;
 
 use super::*;
@@ -25,6 +25,10 @@ fn registry() -> Registry {
     registry.add_device(DeviceKind::Rng, Arc::new(Disk::default()));
     registry.add("vcpu", "0".into(), Arc::new(ExitCounters::default()));
     registry
+}
+
+fn report(registry: &Registry) -> MetricsReport {
+    MetricsReport { process: ProcessMeter::new().read(), counters: registry.counters() }
 }
 
 fn identity(name: Option<&str>) -> Identity {
@@ -69,7 +73,7 @@ fn each_device_has_a_kind_and_an_id() {
 
 #[test]
 fn counts_are_found_by_kind_and_id_and_summed() {
-    let snapshot = registry().report();
+    let snapshot = report(&registry());
     assert_eq!(snapshot.counters["block"]["vda"]["read_bytes"], 512);
     assert_eq!(snapshot.counters["block"]["vdb"]["read_bytes"], 1024);
     assert_eq!(snapshot.counters["rng"]["rng0"]["write_bytes"], 0);
@@ -79,7 +83,7 @@ fn counts_are_found_by_kind_and_id_and_summed() {
 
 #[test]
 fn a_snapshot_reads_back_as_written() {
-    let snapshot = registry().report();
+    let snapshot = report(&registry());
     let json = serde_json::to_string(&snapshot).unwrap();
     assert_eq!(serde_json::from_str::<MetricsReport>(&json).unwrap(), snapshot);
 }
@@ -144,7 +148,7 @@ fn read_labels(text: &str) -> Result<Vec<(String, String)>, String> {
 
 #[test]
 fn prometheus_reads_the_page() {
-    let page = prometheus::page(&registry().report(), &identity(Some("web")), &config(), true);
+    let page = prometheus::page(&report(&registry()), &identity(Some("web")), &config(), true);
     let samples = read(&page).unwrap();
     let value = |name: &str, id: Option<&str>| {
         let label = id.map(|id| ("id".to_owned(), id.to_owned()));
@@ -168,7 +172,7 @@ fn prometheus_reads_the_page() {
 #[test]
 fn promtool_finds_nothing_to_say() {
     use std::process::{Command, Stdio};
-    let page = prometheus::page(&registry().report(), &identity(None), &config(), false);
+    let page = prometheus::page(&report(&registry()), &identity(None), &config(), false);
     let tool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -188,7 +192,7 @@ proptest! {
     fn whatever_a_thing_is_called_the_page_is_read(id: String) {
         let mut registry = Registry::default();
         registry.add("block", id.clone(), Arc::new(Disk::default()));
-        let page = prometheus::page(&registry.report(), &identity(None), &config(), false);
+        let page = prometheus::page(&report(&registry), &identity(None), &config(), false);
         let samples = read(&page).unwrap();
         let disk = samples.iter().find(|(name, ..)| name == "mvm_block_read_bytes_total").unwrap();
         prop_assert_eq!(&disk.1, &[("id".to_owned(), id)]);

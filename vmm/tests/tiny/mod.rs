@@ -18,5 +18,6 @@ mod memory;
 mod pause;
 mod pmem;
 mod ports;
+mod sealed;
 mod sockets;
 mod virtio;
