@@ -2,8 +2,18 @@
 //!
 //! Rust's runtime makes 35 system calls for a program with two threads before and after `main`: it looks for the guard
 //! page of each thread's stack and gives each a second stack for a handler, which says "stack overflow" where the
-//! kernel says "segmentation fault". A VM's start can do without, so the entry is C's, and [`begin`] does the rest of
-//! what the runtime does.
+//! kernel says "segmentation fault". A VM's start can do without, so the entry is C's, and this does the rest of what
+//! the runtime does.
+
+#[cfg(not(test))]
+use std::ffi::{CStr, OsString, c_char, c_int};
+#[cfg(not(test))]
+use std::os::unix::ffi::OsStrExt;
+
+/// One heap for all threads, in pieces of 64 KiB and more: musl's own makes a mapping for each handful of objects, and
+/// glibc's has an arena for each thread. Nothing that is done for each request allocates.
+#[global_allocator]
+static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 /// What the process ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +27,23 @@ impl From<u8> for ExitCode {
 
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
-extern "C" fn main() -> std::ffi::c_int {
+extern "C" fn main(count: c_int, values: *const *const c_char) -> c_int {
     begin();
-    let ExitCode(code) = crate::run();
+    let ExitCode(code) = crate::run(arguments(count, values));
     // It flushes standard output, which C's own end knows nothing of.
     std::process::exit(code.into())
+}
+
+/// The command line. [`std::env::args_os`] has it from the runtime, where the C library is musl.
+#[cfg(not(test))]
+fn arguments(count: c_int, values: *const *const c_char) -> Vec<OsString> {
+    let count = usize::try_from(count).unwrap_or(0);
+    let argument = |index| {
+        // SAFETY: C's entry gets `count` pointers to strings that live as long as the process.
+        let bytes = unsafe { CStr::from_ptr(*values.add(index)) }.to_bytes();
+        std::ffi::OsStr::from_bytes(bytes).to_owned()
+    };
+    (0..count).map(argument).collect()
 }
 
 /// What a process needs before anything else is done.
@@ -37,11 +59,7 @@ fn begin() {
         // SAFETY: the path is a string of C's.
         unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
     }
-    // SAFETY: both calls set a number, before there is another thread. A write to a pipe without a reader is an error
-    // and no end. One arena for all threads: another one costs four calls for each thread, and 132 KiB.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
-        #[cfg(target_env = "gnu")]
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
+    // SAFETY: the call sets what becomes of a signal, before there is another thread. A write to a pipe without a reader
+    // is an error then, and no end.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }

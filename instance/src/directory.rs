@@ -26,7 +26,7 @@ pub struct Instance {
     name: Option<VmName>,
     path: PathBuf,
     base: PathBuf,
-    _lock: DirectoryLock,
+    lock: DirectoryLock,
 }
 
 impl Instance {
@@ -45,14 +45,12 @@ impl Instance {
         summary: Summary,
     ) -> Result<Self, InstanceError> {
         let process = Process::own()?;
-        let base = registry.make()?;
-        // Until this is dropped nobody else adds or removes a VM.
-        let _adding = DirectoryLock::wait(base).map_err(InstanceError::directory("lock", base))?;
-        registry.sweep_some();
+        let (base, adding) = registry.lock()?;
+        registry.sweep_some(&adding);
         let (id, path) = make_directory(base, identity.id.as_ref())?;
         let lock = DirectoryLock::wait(&path).map_err(InstanceError::directory("lock", &path))?;
         // From here on dropping it removes the directory.
-        let mut instance = Self { id, name: None, path, base: base.to_owned(), _lock: lock };
+        let mut instance = Self { id, name: None, path, base: base.to_owned(), lock };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let record = Record {
             id: instance.id.clone(),
@@ -65,6 +63,7 @@ impl Instance {
         if let Some(name) = &identity.name {
             instance.take_name(&registry, name)?;
         }
+        drop(adding);
         Ok(instance)
     }
 
@@ -112,7 +111,13 @@ impl Drop for Instance {
             // Before the directory, so that a name which can be found has a VM.
             fs::remove_file(self.base.join(NAMES).join(name.as_str()))
         });
-        if let Err(error) = removed.and_then(|()| fs::remove_dir_all(&self.path)) {
+        // Nearly always that is all there is, and takes fewer calls than to look for more.
+        self.lock.remove_some_entries();
+        let removed = removed.and_then(|()| match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(&self.path),
+            removed => removed,
+        });
+        if let Err(error) = removed {
             tracing::warn!(%error, "cannot remove {}", self.path.display());
         }
     }

@@ -1,16 +1,21 @@
 //! Directories with locks on them.
 
+use std::ffi::CString;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RawDir, flock, open, unlinkat};
 
 /// A lock on a directory, for as long as it is not dropped and the process lives. A child of the process would keep
 /// it too, were the descriptor not closed by exec.
 pub(super) struct DirectoryLock {
-    _directory: OwnedFd,
+    directory: OwnedFd,
 }
+
+/// How many bytes of entries are read from a directory at once: those of a VM's, and of a few VMs'.
+const ENTRIES: usize = 1024;
 
 /// Opens the directory at `path` itself, not what a link there points to.
 pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
@@ -21,10 +26,14 @@ pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 impl DirectoryLock {
     /// Waits for the lock on the directory at `path`.
     pub(super) fn wait(path: &Path) -> io::Result<Self> {
-        let directory = open_directory(path)?;
+        Self::wait_for(open_directory(path)?)
+    }
+
+    /// Waits for the lock on `directory`.
+    pub(super) fn wait_for(directory: OwnedFd) -> io::Result<Self> {
         loop {
             match flock(&directory, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Self { _directory: directory }),
+                Ok(()) => return Ok(Self { directory }),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -35,9 +44,33 @@ impl DirectoryLock {
     pub(super) fn attempt(path: &Path) -> io::Result<Option<Self>> {
         let directory = open_directory(path)?;
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { _directory: directory })),
+            Ok(()) => Ok(Some(Self { directory })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The names of the first entries of the directory, as many as one call gives.
+    pub(super) fn some_entries(&self) -> Vec<CString> {
+        let mut buffer = [MaybeUninit::uninit(); ENTRIES];
+        let mut entries = RawDir::new(&self.directory, &mut buffer);
+        let mut names = Vec::new();
+        while let Some(Ok(entry)) = entries.next() {
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                names.push(entry.file_name().to_owned());
+            }
+            if entries.is_buffer_empty() {
+                break;
+            }
+        }
+        names
+    }
+
+    /// Removes what [`Self::some_entries`] gives and is not a directory itself.
+    pub(super) fn remove_some_entries(&self) {
+        for name in self.some_entries() {
+            // What is left is found by whoever removes the directory.
+            let _ = unlinkat(&self.directory, name, AtFlags::empty());
         }
     }
 

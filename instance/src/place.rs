@@ -3,12 +3,14 @@
 use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Uid, geteuid};
 
 use super::InstanceError;
+use super::lock::open_directory;
 
 /// The directory of all of this user's VMs: in $XDG_RUNTIME_DIR where that is the user's own, else in /run for root
 /// and in /tmp for anybody else.
@@ -28,6 +30,23 @@ fn belongs_to(path: &Path, user: Uid) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == user.as_raw())
 }
 
+/// Makes the directory at `path` where it is missing, for this user alone, and opens it.
+pub(super) fn make_and_open(path: &Path) -> Result<OwnedFd, InstanceError> {
+    let open = || open_directory(path);
+    let directory = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(path)?;
+            open()
+        }
+        opened => opened,
+    };
+    let directory = directory.map_err(InstanceError::directory("open", path))?;
+    let stat = rustix::fs::fstat(&directory)
+        .map_err(|error| InstanceError::directory("look at", path)(error.into()))?;
+    check_owner_and_mode(path, stat.st_uid, stat.st_mode)?;
+    Ok(directory)
+}
+
 /// Makes the directory at `path` where it is missing, for this user alone.
 pub(super) fn make(path: &Path) -> Result<(), InstanceError> {
     match DirBuilder::new().mode(0o700).create(path) {
@@ -42,14 +61,18 @@ pub(super) fn make(path: &Path) -> Result<(), InstanceError> {
 /// to somewhere else.
 pub(super) fn check(path: &Path) -> Result<(), InstanceError> {
     let metadata = fs::symlink_metadata(path).map_err(InstanceError::directory("look at", path))?;
-    if metadata.uid() != geteuid().as_raw() {
-        return Err(InstanceError::NotOurs(path.to_owned()));
-    }
-    if !metadata.is_dir() {
+    if !metadata.is_dir() && metadata.uid() == geteuid().as_raw() {
         let error = io::Error::from(io::ErrorKind::NotADirectory);
         return Err(InstanceError::directory("use", path)(error));
     }
-    if metadata.mode() & 0o022 != 0 {
+    check_owner_and_mode(path, metadata.uid(), metadata.mode())
+}
+
+fn check_owner_and_mode(path: &Path, owner: u32, mode: u32) -> Result<(), InstanceError> {
+    if owner != geteuid().as_raw() {
+        return Err(InstanceError::NotOurs(path.to_owned()));
+    }
+    if mode & 0o022 != 0 {
         return Err(InstanceError::OpenToOthers(path.to_owned()));
     }
     Ok(())

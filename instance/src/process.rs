@@ -1,13 +1,13 @@
 //! Which process a VM is, beyond its process ID: that is given to another process after the VM's end.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::param::clock_ticks_per_second;
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -55,7 +55,9 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 fn read(path: &str) -> Result<String, ProcessError> {
     let error = |source| ProcessError::Proc { path: path.to_owned(), source };
     let mut line = [0; 2048];
-    let length = File::open(path).and_then(|mut file| file.read(&mut line)).map_err(error)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::empty()).map_err(|errno| error(errno.into()))?;
+    let length = rustix::io::read(&file, &mut line).map_err(|errno| error(errno.into()))?;
     Ok(String::from_utf8_lossy(line.get(..length).unwrap_or_default()).into_owned())
 }
 
@@ -78,11 +80,14 @@ impl Process {
     ///
     /// [`ProcessError::Proc`].
     pub fn own() -> Result<Self, ProcessError> {
-        Ok(Self {
-            pid: getpid().as_raw_nonzero().get(),
-            start_time: start_time_of("self")?,
-            boot_id: read(BOOT_ID)?.trim_end().to_owned(),
-        })
+        let path = "/proc/self/stat";
+        let stat = read(path)?;
+        let pid = stat.split_ascii_whitespace().next().and_then(|pid| pid.parse().ok());
+        let (Some(pid), Some(start_time)) = (pid, start_time(&stat)) else {
+            let source = io::Error::from(io::ErrorKind::InvalidData);
+            return Err(ProcessError::Proc { path: path.to_owned(), source });
+        };
+        Ok(Self { pid, start_time, boot_id: read(BOOT_ID)?.trim_end().to_owned() })
     }
 
     /// How long ago the process started.

@@ -53,10 +53,13 @@ impl Registry {
         Self { base: base.to_owned() }
     }
 
-    /// Makes the base directory where there is none, and returns it.
-    pub(super) fn make(&self) -> Result<&Path, InstanceError> {
-        place::make(&self.base)?;
-        Ok(&self.base)
+    /// Makes the base directory where there is none, and waits for the lock on it. Until that is dropped nobody else adds
+    /// or removes a VM.
+    pub(super) fn lock(&self) -> Result<(&Path, DirectoryLock), InstanceError> {
+        let directory = place::make_and_open(&self.base)?;
+        let lock =
+            DirectoryLock::wait_for(directory).map_err(InstanceError::directory("lock", &self.base))?;
+        Ok((&self.base, lock))
     }
 
     /// Makes the directory of names where there is none, and returns it.
@@ -133,10 +136,11 @@ impl Registry {
         }
     }
 
-    /// The same for a few of them. Only who has the lock of the base directory calls it.
-    pub(super) fn sweep_some(&self) {
-        let Ok(entries) = fs::read_dir(&self.base) else { return };
-        for id in entries.flatten().filter_map(|entry| id_of(&entry)).take(SWEPT_AT_START) {
+    /// The same for a few of them. `base` is the lock of the base directory.
+    pub(super) fn sweep_some(&self, base: &DirectoryLock) {
+        let entries = base.some_entries();
+        let ids = entries.iter().filter_map(|name| name.to_str().ok()?.parse().ok());
+        for id in ids.take(SWEPT_AT_START) {
             self.remove_remains(&id);
         }
     }

@@ -42,17 +42,14 @@ impl Place {
     /// What a VM leaves behind that was killed: all but its lock.
     fn killed(&self, name: Option<&str>, id: &str) {
         let instance = self.claim(name, Some(id)).unwrap();
-        let copy = self.0.path().join("copy");
-        fs::rename(instance.path(), &copy).unwrap();
+        let record = fs::read(instance.path().join("vm.json")).unwrap();
         let link = name.map(|name| self.base().join(NAMES).join(name));
         let target = link.as_ref().map(|link| fs::read_link(link).unwrap());
-        // It finds nothing to remove but the name.
         drop(instance);
         // A copy is not locked.
         let directory = self.base().join(id);
         fs::create_dir(&directory).unwrap();
-        fs::copy(copy.join("vm.json"), directory.join("vm.json")).unwrap();
-        fs::remove_dir_all(copy).unwrap();
+        fs::write(directory.join("vm.json"), record).unwrap();
         if let (Some(link), Some(target)) = (link, target) {
             symlink(target, link).unwrap();
         }

@@ -35,7 +35,7 @@ struct Events {
     metrics: Arc<SerialMetrics>,
     machine: Arc<dyn MachineEvents>,
     has_written: AtomicBool,
-    drained: EventFd,
+    drained: Arc<EventFd>,
 }
 
 impl SerialEvents for Events {
@@ -132,7 +132,7 @@ impl Serial {
             metrics: Arc::default(),
             machine,
             has_written: AtomicBool::new(false),
-            drained: EventFd::new(libc::EFD_NONBLOCK)?,
+            drained: Arc::new(EventFd::new(libc::EFD_NONBLOCK)?),
         };
         let uart = Uart::with_events(Line(line), events, out);
         Ok(Self(Arc::new(Mutex::new(Port { uart, receiving: false }))))
@@ -144,7 +144,7 @@ impl Serial {
     ///
     /// Those of duplicating an eventfd.
     pub fn input(&self) -> io::Result<SerialInput> {
-        let drained = lock(&self.0).uart.events().drained.try_clone()?;
+        let drained = lock(&self.0).uart.events().drained.clone();
         Ok(SerialInput { port: self.0.clone(), drained })
     }
 
@@ -171,7 +171,7 @@ impl BusDevice for Serial {
 /// Feeds a serial port's receive FIFO.
 pub struct SerialInput {
     port: Arc<Mutex<Port>>,
-    drained: EventFd,
+    drained: Arc<EventFd>,
 }
 
 impl SerialInput {

@@ -7,7 +7,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::Timer;
@@ -70,8 +70,8 @@ pub(super) struct Hub {
     wake: Condvar,
     /// A batch is complete.
     tick: Timer,
-    /// A device that waits for room is to ask again.
-    room: Timer,
+    /// A device that waits for room is to ask again; only one with flow control does.
+    room: OnceLock<Timer>,
     metrics: Arc<HubMetrics>,
 }
 
@@ -95,9 +95,26 @@ impl Hub {
             state: Mutex::new(state),
             wake: Condvar::new(),
             tick: Timer::new()?,
-            room: Timer::new()?,
+            room: OnceLock::new(),
             metrics: Arc::default(),
         }))
+    }
+
+    /// Prepares the hub for a device with flow control.
+    ///
+    /// # Errors
+    ///
+    /// Those of making a timer.
+    pub(super) fn add_flow_control(&self) -> io::Result<()> {
+        // There is one such device at most; a second one would have the timer of the first.
+        let _ = self.room.set(Timer::new()?);
+        Ok(())
+    }
+
+    fn set_room_timer(&self, wait: Duration) {
+        if let Some(timer) = self.room.get() {
+            set(timer, wait);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -151,8 +168,10 @@ impl Hub {
 
     /// Says that there will be no more output.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
-        self.wake.notify_all();
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.closed, true) {
+            self.wake.notify_all();
+        }
     }
 
     /// What the hub counts.
@@ -233,7 +252,7 @@ impl ConsoleSink for Output {
         }
         match state.patience.wait(now) {
             Some(left) => {
-                set(&self.0.room, left);
+                self.0.set_room_timer(left);
                 0
             }
             // From now on the reader loses the oldest of what it has not read.
@@ -242,11 +261,14 @@ impl ConsoleSink for Output {
     }
 
     fn room_fd(&self) -> RawFd {
-        self.0.room.as_raw_fd()
+        // A descriptor that there is not is refused by whoever watches it.
+        self.0.room.get().map_or(-1, AsRawFd::as_raw_fd)
     }
 
     fn acknowledge(&mut self) {
-        self.0.room.acknowledge();
+        if let Some(timer) = self.0.room.get() {
+            timer.acknowledge();
+        }
     }
 }
 
@@ -273,7 +295,7 @@ impl Reader {
         if state.awaited == Some(self.slot) {
             state.due &= position < end;
             if state.patience.read(taken.length, Instant::now()) {
-                set(&self.hub.room, Duration::ZERO);
+                self.hub.set_room_timer(Duration::ZERO);
             }
         }
         state.trim();
@@ -379,6 +401,7 @@ mod tests {
     #[test]
     fn a_device_waits_for_room_as_long_as_patience_lasts_and_then_no_more() {
         let hub = Hub::new().unwrap();
+        hub.add_flow_control().unwrap();
         let (mut output, reader) = (Output::new(&hub), hub.awaited_reader());
         assert_eq!(output.room(), CAPACITY);
         output.write_all(&[0; CAPACITY]).unwrap();

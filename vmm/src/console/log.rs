@@ -56,6 +56,11 @@ impl Log {
 
     fn append(&mut self) -> io::Result<()> {
         let result = self.file.write_all(&self.buffer);
+        let length = self.length + self.buffer.len() as u64;
+        if result.is_ok() && length <= 2 * KEEP {
+            self.length = length;
+            return Ok(());
+        }
         // A part may have been written where not all could be.
         self.length = self.file.stream_position()?;
         result?;

@@ -100,6 +100,7 @@ impl Console {
     ///
     /// [`ConsoleError::Host`].
     pub fn virtio(&self) -> Result<VirtioConsole, ConsoleError> {
+        self.hub.add_flow_control().map_err(ConsoleError::Host)?;
         let sink: Box<dyn ConsoleSink> = Box::new(Output::new(&self.hub));
         VirtioConsole::new(sink, window::size()).map_err(ConsoleError::Host)
     }

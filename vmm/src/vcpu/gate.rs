@@ -60,6 +60,8 @@ pub struct Gate {
 
 struct State {
     seats: Vec<Seat>,
+    /// How many wait for vCPUs to stand. A wake-up is a system call, even where nobody sleeps.
+    waiting: usize,
     /// The VM ends: nobody waits any more.
     ended: bool,
 }
@@ -81,7 +83,11 @@ impl Gate {
     pub fn new(cpus: u32) -> Self {
         Self {
             held: (0..cpus).map(|_| AtomicU8::new(0)).collect(),
-            state: Mutex::new(State { seats: (0..cpus).map(|_| Seat::default()).collect(), ended: false }),
+            state: Mutex::new(State {
+                seats: (0..cpus).map(|_| Seat::default()).collect(),
+                waiting: 0,
+                ended: false,
+            }),
             vcpus: Condvar::new(),
             waiters: Condvar::new(),
         }
@@ -133,6 +139,7 @@ impl Gate {
                 return Err(GateError::StillRunning(running));
             }
             let timed_out;
+            state.waiting += 1;
             (state, timed_out) = self
                 .waiters
                 .wait_timeout(state, KICK_INTERVAL)
@@ -141,6 +148,7 @@ impl Gate {
                     let (state, result) = poisoned.into_inner();
                     (state, result.timed_out())
                 });
+            state.waiting -= 1;
             if timed_out {
                 state.kick();
             }
@@ -218,9 +226,9 @@ impl Gate {
 
     /// The same for a vCPU that has not run yet: its guest has no clock that time could have gone by.
     pub(super) fn stand_before_start(&self, vcpu: usize, fd: &mut VcpuFd) {
-        self.lock().stands(vcpu, true);
-        self.waiters.notify_all();
         let mut state = self.lock();
+        state.stands(vcpu, true);
+        self.wake_waiters(&state);
         loop {
             if let Some(work) = state.next_work(vcpu) {
                 drop(state);
@@ -240,13 +248,16 @@ impl Gate {
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.ended = true;
-        self.vcpus.notify_all();
-        self.waiters.notify_all();
+        self.wake_vcpus(&state);
+        self.wake_waiters(&state);
+        // Threads that end wake those who wait.
+        state.waiting += 1;
         while state.seats.iter().any(|seat| seat.thread.is_some()) {
             state.kick();
             let waited = self.waiters.wait_timeout(state, KICK_INTERVAL);
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
+        state.waiting -= 1;
     }
 
     /// Says that the thread of `vcpu` is about to start, so that whoever pauses waits for it.
@@ -267,8 +278,19 @@ impl Gate {
 
     fn wake(&self) {
         // Under the lock, so that a thread which has just found itself held is not missed on its way to sleep.
-        let _state = self.lock();
-        self.vcpus.notify_all();
+        self.wake_vcpus(&self.lock());
+    }
+
+    fn wake_vcpus(&self, state: &State) {
+        if state.seats.iter().any(|seat| seat.standing) {
+            self.vcpus.notify_all();
+        }
+    }
+
+    fn wake_waiters(&self, state: &State) {
+        if state.waiting > 0 {
+            self.waiters.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -304,8 +326,10 @@ pub(super) struct Present<'a> {
 
 impl Drop for Present<'_> {
     fn drop(&mut self) {
-        let seat = self.gate.lock().seats.get_mut(self.vcpu).map(std::mem::take);
-        self.gate.waiters.notify_all();
+        let mut state = self.gate.lock();
+        let seat = state.seats.get_mut(self.vcpu).map(std::mem::take);
+        self.gate.wake_waiters(&state);
+        drop(state);
         // Work that was not done is dropped here, without the lock.
         drop(seat);
     }

@@ -63,6 +63,9 @@ impl Drop for Registration {
 #[derive(Clone, Copy)]
 pub(super) struct Thread(libc::pthread_t);
 
+// SAFETY: an ID names the same thread on every thread. It is a pointer where the C library is musl.
+unsafe impl Send for Thread {}
+
 impl Thread {
     /// The calling thread.
     pub(super) fn current() -> Self {

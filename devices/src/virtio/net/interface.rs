@@ -55,6 +55,12 @@ impl fmt::Display for InterfaceName {
     }
 }
 
+// libc has these as other types than those of ioctls where the C library is musl.
+const SIOCGIFFLAGS: libc::Ioctl = libc::SIOCGIFFLAGS as libc::Ioctl;
+const SIOCGIFINDEX: libc::Ioctl = libc::SIOCGIFINDEX as libc::Ioctl;
+const SIOCGIFMTU: libc::Ioctl = libc::SIOCGIFMTU as libc::Ioctl;
+const SIOCSIFFLAGS: libc::Ioctl = libc::SIOCSIFFLAGS as libc::Ioctl;
+const SIOCSIFMTU: libc::Ioctl = libc::SIOCSIFMTU as libc::Ioctl;
 /// Makes an interface a port of a bridge (linux/sockios.h).
 const SIOCBRADDIF: libc::Ioctl = 0x89a2;
 
@@ -131,7 +137,7 @@ impl Interface {
     pub fn find(name: &InterfaceName) -> io::Result<Option<Self>> {
         let socket = UnixDatagram::unbound()?;
         let mut request = Request::new(name);
-        match request.call(&socket, libc::SIOCGIFINDEX) {
+        match request.call(&socket, SIOCGIFINDEX) {
             Ok(()) => Ok(Some(Self { name: name.clone(), index: request.number(), socket })),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
@@ -151,7 +157,7 @@ impl Interface {
     ///
     /// The interface has gone.
     pub fn mtu(&self) -> io::Result<u32> {
-        Ok(u32::try_from(self.call(libc::SIOCGIFMTU, &[])?.number()).unwrap_or(0))
+        Ok(u32::try_from(self.call(SIOCGIFMTU, &[])?.number()).unwrap_or(0))
     }
 
     /// Sets the most bytes of a packet.
@@ -160,11 +166,11 @@ impl Interface {
     ///
     /// The interface takes none as long, or the process may not.
     pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
-        self.call(libc::SIOCSIFMTU, &mtu.to_ne_bytes()).map(drop)
+        self.call(SIOCSIFMTU, &mtu.to_ne_bytes()).map(drop)
     }
 
     fn flags(&self) -> io::Result<i16> {
-        Ok(self.call(libc::SIOCGIFFLAGS, &[])?.flags())
+        Ok(self.call(SIOCGIFFLAGS, &[])?.flags())
     }
 
     /// Whether it is up.
@@ -183,7 +189,7 @@ impl Interface {
     /// The process may not.
     pub fn bring_up(&self) -> io::Result<()> {
         let up = i16::try_from(libc::IFF_UP).unwrap_or(1);
-        self.call(libc::SIOCSIFFLAGS, &(self.flags()? | up).to_ne_bytes()).map(drop)
+        self.call(SIOCSIFFLAGS, &(self.flags()? | up).to_ne_bytes()).map(drop)
     }
 
     /// Makes `port` a port of this bridge.

@@ -212,7 +212,8 @@ impl Stream {
         // SAFETY: all zeros is a valid message without address and control data.
         let mut message: msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = ranges.as_ptr().cast_mut();
-        message.msg_iovlen = ranges.len();
+        // Its type depends on the C library.
+        message.msg_iovlen = ranges.len() as _;
         // SAFETY: the message has as many ranges as it says, and the caller says that they are valid; they are only
         // read.
         retry(|| length(unsafe { libc::sendmsg(self.socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) }))

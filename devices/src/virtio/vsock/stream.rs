@@ -69,7 +69,8 @@ impl HostStream {
         // SAFETY: all fields of the structure may be zero.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = ranges.as_ptr().cast_mut();
-        message.msg_iovlen = ranges.len().min(MAX_RANGES);
+        // Its type depends on the C library.
+        message.msg_iovlen = ranges.len().min(MAX_RANGES) as _;
         // SAFETY: the call reads the ranges, of which there are as many as it says, and the caller says that they
         // name valid memory.
         result(unsafe { libc::sendmsg(self.0.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
