@@ -141,7 +141,7 @@ fn each_mistake_has_its_code_and_its_one_line() {
             "--kernel VMLINUX --net tap=mvm-none",
             &["there is no tap mvm-none", "ip tuntap add mvm-none mode tap"],
         ),
-        ("--kernel VMLINUX --net tap=lo", &["lo is no tap", "ip tuntap add"]),
+        ("--kernel VMLINUX --net tap=lo", &["lo is not a tap", "ip tuntap add"]),
         ("--kernel VMLINUX --net bridge=mvm-none", &["there is no bridge mvm-none", "ip link add mvm-none"]),
         ("--config @/directory", &["cannot read the configuration", "directory"]),
     ];
@@ -313,7 +313,7 @@ fn what_hinders_a_user_network_is_said() {
     let twice = "--kernel VMLINUX -p 127.0.0.1:8080:80 -p 127.0.0.2:8070-8090:70-90";
     expect(&files.run(twice), 2, &["port 8080/tcp of the host is published twice"]);
     let away = "--kernel VMLINUX -p 203.0.113.77:8080:80";
-    expect(&files.run(away), 2, &["203.0.113.77 is no address of this host"]);
+    expect(&files.run(away), 2, &["203.0.113.77 is not an address of this host"]);
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = holder.local_addr().unwrap().port();
     let said = format!("port {port}/tcp of the host is in use");
@@ -432,7 +432,7 @@ fn a_tap_that_is_not_as_asked_for_says_how_to_make_it() {
         2,
         &["tap mvmsingle is in use by another VM"],
     );
-    expect(&files.run("--kernel VMLINUX --net bridge=lo"), 2, &["lo is no bridge", "type bridge"]);
+    expect(&files.run("--kernel VMLINUX --net bridge=lo"), 2, &["lo is not a bridge", "type bridge"]);
     let (_directory, kernel, _) = readable_files();
     let run = |net: &str| as_nobody(&["boot", "--kernel", kernel.to_str().unwrap(), "--net", net]);
     if let Some(output) = run("tap=mvmsingle") {

@@ -1,7 +1,7 @@
 //! The host's side of network devices.
 //!
-//! Nothing has to be undone: what is made here is a tap that goes with its descriptors, or a process that goes with its
-//! socket, however the VM ends.
+//! Nothing has to be cleaned up, however the VM ends: a tap that is made here is removed by the kernel when its descriptors
+//! are closed, and passt ends when its socket is.
 
 use std::io;
 
@@ -14,7 +14,7 @@ use crate::config::{NetBackend, NetConfig, PublishConfig};
 use crate::helper::Helper;
 use crate::passt::{self, Passt, PasstError, PasstSettings};
 
-/// Why a network can't be had.
+/// Why a network can't be set up.
 #[derive(Debug, Error)]
 pub enum NetworkError {
     /// The tap.
@@ -27,32 +27,32 @@ pub enum NetworkError {
     #[error("there is no bridge {0}: make it with `ip link add {0} type bridge` and `ip link set {0} up`")]
     NoBridge(InterfaceName),
     /// Another kind of interface.
-    #[error("{0} is no bridge: make one with `ip link add NAME type bridge`")]
+    #[error("{0} is not a bridge: make one with `ip link add NAME type bridge`")]
     NotABridge(InterfaceName),
-    /// The host's sockets.
+    /// passt.
     #[error(transparent)]
     Passt(#[from] PasstError),
     /// The socket to passt.
     #[error("cannot use the socket to passt")]
     Socket(#[source] io::Error),
-    /// Whatever else the host refuses.
+    /// Any other error of the host.
     #[error("cannot {doing} {name}")]
     Host {
         /// What was being done.
         doing: &'static str,
         /// To which interface.
         name: InterfaceName,
-        /// The host's refusal.
+        /// The host's error.
         #[source]
         source: io::Error,
     },
-    /// No address by chance.
-    #[error("cannot make a hardware address")]
+    /// No random MAC address.
+    #[error("cannot choose a MAC address")]
     Random(#[source] io::Error),
 }
 
 impl NetworkError {
-    /// Whether the host is at fault, and not what it was asked for.
+    /// Whether the cause is the host, not the configuration.
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::Tap(error) => matches!(
@@ -71,7 +71,7 @@ impl NetworkError {
     }
 }
 
-/// A network on its way: its device, and the process at its other end.
+/// A network that is being set up: its device, and passt if it uses that.
 pub struct Network {
     device: Net,
     passt: Option<Passt>,
@@ -101,18 +101,18 @@ pub fn open(config: &NetConfig, published: &[PublishConfig]) -> Result<Network, 
 }
 
 impl Network {
-    /// Gives the device when what is at its other end is ready. The process is for the event loop, which hears what it
-    /// has to say.
+    /// Waits until the backend is ready, and returns the device. The process is for the event loop, which logs its
+    /// messages.
     ///
     /// # Errors
     ///
-    /// [`NetworkError`] says why the process can't be used, in its own words where it has any.
+    /// [`NetworkError`] says why the process can't be used, with its last messages.
     pub fn into_device(self) -> Result<(Net, Option<Helper>), NetworkError> {
         Ok((self.device, self.passt.map(Passt::into_ready).transpose()?))
     }
 }
 
-/// The backends of a device, and the MTU of the guest.
+/// The backends of a device, and its MTU.
 type Opened = (Vec<Backend>, Option<u16>);
 
 fn backends(taps: Vec<Tap>) -> Vec<Backend> {
@@ -127,7 +127,7 @@ fn open_tap(name: &InterfaceName, config: &NetConfig) -> Result<Opened, NetworkE
     let taps = Tap::open(name, config.queues)?;
     let interface = find(name)?.ok_or_else(|| TapError::Missing(name.clone()))?;
     if !interface.is_up().map_err(NetworkError::host("look at", name))? {
-        tracing::warn!("tap {name} is down, so that no packet gets through: `ip link set {name} up`");
+        tracing::warn!("tap {name} is down and passes no packets: bring it up with `ip link set {name} up`");
     }
     let mtu = interface.mtu().map_err(NetworkError::host("look at", name))?;
     Ok((backends(taps), config.mtu.or_else(|| u16::try_from(mtu).ok())))
@@ -138,7 +138,7 @@ fn make_port(bridge: &InterfaceName, config: &NetConfig) -> Result<Opened, Netwo
     let interface = find(bridge)?.ok_or_else(|| NetworkError::NoBridge(bridge.clone()))?;
     let (name, taps) = Tap::make(config.queues)?;
     let port = find(&name)?.ok_or_else(|| TapError::Missing(name.clone()))?;
-    // A port with less than the bridge has would lower it for all.
+    // A port with a smaller MTU would lower that of the bridge.
     let mtu = match config.mtu {
         Some(mtu) => mtu,
         None => {
@@ -153,7 +153,9 @@ fn make_port(bridge: &InterfaceName, config: &NetConfig) -> Result<Opened, Netwo
     })?;
     port.bring_up().map_err(NetworkError::host("bring up tap", &name))?;
     if !interface.is_up().map_err(NetworkError::host("look at", bridge))? {
-        tracing::warn!("bridge {bridge} is down, so that no packet gets through: `ip link set {bridge} up`");
+        tracing::warn!(
+            "bridge {bridge} is down and passes no packets: bring it up with `ip link set {bridge} up`"
+        );
     }
     Ok((backends(taps), Some(mtu)))
 }

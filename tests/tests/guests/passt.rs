@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tests::{Boot, Guest, Outcome, udp_program};
 
 /// Longer than anything here takes, and shorter than the tests' own watchdog.
-const PATIENCE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a guest does to have its addresses.
 const DHCP: &str = "udhcpc -i eth0 -n -q >/dev/null";
@@ -66,7 +66,7 @@ impl Drop for Uplink {
     }
 }
 
-/// Answers one request of HTTP at `address` with `words`, and gives the path that was asked for. A length is told and
+/// Answers one request of HTTP at `address` with `words`, and returns the path of the request. A length is given and
 /// heeded: the passt of Debian 12 may lose the end of a connection that one side has ended before the other.
 pub fn serve(address: &str, words: &'static str) -> JoinHandle<String> {
     let listener = TcpListener::bind(address).unwrap();
@@ -81,7 +81,7 @@ pub fn serve(address: &str, words: &'static str) -> JoinHandle<String> {
 /// Asks the server at `address`, which answers with `words` at the end.
 pub fn ask(address: &str, words: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(b"GET /word HTTP/1.0\r\n\r\n").unwrap();
     read_until(&mut stream, words);
 }
@@ -110,7 +110,7 @@ fn passt_of(guest: &Guest) -> Pid {
 }
 
 fn wait_until_gone(pid: Pid) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while Path::new(&format!("/proc/{pid}")).exists() {
         assert!(Instant::now() < deadline, "passt is left");
         std::thread::yield_now();
@@ -183,7 +183,7 @@ fn published_ports_lead_to_the_guest() {
     socket.connect("127.0.0.1:5353").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let mut answer = [0; 64];
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     let length = loop {
         assert!(Instant::now() < deadline, "no datagram comes back");
         socket.send(b"a question").unwrap();

@@ -238,7 +238,7 @@ fn when_virtiofsd_is_killed_requests_fail_and_the_guest_lives() {
         guest.finish().expect_code(0).expect_line("reader=ended").expect_line("refused").expect_line("lives");
     let refusals = outcome.output.matches("Transport endpoint is not connected").count();
     assert_eq!(refusals, 2, "{outcome}");
-    for said in ["nobody serves the device any more", "virtiofsd has ended"] {
+    for said in ["the back end of the device is lost", "virtiofsd has ended"] {
         assert_eq!(outcome.errors.matches(said).count(), 1, "{outcome}");
     }
 }
@@ -321,7 +321,7 @@ fn a_running_back_end_is_used_and_a_config_file_can_say_so() {
         echo places=$(grep -o 'mvm.share=[^ ]*' /proc/cmdline | wc -l)";
     let outcome = Boot::new().flag("--config", file).script(script).run().expect_code(0);
     assert_eq!((outcome.value("here"), outcome.value("there")), ("served", "served"));
-    assert_eq!(outcome.number("places"), 1, "a tag that is no path has no place");
+    assert_eq!(outcome.number("places"), 1, "only a tag that is a path is a kernel argument");
     serving.wait().unwrap();
 }
 

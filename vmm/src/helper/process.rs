@@ -251,7 +251,7 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         let number = writer.as_raw_fd();
         // Open without close-on-exec, as mvm may have inherited it, and of a number that no process comes to by itself.
-        // SAFETY: the descriptor that is returned belongs to nobody else.
+        // SAFETY: the descriptor that is returned has no other owner.
         let stray = unsafe { OwnedFd::from_raw_fd(libc::fcntl(number, libc::F_DUPFD, 300)) };
         command.args(["-c", &format!("(pwd; env; ls /proc/self/fd) >/proc/self/fd/{number}")]);
         confine(&mut command, vec![writer.into()]);

@@ -1,4 +1,4 @@
-//! How passt is started.
+//! The command line of passt.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,18 +12,18 @@ use super::PasstSettings;
 use crate::config::{Protocol, PublishConfig, range};
 use crate::helper::confine;
 
-/// The command that serves the guest at the other end of `socket`, and says that it is ready to `ready`.
+/// The command that serves the guest by `socket`, and writes to `ready` when it is ready.
 pub(super) fn command(
     program: &Path,
     settings: PasstSettings<'_>,
     socket: OwnedFd,
     ready: OwnedFd,
 ) -> io::Result<Command> {
-    // Started by root, passt becomes `nobody` before it opens the file that it writes its process ID to.
+    // As root, passt becomes the user `nobody` before it opens the file to write its process ID to.
     fchmod(&ready, Mode::WUSR | Mode::WGRP | Mode::WOTH)?;
     let mut command = Command::new(program);
     command.args(["--foreground", "--quiet", "--stderr"]);
-    // With that socket, passt ends when mvm does: it would serve no second guest.
+    // With a socket that is given to it, passt ends when the socket is closed.
     command.arg("--fd").arg(socket.as_raw_fd().to_string());
     command.arg("--pid").arg(format!("/proc/self/fd/{}", ready.as_raw_fd()));
     command.args(options(settings));
@@ -46,7 +46,7 @@ fn options(settings: PasstSettings<'_>) -> Vec<String> {
     options
 }
 
-/// A published port in passt's words.
+/// A published port in passt's syntax.
 fn specification(publish: &PublishConfig) -> String {
     let ports = format!("{}:{}", range(&publish.host), range(&publish.guest));
     match publish.address {
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_written_in_passts_words() {
+    fn ports_are_written_in_passts_syntax() {
         let publish = |text: &str| text.parse::<PublishConfig>().unwrap();
         let published = [publish("[::1]:8080:80"), publish("127.0.0.1:1-3:11-13/udp"), publish("22:22")];
         let options =

@@ -1,5 +1,4 @@
-//! Whether ports can be published. passt takes what it can of a range and keeps silent about the rest, so that mvm looks
-//! first.
+//! Checks whether ports can be published. passt ignores those of a range that it can't bind, so mvm tries them first.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -11,43 +10,43 @@ use crate::config::{Protocol, PublishConfig};
 /// Why a port can't be published.
 #[derive(Debug, Error)]
 pub enum PortError {
-    /// Somebody has it.
-    #[error("port {port}/{protocol} of the host is in use: publish another, or see `ss -lp` for who has it")]
+    /// The port is in use.
+    #[error("port {port}/{protocol} of the host is in use: publish another, or find the user with `ss -lp`")]
     Taken {
         /// The port.
         port: u16,
-        /// What it is one of.
+        /// Its protocol.
         protocol: Protocol,
     },
-    /// A low one.
+    /// The port is privileged.
     #[error(
-        "no permission to publish port {port}/{protocol}: ports below 1024 are root's, unless `sysctl \
-         net.ipv4.ip_unprivileged_port_start` says otherwise"
+        "no permission to publish port {port}/{protocol}: use a port from 1024 on, or lower `sysctl \
+         net.ipv4.ip_unprivileged_port_start`"
     )]
     Permission {
         /// The port.
         port: u16,
-        /// What it is one of.
+        /// Its protocol.
         protocol: Protocol,
     },
-    /// Another host's address.
-    #[error("{0} is no address of this host, so that no port of it can be published: see `ip addr`")]
+    /// The address is not one of this host.
+    #[error("{0} is not an address of this host: publish on one of `ip addr`")]
     Address(IpAddr),
-    /// Whatever else the host refuses.
+    /// Any other error of the host.
     #[error("cannot publish port {port}/{protocol}")]
     Host {
         /// The port.
         port: u16,
-        /// What it is one of.
+        /// Its protocol.
         protocol: Protocol,
-        /// The host's refusal.
+        /// The host's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl PortError {
-    /// Whether the host is at fault, and not what it was asked for.
+    /// Whether the cause is the host, not the configuration.
     pub fn is_the_hosts(&self) -> bool {
         match self {
             Self::Permission { .. } | Self::Host { .. } => true,
@@ -56,11 +55,11 @@ impl PortError {
     }
 }
 
-/// Takes each of the host's ports for a moment.
+/// Binds each of the host's ports for a moment.
 pub(super) fn probe(publish: &PublishConfig) -> Result<(), PortError> {
     publish.host.clone().try_for_each(|port| match publish.address {
         Some(address) => take(address, port, publish.protocol),
-        // All addresses of both kinds. A host without IPv6 has fewer.
+        // All addresses of IPv4 and IPv6. A host may have no IPv6.
         None => match take(Ipv6Addr::UNSPECIFIED.into(), port, publish.protocol) {
             Err(PortError::Address(_)) => take(Ipv4Addr::UNSPECIFIED.into(), port, publish.protocol),
             result => result,
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_taken_is_named_wherever_it_is_in_a_range() {
+    fn a_port_in_use_is_named_wherever_it_is_in_a_range() {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = holder.local_addr().unwrap().port();
         for text in
@@ -112,6 +111,9 @@ mod tests {
     #[test]
     fn an_address_of_another_host_is_refused() {
         let error = publish("203.0.113.77:8080:80").unwrap_err();
-        assert!(!error.is_the_hosts() && error.to_string().contains("203.0.113.77 is no address"), "{error}");
+        assert!(
+            !error.is_the_hosts() && error.to_string().contains("203.0.113.77 is not an address"),
+            "{error}"
+        );
     }
 }

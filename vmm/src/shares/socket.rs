@@ -1,4 +1,4 @@
-//! Sockets to the processes that serve shares.
+//! Sockets to the back ends of shares.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,17 +12,17 @@ use rustix::net::{
     socket_with,
 };
 
-/// How long a listener with a full backlog is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for a listener whose backlog is full.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)?)
 }
 
-/// Makes a listening socket and a connection to it. virtiofsd takes a listener only, and serves the first who connects.
+/// Makes a listening socket and a connection to it: virtiofsd accepts a listener only, and serves its first connection.
 ///
-/// The kernel gives the listener a name that is not in the file system: nothing is left behind. Others on the host
-/// could connect to the name, but the listener's queue has room for just one, and that one is ours, or this fails.
+/// The kernel chooses a name for the listener that is not in the file system, so nothing is left behind. Other processes
+/// could connect to it, but its backlog has room for one connection, which is ours, or this fails.
 ///
 /// # Errors
 ///
@@ -31,7 +31,7 @@ pub(super) fn connected_listener() -> io::Result<(OwnedFd, UnixStream)> {
     let listener = unix_socket(SocketFlags::empty())?;
     bind(&listener, &SocketAddrUnix::new_unnamed())?;
     listen(&listener, 0)?;
-    // Where another was first, a connection that may wait would wait.
+    // A blocking socket would wait if another process was first.
     let stream = unix_socket(SocketFlags::NONBLOCK)?;
     connect_to(&stream, &getsockname(&listener)?)?;
     let stream = UnixStream::from(stream);
@@ -43,10 +43,10 @@ pub(super) fn connected_listener() -> io::Result<(OwnedFd, UnixStream)> {
 ///
 /// # Errors
 ///
-/// Those of the system calls; nobody who listens has room for one more.
+/// Those of the system calls; the listener's backlog is full.
 pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
     let stream = unix_socket(SocketFlags::empty())?;
-    set_socket_timeout(&stream, Timeout::Send, Some(PATIENCE))?;
+    set_socket_timeout(&stream, Timeout::Send, Some(CONNECT_TIMEOUT))?;
     connect_to(&stream, &SocketAddrUnix::new(path)?)?;
     set_socket_timeout(&stream, Timeout::Send, None)?;
     Ok(stream.into())
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_connection_is_ours_and_there_is_no_room_for_others() {
+    fn the_first_connection_is_ours_and_others_have_no_room() {
         let (listener, mut stream) = connected_listener().unwrap();
         let stranger = unix_socket(SocketFlags::NONBLOCK).unwrap();
         let refused = connect_to(&stranger, &getsockname(&listener).unwrap());

@@ -12,11 +12,11 @@ use virtio_bindings::virtio_net::{
 use super::super::rate_limit::RateLimits;
 use super::mac::MacAddress;
 
-/// The most pairs of queues. Each is a thread, and more than a host has processors help nobody.
+/// The most pairs of queues. Each has a thread.
 pub const MAX_PAIRS: u16 = 16;
 /// The least MTU that a device may name (5.1.4.1), which is also the least of a tap.
 pub const MIN_MTU: u16 = 68;
-/// The most that a tap takes: what is left of 64 KiB behind an Ethernet header.
+/// The largest MTU of a tap: 64 KiB less an Ethernet header.
 pub const MAX_MTU: u16 = 65521;
 
 /// The size of each queue for packets: a few packets of 64 KiB in buffers of 1.5 KiB.
@@ -27,7 +27,7 @@ const COMMANDS: u16 = 16;
 /// The length of `struct virtio_net_config` up to and with `mtu`.
 const LENGTH: usize = 12;
 
-/// What a driver may say that it takes unfinished: the feature bit, and what a tap is told.
+/// Offloads of packets to the guest: the feature bit, and the flag of a tap.
 const GUEST_OFFLOADS: [(u32, u32); 7] = [
     (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
     (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
@@ -38,8 +38,8 @@ const GUEST_OFFLOADS: [(u32, u32); 7] = [
     (VIRTIO_NET_F_GUEST_USO6, libc::TUN_F_USO6),
 ];
 
-/// How much may pass a network device, by all of its queues together. Bytes are those of Ethernet frames, operations
-/// are packets; what the guest's and the host's kernel leave together for the other side to cut is one.
+/// Rate limits of a network device, for all of its queues together. Bytes are those of Ethernet frames, operations are
+/// packets, where one that is still to be segmented counts as one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetLimits {
     /// To the guest.
@@ -48,23 +48,23 @@ pub struct NetLimits {
     pub transmit: RateLimits,
 }
 
-/// How a network device is set up.
+/// The settings of a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetSettings {
-    /// Its hardware address.
+    /// The MAC address.
     pub mac: MacAddress,
     /// The most bytes of a packet behind its Ethernet header, [`MIN_MTU`] to [`MAX_MTU`].
     pub mtu: Option<u16>,
-    /// How much may pass.
+    /// Rate limits.
     pub limits: NetLimits,
 }
 
-/// What a kind of backend can do with packets that were left for it to finish.
+/// The offloads of a kind of backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offloads {
-    /// Nothing: all packets are ready for the wire.
+    /// None: packets are complete.
     None,
-    /// Checksums and segments, those of UDP where the kernel is new enough.
+    /// Checksums and segmentation, and that of UDP if the kernel is new enough.
     Kernel { udp_segmentation: bool },
 }
 
@@ -72,7 +72,7 @@ fn bits(numbers: &[u32]) -> u64 {
     numbers.iter().fold(0, |all, number| all | 1 << number)
 }
 
-/// The feature bits of a device with so many pairs of queues.
+/// The feature bits of a device with `pairs` pairs of queues.
 pub(super) fn features(settings: &NetSettings, offloads: Offloads, pairs: u16) -> u64 {
     let mut features = bits(&[
         VIRTIO_NET_F_MAC,
@@ -108,13 +108,13 @@ pub(super) fn features(settings: &NetSettings, offloads: Offloads, pairs: u16) -
     features
 }
 
-/// Those bits of `features` that say what the driver takes unfinished. They are also what it sends to change that
+/// Those bits of `features` that are offloads of packets to the guest, which the driver can change by a command
 /// (5.1.6.5.6).
 pub(super) fn guest_offloads(features: u64) -> u64 {
     features & GUEST_OFFLOADS.iter().fold(0, |all, (bit, _)| all | 1 << bit)
 }
 
-/// The same as `TUNSETOFFLOAD` has it. All else needs the checksum (5.1.3.1).
+/// The same offloads as flags of `TUNSETOFFLOAD`. All of them need the checksum (5.1.3.1).
 pub(super) fn tap_offloads(offloads: u64) -> u32 {
     if offloads & bits(&[VIRTIO_NET_F_GUEST_CSUM]) == 0 {
         return 0;
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn taps_are_told_what_kernels_take() {
+    fn taps_get_flags_that_the_kernel_accepts() {
         let all = guest_offloads(u64::MAX);
         assert_eq!(tap_offloads(all), 0x7f);
         let with = |numbers: &[u32]| tap_offloads(bits(numbers));

@@ -64,7 +64,7 @@ const SIOCSIFMTU: libc::Ioctl = libc::SIOCSIFMTU as libc::Ioctl;
 /// Makes an interface a port of a bridge (linux/sockios.h).
 const SIOCBRADDIF: libc::Ioctl = 0x89a2;
 
-/// `struct ifreq`: a name, and what is asked or said of the interface.
+/// `struct ifreq`: a name and a union.
 #[repr(C)]
 pub(super) struct Request {
     name: [u8; libc::IFNAMSIZ],
@@ -78,7 +78,7 @@ impl Request {
         Self::unnamed(name.as_str())
     }
 
-    /// A request about an interface that is yet to get its name, from this pattern.
+    /// A request for an interface whose name the kernel makes of this pattern.
     pub(super) fn unnamed(pattern: &str) -> Self {
         let mut request = Self { name: [0; libc::IFNAMSIZ], value: [0; 24] };
         // The last byte stays zero.
@@ -88,7 +88,7 @@ impl Request {
         request
     }
 
-    /// Puts `value` where the integers of the union are.
+    /// Sets the first bytes of the union.
     pub(super) fn set(&mut self, value: &[u8]) {
         for (place, byte) in self.value.iter_mut().zip(value) {
             *place = *byte;
@@ -107,14 +107,14 @@ impl Request {
         i16::from_ne_bytes([a, b])
     }
 
-    /// What the kernel called the interface.
+    /// The interface's name.
     pub(super) fn name(&self) -> String {
         String::from_utf8_lossy(&self.name).trim_end_matches('\0').to_owned()
     }
 
-    /// Does the ioctl `number` on `fd`; it has to be one that takes a `struct ifreq`.
+    /// Calls the ioctl `number` on `fd`, which has to be one with a `struct ifreq`.
     pub(super) fn call(&mut self, fd: impl AsFd, number: libc::Ioctl) -> io::Result<()> {
-        // SAFETY: the caller says that the kernel takes a `struct ifreq`, and this is one, which it may write to.
+        // SAFETY: the ioctl reads and writes a `struct ifreq`, and this is one.
         let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), number, std::ptr::from_mut(self)) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -124,16 +124,16 @@ impl Request {
 pub struct Interface {
     name: InterfaceName,
     index: i32,
-    /// Any socket: the kernel is asked about interfaces by way of one.
+    /// Any socket: ioctls about interfaces need one.
     socket: UnixDatagram,
 }
 
 impl Interface {
-    /// Looks for the interface called `name`; `None` where there is none.
+    /// The interface called `name`; `None` if there is none.
     ///
     /// # Errors
     ///
-    /// The host refuses a socket, or to be asked.
+    /// Those of socket(2) and of the ioctl.
     pub fn find(name: &InterfaceName) -> io::Result<Option<Self>> {
         let socket = UnixDatagram::unbound()?;
         let mut request = Request::new(name);
@@ -151,20 +151,20 @@ impl Interface {
         Ok(request)
     }
 
-    /// The most bytes of a packet.
+    /// The MTU in bytes.
     ///
     /// # Errors
     ///
-    /// The interface has gone.
+    /// The interface is gone.
     pub fn mtu(&self) -> io::Result<u32> {
         Ok(u32::try_from(self.call(SIOCGIFMTU, &[])?.number()).unwrap_or(0))
     }
 
-    /// Sets the most bytes of a packet.
+    /// Sets the MTU.
     ///
     /// # Errors
     ///
-    /// The interface takes none as long, or the process may not.
+    /// The interface does not allow it, or the process has no permission.
     pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
         self.call(SIOCSIFMTU, &mtu.to_ne_bytes()).map(drop)
     }
@@ -177,7 +177,7 @@ impl Interface {
     ///
     /// # Errors
     ///
-    /// The interface has gone.
+    /// The interface is gone.
     pub fn is_up(&self) -> io::Result<bool> {
         Ok(i32::from(self.flags()?) & libc::IFF_UP != 0)
     }
@@ -186,7 +186,7 @@ impl Interface {
     ///
     /// # Errors
     ///
-    /// The process may not.
+    /// The process has no permission.
     pub fn bring_up(&self) -> io::Result<()> {
         let up = i16::try_from(libc::IFF_UP).unwrap_or(1);
         self.call(SIOCSIFFLAGS, &(self.flags()? | up).to_ne_bytes()).map(drop)
@@ -196,7 +196,7 @@ impl Interface {
     ///
     /// # Errors
     ///
-    /// EOPNOTSUPP where this is no bridge; the process may not; `port` is another's.
+    /// EOPNOTSUPP if this is not a bridge; the process has no permission; `port` is a port of another bridge.
     pub fn add_port(&self, port: &Self) -> io::Result<()> {
         self.call(SIOCBRADDIF, &port.index.to_ne_bytes()).map(drop)
     }

@@ -1,8 +1,8 @@
-//! What a router does not forward.
+//! Destinations that a router does not forward.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// As much of a frame as it takes to know where it goes: the headers of Ethernet and IPv6.
+/// The length of the headers that have a frame's destination: Ethernet and IPv6.
 pub(super) const ROUTED: usize = 54;
 
 const ETHER_TYPE: std::ops::Range<usize> = 12..14;
@@ -11,16 +11,16 @@ const IPV4_DESTINATION: std::ops::Range<usize> = 30..34;
 const IPV6: [u8; 2] = [0x86, 0xdd];
 const IPV6_DESTINATION: std::ops::Range<usize> = 38..54;
 
-/// Whether the frame that begins with `start` is for an address that means the host itself to whoever connects to it,
-/// and that therefore never leaves an honest host (RFC 1122, 3.2.1.3; RFC 4291, 2.5.2 and 2.5.3). A user network turns
-/// packets into connections of the host's, and would connect to what is the host's own.
+/// Whether the frame that begins with `start` is for an address that means the sender's own host, and that no host sends
+/// to a network (RFC 1122, 3.2.1.3; RFC 4291, 2.5.2 and 2.5.3). A user network makes connections of the packets, and would
+/// connect to services on the host's loopback.
 pub(super) fn is_for_the_host_itself(start: &[u8]) -> bool {
     let field = |range| start.get(range);
     match field(ETHER_TYPE) {
         Some(kind) if kind == IPV4 => address::<4>(field(IPV4_DESTINATION))
             .map(Ipv4Addr::from)
             .is_some_and(|to| to.is_loopback() || to.octets()[0] == 0),
-        // Also those that stand for addresses of IPv4.
+        // Also IPv4-mapped and IPv4-compatible ones.
         Some(kind) if kind == IPV6 => address::<16>(field(IPV6_DESTINATION))
             .map(Ipv6Addr::from)
             .is_some_and(|to| to.to_ipv4().is_some()),
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_packet_of_ip_or_is_cut_off_is_for_nobody() {
+    fn other_packets_and_truncated_ones_are_not() {
         let mut arp = frame("127.0.0.1");
         arp[ETHER_TYPE].copy_from_slice(&[0x08, 0x06]);
         assert!(!is_for_the_host_itself(&arp));

@@ -5,6 +5,8 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_MQ,
 };
 
+use super::super::super::Budget;
+use super::super::super::queue::MAX_CHAIN;
 use super::super::super::rate_limit::Limit;
 use super::super::super::testing::wait_readable;
 use super::super::control::Control;
@@ -207,4 +209,28 @@ fn a_command_that_takes_several_ioctls_pays_for_them_afterwards() {
     commands.control.turn(&mut commands.taps);
     assert!(commands.taps.is_waiting() && commands.driver.take_used().is_empty());
     assert_eq!(commands.shared.metrics.tap_ioctls.get(), after);
+}
+
+#[test]
+fn a_turn_of_commands_ends_by_its_descriptors() {
+    let mut commands = Commands::new(ALL);
+    // The command, hundreds of empty buffers, and the answer.
+    commands.driver.write(FREE, &[4, 0, 1, 0]);
+    let mut buffers = vec![(FREE, 4, 0)];
+    buffers.extend((0..1000).map(|_| (FREE, 0, 0)));
+    buffers.push((ANSWER, 1, WRITE));
+    for _ in 0..16 {
+        commands.driver.add_indirect(0x2_0000, &buffers);
+    }
+    let mut turns = 0;
+    let mut answered = 0;
+    while answered < 16 {
+        commands.control.turn(&mut commands.taps);
+        answered += commands.driver.take_used().len();
+        turns += 1;
+        assert_eq!(commands.driver.counters.take_again(), answered < 16);
+    }
+    commands.control.turn(&mut commands.taps);
+    let (spent, budget) = (commands.driver.meter.largest_turn(), Budget::TURN);
+    assert!(turns > 2 && spent.descriptors < budget.descriptors + u64::from(MAX_CHAIN), "{turns} {spent:?}");
 }

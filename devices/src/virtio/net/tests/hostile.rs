@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
+use super::super::super::Budget;
+use super::super::super::queue::MAX_CHAIN;
 use super::super::super::testing::{NEXT, dump};
+use super::super::stream::{CALLS, Stream};
 use super::*;
 
 /// A buffer: mostly in memory, sometimes at its bounds or outside.
@@ -126,5 +129,91 @@ proptest! {
         for at in changes(&before, &dump(&rig.tx.memory)) {
             prop_assert!(used_ring.contains(&at), "wrote to {at:#x}");
         }
+    }
+}
+
+/// What a turn has cost, beyond its budget at most the last chain and what the backend takes for one packet.
+fn assert_within_budget(rig: &Rig) {
+    let spent = rig.rx.meter.largest_turn();
+    let budget = Budget::TURN;
+    assert!(spent.descriptors < budget.descriptors + u64::from(MAX_CHAIN), "{spent:?}");
+    assert!(spent.bytes < budget.bytes + LONG as u64, "{spent:?}");
+    assert!(spent.host_calls <= budget.host_calls + 2 * CALLS, "{spent:?}");
+}
+
+#[test]
+fn long_chains_end_a_turn_by_their_descriptors() {
+    let (mut rig, wire) = Rig::with_tap(true, LONG);
+    // As many descriptors as a chain can have, nearly all of them empty.
+    let table = 0x2_0000;
+    let buffers: Vec<_> = (0..1024).map(|index| (FREE, if index == 0 { 12 } else { 0 }, WRITE)).collect();
+    for _ in 0..16 {
+        rig.rx.add_indirect(table, &buffers);
+        rig.tx.add_indirect(
+            table + 0x4000,
+            &buffers.iter().map(|(at, length, _)| (*at, *length, 0)).collect::<Vec<_>>(),
+        );
+    }
+    wire.send(&packet(60)).unwrap();
+    let _ = rig.receive(true).unwrap();
+    rig.transmit.turn(&mut rig.backend).unwrap();
+    // The next turns begin: now those before are counted.
+    let _ = rig.receive(true).unwrap();
+    rig.transmit.turn(&mut rig.backend).unwrap();
+    assert!(rig.rx.meter.turns() >= 2);
+    assert_within_budget(&rig);
+    assert!(rig.tx.counters.take_again(), "the rest is for later turns");
+}
+
+#[test]
+fn a_stream_that_comes_byte_by_byte_ends_a_turn_by_its_calls() {
+    use std::io::Write;
+    let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+    let backend = Backend::Stream(Stream::new(near).unwrap());
+    let mut rig = Rig::new(backend, true, LONG);
+    // The other side writes a byte for each call of the device, and never less: no call finds nothing.
+    let feeder = std::thread::spawn(move || {
+        let frame = [&3000_u32.to_be_bytes()[..], &[7; 3000]].concat();
+        for byte in frame.repeat(20) {
+            if far.write_all(&[byte]).is_err() {
+                return;
+            }
+        }
+    });
+    for index in 0..16 {
+        rig.rx.add(&[(FREE + 0x1000 * index, 0x1000, WRITE)]);
+    }
+    while rig.metrics.rx_packets.get() < 16 {
+        assert_ne!(rig.receive(true).unwrap(), Wait::Forever);
+    }
+    assert_within_budget(&rig);
+    drop(rig);
+    feeder.join().unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_turn_costs_more_than_its_budget(
+        chains in prop::collection::vec((1..1024_usize, 0..0x1_0000_u32), 1..16), packets in 0..8_usize,
+    ) {
+        let (mut rig, wire) = Rig::with_tap(true, LONG);
+        for (count, length) in chains {
+            let part = length / u32::try_from(count).unwrap();
+            let buffers: Vec<_> = (0..count).map(|_| (FREE, part, WRITE)).collect();
+            rig.rx.add_indirect(0x2_0000, &buffers);
+            let readable: Vec<_> = buffers.iter().map(|(at, length, _)| (*at, *length, 0)).collect();
+            rig.tx.add_indirect(0x3_0000, &readable);
+        }
+        for _ in 0..packets {
+            let _ = wire.send(&packet(1500));
+        }
+        for wait in [true, false, false] {
+            let _ = rig.receive(wait);
+            let _ = rig.transmit.turn(&mut rig.backend);
+            take_all(&wire);
+        }
+        assert_within_budget(&rig);
     }
 }

@@ -100,7 +100,7 @@ fn a_limit_is_for_all_queues_together_and_a_reset_fills_no_bucket() {
 }
 
 #[test]
-fn notifications_wake_nobody_who_waits_for_the_limit() {
+fn notifications_do_not_wake_a_queue_that_waits_for_the_limit() {
     let (mut net, _wires) = limited_net();
     let mut drivers = Driver::several(&[16, 16, 16, 16, 16]);
     net.activate(Driver::activation_of(&drivers, 0)).unwrap();

@@ -48,7 +48,7 @@ fn counter(device: &VhostUser, name: &str) -> u64 {
     found.unwrap()
 }
 
-/// Checks that nobody serves the device, and that it refuses requests.
+/// Checks that the back end is lost, and that requests are refused.
 fn expect_refusals(device: &mut VhostUser, drivers: &mut [Driver]) {
     assert_eq!(counter(device, "lost_back_ends"), 1);
     for (number, driver) in (1..).zip(drivers) {
@@ -122,7 +122,7 @@ fn a_back_end_that_does_not_stop_is_left() {
         device.set_deadline(SHORT);
         device.reset().unwrap();
         assert_eq!(counter(&device, "lost_back_ends"), 1);
-        // The driver may try again, and is told.
+        // A driver that starts the device again has its requests refused.
         let mut drivers = drivers();
         activate(&mut device, &drivers);
         expect_refusals(&mut device, &mut drivers);
@@ -136,7 +136,7 @@ fn a_back_end_that_does_not_stop_is_left() {
 }
 
 #[test]
-fn memory_that_nobody_else_can_map_is_an_error_and_not_a_crash() {
+fn memory_that_cannot_be_shared_is_an_error_and_not_a_crash() {
     let (socket, _, _) = peer::back_end(|_| Answer::Right);
     let mut device = device(socket, DEADLINE).unwrap();
     let mut drivers = Driver::several(&QUEUES);

@@ -10,7 +10,7 @@ use super::super::lost::LostQueues;
 use super::peer::{self, Answer};
 use super::*;
 
-/// A back end by hand: it takes and gives back what it is told to, in whatever order.
+/// A back end that takes and gives back the chains that the test names, in any order.
 struct Hand {
     queue: Queue,
     memory: Arc<GuestMemoryMmap>,

@@ -105,7 +105,7 @@ fn receive(socket: &mut UnixStream) -> Option<Message> {
     let iovec = libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() };
     // SAFETY: the vector is that of a buffer which lives until the call is over.
     let (read, count) = unsafe { socket.recv_with_fds(&mut [iovec], &mut fds) }.ok()?;
-    // SAFETY: the descriptors were just received and belong to nobody else.
+    // SAFETY: the descriptors were just received and have no other owner.
     let files = fds[..count].iter().map(|fd| unsafe { File::from_raw_fd(*fd) }).collect();
     let word = |index: usize| u32::from_le_bytes(header[index * 4..][..4].try_into().unwrap());
     if read == 0 {

@@ -35,7 +35,7 @@ fn only_the_protocol_features_that_are_made_use_of_are_taken() {
     assert_eq!(taken.long(0), 1 | 1 << 3);
 }
 
-/// A back end's view of what it was told: its own mapping of the guest's memory, and a queue in it.
+/// A queue as the back end has it, with its own mapping of the guest's memory.
 pub(super) struct View {
     memory: GuestMemoryMmap,
     pub(super) queue: Queue,

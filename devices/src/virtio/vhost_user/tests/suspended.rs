@@ -131,7 +131,7 @@ proptest! {
     }
 }
 
-/// A gate that is passed once for each message, and says when somebody waits before it.
+/// A gate that opens once for each message, and a channel that says when a call waits at it.
 fn gate() -> (Sender<()>, Receiver<()>, impl FnMut() + Send + 'static) {
     let ((open, opened), (arrived, arrival)) = (channel(), channel());
     (open, arrival, move || {
