@@ -157,7 +157,11 @@ fn ending(result: Result<ExitReason, VmError>) -> u8 {
     match result {
         Ok(reason) => {
             let code = exit_code::of_exit(&reason);
-            if code == exit_code::SUCCESS {
+            if reason == ExitReason::Stopped {
+                // The guest's last line has no end.
+                devices::log::print("\n");
+                complain(&reason.to_string());
+            } else if code == exit_code::SUCCESS {
                 tracing::info!("{reason}");
             } else {
                 complain(&reason.to_string());

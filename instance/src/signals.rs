@@ -112,7 +112,21 @@ fn disposition(signal: i32) -> Option<libc::sighandler_t> {
 ///
 /// Those of the system calls.
 pub fn take_ending() -> io::Result<Signals> {
+    // A thread that does not block these would take them from those that wait for them, and do nothing with them.
+    set_mask(libc::SIG_BLOCK, &set_of(&[libc::SIGCONT, libc::SIGWINCH]))?;
     Signals::block(&not_ignored(&ENDING))
+}
+
+/// Takes the signals of a process that shows a console: those that end it, where they were not ignored when it started,
+/// and SIGCONT.
+///
+/// # Errors
+///
+/// Those of the system calls.
+pub(crate) fn take_attached() -> io::Result<Signals> {
+    let mut signals = not_ignored(&ENDING);
+    signals.push(libc::SIGCONT);
+    Signals::block(&signals)
 }
 
 /// Signals whose default action would end or stop mvm for what is an ordinary error to it.

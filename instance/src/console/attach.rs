@@ -5,17 +5,21 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use thiserror::Error;
 
 use super::escape::{ATTACHED_HELP, Command, Escape};
-use super::terminal::RawTerminal;
-use crate::signals::{ENDING, Signals};
+use super::terminal::{RawTerminal, in_foreground, take_terminal};
+use crate::signals::{Signals, ignore_limits_and_terminal, take_attached};
 
 /// How much that is typed waits for a guest that does not read. The socket holds some more.
 const TYPED_AHEAD: usize = 64 << 10;
+
+/// How often a process in the background looks whether it has been given the terminal: fg(1) tells one that was not
+/// stopped nothing.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 
 /// Why one can't be attached to a console.
 #[derive(Debug, Error)]
@@ -63,11 +67,13 @@ pub enum Detached {
 pub fn attach(path: &Path) -> Result<Detached, AttachError> {
     let connected = UnixStream::connect(path);
     let stream = connected.map_err(|source| AttachError::Connect { path: path.to_owned(), source })?;
-    let signals = Signals::block(&ENDING).map_err(AttachError::Host)?;
+    ignore_limits_and_terminal();
+    let signals = take_attached().map_err(AttachError::Host)?;
     let terminal = RawTerminal::enter().map_err(AttachError::Terminal)?;
     let (stdin, stdout) = (io::stdin(), io::stdout());
     let escape = stdin.is_terminal().then(Escape::default);
-    let session = Session { stream, stdin, stdout, escape, to_send: Vec::new(), typing: true };
+    let foreground = in_foreground();
+    let session = Session { stream, stdin, stdout, escape, to_send: Vec::new(), typing: true, foreground };
     let result = session.run(&signals);
     drop(terminal);
     result
@@ -83,14 +89,22 @@ struct Session<Input: AsFd, Output: AsFd> {
     to_send: Vec<u8>,
     /// Standard input has not ended.
     typing: bool,
+    /// The terminal is this process's to read.
+    foreground: bool,
 }
 
 impl<Input: AsFd, Output: AsFd> Session<Input, Output> {
     fn run(mut self, signals: &Signals) -> Result<Detached, AttachError> {
         loop {
             let (typed, output) = self.wait(signals).map_err(AttachError::Host)?;
-            if let Some(signal) = signals.next() {
-                return Ok(Detached::Signal(signal));
+            while let Some(signal) = signals.next() {
+                if signal != libc::SIGCONT {
+                    return Ok(Detached::Signal(signal));
+                }
+                self.foreground = self.escape.is_none();
+            }
+            if self.escape.is_some() && !self.foreground {
+                self.foreground = take_terminal().map_err(AttachError::Terminal)?;
             }
             if output && !self.show()? {
                 return Ok(Detached::Ended);
@@ -104,14 +118,15 @@ impl<Input: AsFd, Output: AsFd> Session<Input, Output> {
 
     /// Waits until something happens: whether something was typed, and whether there is output.
     fn wait(&self, signals: &Signals) -> io::Result<(bool, bool)> {
-        let reads = self.typing && self.to_send.len() < TYPED_AHEAD;
+        let reads = self.typing && self.foreground && self.to_send.len() < TYPED_AHEAD;
         let stream = if self.to_send.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&self.stream, stream)];
         // A descriptor that is asked for nothing would still tell of its end, without end.
         if reads {
             fds.push(PollFd::new(&self.stdin, PollFlags::IN));
         }
-        match poll(&mut fds, None) {
+        let look = (!self.foreground).then_some(LOOK_AGAIN);
+        match poll(&mut fds, look.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -140,6 +155,10 @@ impl<Input: AsFd, Output: AsFd> Session<Input, Output> {
 
     /// Takes what was typed; whether the user wants to leave.
     fn read_keys(&mut self) -> bool {
+        if self.escape.is_some() && !in_foreground() {
+            self.foreground = false;
+            return false;
+        }
         let mut buffer = [0; 4096];
         let typed = match rustix::io::read(&self.stdin, &mut buffer) {
             Ok(read @ 1..) => buffer.get(..read).unwrap_or_default(),
@@ -214,7 +233,8 @@ mod tests {
         let session = std::thread::spawn(move || {
             let signals = Signals::block(&[libc::SIGUSR2]).unwrap();
             let escape = on_terminal.then(Escape::default);
-            Session { stream, stdin, stdout, escape, to_send: Vec::new(), typing: true }.run(&signals)
+            Session { stream, stdin, stdout, escape, to_send: Vec::new(), typing: true, foreground: true }
+                .run(&signals)
         });
         User { vm, keys: Some(keys), screen, session }
     }

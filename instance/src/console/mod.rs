@@ -6,4 +6,4 @@ mod terminal;
 
 pub use attach::{AttachError, Detached, attach};
 pub use escape::{Command, Escape, HELP};
-pub use terminal::{RawTerminal, restore as restore_terminal};
+pub use terminal::{RawTerminal, in_foreground, restore as restore_terminal, take_terminal};

@@ -20,8 +20,9 @@ use crate::exit::ExitSlot;
 const TICK: u32 = 0;
 const DRAINED: u32 = 1;
 const KEYBOARD: u32 = 2;
+const TERMINAL: u32 = 3;
 /// The socket, and from there on its clients.
-const SERVER: u32 = 3;
+const SERVER: u32 = 4;
 
 /// The console's subscriber.
 pub struct ConsoleEvents {
@@ -40,8 +41,19 @@ impl ConsoleEvents {
 
     /// Lets `source` type. Where it `is_terminal`, it has an escape character, by which the user can end the VM
     /// through `exit`.
-    pub(super) fn add_keyboard(&mut self, source: Box<dyn AsFd>, is_terminal: bool, exit: Arc<ExitSlot>) {
-        self.keyboard = Some(Keyboard::new(source, KEYBOARD, is_terminal, exit));
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError::Terminal`].
+    pub(super) fn add_keyboard(
+        &mut self,
+        source: Box<dyn AsFd>,
+        is_terminal: bool,
+        exit: Arc<ExitSlot>,
+    ) -> Result<(), ConsoleError> {
+        let keyboard = Keyboard::new(source, KEYBOARD, is_terminal, exit);
+        self.keyboard = Some(keyboard.map_err(ConsoleError::Terminal)?);
+        Ok(())
     }
 
     /// Keeps the latest output in a file at `path`.
@@ -88,6 +100,9 @@ impl MutEventSubscriber for ConsoleEvents {
                 tracing::error!(%error, "cannot watch the console");
             }
         }
+        if let Some(keyboard) = &mut self.keyboard {
+            keyboard.init(TERMINAL, ops);
+        }
         self.settle(ops);
     }
 
@@ -98,6 +113,7 @@ impl MutEventSubscriber for ConsoleEvents {
             // Another event may have emptied it.
             (DRAINED, ..) => drop(port.drained().read()),
             (KEYBOARD, Some(keyboard), _) => keyboard.ready(port),
+            (TERMINAL, Some(keyboard), _) => keyboard.look(),
             (token, _, Some(server)) => server.ready(token, events.event_set(), port, ops),
             _ => {}
         }
@@ -246,7 +262,7 @@ mod tests {
         let (keys, mut typist) = io::pipe().unwrap();
         let exit = Arc::new(ExitSlot::new().unwrap());
         let mut console = ConsoleEvents::new(&Hub::new().unwrap(), serial(false).1);
-        console.add_keyboard(Box::new(keys), true, exit.clone());
+        console.add_keyboard(Box::new(keys), true, exit.clone()).unwrap();
         let mut events = EventManager::<ConsoleEvents>::new().unwrap();
         events.add_subscriber(console);
         typist.write_all(&[b'z'; 1000]).unwrap();

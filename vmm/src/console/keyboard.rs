@@ -1,11 +1,17 @@
 //! What is typed on standard input.
+//!
+//! A terminal is read only while it is this process's: `mvm boot … &` runs without a keyboard until fg(1).
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use event_manager::{EventOps, EventSet};
-use instance::console::{Command, Escape, HELP};
+use devices::Timer;
+use event_manager::{EventOps, EventSet, Events};
+use instance::Signals;
+use instance::console::{Command, Escape, HELP, in_foreground, take_terminal};
 
 use super::input::{InputPort, pump};
 use super::watch::{Watch, Watched};
@@ -14,6 +20,44 @@ use crate::exit::{ExitReason, ExitSlot};
 /// How much a terminal's user may type ahead of the guest. It is read even where the guest reads nothing, since a
 /// command to mvm may be in it.
 const TYPED_AHEAD: usize = 4096;
+
+/// How often a process in the background looks whether it has been given the terminal: fg(1) tells one that was not
+/// stopped nothing.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+
+/// Who has the terminal, and what says that this may have changed.
+struct JobControl {
+    /// SIGCONT: a shell may have had the terminal meanwhile.
+    signals: Signals,
+    /// Set while this process is in the background.
+    timer: Timer,
+    foreground: bool,
+}
+
+impl JobControl {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            signals: Signals::block(&[libc::SIGCONT])?,
+            timer: Timer::new()?,
+            foreground: in_foreground(),
+        })
+    }
+
+    /// Takes the terminal where it is this process's, and looks again later where it is not.
+    fn look(&mut self) {
+        while self.signals.next().is_some() {}
+        self.timer.acknowledge();
+        self.foreground = take_terminal().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot set up the terminal");
+            false
+        });
+        if !self.foreground
+            && let Err(error) = self.timer.set_once(LOOK_AGAIN)
+        {
+            tracing::warn!(%error, "the terminal will not be read again");
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -34,16 +78,44 @@ pub(super) struct Keyboard {
     /// Only a terminal has an escape character: a file may contain any byte.
     escape: Option<Escape>,
     ahead: VecDeque<u8>,
+    /// A terminal has it.
+    job: Option<JobControl>,
     exit: Arc<ExitSlot>,
 }
 
 impl Keyboard {
     /// A keyboard at `source`, whose events come with `token`. Where it `is_terminal`, it has an escape character, by
     /// which the user can end the VM through `exit`.
-    pub(super) fn new(source: Box<dyn AsFd>, token: u32, is_terminal: bool, exit: Arc<ExitSlot>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// Those of the system calls that watch who has the terminal.
+    pub(super) fn new(
+        source: Box<dyn AsFd>,
+        token: u32,
+        is_terminal: bool,
+        exit: Arc<ExitSlot>,
+    ) -> io::Result<Self> {
         let watch = Watch::new(source.as_fd().as_raw_fd(), token);
         let escape = is_terminal.then(Escape::default);
-        Self { source, watch, state: State::Watched, escape, ahead: VecDeque::new(), exit }
+        let job = is_terminal.then(JobControl::new).transpose()?;
+        Ok(Self { source, watch, state: State::Watched, escape, ahead: VecDeque::new(), job, exit })
+    }
+
+    /// Has the event loop say with `token` when another process may have the terminal, or this one has it again.
+    pub(super) fn init(&mut self, token: u32, ops: &mut EventOps<'_>) {
+        let Some(job) = &mut self.job else { return };
+        for fd in [job.signals.as_fd().as_raw_fd(), job.timer.as_raw_fd()] {
+            if let Err(error) = ops.add(Events::with_data_raw(fd, token, EventSet::IN)) {
+                tracing::warn!(%error, "cannot watch who has the terminal");
+            }
+        }
+        job.look();
+    }
+
+    /// The terminal may have changed hands.
+    pub(super) fn look(&mut self) {
+        self.job.iter_mut().for_each(JobControl::look);
     }
 
     /// How much can be read.
@@ -53,6 +125,9 @@ impl Keyboard {
 
     /// There is something to read.
     pub(super) fn ready(&mut self, port: &InputPort) {
+        if self.job.is_some() && !in_foreground() {
+            return self.look();
+        }
         let room = self.room(port);
         let (escape, ahead, exit) = (&mut self.escape, &mut self.ahead, &self.exit);
         let more = pump(&self.source, room, |typed| match escape {
@@ -72,7 +147,8 @@ impl Keyboard {
             let typed: Vec<u8> = self.ahead.drain(..fitting).collect();
             port.enqueue(&typed);
         }
-        let wanted = (self.state == State::Watched && self.room(port) > 0).then_some(EventSet::IN);
+        let readable = self.job.as_ref().is_none_or(|job| job.foreground) && self.room(port) > 0;
+        let wanted = (self.state == State::Watched && readable).then_some(EventSet::IN);
         match self.watch.set(wanted, ops) {
             Watched::Yes => {}
             Watched::AlwaysReady => self.state = State::AlwaysReady,
@@ -92,7 +168,6 @@ fn obey(escape: &mut Escape, typed: &[u8], ahead: &mut VecDeque<u8>, exit: &Exit
     for command in commands {
         match command {
             Command::Stop => exit.end(ExitReason::Stopped),
-            // Where standard error is closed there is nobody to help.
             Command::Help => devices::log::print(HELP),
             Command::Detach => {}
         }

@@ -145,7 +145,7 @@ impl Console {
         if frontend.reads_stdin {
             let stdin = io::stdin();
             let is_terminal = stdin.is_terminal();
-            events.add_keyboard(Box::new(stdin), is_terminal, exit.clone());
+            events.add_keyboard(Box::new(stdin), is_terminal, exit.clone())?;
             self.terminal = RawTerminal::enter().map_err(ConsoleError::Terminal)?;
         }
         Ok(events)

@@ -1,0 +1,18 @@
+//! `mvm boot` as a process: signals, job control, limits, and an end that comes in time.
+//!
+//! The guests are a few bytes of machine code. They need `/dev/kvm`, whatever kind of KVM that is; without it each test
+//! prints why it is skipped.
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]
+#![allow(clippy::indexing_slicing, reason = "a panic is a failed test")]
+
+#[path = "../../vmm/tests/tiny/image.rs"]
+mod image;
+#[path = "process/job_control.rs"]
+mod job_control;
+#[path = "process/signals.rs"]
+mod signals;
+#[path = "process/terminal.rs"]
+mod terminal;
+#[path = "process/vm.rs"]
+mod vm;

@@ -1,0 +1,138 @@
+//! What ends a VM, and when its process is gone.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+
+use crate::vm::{IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, text};
+
+/// How long the process lives at most after a forced end (`vmm::supervisor::FORCED_END`), and some time for a machine that is busy.
+const FORCED_END: Duration = Duration::from_secs(3 + 5);
+
+#[test]
+fn sigterm_says_what_it_does_and_ends_by_force() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let vm = place.start(&["--stop-timeout", "1s"]);
+    vm.signal(Signal::TERM);
+    let (code, errors) = vm.finish();
+    assert_eq!(code, Some(143), "{errors}");
+    for line in [
+        "mvm: SIGTERM: pressed the power button; forcing in 1 s\n",
+        "mvm: the guest did not power off in 1 s: ended by force\n",
+    ] {
+        assert!(errors.contains(line), "{errors}");
+    }
+    assert!(place.is_clean());
+}
+
+#[test]
+fn a_second_request_ends_it_at_once_and_signals_at_once_are_no_second_request() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let start = Instant::now();
+    let vm = place.start(&["--stop-timeout", "1h"]);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::TERM] {
+        vm.signal(signal);
+    }
+    // A second is what keeps requests apart.
+    std::thread::sleep(Duration::from_millis(1200));
+    vm.signal(Signal::INT);
+    let (code, errors) = vm.finish();
+    assert_eq!(code, Some(130), "{errors}");
+    assert!(start.elapsed() > Duration::from_secs(1));
+    assert_eq!(errors.matches("pressed the power button").count(), 1, "{errors}");
+}
+
+#[test]
+fn timeout_has_its_own_code() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let (code, errors) = place.start(&["--timeout", "500ms", "--stop-timeout", "100ms"]).finish();
+    assert_eq!(code, Some(124), "{errors}");
+    assert!(errors.contains("--timeout is over: pressed the power button"), "{errors}");
+}
+
+#[test]
+fn the_command_timeout_presses_the_button_once() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let boot = place.boot(&["--stop-timeout", "2s"]);
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=30", "1"]).arg(boot.get_program()).args(boot.get_args());
+    command.envs(boot.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = text(&output);
+    assert_eq!(said.matches("pressed the power button").count(), 1, "{said}");
+    assert!(
+        said.contains("the guest did not power off in 2 s") && !said.contains("second request"),
+        "{said}"
+    );
+}
+
+#[test]
+fn signals_that_were_ignored_at_the_start_stay_ignored() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let boot = place.boot(&["--stop-timeout", "100ms"]);
+    // As nohup(1), and as a shell without job control does with what it runs in the background.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' HUP INT QUIT; exec \"$@\"", "sh"])
+        .arg(boot.get_program())
+        .args(boot.get_args());
+    command.envs(boot.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut vm = Vm(command.spawn().unwrap());
+    vm.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    for signal in [Signal::HUP, Signal::INT, Signal::QUIT] {
+        vm.signal(signal);
+    }
+    vm.signal(Signal::TERM);
+    let (code, errors) = vm.finish();
+    assert_eq!(code, Some(143), "{errors}");
+    assert!(errors.contains("SIGTERM: pressed") && !errors.contains("SIGHUP"), "{errors}");
+}
+
+#[test]
+fn a_paused_vm_is_resumed_before_its_button_is_pressed() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let vm = place.start(&["--stop-timeout", "1h"]);
+    let run = |arguments: &[&str]| text(&place.mvm().args(arguments).output().unwrap());
+    assert_eq!(run(&["pause", "vm"]).trim(), "vm");
+    assert!(run(&["ps"]).contains("paused"));
+    vm.signal(Signal::TERM);
+    let start = Instant::now();
+    while !run(&["ps"]).contains("running") {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", run(&["ps"]));
+    }
+}
+
+#[test]
+fn a_vm_ends_in_time_though_nobody_reads_any_of_its_output() {
+    let Some(place) = Place::new(TALKS) else { return };
+    // The pipes stay open and full.
+    let mut vm = place.start(&["--stop-timeout", "0s", "--log-level", "trace"]);
+    vm.signal(Signal::TERM);
+    let start = Instant::now();
+    assert_eq!(vm.wait().code(), Some(143));
+    assert!(start.elapsed() < FORCED_END, "{:?}", start.elapsed());
+    assert!(place.is_clean());
+}
+
+#[test]
+fn a_file_size_limit_is_an_error_and_not_an_end() {
+    let Some(place) = Place::new(TALKS_AND_ENDS) else { return };
+    let console = place.path("console");
+    for console in ["stdio", console.to_str().unwrap()] {
+        let mut command = place.boot(&["--console", console]);
+        command.stdout(Stdio::null());
+        // SAFETY: the call sets a limit of the new process and nothing else.
+        unsafe {
+            command.pre_exec(|| {
+                let limit = Rlimit { current: Some(4096), maximum: Some(4096) };
+                Ok(setrlimit(Resource::Fsize, limit)?)
+            });
+        }
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "--console {console}: {} {}", output.status, text(&output));
+    }
+}

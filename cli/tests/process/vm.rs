@@ -1,0 +1,129 @@
+//! A VM of the program under test.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::image::{Entry, elf};
+
+/// No test takes a quarter of it; this is for one that hangs.
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// Says `r` on its serial port and halts for good.
+pub(crate) const IDLE: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xfa, 0xf4, 0xeb, 0xfc];
+/// Writes `r` to its serial port without end.
+pub(crate) const TALKS: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xeb, 0xfd];
+/// Writes 256 KiB of `r` to its serial port and powers off.
+pub(crate) const TALKS_AND_ENDS: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'r', // mov al, 'r'
+    0xb9, 0x00, 0x00, 0x04, 0x00, // mov ecx, 0x40000
+    0xee, 0xff, 0xc9, 0x75, 0xfb, // out dx, al; dec ecx; jnz
+    0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4, // S5
+];
+
+/// A directory with a kernel, and with a runtime directory of its own.
+pub(crate) struct Place(TempDir);
+
+impl Place {
+    /// A place with a guest of `code`; `None`, with the reason printed, where there is no KVM.
+    pub(crate) fn new(code: &[u8]) -> Option<Self> {
+        if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+            let thread = std::thread::current();
+            // Past the test harness, which would keep it to itself.
+            let _ = writeln!(
+                std::io::stderr(),
+                "skipped {}: /dev/kvm: {error}",
+                thread.name().unwrap_or("a test")
+            );
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("kernel"), elf(code, Entry::Linux64)).unwrap();
+        Some(Self(directory))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// mvm, which keeps its VMs here.
+    pub(crate) fn mvm(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mvm"));
+        command.env("XDG_RUNTIME_DIR", self.0.path()).env_remove("MVM_LOG");
+        command
+    }
+
+    /// `mvm boot` with `arguments`, not started yet.
+    pub(crate) fn boot(&self, arguments: &[&str]) -> Command {
+        let mut command = self.mvm();
+        command
+            .arg("boot")
+            .arg("--kernel")
+            .arg(self.path("kernel"))
+            .args(["--name", "vm", "--memory", "32M"]);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// The same started, once its guest has said something.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Vm {
+        let mut vm = Vm(self.boot(arguments).spawn().unwrap());
+        let said = vm.0.stdout.as_mut().unwrap().read(&mut [0; 1]).unwrap();
+        assert_eq!(said, 1, "the guest does not start: {:?}", vm.0.wait());
+        vm
+    }
+
+    /// Whether the VM has left nothing in the runtime directory.
+    pub(crate) fn is_clean(&self) -> bool {
+        let left = |path: &Path| std::fs::read_dir(path).map_or(0, |entries| entries.count());
+        // The directory of names stays.
+        left(&self.path("mvm")) <= 1 && left(&self.path("mvm/names")) == 0
+    }
+}
+
+/// A running `mvm boot`, which does not outlive its test.
+pub(crate) struct Vm(pub(crate) Child);
+
+impl Vm {
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// Waits for the end, but not for readers of its output.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < WATCHDOG, "mvm does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for the end; the exit code and what it said on standard error.
+    pub(crate) fn finish(mut self) -> (Option<i32>, String) {
+        let status = self.wait();
+        let mut errors = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        (status.code(), errors)
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The text of a finished command's output.
+pub(crate) fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
