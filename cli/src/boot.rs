@@ -79,7 +79,7 @@ pub struct BootCommand {
 
 /// Boots a VM and runs it to its end. `start` is when the process started.
 pub fn run(command: BootCommand, start: Instant) -> ExitCode {
-    // Before there is a VM: from here on, nothing that it causes waits for who reads standard error.
+    // Started before the VM: log lines that the VM causes then never wait for the reader of standard error.
     let _writer = match devices::log::Writer::start() {
         Ok(writer) => writer,
         Err(error) => {
@@ -178,7 +178,7 @@ fn ending(result: Result<ExitReason, VmError>) -> u8 {
     }
 }
 
-/// What to run, and what it is to be called.
+/// The VM's configuration and its identity.
 fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<(VmConfig, Identity), String> {
     let options = match file {
         Some(path) => flags.or(config_file::read(&path).map_err(|error| chain(&error))?),
@@ -192,7 +192,7 @@ fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<(VmConfig,
     Ok((config, identity))
 }
 
-/// What to say where a guest of `memory` bytes does not fit into a host of `total`.
+/// A warning if a guest of `memory` bytes does not fit into a host of `total` bytes.
 fn memory_warning(memory: u64, total: u64) -> Option<String> {
     let asked = vmm::MemorySize::from_bytes(memory);
     (memory > total).then(|| {

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     fn check(name: &'static str, verdict: Verdict) -> Check {
-        let mend = (verdict != Verdict::Good).then(|| "mend it".to_owned());
+        let mend = (verdict != Verdict::Good).then(|| "fix it".to_owned());
         Check { name, verdict, found: "found".into(), mend }
     }
 
@@ -100,7 +100,7 @@ mod tests {
         let report = Report::of(vec![check("a", Verdict::Good), check("longer", Verdict::Poor)]);
         assert!(report.can_boot);
         let expected = "CHECK    RESULT   FOUND\na        ok       found\nlonger   warn     found\n\n\
-                        To fix or improve:\n  longer: mend it\n\nThis host can boot Linux guests.\n";
+                        To fix or improve:\n  longer: fix it\n\nThis host can boot Linux guests.\n";
         assert_eq!(report.table(), expected);
         let report = Report::of(vec![check("a", Verdict::Bad)]);
         assert!(!report.can_boot && report.table().ends_with("cannot boot Linux guests.\n"));

@@ -236,7 +236,7 @@ impl BootOptions {
         }
     }
 
-    /// What the VM is to be called.
+    /// The VM's identity.
     pub fn identity(&self) -> Identity {
         Identity { id: self.id.clone(), name: self.name.clone(), directory: None }
     }

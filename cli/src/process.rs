@@ -30,7 +30,7 @@ impl From<u8> for ExitCode {
 extern "C" fn main(count: c_int, values: *const *const c_char) -> c_int {
     begin();
     let ExitCode(code) = crate::run(arguments(count, values));
-    // It flushes standard output, which C's own end knows nothing of.
+    // It flushes Rust's standard output, which C's exit does not.
     std::process::exit(code.into())
 }
 
@@ -46,7 +46,7 @@ fn arguments(count: c_int, values: *const *const c_char) -> Vec<OsString> {
     (0..count).map(argument).collect()
 }
 
-/// What a process needs before anything else is done.
+/// Sets up the process before anything else is done.
 #[cfg_attr(test, expect(dead_code, reason = "the tests have an entry of their own"))]
 fn begin() {
     let mut streams = [0, 1, 2].map(|fd| libc::pollfd { fd, events: 0, revents: 0 });
@@ -54,8 +54,8 @@ fn begin() {
     let polled = unsafe { libc::poll(streams.as_mut_ptr(), 3, 0) };
     let closed = |stream: &libc::pollfd| stream.revents & libc::POLLNVAL != 0;
     for _ in streams.iter().filter(|stream| polled > 0 && closed(stream)) {
-        // A file of ours in the place of a standard stream would get what is meant for that. The lowest number that
-        // is free is the next that is closed.
+        // Otherwise a file that mvm opens could get the number of a standard stream, and with it that stream's output.
+        // open() uses the lowest free number, which is that of the closed stream.
         // SAFETY: the path is a string of C's.
         unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
     }

@@ -66,7 +66,7 @@ struct Usage {
 type Sample = HashMap<VmId, (Running, MetricsReport)>;
 
 impl StatsCommand {
-    /// Shows the table until there is nobody to show it to, or none of the VMs is left that were asked for.
+    /// Shows the table until its reader closes the pipe, or until none of the named VMs is left.
     pub fn run(self) -> ExitCode {
         let registry = Registry::of_user();
         let (vms, code) = match self.vms(&registry) {

@@ -15,7 +15,7 @@ pub fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
             crate::print(error.render().to_string().as_bytes(), exit_code::SUCCESS)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // Where standard error is closed, the exit code has to do.
+            // Nothing can be done where standard error is closed.
             let _ = error.print();
             exit_code::USAGE.into()
         }

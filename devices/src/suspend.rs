@@ -16,7 +16,7 @@ pub trait Suspend: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`SuspendError`]: the device goes on as if it had not been asked.
+    /// [`SuspendError`]: the device continues, as if it had not been asked.
     fn suspend(&self) -> Result<(), SuspendError>;
 
     /// The state of a suspended device.

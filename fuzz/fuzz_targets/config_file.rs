@@ -1,14 +1,15 @@
-//! A configuration file: whatever it says, it is a VM's configuration or an error of one line.
+//! A configuration file: any text is a VM's configuration or an error of one line.
 
 #![no_main]
 
-// The program is no library; these files of it need nothing of the rest.
-#[allow(dead_code, reason = "to read the file is not what is tried here")]
+// The program is not a library; these files of it do not depend on the others.
+#[allow(dead_code, reason = "reading the file is not tested here")]
 #[path = "../../cli/src/config_file.rs"]
 mod config_file;
 #[allow(dead_code, reason = "the name of the VM is not needed")]
 #[path = "../../cli/src/options.rs"]
 mod options;
+#[allow(dead_code, reason = "some parse words of the command line only")]
 #[path = "../../cli/src/values.rs"]
 mod values;
 

@@ -20,7 +20,7 @@ use vmm::pause::Pauser;
 use vmm::power_button::PowerButton;
 use vmm::vcpu::Gate;
 
-/// Where what the client says is cut into pieces, which come one after the other. It is no byte of HTTP's.
+/// Where what the client says is cut into pieces, which come one after the other. HTTP does not use this byte.
 const CUT: u8 = 0xff;
 /// The most rounds of the event loop for one client.
 const MAX_ROUNDS: usize = 64;

@@ -54,7 +54,7 @@ pub struct MachineConfiguration {
 pub struct Balloon {
     /// The size that it should have: MiB taken from the guest.
     pub amount_mib: u64,
-    /// Whether the guest takes memory back before it kills a process for want of it.
+    /// Whether the guest takes memory back before it kills a process for lack of it.
     pub deflate_on_oom: bool,
     /// Whether memory that the guest has free goes to the host without being asked for.
     pub free_page_reporting: bool,

@@ -73,7 +73,7 @@ pub enum InstanceError {
         #[source]
         source: io::Error,
     },
-    /// Somebody else could have put things into it.
+    /// Another user could have put files into it.
     #[error("{} belongs to another user: remove it, or set XDG_RUNTIME_DIR to a directory of your own", .0.display())]
     NotOurs(PathBuf),
     /// Others can change what is in it.

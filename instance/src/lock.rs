@@ -40,7 +40,7 @@ impl DirectoryLock {
         }
     }
 
-    /// The lock on the directory at `path`, unless somebody else has it.
+    /// The lock on the directory at `path`, unless another process has it.
     pub(super) fn attempt(path: &Path) -> io::Result<Option<Self>> {
         let directory = open_directory(path)?;
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {

@@ -35,7 +35,7 @@ pub enum ProcessError {
         #[source]
         source: io::Error,
     },
-    /// The process has ended, whoever has its number now.
+    /// The process has ended; its number may be another's now.
     #[error("process {0} has ended")]
     Ended(i32),
     /// The host refuses to let it be waited for or signalled.

@@ -128,7 +128,7 @@ impl Registry {
 
     /// Removes what killed VMs left behind. What can't be removed stays for the next one who comes by.
     pub fn sweep(&self) {
-        // Who adds a VM right now has a directory without a lock on it for a moment; then somebody else sweeps.
+        // Who adds a VM right now has a directory without a lock on it for a moment; then another process sweeps.
         if let Ok(Some(_adding)) = DirectoryLock::attempt(&self.base) {
             for id in self.ids().unwrap_or_default() {
                 self.remove_remains(&id);

@@ -277,7 +277,7 @@ impl Outcome {
 
     /// The number behind `name=` in the console's output.
     pub fn number(&self, name: &str) -> u64 {
-        self.value(name).parse().unwrap_or_else(|error| panic!("{name} is no number ({error}): {self}"))
+        self.value(name).parse().unwrap_or_else(|error| panic!("{name} is not a number ({error}): {self}"))
     }
 }
 

@@ -187,7 +187,7 @@ fn too_many_disks_are_refused_by_number() {
     expect(
         &files.run(&format!("--kernel VMLINUX{disks}")),
         2,
-        &["19 virtio devices cannot be had", "at most 18"],
+        &["too many virtio devices: 19", "at most 18"],
     );
 }
 
@@ -205,7 +205,7 @@ fn without_vms_lists_are_empty() {
     }
 }
 
-/// The process ID in a VM's directory belongs to somebody else by now: it is left alone.
+/// The process ID in a VM's directory is another process's by now, which is not signalled.
 #[test]
 fn a_process_that_only_has_the_number_is_not_signalled() {
     use rustix::fs::{FlockOperation, flock};

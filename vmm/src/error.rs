@@ -1,4 +1,4 @@
-//! Why a VM could not be had, from all the parts that it is made of.
+//! Why a VM could not be built.
 
 use std::io;
 
@@ -33,7 +33,7 @@ pub enum VmError {
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// More vCPUs than this host's KVM can have.
-    #[error("{asked} CPUs cannot be had: this host's KVM gives 1 to {most}")]
+    #[error("{asked} CPUs are more than this host's KVM supports: use 1 to {most}")]
     TooManyCpus {
         /// What was asked for.
         asked: u32,
@@ -42,13 +42,13 @@ pub enum VmError {
     },
     /// The guest shall run VMs, and can't.
     #[error(
-        "VMs in the guest cannot be had: load kvm_amd or kvm_intel with nested=1, or leave --nested away; \
+        "nested VMs are not available: load kvm_amd or kvm_intel with nested=1, or leave --nested out; \
          `mvm doctor` looks further"
     )]
     NoNesting,
     /// More memory than this host's processor can address for a guest.
     #[error(
-        "{asked} of memory (--memory and --pmem) cannot be had: this processor addresses {bits} bits of a guest's memory"
+        "{asked} of memory (--memory and --pmem) is too large: this processor's guest-physical addresses have {bits} bits"
     )]
     TooMuchMemory {
         /// What was asked for.
@@ -81,7 +81,7 @@ pub enum VmError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     /// More devices than there are interrupts for.
-    #[error("{asked} virtio devices cannot be had, disks and all others together: a VM has at most {most}")]
+    #[error("too many virtio devices: {asked} (disks and all others together), a VM has at most {most}")]
     TooManyDevices {
         /// What was asked for.
         asked: usize,

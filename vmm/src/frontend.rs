@@ -1,7 +1,7 @@
 //! The user's side of a VM: the process's ending signals, its standard input and output, and the file of the console's
 //! latest output.
 //!
-//! Whoever launches a VM makes it and hands it over. The VM itself takes no signal and touches no terminal, so that all
+//! The caller of `launch` makes it. The VM itself takes no signal and touches no terminal, so that all
 //! this can be in another process than the VM.
 
 use std::path::{Path, PathBuf};

@@ -76,7 +76,7 @@ impl VmHandle {
         self.power_button.press()
     }
 
-    /// Ends the VM now, as SIGKILL would, but in good order.
+    /// Ends the VM now, as SIGKILL would, but after cleaning up.
     pub fn kill(&self) {
         self.exit.end(ExitReason::Signal(libc::SIGKILL));
     }

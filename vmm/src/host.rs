@@ -28,7 +28,7 @@ pub struct Check {
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
-    /// The way to mend it, where it is not good.
+    /// How to fix it, if it is not good.
     pub mend: Option<String>,
 }
 

@@ -25,7 +25,7 @@ pub const REQUIRED: [(Cap, &str); 8] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
 ];
 
-/// Why KVM can't be used; each message says how to mend it.
+/// Why KVM can't be used; each message says how to fix it.
 #[derive(Debug, Error)]
 pub enum KvmError {
     /// There is no device.
@@ -87,7 +87,7 @@ pub fn missing(kvm: &Kvm) -> Option<&'static str> {
 ///
 /// # Errors
 ///
-/// [`KvmError`] says what is missing and how to mend it.
+/// [`KvmError`] says what is missing and how to fix it.
 pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::NoDevice,

@@ -18,7 +18,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// The size of a page.
 pub const PAGE: u64 = 4096;
 
-/// Why guest RAM could not be had or filled.
+/// Why guest RAM could not be allocated or filled.
 #[derive(Debug, Error)]
 pub enum MemoryError {
     /// The host has no address space or no memory for it.
@@ -94,7 +94,7 @@ fn build(
     GuestMemoryMmap::from_regions(regions).map(Arc::new).map_err(MemoryError::Layout)
 }
 
-/// A file in memory of `length` bytes, all holes. Its length is sealed: whoever it is shared with could otherwise cut
+/// A file in memory of `length` bytes, all holes. Its length is sealed: a process that shares it could otherwise cut
 /// it short, and an access to what is gone would end mvm.
 fn memory_file(length: u64) -> io::Result<FileOffset> {
     let file = File::from(memfd_create("mvm-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
@@ -168,7 +168,7 @@ fn map_aligned(size: usize, protection: i32, flags: i32) -> io::Result<*mut u8> 
 
 /// Maps the whole of `file`, to be at `address` in the guest's physical memory.
 ///
-/// Where it may be written, a page that the file's storage has no room for can't be had, and neither can a page that
+/// If it is writable, a page for which the file's storage has no room cannot be allocated, nor can a page that
 /// somebody cuts off the file. To touch such a page is a signal's death for mvm, an error for a system call, and for
 /// KVM_RUN an error or no end: so nothing here touches a page of the mapping. As guest RAM, it lives as long as the
 /// process.

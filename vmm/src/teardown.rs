@@ -24,7 +24,7 @@ pub struct BackgroundTeardown {
 
 impl BackgroundTeardown {
     /// Prepares it for `vm`; `None` where the host has no io_uring or refuses it (a seccomp filter, the sysctl
-    /// `kernel.io_uring_disabled`). The VM is then freed by whoever closes its last descriptor.
+    /// `kernel.io_uring_disabled`). The VM is then freed by the thread that closes its last descriptor.
     pub fn prepare(vm: &VmFd) -> Option<Self> {
         let ring = setup_ring()?;
         let files = [vm.as_raw_fd()];

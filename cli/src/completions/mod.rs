@@ -1,7 +1,7 @@
 //! `mvm completions` prints a script for a shell, and `mvm complete` answers these scripts.
 //!
-//! The scripts know nothing but how to ask: what fits is found here, from the same description of the command line that
-//! parses it, and from the VMs that run.
+//! The scripts only ask. The candidates are found here, from the same description of the command line that parses it, and
+//! from the VMs that run.
 
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, ValueEnum};
 use instance::Registry;
@@ -15,7 +15,7 @@ Examples:
   mvm completions fish > ~/.config/fish/completions/mvm.fish
   mvm completions zsh > /usr/local/share/zsh/site-functions/_mvm";
 
-/// The shells that there is a script for.
+/// The supported shells.
 #[derive(Clone, Copy, ValueEnum)]
 enum Shell {
     Bash,
@@ -168,7 +168,7 @@ fn positional(argument: &Arg, root: &Command, vms: &[(String, String)]) -> Vec<C
     }
 }
 
-/// The values that `argument` has, or the usual ones.
+/// The values of `argument`, or usual ones.
 fn values(argument: &Arg) -> Vec<Candidate> {
     let fixed =
         |values: &[(&str, &str)]| values.iter().map(|(value, meaning)| word(*value, meaning)).collect();

@@ -47,7 +47,7 @@ impl BusDevice for Cmos {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let ([byte], 0) = (data, offset) {
-            // Bit 7 masks NMIs on a PC and is no part of the index.
+            // Bit 7 masks NMIs on a PC and is not part of the index.
             *lock(&self.index) = byte & 0x7f;
         }
     }
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(read(&cmos, 0x0a) & 0x80, 0);
         assert_eq!(read(&cmos, 0x0b), 0x02);
         assert_eq!(read(&cmos, 0x0d), 0x80);
-        assert_eq!(read(&cmos, 0x80 | 0x0d), 0x80, "the NMI mask is no part of the index");
+        assert_eq!(read(&cmos, 0x80 | 0x0d), 0x80, "the NMI mask is not part of the index");
         assert_eq!(read(&cmos, 0x32), 0x20);
     }
 

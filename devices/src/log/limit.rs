@@ -89,7 +89,7 @@ impl Limiter {
         Verdict::Written { left_out: std::mem::take(&mut bucket.left_out), last: bucket.tokens == 0 }
     }
 
-    /// Takes the count of all lines that were left out and that no later line told of.
+    /// Takes the count of all lines that were left out and that no later line has counted.
     pub(super) fn take_left_out(&mut self) -> u64 {
         self.buckets.values_mut().map(|bucket| std::mem::take(&mut bucket.left_out)).sum()
     }

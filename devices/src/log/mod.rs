@@ -1,14 +1,14 @@
 //! What mvm says on standard error.
 //!
 //! A guest, a helper process or a client can cause most of these lines, as often as it likes, from vCPU threads and
-//! from the event loop. Three rules hold for every line, whoever writes it, because they are rules of the
+//! from the event loop. Three rules hold for every line, because they are rules of the
 //! [`tracing::Subscriber`] itself ([`init`]) and not of the places that log:
 //!
 //! * each place in the source has a token bucket for each device (`limit`); a place names the device in the field
 //!   `device`. What a bucket has no token for is counted and left out.
 //! * a line goes to a bounded queue, and a thread writes it ([`Writer`]). Where nobody reads standard error, lines are
 //!   dropped and counted; no vCPU and no event loop waits.
-//! * control characters are escaped (`line`), so that no guest writes to the user's terminal by way of an error message.
+//! * control characters are escaped (`line`), so that no guest writes to the user's terminal through an error message.
 
 mod limit;
 mod line;

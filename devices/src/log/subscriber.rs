@@ -1,4 +1,4 @@
-//! Takes what is logged by way of `tracing`.
+//! Takes what is logged through `tracing`.
 
 use std::sync::Arc;
 

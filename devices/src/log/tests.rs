@@ -123,7 +123,7 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// The rules hold for whatever is logged by way of `tracing` or of this module, so nothing else may write to standard
+/// The rules hold for whatever is logged through `tracing` or of this module, so nothing else may write to standard
 /// error where a guest can be the cause.
 #[test]
 fn nothing_that_runs_with_a_guest_writes_to_standard_error_but_this_module() {

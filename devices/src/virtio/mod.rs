@@ -161,7 +161,7 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     ///
-    /// [`StopError`]: the device goes on as if it had not been asked.
+    /// [`StopError`]: the device continues, as if it had not been asked.
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError>;
     /// Goes on from `state` after [`suspend`](Self::suspend), or begins with it where the device is new. `activation` is
     /// `None` where no driver works with the device.

@@ -127,7 +127,7 @@ impl ActiveQueue {
         &self.memory
     }
 
-    /// All that buffers may lie in: for system calls only, which fail where a page can't be had.
+    /// All memory that buffers may be in: for system calls only, which fail for a page that cannot be allocated.
     pub(super) fn dma(&self) -> &Arc<GuestMemoryMmap> {
         &self.dma
     }

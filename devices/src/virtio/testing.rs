@@ -284,7 +284,7 @@ impl Driver {
         head
     }
 
-    /// As [`add`](Self::add), by way of an indirect table at `table`.
+    /// As [`add`](Self::add), with an indirect table at `table`.
     pub(crate) fn add_indirect(&mut self, table: u64, buffers: &[(u64, u32, u16)]) -> u16 {
         for (i, &(address, length, flags)) in (0..).zip(buffers) {
             let last = usize::from(i) + 1 == buffers.len();

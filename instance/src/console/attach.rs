@@ -39,7 +39,7 @@ pub enum AttachError {
     /// The console's output could not be shown.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
-    /// Something else that is needed from the host could not be had.
+    /// Another system call failed.
     #[error("cannot go on with the console")]
     Host(#[source] io::Error),
 }
@@ -121,7 +121,7 @@ impl<Input: AsFd, Output: AsFd> Session<Input, Output> {
         let reads = self.typing && self.foreground && self.to_send.len() < TYPED_AHEAD;
         let stream = if self.to_send.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&self.stream, stream)];
-        // A descriptor that is asked for nothing would still tell of its end, without end.
+        // poll() reports a hang-up even without a requested event, again and again.
         if reads {
             fds.push(PollFd::new(&self.stdin, PollFlags::IN));
         }

@@ -1,4 +1,4 @@
-//! Where a debugger finds the VM.
+//! Where the VM waits for a debugger.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,8 +22,7 @@ pub enum GdbConfig {
 impl FromStr for GdbConfig {
     type Err = ConfigError;
 
-    /// A number is a port, what has a slash is a path, what has a colon is an address with its port; a path
-    /// without a slash or colon is one in the working directory.
+    /// A number is a port, text with a colon and no slash is an address with its port, and all else is a path.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let bad = || ConfigError::Gdb(text.to_owned());
         let address = if text.is_empty() {
@@ -35,7 +34,7 @@ impl FromStr for GdbConfig {
         } else {
             return Ok(Self::Unix(text.into()));
         };
-        // Port 0 would be one that nobody knows.
+        // With port 0 the kernel would choose one.
         if address.port() == 0 { Err(bad()) } else { Ok(Self::Tcp(address)) }
     }
 }

@@ -8,8 +8,8 @@ use devices::virtio::rate_limit::Limit;
 
 use super::{ConfigError, MemorySize};
 
-/// A bucket holds a tenth of a second's worth, unless it was said how much: enough to keep a device busy between two
-/// wake-ups, too little to be noticed.
+/// By default a bucket holds what may pass in a tenth of a second: enough to keep a device busy between two wake-ups, too
+/// little to be noticed.
 const BURSTS_A_SECOND: u64 = 10;
 
 /// Bytes a second.
@@ -20,7 +20,7 @@ pub struct Bandwidth(pub Limit);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(pub Limit);
 
-/// Reads `PER_SECOND[:BURST]`, each in the words that `read` understands.
+/// Reads `PER_SECOND[:BURST]`, each by `read`.
 fn limit(text: &str, read: impl Fn(&str) -> Result<u64, ConfigError>) -> Result<Limit, ConfigError> {
     let (per_second, burst) = match text.split_once(':') {
         Some((per_second, burst)) => (read(per_second)?, read(burst)?),
@@ -100,7 +100,7 @@ mod tests {
     #[case("1:")]
     #[case("1:2:3")]
     #[case("-1")]
-    fn what_is_no_rate_is_refused(#[case] text: &str) {
+    fn invalid_rates_are_refused(#[case] text: &str) {
         assert!(matches!(text.parse::<Rate>(), Err(ConfigError::NotARate(_))), "{text}");
         assert!(text.parse::<Bandwidth>().is_err(), "{text}");
     }

@@ -1,4 +1,4 @@
-//! What a VM is made of, as plain data. The names are those of the flags of `mvm boot`.
+//! The configuration of a VM, as plain data. The names are those of the flags of `mvm boot`.
 
 mod console;
 mod device_list;
@@ -66,7 +66,7 @@ pub struct VmConfig {
     /// Network devices, in order.
     #[serde(rename = "net")]
     pub nets: Vec<NetConfig>,
-    /// Ports of the host that lead to the guest, by the first network of the kind user.
+    /// Ports of the guest published on the host, through the first user network.
     pub publish: Vec<PublishConfig>,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
@@ -80,7 +80,7 @@ pub struct VmConfig {
     pub console: ConsoleConfig,
     /// Whether the guest can run VMs of its own.
     pub nested: bool,
-    /// Where a debugger finds the VM, which waits for it before the first instruction.
+    /// Where the VM waits for a debugger before its first instruction.
     pub gdb: Option<GdbConfig>,
     /// How long the VM may run before it is asked to power off.
     pub timeout: Option<TimeLimit>,
@@ -88,7 +88,7 @@ pub struct VmConfig {
     pub stop_timeout: TimeLimit,
 }
 
-/// A path for people to read; one that is no UTF-8 loses the bytes that are not.
+/// A path as text; bytes that are not UTF-8 are lost.
 fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     path.to_string_lossy().serialize(serializer)
 }
@@ -101,13 +101,13 @@ fn optional_path_as_text<S: Serializer>(path: &Option<PathBuf>, serializer: S) -
 /// The most vCPUs a VM can have: an APIC ID has 8 bits, 255 means all of them, and the I/O APIC takes one.
 pub const MAX_CPUS: u32 = 254;
 
-/// What is wrong with a value; the message names the value and how to mend it.
+/// What is wrong with a value; the message names the value and says what to write instead.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// Not a size.
     #[error("invalid size {0:?}: use a number with K, M, G or T, as in 512M or 2G")]
     NotASize(String),
-    /// More bytes than 64 bits count.
+    /// A size of more than 64 bits.
     #[error("{0:?} is too large: a size has at most 64 bits")]
     SizeOverflow(String),
     /// Too little RAM.
@@ -117,7 +117,7 @@ pub enum ConfigError {
         hint = bytes_hint(*.0)
     )]
     MemoryTooSmall(MemorySize),
-    /// RAM in parts of a page.
+    /// RAM that is not a multiple of a page.
     #[error("{0} of memory is not a multiple of 4K, the size of a page")]
     MemoryUnaligned(MemorySize),
     /// Not a time, or too long a one.
@@ -129,7 +129,7 @@ pub enum ConfigError {
     /// A disk without a path.
     #[error("no path: write PATH[,readonly][,format=raw][,id=NAME][,limit-bandwidth=RATE][,limit-iops=RATE]")]
     DiskPath,
-    /// An unknown word behind a disk's path.
+    /// An unknown option of a disk.
     #[error(
         "unknown disk option {0:?}; valid options: readonly (or ro), format=raw, id=NAME, limit-bandwidth=RATE, \
          limit-iops=RATE (write a comma in a path as ,,)"
@@ -143,10 +143,10 @@ pub enum ConfigError {
     /// A file that two devices would use, one of them to write.
     #[error("disk {} is given twice; devices can share a file only where all have `,readonly`", .0.display())]
     FileTwice(PathBuf),
-    /// A disk's serial number that a driver could not read.
+    /// An invalid serial number of a disk.
     #[error(transparent)]
     DiskId(#[from] DiskIdError),
-    /// A rate that is no number.
+    /// A rate that is not a number.
     #[error("invalid rate {0:?}: use a number a second, as in 1000, or 1000:5000 with a burst")]
     NotARate(String),
     /// A limit that lets nothing pass.
@@ -161,16 +161,16 @@ pub enum ConfigError {
     /// A socket device without a path.
     #[error("no path: write PATH[,cid=N], with the path of a Unix socket")]
     VsockPath,
-    /// A CID that no guest can have.
+    /// A CID that is not a guest's.
     #[error("invalid CID {0:?}: use a number from {min} to {max}", min = VsockConfig::MIN_CID, max = VsockConfig::MAX_CID)]
     VsockCid(String),
-    /// An unknown word behind the path of a socket device.
+    /// An unknown option of a socket device.
     #[error("unknown vsock option {0:?}; valid option: cid=N (write a comma in a path as ,,)")]
     VsockOption(String),
     /// Persistent memory without a path.
     #[error("no path: write PATH[,readonly|,cow][,format=raw]")]
     PmemPath,
-    /// An unknown word behind the path of persistent memory, or one too many.
+    /// An unknown option of persistent memory, or conflicting ones.
     #[error(
         "unknown pmem option {0:?}; valid options: format=raw, and readonly (or ro) or cow, not both (write a comma in a \
          path as ,,)"
@@ -254,7 +254,7 @@ impl VmConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] names the first value that can't work.
+    /// [`ConfigError`] names the first invalid value.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return Err(ConfigError::Cpus(self.cpus));
@@ -286,7 +286,7 @@ impl VmConfig {
         let pmem = self.pmem.iter().map(|pmem| (&pmem.path, pmem.mode == PmemMode::Shared));
         let mut seen: Vec<(PathBuf, bool)> = Vec::new();
         for (path, writes) in disks.chain(pmem) {
-            // Without "." in it; links are the business of the lock on the file.
+            // Without "." in it. Links to the same file are found by the lock on it.
             let plain: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
             if seen.iter().any(|(other, other_writes)| *other == plain && (writes || *other_writes)) {
                 return Err(ConfigError::FileTwice(path.clone()));

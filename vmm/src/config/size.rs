@@ -16,7 +16,7 @@ pub struct MemorySize(u64);
 const UNITS: [(char, u64); 4] = [('T', 1 << 40), ('G', 1 << 30), ('M', 1 << 20), ('K', 1 << 10)];
 
 impl MemorySize {
-    /// The least that a VM can have.
+    /// The minimum of a VM.
     pub const MIN: Self = Self(16 << 20);
 
     /// A size in bytes.
@@ -34,7 +34,7 @@ impl MemorySize {
         self.0
     }
 
-    /// The size as one word that reads back as the same.
+    /// The size as text that parses to the same size.
     pub(super) fn word(self) -> String {
         match self.unit() {
             Some((name, unit)) => format!("{}{name}", self.0 / unit),

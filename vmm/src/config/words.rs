@@ -1,4 +1,4 @@
-//! The words of an option with several parts, such as `PATH[,readonly][,id=NAME]`.
+//! The parts of an option, such as `PATH[,readonly][,id=NAME]`.
 
 /// Splits at commas; a doubled comma stands for one that does not split, as in QEMU's options.
 pub(super) fn split_at_single_commas(text: &str) -> Vec<String> {

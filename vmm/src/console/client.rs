@@ -89,7 +89,7 @@ impl Client {
         let mut wanted = EventSet::empty();
         wanted.set(EventSet::IN, !self.mute && port.room() > 0);
         wanted.set(EventSet::OUT, self.behind && !self.deaf);
-        // One that has gone while the guest reads nothing would be told of without end.
+        // epoll would report a closed one again and again while the guest does not read.
         let wanted = (!self.deaf || !wanted.is_empty()).then_some(wanted);
         if self.watch.set(wanted, ops) != Watched::Yes {
             (self.deaf, self.mute) = (true, true);

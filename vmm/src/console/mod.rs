@@ -62,7 +62,7 @@ pub enum ConsoleError {
     /// Standard input could not be set up.
     #[error("cannot set up the terminal")]
     Terminal(#[source] io::Error),
-    /// Something that the console needs from the host could not be had.
+    /// A system call failed.
     #[error("cannot set up the console")]
     Host(#[source] io::Error),
 }
@@ -105,7 +105,7 @@ impl Console {
         VirtioConsole::new(sink, window::size()).map_err(ConsoleError::Host)
     }
 
-    /// Takes note of `console`, now that it is a device of the VM: it is told of the window's size by the subscriber
+    /// Takes note of `console`, now that it is a device of the VM: it gets the window's size from the subscriber
     /// that is returned, and what is typed goes to the port.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Listens at `path`, by the rules of [`ListeningSocket`]: who reaches the console is as good as root in the guest.
+    /// Listens at `path`, by the rules of [`ListeningSocket`]: a client of the console can do what root in the guest can.
     /// Its events come with `token`, those of clients with the following ones.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The registers of a vCPU as GDB is told of them.
+//! The registers of a vCPU as GDB sees them.
 
 use gdbstub::arch::{Arch, Registers};
 use gdbstub_arch::x86::reg::X86_64CoreRegs;

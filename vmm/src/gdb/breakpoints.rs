@@ -1,6 +1,6 @@
 //! Software breakpoints: INT3 in the guest's memory in place of an instruction's first byte.
 //!
-//! Whoever reads memory through the debugger sees what the guest has there, and whoever writes does not write over the
+//! A read of memory through the debugger returns what the guest has there, and a write does not overwrite the
 //! INT3. The guest itself sees it; a kernel that checks its own code may notice.
 
 use std::collections::BTreeMap;

@@ -175,7 +175,7 @@ fn tag(value: &F80) -> u32 {
     match exponent {
         0 if mantissa == 0 => TAG_ZERO,
         0 | 0x7fff => TAG_SPECIAL,
-        // Without the integer bit it is no number of this processor.
+        // Without the integer bit the processor does not accept the number.
         _ if mantissa >> 63 == 0 => TAG_SPECIAL,
         _ => TAG_VALID,
     }

@@ -121,7 +121,7 @@ impl Session {
     }
 }
 
-/// What GDB is told of the VM's end: the guest exited, or died of a signal.
+/// How the VM's end is reported to GDB: the guest exited, or died of a signal.
 fn last_words(reason: Option<ExitReason>) -> MultiThreadStopReason<u64> {
     match reason {
         None | Some(ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped | ExitReason::Killed) => {

@@ -34,7 +34,7 @@ pub enum CmdlineError {
 ///
 /// # Errors
 ///
-/// [`CmdlineError`] says how to mend it.
+/// [`CmdlineError`] says how to fix it.
 pub fn kernel_arguments(config: &VmConfig, visible: bool, max: usize) -> Result<CString, CmdlineError> {
     let arguments = match &config.cmdline {
         Some(cmdline) => cmdline.clone(),

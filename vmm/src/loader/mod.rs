@@ -40,7 +40,7 @@ impl std::error::Error for LoadError {
     }
 }
 
-/// What is wrong with a file that is to be loaded, and how to mend it.
+/// What is wrong with a file that is to be loaded, and how to fix it.
 #[derive(Debug, Error)]
 pub(crate) enum Problem {
     #[error("cannot be opened")]
@@ -182,7 +182,7 @@ const HEAD: usize = 4096;
 ///
 /// # Errors
 ///
-/// [`LoadError`] names the file, what is wrong with it, and how to mend it.
+/// [`LoadError`] names the file, what is wrong with it, and how to fix it.
 pub fn load_kernel(memory: &GuestMemoryMmap, kernel: BootFile) -> Result<Kernel, LoadError> {
     let BootFile { what, path, file, length } = kernel;
     let load = || {

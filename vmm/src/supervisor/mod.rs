@@ -191,7 +191,7 @@ impl Worker {
             return self.end_with(&ExitReason::Signal(signal));
         }
         if let Some(end) = &mut self.end {
-            // Whoever asks for an end of what is ending waits no longer than for a forced end.
+            // A second request while the VM is ending waits no longer than a forced end takes.
             if self.policy.signal(signal, now).is_some() || self.policy.is_second(now) {
                 *end = (*end).min(now + FORCED_END);
             }

@@ -64,7 +64,7 @@ pub(super) fn handle(
     Next::Enter
 }
 
-/// The reason for the VM's end, with what the vCPU tells of it.
+/// The reason for the VM's end, with the vCPU's state.
 pub(super) fn reason(end: End, vcpu: u32, fd: &mut VcpuFd) -> ExitReason {
     match end {
         End::TripleFault => ExitReason::TripleFault {

@@ -260,7 +260,7 @@ impl Gate {
         state.waiting -= 1;
     }
 
-    /// Says that the thread of `vcpu` is about to start, so that whoever pauses waits for it.
+    /// Says that the thread of `vcpu` is about to start, so that a pause waits for it.
     pub(super) fn expect(&self, vcpu: usize) {
         if let Some(seat) = self.lock().seats.get_mut(vcpu) {
             seat.expected = true;
@@ -343,7 +343,7 @@ mod tests {
     fn each_holder_lets_go_for_itself() {
         let gate = Gate::new(2);
         assert!(!gate.is_paused());
-        // Twice is as good as once.
+        // Twice has the same effect.
         for _ in 0..2 {
             gate.pause(Holder::User).unwrap();
         }

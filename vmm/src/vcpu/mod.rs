@@ -38,7 +38,7 @@ pub struct VcpuShared {
     pub timeline: Arc<Timeline>,
 }
 
-/// Why a vCPU thread could not be had.
+/// Why a vCPU thread could not be started.
 #[derive(Debug, Error)]
 pub enum VcpuError {
     /// The signal that stops it could not be set up.

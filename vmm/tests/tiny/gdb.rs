@@ -13,7 +13,7 @@ use super::machine::{Machine, Running};
 /// Where guests count.
 const COUNTER: u64 = 0x40_0000;
 
-/// A guest that waits for GDB; `None`, with the reason printed, where either it or GDB cannot be had.
+/// A guest that waits for GDB; `None`, with the reason printed, where one of them is not available.
 fn start(machine: Option<Machine>) -> Option<(Running, PathBuf)> {
     let mut machine = machine?;
     if let Err(error) = Command::new("gdb").arg("--version").output() {

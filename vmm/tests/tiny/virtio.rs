@@ -209,7 +209,7 @@ guest!(
         jz 2b
         mov eax, [rbx + 0x70]
         put32
-        // A reset mends it.
+        // A reset repairs it.
         store 0x70, 0
         mov eax, [rbx + 0x70]
         put32

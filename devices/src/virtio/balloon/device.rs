@@ -116,7 +116,7 @@ pub struct Balloon {
 }
 
 impl Balloon {
-    /// Makes a balloon without air for a guest with `ram` bytes of memory.
+    /// Makes an empty balloon for a guest with `ram` bytes of memory.
     ///
     /// # Errors
     ///

@@ -20,7 +20,7 @@ pub struct TargetError {
     pub most: u64,
 }
 
-/// A balloon in the hands of whoever controls the VM. All sizes are those of the balloon, that is of the memory taken
+/// The control side of a balloon. All sizes are those of the balloon, that is of the memory taken
 /// from the guest, in bytes.
 #[derive(Clone)]
 pub struct BalloonHandle(Arc<Mutex<Balloon>>);

@@ -1,4 +1,4 @@
-//! What the driver tells of the guest's memory (5.5.6.3).
+//! The driver's memory statistics (5.5.6.3).
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ pub(super) const ENTRY: usize = 10;
 /// Defines [`Statistics`]: each tag and the field that its value goes to.
 macro_rules! statistics {
     ($($(#[$doc:meta])* $tag:literal => $field:ident,)*) => {
-        /// What the driver last told of the guest's memory; `None` for what it never told. The guest can tell anything.
+        /// The driver's last statistics; `None` for those that it never sent. The guest may send any value.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         pub struct Statistics {
             $($(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<u64>,)*
@@ -49,7 +49,7 @@ statistics! {
     8 => hugetlb_allocations,
     /// Huge pages (hugetlb) that could not be given out.
     9 => hugetlb_failures,
-    /// Processes that were killed for want of memory.
+    /// Processes killed for lack of memory.
     10 => oom_kill,
     /// Allocations that had to wait for memory.
     11 => alloc_stall,

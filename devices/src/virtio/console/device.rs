@@ -152,7 +152,7 @@ impl Console {
             return;
         }
         if !was_known && has_size {
-            // What it was told of the window before, it may have thrown away as well.
+            // It may have discarded earlier sizes of the window as well.
             active.interrupt.config_changed();
         }
         let delivered = self.typed.deliver(&mut active.receive);
@@ -201,7 +201,7 @@ impl VirtioDevice for Console {
         if let Some(active) = &self.active
             && self.size != WindowSize::default()
         {
-            // Linux looks at the size only after it was told of a change.
+            // Linux reads the size only after it was notified of a change.
             active.interrupt.config_changed();
         }
         self.deliver();

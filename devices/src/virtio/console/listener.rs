@@ -66,7 +66,7 @@ impl Listener {
                 Wrapping(0) => {}
                 Wrapping(count) if count >= *questions => *self = Self::There,
                 _ => {
-                    // At a buffer with nothing in it, Linux stops reading until it is told of more, and what is typed
+                    // After an empty buffer, Linux stops reading until it is notified of more, and what is typed
                     // would come one keystroke late for each. Some may have been thrown away.
                     *answers = true;
                     self.wait(ANSWER_TIME, timer);

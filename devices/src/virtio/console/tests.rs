@@ -272,7 +272,7 @@ fn what_is_typed_is_not_for_a_driver_that_throws_buffers_away() {
             assert_eq!(
                 driver.available_event(),
                 4,
-                "it is told of the next buffer, not of the one that it has"
+                "it is notified of the next buffer, not of the one that it has"
             );
         }
         driver.add(&[(FREE, 100, WRITE)]);

@@ -176,7 +176,7 @@ impl Worker {
         };
         let driver = self.driver.take();
         match letter.answer(reply) {
-            // The caller has gone: the device goes on as if it had not been asked.
+            // The caller has gone: the device continues, as if it had not been asked.
             Err(Reply::Suspended(queues, _)) if !queues.is_empty() => {
                 let Some(driver) = driver else { return };
                 let tap = self.taps.as_ref().map(|_| SetUp::Limited(self.shared.tap_settings()));

@@ -361,7 +361,7 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         self.suspended = None;
     }
 
-    /// Has the device that `make` makes go on from the state of the suspended one, by way of bytes. The suspended one is
+    /// Resumes the device that `make` makes from the state of the suspended one, serialized to bytes. The suspended one is
     /// gone by then.
     pub(crate) fn restore(&mut self, make: impl FnOnce() -> D) {
         assert!(self.suspended.is_some(), "the device is suspended");

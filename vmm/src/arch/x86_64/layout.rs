@@ -95,7 +95,7 @@ pub fn pmem_addresses(ram: u64, sizes: impl IntoIterator<Item = u64>) -> Option<
     sizes.into_iter().map(place).collect()
 }
 
-/// What the guest is told of its memory, in the numbers of the E820 map, which the PVH memory map shares.
+/// Types of memory in the map that the guest gets, in the numbers of the E820 map, which the PVH memory map shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryKind {
     /// Usable.

@@ -1,4 +1,4 @@
-//! The balloon by way of the control socket, in a VM whose guest has no driver for it.
+//! The balloon through the control socket, in a VM whose guest has no driver for it.
 
 use super::*;
 use instance::api::{Balloon, BalloonStatistics, BalloonUpdate};

@@ -93,7 +93,7 @@ fn each_example_is_what_the_code_reads_and_writes() {
     assert_eq!(seen, schemas);
 }
 
-/// What a guest can tell of its memory. Nothing of it is required.
+/// A guest's memory statistics. All of them are optional.
 fn all_statistics() -> Statistics {
     Statistics {
         swap_in: Some(0),

@@ -26,7 +26,7 @@ fn a_vm_is_paused_and_resumed() {
     let server = Server::start();
     let mut client = server.client();
     for (wanted, expected) in [(WantedState::Paused, State::Paused), (WantedState::Resumed, State::Running)] {
-        // Twice is as good as once.
+        // Twice has the same effect.
         for _ in 0..2 {
             client.send("PATCH", "/vm", &VmUpdate { state: wanted }).unwrap();
             assert_eq!(client.get::<InstanceInfo>("/").unwrap().state, expected);

@@ -41,7 +41,7 @@ impl Muxer {
                     return;
                 }
                 Err(error) => {
-                    // Out of descriptors. Whoever waits is not announced again.
+                    // Out of descriptors. A waiting connection is not reported again.
                     tracing::warn!(%error, "cannot accept a connection for vsock");
                     self.connections.accepting = false;
                     self.accept_later();
