@@ -69,7 +69,7 @@ impl DirectoryLock {
     /// Removes what [`Self::some_entries`] gives and is not a directory itself.
     pub(super) fn remove_some_entries(&self) {
         for name in self.some_entries() {
-            // What is left is found by whoever removes the directory.
+            // The next process that removes the directory finds what is left.
             let _ = unlinkat(&self.directory, name, AtFlags::empty());
         }
     }

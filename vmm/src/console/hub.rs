@@ -261,7 +261,7 @@ impl ConsoleSink for Output {
     }
 
     fn room_fd(&self) -> RawFd {
-        // A descriptor that there is not is refused by whoever watches it.
+        // The caller refuses a descriptor that does not exist.
         self.0.room.get().map_or(-1, AsRawFd::as_raw_fd)
     }
 
