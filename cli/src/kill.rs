@@ -50,7 +50,7 @@ impl KillCommand {
 /// where it does not answer.
 pub fn kill(vm: &Running) -> Result<(), Failure> {
     let process = vm.record.process.open()?;
-    let asked = targets::client(vm).and_then(|mut client| {
+    let asked = targets::quick_client(vm).and_then(|mut client| {
         Ok(client.send("PUT", "/actions", &Action { action_type: ActionType::Kill })?)
     });
     if asked.is_err() || !process.wait(Some(DEADLINE)) {

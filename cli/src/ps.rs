@@ -1,7 +1,6 @@
 //! `mvm ps`.
 
 use clap::Args;
-use instance::Client;
 use instance::api::{InstanceInfo, State};
 use instance::{Registry, Running};
 use serde::Serialize;
@@ -9,6 +8,7 @@ use vmm::MemorySize;
 
 use crate::process::ExitCode;
 use crate::table::{Table, duration};
+use crate::targets::{self, Failure};
 use crate::{chain, complain, exit_code, print};
 
 const EXAMPLES: &str = "\
@@ -65,7 +65,7 @@ impl PsCommand {
             let ids: String = running.iter().map(|vm| format!("{}\n", vm.record.id)).collect();
             return print(ids.as_bytes(), exit_code::SUCCESS);
         }
-        let rows: Vec<Row> = running.iter().map(row).collect();
+        let rows = targets::at_once(&running, row);
         let text = if self.json { crate::json(&rows) } else { table(&rows) };
         print(text.as_bytes(), exit_code::SUCCESS)
     }
@@ -73,8 +73,8 @@ impl PsCommand {
 
 /// The state in words. A VM whose process is stopped or too busy to answer is "not responding".
 fn state(vm: &Running) -> &'static str {
-    let info = Client::connect(&vm.control_socket()).and_then(|mut client| client.get::<InstanceInfo>("/"));
-    match info.map(|info| info.state) {
+    let ask = || Ok::<_, Failure>(targets::quick_client(vm)?.get::<InstanceInfo>("/")?);
+    match ask().map(|info| info.state) {
         Ok(State::Running) => "running",
         Ok(State::Paused) => "paused",
         Err(_) => "not responding",

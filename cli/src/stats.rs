@@ -79,7 +79,13 @@ impl StatsCommand {
         if vms.is_empty() && !self.vms.is_empty() {
             return code.into();
         }
+        let asked = vms.clone();
         let mut before = sample(vms);
+        for vm in
+            asked.iter().filter(|vm| !before.contains_key(&vm.record.id) && vm.record.process.open().is_ok())
+        {
+            complain(&format!("VM {}: not responding", vm.record.id));
+        }
         loop {
             std::thread::sleep(INTERVAL);
             let vms = if self.vms.is_empty() {
@@ -137,8 +143,10 @@ impl StatsCommand {
 
 /// Reads the counters of each VM. One that has ended or does not answer is left out.
 fn sample(vms: Vec<Running>) -> Sample {
-    let ask = |vm: &Running| Ok::<_, Failure>(targets::client(vm)?.get("/metrics.json")?);
-    vms.into_iter().filter_map(|vm| ask(&vm).ok().map(|now| (vm.record.id.clone(), (vm, now)))).collect()
+    let ask = |vm: &Running| Ok::<_, Failure>(targets::quick_client(vm)?.get("/metrics.json")?);
+    let answers = targets::at_once(&vms, ask);
+    let answers = vms.into_iter().zip(answers);
+    answers.filter_map(|(vm, now)| now.ok().map(|now| (vm.record.id.clone(), (vm, now)))).collect()
 }
 
 /// What `vm` used between two samples.

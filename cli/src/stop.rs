@@ -1,11 +1,12 @@
 //! `mvm stop`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use instance::Running;
-use instance::api::{Action, ActionType, VmUpdate, WantedState};
+use instance::api::{Action, ActionType};
 
+use crate::complain;
 use crate::kill::kill;
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
@@ -30,27 +31,39 @@ pub struct StopCommand {
 }
 
 impl StopCommand {
-    /// Shuts down one VM after the other.
+    /// Shuts down the VMs.
     pub fn run(self) -> ExitCode {
         targets::each(&self.vms, |vm| stop(vm, Duration::from_secs(self.time)))
     }
 }
 
-fn stop(vm: &Running, patience: Duration) -> Result<(), Failure> {
+/// How often the power button is pressed: what listens to it in the guest may not have started yet.
+const PRESS_AGAIN: Duration = Duration::from_secs(1);
+
+fn stop(vm: &Running, time: Duration) -> Result<(), Failure> {
     let process = vm.record.process.open()?;
-    if press(vm).is_ok() && process.wait(Some(patience)) {
-        return Ok(());
+    let start = Instant::now();
+    let mut answered = false;
+    while start.elapsed() < time {
+        answered |= press(vm).is_ok();
+        if process.wait(Some(time.saturating_sub(start.elapsed()).min(PRESS_AGAIN))) {
+            return Ok(());
+        }
     }
     match kill(vm) {
         // It ended in the meantime.
-        Err(Failure::Process(instance::ProcessError::Ended(_))) => Ok(()),
-        result => result,
+        Err(Failure::Process(instance::ProcessError::Ended(_))) => return Ok(()),
+        result => result?,
     }
+    let record = &vm.record;
+    let name = record.name.as_ref().map_or_else(|| record.id.to_string(), ToString::to_string);
+    let why = if answered { "" } else { "no answer, " };
+    complain(&format!("VM {name}: {why}killed after {} s", start.elapsed().as_secs()));
+    Ok(())
 }
 
+/// Presses the power button; a VM that is paused is resumed by that.
 fn press(vm: &Running) -> Result<(), Failure> {
-    let mut client = targets::client(vm)?;
-    // A paused guest does not react to its power button.
-    client.send("PATCH", "/vm", &VmUpdate { state: WantedState::Resumed })?;
+    let mut client = targets::quick_client(vm)?;
     Ok(client.send("PUT", "/actions", &Action { action_type: ActionType::SendCtrlAltDel })?)
 }

@@ -3,16 +3,18 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::api::Fault;
 
-/// A VM answers within microseconds; this is for one whose process is stopped. A pause waits for a guest's devices.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// A VM answers within microseconds; a pause waits for a guest's devices. No request takes longer than this.
+const DEADLINE: Duration = Duration::from_secs(15);
 /// More than any answer has.
 const MAX_ANSWER: usize = 4 << 20;
 const MAX_FIELDS: usize = 32;
@@ -34,6 +36,8 @@ pub enum ClientError {
 /// A connection to a VM's control socket.
 pub struct Client {
     stream: UnixStream,
+    /// How long a request may take.
+    limit: Duration,
     /// What came in behind the last answer.
     input: Vec<u8>,
 }
@@ -45,10 +49,22 @@ impl Client {
     ///
     /// [`ClientError::Io`].
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, input: Vec::new() })
+        Self::connect_with_limit(path, DEADLINE)
+    }
+
+    /// The same for a client that waits no longer than `limit` for the connection, and for each answer.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Io`].
+    pub fn connect_with_limit(path: &Path, limit: Duration) -> Result<Self, ClientError> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(io::Error::from)?;
+        // It also holds for connecting, which waits where a process that is stopped has its queue full (unix(7)).
+        set_socket_timeout(&socket, Timeout::Send, Some(limit)).map_err(io::Error::from)?;
+        let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
+        connect(&socket, &address).map_err(io::Error::from)?;
+        Ok(Self { stream: socket.into(), limit, input: Vec::new() })
     }
 
     /// Asks for a resource.
@@ -76,10 +92,11 @@ impl Client {
             format!("{method} {path} HTTP/1.1\r\nHost: mvm\r\nContent-Length: {}\r\n\r\n", body.len())
                 .into_bytes();
         request.extend_from_slice(body);
+        let deadline = Instant::now() + self.limit;
         self.stream.write_all(&request)?;
-        let (status, length) = self.read_head()?;
+        let (status, length) = self.read_head(deadline)?;
         while self.input.len() < length {
-            self.read_more()?;
+            self.read_more(deadline)?;
         }
         let body = self.input.drain(..length).collect::<Vec<_>>();
         match status {
@@ -92,18 +109,23 @@ impl Client {
     }
 
     /// Reads up to the body; returns the status and the length of the body.
-    fn read_head(&mut self) -> Result<(u16, usize), ClientError> {
+    fn read_head(&mut self, deadline: Instant) -> Result<(u16, usize), ClientError> {
         loop {
             if let Some((status, head, length)) = parse_head(&self.input)? {
                 self.input.drain(..head);
                 return Ok((status, length));
             }
-            self.read_more()?;
+            self.read_more(deadline)?;
         }
     }
 
-    fn read_more(&mut self) -> Result<(), ClientError> {
+    fn read_more(&mut self, deadline: Instant) -> Result<(), ClientError> {
         let mut buffer = [0; 16 << 10];
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
         match self.stream.read(&mut buffer) {
             Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Ok(length) => {
