@@ -14,6 +14,8 @@ mod image;
 mod job_control;
 #[path = "process/signals.rs"]
 mod signals;
+#[path = "process/system_calls.rs"]
+mod system_calls;
 #[path = "process/terminal.rs"]
 mod terminal;
 #[path = "process/vm.rs"]

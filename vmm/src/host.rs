@@ -1,12 +1,14 @@
 //! What this host can and cannot do, for `mvm doctor`.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::kvm;
 use crate::passt::PASST;
 use crate::shares::VIRTIOFSD;
+use crate::teardown::BackgroundTeardown;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,7 @@ pub fn examine() -> Vec<Check> {
     });
     if let Ok(kvm) = kvm {
         checks.push(vm(&kvm));
+        checks.extend(first_vcpu(&kvm));
         checks.push(limits(&kvm));
         checks.push(timer(&kvm));
     }
@@ -114,6 +117,39 @@ fn vm(kvm: &Kvm) -> Check {
                 "see `dmesg | grep kvm`; another hypervisor may hold the processor",
             )
         }
+    }
+}
+
+/// The time that a VM's first vCPU may take. It is some 0.1 ms, and 1 ms on a busy host.
+const QUICK_VCPU: Duration = Duration::from_millis(4);
+/// How often it is measured: the least counts, as a busy host makes any of them late.
+const VCPU_ATTEMPTS: usize = 3;
+
+/// The first vCPU after the interrupt controllers: some kernels wait there until all processors have taken note of these.
+fn first_vcpu(kvm: &Kvm) -> Option<Check> {
+    (0..VCPU_ATTEMPTS).filter_map(|_| time_first_vcpu(kvm)).min().map(judge_first_vcpu)
+}
+
+fn time_first_vcpu(kvm: &Kvm) -> Option<Duration> {
+    let vm = kvm::create_vm(kvm).ok()?;
+    // Otherwise each attempt would also wait until its VM is freed.
+    let _teardown = BackgroundTeardown::prepare(&vm);
+    vm.create_irq_chip().ok()?;
+    let start = Instant::now();
+    let vcpu = vm.create_vcpu(0);
+    let took = start.elapsed();
+    drop((vcpu.ok()?, vm));
+    Some(took)
+}
+
+fn judge_first_vcpu(took: Duration) -> Check {
+    const NAME: &str = "first vCPU";
+    let found = format!("KVM makes it in {:.1} ms", took.as_secs_f64() * 1e3);
+    if took <= QUICK_VCPU {
+        Check::good(NAME, found)
+    } else {
+        let mend = "each VM starts that much later: try another kernel (Linux 6.18 on Intel is known for it)";
+        Check::poor(NAME, found, mend)
     }
 }
 
@@ -253,6 +289,15 @@ fn memory() -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_first_vcpu_that_takes_long_is_said() {
+        let quick = judge_first_vcpu(Duration::from_micros(250));
+        assert_eq!((quick.verdict, quick.found.as_str()), (Verdict::Good, "KVM makes it in 0.2 ms"));
+        let slow = judge_first_vcpu(Duration::from_millis(17));
+        assert_eq!((slow.verdict, slow.found.as_str()), (Verdict::Poor, "KVM makes it in 17.0 ms"));
+        assert!(slow.mend.is_some());
+    }
 
     #[test]
     fn extensions_are_found_as_whole_words() {

@@ -1,0 +1,68 @@
+//! What a run asks of the kernel: counts, as they are the same on any machine, however busy.
+
+use std::process::{Command, Stdio};
+
+use crate::vm::{Place, text};
+
+/// Says `r` on its serial port and resets the machine.
+const SPEAKS_AND_ENDS: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+
+/// The most system calls of all threads, from the program's start to its end: some 316, of which a few depend on which
+/// thread waits for which. This program has glibc and its dynamic loader, and a check of each descriptor that is closed;
+/// the one that is released makes some 240.
+const MOST_CALLS: u64 = 345;
+
+/// `mvm boot` of that guest under strace with `options`; `None`, with the reason printed, where that can't be.
+fn traced(place: &Place, options: &[&str]) -> Option<Command> {
+    if Command::new("strace").args(["-f", "true"]).stderr(Stdio::null()).status().is_err() {
+        eprintln!("skipped: there is no strace (Debian package strace)");
+        return None;
+    }
+    let boot = place.boot(&[]);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq"]).args(options).arg("-o").arg(place.path("trace"));
+    command.arg("--").arg(boot.get_program()).args(boot.get_args());
+    for (name, value) in boot.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null());
+    Some(command)
+}
+
+#[test]
+fn a_tiny_guests_run_makes_few_system_calls() {
+    let Some(place) = Place::new(SPEAKS_AND_ENDS) else { return };
+    let Some(mut command) = traced(&place, &["-c"]) else { return };
+    let output = command.output().unwrap();
+    assert!(output.status.success() && output.stdout == b"r", "{}", text(&output));
+    let summary = std::fs::read_to_string(place.path("trace")).unwrap();
+    let total = summary.lines().rfind(|line| line.trim_end().ends_with("total")).unwrap();
+    // Share of time, seconds, microseconds a call, calls.
+    let calls: u64 = total.split_whitespace().nth(3).unwrap().parse().unwrap();
+    assert!((50..=MOST_CALLS).contains(&calls), "{calls} system calls:\n{summary}");
+}
+
+#[test]
+fn the_vm_is_freed_by_the_kernel_where_io_uring_is_there_and_by_mvm_where_it_is_refused() {
+    let Some(place) = Place::new(SPEAKS_AND_ENDS) else { return };
+    for (refusal, expected) in [(None, None), (Some("inject=io_uring_setup:error=EPERM"), Some("EPERM"))] {
+        let mut options = vec!["-e", "trace=io_uring_setup,io_uring_register"];
+        options.extend(refusal.iter().flat_map(|refusal| ["-e", *refusal]));
+        let Some(mut command) = traced(&place, &options) else { return };
+        let output = command.output().unwrap();
+        assert!(output.status.success() && output.stdout == b"r", "{}", text(&output));
+        assert!(place.is_clean());
+        let trace = std::fs::read_to_string(place.path("trace")).unwrap();
+        match expected {
+            Some(error) => assert!(trace.contains(error) && !trace.contains("REGISTER_FILES"), "{trace}"),
+            // A host may refuse it by itself.
+            None if trace.contains("io_uring_setup(1, ") && !trace.contains("= -1") => {
+                assert!(trace.contains("IORING_REGISTER_FILES, ["), "{trace}");
+            }
+            None => eprintln!("skipped: this host refuses io_uring"),
+        }
+    }
+}
