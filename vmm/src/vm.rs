@@ -97,7 +97,7 @@ fn assemble(
     let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
     let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
     let dma = pmem.dma.clone();
-    let console = Console::new(frontend.output.take())?;
+    let console = Console::new(frontend.output.take(), &exit)?;
     let mut devices = DeviceManager::new(&vm, &memory, pmem, reporter, console);
     devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
     if !files.is_empty() {

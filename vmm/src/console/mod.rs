@@ -5,6 +5,7 @@
 
 mod client;
 mod events;
+mod file;
 mod hub;
 mod input;
 mod keyboard;
@@ -77,14 +78,15 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console without devices, which writes to `sink`.
+    /// A console without devices, which writes to `sink`. Where that is standard output and its reader goes away, the VM
+    /// ends through `exit`.
     ///
     /// # Errors
     ///
     /// [`ConsoleError::Host`].
-    pub fn new(sink: Option<Sink>) -> Result<Self, ConsoleError> {
+    pub fn new(sink: Option<Sink>, exit: &Arc<ExitSlot>) -> Result<Self, ConsoleError> {
         let hub = Hub::new().map_err(ConsoleError::Host)?;
-        let start = |sink| Writer::start(hub.awaited_reader(), sink);
+        let start = |sink| Writer::start(hub.awaited_reader(), sink, exit);
         let writer = sink.map(start).transpose().map_err(ConsoleError::Host)?;
         Ok(Self { hub, writer, virtio: None, terminal: None })
     }

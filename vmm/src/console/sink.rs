@@ -1,6 +1,5 @@
 //! Where the console's output is written to: standard output or a file, either of which may block.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -8,41 +7,45 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::ConsoleError;
+use super::file::ConsoleFile;
 use crate::ConsoleConfig;
 
 /// An open descriptor to write to.
 #[derive(Debug)]
 pub enum Sink {
-    /// Standard output.
-    Standard,
-    /// A file, which may be a FIFO or a terminal.
-    File(File),
+    /// Standard output. When its reader has gone, the VM ends as a filter does.
+    Standard(BorrowedFd<'static>),
+    /// A file.
+    File(ConsoleFile),
 }
 
 impl Sink {
-    /// Opens what `config` names; `None` for a console that goes nowhere. A file is appended to, so that a log
-    /// outlives a restart.
+    /// Opens what `config` names; `None` for a console that goes nowhere.
     ///
     /// # Errors
     ///
     /// [`ConsoleError::Open`].
     pub fn open(config: &ConsoleConfig) -> Result<Option<Self>, ConsoleError> {
         match config {
-            ConsoleConfig::Stdio | ConsoleConfig::Virtio => Ok(Some(Self::Standard)),
+            ConsoleConfig::Stdio | ConsoleConfig::Virtio => Ok(Some(Self::Standard(rustix::stdio::stdout()))),
             ConsoleConfig::Off => Ok(None),
-            ConsoleConfig::File(path) => {
-                let file = OpenOptions::new().append(true).create(true).open(path);
-                let file = file.map_err(|source| ConsoleError::Open { path: path.clone(), source })?;
-                Ok(Some(Self::File(file)))
-            }
+            ConsoleConfig::File(path) => match ConsoleFile::open(path) {
+                Ok(file) => Ok(Some(Self::File(file))),
+                Err(source) => Err(ConsoleError::Open { path: path.clone(), source }),
+            },
         }
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Standard => rustix::stdio::stdout(),
+            Self::Standard(fd) => *fd,
             Self::File(file) => file.as_fd(),
         }
+    }
+
+    /// Whether `error` says that nobody will read what is written from now on, and the VM has to end.
+    pub(super) fn has_lost_its_reader(&self, error: &io::Error) -> bool {
+        matches!(self, Self::Standard(_)) && error.kind() == io::ErrorKind::BrokenPipe
     }
 
     /// Writes from the front of `bytes`, and waits as long as that takes. A descriptor that does not block was made
@@ -51,11 +54,19 @@ impl Sink {
     /// # Errors
     ///
     /// Those of writing.
-    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Self::File(file) = self {
+            file.make_room(bytes.len())?;
+        }
         loop {
             match rustix::io::write(self.fd(), bytes) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => return Ok(written),
+                Ok(written) => {
+                    if let Self::File(file) = self {
+                        file.written(written);
+                    }
+                    return Ok(written);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     poll(&mut [PollFd::new(&self.fd(), PollFlags::OUT)], None)?;

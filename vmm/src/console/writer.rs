@@ -4,6 +4,7 @@
 //! descriptor is shared with the shell that started mvm.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use instance::start_without_signals;
 
 use super::hub::Reader;
 use super::sink::Sink;
+use crate::exit::{ExitReason, ExitSlot};
 
 /// How long the end of a VM waits for a reader that reads nothing, and for one that reads at all.
 const STANDSTILL: Duration = Duration::from_secs(2);
@@ -23,15 +25,17 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts to write what `reader` reads to `sink`.
+    /// Starts to write what `reader` reads to `sink`. Where that is standard output and nobody will read it any more, the
+    /// VM ends through `exit`.
     ///
     /// # Errors
     ///
     /// Those of starting a thread.
-    pub(super) fn start(reader: Reader, sink: Sink) -> io::Result<Self> {
+    pub(super) fn start(reader: Reader, sink: Sink, exit: &Arc<ExitSlot>) -> io::Result<Self> {
         let (sender, progress) = mpsc::sync_channel(1);
+        let exit = Arc::clone(exit);
         let thread = devices::thread("console");
-        start_without_signals(|| thread.spawn(move || write_all(&reader, &sink, &sender)))?;
+        start_without_signals(|| thread.spawn(move || write_all(&reader, sink, &exit, &sender)))?;
         Ok(Self { progress })
     }
 
@@ -50,14 +54,23 @@ impl Writer {
     }
 }
 
-fn write_all(reader: &Reader, sink: &Sink, progress: &SyncSender<()>) {
+fn write_all(reader: &Reader, mut sink: Sink, exit: &ExitSlot, progress: &SyncSender<()>) {
     let mut bytes = Vec::new();
     while reader.wait(&mut bytes) > 0 {
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             // What can't be written is lost, as on a line without a cable: the guest goes on, and a disk that was
             // full may have space for what comes.
-            let Ok(written) = sink.write(rest) else { break };
+            let written = match sink.write(rest) {
+                Ok(written) => written,
+                Err(error) => {
+                    if sink.has_lost_its_reader(&error) {
+                        // SIGPIPE is ignored, so that no other pipe ends the VM; this one does.
+                        exit.end(ExitReason::Signal(libc::SIGPIPE));
+                    }
+                    break;
+                }
+            };
             rest = rest.get(written..).unwrap_or_default();
             // Where it was said already and nobody has looked, it need not be said again.
             let _ = progress.try_send(());
@@ -69,11 +82,15 @@ fn write_all(reader: &Reader, sink: &Sink, progress: &SyncSender<()>) {
 #[cfg(test)]
 mod tests {
     use std::io::{PipeReader, Read, Write, pipe};
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 
     use super::super::hub::{Hub, Output};
     use super::super::ring::CAPACITY;
     use super::*;
+
+    fn exit_slot() -> Arc<ExitSlot> {
+        Arc::new(ExitSlot::new().unwrap())
+    }
 
     fn pipe_sink() -> (PipeReader, Sink) {
         let (reader, writer) = pipe().unwrap();
@@ -85,7 +102,7 @@ mod tests {
         const LENGTH: usize = 3 * CAPACITY;
         let (mut pipe, sink) = pipe_sink();
         let hub = Hub::new().unwrap();
-        let writer = Writer::start(hub.awaited_reader(), sink).unwrap();
+        let writer = Writer::start(hub.awaited_reader(), sink, &exit_slot()).unwrap();
         let mut output = Output::new(&hub);
         for _ in 0..LENGTH / 64 {
             output.write_all(&[b'x'; 64]).unwrap();
@@ -106,7 +123,7 @@ mod tests {
     fn the_end_waits_for_a_reader_that_is_merely_slow() {
         let (mut pipe, sink) = pipe_sink();
         let hub = Hub::new().unwrap();
-        let writer = Writer::start(hub.awaited_reader(), sink).unwrap();
+        let writer = Writer::start(hub.awaited_reader(), sink, &exit_slot()).unwrap();
         Output::new(&hub).write_all(&vec![b'x'; CAPACITY]).unwrap();
         let slow = std::thread::spawn(move || {
             let (mut buffer, mut seen) = ([0; 16 << 10], 0);
@@ -127,9 +144,9 @@ mod tests {
         let (mut pipe, sink) = pipe_sink();
         let Sink::File(file) = &sink else { panic!("it is a pipe") };
         rustix::io::ioctl_fionbio(file, true).unwrap();
-        let same = file.try_clone().unwrap();
+        let same = file.as_fd().try_clone_to_owned().unwrap();
         let hub = Hub::new().unwrap();
-        let writer = Writer::start(hub.awaited_reader(), sink).unwrap();
+        let writer = Writer::start(hub.awaited_reader(), sink, &exit_slot()).unwrap();
         Output::new(&hub).write_all(&vec![b'x'; CAPACITY]).unwrap();
         hub.close();
         let mut seen = vec![0; CAPACITY];
@@ -139,11 +156,32 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_whose_standard_output_is_not_read_any_more_ends_as_a_filter_does() {
+        for is_standard in [true, false] {
+            let (pipe, writer) = pipe().unwrap();
+            let sink = if is_standard {
+                let fd = OwnedFd::from(writer).into_raw_fd();
+                // SAFETY: the descriptor is open and never closed.
+                Sink::Standard(unsafe { BorrowedFd::borrow_raw(fd) })
+            } else {
+                Sink::File(OwnedFd::from(writer).into())
+            };
+            drop(pipe);
+            let (hub, exit) = (Hub::new().unwrap(), exit_slot());
+            let writer = Writer::start(hub.awaited_reader(), sink, &exit).unwrap();
+            Output::new(&hub).write_all(b"x").unwrap();
+            hub.close();
+            assert!(writer.finish());
+            assert_eq!(exit.reason(), is_standard.then_some(ExitReason::Signal(libc::SIGPIPE)));
+        }
+    }
+
+    #[test]
     fn a_reader_that_has_gone_holds_up_nobody() {
         let (pipe, sink) = pipe_sink();
         drop(pipe);
         let hub = Hub::new().unwrap();
-        let writer = Writer::start(hub.awaited_reader(), sink).unwrap();
+        let writer = Writer::start(hub.awaited_reader(), sink, &exit_slot()).unwrap();
         Output::new(&hub).write_all(&vec![b'x'; CAPACITY]).unwrap();
         hub.close();
         assert!(writer.finish());

@@ -1,0 +1,178 @@
+//! The file of `--console FILE`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The most bytes of the file. Then it gets the suffix [`OLD`], in place of an older one, and a new one begins.
+const LIMIT: u64 = 64 << 20;
+const OLD: &str = ".1";
+
+/// An open file, which may be a FIFO or a terminal. A regular file is bounded.
+#[derive(Debug)]
+pub struct ConsoleFile {
+    file: File,
+    /// `None` for what is not a regular file.
+    regular: Option<Regular>,
+}
+
+#[derive(Debug)]
+struct Regular {
+    /// Without symbolic links, which stay as they are.
+    path: PathBuf,
+    length: u64,
+    limit: u64,
+    /// It could not be renamed, which was logged.
+    failed: bool,
+}
+
+impl ConsoleFile {
+    /// Opens the file at `path` to append to it, so that it has the output of a VM that is started again, too.
+    ///
+    /// # Errors
+    ///
+    /// Those of opening it.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Self::with_limit(path, LIMIT)
+    }
+
+    fn with_limit(path: &Path, limit: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        let metadata = file.metadata()?;
+        let regular = if metadata.is_file() {
+            let path = fs::canonicalize(path)?;
+            Some(Regular { path, length: metadata.len(), limit, failed: false })
+        } else {
+            None
+        };
+        Ok(Self { file, regular })
+    }
+
+    /// Makes room for `count` bytes.
+    ///
+    /// # Errors
+    ///
+    /// There is none: the file can't be renamed, or no other be made.
+    pub(super) fn make_room(&mut self, count: usize) -> io::Result<()> {
+        let Some(regular) = &mut self.regular else { return Ok(()) };
+        if regular.length == 0 || regular.length.saturating_add(count as u64) <= regular.limit {
+            return Ok(());
+        }
+        let result = regular.begin_anew(&self.file);
+        if let Err(error) = &result
+            && !std::mem::replace(&mut regular.failed, true)
+        {
+            let path = regular.path.display();
+            tracing::warn!(%error, %path, "the console's file is full and cannot be renamed: output is left out");
+        }
+        self.file = result?;
+        regular.failed = false;
+        regular.length = 0;
+        Ok(())
+    }
+
+    /// Counts bytes that were written.
+    pub(super) fn written(&mut self, count: usize) {
+        if let Some(regular) = &mut self.regular {
+            regular.length = regular.length.saturating_add(count as u64);
+        }
+    }
+}
+
+impl Regular {
+    fn begin_anew(&self, file: &File) -> io::Result<File> {
+        let metadata = file.metadata()?;
+        let identity = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
+        // Another program may have renamed it already.
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == identity(&metadata)) {
+            let mut old = self.path.as_os_str().to_owned();
+            old.push(OLD);
+            fs::rename(&self.path, old)?;
+        }
+        let mode = metadata.permissions().mode();
+        OpenOptions::new().append(true).create(true).mode(mode).open(&self.path)
+    }
+}
+
+impl AsFd for ConsoleFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// For tests: a descriptor that has no path.
+#[cfg(test)]
+impl From<std::os::fd::OwnedFd> for ConsoleFile {
+    fn from(fd: std::os::fd::OwnedFd) -> Self {
+        Self { file: fd.into(), regular: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn append(file: &mut ConsoleFile, text: &str) -> io::Result<()> {
+        file.make_room(text.len())?;
+        file.file.write_all(text.as_bytes())?;
+        file.written(text.len());
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_and_the_one_before_it_are_bounded_and_have_the_latest_output() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        fs::write(&path, "of the last VM\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let mut file = ConsoleFile::with_limit(&link, 100).unwrap();
+        let mut all = "of the last VM\n".to_owned();
+        for line in 0..100 {
+            let line = format!("line {line}\n");
+            append(&mut file, &line).unwrap();
+            all.push_str(&line);
+        }
+        let [old, new] = ["console.1", "console"].map(|name| {
+            let text = fs::read_to_string(directory.path().join(name)).unwrap();
+            assert!(text.len() <= 100);
+            text
+        });
+        assert!(all.ends_with(&format!("{old}{new}")));
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_link(&link).unwrap(), path, "a link stays");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_file_that_another_program_has_renamed_is_not_renamed_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, moved, old] = ["console", "moved", "console.1"].map(|name| directory.path().join(name));
+        let mut file = ConsoleFile::with_limit(&path, 10).unwrap();
+        append(&mut file, "12345678").unwrap();
+        fs::rename(&path, &moved).unwrap();
+        append(&mut file, "9abc").unwrap();
+        assert_eq!(fs::read_to_string(&moved).unwrap(), "12345678");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "9abc");
+        assert!(!old.exists());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_renamed_stops_to_grow() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        // A directory with something in it can't be replaced.
+        fs::create_dir_all(directory.path().join("console.1/x")).unwrap();
+        let mut file = ConsoleFile::with_limit(&path, 10).unwrap();
+        append(&mut file, "12345678").unwrap();
+        for _ in 0..3 {
+            append(&mut file, "9abc").unwrap_err();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "12345678");
+    }
+}
