@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::request::{self, Parsed, Request};
-use super::response::Response;
+use super::response::{Framing, Response};
 
 /// How long a client may take to send a request that it has begun, or to read an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,10 +43,10 @@ pub(super) struct Connection {
     output: Vec<u8>,
     /// Nothing is read any more; it ends when the output is out.
     ends: bool,
-    /// The client has been told to go on with the body of the request that is coming in.
+    /// `100 Continue` was sent for the request that is coming in.
     continued: bool,
-    /// The answer to a request is awaited, and whether the connection ends with it.
-    awaits: Option<bool>,
+    /// The answer to a request is awaited, which is to be written so.
+    awaits: Option<Framing>,
     /// Since when nothing has happened, or since when the request that is coming in has been.
     since: Instant,
 }
@@ -115,16 +115,16 @@ impl Connection {
         now: Instant,
         serve: &mut dyn FnMut(&Request<'_>) -> Answer,
     ) -> Next {
-        if let Some(last) = self.awaits.take() {
+        if let Some(framing) = self.awaits.take() {
             self.since = now;
-            self.put(response, last);
+            self.put(response, framing);
         }
         self.advance(now, serve)
     }
 
-    fn put(&mut self, response: &Response, last: bool) {
-        self.ends |= last;
-        response.write(&mut self.output, last);
+    fn put(&mut self, response: &Response, framing: Framing) {
+        self.ends |= framing.last;
+        response.write(&mut self.output, framing);
     }
 
     /// Serves requests as long as there are whole ones and the client reads the answers.
@@ -154,8 +154,8 @@ impl Connection {
         if self.input.is_empty() {
             return false;
         }
-        let (answer, last, length) = match request::parse(&self.input) {
-            Parsed::Whole(request, length) => (serve(&request), request.last, length),
+        let (answer, framing, length) = match request::parse(&self.input) {
+            Parsed::Whole(request, length) => (serve(&request), request.framing, length),
             Parsed::Part { expects_continue } => {
                 if expects_continue && !self.continued {
                     self.continued = true;
@@ -165,18 +165,19 @@ impl Connection {
             }
             Parsed::Bad(status, message) => {
                 // Where the next request would begin is not known.
-                (Answer::Ready(Response::fault(status, &message)), true, self.input.len())
+                let framing = Framing { last: true, ..Framing::default() };
+                (Answer::Ready(Response::fault(status, &message)), framing, self.input.len())
             }
         };
         self.input.drain(..length);
         self.continued = false;
         self.since = now;
-        if last {
+        if framing.last {
             self.input.clear();
         }
         match answer {
-            Answer::Ready(response) => self.put(&response, last),
-            Answer::Later => self.awaits = Some(last),
+            Answer::Ready(response) => self.put(&response, framing),
+            Answer::Later => self.awaits = Some(framing),
         }
         true
     }

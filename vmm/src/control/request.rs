@@ -2,6 +2,8 @@
 
 use httparse::{Header, Status};
 
+use super::response::Framing;
+
 /// The most bytes of a request before its body.
 pub(super) const MAX_HEAD: usize = 8 << 10;
 /// The most bytes of a body.
@@ -16,8 +18,8 @@ pub struct Request<'a> {
     /// The path, without a query.
     pub(super) path: &'a str,
     pub(super) body: &'a [u8],
-    /// The connection ends with the answer.
-    pub(super) last: bool,
+    /// What the answer has to keep to.
+    pub(super) framing: Framing,
 }
 
 /// What the bytes of a connection are the beginning of.
@@ -25,9 +27,10 @@ pub struct Request<'a> {
 pub(super) enum Parsed<'a> {
     /// A request, and how many bytes it has.
     Whole(Request<'a>, usize),
-    /// A part of one. The client may wait for a word before it sends the body (RFC 9110, 10.1.1).
+    /// A part of one. The client may wait for `100 Continue` before it sends the body (RFC 9110,
+    /// 10.1.1).
     Part { expects_continue: bool },
-    /// Nothing that could become a request; the status code, and what is wrong.
+    /// An invalid request: the status code, and what is wrong.
     Bad(u16, String),
 }
 
@@ -52,7 +55,7 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<'_> {
         Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
             return bad(431, "the request has more than 8 KiB or 64 fields before its body");
         }
-        Err(httparse::Error::Version) => return bad(505, "HTTP/1.0 and HTTP/1.1 are spoken here"),
+        Err(httparse::Error::Version) => return bad(505, "use HTTP/1.1 or HTTP/1.0"),
         Err(error) => return bad(400, &format!("this is not HTTP: {error}")),
     };
     let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
@@ -60,14 +63,32 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<'_> {
         Ok(fields) => fields,
         Err(bad) => return bad,
     };
-    // HTTP/1.0 closes unless asked not to; neither side gains by that here.
-    let last = fields.last || (request.version == Some(0) && !fields.keeps);
+    // HTTP/1.0 closes unless asked not to, and knows of no word before the answer (RFC 9110, 15.2).
+    let is_old = request.version == Some(0);
+    let last = fields.last || (is_old && !fields.keeps);
+    let framing = Framing { last, keeps_alive: is_old && !last, is_head: method == "HEAD" };
     let Some(body) = head_length.checked_add(fields.length).and_then(|end| bytes.get(head_length..end))
     else {
-        return Parsed::Part { expects_continue: fields.expects_continue && bytes.len() == head_length };
+        let expects_continue = fields.expects_continue && !is_old && bytes.len() == head_length;
+        return Parsed::Part { expects_continue };
     };
-    let path = target.split(['?', '#']).next().unwrap_or_default();
-    Parsed::Whole(Request { method, path, body, last }, head_length + fields.length)
+    Parsed::Whole(Request { method, path: path_of(target), body, framing }, head_length + fields.length)
+}
+
+/// The path of a target in origin form or in absolute form (RFC 9112, 3.2): without scheme, host and query.
+fn path_of(target: &str) -> &str {
+    let after_scheme = ["http://", "https://"].iter().find_map(|scheme| {
+        let (start, rest) = target.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    });
+    let path = match after_scheme {
+        Some(rest) => rest.find(['/', '?', '#']).and_then(|end| rest.get(end..)).unwrap_or_default(),
+        None => target,
+    };
+    match path.split(['?', '#']).next() {
+        None | Some("") => "/",
+        Some(path) => path,
+    }
 }
 
 fn bad(status: u16, message: &str) -> Parsed<'static> {
@@ -115,4 +136,39 @@ fn content_length(value: &[u8]) -> Result<usize, Parsed<'static>> {
 
 fn has_token(value: &[u8], token: &str) -> bool {
     value.split(|byte| *byte == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("/version", "/version")]
+    #[case("/version?pretty=1", "/version")]
+    #[case("/", "/")]
+    #[case("http://localhost/version", "/version")]
+    #[case("HTTP://localhost:80/vm/config?x#y", "/vm/config")]
+    #[case("https://[::1]/", "/")]
+    #[case("http://localhost", "/")]
+    #[case("http://localhost?x=/version", "/")]
+    #[case("?x", "/")]
+    #[case("ftp://localhost/version", "ftp://localhost/version")]
+    #[case("*", "*")]
+    fn a_target_is_a_path_or_has_one(#[case] target: &str, #[case] path: &str) {
+        assert_eq!(path_of(target), path);
+    }
+
+    #[rstest]
+    #[case("GET / HTTP/1.1", Framing { last: false, keeps_alive: false, is_head: false })]
+    #[case("HEAD / HTTP/1.1", Framing { last: false, keeps_alive: false, is_head: true })]
+    #[case("GET / HTTP/1.0", Framing { last: true, keeps_alive: false, is_head: false })]
+    #[case("GET / HTTP/1.0\r\nConnection: keep-alive", Framing { last: false, keeps_alive: true, is_head: false })]
+    #[case("GET / HTTP/1.1\r\nConnection: keep-alive", Framing { last: false, keeps_alive: false, is_head: false })]
+    fn an_answer_keeps_to_its_requests_version_and_method(#[case] head: &str, #[case] framing: Framing) {
+        let bytes = format!("{head}\r\n\r\n");
+        let Parsed::Whole(request, length) = parse(bytes.as_bytes()) else { panic!("it is whole") };
+        assert_eq!((request.framing, length), (framing, bytes.len()));
+    }
 }

@@ -15,6 +15,17 @@ pub struct Response {
     body: Vec<u8>,
 }
 
+/// How an answer is written, as its request has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Framing {
+    /// The connection ends with it.
+    pub(super) last: bool,
+    /// The client speaks HTTP/1.0, and is told that the connection stays (RFC 9112, C.2.2).
+    pub(super) keeps_alive: bool,
+    /// It is an answer to HEAD: the same as to GET, without the body (RFC 9110, 9.3.2).
+    pub(super) is_head: bool,
+}
+
 const JSON: &str = "application/json";
 
 impl Response {
@@ -49,8 +60,8 @@ impl Response {
         Self { allow: Some(allow), ..fault }
     }
 
-    /// Writes the answer to the end of `output`; `close` says that the connection ends behind it.
-    pub(super) fn write(&self, output: &mut Vec<u8>, close: bool) {
+    /// Writes the answer to the end of `output`.
+    pub(super) fn write(&self, output: &mut Vec<u8>, framing: Framing) {
         let reason = match self.status {
             200 => "OK",
             204 => "No Content",
@@ -70,14 +81,18 @@ impl Response {
         if let Some(allow) = &self.allow {
             let _ = write!(output, "Allow: {allow}\r\n");
         }
-        if close {
+        if framing.last {
             output.extend_from_slice(b"Connection: close\r\n");
+        } else if framing.keeps_alive {
+            output.extend_from_slice(b"Connection: keep-alive\r\n");
         }
         if self.status != 204 {
             let (kind, length) = (self.content_type, self.body.len());
             let _ = write!(output, "Content-Type: {kind}\r\nContent-Length: {length}\r\n");
         }
         output.extend_from_slice(b"\r\n");
-        output.extend_from_slice(&self.body);
+        if !framing.is_head {
+            output.extend_from_slice(&self.body);
+        }
     }
 }

@@ -56,8 +56,13 @@ pub(super) fn route(vm: &VmHandle, request: &Request<'_>) -> Outcome {
     let Some(route) = ROUTES.iter().find(|route| route.path == request.path) else {
         return Outcome::Now(Response::fault(404, "there is no such resource: see /openapi.json"));
     };
-    let Some((_, handler)) = route.methods.iter().find(|(method, _)| *method == request.method) else {
-        let methods: Vec<_> = route.methods.iter().map(|(method, _)| *method).collect();
+    // The body of the answer to HEAD is left out when it is written.
+    let wanted = if request.method == "HEAD" { "GET" } else { request.method };
+    let Some((_, handler)) = route.methods.iter().find(|(method, _)| *method == wanted) else {
+        let mut methods: Vec<_> = route.methods.iter().map(|(method, _)| *method).collect();
+        if methods.contains(&"GET") {
+            methods.push("HEAD");
+        }
         return Outcome::Now(Response::wrong_method(&methods));
     };
     handler(vm, request.body).unwrap_or_else(Outcome::Now)

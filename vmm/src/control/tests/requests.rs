@@ -134,6 +134,44 @@ fn a_client_that_waits_for_a_word_gets_it_once() {
     assert_eq!(line(), "HTTP/1.1 204 No Content\r\n");
 }
 
+#[test]
+fn a_client_of_http_1_0_gets_no_word_before_the_answer_and_is_told_that_the_connection_stays() {
+    let server = Server::start();
+    let head =
+        "PATCH /vm HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\nContent-Length: 18\r\n\r\n";
+    let mut stream = server.connect();
+    stream.write_all(head.as_bytes()).unwrap();
+    // It has been read alone by the time that another client is answered.
+    server.exchange(b"GET / HTTP/1.1\r\n\r\n");
+    stream.write_all(b"{\"state\":\"Paused\"}").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(statuses(&answer), [204], "{answer}");
+    assert!(answer.contains("\r\nConnection: keep-alive\r\n"), "{answer}");
+}
+
+#[rstest]
+#[case("/", 200)]
+#[case("/metrics", 200)]
+#[case("http://localhost/version", 200)]
+#[case("/missing", 404)]
+#[case("/actions", 405)]
+fn head_is_answered_as_get_without_a_body(#[case] target: &str, #[case] status: u16) {
+    let server = Server::start();
+    let head = server.exchange(format!("HEAD {target} HTTP/1.1\r\n\r\n").as_bytes());
+    let get = server.exchange(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes());
+    assert_eq!(statuses(&head), [status], "{head}");
+    assert_eq!(statuses(&get), [status], "{get}");
+    assert!(head.ends_with("\r\n\r\n") && !head.contains("Content-Length: 0"), "{head}");
+    let (fields, body) = get.split_once("\r\n\r\n").unwrap();
+    assert!(!body.is_empty());
+    if target != "/metrics" {
+        // That counts the process's own processor time.
+        assert_eq!(head.trim_end(), fields);
+    }
+}
+
 #[rstest]
 #[case("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", 1)]
 #[case("GET / HTTP/1.0\r\n\r\n", 1)]
