@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use gdbstub::conn::Connection as GdbConnection;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 /// What came first.
@@ -70,6 +71,17 @@ pub(super) fn wait_for<const N: usize>(sources: [Option<BorrowedFd<'_>>; N]) -> 
     }
     let mut results = waiting.iter().map(|source| !source.revents().is_empty());
     Ok(sources.map(|source| source.is_some() && results.next().unwrap_or(false)))
+}
+
+/// Waits until `source` is readable, for `time` at most; whether it is.
+pub(super) fn wait_at_most(source: BorrowedFd<'_>, time: Duration) -> io::Result<bool> {
+    let timeout = Timespec::try_from(time).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut waiting = [PollFd::from_borrowed_fd(source, PollFlags::IN)];
+    match poll(&mut waiting, Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl GdbConnection for Connection {

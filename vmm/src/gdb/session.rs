@@ -3,18 +3,22 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gdbstub::common::Signal;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError, MultiThreadStopReason};
 
-use super::connection::{Connection, Event, wait_for};
+use super::connection::{Connection, Event, wait_at_most, wait_for};
 use super::listener::Listener;
 use super::stops::Stops;
 use super::target::Target;
 use crate::ExitReason;
 use crate::exit::ExitSlot;
 use crate::vcpu::GateError;
+
+/// Until a connection that could not be accepted is tried again.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// What the debugger's thread waits for beside its client.
 pub(super) struct Session {
@@ -37,7 +41,7 @@ pub(super) fn serve(listener: &Listener, mut target: Target, session: &Session) 
     while let Some(client) = session.next_client(listener) {
         target.halt();
         let visit = session.visit(client, &mut target).unwrap_or_else(|error| {
-            tracing::warn!(%error, "GDB's connection broke");
+            tracing::warn!(%error, "the connection to GDB failed");
             Visit::Left
         });
         match visit {
@@ -56,11 +60,17 @@ impl Session {
             match wait_for(sources).map(|[ended, _]| ended) {
                 Ok(false) => match listener.accept() {
                     Ok(client) => return Some(client),
-                    Err(error) => tracing::warn!(%error, "cannot take a connection of GDB's"),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection of GDB");
+                        // Out of descriptors, the listener stays ready.
+                        if wait_at_most(self.exit(), RETRY).unwrap_or(true) {
+                            return None;
+                        }
+                    }
                 },
                 Ok(true) => return None,
                 Err(error) => {
-                    tracing::error!(%error, "cannot wait for GDB");
+                    tracing::error!(%error, "the debugger's thread cannot wait");
                     return None;
                 }
             }
