@@ -1,13 +1,17 @@
 use std::io::{PipeReader, Read, pipe};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use rustix::pipe::fcntl_setpipe_size;
 
 use super::queue::CAPACITY;
 use super::*;
-use crate::virtio::testing::wait_readable;
+use crate::BusDevice;
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::rng::Rng;
+use crate::virtio::testing::{memory, wait_readable};
 
 /// A log whose lines go to a pipe that holds a page. The pipe's end stays open as long as the process.
 fn piped() -> (PipeReader, Arc<Log>) {
@@ -64,6 +68,39 @@ fn a_place_that_logs_without_end_is_cut_short_and_others_are_still_heard() {
     assert_eq!(text.matches("net 0").count(), 10, "{text}");
     assert!(text.contains("net 1") && text.contains("net 2") && text.contains("another place"), "{text}");
     assert!(text.ends_with("mvm: warning: 19990 more lines like those above were left out\n"), "{text}");
+}
+
+#[test]
+fn a_virtio_device_is_named_and_has_lines_of_its_own() {
+    let (mut reader, log) = piped();
+    let devices = ["rng 0", "rng 1"].map(|name| {
+        let line = Arc::new(AtomicUsize::new(0));
+        MmioTransport::new(Rng::new(), memory(), line).unwrap().with_name(name.to_owned())
+    });
+    with_log(&log, LevelFilter::WARN, || {
+        for device in &devices {
+            for _ in 0..50 {
+                // Reset, then a driver that sets up a queue of a size that none can have.
+                for (register, value) in [
+                    (0x70, 0),
+                    (0x70, 1),
+                    (0x70, 3),
+                    (0x24, 1),
+                    (0x20, 1),
+                    (0x70, 11),
+                    (0x38, 3),
+                    (0x44, 1),
+                    (0x70, 15),
+                ] {
+                    device.write(register, &u32::to_le_bytes(value));
+                }
+            }
+        }
+    });
+    let text = read_some(&mut reader);
+    for name in ["rng 0", "rng 1"] {
+        assert_eq!(text.matches(&format!("(device {name})")).count(), 10, "{text}");
+    }
 }
 
 #[test]
@@ -139,8 +176,8 @@ fn nothing_that_runs_with_a_guest_writes_to_standard_error_but_this_module() {
     let mut found = Vec::new();
     for file in files {
         let name = file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-        // What people type to and look at runs in a process of its own, without a guest.
-        let other = ["devices/src/log/", "cli/src/console.rs", "console/attach.rs"];
+        // What people type to and look at runs in a process of its own, without a guest; the units are a test.
+        let other = ["devices/src/log/", "cli/src/console.rs", "console/attach.rs", "cli/src/units.rs"];
         if other.iter().any(|part| name.contains(part))
             || name.ends_with("tests.rs")
             || name.contains("/tests/")

@@ -60,6 +60,10 @@ pub trait VirtioInterrupt: Send + Sync {
     fn needs_reset(&self);
     /// Notifies the device of queue `index` once more, after other devices had their turn.
     fn notify_again(&self, index: u16);
+    /// The device's name in log lines, each of which is limited by it ([`log`](crate::log)).
+    fn device_name(&self) -> &str {
+        "virtio"
+    }
 }
 
 /// What a device is given when the driver sets DRIVER_OK, and when it is resumed.

@@ -367,7 +367,8 @@ impl ActiveQueue {
     }
 
     fn fail(&mut self, error: &QueueError) {
-        tracing::warn!(queue = self.index, %error, "the driver broke a rule; the device needs a reset");
+        let (device, queue) = (self.interrupt.device_name(), self.index);
+        tracing::warn!(device, queue, %error, "the driver broke a rule; the device needs a reset");
         self.broken = true;
         self.interrupt.needs_reset();
     }

@@ -249,10 +249,11 @@ impl<'a> DeviceManager<'a> {
         let node = virtio_node(index).ok_or(VmError::TooManyDevices { asked: index + 1, most })?;
         let base = u64::from(node.address);
         let line = interrupt_line(self.vm, node.gsi)?;
-        self.metrics.add_device(kind, device.metrics());
+        let name = self.metrics.add_device(kind, device.metrics());
         let transport = MmioTransport::new(device, self.memory.clone(), line)
             .map_err(VmError::host("make a virtio device"))?
-            .with_dma(self.dma.clone());
+            .with_dma(self.dma.clone())
+            .with_name(name);
         self.tie_notifiers(base, transport.queue_notifiers())?;
         self.subscribers.push(Box::new(transport.events()));
         let device = Arc::clone(transport.device());

@@ -52,6 +52,12 @@ impl<D: VirtioDevice> MmioTransport<D> {
         Self(self.0.with_dma(dma))
     }
 
+    /// Names the device in log lines.
+    #[must_use]
+    pub fn with_name(self, name: String) -> Self {
+        Self(self.0.with_name(name))
+    }
+
     /// The device.
     pub fn device(&self) -> &Arc<Mutex<D>> {
         self.0.device()

@@ -94,6 +94,13 @@ impl<D: VirtioDevice> Transport<D> {
         Self { dma, ..self }
     }
 
+    /// Names the device in log lines.
+    #[must_use]
+    pub fn with_name(self, name: String) -> Self {
+        self.signals.set_name(name);
+        self
+    }
+
     /// The device.
     pub fn device(&self) -> &Arc<Mutex<D>> {
         &self.device
@@ -244,7 +251,7 @@ impl<D: VirtioDevice> Transport<D> {
         let queues = match setup.registers.queues(&self.memory) {
             Ok(queues) => queues,
             Err(error) => {
-                tracing::warn!(device_type = self.device_type, %error, "the driver set up an invalid queue");
+                tracing::warn!(device = self.signals.name(), %error, "the driver set up an invalid queue");
                 self.signals.needs_reset();
                 return;
             }
@@ -257,7 +264,7 @@ impl<D: VirtioDevice> Transport<D> {
         let activation = self.activation(&setup.registers, queues);
         if let Err(error) = lock(&self.device).activate(activation) {
             tracing::error!(
-                device_type = self.device_type,
+                device = self.signals.name(),
                 error = &error as &dyn std::error::Error,
                 "a virtio device cannot start"
             );
@@ -285,7 +292,7 @@ impl<D: VirtioDevice> Transport<D> {
         let result = lock(&self.device).reset();
         if let Err(error) = &result {
             tracing::error!(
-                device_type = self.device_type,
+                device = self.signals.name(),
                 error = error as &dyn std::error::Error,
                 "a virtio device did not stop"
             );

@@ -1,7 +1,7 @@
 //! The registers that the hot path reads and writes without a lock.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
@@ -20,6 +20,8 @@ pub(super) struct Signals {
     is_shared: AtomicBool,
     lines: Lines,
     notifiers: Arc<[EventFd]>,
+    /// The device's name in log lines.
+    name: OnceLock<String>,
 }
 
 /// The interrupts of a device.
@@ -57,7 +59,17 @@ impl Signals {
             is_shared: AtomicBool::new(false),
             lines,
             notifiers,
+            name: OnceLock::new(),
         }
+    }
+
+    /// Names the device, once.
+    pub(super) fn set_name(&self, name: String) {
+        self.name.get_or_init(|| name);
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.name.get().map_or("virtio", String::as_str)
     }
 
     pub(super) fn status(&self) -> u32 {
@@ -114,7 +126,7 @@ impl Signals {
     fn raise(&self, line: &Arc<dyn Interrupt>, cause: u32) {
         self.interrupt_status.fetch_or(cause, Ordering::AcqRel);
         if let Err(error) = line.trigger() {
-            tracing::error!(%error, "cannot raise a virtio device's interrupt");
+            tracing::error!(device = self.name(), %error, "cannot raise a virtio device's interrupt");
         }
     }
 }
@@ -128,6 +140,10 @@ pub(super) struct SignalState {
 }
 
 impl VirtioInterrupt for Signals {
+    fn device_name(&self) -> &str {
+        self.name()
+    }
+
     fn queue_used(&self, index: u16) {
         self.raise(self.lines.queue(index), VIRTIO_MMIO_INT_VRING);
     }

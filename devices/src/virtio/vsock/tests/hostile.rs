@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
+use super::super::super::Budget;
 use super::super::super::testing::{FREE, NEXT, REGIONS, WRITE, dump};
 use super::super::header::LENGTH;
 use super::guest::{DMA_ONLY, DMA_ONLY_SIZE, HEADER, header, read_exactly};
@@ -90,6 +91,33 @@ fn a_packet_that_is_not_in_ram_needs_one_reset() {
     guest.activate();
     guest.give_buffers();
     guest.expect_silence();
+}
+
+/// A guest that asks for connections as fast as it can, and processes of the host that connect as fast as they can.
+#[test]
+fn a_flood_of_connections_is_served_in_turns_of_bounded_cost() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(80);
+    listener.set_nonblocking(true).unwrap();
+    let mut kept = Vec::new();
+    for round in 0..40_u32 {
+        kept.extend((0..20).map(|_| guest.dial("CONNECT 1\n")));
+        for port in 0..4 {
+            guest.post(Header { op: op::REQUEST, ..header(80, 2000 + 4 * round + port) }, b"");
+        }
+        while guest.drivers[1].used_count() < 4 {
+            assert!(guest.wait());
+        }
+        guest.drivers[1].take_used();
+        while let Ok((stream, _)) = listener.accept() {
+            kept.push(stream);
+        }
+    }
+    guest.device_reset();
+    let meter = &guest.drivers[0].meter;
+    let (largest, budget) = (meter.largest_turn(), Budget::TURN);
+    assert!((1..=budget.host_calls + 3).contains(&largest.host_calls), "{largest:?}");
+    assert!(meter.turns() > 40, "what was done was counted");
 }
 
 #[test]
@@ -195,6 +223,11 @@ proptest! {
         let sent = chains.iter().filter(|chain| chain.transmit).count();
         while usize::from(guest.drivers[1].used_count()) < sent && guest.wait() {}
         guest.device_reset();
+        // A turn ends with what spends the last of its budget: a chain, a read or write of a socket, a connection.
+        let (largest, budget) = (guest.drivers[0].meter.largest_turn(), Budget::TURN);
+        prop_assert!(largest.descriptors <= budget.descriptors + 16, "{largest:?}");
+        prop_assert!(largest.bytes <= budget.bytes + 0x8_0000, "{largest:?}");
+        prop_assert!(largest.host_calls <= budget.host_calls + 3, "{largest:?}");
         // Once for each queue at most.
         prop_assert!(guest.signal.resets_asked.load(Ordering::SeqCst) <= 2);
         let rings = [guest.drivers[0].used_ring(), guest.drivers[1].used_ring()];
