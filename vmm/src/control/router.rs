@@ -24,6 +24,8 @@ pub(super) enum Outcome {
     Now(Response),
     /// Something that may take its time, and must not be done on the event loop; then an answer.
     Later(fn(&VmHandle) -> Response),
+    /// The same, but nothing changes, so that it need not be done for a client that has gone.
+    LaterIfWanted(fn(&VmHandle) -> Response),
 }
 
 type Handler = fn(&VmHandle, &[u8]) -> Result<Outcome, Response>;
@@ -137,7 +139,7 @@ fn update_balloon(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
 
 fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
     balloon_of(vm)?;
-    Ok(Outcome::Later(|vm| match balloon_of(vm) {
+    Ok(Outcome::LaterIfWanted(|vm| match balloon_of(vm) {
         Ok(balloon) => {
             // A guest that is paused says nothing.
             let patience = if vm.is_paused() { Duration::ZERO } else { STATISTICS_PATIENCE };

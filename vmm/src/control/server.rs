@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use devices::Timer;
@@ -47,8 +47,14 @@ pub struct ControlServer {
     deaf: bool,
 }
 
-/// A request that may take its time, and the connection that its answer goes to.
-type Job = (Serial, fn(&VmHandle) -> Response);
+/// A request that may take its time.
+struct Job {
+    /// The connection that the answer goes to.
+    serial: Serial,
+    run: fn(&VmHandle) -> Response,
+    /// Gone where the client has gone and nothing but the answer was asked for.
+    wanted: Option<Weak<()>>,
+}
 
 /// The thread for requests that may take their time. It serves one after the other, and ends with the server, once the
 /// request that it works on is answered.
@@ -57,6 +63,8 @@ struct LateAnswers {
     answers: Receiver<(Serial, Response)>,
     /// There is an answer.
     event: Arc<EventFd>,
+    /// The connections that wait for an answer.
+    waiting: BTreeMap<Serial, Arc<()>>,
 }
 
 impl ControlServer {
@@ -112,6 +120,7 @@ impl ControlServer {
     }
 
     fn close(&mut self, serial: Serial, ops: &mut EventOps<'_>) {
+        self.late.waiting.remove(&serial);
         if let Some(connection) = self.connections.remove(&serial) {
             // It is not there where only the VM's answer was awaited.
             let _ = ops.remove(Events::empty_raw(connection.fd()));
@@ -139,10 +148,11 @@ impl ControlServer {
         step: impl FnOnce(&mut Connection, &mut dyn FnMut(&Request<'_>) -> Answer) -> Next,
     ) {
         let Some(connection) = self.connections.get_mut(&serial) else { return };
-        let (vm, late) = (&self.vm, &self.late);
+        let (vm, late) = (&self.vm, &mut self.late);
         let next = step(connection, &mut |request| match route(vm, request) {
             Outcome::Now(response) => Answer::Ready(response),
-            Outcome::Later(job) => late.ask(serial, job),
+            Outcome::Later(job) => late.ask(serial, job, true),
+            Outcome::LaterIfWanted(job) => late.ask(serial, job, false),
         });
         let events = match next {
             Next::Read => EventSet::IN,
@@ -173,6 +183,7 @@ impl ControlServer {
         // It fails only where there is nothing to read.
         let _ = self.late.event.read();
         while let Ok((serial, response)) = self.late.answers.try_recv() {
+            self.late.waiting.remove(&serial);
             let now = Instant::now();
             self.advance(serial, ops, |connection, serve| connection.answer(&response, now, serve));
         }
@@ -196,23 +207,33 @@ impl ControlServer {
 impl LateAnswers {
     fn start(vm: Arc<VmHandle>) -> io::Result<Self> {
         let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        // A client that is gone leaves its request behind, so that there may be more of them than connections.
-        let (jobs, asked) = mpsc::sync_channel::<Job>(MAX_CONNECTIONS);
+        // One is being worked on. A client that is gone leaves its request behind, so that there may be more of them
+        // than connections.
+        let (jobs, asked) = mpsc::sync_channel::<Job>(MAX_CONNECTIONS - 1);
         let (sender, answers) = mpsc::channel();
         let wake = event.clone();
         devices::thread("control").spawn(move || {
-            while let Ok((serial, job)) = asked.recv() {
+            while let Ok(Job { serial, run, wanted }) = asked.recv() {
+                if wanted.is_some_and(|client| client.strong_count() == 0) {
+                    continue;
+                }
                 // The server is gone where nobody takes it, and the event is full only where it is being read.
-                let _ = sender.send((serial, job(&vm)));
+                let _ = sender.send((serial, run(&vm)));
                 let _ = wake.write(1);
             }
         })?;
-        Ok(Self { jobs, answers, event })
+        Ok(Self { jobs, answers, event, waiting: BTreeMap::new() })
     }
 
-    fn ask(&self, serial: Serial, job: fn(&VmHandle) -> Response) -> Answer {
-        match self.jobs.try_send((serial, job)) {
-            Ok(()) => Answer::Later,
+    /// Has `run` done; where it `changes` something, also when the client goes before.
+    fn ask(&mut self, serial: Serial, run: fn(&VmHandle) -> Response, changes: bool) -> Answer {
+        let client = Arc::new(());
+        let wanted = (!changes).then(|| Arc::downgrade(&client));
+        match self.jobs.try_send(Job { serial, run, wanted }) {
+            Ok(()) => {
+                self.waiting.insert(serial, client);
+                Answer::Later
+            }
             Err(_) => Answer::Ready(Response::fault(503, "too many requests are waiting: try again later")),
         }
     }

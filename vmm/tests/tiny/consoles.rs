@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use vmm::ExitReason;
+use vmm::vcpu::Holder;
 
 use super::machine::{Machine, WATCHDOG};
 
@@ -25,9 +26,11 @@ guest!(
 #[test]
 fn a_guest_whose_output_nobody_reads_goes_on_to_its_end() {
     let Some(machine) = Machine::new(prints_much()) else { return };
-    let running = machine.run_until_ready();
-    // A page: all but that waits in mvm.
+    let mut running = machine.run_paused();
+    // A page: all but that waits in mvm. It holds nothing yet, or could not be made smaller.
     rustix::pipe::fcntl_setpipe_size(running.console(), 4096).unwrap();
+    running.gate.resume(Holder::User);
+    running.wait_until_ready();
     let (reason, rest) = running.wait();
     assert_eq!(reason, ExitReason::PowerOff);
     assert_eq!(rest.len(), MUCH as usize + 1, "a reader that comes late has missed nothing");
