@@ -186,7 +186,7 @@ fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<(VmConfig,
     };
     let identity = options.identity();
     let config = options.into_config()?;
-    if let Some(warning) = memory_warning(config.memory.bytes(), vmm::host::total_memory()) {
+    if let Some(warning) = memory_warning(config.memory.bytes(), vmm::total_memory()) {
         tracing::warn!("{warning}");
     }
     Ok((config, identity))

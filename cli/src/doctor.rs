@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use vmm::host::{Check, Verdict, examine};
+use vmm::{Check, Verdict, examine};
 
 use crate::process::ExitCode;
 use crate::table::Table;

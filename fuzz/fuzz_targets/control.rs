@@ -12,13 +12,13 @@ use event_manager::{EventManager, SubscriberOps};
 use instance::Identity;
 use libfuzzer_sys::fuzz_target;
 use vmm::VmConfig;
-use vmm::control::ControlServer;
-use vmm::exit::ExitSlot;
-use vmm::handle::VmHandle;
-use vmm::metrics::Registry;
-use vmm::pause::Pauser;
-use vmm::power_button::PowerButton;
-use vmm::vcpu::Gate;
+use vmm::parts::ControlServer;
+use vmm::ExitSlot;
+use vmm::parts::VmHandle;
+use vmm::parts::Registry;
+use vmm::Pauser;
+use vmm::parts::PowerButton;
+use vmm::Gate;
 
 /// Where what the client says is cut into pieces, which come one after the other. HTTP does not use this byte.
 const CUT: u8 = 0xff;

@@ -6,7 +6,7 @@ use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
 use libfuzzer_sys::fuzz_target;
-use vmm::config::{Bandwidth, Rate};
+use vmm::{Bandwidth, Rate};
 use instance::Record;
 
 fn check<T: FromStr + Display + PartialEq + Debug>(text: &str) {

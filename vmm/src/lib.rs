@@ -1,46 +1,62 @@
 //! The virtual machine monitor of mvm.
 //!
-//! [`VmConfig`] says what to run, [`launch()`] runs it to its end and returns the [`ExitReason`].
+//! [`VmConfig`] says what to run, [`launch()`] runs it to its end and returns the [`ExitReason`]. docs/architecture.md
+//! says how the parts work together.
 
-pub mod arch;
-pub mod config;
-pub mod console;
-pub mod control;
+mod arch;
+mod config;
+mod console;
+mod control;
 mod descriptors;
-pub mod device_manager;
-pub mod error;
-pub mod exit;
-pub mod frontend;
-pub mod gdb;
-pub mod handle;
-pub mod helper;
-pub mod host;
-pub mod kvm;
+mod device_manager;
+mod error;
+mod exit;
+mod frontend;
+mod gdb;
+mod handle;
+mod helper;
+mod host;
+mod kvm;
 mod last_words;
-pub mod launch;
-pub mod loader;
-pub mod memory;
-pub mod metrics;
-pub mod network;
-pub mod passt;
-pub mod pause;
-pub mod power_button;
-pub mod shares;
-pub mod supervisor;
+mod launch;
+mod loader;
+mod memory;
+mod metrics;
+mod network;
+mod passt;
+mod pause;
+mod power_button;
+mod shares;
+mod supervisor;
 mod teardown;
-pub mod timing;
-pub mod vcpu;
-pub mod vm;
-pub mod vsock;
+mod timing;
+mod vcpu;
+mod vm;
+mod vsock;
 
+pub use arch::current::layout;
 pub use config::{
-    ConfigError, ConsoleConfig, DiskConfig, GdbConfig, MAX_CPUS, MemorySize, NetConfig, PmemConfig,
-    PublishConfig, Sandbox, ShareConfig, TimeLimit, VhostUserConfig, VmConfig, VsockConfig,
+    Bandwidth, ConfigError, ConsoleConfig, DeviceConfig, DeviceKind, DiskConfig, GdbConfig, MAX_CPUS,
+    MemorySize, NetConfig, PmemConfig, PublishConfig, Rate, Sandbox, ShareConfig, TimeLimit, VhostUserConfig,
+    VmConfig, VsockConfig,
 };
 pub use error::VmError;
-pub use exit::ExitReason;
+pub use exit::{ExitReason, ExitSlot};
 pub use frontend::Frontend;
-pub use launch::{launch, open, seal};
-pub use supervisor::{Limits, Requests, Supervisor};
+pub use host::{Check, Verdict, examine, total_memory};
+pub use kvm::{KvmError, open as open_kvm};
+pub use launch::{Resources, launch, open, seal};
+pub use pause::{PauseError, Pauser};
+pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};
 pub use timing::{Phase, Timeline};
+pub use vcpu::{Gate, GateError, Holder};
 pub use vm::{Vm, build};
+
+/// Parts that are tried by themselves, with whatever a client or a file may say.
+pub mod parts {
+    pub use crate::control::ControlServer;
+    pub use crate::handle::VmHandle;
+    pub use crate::loader::{BootFile, Kernel, LoadError, load_kernel};
+    pub use crate::metrics::Registry;
+    pub use crate::power_button::PowerButton;
+}

@@ -6,14 +6,15 @@ use devices::virtio::pmem::{PmemFile, PmemMode};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use instance::CONTROL_SOCKET;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
+use crate::arch::current as arch;
 use crate::arch::current::acpi::{self};
 use crate::arch::current::boot::{self, BootInformation};
-use crate::arch::current::cpuid::CpuidTemplate;
 use crate::arch::current::layout;
 use crate::arch::current::registers::{self};
+use crate::arch::current::vcpu::Processor;
 use crate::console::Console;
 use crate::control::ControlServer;
 use crate::device_manager::{
@@ -27,13 +28,13 @@ use crate::helper::Helper;
 use crate::kvm::{self, KvmError};
 use crate::last_words::{self, Given};
 use crate::launch::Resources;
-use crate::loader::{self, Kernel};
+use crate::loader;
 use crate::memory::{self};
 use crate::metrics::Registry;
 use crate::pause::Pauser;
 use crate::teardown::BackgroundTeardown;
-use crate::vcpu::{ExitCounters, Gate, Holder, VcpuShared, Vcpus};
-use crate::{ExitReason, MemorySize, Phase, Timeline, VmConfig, VmError};
+use crate::vcpu::{DebugHook, ExitCounters, Gate, Holder, VcpuShared, Vcpus};
+use crate::{ExitReason, Phase, Timeline, VmError};
 
 /// A VM that is ready to run.
 ///
@@ -85,8 +86,7 @@ fn assemble(
     register_memory(&vm, &memory)?;
     register_pmem(&vm, &memory, &files, &pmem)?;
     timeline.mark(Phase::Memory);
-    // After the memory: KVM waits some milliseconds to add a memory slot to a VM that has them.
-    create_interrupt_controllers(&vm)?;
+    arch::vm::create_interrupt_controllers(&vm)?;
 
     let kernel = loader::load_kernel(&memory, kernel)?;
     let initrd = initrd.map(|file| loader::load_initrd(&memory, &kernel, file)).transpose()?;
@@ -127,7 +127,8 @@ fn assemble(
     let memory_size = config.memory.bytes();
     boot::write(&memory, &kernel, &BootInformation { arguments: &arguments, initrd, memory_size, rsdp })?;
     registers::write_boot_tables(&memory, kernel.entry)?;
-    let vcpus = create_vcpus(&kvm, &vm, config, (&kernel, &dma))?;
+    let processor = Processor { cpus: config.cpus, nested: config.nested };
+    let vcpus = arch::vcpu::create_vcpus(&kvm, &vm, processor, kernel.entry, &dma)?;
     timeline.mark(Phase::Vcpus);
 
     let gate = Arc::new(Gate::new(config.cpus));
@@ -155,9 +156,10 @@ fn assemble(
         gate.hold(Holder::Debugger);
     }
     let given = Given::from(config);
-    let shared = Arc::new(VcpuShared { ports, mmio, exit, gate, stops, counters, timeline });
+    let hook = stops.clone().map(|stops| stops as Arc<dyn DebugHook>);
+    let shared = Arc::new(VcpuShared { ports, mmio, exit, gate, debugger: hook, counters, timeline });
     let vcpus = Vcpus::start(vcpus, shared.clone())?;
-    let debugger = start_debugger(debugger, &shared, memory.clone())?;
+    let debugger = start_debugger(debugger, stops, &shared, memory.clone())?;
     Ok(Vm { vcpus, debugger, events, shared, helpers, console, given, pauser, memory, vm, teardown })
 }
 
@@ -240,19 +242,13 @@ fn end_of(exit: &ExitSlot, console: &Console, given: Given) -> ExitReason {
 /// Serves debuggers where they are awaited.
 fn start_debugger(
     listener: Option<Listener>,
+    stops: Option<Arc<Stops>>,
     shared: &VcpuShared,
     memory: Arc<GuestMemoryMmap>,
 ) -> Result<Option<GdbServer>, VmError> {
-    let (Some(listener), Some(stops)) = (listener, &shared.stops) else { return Ok(None) };
-    let server = GdbServer::start(listener, stops.clone(), shared.gate.clone(), memory, shared.exit.clone());
+    let (Some(listener), Some(stops)) = (listener, stops) else { return Ok(None) };
+    let server = GdbServer::start(listener, stops, shared.gate.clone(), memory, shared.exit.clone());
     Ok(Some(server.map_err(VmError::host("start the debugger's thread"))?))
-}
-
-fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
-        .map_err(KvmError::call("place KVM's identity map"))?;
-    vm.set_tss_address(layout::KVM_TSS).map_err(KvmError::call("place KVM's task state"))?;
-    vm.create_irq_chip().map_err(KvmError::call("make the interrupt controllers"))
 }
 
 fn register_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
@@ -289,34 +285,6 @@ fn register_region(vm: &VmFd, slot: u32, flags: u32, region: &GuestRegionMmap) -
     unsafe { vm.set_user_memory_region(region) }.map_err(KvmError::call("give KVM the guest's memory"))
 }
 
-fn create_vcpus(
-    kvm: &Kvm,
-    vm: &VmFd,
-    config: &VmConfig,
-    (kernel, memory): (&Kernel, &GuestMemoryMmap),
-) -> Result<Vec<VcpuFd>, VmError> {
-    let refused = |error| match kvm.get_max_vcpus() {
-        most if config.cpus as usize > most => VmError::TooManyCpus { asked: config.cpus, most },
-        _ => KvmError::call("make a vCPU")(error).into(),
-    };
-    let mut vcpus = Vec::new();
-    let mut cpuid = None;
-    for id in 0..config.cpus {
-        let vcpu = vm.create_vcpu(id.into()).map_err(refused)?;
-        let template = match &mut cpuid {
-            Some(template) => template,
-            none => none.insert(cpuid_template(kvm, &vcpu, config, memory)?),
-        };
-        vcpu.set_cpuid2(&template.of(id)?).map_err(KvmError::call("set the CPUID of a vCPU"))?;
-        registers::set_up(&vcpu, template.has_vmx())?;
-        if id == 0 {
-            registers::set_entry(&vcpu, kernel.entry)?;
-        }
-        vcpus.push(vcpu);
-    }
-    Ok(vcpus)
-}
-
 /// What each vCPU counts, made known to `metrics`.
 fn vcpu_counters(cpus: u32, metrics: &mut Registry) -> Box<[Arc<ExitCounters>]> {
     let counters: Box<[_]> = (0..cpus).map(|_| Arc::new(ExitCounters::default())).collect();
@@ -324,26 +292,6 @@ fn vcpu_counters(cpus: u32, metrics: &mut Registry) -> Box<[Arc<ExitCounters>]> 
         metrics.add("vcpu", id.to_string(), counters.clone());
     }
     counters
-}
-
-/// The CPUID of all vCPUs, where the guest can address all of `memory`.
-fn cpuid_template(
-    kvm: &Kvm,
-    vcpu: &VcpuFd,
-    config: &VmConfig,
-    memory: &GuestMemoryMmap,
-) -> Result<CpuidTemplate, VmError> {
-    let template = CpuidTemplate::new(kvm, config.cpus, vcpu.get_tsc_khz().ok(), config.nested)?;
-    if config.nested && !template.has_vmx() && !template.has_svm() {
-        return Err(VmError::NoNesting);
-    }
-    let bits = template.physical_bits();
-    if memory.last_addr().0 < 1_u64.checked_shl(bits).unwrap_or(u64::MAX) {
-        Ok(template)
-    } else {
-        let asked = memory.iter().map(GuestMemoryRegion::len).fold(0, u64::saturating_add);
-        Err(VmError::TooMuchMemory { asked: MemorySize::from_bytes(asked), bits })
-    }
 }
 
 /// Wakes the event loop when the VM has ended.

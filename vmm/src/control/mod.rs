@@ -19,7 +19,8 @@ use std::path::PathBuf;
 use devices::socket::SocketError;
 use thiserror::Error;
 
-pub use router::OPENAPI;
+#[cfg(test)]
+use router::OPENAPI;
 pub use server::ControlServer;
 
 /// Why there is no control socket.

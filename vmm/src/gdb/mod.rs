@@ -4,13 +4,10 @@
 //! client says; a vCPU that meets a breakpoint tells it through [`Stops`]. Without a client the guest runs freely,
 //! except before its first instruction, where it waits for the first client.
 
-mod arch;
 mod breakpoints;
 mod connection;
-mod debug_registers;
 mod listener;
 mod memory;
-mod registers;
 mod session;
 mod stops;
 mod target;

@@ -7,11 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_bindings::kvm_debug_exit_arch;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::vcpu::{Gate, Holder};
-
-/// The debug exception, and DR6 after a step (Intel SDM volume 3B, 18.2.3).
-const DEBUG_VECTOR: u32 = 1;
-pub(super) const SINGLE_STEP: u64 = 1 << 14;
+use crate::arch::current::gdb::{DEBUG_VECTOR, SINGLE_STEP};
+use crate::vcpu::{DebugHook, Gate, Holder};
 
 /// A vCPU that stopped, and why.
 #[derive(Clone, Copy, Debug)]
@@ -32,19 +29,9 @@ pub struct Stops {
     gate: Arc<Gate>,
 }
 
-impl Stops {
-    /// No stops yet, of the vCPUs of `gate`.
-    ///
-    /// # Errors
-    ///
-    /// Those of making an eventfd.
-    pub fn new(gate: Arc<Gate>) -> io::Result<Self> {
-        let stepping = (0..gate.cpus()).map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { waiting: Mutex::default(), event: EventFd::new(libc::EFD_NONBLOCK)?, stepping, gate })
-    }
-
+impl DebugHook for Stops {
     /// Reports that the calling vCPU stopped. All others are stopped with it.
-    pub fn report(&self, vcpu: usize, cause: kvm_debug_exit_arch) {
+    fn report(&self, vcpu: usize, cause: kvm_debug_exit_arch) {
         self.gate.hold(Holder::Debugger);
         let mut waiting = self.lock();
         if waiting.iter().all(|stop| stop.vcpu != vcpu) {
@@ -56,7 +43,7 @@ impl Stops {
 
     /// Reports the end of a step of the calling vCPU, if it is on one, because of an access to a device: KVM says
     /// nothing of a step whose instruction it had to leave the guest for.
-    pub fn accessed(&self, vcpu: usize) {
+    fn accessed(&self, vcpu: usize) {
         if self.stepping.get(vcpu).is_some_and(|stepping| stepping.load(Ordering::SeqCst)) {
             let pc = u64::MAX;
             self.report(
@@ -64,6 +51,18 @@ impl Stops {
                 kvm_debug_exit_arch { exception: DEBUG_VECTOR, pad: 0, pc, dr6: SINGLE_STEP, dr7: 0 },
             );
         }
+    }
+}
+
+impl Stops {
+    /// No stops yet, of the vCPUs of `gate`.
+    ///
+    /// # Errors
+    ///
+    /// Those of making an eventfd.
+    pub fn new(gate: Arc<Gate>) -> io::Result<Self> {
+        let stepping = (0..gate.cpus()).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { waiting: Mutex::default(), event: EventFd::new(libc::EFD_NONBLOCK)?, stepping, gate })
     }
 
     /// Says whether a vCPU, which stands, goes for one instruction from here on.

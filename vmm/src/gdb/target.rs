@@ -19,15 +19,12 @@ use kvm_bindings::{
 };
 use vm_memory::GuestMemoryMmap;
 
-use super::arch::GuestArch;
 use super::breakpoints::Breakpoints;
-use super::debug_registers::{DebugRegisters, Request};
 use super::memory;
-use super::stops::{SINGLE_STEP, Stop, Stops};
+use super::stops::{Stop, Stops};
+use crate::arch::current::gdb::debug_registers::{DebugRegisters, Request};
+use crate::arch::current::gdb::{BREAKPOINT_VECTOR, GuestArch, SINGLE_STEP};
 use crate::vcpu::{Gate, GateError, Holder};
-
-/// The exception of INT3 (Intel SDM volume 3A, 6.15); the other that KVM reports is the debug exception.
-const BREAKPOINT_VECTOR: u32 = 3;
 
 type StopReason = MultiThreadStopReason<u64>;
 

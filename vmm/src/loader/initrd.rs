@@ -2,17 +2,8 @@
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::{BootFile, Kernel, LoadError, Problem, low_ram_end};
+use super::{BootFile, Initrd, Kernel, LoadError, Problem, low_ram_end};
 use crate::memory::{PAGE, read_file};
-
-/// Where the initrd is in guest RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Initrd {
-    /// Its first byte, at a page.
-    pub address: GuestAddress,
-    /// Its size in bytes.
-    pub length: u32,
-}
 
 /// Loads an initrd as high as `kernel` allows, so that the kernel has room to unpack itself.
 ///

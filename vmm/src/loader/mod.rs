@@ -11,13 +11,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use linux_loader::loader::bootparam::setup_header;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+pub use crate::arch::current::kernel::{EntryPoint, Initrd, Kernel};
 use crate::memory::MemoryError;
 pub use cmdline::{CmdlineError, kernel_arguments};
-pub use initrd::{Initrd, load as load_initrd};
+pub use initrd::load as load_initrd;
 
 /// Why a kernel or an initrd could not be loaded.
 #[derive(Debug)]
@@ -98,42 +98,6 @@ impl std::fmt::Display for Mib {
 impl Problem {
     fn of(self, what: &'static str, path: &Path) -> LoadError {
         LoadError { what, path: path.to_owned(), problem: self }
-    }
-}
-
-/// How to enter a kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryPoint {
-    /// In 32-bit protected mode without paging, `hvm_start_info` in EBX (PVH).
-    Pvh(u32),
-    /// In 64-bit mode with the first GiB mapped onto itself, `boot_params` in RSI.
-    Linux64(u64),
-}
-
-/// A kernel in guest RAM.
-pub struct Kernel {
-    /// Where it starts.
-    pub entry: EntryPoint,
-    /// The first address behind it, with what it needs for itself before it knows the memory map.
-    pub end: u64,
-    /// The setup header of a bzImage; an ELF has none.
-    pub setup_header: Option<Box<setup_header>>,
-}
-
-impl Kernel {
-    /// The last address that a byte of the initrd may have: all of the first 4 GiB, unless the kernel says less
-    /// (`initrd_addr_max`).
-    fn initrd_address_max(&self) -> u64 {
-        self.setup_header.as_ref().map_or(u64::from(u32::MAX), |header| header.initrd_addr_max.into())
-    }
-
-    /// The most bytes of arguments that the kernel takes, without the terminating zero.
-    pub fn cmdline_max(&self) -> usize {
-        let own = crate::arch::current::layout::CMDLINE_CAPACITY - 1;
-        match self.setup_header.as_ref().map(|header| header.cmdline_size as usize) {
-            Some(size) if size > 0 => size.min(own),
-            _ => own,
-        }
     }
 }
 

@@ -3,10 +3,8 @@
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::VcpuShared;
+use crate::arch::current::vcpu::{RESET_VECTOR, instruction_pointer};
 use crate::exit::ExitReason;
-
-/// Where a processor starts after a reset.
-const RESET_VECTOR: u64 = 0xfff0;
 
 /// What to do after an exit.
 pub(super) enum Next {
@@ -49,8 +47,8 @@ pub(super) fn handle(
         // KVM handles HLT itself while it has the local APIC; a signal may show here.
         VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {}
         // Only a debugger makes KVM exit for this.
-        VcpuExit::Debug(cause) => match &shared.stops {
-            Some(stops) => stops.report(vcpu, cause),
+        VcpuExit::Debug(cause) => match &shared.debugger {
+            Some(debugger) => debugger.report(vcpu, cause),
             None => return Next::End(End::Unexpected(format!("{cause:?}"))),
         },
         VcpuExit::Shutdown => return Next::End(End::TripleFault),
@@ -58,8 +56,8 @@ pub(super) fn handle(
         VcpuExit::InternalError => return Next::End(End::InternalError),
         other => return Next::End(End::Unexpected(format!("{other:?}"))),
     }
-    if let Some(stops) = shared.stops.as_ref().filter(|_| is_access) {
-        stops.accessed(vcpu);
+    if let Some(debugger) = shared.debugger.as_ref().filter(|_| is_access) {
+        debugger.accessed(vcpu);
     }
     Next::Enter
 }
@@ -75,10 +73,6 @@ pub(super) fn reason(end: End, vcpu: u32, fd: &mut VcpuFd) -> ExitReason {
         End::InternalError => ExitReason::InternalError { vcpu, detail: internal_error(fd) },
         End::Unexpected(exit) => ExitReason::RunFailed { vcpu, detail: format!("unexpected exit {exit}") },
     }
-}
-
-fn instruction_pointer(fd: &VcpuFd) -> u64 {
-    fd.get_regs().map_or(0, |registers| registers.rip)
 }
 
 /// KVM's word for the error, its data, and where the vCPU stood.

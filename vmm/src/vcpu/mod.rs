@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use devices::Bus;
+use kvm_bindings::kvm_debug_exit_arch;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use crate::exit::{ExitReason, ExitSlot};
-use crate::gdb::Stops;
 use crate::timing::{Phase, Timeline};
 
 pub use counters::ExitCounters;
@@ -30,12 +30,21 @@ pub struct VcpuShared {
     pub exit: Arc<ExitSlot>,
     /// Where vCPUs are kept out of the guest for a while.
     pub gate: Arc<Gate>,
-    /// Where a debugger learns of what it waits for; without one there is nothing of it.
-    pub stops: Option<Arc<Stops>>,
+    /// Where a debugger learns of what it waits for, if there is one.
+    pub debugger: Option<Arc<dyn DebugHook>>,
     /// What each vCPU counts, by its index.
     pub counters: Box<[Arc<ExitCounters>]>,
     /// Where the first entry is marked.
     pub timeline: Arc<Timeline>,
+}
+
+/// What a debugger wants to hear of vCPUs, from their threads.
+pub trait DebugHook: Send + Sync {
+    /// Reports that the calling vCPU stopped. All others are stopped with it.
+    fn report(&self, vcpu: usize, cause: kvm_debug_exit_arch);
+    /// Reports the end of a step of the calling vCPU, if it is on one, because of an access to a device: KVM says
+    /// nothing of a step whose instruction it had to leave the guest for.
+    fn accessed(&self, vcpu: usize);
 }
 
 /// Why a vCPU thread could not be started.

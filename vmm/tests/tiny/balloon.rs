@@ -69,7 +69,7 @@ guest!(
         put32
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+    VIRTIO = vmm::layout::VIRTIO_MMIO
 );
 
 #[test]

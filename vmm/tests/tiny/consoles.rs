@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use vmm::ExitReason;
-use vmm::vcpu::Holder;
+use vmm::Holder;
 
 use super::machine::{Machine, WATCHDOG};
 

@@ -83,7 +83,7 @@ guest!(
         say 'p'
         power_off
     ",
-    EVENT_DEVICE = vmm::arch::current::layout::EVENT_DEVICE_GSI
+    EVENT_DEVICE = vmm::layout::EVENT_DEVICE_GSI
 );
 
 #[test]

@@ -190,7 +190,7 @@ fn the_processors_virtualization_is_for_guests_that_shall_have_it() {
         Err(error) => {
             assert!(matches!(error, VmError::NoNesting), "{error}");
             let cpuid =
-                vmm::kvm::open().unwrap().get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
+                vmm::open_kvm().unwrap().get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
             let has = |function: u32, bit: u32| {
                 cpuid.as_slice().iter().any(|entry| entry.function == function && entry.ecx >> bit & 1 == 1)
             };

@@ -40,7 +40,7 @@ guest!(
         say '.'
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO,
+    VIRTIO = vmm::layout::VIRTIO_MMIO,
     COUNT = 2000
 );
 
@@ -65,7 +65,7 @@ guest!(
         store 0x70, 1 | 2 | 4 | 8
         jmp 2b
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+    VIRTIO = vmm::layout::VIRTIO_MMIO
 );
 
 /// Not a test of its own: the process whose standard error the tests below hold. Its exit code says how the guest ended.

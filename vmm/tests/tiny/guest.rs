@@ -45,9 +45,9 @@ macro_rules! guest {
             COM1 = const devices::legacy::Serial::PORT,
             POWER = const devices::legacy::PowerRegisters::PORT,
             SOFT_OFF = const $crate::tiny::guest::SOFT_OFF,
-            PDPT = const vmm::arch::current::layout::PAGE_TABLES.0 + 0x1000,
-            LOCAL_APIC = const vmm::arch::current::layout::LOCAL_APIC,
-            IO_APIC = const vmm::arch::current::layout::IO_APIC,
+            PDPT = const vmm::layout::PAGE_TABLES.0 + 0x1000,
+            LOCAL_APIC = const vmm::layout::LOCAL_APIC,
+            IO_APIC = const vmm::layout::IO_APIC,
             $($operand = const $value,)*
         );
 

@@ -1,6 +1,6 @@
 //! The ELF file that a guest is booted from.
 
-use vmm::arch::current::layout::HIGH_RAM_START;
+use vmm::layout::HIGH_RAM_START;
 
 /// How the guest is entered.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -15,13 +15,13 @@ use devices::virtio::pmem::PmemMode;
 use instance::Identity;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm::exit::ExitSlot;
-use vmm::kvm::KvmError;
-use vmm::vcpu::{Gate, Holder};
+use vmm::ExitSlot;
+use vmm::KvmError;
 use vmm::{
     ConsoleConfig, ExitReason, Frontend, Limits, MemorySize, PmemConfig, Requests, Supervisor, TimeLimit,
     Timeline, Vm, VmConfig, VmError,
 };
+use vmm::{Gate, Holder};
 
 use super::image::{self, Entry};
 
@@ -315,7 +315,7 @@ fn becomes_readable(file: &File) -> bool {
 /// Whether KVM can be opened. Where it can't, the reason is printed, past the test harness, which would keep it
 /// to itself.
 fn kvm_is_there() -> bool {
-    match vmm::kvm::open() {
+    match vmm::open_kvm() {
         Ok(_) => true,
         Err(error @ (KvmError::NoDevice | KvmError::NoPermission | KvmError::Open(_))) => {
             let thread = std::thread::current();

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use kvm_ioctls::Cap;
 use vmm::ExitReason;
-use vmm::vcpu::{GateError, Holder};
+use vmm::{GateError, Holder};
 
 use super::image::LOAD_ADDRESS;
 use super::machine::{Machine, Running};
@@ -210,7 +210,7 @@ guest!(
 #[test]
 fn a_guest_with_kvms_clock_learns_that_it_was_stopped() {
     let Some(machine) = Machine::new(watches_its_clock()) else { return };
-    if !vmm::kvm::open().unwrap().check_extension(Cap::KvmclockCtrl) {
+    if !vmm::open_kvm().unwrap().check_extension(Cap::KvmclockCtrl) {
         let _ = writeln!(io::stderr(), "skipped: this KVM lacks KVM_CAP_KVMCLOCK_CTRL");
         return;
     }

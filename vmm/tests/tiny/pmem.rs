@@ -67,7 +67,7 @@ guest!(
         put32
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO,
+    VIRTIO = vmm::layout::VIRTIO_MMIO,
     PMEM = PMEM
 );
 
@@ -139,7 +139,7 @@ guest!(
         put32
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO,
+    VIRTIO = vmm::layout::VIRTIO_MMIO,
     PMEM = PMEM
 );
 

@@ -76,7 +76,7 @@ guest!(
         hlt
         jmp 8b
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+    VIRTIO = vmm::layout::VIRTIO_MMIO
 );
 
 /// The calls that make or open what a process could be denied.

@@ -80,7 +80,7 @@ guest!(
         put8
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO,
+    VIRTIO = vmm::layout::VIRTIO_MMIO,
     PMEM = 4_u64 << 30
 );
 

@@ -24,7 +24,7 @@ guest!(
         jnz 2b
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+    VIRTIO = vmm::layout::VIRTIO_MMIO
 );
 
 #[test]
@@ -66,7 +66,7 @@ guest!(
         put32
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+    VIRTIO = vmm::layout::VIRTIO_MMIO
 );
 
 #[test]
@@ -132,7 +132,7 @@ guest!(
         put8
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+    VIRTIO = vmm::layout::VIRTIO_MMIO
 );
 
 #[test]
@@ -178,8 +178,8 @@ guest!(
         send
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO,
-    GSI = vmm::arch::current::layout::VIRTIO_GSIS[0]
+    VIRTIO = vmm::layout::VIRTIO_MMIO,
+    GSI = vmm::layout::VIRTIO_GSIS[0]
 );
 
 #[test]
@@ -215,7 +215,7 @@ guest!(
         put32
         power_off
     ",
-    VIRTIO = vmm::arch::current::layout::VIRTIO_MMIO
+    VIRTIO = vmm::layout::VIRTIO_MMIO
 );
 
 #[test]

@@ -10,8 +10,8 @@ use linux_loader::loader::elf::start_info::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::kernel::{EntryPoint, Initrd, Kernel};
 use super::layout;
-use crate::loader::{EntryPoint, Initrd, Kernel};
 
 /// What a kernel is told.
 pub struct BootInformation<'a> {

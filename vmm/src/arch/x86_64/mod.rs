@@ -2,6 +2,10 @@
 
 pub mod acpi;
 pub mod boot;
-pub mod cpuid;
+mod cpuid;
+pub(crate) mod gdb;
+pub mod kernel;
 pub mod layout;
 pub mod registers;
+pub mod vcpu;
+pub mod vm;

@@ -5,9 +5,9 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
+use super::kernel::EntryPoint;
 use super::layout;
 use crate::kvm::KvmError;
-use crate::loader::EntryPoint;
 
 /// Why a vCPU could not be set up.
 #[derive(Debug, Error)]

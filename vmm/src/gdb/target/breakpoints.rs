@@ -7,7 +7,7 @@ use gdbstub::target::ext::breakpoints::{
 };
 
 use super::Target;
-use crate::gdb::debug_registers::Request;
+use crate::arch::current::gdb::debug_registers::Request;
 use crate::gdb::memory;
 
 impl Target {

@@ -7,8 +7,8 @@ use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOp
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE};
 
 use super::{Target, refusal, tid, vcpu};
-use crate::gdb::arch::GuestRegisters;
-use crate::gdb::{memory, registers};
+use crate::arch::current::gdb::{GuestRegisters, registers};
+use crate::gdb::memory;
 use crate::vcpu::GateError;
 
 impl MultiThreadBase for Target {

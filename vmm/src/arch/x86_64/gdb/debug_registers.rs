@@ -18,7 +18,7 @@ enum Access {
 
 /// What the client asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// A breakpoint at a linear address.
     Execute(u64),
     /// A watchpoint: address, length in bytes, kind.
@@ -36,13 +36,13 @@ struct Slot {
 
 /// The debug registers, the same on all vCPUs.
 #[derive(Default)]
-pub(super) struct DebugRegisters {
+pub(crate) struct DebugRegisters {
     slots: [Option<Slot>; 4],
 }
 
 impl DebugRegisters {
     /// Takes as many registers as `request` needs: false where there are too few. What is there already stays.
-    pub(super) fn add(&mut self, request: Request) -> bool {
+    pub(crate) fn add(&mut self, request: Request) -> bool {
         if self.has(request) {
             return true;
         }
@@ -58,7 +58,7 @@ impl DebugRegisters {
     }
 
     /// Frees the registers of `request`; false where it has none.
-    pub(super) fn remove(&mut self, request: Request) -> bool {
+    pub(crate) fn remove(&mut self, request: Request) -> bool {
         let mut found = false;
         for slot in &mut self.slots {
             if slot.is_some_and(|slot| slot.request == request) {
@@ -70,17 +70,17 @@ impl DebugRegisters {
     }
 
     /// Whether `request` has its registers.
-    pub(super) fn has(&self, request: Request) -> bool {
+    pub(crate) fn has(&self, request: Request) -> bool {
         self.slots.iter().flatten().any(|slot| slot.request == request)
     }
 
     /// Whether any is in use.
-    pub(super) fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         self.slots.iter().any(Option::is_some)
     }
 
     /// DR0 to DR7 for KVM.
-    pub(super) fn values(&self) -> [u64; 8] {
+    pub(crate) fn values(&self) -> [u64; 8] {
         let mut values = [0; 8];
         let mut control = DR7_FIXED | DR7_EXACT;
         for (index, (value, slot)) in values.iter_mut().zip(&self.slots).enumerate() {
@@ -106,7 +106,7 @@ impl DebugRegisters {
 
     /// What was met by an exception after which DR6 is `status`: a watchpoint rather than a breakpoint, for what has
     /// been accessed is not accessed again, while what was to be executed still is.
-    pub(super) fn hit(&self, status: u64) -> Option<Request> {
+    pub(crate) fn hit(&self, status: u64) -> Option<Request> {
         let slots = self.slots.iter().enumerate().filter(|(index, _)| status >> index & 1 == 1);
         let hits = || slots.clone().filter_map(|(_, slot)| slot.map(|slot| slot.request));
         hits().find(|request| matches!(request, Request::Watch(..))).or_else(|| hits().next())

@@ -1,10 +1,13 @@
-//! The registers of a vCPU as GDB sees them.
+//! What a debugger needs to know of the processor: its registers, and its breakpoints.
+
+pub(crate) mod debug_registers;
+pub(crate) mod registers;
 
 use gdbstub::arch::{Arch, Registers};
 use gdbstub_arch::x86::reg::X86_64CoreRegs;
 
 /// x86-64 with SSE, the bases of FS and GS, and the system registers that one who debugs a kernel asks for.
-pub(super) enum GuestArch {}
+pub(crate) enum GuestArch {}
 
 impl Arch for GuestArch {
     type Usize = u64;
@@ -19,16 +22,16 @@ impl Arch for GuestArch {
 
 /// Registers behind the core's, in the order of `target.xml`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct SystemRegisters {
-    pub(super) fs_base: u64,
-    pub(super) gs_base: u64,
-    pub(super) kernel_gs_base: u64,
-    pub(super) cr0: u64,
-    pub(super) cr2: u64,
-    pub(super) cr3: u64,
-    pub(super) cr4: u64,
-    pub(super) cr8: u64,
-    pub(super) efer: u64,
+pub(crate) struct SystemRegisters {
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    pub(crate) kernel_gs_base: u64,
+    pub(crate) cr0: u64,
+    pub(crate) cr2: u64,
+    pub(crate) cr3: u64,
+    pub(crate) cr4: u64,
+    pub(crate) cr8: u64,
+    pub(crate) efer: u64,
 }
 
 impl SystemRegisters {
@@ -52,9 +55,9 @@ impl SystemRegisters {
 
 /// All registers of a vCPU that GDB knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct GuestRegisters {
-    pub(super) core: X86_64CoreRegs,
-    pub(super) system: SystemRegisters,
+pub(crate) struct GuestRegisters {
+    pub(crate) core: X86_64CoreRegs,
+    pub(crate) system: SystemRegisters,
 }
 
 impl Registers for GuestRegisters {
@@ -83,6 +86,12 @@ impl Registers for GuestRegisters {
         Ok(())
     }
 }
+
+/// The exception of INT3 (Intel SDM volume 3A, 6.15); the other that KVM reports is the debug exception.
+pub(crate) const BREAKPOINT_VECTOR: u32 = 3;
+/// The debug exception, and DR6 after a step (Intel SDM volume 3B, 18.2.3).
+pub(crate) const DEBUG_VECTOR: u32 = 1;
+pub(crate) const SINGLE_STEP: u64 = 1 << 14;
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,7 @@ use gdbstub_arch::x86::reg::{F80, X86_64CoreRegs};
 use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Error, VcpuFd};
 
-use super::arch::{GuestRegisters, SystemRegisters};
+use super::{GuestRegisters, SystemRegisters};
 
 /// The base of GS that SWAPGS brings (Intel SDM volume 4, IA32_KERNEL_GS_BASE).
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
@@ -16,7 +16,7 @@ const TAG_SPECIAL: u32 = 0b10;
 const TAG_EMPTY: u32 = 0b11;
 
 /// Reads all registers.
-pub(super) fn read(vcpu: &VcpuFd) -> Result<GuestRegisters, Error> {
+pub(crate) fn read(vcpu: &VcpuFd) -> Result<GuestRegisters, Error> {
     let (regs, sregs, fpu) = (vcpu.get_regs()?, vcpu.get_sregs()?, vcpu.get_fpu()?);
     let mut core = X86_64CoreRegs::default();
     read_general(&mut core, &regs);
@@ -48,7 +48,7 @@ pub(super) fn read(vcpu: &VcpuFd) -> Result<GuestRegisters, Error> {
 }
 
 /// Writes those registers that differ from what they are. KVM checks what it is given.
-pub(super) fn write(vcpu: &VcpuFd, new: &GuestRegisters) -> Result<(), Error> {
+pub(crate) fn write(vcpu: &VcpuFd, new: &GuestRegisters) -> Result<(), Error> {
     let old = read(vcpu)?;
     if new.core.segments != old.core.segments {
         // A selector alone does not make a segment: the processor would read the rest from a table.
