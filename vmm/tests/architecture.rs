@@ -1,84 +1,93 @@
 //! The layers of the workspace and of this crate are those of docs/architecture.md.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
 
-fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
+    fn top() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    }
 
-/// All Rust files below `directory`, with their text.
-fn sources(directory: &Path) -> Vec<(PathBuf, String)> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(directory).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            all.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            all.push((path, text));
+    /// All Rust files below `directory`, with their text.
+    fn sources(directory: &Path) -> Vec<(PathBuf, String)> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                all.extend(sources(&path));
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                all.push((path, text));
+            }
+        }
+        assert!(!all.is_empty(), "{}", directory.display());
+        all
+    }
+
+    /// No file of `module` of this crate names one of `others`.
+    fn knows_nothing_of(module: &str, others: &[&str]) {
+        for (path, text) in sources(&top().join("vmm/src").join(module)) {
+            for other in others {
+                let name = format!("crate::{other}");
+                assert!(!text.contains(&name), "{} uses {name}", path.display());
+            }
         }
     }
-    assert!(!all.is_empty(), "{}", directory.display());
-    all
-}
 
-/// No file of `module` of this crate names one of `others`.
-fn knows_nothing_of(module: &str, others: &[&str]) {
-    for (path, text) in sources(&top().join("vmm/src").join(module)) {
-        for other in others {
-            let name = format!("crate::{other}");
-            assert!(!text.contains(&name), "{} uses {name}", path.display());
+    #[test]
+    fn modules_depend_downwards_only() {
+        knows_nothing_of(
+            "arch",
+            &["loader", "gdb", "vcpu", "device_manager", "vm::", "launch", "console", "control"],
+        );
+        knows_nothing_of("vcpu", &["gdb", "device_manager", "vm::", "launch", "console", "control"]);
+        knows_nothing_of("loader", &["gdb", "vcpu", "device_manager", "vm::", "launch"]);
+        knows_nothing_of(
+            "config",
+            &["arch", "loader", "gdb", "vcpu", "device_manager", "vm::", "launch", "kvm"],
+        );
+    }
+
+    /// The crates of the workspace, and what each may depend on.
+    const CRATES: [(&str, &[&str]); 5] = [
+        ("devices", &[]),
+        ("instance", &[]),
+        ("vmm", &["devices", "instance"]),
+        ("cli", &["devices", "instance", "vmm"]),
+        ("tests", &["instance"]),
+    ];
+
+    #[test]
+    fn crates_depend_downwards_only_and_are_in_the_map() {
+        let docs = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
+        let workspace = fs::read_to_string(top().join("Cargo.toml")).unwrap();
+        let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).unwrap();
+        assert_eq!(members.matches('"').count() / 2, CRATES.len(), "{members}");
+        for (name, allowed) in CRATES {
+            assert!(members.contains(&format!("\"{name}\"")), "{name} is in the workspace");
+            assert!(
+                docs.contains(&format!("\n| `{name}` | ")),
+                "docs/architecture.md has no line for {name}"
+            );
+            let manifest = fs::read_to_string(top().join(name).join("Cargo.toml")).unwrap();
+            for (other, _) in CRATES {
+                let depends = manifest.lines().any(|line| line.split(['.', ' ']).next() == Some(other));
+                assert!(!depends || allowed.contains(&other), "{name} depends on {other}");
+            }
         }
     }
-}
 
-#[test]
-fn modules_depend_downwards_only() {
-    knows_nothing_of(
-        "arch",
-        &["loader", "gdb", "vcpu", "device_manager", "vm::", "launch", "console", "control"],
-    );
-    knows_nothing_of("vcpu", &["gdb", "device_manager", "vm::", "launch", "console", "control"]);
-    knows_nothing_of("loader", &["gdb", "vcpu", "device_manager", "vm::", "launch"]);
-    knows_nothing_of("config", &["arch", "loader", "gdb", "vcpu", "device_manager", "vm::", "launch", "kvm"]);
-}
-
-/// The crates of the workspace, and what each may depend on.
-const CRATES: [(&str, &[&str]); 5] = [
-    ("devices", &[]),
-    ("instance", &[]),
-    ("vmm", &["devices", "instance"]),
-    ("cli", &["devices", "instance", "vmm"]),
-    ("tests", &["instance"]),
-];
-
-#[test]
-fn crates_depend_downwards_only_and_are_in_the_map() {
-    let docs = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
-    let workspace = fs::read_to_string(top().join("Cargo.toml")).unwrap();
-    let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).unwrap();
-    assert_eq!(members.matches('"').count() / 2, CRATES.len(), "{members}");
-    for (name, allowed) in CRATES {
-        assert!(members.contains(&format!("\"{name}\"")), "{name} is in the workspace");
-        assert!(docs.contains(&format!("\n| `{name}` | ")), "docs/architecture.md has no line for {name}");
-        let manifest = fs::read_to_string(top().join(name).join("Cargo.toml")).unwrap();
-        for (other, _) in CRATES {
-            let depends = manifest.lines().any(|line| line.split(['.', ' ']).next() == Some(other));
-            assert!(!depends || allowed.contains(&other), "{name} depends on {other}");
+    /// The files that docs/architecture.md sends its reader to.
+    #[test]
+    fn files_that_the_docs_name_exist() {
+        let docs = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
+        let named: Vec<&str> = docs.split('`').skip(1).step_by(2).filter(|word| word.contains('/')).collect();
+        assert!(named.len() > 20, "{named:?}");
+        for word in named {
+            let bases = ["", "vmm/src/", "devices/src/", "devices/src/virtio/"];
+            let exists = bases.iter().any(|base| top().join(base).join(word).exists());
+            assert!(exists || word.contains("NAME") || word == "/dev/kvm", "there is no {word}");
         }
-    }
-}
-
-/// The files that docs/architecture.md sends its reader to.
-#[test]
-fn files_that_the_docs_name_exist() {
-    let docs = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
-    let named: Vec<&str> = docs.split('`').skip(1).step_by(2).filter(|word| word.contains('/')).collect();
-    assert!(named.len() > 20, "{named:?}");
-    for word in named {
-        let bases = ["", "vmm/src/", "devices/src/", "devices/src/virtio/"];
-        let exists = bases.iter().any(|base| top().join(base).join(word).exists());
-        assert!(exists || word.contains("NAME") || word == "/dev/kvm", "there is no {word}");
     }
 }
