@@ -264,7 +264,9 @@ fn signals_to_all_processes_leave_the_guest_its_files() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("file"), "still here").unwrap();
     let script = "echo ready; read line; echo 3 >/proc/sys/vm/drop_caches; cat /work/file; touch /work/last";
-    let (mut command, _directory) = boot_with(folder.path(), "").script(script).command();
+    // The guest does not react to its power button.
+    let boot = boot_with(folder.path(), "").flag("--stop-timeout", "1h");
+    let (mut command, _directory) = boot.script(script).command();
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut mvm = command.spawn().unwrap();
     let mut seen = Vec::new();
