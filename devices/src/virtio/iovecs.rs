@@ -188,6 +188,26 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_copied_to_and_from_the_front_of_what_is_left() {
+        let (mut one, mut other) = ([1_u8, 2, 3], [4_u8, 5, 6]);
+        let mut iovecs = IoVecs::default();
+        iovecs.push_raw(one.as_mut_ptr().cast(), 3);
+        iovecs.push_raw(other.as_mut_ptr().cast(), 3);
+        iovecs.advance(1);
+        let (mut few, mut many) = ([0; 3], [0; 8]);
+        // SAFETY: both arrays live as long as the list, and nothing else uses them meanwhile.
+        unsafe {
+            assert_eq!((iovecs.read(&mut few), iovecs.read(&mut many)), (3, 5));
+            assert_eq!((few, many), ([2, 3, 4], [2, 3, 4, 5, 6, 0, 0, 0]));
+            assert_eq!((iovecs.write(&[7; 3]), iovecs.write(&[])), (3, 0));
+            assert_eq!(iovecs.read(&mut many), 5);
+            assert_eq!(many[..5], [7, 7, 7, 5, 6]);
+            assert_eq!(iovecs.write(&[8; 9]), 5);
+        }
+        assert_eq!((one, other), ([1, 8, 8], [8, 8, 8]));
+    }
+
+    #[test]
     fn a_part_begins_and_ends_inside_of_ranges() {
         let mut iovecs = IoVecs::default();
         let base = 0x1000 as *mut c_void;

@@ -258,6 +258,12 @@ impl<C, R> Pending<C, R> {
 }
 
 impl<C, R> DeviceThread<C, R> {
+    /// Tells the thread to end. A device with several threads tells all of them before it waits for each.
+    pub(super) fn close(&self) {
+        lock(&self.shared.queue).is_closed = true;
+        self.wake();
+    }
+
     fn wake(&self) {
         // It fails only where the counter is full, and then the thread is being woken already.
         let _ = self.shared.wake.write(1);
@@ -282,8 +288,7 @@ impl<C, R> DeviceThread<C, R> {
 impl<C, R> Drop for DeviceThread<C, R> {
     /// Ends the thread. One that does not end by the deadline is left behind, with the guest memory that it holds.
     fn drop(&mut self) {
-        lock(&self.shared.queue).is_closed = true;
-        self.wake();
+        self.close();
         let Some(thread) = self.thread.take() else { return };
         let name = thread.thread().name().unwrap_or_default().to_owned();
         if !self.wait_for_end() {
@@ -326,6 +331,31 @@ mod tests {
         let shared = Arc::clone(&thread.shared);
         drop(thread);
         assert!(lock(&shared.queue).has_ended);
+    }
+
+    #[test]
+    fn several_threads_work_at_the_same_time_and_end_together() {
+        // Each waits until all of them have their message.
+        let barrier = Arc::new(std::sync::Barrier::new(3));
+        let threads = [(); 3].map(|()| {
+            let barrier = Arc::clone(&barrier);
+            DeviceThread::<u32, u32>::spawn("several", move |mailbox| {
+                wait_readable(mailbox.wake_fd());
+                let mut letter = mailbox.take().unwrap();
+                let number = letter.command().unwrap();
+                barrier.wait();
+                letter.answer(number + 1).unwrap();
+                while !mailbox.is_closed() {
+                    wait_readable(mailbox.wake_fd());
+                }
+            })
+            .unwrap()
+        });
+        let sent = threads.each_ref().map(|thread| thread.send(1).unwrap());
+        let end = Instant::now() + DEADLINE;
+        assert!(sent.into_iter().all(|pending| pending.wait_until(end) == Ok(2)));
+        threads.iter().for_each(DeviceThread::close);
+        assert!(threads.iter().all(DeviceThread::wait_for_end));
     }
 
     #[test]

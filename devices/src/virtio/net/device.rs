@@ -307,6 +307,13 @@ impl Net {
     }
 }
 
+impl Drop for Net {
+    /// The threads end at the same time.
+    fn drop(&mut self) {
+        self.threads.iter().for_each(DeviceThread::close);
+    }
+}
+
 impl VirtioDevice for Net {
     type State = NetState;
 
