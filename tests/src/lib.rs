@@ -7,12 +7,16 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod guest;
+mod network;
+mod ram;
 mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 pub use guest::{Boot, Guest, Outcome};
+pub use network::{HostLink, host};
+pub use ram::RamChecksums;
 pub use terminal::Terminal;
 
 /// What `tests/run` says in the variable `name`.
@@ -56,6 +60,11 @@ pub fn vsock_program() -> PathBuf {
 /// The disk of a machine container, of `tools/debian-image`, not to be written to.
 pub fn debian_image() -> PathBuf {
     from_environment("MVM_DEBIAN_IMAGE")
+}
+
+/// A root file system with fio, not to be written to.
+pub fn fio_rootfs() -> PathBuf {
+    from_environment("MVM_FIO_ROOTFS")
 }
 
 /// A copy of `image` in `directory`, with holes where it has holes.

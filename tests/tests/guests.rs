@@ -25,6 +25,8 @@ mod nesting;
 mod net;
 #[path = "guests/passt.rs"]
 mod passt;
+#[path = "guests/pause.rs"]
+mod pause;
 #[path = "guests/pmem.rs"]
 mod pmem;
 #[path = "guests/readme.rs"]

@@ -2,61 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tests::{Boot, Guest, Outcome};
-
-/// Runs a shell script on the host, which needs root.
-fn host(script: &str) -> String {
-    let output = Command::new("sh").args(["-e", "-c", script]).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    assert!(output.status.success(), "{script}: {text}{}", String::from_utf8_lossy(&output.stderr));
-    text
-}
-
-/// A tap or a bridge of the host's with an address, as long as a test lasts.
-struct HostLink(&'static str);
-
-impl HostLink {
-    fn tap(name: &'static str, options: &str, address: &str) -> Self {
-        Self::up(name, &format!("ip tuntap add {name} mode tap {options}"), address)
-    }
-
-    fn bridge(name: &'static str, address: &str) -> Self {
-        Self::up(name, &format!("ip link add {name} type bridge"), address)
-    }
-
-    fn up(name: &'static str, make: &str, address: &str) -> Self {
-        host(make);
-        let link = Self(name);
-        host(&format!("ip addr add {address}/24 dev {name}; ip link set {name} up"));
-        link
-    }
-
-    /// A counter of the host's kernel.
-    fn count(&self, counter: &str) -> u64 {
-        host(&format!("cat /sys/class/net/{}/statistics/{counter}", self.0)).parse().unwrap()
-    }
-
-    /// Bytes and packets that the host has taken (`rx`) or given (`tx`).
-    fn counts(&self, way: &str) -> (u64, u64) {
-        (self.count(&format!("{way}_bytes")), self.count(&format!("{way}_packets")))
-    }
-
-    fn ports(&self) -> String {
-        host(&format!("ls /sys/class/net/{}/brif", self.0))
-    }
-}
-
-impl Drop for HostLink {
-    fn drop(&mut self) {
-        // Where the test has removed it itself, there is nothing to remove.
-        let _ = Command::new("ip").args(["link", "del", self.0]).output();
-    }
-}
+use tests::{Boot, Guest, HostLink, Outcome, host};
 
 /// The mean length of the packets between two counts.
 fn mean_length(after: (u64, u64), before: (u64, u64)) -> u64 {
