@@ -25,7 +25,6 @@ mod units;
 mod usage;
 mod values;
 
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::time::Instant;
 
@@ -105,14 +104,14 @@ enum Command {
 }
 
 #[cfg_attr(test, expect(dead_code, reason = "the tests have an entry of their own"))]
-fn run(arguments: Vec<OsString>) -> ExitCode {
+fn run() -> ExitCode {
     let start = Instant::now();
     restore_terminal_on_panic();
-    let cli = match Cli::try_parse_from(&arguments) {
+    let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let arguments: Vec<_> =
-                arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+                std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
             return usage::report(&error, &arguments);
         }
     };

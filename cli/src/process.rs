@@ -5,16 +5,6 @@
 //! kernel says "segmentation fault". A VM's start can do without, so the entry is C's, and this does the rest of what
 //! the runtime does.
 
-#[cfg(not(test))]
-use std::ffi::{CStr, OsString, c_char, c_int};
-#[cfg(not(test))]
-use std::os::unix::ffi::OsStrExt;
-
-/// One heap for all threads, in pieces of 64 KiB and more: musl's own makes a mapping for each handful of objects, and
-/// glibc's has an arena for each thread. Nothing that is done for each request allocates.
-#[global_allocator]
-static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
-
 /// What the process ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExitCode(u8);
@@ -27,23 +17,11 @@ impl From<u8> for ExitCode {
 
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
-extern "C" fn main(count: c_int, values: *const *const c_char) -> c_int {
+extern "C" fn main() -> std::ffi::c_int {
     begin();
-    let ExitCode(code) = crate::run(arguments(count, values));
+    let ExitCode(code) = crate::run();
     // It flushes Rust's standard output, which C's exit does not.
     std::process::exit(code.into())
-}
-
-/// The command line. [`std::env::args_os`] has it from the runtime, where the C library is musl.
-#[cfg(not(test))]
-fn arguments(count: c_int, values: *const *const c_char) -> Vec<OsString> {
-    let count = usize::try_from(count).unwrap_or(0);
-    let argument = |index| {
-        // SAFETY: C's entry gets `count` pointers to strings that live as long as the process.
-        let bytes = unsafe { CStr::from_ptr(*values.add(index)) }.to_bytes();
-        std::ffi::OsStr::from_bytes(bytes).to_owned()
-    };
-    (0..count).map(argument).collect()
 }
 
 /// Sets up the process before anything else is done.
@@ -59,7 +37,10 @@ fn begin() {
         // SAFETY: the path is a string of C's.
         unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
     }
-    // SAFETY: the call sets what becomes of a signal, before there is another thread. A write to a pipe without a reader
-    // is an error then, and no end.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    // SAFETY: both calls set a number, before there is another thread. A write to a pipe without a reader is then an
+    // error. One arena for all threads: another one costs four system calls for each thread, and 132 KiB.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
