@@ -94,6 +94,13 @@ pub struct BootOptions {
     #[serde(default, deserialize_with = "values::switch")]
     pub nested: bool,
 
+    /// Let the guest use performance counters
+    ///
+    /// For perf(1) in the guest. Without it the guest sees none.
+    #[arg(long, help_heading = MACHINE, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::switch")]
+    pub pmu: bool,
+
     /// Disk with the root file system
     ///
     /// It becomes /dev/vda, and root=/dev/vda is added to the kernel's arguments. Options as for --disk.
@@ -230,6 +237,7 @@ impl BootOptions {
             cmdline: self.cmdline.or(other.cmdline),
             console: self.console.or(other.console),
             nested: self.nested || other.nested,
+            pmu: self.pmu || other.pmu,
             gdb: self.gdb.or(other.gdb),
             timeout: self.timeout.or(other.timeout),
             stop_timeout: self.stop_timeout.or(other.stop_timeout),
@@ -272,6 +280,7 @@ impl BootOptions {
             cmdline: self.cmdline,
             console: self.console.unwrap_or_default(),
             nested: self.nested,
+            pmu: self.pmu,
             gdb: self.gdb,
             timeout: self.timeout,
             stop_timeout: self.stop_timeout.unwrap_or(default.stop_timeout),
@@ -304,7 +313,7 @@ mod tests {
         for flag in flags.get_arguments().filter_map(|argument| argument.get_long()) {
             let value = match flag {
                 "cpus" => "1",
-                "nested" => "true",
+                "nested" | "pmu" => "true",
                 "memory" => "'1G'",
                 "disk" | "pmem" => "['x']",
                 "console" | "vsock" => "'./x'",

@@ -13,6 +13,7 @@ use crate::arch::current as arch;
 use crate::arch::current::acpi::{self};
 use crate::arch::current::boot::{self, BootInformation};
 use crate::arch::current::layout;
+use crate::arch::current::mp_table;
 use crate::arch::current::registers::{self};
 use crate::arch::current::vcpu::Processor;
 use crate::console::Console;
@@ -126,8 +127,9 @@ fn assemble(
     let rsdp = acpi::write(&memory, config.cpus, &virtio)?;
     let memory_size = config.memory.bytes();
     boot::write(&memory, &kernel, &BootInformation { arguments: &arguments, initrd, memory_size, rsdp })?;
+    mp_table::write(&memory, config.cpus)?;
     registers::write_boot_tables(&memory, kernel.entry)?;
-    let processor = Processor { cpus: config.cpus, nested: config.nested };
+    let processor = Processor { cpus: config.cpus, nested: config.nested, pmu: config.pmu };
     let vcpus = arch::vcpu::create_vcpus(&kvm, &vm, processor, kernel.entry, &dma)?;
     timeline.mark(Phase::Vcpus);
 

@@ -119,6 +119,27 @@ fn a_vm_ends_in_time_though_nobody_reads_any_of_its_output() {
 }
 
 #[test]
+fn a_vm_that_is_ended_by_force_does_not_wait_for_a_slow_reader() {
+    let Some(place) = Place::new(TALKS) else { return };
+    let mut vm = place.start(&["--stop-timeout", "0s"]);
+    let mut output = vm.0.stdout.take().unwrap();
+    // So slow that all that waits would take a minute, but never standing still.
+    let reader = std::thread::spawn(move || {
+        while let Ok(1..) = output.read(&mut [0; 4096]) {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    vm.signal(Signal::TERM);
+    let start = Instant::now();
+    let (code, errors) = vm.finish();
+    assert_eq!(code, Some(143), "{errors}");
+    assert!(start.elapsed() < FORCED_END, "{:?}", start.elapsed());
+    assert!(place.is_clean());
+    reader.join().unwrap();
+}
+
+#[test]
 fn a_file_size_limit_is_an_error_and_not_an_end() {
     let Some(place) = Place::new(TALKS_AND_ENDS) else { return };
     let console = place.path("console");

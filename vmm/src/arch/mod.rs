@@ -6,7 +6,7 @@
 //! | `vm` | `create_interrupt_controllers` |
 //! | `vcpu` | `Processor`, `create_vcpus`, `instruction_pointer`, `RESET_VECTOR` |
 //! | `kernel` | `Kernel`, `EntryPoint`, `Initrd`: what the loader found |
-//! | `boot`, `registers`, `acpi` | what a kernel is started with |
+//! | `boot`, `registers`, `acpi`, `mp_table` | what a kernel is started with |
 //! | `gdb` | `GuestArch`, `GuestRegisters`, `registers::{read, write}`, `DebugRegisters` |
 //!
 //! Nothing in it depends on the loader, the devices' wiring, the debugger's server or the vCPU threads.

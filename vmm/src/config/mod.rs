@@ -80,6 +80,8 @@ pub struct VmConfig {
     pub console: ConsoleConfig,
     /// Whether the guest can run VMs of its own.
     pub nested: bool,
+    /// Whether the guest sees the processor's performance counters.
+    pub pmu: bool,
     /// Where the VM waits for a debugger before its first instruction.
     pub gdb: Option<GdbConfig>,
     /// How long the VM may run before it is asked to power off.
@@ -244,6 +246,7 @@ impl VmConfig {
             cmdline: None,
             console: ConsoleConfig::default(),
             nested: false,
+            pmu: false,
             gdb: None,
             timeout: None,
             stop_timeout: TimeLimit::from_secs(10),

@@ -3,8 +3,10 @@
 use std::borrow::Cow;
 use std::ffi::CString;
 
+use devices::virtio::mmio::MMIO_LENGTH;
 use thiserror::Error;
 
+use crate::arch::current::layout;
 use crate::{ConsoleConfig, VmConfig};
 
 /// Why the kernel can't be given the arguments.
@@ -73,11 +75,29 @@ fn own_arguments(config: &VmConfig, visible: bool) -> Vec<Cow<'static, str>> {
         own.push("root=/dev/vda".into());
         own.push(if rootfs.read_only { "ro" } else { "rw" }.into());
     }
+    if acpi_is_off(config) {
+        own.extend(virtio_mmio_arguments(config.devices().count()));
+    }
     // A kernel leaves them alone; the guest's init mounts each of these tags there.
     let places = config.share_tags().filter(|tag| tag.as_str().starts_with('/'));
     own.extend(places.map(|tag| format!("mvm.share={tag}").into()));
     own
 }
+
+/// Whether the kernel is told not to use ACPI, by which it would find its devices.
+fn acpi_is_off(config: &VmConfig) -> bool {
+    config.append.iter().flat_map(|append| append.split_whitespace()).any(|argument| argument == "acpi=off")
+}
+
+/// Where the first `count` virtio devices are, for kernels with `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`.
+fn virtio_mmio_arguments(count: usize) -> impl Iterator<Item = Cow<'static, str>> {
+    let places = (layout::VIRTIO_MMIO..).step_by(MMIO_STEP).zip(layout::VIRTIO_GSIS).take(count);
+    places.map(|(address, gsi)| format!("virtio_mmio.device=4K@{address:#x}:{gsi}").into())
+}
+
+/// From one virtio device's registers to the next one's.
+const MMIO_STEP: usize = 0x1000;
+const _: () = assert!(MMIO_STEP as u64 == MMIO_LENGTH);
 
 #[cfg(test)]
 mod tests {
@@ -120,6 +140,16 @@ mod tests {
             ..config()
         };
         assert_eq!(arguments(&config), "console=ttyS0 panic=-1 mvm.share=/work mvm.share=/data");
+    }
+
+    #[test]
+    fn a_kernel_without_acpi_is_told_where_its_devices_are() {
+        let config = VmConfig { append: Some("quiet acpi=off".into()), ..config() };
+        assert_eq!(
+            arguments(&config),
+            "console=ttyS0 panic=-1 root=/dev/vda rw virtio_mmio.device=4K@0xd0000000:5 \
+             virtio_mmio.device=4K@0xd0001000:6 quiet acpi=off"
+        );
     }
 
     #[test]

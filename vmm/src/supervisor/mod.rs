@@ -153,6 +153,7 @@ impl Worker {
             if let Some(target) = inbox.target {
                 self.target = Some(target);
             }
+            self.look_for_end(now);
             inbox
                 .signals
                 .extend(self.signals.iter().flat_map(|signals| std::iter::from_fn(|| signals.next())));
@@ -268,5 +269,76 @@ impl Worker {
         if let Some(last_resort) = self.last_resort.take() {
             last_resort(reason);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::vcpu::Gate;
+
+    const LIMITS: Limits = Limits { stop_timeout: Duration::from_secs(3600), timeout: None };
+
+    /// A supervisor, and the reason with which it ended the process.
+    fn supervisor(limits: Limits) -> (Supervisor, Receiver<ExitReason>) {
+        let (sender, ended) = channel();
+        let last_resort = Box::new(move |reason: &ExitReason| sender.send(reason.clone()).unwrap());
+        (Supervisor::start(None, limits, last_resort).unwrap(), ended)
+    }
+
+    /// A VM whose threads never come to an end.
+    fn watch(supervisor: &Supervisor) -> (Arc<ExitSlot>, Arc<AtomicUsize>) {
+        let (exit, presses) = (Arc::new(ExitSlot::new().unwrap()), Arc::new(AtomicUsize::new(0)));
+        let button = Arc::new(PowerButton::new(Default::default(), presses.clone()).unwrap());
+        let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(1)), Vec::new()));
+        supervisor.requests().watch(exit.clone(), button, pauser);
+        (exit, presses)
+    }
+
+    #[test]
+    fn a_process_whose_threads_do_not_end_is_ended_in_time() {
+        let (supervisor, ended) = supervisor(LIMITS);
+        let (exit, _) = watch(&supervisor);
+        let start = Instant::now();
+        exit.end(ExitReason::Signal(libc::SIGKILL));
+        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(5)).unwrap();
+        assert_eq!(reason, ExitReason::Signal(libc::SIGKILL));
+        assert!(start.elapsed() >= FORCED_END);
+    }
+
+    #[test]
+    fn a_request_after_an_orderly_end_shortens_the_wait() {
+        let (supervisor, ended) = supervisor(LIMITS);
+        let (exit, presses) = watch(&supervisor);
+        exit.end(ExitReason::PowerOff);
+        supervisor.requests().signal(libc::SIGTERM);
+        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(5)).unwrap();
+        assert_eq!((reason, presses.load(Ordering::SeqCst)), (ExitReason::PowerOff, 0));
+    }
+
+    #[test]
+    fn a_signal_before_there_is_a_vm_ends_the_process_at_once() {
+        let (supervisor, ended) = supervisor(LIMITS);
+        supervisor.requests().signal(libc::SIGINT);
+        assert_eq!(ended.recv_timeout(FORCED_END).unwrap(), ExitReason::Signal(libc::SIGINT));
+    }
+
+    #[test]
+    fn the_button_is_pressed_again_and_nothing_is_left_once_the_supervisor_is_dropped() {
+        let (supervisor, ended) = supervisor(Limits { stop_timeout: Duration::from_millis(1500), ..LIMITS });
+        let (exit, presses) = watch(&supervisor);
+        supervisor.requests().signal(libc::SIGTERM);
+        let start = Instant::now();
+        while !exit.has_ended() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::yield_now();
+        }
+        assert_eq!(exit.reason(), Some(ExitReason::Signal(libc::SIGTERM)));
+        assert_eq!(presses.load(Ordering::SeqCst), 2);
+        drop(supervisor);
+        assert!(ended.recv().is_err(), "the other threads ended in time");
     }
 }

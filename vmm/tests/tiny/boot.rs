@@ -118,7 +118,7 @@ fn memory_map(ended: Ended) -> Vec<(u64, u64, u32)> {
 }
 
 const LOW: [(u64, u64, u32); 4] =
-    [(0, 0x9_fc00, 1), (0x9_fc00, 0x4_0400, 2), (0xe_0000, 0x1_f000, 3), (0xf_f000, 0x1000, 2)];
+    [(0, 0x9_fc00, 1), (0x9_fc00, 0x4_0400, 2), (0xe_0000, 0x1_d000, 3), (0xf_d000, 0x3000, 2)];
 
 #[test]
 fn both_kinds_of_guest_are_told_of_ram_below_the_hole() {

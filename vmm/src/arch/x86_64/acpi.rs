@@ -251,7 +251,7 @@ mod tests {
             .map(|gsi| VirtioMmioNode { address: 0xd000_0000 + gsi * 0x1000, gsi: *gsi })
             .collect();
         assert_eq!(write(&memory, cpus, &nodes).unwrap(), layout::ACPI_TABLES);
-        let mut bytes = vec![0; 0x1_f000];
+        let mut bytes = vec![0; 0x1_d000];
         memory.read_slice(&mut bytes, layout::ACPI_TABLES).unwrap();
         bytes
     }

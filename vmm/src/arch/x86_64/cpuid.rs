@@ -4,6 +4,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
+use super::vcpu::Processor;
 use crate::kvm::KvmError;
 
 /// Leaves of CPUID (Intel SDM volume 2A, AMD APM volume 3 appendix E, KVM's `cpuid.rst`).
@@ -11,6 +12,7 @@ mod leaf {
     pub(super) const VENDOR: u32 = 0;
     pub(super) const FEATURES: u32 = 1;
     pub(super) const CACHES: u32 = 4;
+    pub(super) const COUNTERS: u32 = 0xa;
     pub(super) const TOPOLOGY: u32 = 0xb;
     pub(super) const TOPOLOGY_V2: u32 = 0x1f;
     pub(super) const HYPERVISOR: u32 = 0x4000_0000;
@@ -20,10 +22,15 @@ mod leaf {
     pub(super) const AMD_SVM: u32 = 0x8000_000a;
     pub(super) const AMD_CACHES: u32 = 0x8000_001d;
     pub(super) const AMD_TOPOLOGY: u32 = 0x8000_001e;
+    pub(super) const AMD_COUNTERS: u32 = 0x8000_0022;
 }
 
 /// Leaf 1, ECX: Intel's virtualization.
 const VMX: u32 = 1 << 5;
+/// Leaf 1, ECX: Intel's counters have a register of capabilities (PDCM).
+const COUNTER_CAPABILITIES: u32 = 1 << 15;
+/// Leaf 0x8000_0001, ECX: AMD's counters of cores, of the northbridge and of the last cache.
+const AMD_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 /// Leaf 0x8000_0001, ECX: AMD's virtualization, whose features are in leaf 0x8000_000a.
 const SVM: u32 = 1 << 2;
 /// Leaf 1, ECX: the local APIC has the TSC-deadline timer.
@@ -48,20 +55,25 @@ pub struct CpuidTemplate {
 }
 
 impl CpuidTemplate {
-    /// Asks KVM for what it can give. The processor's virtualization is for a guest that shall have `nested` VMs, and
-    /// kept from any other: whatever code of KVM's a guest does not reach it cannot attack.
+    /// Asks KVM for what it can give a VM of `processor`. The processor's virtualization is for a guest that has `nested`
+    /// VMs, its performance counters are for one with a `pmu`, and both are kept from any other: a guest cannot attack
+    /// code of KVM's that it does not reach.
     ///
     /// # Errors
     ///
     /// [`KvmError::Call`].
-    pub fn new(kvm: &Kvm, cpus: u32, tsc_khz: Option<u32>, nested: bool) -> Result<Self, KvmError> {
+    pub fn new(kvm: &Kvm, processor: Processor, tsc_khz: Option<u32>) -> Result<Self, KvmError> {
+        let cpus = processor.cpus;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::call("ask KVM for the CPUID that it supports"))?;
         let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let mut entries = common(supported.as_slice(), cpus, tsc_khz, deadline);
-        if !nested {
+        if !processor.nested {
             hide_virtualization(&mut entries);
+        }
+        if !processor.pmu {
+            hide_counters(&mut entries);
         }
         Ok(Self { entries, cpus })
     }
@@ -106,6 +118,19 @@ fn hide_virtualization(entries: &mut Vec<kvm_cpuid_entry2>) {
         match entry.function {
             leaf::FEATURES => entry.ecx &= !VMX,
             leaf::AMD_FEATURES => entry.ecx &= !SVM,
+            _ => {}
+        }
+    }
+}
+
+/// Hides the performance counters: KVM gives a guest without their leaf none (Intel), or but those that every processor of
+/// AMD's has.
+fn hide_counters(entries: &mut Vec<kvm_cpuid_entry2>) {
+    entries.retain(|entry| !matches!(entry.function, leaf::COUNTERS | leaf::AMD_COUNTERS));
+    for entry in entries {
+        match entry.function {
+            leaf::FEATURES => entry.ecx &= !COUNTER_CAPABILITIES,
+            leaf::AMD_FEATURES => entry.ecx &= !AMD_COUNTERS,
             _ => {}
         }
     }
@@ -274,6 +299,28 @@ mod tests {
         let timing = find(&cpuid, leaf::HYPERVISOR_TIMING, 0);
         assert_eq!((timing.eax, timing.ebx), (2_600_000, 1_000_000));
         assert_eq!(find(&cpuid, leaf::FEATURES, 0).ecx, TSC_DEADLINE | HYPERVISOR_PRESENT);
+    }
+
+    #[test]
+    fn performance_counters_are_there_until_they_are_hidden() {
+        let mut template = template(1);
+        let (features, amd) = (HYPERVISOR_PRESENT | COUNTER_CAPABILITIES, SVM | AMD_COUNTERS);
+        template.entries.retain(|entry| !matches!(entry.function, leaf::FEATURES | leaf::AMD_FEATURES));
+        for (function, ecx) in [
+            (leaf::FEATURES, features),
+            (leaf::AMD_FEATURES, amd),
+            (leaf::COUNTERS, 1),
+            (leaf::AMD_COUNTERS, 1),
+        ] {
+            template.entries.push(kvm_cpuid_entry2 { function, ecx, ..Default::default() });
+        }
+        hide_counters(&mut template.entries);
+        let left = |function| {
+            template.entries.iter().find(|entry| entry.function == function).map(|entry| entry.ecx)
+        };
+        assert_eq!(left(leaf::FEATURES), Some(HYPERVISOR_PRESENT));
+        assert_eq!(left(leaf::AMD_FEATURES), Some(SVM));
+        assert_eq!((left(leaf::COUNTERS), left(leaf::AMD_COUNTERS)), (None, None));
     }
 
     #[test]

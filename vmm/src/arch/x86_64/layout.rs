@@ -3,7 +3,8 @@
 //! | from | to | what |
 //! | --- | --- | --- |
 //! | 0 | 0x9_fc00 | RAM; the boot structures below lie in it and are free once the kernel has read them |
-//! | 0xe_0000 | 0xf_f000 | ACPI tables |
+//! | 0xe_0000 | 0xf_d000 | ACPI tables |
+//! | 0xf_d000 | 0xf_f000 | tables of the MultiProcessor Specification |
 //! | 0xf_f000 | 0x10_0000 | the reset vector's page, see [`RESET_VECTOR`] |
 //! | 0x10_0000 | up to 0xc000_0000 | RAM: kernel, initrd at its top |
 //! | 0xd000_0000 | 0xd010_0000 | virtio-mmio devices, a page each |
@@ -39,7 +40,11 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The RSDP and all tables behind it.
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
 /// The end of the ACPI tables.
-pub const ACPI_TABLES_END: GuestAddress = GuestAddress(0xf_f000);
+pub const ACPI_TABLES_END: GuestAddress = GuestAddress(0xf_d000);
+/// The MP floating pointer structure, in the range in which kernels look for it, and the table behind it.
+pub const MP_TABLE: GuestAddress = GuestAddress(0xf_d000);
+/// The end of the MP table: the page of the reset vector.
+pub const RESET_PAGE: GuestAddress = GuestAddress(0xf_f000);
 /// F000:FFF0, where a PC's firmware has its entry point. A kernel that finds no EFI reset service jumps there in real
 /// mode to reboot (Linux: `reboot=bios`, the last resort of kernels with `CONFIG_EFI` on hardware-reduced ACPI).
 pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);

@@ -6,6 +6,7 @@ mod cpuid;
 pub(crate) mod gdb;
 pub mod kernel;
 pub mod layout;
+pub mod mp_table;
 pub mod registers;
 pub mod vcpu;
 pub mod vm;

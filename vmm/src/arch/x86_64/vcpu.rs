@@ -19,6 +19,8 @@ pub struct Processor {
     pub cpus: u32,
     /// Whether the guest can run VMs of its own.
     pub nested: bool,
+    /// Whether the guest sees the processor's performance counters.
+    pub pmu: bool,
 }
 
 /// Where a vCPU is; 0 where KVM does not say.
@@ -68,7 +70,7 @@ fn cpuid_template(
     processor: Processor,
     memory: &GuestMemoryMmap,
 ) -> Result<CpuidTemplate, VmError> {
-    let template = CpuidTemplate::new(kvm, processor.cpus, vcpu.get_tsc_khz().ok(), processor.nested)?;
+    let template = CpuidTemplate::new(kvm, processor, vcpu.get_tsc_khz().ok())?;
     if processor.nested && !template.has_vmx() && !template.has_svm() {
         return Err(VmError::NoNesting);
     }

@@ -69,6 +69,7 @@ fn config() -> VmConfig {
         cmdline: Some("c".into()),
         console: ConsoleConfig::Off,
         nested: true,
+        pmu: true,
         gdb: Some("127.0.0.1:1234".parse().unwrap()),
         timeout: Some("1h".parse().unwrap()),
         ..VmConfig::new("vmlinux")
