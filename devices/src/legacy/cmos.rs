@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::{BusDevice, lock};
+use crate::{BusDevice, Section, Suspend, SuspendError, lock};
 
 /// Registers of the MC146818, by their index.
 mod index {
@@ -19,10 +19,16 @@ mod index {
     pub(super) const CENTURY: u8 = 0x32;
 }
 
+/// The bits of the index port that are the index; bit 7 masks NMIs on a PC.
+const INDEX: u8 = 0x7f;
 /// Hours count to 24 and no interrupt is enabled; values are in BCD, as PC firmware leaves them.
 const STATUS_B_24_HOURS: u8 = 1 << 1;
 /// The battery is good, the time valid.
 const STATUS_D_VALID: u8 = 1 << 7;
+
+/// What restored states are recognized by.
+const KIND: &str = "cmos";
+const STATE_VERSION: u32 = 1;
 
 /// A CMOS clock that reads the host's time in UTC. Writes change nothing but the index: a guest can't set the
 /// host's clock. Status A never shows an update in progress, so a reader never waits.
@@ -38,6 +44,26 @@ impl Cmos {
     pub const PORTS: u16 = 2;
 }
 
+impl Suspend for Cmos {
+    fn suspend(&self) -> Result<(), SuspendError> {
+        Ok(())
+    }
+
+    /// The time goes on by itself: the selected register is all the state.
+    fn save(&self) -> Result<Section, SuspendError> {
+        Section::new(KIND, STATE_VERSION, &*lock(&self.index))
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), SuspendError> {
+        *lock(&self.index) = section.state::<u8>(KIND, STATE_VERSION)? & INDEX;
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), SuspendError> {
+        Ok(())
+    }
+}
+
 impl BusDevice for Cmos {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let ([byte], 1) = (data, offset) else { return };
@@ -47,8 +73,7 @@ impl BusDevice for Cmos {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let ([byte], 0) = (data, offset) {
-            // Bit 7 masks NMIs on a PC and is not part of the index.
-            *lock(&self.index) = byte & 0x7f;
+            *lock(&self.index) = byte & INDEX;
         }
     }
 }
@@ -142,6 +167,19 @@ mod tests {
         assert_eq!(read(&cmos, 0x0d), 0x80);
         assert_eq!(read(&cmos, 0x80 | 0x0d), 0x80, "the NMI mask is not part of the index");
         assert_eq!(read(&cmos, 0x32), 0x20);
+    }
+
+    #[test]
+    fn the_selected_register_outlives_a_suspend() {
+        let cmos = Cmos::default();
+        cmos.write(0, &[0x0d]);
+        cmos.suspend().unwrap();
+        let other = Cmos::default();
+        other.restore(&cmos.save().unwrap()).unwrap();
+        other.resume().unwrap();
+        let mut data = [0];
+        other.read(1, &mut data);
+        assert_eq!(data, [STATUS_D_VALID]);
     }
 
     proptest! {

@@ -33,6 +33,8 @@ impl I8042 {
     }
 }
 
+super::stateless::stateless!(I8042, "i8042");
+
 impl BusDevice for I8042 {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {

@@ -22,6 +22,8 @@ impl BootMarker {
     }
 }
 
+super::stateless::stateless!(BootMarker, "boot-marker");
+
 impl BusDevice for BootMarker {
     fn read(&self, _offset: u64, _data: &mut [u8]) {}
 

@@ -8,6 +8,7 @@ mod power;
 mod pvpanic;
 mod reset;
 mod serial;
+mod stateless;
 
 pub use cmos::Cmos;
 pub use exit_code::ExitCode;

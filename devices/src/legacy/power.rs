@@ -72,6 +72,8 @@ impl PowerRegisters {
     }
 }
 
+super::stateless::stateless!(PowerRegisters, "power");
+
 impl BusDevice for PowerRegisters {
     fn read(&self, offset: u64, data: &mut [u8]) {
         // No wake event has happened and nothing is being reset.

@@ -26,6 +26,8 @@ impl PvPanic {
     }
 }
 
+super::stateless::stateless!(PvPanic, "pvpanic");
+
 impl BusDevice for PvPanic {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(PANICKED);

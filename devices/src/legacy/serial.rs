@@ -1,5 +1,9 @@
 //! A 16550A serial port: the console that every kernel has from its first line on.
 
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::metrics::Metrics;
 use crate::{BusDevice, Interrupt, MachineEvent, MachineEvents, lock};
 
+#[derive(Clone)]
 struct Line(Arc<dyn Interrupt>);
 
 impl Trigger for Line {
@@ -31,10 +36,11 @@ crate::metrics! {
     }
 }
 
+#[derive(Clone)]
 struct Events {
     metrics: Arc<SerialMetrics>,
     machine: Arc<dyn MachineEvents>,
-    has_written: AtomicBool,
+    has_written: Arc<AtomicBool>,
     drained: Arc<EventFd>,
 }
 
@@ -67,6 +73,10 @@ struct Port {
     uart: Uart<Line, Events, Box<dyn Write + Send>>,
     /// The guest has opened the port. Before that, a driver that probes or clears the port would throw input away.
     receiving: bool,
+    /// It takes no input, and raises no interrupt.
+    suspended: bool,
+    /// The state that it goes on from when it is resumed.
+    restored: Option<vm_superio::serial::SerialState>,
 }
 
 impl Port {
@@ -76,7 +86,7 @@ impl Port {
     }
 
     fn write(&mut self, offset: u8, value: u8) {
-        // A byte that nobody takes is lost, as on a line without a cable; the guest goes on.
+        // A byte that can't be written is lost, as on a line without a cable; the guest goes on.
         let _ = self.uart.write(offset, value);
         if offset == MODEM_CONTROL && !is_ready(value) {
             self.receiving = false;
@@ -99,7 +109,7 @@ impl Port {
     }
 
     fn capacity(&self) -> usize {
-        if self.receiving { self.uart.fifo_capacity() } else { 0 }
+        if self.receiving && !self.suspended { self.uart.fifo_capacity() } else { 0 }
     }
 }
 
@@ -131,11 +141,11 @@ impl Serial {
         let events = Events {
             metrics: Arc::default(),
             machine,
-            has_written: AtomicBool::new(false),
+            has_written: Arc::default(),
             drained: Arc::new(EventFd::new(libc::EFD_NONBLOCK)?),
         };
         let uart = Uart::with_events(Line(line), events, out);
-        Ok(Self(Arc::new(Mutex::new(Port { uart, receiving: false }))))
+        Ok(Self(Arc::new(Mutex::new(Port { uart, receiving: false, suspended: false, restored: None }))))
     }
 
     /// The end of the port that takes what the user types.
@@ -175,7 +185,7 @@ pub struct SerialInput {
 }
 
 impl SerialInput {
-    /// How many bytes the port can take now: none while the guest has not opened it.
+    /// How many bytes the port can take now: none while the guest has not opened it, or while it is suspended.
     pub fn capacity(&self) -> usize {
         lock(&self.port).capacity()
     }
@@ -197,129 +207,8 @@ impl SerialInput {
         Ok(taken)
     }
 
-    /// Becomes readable when the guest has read the FIFO empty, and when it has opened the port.
+    /// Becomes readable when the guest has read the FIFO empty, when it has opened the port, and when it is resumed.
     pub fn drained(&self) -> &EventFd {
         &self.drained
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-    use crate::machine::recorder::Recorder;
-
-    const DATA: u64 = 0;
-    const INTERRUPT_ENABLE: u64 = super::INTERRUPT_ENABLE as u64;
-    const MODEM_CONTROL: u64 = super::MODEM_CONTROL as u64;
-
-    #[derive(Clone, Default)]
-    struct Output(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Output {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    struct NoSpace;
-
-    impl Write for NoSpace {
-        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::StorageFull.into())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn port(out: impl Write + Send + 'static) -> (Serial, Arc<AtomicUsize>, Arc<Recorder>) {
-        let line = Arc::new(AtomicUsize::new(0));
-        let events = Arc::new(Recorder::default());
-        (Serial::new(line.clone(), events.clone(), Box::new(out)).unwrap(), line, events)
-    }
-
-    #[test]
-    fn output_is_written_and_its_first_byte_reported_once() {
-        let out = Output::default();
-        let (serial, _, events) = port(out.clone());
-        for byte in b"hi" {
-            serial.write(DATA, &[*byte]);
-        }
-        assert_eq!(*out.0.lock().unwrap(), b"hi");
-        assert_eq!(events.take(), [MachineEvent::ConsoleOutput]);
-    }
-
-    #[test]
-    fn a_full_disk_behind_the_console_does_not_stop_the_guest() {
-        let (serial, line, _) = port(NoSpace);
-        serial.write(INTERRUPT_ENABLE, &[0b10]);
-        let before = line.load(Ordering::SeqCst);
-        let mut identification = [0];
-        serial.read(2, &mut identification);
-        serial.write(DATA, b"x");
-        assert_eq!(line.load(Ordering::SeqCst), before + 1, "the transmitter is empty again");
-    }
-
-    #[test]
-    fn input_waits_until_the_guest_has_read_the_fifo() {
-        let (serial, _, _) = port(io::sink());
-        let input = serial.input().unwrap();
-        serial.write(INTERRUPT_ENABLE, &[1]);
-        serial.write(MODEM_CONTROL, &[1]);
-        input.drained().read().expect("the port is open");
-        let typed = vec![b'a'; input.capacity() + 10];
-        assert_eq!(input.enqueue(&typed).unwrap(), typed.len() - 10);
-        assert_eq!(input.capacity(), 0);
-        assert_eq!(input.enqueue(b"more").unwrap(), 0);
-        assert!(input.drained().read().is_err(), "nothing was read");
-        for _ in 0..typed.len() - 10 {
-            let mut byte = [0];
-            serial.read(DATA, &mut byte);
-            assert_eq!(byte, *b"a");
-        }
-        input.drained().read().expect("the guest has read all");
-        assert_eq!(input.capacity(), typed.len() - 10);
-    }
-
-    #[test]
-    fn a_driver_that_probes_the_port_gets_no_input() {
-        let (serial, _, _) = port(io::sink());
-        let input = serial.input().unwrap();
-        // As Linux does it where the port is a console already.
-        let probes = [
-            (MODEM_CONTROL, 0xb),
-            (INTERRUPT_ENABLE, 0xf),
-            (INTERRUPT_ENABLE, 0),
-            (MODEM_CONTROL, 0x1a),
-            (INTERRUPT_ENABLE, 1),
-            (MODEM_CONTROL, 0x10),
-            (INTERRUPT_ENABLE, 0),
-        ];
-        for (register, value) in probes {
-            serial.write(register, &[value]);
-            assert_eq!(input.enqueue(b"x").unwrap(), 0);
-            assert!(input.drained().read().is_err());
-        }
-        serial.write(INTERRUPT_ENABLE, &[1]);
-        serial.write(MODEM_CONTROL, &[0xb]);
-        input.drained().read().expect("the port is open");
-        assert_eq!(input.enqueue(b"x").unwrap(), 1);
-        // A console masks interrupts while it writes.
-        serial.write(INTERRUPT_ENABLE, &[0]);
-        assert_eq!(input.enqueue(b"y").unwrap(), 1);
-    }
-
-    #[test]
-    fn wide_accesses_are_ignored() {
-        let out = Output::default();
-        let (serial, _, _) = port(out.clone());
-        serial.write(DATA, b"ab");
-        assert!(out.0.lock().unwrap().is_empty());
     }
 }
