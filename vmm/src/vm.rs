@@ -19,7 +19,7 @@ use crate::arch::current::vcpu::Processor;
 use crate::console::Console;
 use crate::control::ControlServer;
 use crate::device_manager::{
-    self, DeviceManager, LengthWatcher, OpenDevice, PersistentMemory, Reporter, Subscriber,
+    self, DeviceManager, LengthWatcher, OpenDevice, PersistentMemory, RegisterWindow, Reporter, Subscriber,
 };
 use crate::exit::ExitSlot;
 use crate::frontend::Frontend;
@@ -86,6 +86,8 @@ fn assemble(
     let pmem = device_manager::place(&files, &memory)?;
     register_memory(&vm, &memory)?;
     register_pmem(&vm, &memory, &files, &pmem)?;
+    let slot = u32::try_from(memory.num_regions() + files.len()).unwrap_or(u32::MAX);
+    let register_window = RegisterWindow::new(&vm, slot, opened.len())?;
     timeline.mark(Phase::Memory);
     arch::vm::create_interrupt_controllers(&vm)?;
 
@@ -99,7 +101,7 @@ fn assemble(
     let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
     let dma = pmem.dma.clone();
     let console = Console::new(frontend.output.take(), &exit)?;
-    let mut devices = DeviceManager::new(&vm, &memory, pmem, reporter, console);
+    let mut devices = DeviceManager::new(&vm, &memory, pmem, register_window, reporter, console);
     devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
     if !files.is_empty() {
         let watcher = LengthWatcher::new(&files, exit.clone());

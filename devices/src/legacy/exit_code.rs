@@ -20,6 +20,9 @@ impl ExitCode {
     }
 }
 
+// The code itself is kept with the reason of the VM's end.
+super::stateless::stateless!(ExitCode, "exit-code");
+
 impl BusDevice for ExitCode {
     fn read(&self, _offset: u64, _data: &mut [u8]) {}
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{BusDevice, MachineEvent, MachineEvents};
+use crate::{BusDevice, MachineEvent, MachineEvents, Section, Suspend, SuspendError};
 
 /// Registers by their offset from [`PowerRegisters::PORT`].
 pub mod registers {
@@ -72,7 +72,31 @@ impl PowerRegisters {
     }
 }
 
-super::stateless::stateless!(PowerRegisters, "power");
+/// What restored states are recognized by.
+const KIND: &str = "power";
+const STATE_VERSION: u32 = 1;
+
+impl Suspend for PowerRegisters {
+    fn suspend(&self) -> Result<(), SuspendError> {
+        Ok(())
+    }
+
+    /// A press of the button that the guest has not read is all the state.
+    fn save(&self) -> Result<Section, SuspendError> {
+        Section::new(KIND, STATE_VERSION, &self.button.is_pending())
+    }
+
+    fn restore(&self, section: &Section) -> Result<(), SuspendError> {
+        if section.state::<bool>(KIND, STATE_VERSION)? {
+            self.button.press();
+        }
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), SuspendError> {
+        Ok(())
+    }
+}
 
 impl BusDevice for PowerRegisters {
     fn read(&self, offset: u64, data: &mut [u8]) {
@@ -104,6 +128,24 @@ impl BusDevice for PowerRegisters {
 mod tests {
     use super::*;
     use crate::machine::recorder::Recorder;
+
+    #[test]
+    fn a_press_that_was_not_read_outlives_a_suspend() {
+        let registers = || {
+            let button = PowerButton::default();
+            (PowerRegisters::new(Arc::new(Recorder::default()), button.clone()), button)
+        };
+        for pressed in [false, true] {
+            let ((power, button), (other, other_button)) = (registers(), registers());
+            if pressed {
+                button.press();
+            }
+            power.suspend().unwrap();
+            other.restore(&power.save().unwrap()).unwrap();
+            other.resume().unwrap();
+            assert_eq!(other_button.is_pending(), pressed);
+        }
+    }
 
     #[test]
     fn each_register_reports_its_own_end() {

@@ -22,6 +22,8 @@ impl ResetControl {
     }
 }
 
+super::stateless::stateless!(ResetControl, "reset-control");
+
 impl BusDevice for ResetControl {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);

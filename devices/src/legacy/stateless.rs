@@ -29,7 +29,7 @@ pub(super) use stateless;
 mod tests {
     use std::sync::Arc;
 
-    use crate::legacy::{BootMarker, I8042, PowerRegisters, PvPanic};
+    use crate::legacy::{BootMarker, ExitCode, I8042, PvPanic, ResetControl};
     use crate::machine::recorder::Recorder;
     use crate::{MachineEvents, Suspend};
 
@@ -37,11 +37,12 @@ mod tests {
     fn each_takes_its_own_state_and_no_other_and_reports_nothing() {
         let events = Arc::new(Recorder::default());
         let reporter = || -> Arc<dyn MachineEvents> { events.clone() };
-        let devices: [Box<dyn Suspend>; 4] = [
+        let devices: [Box<dyn Suspend>; 5] = [
             Box::new(BootMarker::new(reporter())),
             Box::new(I8042::new(reporter())),
-            Box::new(PowerRegisters::new(reporter())),
             Box::new(PvPanic::new(reporter())),
+            Box::new(ExitCode::new(reporter())),
+            Box::new(ResetControl::new(reporter())),
         ];
         let saved: Vec<_> = devices
             .iter()

@@ -54,8 +54,12 @@ pub trait VirtioInterrupt: Send + Sync {
     fn queue_eventfd(&self, _index: u16) -> Option<&EventFd> {
         None
     }
-    /// Signals that the config space changed (configuration change notification, 2.3).
-    fn config_changed(&self);
+    /// Makes the config space `space`, and signals that it changed (configuration change notification, 2.3). The driver
+    /// reads it without the device: a device that changes its config space says so by this, or where the driver need not
+    /// be interrupted, by [`config_updated`](Self::config_updated).
+    fn config_changed(&self, space: &[u8]);
+    /// Makes the config space `space` without a notification.
+    fn config_updated(&self, space: &[u8]);
     /// Sets DEVICE_NEEDS_RESET (2.1.1): the driver broke a rule that the device can't go on from.
     fn needs_reset(&self);
     /// Notifies the device of queue `index` once more, after other devices had their turn.
@@ -132,7 +136,9 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// The largest size of each queue, each a power of two.
     fn queue_sizes(&self) -> &[u16];
-    /// The config space as the driver reads it now; empty where the device type has none.
+    /// The config space as it is now; empty where the device type has none. The transport asks for it when the driver
+    /// writes the device status or the config space; whatever else changes it is for the device to report
+    /// ([`VirtioInterrupt::config_changed`]).
     fn config_space(&self) -> Vec<u8>;
     /// Fills `data` with the config space from `offset` on; what lies past its end is left alone.
     fn read_config(&self, offset: u64, data: &mut [u8]) {

@@ -122,6 +122,11 @@ impl ActiveQueue {
         Queue { rings: self.queue, signalled: self.signalled, broken: self.broken }
     }
 
+    /// The interrupts of the device.
+    pub(super) fn interrupt(&self) -> &dyn VirtioInterrupt {
+        &*self.interrupt
+    }
+
     /// RAM: for all that the device itself reads and writes.
     pub(super) fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.memory

@@ -96,9 +96,10 @@ impl VirtioInterrupt for Counters {
     fn queue_eventfd(&self, _index: u16) -> Option<&EventFd> {
         Some(self.line.get_or_init(|| EventFd::new(EFD_NONBLOCK).unwrap()))
     }
-    fn config_changed(&self) {
+    fn config_changed(&self, _space: &[u8]) {
         self.count(&self.config_changed);
     }
+    fn config_updated(&self, _space: &[u8]) {}
     fn needs_reset(&self) {
         self.count(&self.needs_reset);
     }

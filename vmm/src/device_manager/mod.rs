@@ -2,6 +2,7 @@
 
 mod open;
 mod pmem;
+mod register_window;
 
 use std::io;
 use std::path::Path;
@@ -33,6 +34,7 @@ use crate::timing::{Phase, Timeline};
 
 pub use self::open::{OpenDevice, open_devices};
 pub use self::pmem::{LengthWatcher, PersistentMemory, place};
+pub use self::register_window::RegisterWindow;
 
 /// What the event loop runs.
 pub type Subscriber = Box<dyn MutEventSubscriber>;
@@ -91,6 +93,7 @@ pub struct DeviceManager<'a> {
     memory: &'a Arc<GuestMemoryMmap>,
     /// Where the data of a request to a virtio device may lie.
     dma: Arc<GuestMemoryMmap>,
+    registers: RegisterWindow,
     reporter: Arc<Reporter>,
     /// The I/O ports.
     pub ports: Bus,
@@ -117,11 +120,13 @@ pub struct DeviceManager<'a> {
 }
 
 impl<'a> DeviceManager<'a> {
-    /// No devices yet, for `vm` with its `memory` and `pmem`; `console` is what consoles write to.
+    /// No devices yet, for `vm` with its `memory` and `pmem`, and with room in `registers` for all that will be added;
+    /// `console` is what consoles write to.
     pub fn new(
         vm: &'a VmFd,
         memory: &'a Arc<GuestMemoryMmap>,
         pmem: PersistentMemory,
+        registers: RegisterWindow,
         reporter: Arc<Reporter>,
         console: Console,
     ) -> Self {
@@ -129,6 +134,7 @@ impl<'a> DeviceManager<'a> {
             vm,
             memory,
             dma: pmem.dma,
+            registers,
             reporter,
             ports: Bus::default(),
             mmio: Bus::default(),
@@ -144,8 +150,15 @@ impl<'a> DeviceManager<'a> {
         }
     }
 
-    fn add_ports(&mut self, first: u16, count: u16, device: impl BusDevice + 'static) -> Result<(), VmError> {
-        Ok(self.ports.insert(first.into(), count.into(), Arc::new(device))?)
+    fn add_ports<D: BusDevice + Suspend + 'static>(
+        &mut self,
+        first: u16,
+        count: u16,
+        device: D,
+    ) -> Result<(), VmError> {
+        let device = Arc::new(device);
+        self.suspends.push(device.clone());
+        Ok(self.ports.insert(first.into(), count.into(), device)?)
     }
 
     /// Adds the devices that every VM has at its I/O ports.
@@ -250,11 +263,13 @@ impl<'a> DeviceManager<'a> {
         let base = u64::from(node.address);
         let line = interrupt_line(self.vm, node.gsi)?;
         let name = self.metrics.add_device(kind, device.metrics());
-        let transport = MmioTransport::new(device, self.memory.clone(), line)
+        let page = self.registers.page(index).ok_or(VmError::TooManyDevices { asked: index + 1, most })?;
+        let transport = MmioTransport::with_page(device, self.memory.clone(), line, page)
             .map_err(VmError::host("make a virtio device"))?
             .with_dma(self.dma.clone())
             .with_name(name);
         self.tie_notifiers(base, transport.queue_notifiers())?;
+        self.registers.tie_acknowledgement(self.vm, base)?;
         self.subscribers.push(Box::new(transport.events()));
         let device = Arc::clone(transport.device());
         let transport = Arc::new(transport);

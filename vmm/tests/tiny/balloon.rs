@@ -61,8 +61,8 @@ guest!(
         offer
     4:
         pause
-        test dword ptr [rbx + 0x60], 1
-        jz 4b
+        cmp word ptr [0x32002], 1
+        jne 4b
         mov eax, [0x40000]
         put32
         mov eax, [0x41000]

@@ -58,7 +58,7 @@ guest!(
         offer
     2:
         pause
-        cmp dword ptr [rbx + 0x60], 1
+        cmp word ptr [0x32002], 1
         jne 2b
         mov eax, [0x34000]
         put32
@@ -116,7 +116,7 @@ guest!(
         offer
     2:
         pause
-        cmp dword ptr [rbx + 0x60], 1
+        cmp word ptr [0x32002], 1
         jne 2b
         movzx eax, byte ptr [0x35000]
         put32

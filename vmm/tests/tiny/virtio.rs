@@ -1,7 +1,12 @@
 //! Virtio devices behind virtio-mmio, as a driver of a few instructions finds them.
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+
+use instance::{Client, MetricsReport};
+use kvm_ioctls::Cap;
+use vmm::ExitReason;
 
 use super::machine::Machine;
 
@@ -97,8 +102,13 @@ guest!(
         // The used ring comes first, the interrupt status last.
     2:
         pause
-        cmp dword ptr [rbx + 0x60], 1
+        cmp word ptr [0x32002], 1
         jne 2b
+        // Where the guest reads it itself, it says used buffers from DRIVER_OK on.
+    4:
+        pause
+        test dword ptr [rbx + 0x60], 1
+        jz 4b
         // Of the used ring flags and index, head, length; the interrupt status before and after it is
         // acknowledged.
         mov eax, [0x32000]
@@ -145,11 +155,108 @@ fn a_driver_reads_and_writes_sectors_of_a_disk() {
     let (registers, data) = output.split_at(20);
     let registers: Vec<_> =
         registers.chunks(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
-    assert_eq!(registers, [1 << 16, 0, 513, 1, 0], "used ring, interrupt status");
+    let after = u32::from(has_read_only_memory());
+    assert_eq!(registers, [1 << 16, 0, 513, 1, after], "used ring, interrupt status");
     assert_eq!(data, [&[0][..], &second, &[0]].concat(), "the status of either request is OK");
     let mut first = [0; 512];
     disk.read_exact_at(&mut first, 0).unwrap();
     assert_eq!(first, *second);
+}
+
+/// Whether guests read the registers themselves on this host.
+fn has_read_only_memory() -> bool {
+    vmm::open_kvm().unwrap().check_extension(Cap::ReadonlyMem)
+}
+
+guest!(
+    handles_an_interrupt,
+    "
+        map_gib 3, 0x12000
+        mov ebx, {VIRTIO}
+        start_device
+        say 'r'
+        // The rounds of a driver that is interrupted for used buffers, and looks at whatever else there is to read.
+    2:
+        mov ecx, 1000
+    3:
+        mov eax, [rbx + 0x60]
+        store 0x64, 1
+        mov eax, [rbx]
+        mov eax, [rbx + 0x70]
+        mov eax, [rbx + 0xfc]
+        mov eax, [rbx + 0x100]
+        dec ecx
+        jnz 3b
+        say 'd'
+        jmp 2b
+    ",
+    VIRTIO = vmm::layout::VIRTIO_MMIO
+);
+
+#[test]
+fn an_interrupt_is_read_and_acknowledged_without_an_exit() {
+    let Some(machine) = Machine::new(handles_an_interrupt()) else { return };
+    if !has_read_only_memory() {
+        let _ = writeln!(io::stderr(), "skipped: this KVM lacks KVM_CAP_READONLY_MEM");
+        return;
+    }
+    let mut running = machine.controlled().run_until_ready();
+    let mut client = Client::connect(&running.control_socket()).unwrap();
+    let mut exits = |kind: &str| {
+        let report: MetricsReport = client.get("/metrics.json").unwrap();
+        report.counters["vcpu"]["0"][kind]
+    };
+    let before = ["mmio_read_exits", "mmio_write_exits"].map(&mut exits);
+    for _ in 0..3 {
+        running.wait_until_ready();
+    }
+    assert_eq!(["mmio_read_exits", "mmio_write_exits"].map(&mut exits), before);
+    assert_eq!(before[0], 0, "no register was read by an exit");
+    running.force(libc::SIGKILL);
+    assert_eq!(running.wait().0, ExitReason::Signal(libc::SIGKILL));
+}
+
+guest!(
+    changes_what_it_reads,
+    "
+        map_gib 3, 0x12000
+        mov ebx, {VIRTIO}
+        // Each register that a write to another one changes.
+        store 0x14, 1
+        mov eax, [rbx + 0x10]
+        put32
+        store 0x14, 2
+        mov eax, [rbx + 0x10]
+        put32
+        start_device
+        mov eax, [rbx + 0x44]
+        put32
+        store 0x30, 9
+        mov eax, [rbx + 0x44]
+        put32
+        // An acknowledgement with the bit for the config space reaches the device, whatever else it has.
+        store 0x64, 3
+        mov eax, [rbx + 0x60]
+        and eax, 2
+        put32
+        store 0x70, 0
+        mov eax, [rbx + 0x60]
+        put32
+        mov eax, [rbx + 0x70]
+        put32
+        // A write does not change what is only for reading.
+        store 0x00, 7
+        mov eax, [rbx]
+        put32
+        power_off
+    ",
+    VIRTIO = vmm::layout::VIRTIO_MMIO
+);
+
+#[test]
+fn what_a_driver_writes_changes_what_it_reads_next() {
+    let Some(machine) = Machine::new(changes_what_it_reads()) else { return };
+    assert_eq!(machine.run().numbers(), [1, 0, 1, 0, 0, 0, 0, 0x7472_6976]);
 }
 
 guest!(

@@ -8,8 +8,8 @@ use vm_superio::Serial as Uart;
 use vm_superio::serial::SerialState as UartState;
 
 use super::{Port, Serial};
-use crate::suspend::{Section, Suspend, SuspendError};
 use crate::lock;
+use crate::suspend::{Section, Suspend, SuspendError};
 
 const KIND: &str = "serial";
 const VERSION: u32 = 1;

@@ -160,7 +160,7 @@ impl Balloon {
         if std::mem::replace(&mut self.target_pages, pages) != pages
             && let Some(interrupt) = &self.interrupt
         {
-            interrupt.config_changed();
+            interrupt.config_changed(&self.config_space());
         }
         Ok(())
     }
@@ -322,7 +322,7 @@ impl VirtioDevice for Balloon {
         if let Some(interrupt) = &self.interrupt
             && suspended_target.is_some_and(|target| target != self.target_pages)
         {
-            interrupt.config_changed();
+            interrupt.config_changed(&self.config_space());
         }
         Ok(())
     }

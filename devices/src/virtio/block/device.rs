@@ -150,7 +150,7 @@ impl VirtioDevice for Block {
         if let Some(interrupt) = &self.interrupt
             && std::mem::take(&mut self.resized)
         {
-            interrupt.config_changed();
+            interrupt.config_changed(&config::space(&self.disk));
         }
         Ok(())
     }

@@ -118,7 +118,7 @@ impl Console {
         }
         self.size = size;
         if let Some(active) = &self.active {
-            active.interrupt.config_changed();
+            active.interrupt.config_changed(&config::space(self.size));
         }
     }
 
@@ -153,7 +153,7 @@ impl Console {
         }
         if !was_known && has_size {
             // It may have discarded earlier sizes of the window as well.
-            active.interrupt.config_changed();
+            active.interrupt.config_changed(&config::space(self.size));
         }
         let delivered = self.typed.deliver(&mut active.receive);
         self.metrics.input_bytes.add(delivered as u64);
@@ -202,7 +202,7 @@ impl VirtioDevice for Console {
             && self.size != WindowSize::default()
         {
             // Linux reads the size only after it was notified of a change.
-            active.interrupt.config_changed();
+            active.interrupt.config_changed(&config::space(self.size));
         }
         self.deliver();
         Ok(())
@@ -242,7 +242,7 @@ impl VirtioDevice for Console {
             active.listener.resume(&self.timer);
             if size != self.size {
                 // The window is another one, or its size has changed meanwhile.
-                active.interrupt.config_changed();
+                active.interrupt.config_changed(&config::space(self.size));
             }
         }
         Ok(())

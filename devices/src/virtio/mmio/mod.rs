@@ -12,16 +12,22 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::events::DeviceEvents;
-use super::transport::{Lines, QueueField, Transport};
+use super::transport::{CONFIG, LENGTH, Lines, QueueField, RegisterPage, RegisterPages, Transport};
 use super::{Meter, VirtioDevice};
 use crate::suspend::{Section, Suspend, SuspendError};
 use crate::{BusDevice, Interrupt};
 
 /// The length in bytes of a device's region: the registers and room for its config space.
-pub const MMIO_LENGTH: u64 = 0x1000;
+pub const MMIO_LENGTH: u64 = LENGTH as u64;
 /// Offset of QueueNotify. The vmm has KVM turn a 32-bit write of a queue's index to it into a write to that
 /// queue's notifier (ioeventfd with a data match).
 pub const QUEUE_NOTIFY: u64 = 0x50;
+/// Offset of InterruptACK. Where the guest reads the registers itself, the interrupt status always says used buffers
+/// and there is nothing to clear when they are acknowledged, [`ACKNOWLEDGE_USED`]: the vmm may have KVM turn that write
+/// into a write to an eventfd that is never read. A write of any other value has to reach the transport.
+pub const INTERRUPT_ACK: u64 = 0x64;
+/// What a driver writes to InterruptACK that was interrupted for used buffers.
+pub const ACKNOWLEDGE_USED: u32 = reg::VIRTIO_MMIO_INT_VRING;
 
 /// "virt" (4.2.2).
 const MAGIC: u32 = 0x7472_6976;
@@ -29,8 +35,8 @@ const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
 /// "MVM\0".
 const VENDOR: u32 = u32::from_le_bytes(*b"MVM\0");
-/// Offset of the config space.
-const CONFIG: u64 = 0x100;
+/// A shared memory region that does not exist has a length of -1 (4.2.2).
+const NO_REGION: u32 = u32::MAX;
 
 /// A virtio device as the guest finds it at an address.
 pub struct MmioTransport<D: VirtioDevice>(Transport<D>);
@@ -40,9 +46,33 @@ impl<D: VirtioDevice> MmioTransport<D> {
     ///
     /// # Errors
     ///
-    /// Those of eventfd creation: the process has no descriptor left.
+    /// The process has no descriptor or no memory left.
     pub fn new(device: D, memory: Arc<GuestMemoryMmap>, line: Arc<dyn Interrupt>) -> io::Result<Self> {
-        Ok(Self(Transport::new(device, memory, Lines::shared(line))?))
+        let page = RegisterPages::new(1).map_err(io::Error::other)?.page(0);
+        let page = page.ok_or(io::ErrorKind::OutOfMemory)?;
+        Self::with_page(device, memory, line, page)
+    }
+
+    /// The same, with registers that are read from `page`.
+    ///
+    /// # Errors
+    ///
+    /// The process has no descriptor left.
+    pub fn with_page(
+        device: D,
+        memory: Arc<GuestMemoryMmap>,
+        line: Arc<dyn Interrupt>,
+        page: RegisterPage,
+    ) -> io::Result<Self> {
+        page.set::<{ reg::VIRTIO_MMIO_MAGIC_VALUE }>(MAGIC);
+        page.set::<{ reg::VIRTIO_MMIO_VERSION }>(VERSION);
+        page.set::<{ reg::VIRTIO_MMIO_DEVICE_ID }>(device.device_type());
+        page.set::<{ reg::VIRTIO_MMIO_VENDOR_ID }>(VENDOR);
+        page.set::<{ reg::VIRTIO_MMIO_SHM_LEN_LOW }>(NO_REGION);
+        page.set::<{ reg::VIRTIO_MMIO_SHM_LEN_HIGH }>(NO_REGION);
+        page.set::<{ reg::VIRTIO_MMIO_SHM_BASE_LOW }>(NO_REGION);
+        page.set::<{ reg::VIRTIO_MMIO_SHM_BASE_HIGH }>(NO_REGION);
+        Ok(Self(Transport::new(device, memory, Lines::shared(line), page)?))
     }
 
     /// Lets the data of requests lie in `dma` too, which is `memory` and more (see
@@ -76,28 +106,6 @@ impl<D: VirtioDevice> MmioTransport<D> {
     /// What turns of the device's queues have cost so far.
     pub fn meter(&self) -> &Meter {
         self.0.meter()
-    }
-
-    fn read_register(&self, offset: u64) -> u32 {
-        let Ok(register) = u32::try_from(offset) else { return 0 };
-        match register {
-            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            reg::VIRTIO_MMIO_VERSION => VERSION,
-            reg::VIRTIO_MMIO_DEVICE_ID => self.0.device_type(),
-            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            reg::VIRTIO_MMIO_DEVICE_FEATURES => self.0.device_features(),
-            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.0.queue_size_max(),
-            reg::VIRTIO_MMIO_QUEUE_READY => self.0.queue_ready(),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.0.interrupt_status(),
-            reg::VIRTIO_MMIO_STATUS => self.0.status(),
-            // A shared memory region that does not exist has a length of -1 (4.2.2).
-            reg::VIRTIO_MMIO_SHM_LEN_LOW
-            | reg::VIRTIO_MMIO_SHM_LEN_HIGH
-            | reg::VIRTIO_MMIO_SHM_BASE_LOW
-            | reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.0.config_generation(),
-            _ => 0,
-        }
     }
 
     fn write_register(&self, offset: u64, value: u32) {
@@ -153,22 +161,26 @@ impl<D: VirtioDevice> Suspend for MmioTransport<D> {
 }
 
 impl<D: VirtioDevice> BusDevice for MmioTransport<D> {
-    /// Control registers are read 32 bits at a time (4.2.2.2); any other access to them reads as zero.
+    /// Control registers are read 32 bits at a time (4.2.2.2); any other access to them reads as zero. Where the guest
+    /// reads the page itself, this is not called.
     fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(offset) = offset.checked_sub(CONFIG) {
-            if matches!(data.len(), 1 | 2 | 4 | 8) {
-                self.0.read_config(offset, data);
-            }
-        } else if offset.is_multiple_of(4)
-            && let Ok(data) = <&mut [u8; 4]>::try_from(data)
-        {
-            *data = self.read_register(offset).to_le_bytes();
+        let is_valid = if offset >= CONFIG as u64 {
+            matches!(data.len(), 1 | 2 | 4 | 8)
+        } else {
+            data.len() == 4 && offset.is_multiple_of(4)
+        };
+        if !is_valid {
+            data.fill(0);
+            return;
         }
+        if offset == u64::from(reg::VIRTIO_MMIO_CONFIG_GENERATION) {
+            self.0.wait_for_config();
+        }
+        self.0.page().read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some(offset) = offset.checked_sub(CONFIG) {
+        if let Some(offset) = offset.checked_sub(CONFIG as u64) {
             if matches!(data.len(), 1 | 2 | 4 | 8) {
                 self.0.write_config(offset, data);
             }

@@ -79,6 +79,8 @@ impl Control {
         match change {
             Change::Mac(mac) => {
                 settings.mac = mac;
+                drop(settings);
+                self.queue.interrupt().config_updated(&self.shared.config_space());
                 return Outcome::Done;
             }
             Change::Pairs(pairs) => tap.pairs = pairs,

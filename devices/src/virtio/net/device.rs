@@ -150,7 +150,8 @@ impl Net {
             return Err(NetError::QueuesWithoutTap);
         }
         let offloads = backends.first().map_or(Offloads::None, Backend::offloads);
-        let shared = Arc::new(Shared::new(Settings { mac: settings.mac, pairs: 1, offloads: 0 }));
+        let driver_settings = Settings { mac: settings.mac, pairs: 1, offloads: 0 };
+        let shared = Arc::new(Shared::new(driver_settings, pairs, settings.mtu));
         let mut taps = Taps::new(taps, bounds.ioctls, shared.metrics.clone()).map_err(NetError::Host)?;
         // A driver begins with one pair, so that most of them need no change.
         taps.set(TapSettings { pairs: 1, offloads: 0 }).map_err(NetError::Host)?;
@@ -330,8 +331,7 @@ impl VirtioDevice for Net {
     }
 
     fn config_space(&self) -> Vec<u8> {
-        let mac = lock(&self.shared.settings).mac;
-        config::space(mac, self.link_is_up(), self.pairs(), self.settings.mtu).to_vec()
+        self.shared.config_space()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -386,7 +386,7 @@ impl VirtioDevice for Net {
         }
         self.start(&driver, queues, SetUp::AtOnce(self.shared.tap_settings()))?;
         if self.link_is_up() != state.link_is_up {
-            activation.interrupt.config_changed();
+            activation.interrupt.config_changed(&self.config_space());
         }
         Ok(())
     }

@@ -226,7 +226,7 @@ impl Pair {
         // Each driver finds it out once more.
         if self.shared.link_is_up.swap(false, Ordering::AcqRel) {
             tracing::warn!(%error, "a network backend is gone; the guest's link goes down");
-            self.interrupt.config_changed();
+            self.interrupt.config_changed(&self.shared.config_space());
         }
     }
 

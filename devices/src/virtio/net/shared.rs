@@ -8,6 +8,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::{Activation, Meter, Queue, VirtioInterrupt};
+use super::config;
 use super::device::NetMetrics;
 use super::mac::MacAddress;
 use super::receive::ReceiveMode;
@@ -27,6 +28,8 @@ pub(super) struct Settings {
 /// What a device and its threads share for its life.
 pub(super) struct Shared {
     pub(super) settings: Mutex<Settings>,
+    /// The most pairs of queues, and the MTU, as the driver is told.
+    fixed: (u16, Option<u16>),
     /// Whether the backend is there.
     pub(super) link_is_up: AtomicBool,
     /// Whether the tap is set up for the driver. Until then, nothing is received.
@@ -35,13 +38,21 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings, most_pairs: u16, mtu: Option<u16>) -> Self {
         Self {
             settings: Mutex::new(settings),
+            fixed: (most_pairs, mtu),
             link_is_up: AtomicBool::new(true),
             tap_is_set_up: AtomicBool::new(false),
             metrics: Arc::default(),
         }
+    }
+
+    /// The config space as it is now.
+    pub(super) fn config_space(&self) -> Vec<u8> {
+        let mac = lock(&self.settings).mac;
+        let (most_pairs, mtu) = self.fixed;
+        config::space(mac, self.link_is_up.load(Ordering::Acquire), most_pairs, mtu).to_vec()
     }
 
     /// How the driver wants the tap.

@@ -3,6 +3,7 @@
 //!
 //! A transport such as [`mmio`](super::mmio) maps the driver's accesses to calls of [`Transport`].
 
+mod page;
 mod registers;
 mod signals;
 mod state;
@@ -10,16 +11,22 @@ mod state;
 pub(crate) mod tests;
 
 use std::io;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub(super) use self::page::{CONFIG, LENGTH};
+pub use self::page::{RegisterPage, RegisterPages};
 pub(super) use self::registers::QueueField;
 use self::registers::Registers;
 pub use self::signals::Lines;
@@ -66,26 +73,36 @@ struct Suspended<S> {
 }
 
 impl<D: VirtioDevice> Transport<D> {
-    /// Puts `device` behind a transport. Its queues lie in `memory`, its interrupts go to `lines`.
+    /// Puts `device` behind a transport. Its queues lie in `memory`, its interrupts go to `lines`, and what the driver
+    /// reads is in `page`.
     ///
     /// # Errors
     ///
     /// Those of eventfd creation: the process has no descriptor left.
-    pub fn new(device: D, memory: Arc<GuestMemoryMmap>, lines: Lines) -> io::Result<Self> {
+    pub fn new(
+        device: D,
+        memory: Arc<GuestMemoryMmap>,
+        lines: Lines,
+        page: RegisterPage,
+    ) -> io::Result<Self> {
         let sizes = device.queue_sizes();
         let notifiers =
             sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Arc<[EventFd]>>>()?;
-        Ok(Self {
+        let registers = Registers::new(sizes);
+        page.set_config(&AtomicU32::new(0), &device.config_space());
+        let transport = Self {
             device_type: device.device_type(),
             offered: device.features() & DEVICE_FEATURES | TRANSPORT_FEATURES,
             dma: Arc::clone(&memory),
             memory,
-            setup: Mutex::new(Setup { registers: Registers::new(sizes), suspended: None }),
-            signals: Arc::new(Signals::new(lines, Arc::clone(&notifiers))),
+            setup: Mutex::new(Setup { registers, suspended: None }),
+            signals: Arc::new(Signals::new(lines, Arc::clone(&notifiers), page)),
             notifiers,
             meter: Arc::default(),
             device: Arc::new(Mutex::new(device)),
-        })
+        };
+        transport.show(&lock(&transport.setup).registers);
+        Ok(transport)
     }
 
     /// Lets the data of requests lie in `dma` too, which is `memory` and more (see [`Activation::dma`]).
@@ -121,19 +138,9 @@ impl<D: VirtioDevice> Transport<D> {
         &self.meter
     }
 
-    /// The device ID (5).
-    pub(super) fn device_type(&self) -> u32 {
-        self.device_type
-    }
-
-    /// The device status (2.1).
-    pub(super) fn status(&self) -> u32 {
-        self.signals.status()
-    }
-
-    /// Why the driver was interrupted (4.2.2, InterruptStatus).
-    pub(super) fn interrupt_status(&self) -> u32 {
-        self.signals.interrupt_status()
+    /// What the driver reads.
+    pub(super) fn page(&self) -> &RegisterPage {
+        self.signals.page()
     }
 
     /// Clears causes of interrupts.
@@ -141,13 +148,18 @@ impl<D: VirtioDevice> Transport<D> {
         self.signals.acknowledge(causes);
     }
 
-    /// The half of the offered features that the driver selected.
-    pub(super) fn device_features(&self) -> u32 {
-        lock(&self.setup).registers.device_features(self.offered)
+    /// Puts what the driver selected where it reads it.
+    fn show(&self, registers: &Registers) {
+        let page = self.page();
+        page.set::<VIRTIO_MMIO_DEVICE_FEATURES>(registers.device_features(self.offered));
+        page.set::<VIRTIO_MMIO_QUEUE_NUM_MAX>(registers.queue_size_max());
+        page.set::<VIRTIO_MMIO_QUEUE_READY>(registers.queue_ready());
     }
 
     pub(super) fn select_device_features(&self, half: u32) {
-        lock(&self.setup).registers.select_device_features(half);
+        let mut setup = lock(&self.setup);
+        setup.registers.select_device_features(half);
+        self.show(&setup.registers);
     }
 
     pub(super) fn select_driver_features(&self, half: u32) {
@@ -155,17 +167,9 @@ impl<D: VirtioDevice> Transport<D> {
     }
 
     pub(super) fn select_queue(&self, index: u32) {
-        lock(&self.setup).registers.select_queue(index);
-    }
-
-    /// The largest size of the selected queue; 0 where there is none.
-    pub(super) fn queue_size_max(&self) -> u32 {
-        lock(&self.setup).registers.queue_size_max()
-    }
-
-    /// Whether the selected queue is ready: 0 or 1.
-    pub(super) fn queue_ready(&self) -> u32 {
-        lock(&self.setup).registers.queue_ready()
+        let mut setup = lock(&self.setup);
+        setup.registers.select_queue(index);
+        self.show(&setup.registers);
     }
 
     /// Sets the selected half of the features that the driver accepts.
@@ -181,6 +185,7 @@ impl<D: VirtioDevice> Transport<D> {
         let mut setup = lock(&self.setup);
         if self.phase() == Phase::Queues {
             setup.registers.write_queue(field, value);
+            self.show(&setup.registers);
         }
     }
 
@@ -191,23 +196,23 @@ impl<D: VirtioDevice> Transport<D> {
         }
     }
 
-    /// A number that changes whenever the config space does (2.5.1).
-    pub(super) fn config_generation(&self) -> u32 {
-        // A device changes its config space and the generation under its lock. To wait for it is
-        // what keeps a driver from seeing a new config space with the old generation.
-        let _device = lock(&self.device);
-        self.signals.config_generation()
-    }
-
-    /// Fills `data` with the config space from `offset` on (2.5); past its end it reads as zeros.
-    pub(super) fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        lock(&self.device).read_config(offset, data);
+    /// Waits for a change of the config space that is going on: a driver whose read of the generation is trapped sees no
+    /// new config space with an old generation.
+    pub(super) fn wait_for_config(&self) {
+        drop(lock(&self.device));
     }
 
     /// Writes `data` to the config space.
     pub(super) fn write_config(&self, offset: u64, data: &[u8]) {
-        lock(&self.device).write_config(offset, data);
+        let mut device = lock(&self.device);
+        device.write_config(offset, data);
+        self.signals.set_config(&device.config_space());
+    }
+
+    /// Puts the device's config space where the driver reads it.
+    fn show_config(&self) {
+        let device = lock(&self.device);
+        self.signals.set_config(&device.config_space());
     }
 
     fn phase(&self) -> Phase {
@@ -220,13 +225,19 @@ impl<D: VirtioDevice> Transport<D> {
         let mut setup = lock(&self.setup);
         if value == 0 {
             self.reset(&mut setup);
-            return;
+        } else {
+            self.add_status(&mut setup, value);
         }
+        // Before DRIVER_OK the device has no other way to report a change, and the status may have changed it.
+        self.show_config();
+    }
+
+    fn add_status(&self, setup: &mut Setup<D::State>, value: u32) {
         let new = |bit| value & bit != 0 && self.signals.status() & bit == 0;
         if new(VIRTIO_CONFIG_S_FAILED) {
             self.signals.add_status(VIRTIO_CONFIG_S_FAILED);
             // The driver has given up on the device.
-            self.stop(&mut setup);
+            self.stop(setup);
         }
         if new(VIRTIO_CONFIG_S_ACKNOWLEDGE) && self.phase() == Phase::Found {
             self.signals.add_status(VIRTIO_CONFIG_S_ACKNOWLEDGE);
@@ -241,8 +252,9 @@ impl<D: VirtioDevice> Transport<D> {
             self.signals.add_status(VIRTIO_CONFIG_S_FEATURES_OK);
         }
         if new(VIRTIO_CONFIG_S_DRIVER_OK) && self.phase() == Phase::Queues {
+            self.signals.start();
             self.signals.add_status(VIRTIO_CONFIG_S_DRIVER_OK);
-            self.start(&mut setup);
+            self.start(setup);
         }
     }
 
@@ -306,6 +318,7 @@ impl<D: VirtioDevice> Transport<D> {
     fn reset(&self, setup: &mut Setup<D::State>) {
         let has_stopped = self.stop(setup);
         setup.registers.reset();
+        self.show(&setup.registers);
         self.signals.reset();
         if !has_stopped {
             self.signals.add_status(VIRTIO_CONFIG_S_NEEDS_RESET);

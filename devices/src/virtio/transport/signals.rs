@@ -4,20 +4,23 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
+    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::VirtioInterrupt;
+use super::page::RegisterPage;
 use crate::Interrupt;
 
 /// What a device signals to its driver: the device status, the interrupt status and the config generation, with
 /// the interrupts that go with them.
 pub(super) struct Signals {
-    status: AtomicU32,
-    interrupt_status: AtomicU32,
-    config_generation: AtomicU32,
-    /// Whether another process raises interrupts for used buffers.
-    is_shared: AtomicBool,
+    page: RegisterPage,
+    /// Whether the driver looks for used buffers at every interrupt: another process raises interrupts, or the guest reads
+    /// and acknowledges the interrupt status without mvm.
+    always_used: AtomicBool,
     lines: Lines,
     notifiers: Arc<[EventFd]>,
     /// The device's name in log lines.
@@ -51,16 +54,25 @@ impl Lines {
 }
 
 impl Signals {
-    pub(super) fn new(lines: Lines, notifiers: Arc<[EventFd]>) -> Self {
-        Self {
-            status: AtomicU32::new(0),
-            interrupt_status: AtomicU32::new(0),
-            config_generation: AtomicU32::new(0),
-            is_shared: AtomicBool::new(false),
-            lines,
-            notifiers,
-            name: OnceLock::new(),
-        }
+    pub(super) fn new(lines: Lines, notifiers: Arc<[EventFd]>, page: RegisterPage) -> Self {
+        Self { page, always_used: AtomicBool::new(false), lines, notifiers, name: OnceLock::new() }
+    }
+
+    /// The registers that the driver reads.
+    pub(super) fn page(&self) -> &RegisterPage {
+        &self.page
+    }
+
+    fn status_register(&self) -> &AtomicU32 {
+        self.page.register::<VIRTIO_MMIO_STATUS>()
+    }
+
+    fn interrupt_status_register(&self) -> &AtomicU32 {
+        self.page.register::<VIRTIO_MMIO_INTERRUPT_STATUS>()
+    }
+
+    fn config_generation_register(&self) -> &AtomicU32 {
+        self.page.register::<VIRTIO_MMIO_CONFIG_GENERATION>()
     }
 
     /// Names the device, once.
@@ -73,58 +85,69 @@ impl Signals {
     }
 
     pub(super) fn status(&self) -> u32 {
-        self.status.load(Ordering::Acquire)
+        self.status_register().load(Ordering::Acquire)
     }
 
     pub(super) fn add_status(&self, bits: u32) {
-        self.status.fetch_or(bits, Ordering::AcqRel);
+        self.status_register().fetch_or(bits, Ordering::AcqRel);
     }
 
-    pub(super) fn interrupt_status(&self) -> u32 {
-        // Another process can't set the bit. Looking for used buffers in vain is allowed (2.7.7.2).
-        let others = if self.is_shared.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
-        self.interrupt_status.load(Ordering::Acquire) | others
+    /// The driver is about to be interrupted for the first time.
+    pub(super) fn start(&self) {
+        if self.page.is_shown() {
+            self.always_say_used();
+        }
     }
 
-    pub(super) fn acknowledge(&self, bits: u32) {
-        self.interrupt_status.fetch_and(!bits, Ordering::AcqRel);
+    /// Has the interrupt status say used buffers until the next reset. Looking for them in vain is allowed (2.7.7.2).
+    fn always_say_used(&self) {
+        self.always_used.store(true, Ordering::SeqCst);
+        self.interrupt_status_register().fetch_or(VIRTIO_MMIO_INT_VRING, Ordering::SeqCst);
     }
 
-    pub(super) fn config_generation(&self) -> u32 {
-        self.config_generation.load(Ordering::Acquire)
+    pub(super) fn acknowledge(&self, causes: u32) {
+        let lasting = if self.always_used.load(Ordering::SeqCst) { VIRTIO_MMIO_INT_VRING } else { 0 };
+        self.interrupt_status_register().fetch_and(!causes | lasting, Ordering::SeqCst);
+    }
+
+    /// Makes the config space `space`.
+    pub(super) fn set_config(&self, space: &[u8]) {
+        self.page.set_config(self.config_generation_register(), space);
     }
 
     /// Clears what a device reset clears. The config generation goes on: to begin again would make an old
     /// config space look like a new one.
     pub(super) fn reset(&self) {
-        self.is_shared.store(false, Ordering::Release);
-        self.interrupt_status.store(0, Ordering::Release);
-        self.status.store(0, Ordering::Release);
+        self.always_used.store(false, Ordering::SeqCst);
+        self.interrupt_status_register().store(0, Ordering::SeqCst);
+        self.status_register().store(0, Ordering::SeqCst);
     }
 
     pub(super) fn state(&self) -> SignalState {
         SignalState {
             status: self.status(),
-            interrupt_status: self.interrupt_status.load(Ordering::Acquire),
-            config_generation: self.config_generation(),
+            interrupt_status: self.interrupt_status_register().load(Ordering::Acquire),
+            config_generation: self.config_generation_register().load(Ordering::Acquire),
         }
     }
 
     pub(super) fn restore(&self, state: SignalState) {
-        self.status.store(state.status, Ordering::Release);
-        self.interrupt_status.store(state.interrupt_status, Ordering::Release);
-        self.config_generation.store(state.config_generation, Ordering::Release);
+        self.status_register().store(state.status, Ordering::SeqCst);
+        self.interrupt_status_register().store(state.interrupt_status, Ordering::SeqCst);
+        self.config_generation_register().store(state.config_generation, Ordering::SeqCst);
     }
 
     /// Raises an interrupt once more whose cause is not acknowledged: it may have got lost.
     pub(super) fn raise_config_again(&self) {
-        if self.interrupt_status.load(Ordering::Acquire) & VIRTIO_MMIO_INT_CONFIG != 0 {
+        if self.interrupt_status_register().load(Ordering::Acquire) & VIRTIO_MMIO_INT_CONFIG != 0 {
             self.raise(&self.lines.config, VIRTIO_MMIO_INT_CONFIG);
         }
     }
 
     fn raise(&self, line: &Arc<dyn Interrupt>, cause: u32) {
-        self.interrupt_status.fetch_or(cause, Ordering::AcqRel);
+        if cause != VIRTIO_MMIO_INT_VRING || !self.always_used.load(Ordering::SeqCst) {
+            self.interrupt_status_register().fetch_or(cause, Ordering::SeqCst);
+        }
         if let Err(error) = line.trigger() {
             tracing::error!(device = self.name(), %error, "cannot raise a virtio device's interrupt");
         }
@@ -157,17 +180,21 @@ impl VirtioInterrupt for Signals {
 
     fn queue_eventfd(&self, index: u16) -> Option<&EventFd> {
         let eventfd = self.lines.queue(index).eventfd()?;
-        self.is_shared.store(true, Ordering::Release);
+        self.always_say_used();
         Some(eventfd)
     }
 
-    fn config_changed(&self) {
-        self.config_generation.fetch_add(1, Ordering::AcqRel);
+    fn config_changed(&self, space: &[u8]) {
+        self.set_config(space);
         self.raise(&self.lines.config, VIRTIO_MMIO_INT_CONFIG);
     }
 
+    fn config_updated(&self, space: &[u8]) {
+        self.set_config(space);
+    }
+
     fn needs_reset(&self) {
-        let before = self.status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
+        let before = self.status_register().fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
         // 2.1.2: the notification is due once, and only to a driver that has set DRIVER_OK.
         if before & VIRTIO_CONFIG_S_NEEDS_RESET == 0 && before & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.raise(&self.lines.config, VIRTIO_MMIO_INT_CONFIG);

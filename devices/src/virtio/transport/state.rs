@@ -118,6 +118,7 @@ impl<D: VirtioDevice> Suspend for Transport<D> {
         let queues = self.restored_queues(&state).map_err(SuspendError::Invalid)?;
         let TransportState { registers, status, interrupt_status, config_generation, device, .. } = state;
         self.signals.restore(SignalState { status, interrupt_status, config_generation });
+        self.show(&registers);
         setup.registers = registers;
         setup.suspended = Some(Suspended { queues, restored: Some(device) });
         Ok(())
@@ -131,10 +132,14 @@ impl<D: VirtioDevice> Suspend for Transport<D> {
         let activation = (!at_work.is_empty()).then(|| self.activation(&setup.registers, queues));
         let mut device = lock(&self.device);
         let state = restored.unwrap_or_else(|| device.state());
+        if self.signals.status() & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.signals.start();
+        }
         if let Err(error) = device.resume(activation, state) {
             self.signals.needs_reset();
             return Err(SuspendError::Start { device: self.kind(), source: error.into() });
         }
+        self.signals.set_config(&device.config_space());
         drop(device);
         for index in at_work {
             // What the driver made available in the meantime, and what it was signalled for, may have got lost.

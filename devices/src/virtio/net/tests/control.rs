@@ -44,7 +44,7 @@ impl Commands {
             ioctls.push(one);
         }
         let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
-        let shared = Arc::new(Shared::new(Settings { mac, pairs: 1, offloads: OFFLOADS }));
+        let shared = Arc::new(Shared::new(Settings { mac, pairs: 1, offloads: OFFLOADS }, 3, None));
         let mut taps = Taps::new(taps, limit, shared.metrics.clone()).unwrap();
         taps.set(TapSettings { pairs: 1, offloads: OFFLOADS }).unwrap();
         let control = Control::new(queue, features, 3, shared.clone());

@@ -50,7 +50,8 @@ impl VirtioInterrupt for Signal {
     fn queue_used(&self, _index: u16) {
         self.event.write(1).unwrap();
     }
-    fn config_changed(&self) {}
+    fn config_changed(&self, _space: &[u8]) {}
+    fn config_updated(&self, _space: &[u8]) {}
     fn needs_reset(&self) {
         self.resets_asked.fetch_add(1, Ordering::SeqCst);
         self.broken.store(true, Ordering::SeqCst);
