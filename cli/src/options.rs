@@ -26,6 +26,10 @@ const CONSOLE: &str = "Console and debugging";
 /// The first paragraph of each comment is the line of `mvm boot -h`, all of it is the text of `mvm boot --help`.
 #[derive(Args, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are the help, with brackets around what is optional"
+)]
 pub struct BootOptions {
     /// Name the VM
     ///

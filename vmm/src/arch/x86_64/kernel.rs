@@ -1,4 +1,4 @@
-//! A kernel and an initrd in guest RAM: what the loader found, and what the boot structures tell of it.
+//! A kernel and an initrd in guest RAM: what the loader found, and what the boot structures say about it.
 
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::GuestAddress;
