@@ -47,4 +47,5 @@ def measure(job):
     runs = {name: [] for name in [*commands, "before"]}
     for _, vmm, command in in_turns(commands, job["runs"], warm_up=False):
         runs[vmm].append(seconds_until_back(command))
-    return [row("95% of 1 GiB freed is the host's again", "s", runs["mvm"], runs["qemu"], runs["before"], mvm_at_most=10)], []
+    name = "95% of 1 GiB freed is the host's again"
+    return [row(name, "s", runs["mvm"], runs["qemu"], runs["before"], mvm_at_most=10)], []

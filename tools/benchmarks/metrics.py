@@ -22,7 +22,7 @@ def read(work):
         answer = b""
         while data := connection.recv(1 << 16):
             answer += data
-    return json.loads(answer.partition(b"\r\n\r\n")[2])
+    return json.loads(answer.partition(b"\r\n\r\n")[2])["counters"]
 
 
 def total(counters, kind, *names):

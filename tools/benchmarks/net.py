@@ -80,13 +80,15 @@ def accept(process, listening):
     return listening.accept()[0]
 
 
-def serve(job, process, listening, what, count):
-    """Serves one step; returns its seconds, and those that the VMM took of a processor, without its guest's."""
+def serve(job, process, listening, what, count, exits=lambda: 0):
+    """Serves one step; returns its seconds, those that the VMM took of a processor, without its guest's, and what
+    `exits` grew by."""
     with accept(process, listening) as connection:
-        before = process.own_seconds()
+        exits_before, before = exits(), process.own_seconds()
         command = [job["transfer"], "serve", what, str(count)]
         result = subprocess.run(command, stdin=connection, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT)
-        return float(result.stdout), process.own_seconds() - before
+        used = process.own_seconds() - before
+        return float(result.stdout), used, exits() - exits_before
 
 
 def measure(job):
@@ -106,10 +108,9 @@ def measure(job):
                 steps = [("tcp", tcp, *step) for step in TCP]
                 steps += [("vsock", vsock, *step) for step in VSOCK] if vmm != "qemu" else []
                 for family, listening, what, count in steps:
-                    counted = metrics.read(job["work"]) if vmm != "qemu" else None
-                    seconds, used = serve(job, process, listening, what, count)
-                    if counted:
-                        more = metrics.device_exits(metrics.read(job["work"])) - metrics.device_exits(counted)
+                    counter = [] if vmm == "qemu" else [lambda: metrics.device_exits(metrics.read(job["work"]))]
+                    seconds, used, more = serve(job, process, listening, what, count, *counter)
+                    if counter:
                         exits.setdefault((vmm, family, what), []).append(more)
                     times.setdefault((vmm, family, what), []).append(seconds)
                     processor.setdefault((vmm, family, what), []).append(used * 1e9 / count)

@@ -63,7 +63,7 @@ impl Drop for Registration {
 #[derive(Clone, Copy)]
 pub(super) struct Thread(libc::pthread_t);
 
-// SAFETY: an ID names the same thread on every thread. It is a pointer where the C library is musl.
+// SAFETY: an ID names the same thread on every thread. With some C libraries it is a pointer.
 unsafe impl Send for Thread {}
 
 impl Thread {

@@ -55,7 +55,7 @@ impl fmt::Display for InterfaceName {
     }
 }
 
-// libc has these as other types than those of ioctls where the C library is musl.
+// With some C libraries, libc has these as other types than those of ioctls.
 const SIOCGIFFLAGS: libc::Ioctl = libc::SIOCGIFFLAGS as libc::Ioctl;
 const SIOCGIFINDEX: libc::Ioctl = libc::SIOCGIFINDEX as libc::Ioctl;
 const SIOCGIFMTU: libc::Ioctl = libc::SIOCGIFMTU as libc::Ioctl;
