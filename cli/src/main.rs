@@ -16,6 +16,7 @@ mod options;
 mod pause;
 mod process;
 mod ps;
+mod resize;
 mod stats;
 mod stop;
 mod table;
@@ -88,6 +89,8 @@ enum Command {
     Console(console::ConsoleCommand),
     /// Show or set the size of a VM's memory balloon
     Balloon(balloon::BalloonCommand),
+    /// Resize a VM's disk while it runs
+    Resize(resize::ResizeCommand),
     /// Check whether this host can run VMs
     #[command(alias = "info")]
     Doctor(doctor::DoctorCommand),
@@ -126,6 +129,7 @@ fn run() -> ExitCode {
         Command::Stats(command) => command.run(),
         Command::Console(command) => command.run(),
         Command::Balloon(command) => command.run(),
+        Command::Resize(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),

@@ -68,6 +68,34 @@ pub struct BalloonUpdate {
     pub amount_mib: u64,
 }
 
+/// The answer to `GET /drives/{drive_id}`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    /// What the guest calls it, such as `vda`.
+    pub drive_id: String,
+    /// The file or block device.
+    pub path_on_host: String,
+    /// Whether the guest may only read it.
+    pub is_read_only: bool,
+    /// The size that the guest sees.
+    pub size_bytes: u64,
+}
+
+/// The request `PATCH /drives/{drive_id}`. Without a size, the guest is told the size that the file has.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveUpdate {
+    /// The same as in the path.
+    pub drive_id: String,
+    /// The size that the file is to have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// Whether the disk may become smaller, by which it loses data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shrink: bool,
+}
+
 /// What a guest says of its memory, by the names of `openapi.json`; what it never said is missing.
 pub type GuestStatistics = BTreeMap<String, u64>;
 

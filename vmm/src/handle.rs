@@ -4,13 +4,15 @@ use std::io;
 use std::sync::Arc;
 
 use devices::virtio::balloon::BalloonHandle;
+use devices::virtio::block::BlockHandle;
 use instance::{Identity, MetricsReport, ProcessMeter};
 
-use crate::VmConfig;
+use crate::config::DeviceKind;
 use crate::exit::{ExitReason, ExitSlot};
 use crate::metrics::Registry;
 use crate::pause::{PauseError, Pauser};
 use crate::power_button::PowerButton;
+use crate::{DiskConfig, VmConfig};
 
 /// A running VM, in the hands of those who control it. Any thread may call it.
 pub struct VmHandle {
@@ -21,7 +23,18 @@ pub struct VmHandle {
     pauser: Arc<Pauser>,
     metrics: Registry,
     process: ProcessMeter,
+    disks: Vec<BlockHandle>,
     balloon: Option<BalloonHandle>,
+}
+
+/// A disk of a running VM.
+pub struct RunningDisk<'a> {
+    /// What the guest calls it, such as `vda`.
+    pub name: String,
+    /// What it is made of.
+    pub config: &'a DiskConfig,
+    /// What changes its size.
+    pub handle: &'a BlockHandle,
 }
 
 impl VmHandle {
@@ -42,6 +55,7 @@ impl VmHandle {
             pauser,
             metrics,
             process: ProcessMeter::new(),
+            disks: Vec::new(),
             balloon: None,
         }
     }
@@ -50,6 +64,22 @@ impl VmHandle {
     #[must_use]
     pub fn with_balloon(self, balloon: Option<BalloonHandle>) -> Self {
         Self { balloon, ..self }
+    }
+
+    /// The same VM with `disks`, in the order of its configuration.
+    #[must_use]
+    pub fn with_disks(self, disks: Vec<BlockHandle>) -> Self {
+        Self { disks, ..self }
+    }
+
+    /// The disks, in their order.
+    pub fn disks(&self) -> impl Iterator<Item = RunningDisk<'_>> {
+        let configs = self.config.rootfs.iter().chain(&self.config.disks);
+        (0..).zip(configs.zip(&self.disks)).map(|(index, (config, handle))| RunningDisk {
+            name: DeviceKind::Block.id(index),
+            config,
+            handle,
+        })
     }
 
     /// Who the VM is.

@@ -120,6 +120,7 @@ fn assemble(
         helpers,
         mut metrics,
         suspends,
+        disks,
         balloon,
         console,
         ..
@@ -147,7 +148,7 @@ fn assemble(
         let (identity, config) = (identity.clone(), config.clone());
         let pauser = pauser.clone();
         let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
-        let handle = Arc::new(handle.with_balloon(balloon));
+        let handle = Arc::new(handle.with_balloon(balloon).with_disks(disks));
         subscribers.push(Box::new(ControlServer::new(&directory.join(CONTROL_SOCKET), handle)?));
     }
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;

@@ -6,6 +6,7 @@
 mod answers;
 mod body;
 mod connection;
+mod drives;
 mod request;
 mod response;
 mod router;

@@ -8,9 +8,9 @@ use instance::api::{
     Action, ActionType, BalloonUpdate, MachineConfiguration, Version, VmUpdate, WantedState,
 };
 
-use super::answers;
 use super::request::Request;
 use super::response::Response;
+use super::{answers, drives};
 use crate::handle::VmHandle;
 use crate::metrics::prometheus;
 use crate::pause::PauseError;
@@ -23,10 +23,13 @@ pub(super) enum Outcome {
     /// An answer.
     Now(Response),
     /// Something that may take its time, and must not be done on the event loop; then an answer.
-    Later(fn(&VmHandle) -> Response),
+    Later(Task),
     /// The same, but nothing changes, so that it need not be done for a client that has gone.
-    LaterIfWanted(fn(&VmHandle) -> Response),
+    LaterIfWanted(Task),
 }
+
+/// What is done on a thread of its own.
+pub(super) type Task = Box<dyn FnOnce(&VmHandle) -> Response + Send>;
 
 type Handler = fn(&VmHandle, &[u8]) -> Result<Outcome, Response>;
 
@@ -55,6 +58,9 @@ pub(super) const ROUTES: &[Route] = &[
 
 /// Does what `request` asks of `vm`.
 pub(super) fn route(vm: &VmHandle, request: &Request<'_>) -> Outcome {
+    if let Some(id) = request.path.strip_prefix(drives::PREFIX) {
+        return drives::route(id, request);
+    }
     let Some(route) = ROUTES.iter().find(|route| route.path == request.path) else {
         return Outcome::Now(Response::fault(404, "there is no such resource: see /openapi.json"));
     };
@@ -88,8 +94,8 @@ fn openapi(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
 
 fn update_vm(_vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
     match super::body::read::<VmUpdate>(body)?.state {
-        WantedState::Paused => Ok(Outcome::Later(|vm| changed("pause", vm.pause()))),
-        WantedState::Resumed => Ok(Outcome::Later(|vm| changed("resume", vm.resume()))),
+        WantedState::Paused => Ok(Outcome::Later(Box::new(|vm| changed("pause", vm.pause())))),
+        WantedState::Resumed => Ok(Outcome::Later(Box::new(|vm| changed("resume", vm.resume())))),
     }
 }
 
@@ -139,7 +145,7 @@ fn update_balloon(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
 
 fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
     balloon_of(vm)?;
-    Ok(Outcome::LaterIfWanted(|vm| match balloon_of(vm) {
+    Ok(Outcome::LaterIfWanted(Box::new(|vm| match balloon_of(vm) {
         Ok(balloon) => {
             // A guest that is paused says nothing.
             let patience = if vm.is_paused() { Duration::ZERO } else { STATISTICS_PATIENCE };
@@ -148,15 +154,15 @@ fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> 
             Response::json(&answers::balloon_statistics(balloon, guest.unwrap_or_default()))
         }
         Err(fault) => fault,
-    }))
+    })))
 }
 
 fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
     match super::body::read::<Action>(body)?.action_type {
-        ActionType::SendCtrlAltDel => Ok(Outcome::Later(|vm| match vm.press_power_button() {
+        ActionType::SendCtrlAltDel => Ok(Outcome::Later(Box::new(|vm| match vm.press_power_button() {
             Ok(()) => Response::done(),
             Err(error) => Response::fault(400, &format!("cannot press the guest's power button: {error}")),
-        })),
+        }))),
         ActionType::Kill => {
             vm.kill();
             now(Response::done())

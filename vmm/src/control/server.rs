@@ -20,7 +20,7 @@ use super::ControlError;
 use super::connection::{Answer, Connection, Next};
 use super::request::Request;
 use super::response::Response;
-use super::router::{Outcome, route};
+use super::router::{Outcome, Task, route};
 use crate::handle::VmHandle;
 
 /// The most connections; one more takes the place of another.
@@ -51,7 +51,7 @@ pub struct ControlServer {
 struct Job {
     /// The connection that the answer goes to.
     serial: Serial,
-    run: fn(&VmHandle) -> Response,
+    run: Task,
     /// Gone where the client has gone and nothing but the answer was asked for.
     wanted: Option<Weak<()>>,
 }
@@ -226,7 +226,7 @@ impl LateAnswers {
     }
 
     /// Has `run` done; where it `changes` something, also when the client goes before.
-    fn ask(&mut self, serial: Serial, run: fn(&VmHandle) -> Response, changes: bool) -> Answer {
+    fn ask(&mut self, serial: Serial, run: Task, changes: bool) -> Answer {
         let client = Arc::new(());
         let wanted = (!changes).then(|| Arc::downgrade(&client));
         match self.jobs.try_send(Job { serial, run, wanted }) {

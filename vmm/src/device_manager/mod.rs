@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use devices::legacy::{BootMarker, Cmos, ExitCode, I8042, PowerRegisters, PvPanic, ResetControl, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::BalloonHandle;
+use devices::virtio::block::BlockHandle;
 use devices::virtio::mmio::{MMIO_LENGTH, MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::pmem::{Pmem, PmemFile};
 use devices::{Bus, BusDevice, MachineEvent, MachineEvents, Suspend};
@@ -109,6 +110,8 @@ pub struct DeviceManager<'a> {
     pub metrics: Registry,
     /// All that has to stop while the VM is paused, in the order of the guest.
     pub suspends: Vec<Arc<dyn Suspend>>,
+    /// The disks, in their order.
+    pub disks: Vec<BlockHandle>,
     /// The memory balloon, where there is one.
     pub balloon: Option<BalloonHandle>,
     /// What the consoles have in common.
@@ -143,6 +146,7 @@ impl<'a> DeviceManager<'a> {
             helpers: Vec::new(),
             metrics: Registry::default(),
             suspends: Vec::new(),
+            disks: Vec::new(),
             balloon: None,
             console,
             input: None,

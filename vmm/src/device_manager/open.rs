@@ -4,7 +4,7 @@
 //! nothing behind.
 
 use devices::virtio::balloon::{Balloon, BalloonHandle};
-use devices::virtio::block::{Block, Disk, DiskId};
+use devices::virtio::block::{Block, BlockHandle, Disk, DiskId};
 use devices::virtio::pmem::PmemFile;
 use devices::virtio::rate_limit::RateLimits;
 use devices::virtio::rng::Rng;
@@ -115,7 +115,9 @@ impl OpenDevice {
             Self::Console => devices.add_virtio_console(),
             Self::Disk(disk, id, limits) => {
                 let block = Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?;
-                devices.add_virtio(DeviceKind::Block, block).map(drop)
+                let block = devices.add_virtio(DeviceKind::Block, block)?;
+                devices.disks.push(BlockHandle::new(block));
+                Ok(())
             }
             Self::Net(net) => {
                 let (device, process) = net.into_device()?;

@@ -76,6 +76,23 @@ impl Block {
     }
 }
 
+impl Block {
+    pub(super) fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Changes the capacity, and interrupts the driver for that (5.2.5.1), or will when the device is resumed.
+    pub(super) fn set_sectors(&mut self, sectors: u64) {
+        if !self.disk.set_sectors(sectors) {
+            return;
+        }
+        match &self.interrupt {
+            Some(interrupt) => interrupt.config_changed(),
+            None => self.resized = self.is_suspended,
+        }
+    }
+}
+
 impl VirtioDevice for Block {
     type State = BlockState;
 

@@ -108,6 +108,7 @@ pub struct Disk {
     sectors: AtomicU64,
     /// The smallest unit in bytes that the host reads and writes.
     pub(super) block_size: u32,
+    is_block_device: bool,
 }
 
 impl Disk {
@@ -132,11 +133,11 @@ impl Disk {
             return Err(DiskError::NotWritable { path: path.into(), source });
         }
         lock(&file, path, read_only)?;
-        let (bytes, block_size) = if kind.is_block_device() {
-            let bytes = (&file).seek(SeekFrom::End(0)).map_err(size)?;
-            (bytes, ioctl_blksszget(&file).map_err(|error| size(error.into()))?)
+        let bytes = length(&file).map_err(size)?;
+        let block_size = if kind.is_block_device() {
+            ioctl_blksszget(&file).map_err(|error| size(error.into()))?
         } else {
-            (metadata.len(), 512)
+            512
         };
         if format == ImageFormat::Detect
             && let Some(foreign) = ForeignFormat::of(&file, bytes)
@@ -154,7 +155,13 @@ impl Disk {
                 "the size of the disk is not a multiple of 512 bytes: the guest does not see the last, partial sector"
             );
         }
-        Ok(Self { file: Arc::new(file), read_only, sectors: AtomicU64::new(bytes / SECTOR), block_size })
+        Ok(Self {
+            file: Arc::new(file),
+            read_only,
+            sectors: AtomicU64::new(bytes / SECTOR),
+            block_size,
+            is_block_device: kind.is_block_device(),
+        })
     }
 
     /// The open file, with its lock.
@@ -165,6 +172,36 @@ impl Disk {
     /// The size in bytes that a guest sees.
     pub fn size(&self) -> u64 {
         self.sectors() * SECTOR
+    }
+
+    /// Whether the guest may only read it.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether it is a block device of the host.
+    pub(super) fn is_block_device(&self) -> bool {
+        self.is_block_device
+    }
+
+    /// The length in bytes of the file or block device now; at least a sector.
+    pub(super) fn measure(&self) -> io::Result<u64> {
+        let bytes = length(&self.file)?;
+        if bytes < SECTOR {
+            Err(io::Error::other("it is smaller than a sector of 512 bytes"))
+        } else {
+            Ok(bytes)
+        }
+    }
+
+    /// Sets the length of the file, unless it has it, in whole sectors.
+    pub(super) fn set_length(&self, bytes: u64) -> io::Result<()> {
+        if self.measure()? / SECTOR == bytes / SECTOR { Ok(()) } else { self.file.set_len(bytes) }
+    }
+
+    /// Sets the capacity; whether it was another.
+    pub(super) fn set_sectors(&self, sectors: u64) -> bool {
+        self.sectors.swap(sectors, Ordering::AcqRel) != sectors
     }
 
     /// The capacity in sectors.
@@ -189,6 +226,11 @@ fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {
         }
         _ => DiskError::Open { path: path.into(), source },
     })
+}
+
+/// The length in bytes of a file or block device.
+fn length(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
 }
 
 /// Whether a block device takes no writes (`blockdev --setro`, `losetup -r`). It can be opened for writing all the same.

@@ -10,6 +10,7 @@ mod engine;
 mod format;
 mod metrics;
 mod request;
+mod resize;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -19,3 +20,4 @@ mod worker;
 pub use self::device::{Block, BlockState};
 pub use self::disk::{Disk, DiskError, DiskId, DiskIdError};
 pub use self::format::ImageFormat;
+pub use self::resize::{BlockHandle, ResizeError};

@@ -8,11 +8,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::control::answers;
 use crate::control::router::ROUTES;
+use crate::control::{answers, drives};
 use instance::api::{
-    Action, ActionType, Balloon, BalloonStatistics, BalloonUpdate, Fault, InstanceInfo, MachineConfiguration,
-    State, Version, VmUpdate, WantedState,
+    Action, ActionType, Balloon, BalloonStatistics, BalloonUpdate, Drive, DriveUpdate, Fault, InstanceInfo,
+    MachineConfiguration, State, Version, VmUpdate, WantedState,
 };
 use instance::{MetricsReport, ProcessGauges};
 
@@ -29,13 +29,16 @@ fn each_route_is_described_and_nothing_else() {
     let document = document();
     let mut described = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
-        described
-            .extend(methods.as_object().unwrap().keys().map(|method| (path.clone(), method.to_uppercase())));
+        let methods = methods.as_object().unwrap().keys().filter(|key| *key != "parameters");
+        described.extend(methods.map(|method| (path.clone(), method.to_uppercase())));
     }
+    let of_drives = drives::METHODS
+        .iter()
+        .map(|method| (format!("{}{{drive_id}}", drives::PREFIX), (*method).to_owned()));
     let routes = ROUTES.iter().flat_map(|route| {
         route.methods.iter().map(|(method, _)| (route.path.to_owned(), (*method).to_owned()))
     });
-    assert_eq!(described, routes.collect());
+    assert_eq!(described, routes.chain(of_drives).collect());
 }
 
 #[test]
@@ -77,6 +80,8 @@ fn each_example_is_what_the_code_reads_and_writes() {
             "Balloon" => survives::<Balloon>(&example),
             "BalloonUpdate" => survives::<BalloonUpdate>(&example),
             "BalloonStatistics" => survives::<BalloonStatistics>(&example),
+            "Drive" => survives::<Drive>(&example),
+            "DriveUpdate" => survives::<DriveUpdate>(&example),
             "Action" => survives::<Action>(&example),
             "Metrics" => survives::<MetricsReport>(&example),
             "Fault" => survives::<Fault>(&example),
@@ -115,6 +120,10 @@ fn all_statistics() -> Statistics {
     }
 }
 
+fn drive() -> Drive {
+    Drive { drive_id: "vda".into(), path_on_host: "disk".into(), is_read_only: true, size_bytes: 512 }
+}
+
 /// What the code writes with every field set.
 fn written() -> Vec<(&'static str, Value)> {
     let (vm, ..) = vm(config());
@@ -126,6 +135,8 @@ fn written() -> Vec<(&'static str, Value)> {
         ("MachineConfiguration", json!(MachineConfiguration { vcpu_count: 1, mem_size_mib: 1 })),
         ("Balloon", json!(answers::balloon(balloon))),
         ("BalloonUpdate", json!(BalloonUpdate { amount_mib: 1 })),
+        ("Drive", json!(drive())),
+        ("DriveUpdate", json!(DriveUpdate { drive_id: String::new(), size_bytes: Some(512), shrink: true })),
         ("BalloonStatistics", json!(answers::balloon_statistics(balloon, all_statistics()))),
         ("Action", json!(Action { action_type: ActionType::Kill })),
         ("VmConfig", json!(answers::config(&vm))),
@@ -144,8 +155,11 @@ fn each_schema_has_the_fields_that_the_code_writes() {
         let schema = &schemas[*name];
         assert_eq!(keys(&schema["properties"]), keys(value), "{name}");
         let required: BTreeSet<String> = serde_json::from_value(schema["required"].clone()).unwrap();
-        let optional =
-            if *name == "BalloonStatistics" { keys(&json!(all_statistics())) } else { BTreeSet::new() };
+        let optional = match *name {
+            "BalloonStatistics" => keys(&json!(all_statistics())),
+            "DriveUpdate" => ["size_bytes", "shrink"].map(str::to_owned).into(),
+            _ => BTreeSet::new(),
+        };
         assert_eq!(required, &keys(value) - &optional, "{name}");
         for (field, value) in value.as_object().unwrap() {
             let kind = schema["properties"][field]["type"].as_str().unwrap_or("object");
@@ -180,7 +194,10 @@ fn each_described_word_is_understood_and_no_other() {
 fn each_example_request_is_answered_as_described() {
     let server = Server::start();
     for (path, methods) in document()["paths"].as_object().unwrap() {
-        for (method, operation) in methods.as_object().unwrap() {
+        let parameter = &methods["parameters"][0]["example"];
+        let path = path.replace("{drive_id}", parameter.as_str().unwrap_or_default());
+        for (method, operation) in methods.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters")
+        {
             let body = &operation["requestBody"]["content"]["application/json"]["example"];
             let body = if body.is_null() { String::new() } else { body.to_string() };
             let (method, length) = (method.to_uppercase(), body.len());

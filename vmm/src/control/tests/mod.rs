@@ -3,6 +3,7 @@
 
 mod balloon;
 mod description;
+mod drives;
 mod hostile;
 mod requests;
 
@@ -15,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use devices::virtio::balloon::{Balloon, BalloonHandle};
+use devices::virtio::block::{Block, BlockHandle, Disk, DiskId, ImageFormat};
 use event_manager::{EventManager, SubscriberOps};
 use instance::{Client, Identity, api};
 use tempfile::TempDir;
@@ -86,8 +88,19 @@ fn vm(config: VmConfig) -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
     let balloon = config.balloon.then(|| Balloon::new(config.memory.bytes()).unwrap());
     let balloon = balloon.map(|balloon| BalloonHandle::new(Arc::new(Mutex::new(balloon))));
     let button = Arc::new(PowerButton::new(Default::default(), presses.clone()).unwrap());
-    let vm = VmHandle::new(identity(), config, exit.clone(), button, pauser, metrics).with_balloon(balloon);
+    let disks = config.rootfs.iter().chain(&config.disks).map(|disk| self::disk(disk.read_only)).collect();
+    let vm = VmHandle::new(identity(), config, exit.clone(), button, pauser, metrics);
+    let vm = vm.with_balloon(balloon).with_disks(disks);
     (Arc::new(vm), presses, exit)
+}
+
+/// A disk of 1 MiB, whatever the configuration says of it.
+fn disk(read_only: bool) -> BlockHandle {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let disk = Disk::open(file.path(), read_only, ImageFormat::Detect).unwrap();
+    let block = Block::new(disk, DiskId::default(), Default::default()).unwrap();
+    BlockHandle::new(Arc::new(Mutex::new(block)))
 }
 
 impl Server {

@@ -6,6 +6,7 @@ mod limits;
 mod model;
 mod pmem;
 mod requests;
+mod resized;
 mod stalls;
 mod suspended;
 
