@@ -87,7 +87,7 @@ impl Block {
             return;
         }
         match &self.interrupt {
-            Some(interrupt) => interrupt.config_changed(),
+            Some(interrupt) => interrupt.config_changed(&config::space(&self.disk)),
             None => self.resized = self.is_suspended,
         }
     }
