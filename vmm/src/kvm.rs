@@ -83,7 +83,7 @@ pub fn missing(kvm: &Kvm) -> Option<&'static str> {
     REQUIRED.iter().find(|(capability, _)| !kvm.check_extension(*capability)).map(|(_, name)| *name)
 }
 
-/// Opens KVM and checks what would otherwise go wrong late; what else is [`missing`] makes a call fail.
+/// Opens KVM and checks what would otherwise go wrong late; what else is missing makes a call fail.
 ///
 /// # Errors
 ///

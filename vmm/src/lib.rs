@@ -54,7 +54,7 @@ pub use vm::{Vm, build};
 
 /// Parts that are tried by themselves, with whatever a client or a file may say.
 pub mod parts {
-    pub use crate::control::ControlServer;
+    pub use crate::control::{ControlError, ControlServer};
     pub use crate::handle::VmHandle;
     pub use crate::loader::{BootFile, Kernel, LoadError, load_kernel};
     pub use crate::metrics::Registry;

@@ -75,11 +75,6 @@ impl Pauser {
             let result = match device.suspend() {
                 Ok(()) if Instant::now() > deadline => Err((index + 1, PauseError::TooSlow)),
                 Ok(()) => Ok(()),
-                // It goes on while the VM is paused, as long as its kind has no suspend.
-                Err(SuspendError::Unsupported(device)) => {
-                    tracing::debug!(device, "not suspended");
-                    Ok(())
-                }
                 Err(error) => Err((index, error.into())),
             };
             if let Err((count, error)) = result {

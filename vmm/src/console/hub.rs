@@ -157,7 +157,7 @@ impl Hub {
         }
     }
 
-    /// The latest output, at least the last [`HISTORY`](super::ring::HISTORY) bytes of it if there were as many.
+    /// The latest output, at least the last [`HISTORY`] bytes of it if there were as many.
     pub(super) fn latest(&self) -> Vec<u8> {
         let state = self.lock();
         let mut latest = Vec::new();
