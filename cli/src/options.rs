@@ -266,8 +266,10 @@ impl BootOptions {
         let kernel = self
             .kernel
             .ok_or("no kernel: use --kernel FILE, or a line kernel = \"FILE\" in the file of --config")?;
-        let default = VmConfig::new(kernel);
+        let default = VmConfig::new(&kernel);
+        // Every field is named, so that a new one cannot be forgotten here.
         Ok(VmConfig {
+            kernel,
             initrd: self.initrd,
             rootfs: self.rootfs,
             disks: self.disk,
@@ -288,7 +290,6 @@ impl BootOptions {
             gdb: self.gdb,
             timeout: self.timeout,
             stop_timeout: self.stop_timeout.unwrap_or(default.stop_timeout),
-            ..default
         })
     }
 }
@@ -310,27 +311,41 @@ mod tests {
         assert_eq!(config.disks, ["z".parse().unwrap()]);
     }
 
+    /// A line of the file does what the flag does: the value arrives, and in the same field.
     #[test]
     fn every_flag_has_its_line_in_the_file() {
-        use clap::Args as _;
-        let flags = BootOptions::augment_args(clap::Command::new("boot"));
-        for flag in flags.get_arguments().filter_map(|argument| argument.get_long()) {
+        use clap::{Args as _, FromArgMatches as _};
+        let flags = || BootOptions::augment_args(clap::Command::new("boot"));
+        let nothing = format!("{:?}", BootOptions::default());
+        for argument in flags().get_arguments() {
+            let Some(flag) = argument.get_long() else { continue };
             let value = match flag {
-                "cpus" => "1",
-                "nested" | "pmu" => "true",
-                "memory" => "'1G'",
-                "disk" | "pmem" => "['x']",
-                "console" | "vsock" => "'./x'",
-                "net" => "['user', 'tap=tap0,queues=2']",
-                "publish" => "['8080:80']",
-                "share" => "['x:/x']",
-                "vhost-user" => "['fs=x,tag=x']",
-                "balloon" => "true",
-                "timeout" | "stop-timeout" => "'90s'",
-                "id" => "'0123456789ab'",
-                _ => "'x'",
+                "cpus" => "3",
+                "memory" => "1G",
+                "console" | "vsock" => "./x",
+                "net" => "tap=tap0,queues=2",
+                "publish" => "8080:80",
+                "share" => "x:/x",
+                "vhost-user" => "fs=x,tag=x",
+                "timeout" | "stop-timeout" => "90s",
+                "id" => "0123456789ab",
+                _ => "x",
             };
-            options(&format!("{flag} = {value}"));
+            let is_switch = matches!(argument.get_action(), clap::ArgAction::SetTrue);
+            let words =
+                if is_switch { vec![format!("--{flag}")] } else { vec![format!("--{flag}"), value.into()] };
+            let given = flags().no_binary_name(true).try_get_matches_from(words).unwrap();
+            let given = BootOptions::from_arg_matches(&given).unwrap();
+            let line = match flag {
+                _ if is_switch => format!("{flag} = true"),
+                "cpus" => format!("{flag} = {value}"),
+                _ => format!("{flag} = '{value}'"),
+            };
+            let read = options(&line);
+            assert_eq!(format!("{read:?}"), format!("{given:?}"), "{line}");
+            assert_ne!(format!("{read:?}"), nothing, "{line}");
+            // Nor is it lost where flags and file are put together.
+            assert_eq!(format!("{:?}", BootOptions::default().or(read)), format!("{given:?}"), "{line}");
         }
     }
 
