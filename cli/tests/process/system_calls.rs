@@ -28,6 +28,8 @@ fn traced(place: &Place, options: &[&str]) -> Option<Command> {
             None => command.env_remove(name),
         };
     }
+    // Cargo's, in each of whose directories the dynamic loader would look for the C library.
+    command.env_remove("LD_LIBRARY_PATH");
     command.stdin(Stdio::null());
     Some(command)
 }
