@@ -101,6 +101,9 @@ impl fmt::Display for ExitReason {
             Self::MemoryCutOff => f.write_str("the guest cannot go on: a file of --pmem became shorter"),
             Self::Stopped => f.write_str("stopped"),
             Self::Killed => f.write_str("stopped by the debugger"),
+            Self::Signal(libc::SIGPIPE) => {
+                f.write_str("stopped: the reader of standard output has gone (SIGPIPE)")
+            }
             Self::Signal(signal) => write!(f, "stopped by {}", name_of(*signal)),
             Self::TimedOut => f.write_str("stopped because --timeout was over"),
         }

@@ -26,13 +26,13 @@ impl Registry {
         self.0.push(Thing { kind, id, counters });
     }
 
-    /// Adds a virtio device, called by its kind and its place among those of the same kind. Gives its name in log lines.
+    /// Adds a virtio device, called by its kind and its place among those of the same kind. Gives its ID,
+    /// which is its name in log lines.
     pub fn add_device(&mut self, kind: DeviceKind, counters: Arc<dyn Metrics>) -> String {
         let index = self.0.iter().filter(|thing| thing.kind == kind.name()).count();
         let id = kind.id(index);
-        let name = format!("{} {id}", kind.name());
-        self.add(kind.name(), id, counters);
-        name
+        self.add(kind.name(), id.clone(), counters);
+        id
     }
 
     /// All counts now. They are read one after the other, while what they count goes on.
