@@ -69,7 +69,7 @@ impl ListeningSocket {
         let flags = flags | SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         // The socket's mode is what its file gets. To change the file's afterwards could change another one's that
-        // somebody has put in its place.
+        // was put in its place.
         fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         match bind(&socket, &address) {
             Err(Errno::ADDRINUSE) => {
@@ -115,7 +115,7 @@ impl Drop for ListeningSocket {
     fn drop(&mut self) {
         // Another process may have replaced it since.
         if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.file) {
-            // If it stays, the next VM finds that nobody listens there.
+            // If it stays, the next VM replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -135,7 +135,7 @@ fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Removes the socket at `path` if nobody listens there.
+/// Removes the socket at `path` if no process listens there.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let metadata = match fs::symlink_metadata(path) {
         Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -147,7 +147,7 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     if has_listener(path)? {
         return Err(SocketError::InUse);
     }
-    // Another process may have replaced it since. It is renamed first, to a name that nobody else uses, where it can be
+    // Another process may have replaced it since. It is renamed first, to a name that no other process uses, where it can be
     // seen which one it is.
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".stale-{}", std::process::id()));

@@ -19,7 +19,7 @@ const PIECE: usize = 4096;
 /// How lines get to the descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Mode {
-    /// Who says something writes it: no guest runs, and a short command has no thread.
+    /// The caller writes: no guest runs, and a short command has no thread.
     #[default]
     Direct,
     /// A thread writes.
@@ -35,7 +35,7 @@ struct State {
     dropped: u64,
     /// The thread has lines that it took and has not written to their end.
     writing: bool,
-    /// Counts what was written, for those who wait for progress.
+    /// Counts what was written, for a caller that waits for progress.
     pieces: u64,
 }
 

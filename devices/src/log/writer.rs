@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::{Log, shared};
 
-/// How long the end waits for a reader who reads nothing, and for one who reads.
+/// How long the end waits for a reader that reads nothing, and for one that reads.
 const STANDSTILL: Duration = Duration::from_millis(500);
 const MOST: Duration = Duration::from_secs(2);
 
-/// While it lives, a thread writes what is said, and nobody who says something waits. When it goes, it waits a bounded
-/// time until all was written.
+/// While it exists, a thread writes the lines, and no caller waits. When it is dropped, it waits a bounded time until all
+/// lines were written.
 pub struct Writer(Arc<Log>);
 
 impl Writer {
@@ -35,7 +35,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.0.sum_up();
-        // Who does not read what is left misses it. The thread then waits until the process ends.
+        // A reader that does not read by then misses the rest. The thread then waits until the process ends.
         self.0.queue.close(STANDSTILL, MOST);
     }
 }

@@ -1,4 +1,4 @@
-//! The latest output in a file, for those who want to see it later.
+//! The latest output in a file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};

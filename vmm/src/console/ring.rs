@@ -42,7 +42,7 @@ impl Ring {
         self.end - self.bytes.len() as u64
     }
 
-    /// Where one who comes now begins to read: behind a line's end, if there is one, within the history.
+    /// Where a new reader begins: behind a line's end, if there is one, within the history.
     pub(super) fn recent(&self) -> u64 {
         let from = self.start().max(self.end.saturating_sub(HISTORY as u64));
         if from == 0 {
@@ -63,7 +63,7 @@ impl Ring {
         self.bytes.extend(latest);
     }
 
-    /// Gives up what nobody needs: all before position `seen` but the last [`HISTORY`] bytes.
+    /// Discards what no reader needs: all before position `seen` but the last [`HISTORY`] bytes.
     pub(super) fn trim(&mut self, seen: u64) {
         let keep_from = seen.min(self.end.saturating_sub(HISTORY as u64));
         let unneeded = usize::try_from(keep_from.saturating_sub(self.start())).unwrap_or(usize::MAX);

@@ -23,7 +23,7 @@ const BACKLOG: i32 = 128;
 /// How long the end of a VM waits for all clients together.
 const END: Duration = Duration::from_secs(1);
 
-/// The socket and those who came by it.
+/// The socket and its clients.
 pub(super) struct Server {
     listener: ListeningSocket,
     watch: Watch,
@@ -61,14 +61,14 @@ impl Server {
         // One a turn; the event loop comes again where there are more.
         match self.listener.accept(SocketFlags::NONBLOCK) {
             Ok(stream) => self.admit(UnixStream::from(stream), ops),
-            Err(error) => tracing::debug!(%error, "nobody attaches to the console after all"),
+            Err(error) => tracing::debug!(%error, "cannot accept a client of the console"),
         }
     }
 
     fn admit(&mut self, stream: UnixStream, ops: &mut EventOps<'_>) {
         let places = &mut self.clients;
         let free = places.iter().position(Option::is_none);
-        // One that has gone and whose last words the guest does not read makes place for one that is there.
+        // A client that has disconnected and whose input the guest has not read yet is replaced.
         let gone = || places.iter().position(|client| client.as_ref().is_some_and(Client::has_hung_up));
         let Some(index) = free.or_else(gone) else {
             tracing::warn!("{MOST_CLIENTS} are attached to the console already; no other can");
@@ -89,10 +89,10 @@ impl Server {
         self.clients.iter_mut().flatten().for_each(Client::send);
     }
 
-    /// After anything happened: lets go who has gone, and says to the event loop what the others wait for.
+    /// After an event: removes clients that have disconnected, and sets what the event loop watches for the others.
     pub(super) fn settle(&mut self, port: &InputPort, ops: &mut EventOps<'_>) {
         if self.watch.set(Some(EventSet::IN), ops) != Watched::Yes {
-            tracing::warn!("nobody can attach to the console");
+            tracing::warn!("the console's socket cannot be watched: no client can attach");
         }
         for place in &mut self.clients {
             if let Some(client) = place {

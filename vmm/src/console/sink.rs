@@ -43,7 +43,7 @@ impl Sink {
         }
     }
 
-    /// Whether `error` says that nobody will read what is written from now on, and the VM has to end.
+    /// Whether `error` says that the reader of standard output has gone, and the VM has to end.
     pub(super) fn has_lost_its_reader(&self, error: &io::Error) -> bool {
         matches!(self, Self::Standard(_)) && error.kind() == io::ErrorKind::BrokenPipe
     }

@@ -20,13 +20,13 @@ const LONGEST_END: Duration = Duration::from_secs(10);
 
 /// The host's end of the thread.
 pub(super) struct Writer {
-    /// Whether anything was written of late; the end is told by the sender's end.
+    /// Whether anything was written lately; the thread has ended when the sender is gone.
     progress: Receiver<()>,
 }
 
 impl Writer {
-    /// Starts to write what `reader` reads to `sink`. Where that is standard output and nobody will read it any more, the
-    /// VM ends through `exit`.
+    /// Starts to write what `reader` reads to `sink`. Where that is standard output and its reader has gone, the VM
+    /// ends through `exit`.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ fn write_all(reader: &Reader, mut sink: Sink, exit: &ExitSlot, progress: &SyncSe
                 }
             };
             rest = rest.get(written..).unwrap_or_default();
-            // Where it was said already and nobody has looked, it need not be said again.
+            // It fails where that was sent already and not received yet.
             let _ = progress.try_send(());
         }
         bytes.clear();

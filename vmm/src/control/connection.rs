@@ -9,7 +9,7 @@ use super::request::{self, Parsed, Request};
 use super::response::{Framing, Response};
 
 /// How long a client may take to send a request that it has begun, or to read an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be open with nothing said.
 const IDLE: Duration = Duration::from_secs(60);
 /// What is read in a turn: it bounds the requests that are answered before others have theirs.
@@ -81,15 +81,15 @@ impl Connection {
 
     /// Whether the client has taken longer than it may.
     pub(super) fn is_late(&self, now: Instant) -> bool {
-        let patience = if self.is_idle() { IDLE } else { PATIENCE };
-        self.awaits.is_none() && now.duration_since(self.since) > patience
+        let timeout = if self.is_idle() { IDLE } else { TIMEOUT };
+        self.awaits.is_none() && now.duration_since(self.since) > timeout
     }
 
     /// Takes what the client has sent and hands each request to `serve`.
     pub(super) fn readable(&mut self, now: Instant, serve: &mut dyn FnMut(&Request<'_>) -> Answer) -> Next {
         let mut buffer = [0; TURN];
         match self.stream.read(&mut buffer) {
-            // Who sends no more may still read what it asked for.
+            // A client that has shut down its writing side may still read answers.
             Ok(0) => self.ends = true,
             Ok(length) => {
                 if self.input.is_empty() {

@@ -44,7 +44,7 @@ pub struct ControlServer {
     timer: Timer,
     late: LateAnswers,
     /// The host has no descriptor for another client; the timer looks again.
-    deaf: bool,
+    listener_paused: bool,
 }
 
 /// A request that may take its time.
@@ -78,7 +78,15 @@ impl ControlServer {
             .map_err(|source| ControlError::Socket { path: path.to_owned(), source })?;
         let timer = Timer::new().map_err(ControlError::Setup)?;
         let late = LateAnswers::start(vm.clone()).map_err(ControlError::Setup)?;
-        Ok(Self { listener, vm, connections: BTreeMap::new(), next_serial: 0, timer, late, deaf: false })
+        Ok(Self {
+            listener,
+            vm,
+            connections: BTreeMap::new(),
+            next_serial: 0,
+            timer,
+            late,
+            listener_paused: false,
+        })
     }
 
     /// Takes one client; more of them wait for the next turn.
@@ -88,9 +96,9 @@ impl ControlServer {
             Err(Errno::AGAIN | Errno::INTR) => return,
             Err(error) => {
                 // The client waits in the socket's queue, and the event loop would come back for it for ever.
-                tracing::warn!(%error, "the control socket takes no clients for a while");
+                tracing::warn!(%error, "the control socket cannot accept a client; it is tried again");
                 let _ = ops.remove(Events::empty(&self.listener));
-                self.deaf = true;
+                self.listener_paused = true;
                 return self.set_timer(TICK);
             }
         };
@@ -99,7 +107,7 @@ impl ControlServer {
         }
         let Ok(connection) = Connection::new(stream, Instant::now()) else { return };
         if let Err(error) = ops.add(Events::new_raw(connection.fd(), EventSet::IN)) {
-            tracing::warn!(%error, "a client of the control socket is turned away");
+            tracing::warn!(%error, "cannot watch a client of the control socket");
             return;
         }
         if self.connections.is_empty() {
@@ -125,14 +133,14 @@ impl ControlServer {
             // It is not there where only the VM's answer was awaited.
             let _ = ops.remove(Events::empty_raw(connection.fd()));
         }
-        if self.connections.is_empty() && !self.deaf {
+        if self.connections.is_empty() && !self.listener_paused {
             self.set_timer(NEVER);
         }
     }
 
     fn set_timer(&self, interval: Duration) {
         if let Err(error) = self.timer.set_each(interval) {
-            tracing::warn!(%error, "clients of the control socket may take their time");
+            tracing::warn!(%error, "cannot set the timer of the control socket");
         }
     }
 
@@ -162,7 +170,7 @@ impl ControlServer {
             Next::Close => return self.close(serial, ops),
         };
         if let Err(error) = ops.modify(Events::new_raw(connection.fd(), events)) {
-            tracing::warn!(%error, "a client of the control socket is lost");
+            tracing::warn!(%error, "cannot watch a client of the control socket any more");
             self.close(serial, ops);
         }
     }
@@ -198,8 +206,8 @@ impl ControlServer {
         for serial in late {
             self.close(serial, ops);
         }
-        if self.deaf && ops.add(Events::new(&self.listener, EventSet::IN)).is_ok() {
-            self.deaf = false;
+        if self.listener_paused && ops.add(Events::new(&self.listener, EventSet::IN)).is_ok() {
+            self.listener_paused = false;
         }
     }
 }
@@ -243,7 +251,7 @@ impl MutEventSubscriber for ControlServer {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         for fd in [self.listener.as_raw_fd(), self.timer.as_raw_fd(), self.late.event.as_raw_fd()] {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
-                tracing::error!(%error, "the control socket does not answer");
+                tracing::error!(%error, "cannot watch the control socket");
             }
         }
     }

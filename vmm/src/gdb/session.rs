@@ -1,4 +1,4 @@
-//! A client's visit, from its connection until it leaves or the VM ends.
+//! A client's session, from its connection until it disconnects or the VM ends.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,8 +26,8 @@ pub(super) struct Session {
     pub(super) stops: Arc<Stops>,
 }
 
-/// How a visit ended.
-enum Visit {
+/// How a session ended.
+enum Outcome {
     /// The client wants the VM to go on without it, or has gone.
     Left,
     /// The client wants the VM to end.
@@ -40,14 +40,14 @@ enum Visit {
 pub(super) fn serve(listener: &Listener, mut target: Target, session: &Session) {
     while let Some(client) = session.next_client(listener) {
         target.halt();
-        let visit = session.visit(client, &mut target).unwrap_or_else(|error| {
+        let outcome = session.serve_client(client, &mut target).unwrap_or_else(|error| {
             tracing::warn!(%error, "the connection to GDB failed");
-            Visit::Left
+            Outcome::Left
         });
-        match visit {
-            Visit::Left => target.release(),
-            Visit::Killed => return session.exit.end(ExitReason::Killed),
-            Visit::Ended => return,
+        match outcome {
+            Outcome::Left => target.release(),
+            Outcome::Killed => return session.exit.end(ExitReason::Killed),
+            Outcome::Ended => return,
         }
     }
 }
@@ -87,19 +87,19 @@ impl Session {
         unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(self.stops.event())) }
     }
 
-    fn visit(
+    fn serve_client(
         &self,
         client: OwnedFd,
         target: &mut Target,
-    ) -> Result<Visit, GdbStubError<GateError, io::Error>> {
-        let gone = || Ok(Visit::Left);
+    ) -> Result<Outcome, GdbStubError<GateError, io::Error>> {
+        let gone = || Ok(Outcome::Left);
         let mut stub = GdbStub::new(Connection::new(client)).run_state_machine(target)?;
         loop {
             stub = match stub {
                 GdbStubStateMachine::Idle(mut idle) => match idle.borrow_conn().wait(self.exit(), None) {
                     Ok(Event::Byte(byte)) => idle.incoming_data(target, byte)?,
-                    // GDB thinks the VM stands and asks; that nobody answers tells it.
-                    Ok(Event::Ended) => return Ok(Visit::Ended),
+                    // GDB takes the VM as stopped and asks something: it sees that the connection ends.
+                    Ok(Event::Ended) => return Ok(Outcome::Ended),
                     _ => return gone(),
                 },
                 GdbStubStateMachine::Running(mut running) => {
@@ -111,7 +111,7 @@ impl Session {
                         },
                         Ok(Event::Ended) => {
                             running.report_stop(target, last_words(self.exit.reason()))?;
-                            return Ok(Visit::Ended);
+                            return Ok(Outcome::Ended);
                         }
                         _ => return gone(),
                     }
@@ -122,8 +122,8 @@ impl Session {
                 }
                 GdbStubStateMachine::Disconnected(disconnected) => {
                     return Ok(match disconnected.get_reason() {
-                        DisconnectReason::Kill => Visit::Killed,
-                        _ => Visit::Left,
+                        DisconnectReason::Kill => Outcome::Killed,
+                        _ => Outcome::Left,
                     });
                 }
             }

@@ -65,7 +65,7 @@ impl Stops {
         Ok(Self { waiting: Mutex::default(), event: EventFd::new(libc::EFD_NONBLOCK)?, stepping, gate })
     }
 
-    /// Says whether a vCPU, which stands, goes for one instruction from here on.
+    /// Sets whether a stopped vCPU runs for one instruction when it is resumed.
     pub(super) fn set_stepping(&self, vcpu: usize, steps: bool) {
         if let Some(stepping) = self.stepping.get(vcpu) {
             stepping.store(steps, Ordering::SeqCst);

@@ -28,7 +28,7 @@ use crate::vcpu::{Gate, GateError, Holder};
 
 type StopReason = MultiThreadStopReason<u64>;
 
-/// What a vCPU does when the client lets the VM go.
+/// What a vCPU does when the client resumes the VM.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Action {
     Continue,
@@ -44,22 +44,22 @@ pub(super) struct Target {
     /// Where software breakpoints were put, by the linear addresses that the client gave.
     places: BTreeMap<u64, u64>,
     registers: DebugRegisters,
-    /// What the client said of single vCPUs before it lets them go.
+    /// What the client asked of single vCPUs before it resumes them.
     actions: BTreeMap<usize, Action>,
     /// Only those go of which it said something.
     locked: bool,
-    /// Stops that are not told yet, for another one was.
+    /// Stops that are not reported yet, because another one was.
     pending: Vec<Stop>,
 }
 
 /// Whose a stop is.
 enum Owner {
-    /// The client's, which is told this.
+    /// The client's, to which this is reported.
     Client(StopReason),
     /// The guest's: it gets the exception.
     Guest(u32),
-    /// Nobody's any more.
-    Nobody,
+    /// It was handled.
+    Done,
 }
 
 /// GDB counts threads from 1, for 0 means any.
@@ -111,7 +111,7 @@ impl Target {
         self.collect().unwrap_or(signal)
     }
 
-    /// Leaves nothing of the debugger's in the guest, and lets it go.
+    /// Removes all breakpoints from the guest and resumes it.
     pub(super) fn release(&mut self) {
         self.halt();
         // Exceptions of the guest's are still due.
@@ -135,13 +135,13 @@ impl Target {
     fn collect(&mut self) -> Option<StopReason> {
         let old = std::mem::take(&mut self.pending);
         let olds = old.len();
-        let mut told = None;
+        let mut reported = None;
         for (index, stop) in old.into_iter().chain(self.stops.take()).enumerate() {
             match self.owner(&stop, index < olds) {
-                Owner::Client(reason) if told.is_none() => told = Some(reason),
+                Owner::Client(reason) if reported.is_none() => reported = Some(reason),
                 // A breakpoint is met again, as the instruction is still to come; what was accessed is not.
                 Owner::Client(StopReason::Watch { .. }) => self.pending.push(stop),
-                Owner::Client(_) | Owner::Nobody => {}
+                Owner::Client(_) | Owner::Done => {}
                 Owner::Guest(exception) => {
                     if let Err(error) = self.debug(stop.vcpu, exception) {
                         tracing::warn!(%error, vcpu = stop.vcpu, "cannot hand the guest its exception");
@@ -149,7 +149,7 @@ impl Target {
                 }
             }
         }
-        told
+        reported
     }
 
     fn owner(&self, stop: &Stop, is_old: bool) -> Owner {
@@ -174,7 +174,7 @@ impl Target {
         match self.registers.hit(stop.cause.dr6).or(here) {
             Some(Request::Watch(addr, _, kind)) => Owner::Client(StopReason::Watch { tid, kind, addr }),
             Some(Request::Execute(_)) => Owner::Client(StopReason::HwBreak(tid)),
-            None if is_old => Owner::Nobody,
+            None if is_old => Owner::Done,
             None if steps || stop.cause.dr6 & SINGLE_STEP != 0 => {
                 Owner::Client(StopReason::SignalWithThread { tid, signal: Signal::SIGTRAP })
             }
@@ -222,7 +222,7 @@ enum DebugError {
     Kvm(#[from] kvm_ioctls::Error),
 }
 
-/// What the client hears of a failed request: a number.
+/// The number that the client gets for a failed request.
 fn refusal<E>(_error: E) -> TargetError<GateError> {
     TargetError::NonFatal
 }

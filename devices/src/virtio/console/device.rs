@@ -139,7 +139,7 @@ impl Console {
         let receive = ActiveQueue::take(&mut activation, RECEIVE)?.in_ram();
         let transmit = Transmitter::new(ActiveQueue::take(&mut activation, TRANSMIT)?, sending);
         self.active = Some(Active { receive, listener, transmit, interrupt: activation.interrupt });
-        self.tell_of_room();
+        self.signal_room();
         Ok(())
     }
 
@@ -158,11 +158,11 @@ impl Console {
         let delivered = self.typed.deliver(&mut active.receive);
         self.metrics.input_bytes.add(delivered as u64);
         if delivered > 0 {
-            self.tell_of_room();
+            self.signal_room();
         }
     }
 
-    fn tell_of_room(&self) {
+    fn signal_room(&self) {
         // It fails only where the counter is full, and then the reader is being woken already.
         let _ = self.drained.write(1);
     }
@@ -190,7 +190,7 @@ impl VirtioDevice for Console {
     /// A driver may write the emergency byte at any time, even before it has negotiated (5.3.4).
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (EMERGENCY_WRITE, [byte, ..]) = (offset, data) {
-            // Not even room is asked for: these may be the guest's last words.
+            // It is written even where there is no room: it may be the last output of the guest.
             let _ = self.sink.write_all(&[*byte]);
             self.metrics.emergency_bytes.increment();
         }

@@ -1,5 +1,5 @@
-//! The state of one connection. It knows neither queues nor sockets: it is told what the guest and the host's socket
-//! did, and says what the guest has to hear.
+//! The state of one connection. It has neither queues nor sockets: its input is what the guest and the host's socket
+//! did, its output the next packet for the guest.
 
 use super::credit::{PeerWindow, Window};
 use super::header::{HOST_CID, Header, STREAM, op, shutdown};
@@ -19,9 +19,9 @@ enum State {
     Requested,
     /// Both sides are there.
     Established,
-    /// Nothing will go either way any more, and the guest was told; it answers with RST.
+    /// Both directions are shut down, and SHUTDOWN was sent; the guest answers with RST.
     Closing,
-    /// It is over and the guest has to be told.
+    /// It has ended, and RST is to be sent.
     Dead,
 }
 
@@ -30,7 +30,7 @@ enum State {
 pub(super) enum Answer {
     /// Nothing.
     Nothing,
-    /// The guest took the host's connection: the host has to be told.
+    /// The guest accepted the host's connection: the host gets its answer.
     Accepted,
     /// The packet's payload is for the host.
     Deliver,
@@ -77,8 +77,8 @@ pub(super) struct Connection {
     guest_shut: u32,
     /// What the host does no more.
     host_shut: u32,
-    /// `host_shut` as the guest last heard of it.
-    told: u32,
+    /// `host_shut` as it was last sent to the guest.
+    announced_shut: u32,
 }
 
 impl Connection {
@@ -96,7 +96,7 @@ impl Connection {
             ending: false,
             guest_shut: 0,
             host_shut: 0,
-            told: 0,
+            announced_shut: 0,
         }
     }
 
@@ -178,7 +178,7 @@ impl Connection {
             return Answer::Broken;
         }
         if self.host_shut & shutdown::RECEIVE != 0 {
-            // Sent before the guest heard that nobody reads it.
+            // Sent before the guest knew that the host does not read any more.
             self.window.forward(length);
             return Answer::Nothing;
         }
@@ -218,7 +218,7 @@ impl Connection {
     }
 
     /// The host will read no more; true, where that is new.
-    pub(super) fn host_deaf(&mut self) -> bool {
+    pub(super) fn host_shut_receive(&mut self) -> bool {
         let new = self.host_shut & shutdown::RECEIVE == 0;
         self.host_shut |= shutdown::RECEIVE;
         new
@@ -243,9 +243,9 @@ impl Connection {
                 control(op::CREDIT_UPDATE)
             }
             // What the host sends no more is known only once all that it sent was read. Where that will be soon, the
-            // guest hears of both directions at once.
+            // guest gets one SHUTDOWN for both directions.
             State::Established
-                if self.host_shut != self.told
+                if self.host_shut != self.announced_shut
                     && !(self.ending && self.has_data() && self.peer.credit() > 0) =>
             {
                 Some(Next::Control { op: op::SHUTDOWN, flags: self.host_shut })
@@ -276,7 +276,7 @@ impl Connection {
             op::CREDIT_UPDATE => self.update_asked = false,
             op::CREDIT_REQUEST => self.credit_asked = true,
             op::SHUTDOWN => {
-                self.told = flags;
+                self.announced_shut = flags;
                 if flags == shutdown::BOTH {
                     self.state = State::Closing;
                 }

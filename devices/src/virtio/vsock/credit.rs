@@ -3,11 +3,11 @@
 /// What the guest may send: it knows the size of our buffer and how much of what it sent we are done with.
 #[derive(Debug)]
 pub(super) struct Window {
-    /// The size that the guest is told (`buf_alloc`).
+    /// The size that is sent to the guest (`buf_alloc`).
     size: u32,
     /// Bytes that the guest sent.
     received: u32,
-    /// Bytes that the host's socket took, or that nobody wants any more (`fwd_cnt`).
+    /// Bytes that the host's socket took, or that are discarded (`fwd_cnt`).
     forwarded: u32,
     /// `forwarded` as the guest last heard of it.
     announced: u32,

@@ -52,7 +52,7 @@ pub(super) struct Entry {
     pub(super) stream: Option<HostStream>,
     /// What the guest sent and the socket did not take yet.
     pub(super) backlog: Backlog,
-    /// When patience ends.
+    /// When it ends if nothing happens before.
     deadline: Option<Instant>,
     /// When the device stops to try to connect.
     pub(super) give_up: Option<Instant>,
@@ -171,7 +171,7 @@ impl Table {
         }
     }
 
-    /// Lets the guest forget a connection of which the host has yet to read the last.
+    /// Removes a connection for the guest; the host has yet to read the last of it.
     pub(super) fn set_draining(&mut self, id: Id) {
         if let Some(entry) = self.get(id)
             && let Some(connection) = entry.connection()
@@ -234,7 +234,7 @@ impl Table {
         self.handshakes
     }
 
-    /// The one of them whose patience ends first, and when.
+    /// The one of them whose deadline is first, and when that is.
     pub(super) fn first_handshake(&self) -> Option<(Instant, Id)> {
         let mut first: Option<(Instant, Id)> = None;
         for (index, slot) in (0..).zip(&self.slots) {

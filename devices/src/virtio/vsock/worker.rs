@@ -168,7 +168,7 @@ impl Server {
     fn resume(&mut self, activation: Option<Activation>) -> Reply {
         let parked = match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Suspended(parked) => parked,
-            // The state is another device's, whose connections are not here. The guest is told so.
+            // The state is of another device, whose connections do not exist here: the driver gets TRANSPORT_RESET.
             Phase::Idle if activation.is_some() => {
                 self.setup.reset_event.set(true);
                 None
@@ -182,7 +182,7 @@ impl Server {
         activation.map_or(Reply::Done, |activation| self.work_on(activation, parked))
     }
 
-    /// Goes on with `queues`, which nobody wanted back.
+    /// Continues with `queues`, as the caller did not wait for them.
     fn take_back(&mut self, queues: Vec<Option<Queue>>) {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Suspended(Some(parked)) => {
@@ -199,8 +199,8 @@ impl Server {
 
 /// Works once and waits for what comes next.
 fn work(muxer: &mut Muxer, setup: &Setup, events: &mut Vec<Event>) -> io::Result<()> {
-    let patience = if muxer.turn() { Some(Duration::ZERO) } else { muxer.patience() };
-    let timeout = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    let timeout = if muxer.turn() { Some(Duration::ZERO) } else { muxer.timeout() };
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match epoll::wait(&setup.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),

@@ -1,4 +1,4 @@
-//! Registers and memory of a vCPU that stands.
+//! Registers and memory of a stopped vCPU.
 
 use gdbstub::common::Tid;
 use gdbstub::target::TargetResult;

@@ -10,7 +10,7 @@ use super::Muxer;
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
 /// What may be left of it when another process needs the place.
 pub(super) const SPARE: Duration = Duration::from_millis(1800);
-/// For the guest's answer to a connection of the host. Linux answers in its kernel, whether somebody listens or not.
+/// For the guest's answer to a connection of the host. Linux answers in its kernel, whether a program listens or not.
 pub(super) const REQUEST: Duration = Duration::from_secs(10);
 /// For the guest's RST once both ends have heard that neither will send any more.
 pub(super) const CLOSE: Duration = Duration::from_secs(2);
@@ -20,17 +20,17 @@ pub(super) const DRAIN: Duration = Duration::from_secs(30);
 const ATTEMPT: Duration = Duration::from_millis(20);
 /// For such a listener. Linux gives up after two seconds.
 const CONNECT: Duration = Duration::from_secs(2);
-/// Until there may be room again for who waits to be accepted.
+/// Until accepting is tried again, when there were no descriptors.
 const ACCEPT: Duration = Duration::from_millis(200);
 
-/// The end of `patience` that begins now.
-pub(super) fn in_time(patience: Duration) -> Instant {
-    Instant::now() + patience
+/// The time at which `timeout` is over that begins now.
+pub(super) fn in_time(timeout: Duration) -> Instant {
+    Instant::now() + timeout
 }
 
 impl Muxer {
     /// How long the device may sleep; `None`: for ever.
-    pub(in super::super) fn patience(&self) -> Option<Duration> {
+    pub(in super::super) fn timeout(&self) -> Option<Duration> {
         let next =
             [self.connections.table.earliest(), self.connections.accept_at].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
@@ -61,7 +61,7 @@ impl Muxer {
         self.connections.accept_at = Some(in_time(ACCEPT));
     }
 
-    /// Connects the host's socket of `id` a little later, until patience ends.
+    /// Connects the host's socket of `id` a little later, until the deadline.
     pub(super) fn try_again_later(&mut self, id: Id) {
         if let Some(entry) = self.connections.table.get(id) {
             entry.give_up.get_or_insert(in_time(CONNECT));

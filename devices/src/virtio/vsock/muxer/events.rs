@@ -19,7 +19,7 @@ const MAX_ACCEPTED: usize = 64;
 const MAX_HANDSHAKES: usize = 256;
 
 impl Muxer {
-    /// Somebody may wait at the listener.
+    /// The listener may have connections to accept.
     pub(in super::super) fn listener_ready(&mut self) {
         self.connections.accepting = true;
     }
@@ -99,7 +99,7 @@ impl Muxer {
                     self.flush(id);
                 }
                 if gone {
-                    self.host_deaf(id, 0);
+                    self.host_shut_receive(id, 0);
                 }
                 self.enqueue(id);
             }
@@ -178,7 +178,7 @@ impl Muxer {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
-                Err(_) if entry.connection().is_some() => return self.host_deaf(id, 0),
+                Err(_) if entry.connection().is_some() => return self.host_shut_receive(id, 0),
                 Err(_) => return self.remove(id),
             }
         }

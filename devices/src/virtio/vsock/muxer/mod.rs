@@ -94,7 +94,7 @@ pub(super) struct Muxer {
 struct Connections {
     table: Table,
     pool: Pool,
-    /// RSTs for what is no connection.
+    /// RSTs for packets that belong to no connection.
     resets: VecDeque<Header>,
     /// Connections that have something for the guest, each once, in the order of their turns.
     ready: VecDeque<Id>,
@@ -199,7 +199,7 @@ impl Muxer {
         }
     }
 
-    /// Lets a connection wait for its turn, if it has something for the guest.
+    /// Appends a connection to those that wait for their turn, if it has something for the guest.
     fn enqueue(&mut self, id: Id) {
         if let Some(entry) = self.connections.table.get(id)
             && !entry.queued
@@ -225,7 +225,7 @@ impl Muxer {
             self.remove(id);
             return;
         }
-        // The guest may take its time to hear of it; memory and descriptor are free now.
+        // The guest may have no buffer for the RST for a long time; memory and descriptor are freed now.
         entry.stream = None;
         entry.backlog = Default::default();
         self.connections.table.set_deadline(id, None);
@@ -247,7 +247,7 @@ impl Muxer {
         }
     }
 
-    /// Gives the connection at `id` to `act`, and lets it wait for its turn where it has news then.
+    /// Calls `act` with the connection at `id`, which then waits for its turn if it has something for the guest.
     fn with_connection<T>(&mut self, id: Id, act: impl FnOnce(&mut Connection) -> T) -> Option<T> {
         let result = self.connections.table.get(id)?.connection().map(act);
         self.enqueue(id);

@@ -112,7 +112,7 @@ impl Muxer {
             match unsafe { stream.write(&self.iovecs) } {
                 Ok(count) => written = count,
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => return self.host_deaf(id, length),
+                Err(_) => return self.host_shut_receive(id, length),
             }
         }
         if let Some(connection) = entry.connection() {
@@ -133,14 +133,14 @@ impl Muxer {
     }
 
     /// The host reads no more: what waits for it, and `more` bytes, are not wanted.
-    pub(super) fn host_deaf(&mut self, id: Id, more: usize) {
+    pub(super) fn host_shut_receive(&mut self, id: Id, more: usize) {
         let Some(entry) = self.connections.table.get(id) else { return };
         let waiting = entry.backlog.len();
         entry.backlog = Default::default();
         let count = u32::try_from(waiting + more).unwrap_or(u32::MAX);
         self.with_connection(id, |connection| {
             connection.forwarded(count);
-            connection.host_deaf();
+            connection.host_shut_receive();
         });
     }
 

@@ -101,7 +101,7 @@ impl Model {
             Step::HostDeaf => {
                 self.deaf = true;
                 self.connection.forwarded(std::mem::take(&mut self.waiting));
-                self.connection.host_deaf();
+                self.connection.host_shut_receive();
             }
             Step::GuestWrites(count) if self.guest_flags & shutdown::SEND == 0 => {
                 // A driver that keeps to what it was told.
