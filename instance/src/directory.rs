@@ -123,7 +123,7 @@ impl Drop for Instance {
     }
 }
 
-/// Makes the directory of a new VM: that of the ID that was asked for, or of one that nobody has.
+/// Makes the directory of a new VM: that of the ID that was asked for, or a random one that is not in use.
 fn make_directory(base: &Path, asked: Option<&VmId>) -> Result<(VmId, PathBuf), InstanceError> {
     loop {
         let id = match asked {
@@ -142,7 +142,7 @@ fn make_directory(base: &Path, asked: Option<&VmId>) -> Result<(VmId, PathBuf), 
             Err(_) if asked.is_some() && DirectoryLock::is_held(&path) => {
                 return Err(InstanceError::IdTaken(id));
             }
-            // The remains of a VM with the same ID; nobody but us can put something in their place.
+            // The remains of a VM with the same ID; the lock keeps others from using the name.
             Err(_) if asked.is_some() => {
                 fs::remove_dir_all(&path).map_err(InstanceError::directory("remove", &path))?;
             }

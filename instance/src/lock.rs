@@ -74,7 +74,7 @@ impl DirectoryLock {
         }
     }
 
-    /// Whether somebody has the lock on the directory at `path`.
+    /// Whether another process has the lock on the directory at `path`.
     pub(super) fn is_held(path: &Path) -> bool {
         // Shared, so that two who look at the same time don't take each other for the owner.
         open_directory(path).is_ok_and(|directory| {

@@ -57,7 +57,7 @@ pub(super) fn make(path: &Path) -> Result<(), InstanceError> {
     }
 }
 
-/// Checks that the directory at `path` is one, and nobody else's: in /tmp, anybody could have made it, or a link
+/// Checks that the directory at `path` is one, and belongs to this user: in /tmp, any user could have made it, or a link
 /// to somewhere else.
 pub(super) fn check(path: &Path) -> Result<(), InstanceError> {
     let metadata = fs::symlink_metadata(path).map_err(InstanceError::directory("look at", path))?;
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn what_belongs_to_another_user_is_refused() {
         if !geteuid().is_root() {
-            // Nobody but root can give a directory away.
+            // Only root can change the owner of a directory.
             return;
         }
         let directory = tempfile::tempdir().unwrap();

@@ -50,7 +50,7 @@ pub enum RecordError {
     /// It can't be read.
     #[error("cannot read {FILE}")]
     Read(#[source] io::Error),
-    /// It is no file, or larger than any record.
+    /// It is not a file, or is larger than any record.
     #[error("{FILE} is not a file of at most 64 KiB")]
     NotAFile,
     /// It is not JSON, or lacks something.
@@ -62,7 +62,7 @@ pub enum RecordError {
 }
 
 impl Record {
-    /// Writes the record to `directory`, where nobody sees a part of it.
+    /// Writes the record to `directory`, in one step, so that no reader sees a part of it.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
         let new = directory.join("vm.json.new");
         fs::write(&new, serde_json::to_vec(self)?)?;

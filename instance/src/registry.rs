@@ -192,7 +192,7 @@ impl Registry {
     /// The IDs of all directories, whether their VMs run or not.
     fn ids(&self) -> Result<Vec<VmId>, InstanceError> {
         match place::check(&self.base) {
-            // Nobody has had a VM yet.
+            // This user has not run a VM yet.
             Err(error) if is_missing(&error) => return Ok(Vec::new()),
             checked => checked?,
         }

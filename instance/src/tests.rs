@@ -137,7 +137,7 @@ fn of_many_who_want_a_name_at_once_one_has_it() {
         let claim = || {
             start.wait();
             let claimed = place.claim(Some("web"), None);
-            // Nobody lets go before all have tried.
+            // None releases its lock before all have tried.
             end.wait();
             match claimed {
                 Ok(_) => true,

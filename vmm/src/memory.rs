@@ -138,7 +138,7 @@ fn reserve_region(
 
 /// Maps the first `size` bytes of `file` in place of the `size` bytes that were reserved at `start`.
 fn map_over(start: *mut u8, size: usize, protection: i32, flags: i32, file: &File) -> io::Result<()> {
-    // SAFETY: the range is a mapping of our own that nobody knows of yet.
+    // SAFETY: the range is a mapping that was just made and has no other user.
     let mapping =
         unsafe { libc::mmap(start.cast(), size, protection, flags | libc::MAP_FIXED, file.as_raw_fd(), 0) };
     if mapping == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -155,7 +155,7 @@ fn map_aligned(size: usize, protection: i32, flags: i32) -> io::Result<*mut u8> 
     let head = mapping.cast::<u8>().align_offset(HUGE_PAGE);
     let tail = HUGE_PAGE - head;
     // SAFETY: `head` and `tail` are what the mapping just made has before the aligned start and behind the
-    // `size` bytes from there on, and nobody knows of it yet.
+    // `size` bytes from there on, and it has no other user yet.
     unsafe {
         let start = mapping.cast::<u8>().add(head);
         if head > 0 {
@@ -192,7 +192,7 @@ fn map_file_region(address: GuestAddress, file: &PmemFile) -> io::Result<GuestRe
     // Where guest and host addresses are equally aligned, a huge page can serve both.
     let start =
         map_aligned(size, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)?;
-    // SAFETY: the file takes the place of the mapping just made, which nobody else knows of.
+    // SAFETY: the file takes the place of the mapping just made, which has no other user.
     let mapping = unsafe {
         libc::mmap(start.cast(), size, protection, flags | libc::MAP_FIXED, file.file().as_raw_fd(), 0)
     };

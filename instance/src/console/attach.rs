@@ -24,7 +24,7 @@ const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 /// Why one can't be attached to a console.
 #[derive(Debug, Error)]
 pub enum AttachError {
-    /// Nobody listens there.
+    /// No VM listens there.
     #[error("no VM's console is at {}", path.display())]
     Connect {
         /// Where.
@@ -176,7 +176,7 @@ impl<Input: AsFd, Output: AsFd> Session<Input, Output> {
         for command in escape.filter(typed, &mut self.to_send) {
             match command {
                 Command::Stop | Command::Detach => leaves = true,
-                // Where standard error is closed there is nobody to help.
+                // It fails if standard error is closed.
                 Command::Help => drop(io::stderr().write_all(ATTACHED_HELP.as_bytes())),
             }
         }

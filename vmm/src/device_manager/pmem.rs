@@ -45,7 +45,7 @@ pub fn place(files: &[&PmemFile], ram: &Arc<GuestMemoryMmap>) -> Result<Persiste
     Ok(PersistentMemory { regions, dma })
 }
 
-/// Ends the VM when somebody makes one of its files shorter. A vCPU that used a page which is gone would not come to an
+/// Ends the VM when one of its files is truncated. A vCPU that used a page which is gone would not come to an
 /// end: KVM tries again and again to get it.
 pub struct LengthWatcher {
     changes: OwnedFd,
@@ -69,7 +69,7 @@ impl LengthWatcher {
         for (file, _) in &files {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             if let Err(error) = inotify::add_watch(&changes, path, inotify::WatchFlags::MODIFY) {
-                tracing::warn!(%error, "cannot watch a file of --pmem: nobody will be told where it is cut off");
+                tracing::warn!(%error, "cannot watch a file of --pmem: the VM will not end if it is truncated");
             }
         }
         Ok(Self { changes, files, exit })

@@ -64,7 +64,7 @@ fn own_arguments(config: &VmConfig, visible: bool) -> Vec<Cow<'static, str>> {
         // The kernel's first words go to the serial port, until the driver of the other console takes over: what
         // was said by then is not said again. A second console= would say everything twice.
         ConsoleConfig::Virtio => own.extend(["earlycon=uart8250,io,0x3f8".into(), "console=hvc0".into()]),
-        // Where nobody can see it, a console is but a waste of time.
+        // A console that cannot be seen only costs time.
         ConsoleConfig::Off if !visible => {}
         ConsoleConfig::Stdio | ConsoleConfig::Off | ConsoleConfig::File(_) => {
             own.push("console=ttyS0".into())

@@ -38,7 +38,7 @@ pub struct VcpuShared {
     pub timeline: Arc<Timeline>,
 }
 
-/// What a debugger wants to hear of vCPUs, from their threads.
+/// How vCPU threads report to a debugger.
 pub trait DebugHook: Send + Sync {
     /// Reports that the calling vCPU stopped. All others are stopped with it.
     fn report(&self, vcpu: usize, cause: kvm_debug_exit_arch);

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use super::kernel::{EntryPoint, Initrd, Kernel};
 use super::layout;
 
-/// What a kernel is told.
+/// What the kernel gets with its boot parameters.
 pub struct BootInformation<'a> {
     /// Its arguments.
     pub arguments: &'a CStr,
