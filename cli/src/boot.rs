@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
-use instance::{Identity, Instance, Summary};
+use instance::{Identity, Instance, InstanceError, Summary};
 use vmm::{ExitReason, Frontend, Limits, Supervisor, Timeline, VmConfig, VmError};
 
 use crate::options::BootOptions;
@@ -77,8 +77,9 @@ pub struct BootCommand {
     timing: bool,
 }
 
-/// Boots a VM and runs it to its end. `start` is when the process started.
-pub fn run(command: BootCommand, start: Instant) -> ExitCode {
+/// Boots a VM and runs it to its end. `start` is when the process started. Without a directory of its own (`has_directory`)
+/// the VM cannot be found by other commands.
+pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCode {
     // Started before the VM: log lines that the VM causes then never wait for the reader of standard error.
     let _writer = match devices::log::Writer::start() {
         Ok(writer) => writer,
@@ -101,15 +102,23 @@ pub fn run(command: BootCommand, start: Instant) -> ExitCode {
             return exit_code::HOST.into();
         }
     };
-    let instance = match Instance::claim(&asked, Summary::from(&config)) {
+    let claim = || has_directory.then(|| Instance::claim(&asked, Summary::from(&config))).transpose();
+    let instance = match claim() {
         Ok(instance) => instance,
+        Err(error @ InstanceError::Directory { .. }) => {
+            complain(&format!(
+                "{}: --runtime-dir DIR keeps VMs elsewhere, --runtime-dir none runs this one without a directory",
+                chain(&error)
+            ));
+            return exit_code::HOST.into();
+        }
         Err(error) => {
             complain(&chain(&error));
             return if error.is_the_hosts() { exit_code::HOST } else { exit_code::USAGE }.into();
         }
     };
-    let identity = instance.identity();
-    *lock(&place) = Some(instance);
+    let identity = instance.as_ref().map_or(asked, Instance::identity);
+    *lock(&place) = instance;
     let timeline = Arc::new(Timeline::starting_at(start));
     let directory = identity.directory.as_deref();
     let result = Frontend::of_process(&config.console, directory, supervisor.requests())

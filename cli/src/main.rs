@@ -27,6 +27,7 @@ mod usage;
 mod values;
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
@@ -61,9 +62,26 @@ struct Cli {
     )]
     log_level: log::LogLevel,
 
+    /// Keep and look for VMs in this directory
+    #[arg(
+        long,
+        global = true,
+        env = "MVM_RUNTIME_DIR",
+        value_name = "DIR",
+        hide_env_values = true,
+        hide_short_help = true,
+        long_help = "Keep and look for VMs in this directory, in place of mvm in $XDG_RUNTIME_DIR, /run/mvm or \
+                     /tmp/mvm-UID. With \"none\", mvm boot runs a VM without a directory: signals end it, but no other \
+                     command finds it"
+    )]
+    runtime_dir: Option<PathBuf>,
+
     #[command(subcommand)]
     command: Command,
 }
+
+/// What --runtime-dir says for a VM without a directory.
+const NO_DIRECTORY: &str = "none";
 
 #[derive(Subcommand)]
 enum Command {
@@ -119,8 +137,15 @@ fn run() -> ExitCode {
         }
     };
     devices::log::init(cli.log_level.filter());
+    let has_directory = cli.runtime_dir.as_deref() != Some(Path::new(NO_DIRECTORY));
+    if let Some(directory) = cli.runtime_dir.filter(|_| has_directory)
+        && let Err(error) = instance::set_runtime_directory(&directory)
+    {
+        complain(&format!("cannot use --runtime-dir {}: {error}", directory.display()));
+        return exit_code::USAGE.into();
+    }
     match cli.command {
-        Command::Boot(command) => boot::run(*command, start),
+        Command::Boot(command) => boot::run(*command, has_directory, start),
         Command::Ps(command) => command.run(),
         Command::Stop(command) => command.run(),
         Command::Kill(command) => command.run(),

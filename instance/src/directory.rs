@@ -117,7 +117,13 @@ impl Drop for Instance {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(&self.path),
             removed => removed,
         });
-        if let Err(error) = removed {
+        if !self.path.exists() && removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        {
+            tracing::warn!(
+                "{} was removed while the VM ran, so that other commands did not find the VM",
+                self.path.display()
+            );
+        } else if let Err(error) = removed {
             tracing::warn!(%error, "cannot remove {}", self.path.display());
         }
     }

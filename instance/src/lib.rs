@@ -40,6 +40,7 @@ pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
 pub use gauges::{ProcessGauges, ProcessMeter};
 pub use identity::{Identity, IdentityError, VmId, VmName};
 pub use metrics::{Counters, MetricsReport};
+pub use place::set_runtime_directory;
 pub use process::{Process, ProcessError, exit_now};
 pub use record::{Record, RecordError, Summary};
 pub use registry::{Registry, Running};
@@ -74,13 +75,13 @@ pub enum InstanceError {
         source: io::Error,
     },
     /// Another user could have put files into it.
-    #[error("{} belongs to another user: remove it, or set XDG_RUNTIME_DIR to a directory of your own", .0.display())]
+    #[error("{} belongs to another user: remove it, or give a directory of your own with --runtime-dir", .0.display())]
     NotOurs(PathBuf),
     /// Others can change what is in it.
     #[error("{} is open to other users: chmod 700 it", .0.display())]
     OpenToOthers(PathBuf),
     /// The address of a Unix socket has room for 107 bytes.
-    #[error("{} is too long for a socket's path: set XDG_RUNTIME_DIR to a shorter one", .0.display())]
+    #[error("{} is too long for a socket's path: give a shorter one with --runtime-dir", .0.display())]
     PathTooLong(PathBuf),
     /// /proc does not say who this process is.
     #[error(transparent)]

@@ -6,17 +6,36 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::process::{Uid, geteuid};
 
 use super::InstanceError;
 use super::lock::open_directory;
 
-/// The directory of all of this user's VMs: in $XDG_RUNTIME_DIR where that is the user's own, else in /run for root
+/// The directory that the user has chosen in place of the usual one.
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Keeps the VMs of this process and looks for others in `directory`, which is made where its parent exists. It holds for
+/// the process; a second call changes nothing.
+///
+/// # Errors
+///
+/// Those of finding out where a relative path leads.
+pub fn set_runtime_directory(directory: &Path) -> io::Result<()> {
+    let absolute = std::path::absolute(directory)?;
+    CHOSEN.get_or_init(|| absolute);
+    Ok(())
+}
+
+/// The directory of all of this user's VMs: the chosen one, or in $XDG_RUNTIME_DIR where that is the user's own, else in /run for root
 /// and in /tmp for anybody else.
 ///
 /// The variable is not believed blindly: after `sudo -E` it names a directory of the user that root was.
 pub(super) fn base() -> PathBuf {
+    if let Some(chosen) = CHOSEN.get() {
+        return chosen.clone();
+    }
     let user = geteuid();
     let given = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     match given.filter(|path| path.is_absolute() && belongs_to(path, user)) {

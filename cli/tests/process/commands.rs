@@ -37,3 +37,40 @@ fn stop_says_when_it_had_to_kill() {
     assert!(text(&output).contains("mvm: VM vm: killed after 2 s"), "{}", text(&output));
     assert_eq!(vm.finish().0, Some(137));
 }
+
+#[test]
+fn a_vm_is_found_in_the_runtime_directory_that_it_was_given() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let elsewhere = place.path("elsewhere");
+    let elsewhere = elsewhere.to_str().unwrap();
+    let vm = place.start(&["--runtime-dir", elsewhere, "--stop-timeout", "0s"]);
+    let ids =
+        |arguments: &[&str]| text(&place.mvm().args(["ps", "--quiet"]).args(arguments).output().unwrap());
+    assert_eq!((ids(&[]).lines().count(), ids(&["--runtime-dir", elsewhere]).lines().count()), (0, 1));
+    vm.signal(Signal::TERM);
+    assert_eq!(vm.finish().0, Some(143));
+    assert_eq!(ids(&["--runtime-dir", elsewhere]), "");
+}
+
+#[test]
+fn a_vm_runs_without_a_directory_and_the_message_says_how_where_there_can_be_none() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let output = place.boot(&["--runtime-dir", "/proc/no/such"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output).contains("--runtime-dir none"), "{}", text(&output));
+    let vm = place.start(&["--runtime-dir", "none", "--stop-timeout", "0s"]);
+    assert!(place.is_clean());
+    vm.signal(Signal::TERM);
+    assert_eq!(vm.finish().0, Some(143));
+}
+
+#[test]
+fn a_vm_whose_directory_was_removed_ends_by_signals() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let vm = place.start(&["--stop-timeout", "0s"]);
+    std::fs::remove_dir_all(place.path("mvm")).unwrap();
+    vm.signal(Signal::TERM);
+    let (code, errors) = vm.finish();
+    assert_eq!(code, Some(143), "{errors}");
+    assert!(errors.contains("was removed while the VM ran"), "{errors}");
+}
