@@ -111,7 +111,10 @@ fn each_mistake_has_its_code_and_its_one_line() {
             &["cannot make the vsock socket", "/text: a file that is not a socket is in the way"],
         ),
         ("--kernel VMLINUX --vsock @/directory", &["/directory: a file that is not a socket is in the way"]),
-        ("--kernel VMLINUX --vsock @/live", &["cannot make the vsock socket", "/live", "another process listens there"]),
+        (
+            "--kernel VMLINUX --vsock @/live",
+            &["cannot make the vsock socket", "/live", "another process listens there"],
+        ),
         ("--kernel VMLINUX --vsock /tmp/LONG", &["bytes, 96 are possible", "shorter"]),
         ("--kernel @/missing --vsock @/v", &["/missing cannot be opened"]),
         ("--kernel VMLINUX --pmem @/missing", &["cannot open disk", "No such file"]),
