@@ -6,18 +6,26 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use devices::virtio::VirtioDevice;
 use devices::virtio::events::DeviceEvents;
 use devices::virtio::mmio::MmioTransport;
-use devices::{BusDevice, Interrupt};
+use devices::virtio::{MAX_CHAIN, Spent, VirtioDevice};
+use devices::{BusDevice, Interrupt, Suspend};
 use event_manager::{EventManager, SubscriberOps};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use virtio_bindings::virtio_config as status;
 use virtio_bindings::virtio_mmio as reg;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// Guest memory: what addresses of 16 bits reach, and the rings of queues behind it.
 pub const MEMORY: usize = 0x6_0000;
+/// Memory that buffers may lie in and that the process itself can't touch, as a file that the guest has as memory may have
+/// been cut off: system calls fail there, and a device that reads or writes it by itself ends the run. It is right behind
+/// the rest, and shorter than what chains reach.
+const DMA_ONLY: (u64, usize) = (MEMORY as u64, 0x8000);
+/// The most that any turn of any queue may cost: the largest budget of a device, and the chain that goes beyond it.
+const MOST_PER_TURN: Spent =
+    Spent { descriptors: 8192 + MAX_CHAIN as u64, bytes: 96 << 20, host_calls: 1024 + MAX_CHAIN as u64 };
 const RINGS: u64 = 0x1_0000;
 const RINGS_LENGTH: u64 = 0x4000;
 const AVAILABLE: u64 = 0x2000;
@@ -62,6 +70,8 @@ pub enum Step {
     SetConfig { offset: u8, value: u64, length: u8 },
     /// Resets the device and sets it up again.
     Reset { declined: u64, halvings: u8 },
+    /// Suspends the device, saves it, and resumes it.
+    Suspend,
 }
 
 /// A whole run.
@@ -114,7 +124,8 @@ impl<D: VirtioDevice> Rig<D> {
     ) -> Self {
         let memory = Arc::new(memory);
         let queues = device.queue_sizes().len();
-        let transport = MmioTransport::new(device, memory.clone(), line).expect("eventfds");
+        let dma = with_dma_only(&memory);
+        let transport = MmioTransport::new(device, memory.clone(), line).expect("eventfds").with_dma(dma);
         let mut events = EventManager::new().expect("epoll");
         events.add_subscriber(transport.events());
         let next = vec![(0, 0); queues];
@@ -218,7 +229,26 @@ impl<D: VirtioDevice> Rig<D> {
                 self.transport.write(0x100 + u64::from(*offset), bytes);
             }
             Step::Reset { declined, halvings } => self.set_up(*declined, *halvings),
+            Step::Suspend => self.suspend(),
         }
+    }
+
+    /// Suspends the device, which leaves memory alone then, and resumes it. One whose back end has gone may refuse.
+    fn suspend(&mut self) {
+        if self.transport.suspend().is_err() {
+            return;
+        }
+        let content = |memory: &GuestMemoryMmap| {
+            let mut content = vec![0; MEMORY];
+            memory.read_slice(&mut content, GuestAddress(0)).expect("it is memory");
+            content
+        };
+        let before = content(&self.memory);
+        self.pump();
+        assert!(content(&self.memory) == before, "a suspended device writes to memory");
+        self.transport.save().expect("it can be saved");
+        // What a driver broke may not be restored; the device needs a reset then.
+        let _ = self.transport.resume();
     }
 
     fn add_chain(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) {
@@ -276,10 +306,34 @@ impl<D: VirtioDevice> Rig<D> {
 }
 
 impl<D: VirtioDevice> Drop for Rig<D> {
-    /// Resets the device, which waits for its threads.
+    /// Resets the device, which waits for its threads; in every other setup, the device ends as it is. No turn may have
+    /// cost more than it should.
     fn drop(&mut self) {
-        self.set(reg::VIRTIO_MMIO_STATUS, 0);
+        if self.size.leading_zeros() % 2 == 0 {
+            self.set(reg::VIRTIO_MMIO_STATUS, 0);
+        }
+        let spent = self.transport.meter().largest_turn();
+        if !std::thread::panicking() {
+            assert!(
+                spent.descriptors <= MOST_PER_TURN.descriptors
+                    && spent.bytes <= MOST_PER_TURN.bytes
+                    && spent.host_calls <= MOST_PER_TURN.host_calls,
+                "a turn cost {spent:?}"
+            );
+        }
     }
+}
+
+/// `memory` and the memory that only system calls may touch.
+fn with_dma_only(memory: &GuestMemoryMmap) -> Arc<GuestMemoryMmap> {
+    let (at, length) = DMA_ONLY;
+    let region = MmapRegionBuilder::new(length)
+        .with_mmap_prot(libc::PROT_NONE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+        .build()
+        .expect("memory");
+    let region = GuestRegionMmap::new(region, GuestAddress(at)).expect("it has an address");
+    Arc::new(memory.insert_region(Arc::new(region)).expect("it is behind the rest"))
 }
 
 /// A directory of this process alone, for sockets; made once, and left to who cleans temporary files.
