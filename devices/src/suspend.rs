@@ -39,7 +39,7 @@ pub trait Suspend: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`SuspendError`]: the device can't go on, and the driver was told that it needs a reset.
+    /// [`SuspendError`]: the device can't go on, and DEVICE_NEEDS_RESET is set.
     fn resume(&self) -> Result<(), SuspendError>;
 }
 

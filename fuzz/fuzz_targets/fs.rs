@@ -46,7 +46,7 @@ fn memory() -> GuestMemoryMmap {
     // SAFETY: the name is a C string.
     let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
     assert!(fd >= 0, "a file in memory");
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(MEMORY as u64).expect("memory");
     let range = (GuestAddress(0), MEMORY, Some(FileOffset::new(file, 0)));

@@ -71,7 +71,7 @@ const TRANSMIT: usize = 1;
 const SENT: u64 = 0x1000;
 const RECEIVED: u64 = 0x8000;
 const WRITE: u16 = 2;
-/// Ports of the host: two that somebody listens on, one that nobody does, and those of the first connections that
+/// Ports of the host: two with a listener, one without, and those of the first connections that
 /// processes of the host begin.
 const HOST_PORTS: [u32; 6] = [80, 81, 82, 1 << 30, (1 << 30) + 1, (1 << 30) + 2];
 /// The most sockets of a run.

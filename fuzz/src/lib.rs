@@ -32,7 +32,7 @@ const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
 /// The most steps of one run: what is found in more is found in fewer.
 pub const MAX_STEPS: usize = 100;
-/// The most rounds of the event loop after a step: a device that has itself notified again and again is no fault.
+/// The most rounds of the event loop after a step: a device may have itself notified again and again.
 const MAX_ROUNDS: usize = 8;
 /// How long one look at a device's thread takes, and how many looks there are in a run: what a thread has not done by
 /// then is done later, or when the device is reset.
@@ -348,7 +348,7 @@ pub fn directory() -> &'static std::path::Path {
 
 /// A file in memory of `length` bytes, and its path.
 pub fn memory_file(length: u64) -> (std::fs::File, std::path::PathBuf) {
-    // SAFETY: the name is a string with its zero; the descriptor that is returned belongs to nobody else.
+    // SAFETY: the name is a string with its zero; the descriptor that is returned is new.
     let file = unsafe {
         let fd = libc::memfd_create(c"fuzz".as_ptr(), 0);
         assert!(fd >= 0, "a file in memory can be made");

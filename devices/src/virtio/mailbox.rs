@@ -118,7 +118,7 @@ impl<C, R> Mailbox<C, R> {
 }
 
 impl<C, R> Drop for Mailbox<C, R> {
-    /// Nobody answers any more.
+    /// Messages that still wait are not answered any more.
     fn drop(&mut self) {
         let mut queue = lock(&self.0.queue);
         queue.has_ended = true;
@@ -161,7 +161,7 @@ impl<C, R> Drop for Letter<C, R> {
     }
 }
 
-/// A device's thread, as the device has it. When it is dropped, the thread is told to end.
+/// A device's thread, as the device has it. Dropping it ends the thread.
 pub(super) struct DeviceThread<C, R> {
     shared: Arc<Shared<C, R>>,
     thread: Option<JoinHandle<()>>,
@@ -204,7 +204,7 @@ impl<C: Send + 'static, R: Send + 'static> DeviceThread<C, R> {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: there is no answer.
+    /// [`CallError`]: the thread did not answer.
     pub(super) fn call(&self, command: C) -> Result<R, CallError> {
         self.send(command)?.wait_until(Instant::now() + self.deadline)
     }
@@ -241,7 +241,7 @@ impl<C, R> Pending<C, R> {
     ///
     /// # Errors
     ///
-    /// [`CallError`]: there is no answer.
+    /// [`CallError`]: the thread did not answer.
     pub(super) fn wait_until(self, end: Instant) -> Result<R, CallError> {
         let is_open =
             |progress: &mut Progress<C, R>| matches!(progress, Progress::Waiting(_) | Progress::Taken);

@@ -21,8 +21,6 @@ pub mod block;
 pub mod console;
 pub mod events;
 mod iovecs;
-// The device threads come to use all of it.
-#[allow(dead_code)]
 mod mailbox;
 pub mod mmio;
 pub mod net;

@@ -249,7 +249,7 @@ impl ActiveQueue {
                 return Ok(false);
             }
         }
-        // The driver plays with the index.
+        // The driver changes the index as it likes.
         self.interrupt.notify_again(self.index);
         Ok(false)
     }

@@ -47,7 +47,7 @@ pub(crate) fn dump(memory: &GuestMemoryMmap) -> Vec<(u64, Vec<u8>)> {
     REGIONS.map(read).to_vec()
 }
 
-/// Counts what a device tells its driver.
+/// Counts what a device signals to its driver.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) used: AtomicUsize,
@@ -55,7 +55,7 @@ pub(crate) struct Counters {
     pub(crate) again: AtomicUsize,
     pub(crate) config_changed: AtomicUsize,
     /// For tests that wait for a device's thread.
-    told: (Mutex<()>, Condvar),
+    signalled: (Mutex<()>, Condvar),
     /// What others raise the interrupt by.
     pub(crate) line: OnceLock<EventFd>,
 }
@@ -68,16 +68,16 @@ impl Counters {
         self.needs_reset.load(Ordering::SeqCst) > 0
     }
     fn count(&self, counter: &AtomicUsize) {
-        let _lock = self.told.0.lock().unwrap();
+        let _lock = self.signalled.0.lock().unwrap();
         counter.fetch_add(1, Ordering::SeqCst);
-        self.told.1.notify_all();
+        self.signalled.1.notify_all();
     }
-    /// Waits until `condition` holds, which is looked at whenever the device has told its driver something; a device
+    /// Waits until `condition` holds, which is looked at whenever the device has signalled its driver; a device
     /// that has not come to that after ten seconds never will.
     pub(crate) fn wait_until(&self, mut condition: impl FnMut() -> bool) {
-        let lock = self.told.0.lock().unwrap();
+        let lock = self.signalled.0.lock().unwrap();
         let limit = Duration::from_secs(10);
-        let (_lock, result) = self.told.1.wait_timeout_while(lock, limit, |()| !condition()).unwrap();
+        let (_lock, result) = self.signalled.1.wait_timeout_while(lock, limit, |()| !condition()).unwrap();
         assert!(!result.timed_out(), "the device never got there");
     }
     /// Whether the device asked to be notified again since the last call.
@@ -314,7 +314,7 @@ impl Driver {
         used
     }
 
-    /// Where the device may write of itself: the used ring.
+    /// Where the device writes by itself: the used ring.
     pub(crate) fn used_ring(&self) -> std::ops::Range<u64> {
         let used = self.rings + USED;
         used..used + 6 + 8 * u64::from(self.size)

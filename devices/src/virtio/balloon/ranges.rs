@@ -22,7 +22,7 @@ pub(super) struct Ranges(VecDeque<(u64, u64)>);
 pub(super) struct Discarded {
     /// Bytes that the host has back.
     pub(super) bytes: u64,
-    /// Bytes that are still the guest's: there is no memory there, or the host did not want it.
+    /// Bytes that the guest keeps: there is no memory there, or madvise failed.
     pub(super) refused: u64,
     /// The system calls that it took.
     pub(super) host_calls: u64,
@@ -95,7 +95,7 @@ impl Ranges {
                     discarded.host_calls += 1;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, start, end = piece_end, "the host did not take memory back");
+                    tracing::warn!(%error, start, end = piece_end, "cannot give memory of the balloon back to the host");
                     discarded.host_calls += 1;
                 }
             }

@@ -168,14 +168,14 @@ fn config(balloon: &Balloon) -> [u8; 16] {
 }
 
 #[test]
-fn the_target_is_in_the_config_space_and_its_change_is_told() {
+fn the_target_is_in_the_config_space_and_its_change_is_signalled() {
     let drivers = drivers();
     let balloon = Arc::new(Mutex::new(started(&drivers)));
     let handle = BalloonHandle::new(balloon.clone());
-    let told = || drivers[0].counters.config_changed.load(Ordering::SeqCst);
+    let signals = || drivers[0].counters.config_changed.load(Ordering::SeqCst);
     assert_eq!(handle.set_target(256 * MIB + 5), Ok(()));
     assert_eq!(handle.set_target(256 * MIB), Ok(()));
-    assert_eq!((handle.target(), told()), (256 * MIB, 1));
+    assert_eq!((handle.target(), signals()), (256 * MIB, 1));
     assert_eq!(
         config(&balloon.lock().unwrap()),
         [0, 0, 1, 0, 0, 0, 0, 0, 170, 170, 170, 170, 170, 170, 170, 170]

@@ -19,7 +19,7 @@ fn buffers_are_filled_whatever_their_layout() {
     rng.queue_notified(0);
     assert_eq!(driver.take_used(), [(u32::from(head), 1000)]);
     for (at, length) in [(FREE, 300), (FREE + 1000, 700)] {
-        // That a third of so many random bytes are zero happens to nobody.
+        // A third of so many random bytes are never zero.
         let zeros = driver.read(at, length).iter().filter(|&&byte| byte == 0).count();
         assert!(zeros < length / 3);
     }

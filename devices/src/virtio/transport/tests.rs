@@ -22,7 +22,7 @@ crate::metrics! {
     struct ProbeMetrics { notifications, }
 }
 
-/// Remembers what it's told.
+/// Records the calls it gets.
 pub(crate) struct Probe {
     pub(crate) active: Option<Activation>,
     pub(crate) resets: usize,
@@ -257,14 +257,14 @@ fn a_new_device_goes_on_from_a_saved_state() {
         assert_eq!((queue.size(), queue.desc_table()), (16, RINGS[0]));
         assert_eq!(activation.features, 1 << 32 | 1 << 29 | 1 << 3);
     });
-    // What comes out of it is what went in, but for what the driver is told again.
+    // What comes out of it is what went in, but for what is signalled again.
     other.transport.suspend().unwrap();
-    let told_again = |section: Section| {
+    let signalled_again = |section: Section| {
         let mut state: serde_json::Value = serde_json::from_slice(&section.bytes).unwrap();
         let fields = state.as_object_mut().unwrap();
         (fields.remove("interrupt_status").unwrap(), fields.remove("config_generation").unwrap(), state)
     };
-    let (before, after) = (told_again(saved), told_again(other.transport.save().unwrap()));
+    let (before, after) = (signalled_again(saved), signalled_again(other.transport.save().unwrap()));
     assert_eq!((before.0.as_u64(), after.0.as_u64()), (Some(2), Some(3)));
     assert!(after.1.as_u64() >= before.1.as_u64());
     assert_eq!(before.2, after.2);
