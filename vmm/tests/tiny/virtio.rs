@@ -330,3 +330,102 @@ fn a_driver_that_breaks_a_rule_is_told_to_reset_the_device() {
     let Some(machine) = Machine::new(breaks_a_rule()) else { return };
     assert_eq!(machine.run().numbers(), [0x4f, 0]);
 }
+
+guest!(
+    reads_far_too_much,
+    "
+        map_gib 3, 0x12000
+        mov ebx, {VIRTIO}
+        start_device
+        // Type IN, sector 0, into the same MiB 126 times, by an indirect table at 0x60000.
+        mov qword ptr [0x33000], 0
+        mov qword ptr [0x33008], 0
+        mov byte ptr [0x35000], 0xff
+        mov qword ptr [0x60000], 0x33000
+        mov dword ptr [0x60008], 16
+        mov dword ptr [0x6000c], 1 | 1 << 16
+        mov ecx, 1
+        mov edi, 0x60010
+    5:
+        mov qword ptr [rdi], 0x400000
+        mov dword ptr [rdi + 8], 0x100000
+        lea eax, [ecx + 1]
+        shl eax, 16
+        or eax, 1 | 2
+        mov [rdi + 12], eax
+        add edi, 16
+        inc ecx
+        cmp ecx, 127
+        jb 5b
+        mov qword ptr [rdi], 0x35000
+        mov dword ptr [rdi + 8], 1
+        mov dword ptr [rdi + 12], 2
+        descriptor 0, 0x60000, 128 * 16, 4
+        offer
+    2:
+        pause
+        cmp word ptr [0x32002], 1
+        jne 2b
+        // The status of the request, the device status.
+        mov al, [0x35000]
+        put8
+        mov al, [rbx + 0x70]
+        put8
+        power_off
+    ",
+    VIRTIO = vmm::layout::VIRTIO_MMIO
+);
+
+#[test]
+fn a_request_of_more_than_the_disk_takes_at_once_is_an_error() {
+    let Some(machine) = Machine::new(reads_far_too_much()) else { return };
+    assert_eq!(machine.disk("disk", &vec![7; 128 << 20]).run().output(), [1, 0xf]);
+}
+
+guest!(
+    walks_empty_descriptors,
+    "
+        map_gib 3, 0x12000
+        mov ebx, {VIRTIO}
+        start_device
+        // GET_ID with 4000 descriptors of no length between header and status.
+        mov qword ptr [0x33000], 8
+        mov qword ptr [0x33008], 0
+        mov edi, 0x60000
+        mov qword ptr [rdi], 0x33000
+        mov dword ptr [rdi + 8], 16
+        mov dword ptr [rdi + 12], 1 | 1 << 16
+        mov ecx, 1
+    5:
+        add edi, 16
+        mov qword ptr [rdi], 0
+        mov dword ptr [rdi + 8], 0
+        lea eax, [ecx + 1]
+        shl eax, 16
+        or eax, 1
+        mov [rdi + 12], eax
+        inc ecx
+        cmp ecx, 4001
+        jb 5b
+        add edi, 16
+        mov qword ptr [rdi], 0x35000
+        mov dword ptr [rdi + 8], 21
+        mov dword ptr [rdi + 12], 2
+        descriptor 0, 0x60000, 4002 * 16, 4
+        offer
+    2:
+        pause
+        test dword ptr [rbx + 0x70], 0x40
+        jz 2b
+        mov eax, [rbx + 0x70]
+        put32
+        power_off
+    ",
+    VIRTIO = vmm::layout::VIRTIO_MMIO
+);
+
+#[test]
+fn descriptors_without_a_length_count_like_all_others() {
+    let Some(machine) = Machine::new(walks_empty_descriptors()) else { return };
+    assert_eq!(machine.disk("disk", &[0; 512]).run().numbers(), [0x4f]);
+}

@@ -142,7 +142,7 @@ impl VirtioDevice for Block {
             Err(error) => {
                 if matches!(error, CallError::NotAnswered(_)) {
                     // It waits for the host's storage and can go on meanwhile. If it does not take this message either, it
-                    // goes on when its answer reaches nobody.
+                    // goes on when its answer comes too late.
                     let _ = self.thread.call(Command::Continue);
                 }
                 Err(error.into())

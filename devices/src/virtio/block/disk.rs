@@ -1,4 +1,4 @@
-//! What lies behind a block device: an open, locked file.
+//! The backing file of a block device, open and locked.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -21,7 +21,7 @@ const BLKROGET: ioctl::Opcode = ioctl::opcode::none(0x12, 94);
 /// Bytes in a sector, the unit of a block device's capacity and addresses (5.2.4).
 pub(super) const SECTOR: u64 = 512;
 
-/// Why a file can't be a disk.
+/// Why a file can't be used as a disk.
 #[derive(Debug, Error)]
 pub enum DiskError {
     /// The file can't be opened.
@@ -277,12 +277,12 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DiskError> {
     }
 }
 
-/// What a disk tells the guest it is called (VIRTIO_BLK_T_GET_ID, 5.2.6): up to 20 bytes. Linux shows it as
-/// `/dev/disk/by-id/virtio-…`. Without one the disk has no name: nothing of the host's is told.
+/// The serial number of a disk (VIRTIO_BLK_T_GET_ID, 5.2.6): up to 20 bytes. Linux shows it as
+/// `/dev/disk/by-id/virtio-…`. Without one, the disk has no serial number; nothing of the host is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskId([u8; VIRTIO_BLK_ID_BYTES as usize]);
 
-/// Why a text can't be a disk's ID.
+/// Why a text is not a valid disk ID.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("the disk ID `{0}` has to be 1 to 20 letters, digits, `-`, `_` or `.`")]
 pub struct DiskIdError(String);
@@ -292,7 +292,7 @@ impl DiskId {
     ///
     /// # Errors
     ///
-    /// [`DiskIdError`] where it is empty, has more than 20 bytes, or characters that have no place in a path.
+    /// [`DiskIdError`] where it is empty, has more than 20 bytes, or characters other than these.
     pub fn new(text: &str) -> Result<Self, DiskIdError> {
         let mut bytes = [0; VIRTIO_BLK_ID_BYTES as usize];
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

@@ -98,8 +98,8 @@ pub(super) struct Request {
 
 impl Request {
     /// Takes header and status byte off `chain`, in whatever way the driver laid them out (2.7.4): the header
-    /// is the first 16 readable bytes, the status the last writable one. `None`, where the chain has no room for
-    /// them: there is no answer to it.
+    /// is the first 16 readable bytes, the status the last writable one. `None` where the chain has no room for
+    /// them, so that it can't be answered.
     pub(super) fn parse(chain: &mut Chain, memory: &GuestMemoryMmap, disk: &Disk) -> Option<Self> {
         let status = chain.writable.take_last()?;
         if !memory.check_range(status, 1, Permissions::Write) {
@@ -147,7 +147,7 @@ fn action(
     }
 }
 
-/// Reads the one `struct virtio_blk_discard_write_zeroes` (5.2.6) that a request has, and gives its range and
+/// Reads the one `struct virtio_blk_discard_write_zeroes` (5.2.6) that a request has, and returns its range and
 /// its flags.
 fn segment(
     chain: &mut Chain,

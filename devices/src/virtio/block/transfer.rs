@@ -1,4 +1,4 @@
-//! One request on its way: what the host is asked for next, after it did a part or refused.
+//! A request in flight: the operation that comes next after the host completed a part of it, or refused one.
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -19,7 +19,7 @@ const ZEROES_AT_ONCE: usize = 256;
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// What is transferred with the file.
+/// What is done to the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     /// From the file to the ranges.

@@ -254,14 +254,14 @@ impl Worker {
         self.transfers.free.push(number);
     }
 
-    /// A completion that belongs to no request: the request that it was for is never answered, so the driver is told to
-    /// reset the device.
+    /// A completion that belongs to no request: the request that it was for is never answered, so the device needs
+    /// a reset.
     fn lost(&mut self, number: u16) {
         tracing::error!(number, "the host completed disk I/O that was not started; the device needs a reset");
         self.queue.fail_chain(Head::default());
     }
 
-    /// Writes the status byte and gives the chain back; `written` bytes of data went before it.
+    /// Writes the status byte and returns the chain; `written` bytes of data were written before it.
     fn answer(&mut self, head: Head, place: GuestAddress, status: Status, written: u64) {
         if let Err(error) = self.queue.memory().write_obj(status.byte(), place) {
             // It was in RAM when the request was checked.

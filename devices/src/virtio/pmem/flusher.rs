@@ -198,7 +198,7 @@ fn wait(mailbox: RawFd, notifier: Option<RawFd>) -> io::Result<()> {
         // SAFETY: both eventfds are open as long as the mailbox and the queue, which outlive the call.
         PollFd::from_borrowed_fd(unsafe { BorrowedFd::borrow_raw(fd) }, PollFlags::IN)
     };
-    // A notifier that is not there is watched as the mailbox once more.
+    // Without a notifier, the mailbox is polled twice.
     let mut both = [mailbox, notifier.unwrap_or(mailbox)].map(polled);
     match poll(&mut both, None) {
         Ok(_) | Err(Errno::INTR) => Ok(()),

@@ -243,7 +243,7 @@ impl Uring {
                 // The kernel stops at an entry that it refuses, and reports it as a completion.
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                // Completions that nobody took yet have to be taken first.
+                // Completions have to be taken from the ring first.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
                 Err(error) => return Err(error),
             }

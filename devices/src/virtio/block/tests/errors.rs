@@ -252,7 +252,7 @@ fn files_that_cannot_be_written_are_refused_for_writing() {
     Disk::open(&path, false, ImageFormat::Detect).unwrap();
     assert!(runs(&format!("mount -o remount,ro {}", directory.path().display())));
     expect_read_only(&path);
-    // One that nobody may change, not even root.
+    // One that not even root may change.
     let file = image(1);
     for attribute in ["i", "a"] {
         if !runs(&format!("chattr +{attribute} {}", file.path().display())) {
