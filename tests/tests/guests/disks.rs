@@ -122,6 +122,25 @@ fn discard_gives_the_space_back_and_zeroes_are_zero() {
 }
 
 #[test]
+fn a_disk_is_resized_while_the_guest_uses_it() {
+    let directory = directory();
+    let disk = sparse_file(directory.path(), "disk", 16 << 20);
+    let boot = Boot::new().flag("--disk", format!("{},id=data", disk.display())).flag("--name", "resized");
+    let script = "mke2fs $disk >/dev/null; mount $disk /mnt; echo before=$(blockdev --getsz $disk)
+        echo ready; while [ $(blockdev --getsz $disk) = 32768 ]; do sleep 0.1; done
+        echo after=$(blockdev --getsz $disk); dmesg | grep -c 'new size' | sed 's/^/told=/'
+        dd if=/dev/zero of=$disk bs=1M seek=47 count=1 oflag=direct 2>/dev/null && echo written=yes";
+    let mut guest = boot.script(&format!("{SETUP}\n{script}")).start();
+    guest.wait_for("ready");
+    let output = tests::run_mvm(["resize", "resized", "data", "48M"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let outcome = guest.finish().expect_code(0);
+    assert_eq!((outcome.value("before"), outcome.value("after")), ("32768", "98304"), "{outcome}");
+    outcome.expect_line("told=1").expect_line("written=yes");
+    assert_eq!(fs::metadata(&disk).unwrap().len(), 48 << 20);
+}
+
+#[test]
 fn a_full_host_disk_is_an_error_in_the_guest_and_no_more() {
     let Some(small) = SmallTmpfs::mount(4 << 20) else {
         eprintln!("skipped: mounting a small file system needs root");
