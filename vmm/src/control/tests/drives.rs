@@ -1,4 +1,4 @@
-//! Disks by way of the control socket.
+//! Disks through the control socket.
 
 use super::*;
 use instance::api::{Drive, DriveUpdate};
