@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use rustix::process::Pid;
 
 const PAGE: usize = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
 /// How much is read at once, in bytes.
 const PIECE: usize = 1 << 20;
 
@@ -22,12 +23,12 @@ impl RamChecksums {
     /// The process has no mapping of that length.
     pub fn read(pid: Pid, bytes: u64) -> Self {
         let pid = pid.as_raw_nonzero();
-        let (start, length) = ram_mapping(&format!("/proc/{pid}/maps"), bytes);
+        let start = ram_start(&format!("/proc/{pid}/maps"), bytes);
         let memory = File::open(format!("/proc/{pid}/mem")).expect("the memory of mvm can be opened");
         let mut piece = vec![0; PIECE];
         let mut checksums = Vec::new();
         let mut offset = 0;
-        while offset < length {
+        while offset < bytes {
             memory.read_exact_at(&mut piece, start + offset).expect("the guest's RAM can be read");
             checksums.extend(piece.chunks_exact(PAGE).map(checksum));
             offset += PIECE as u64;
@@ -42,20 +43,21 @@ impl RamChecksums {
     }
 }
 
-/// The start and the length of the writable mapping that is the guest's RAM: the first of at least `bytes`.
-fn ram_mapping(maps: &str, bytes: u64) -> (u64, u64) {
+/// Where the guest's RAM of `bytes` is in mvm's memory. It is a mapping, of which the kernel shows the first 2 MiB as one
+/// of their own, as they have no huge page.
+fn ram_start(maps: &str, bytes: u64) -> u64 {
     let mut text = String::new();
     File::open(maps).and_then(|mut file| file.read_to_string(&mut text)).expect("the mappings can be read");
-    let mapping = text.lines().find_map(|line| {
+    let end = text.lines().find_map(|line| {
         let (range, rest) = line.split_once(' ')?;
         let (start, end) = range.split_once('-')?;
         let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
-        (rest.starts_with("rw") && end - start >= bytes).then_some((start, bytes))
+        (rest.starts_with("rw") && end - start >= bytes - HUGE_PAGE).then_some(end)
     });
-    mapping.unwrap_or_else(|| panic!("no mapping of {bytes} bytes in:\n{text}"))
+    end.unwrap_or_else(|| panic!("no mapping of {bytes} bytes in:\n{text}")) - bytes
 }
 
-/// Not for enemies, but fast: each word changes all that follows.
+/// Fast, and not meant to resist an attacker.
 fn checksum(page: &[u8]) -> u64 {
     let words = page.chunks_exact(8).filter_map(|word| word.try_into().ok()).map(u64::from_le_bytes);
     words.fold(0, |sum, word| (u64::rotate_left(sum, 5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95))
