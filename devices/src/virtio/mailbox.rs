@@ -29,7 +29,7 @@ pub enum CallError {
     #[error("the device's thread did not take a message within {} seconds", .0.as_secs_f32())]
     NotTaken(Duration),
     /// The thread took the message and did not answer in time. What it does with its answer is up to it: it learns that
-    /// the caller has gone ([`Letter::answer`]).
+    /// the caller has gone (`Letter::answer`).
     #[error("the device's thread did not answer within {} seconds", .0.as_secs_f32())]
     NotAnswered(Duration),
     /// The thread has ended.

@@ -36,7 +36,10 @@ impl Stream for UnixStream {
     }
 }
 
-/// Sends numbers to a guest that sends them back, without a pause, and checks what comes.
+/// How often a stream sends a block: there is always something on its way, and time for all others.
+const PACE: Duration = Duration::from_millis(20);
+
+/// Sends numbers to a guest that sends them back, and checks what comes.
 struct EchoTraffic {
     stop: Arc<AtomicBool>,
     bytes: Arc<AtomicU64>,
@@ -55,6 +58,7 @@ impl EchoTraffic {
                 let block: Vec<u8> = (next..next + 1024).flat_map(u64::to_le_bytes).collect();
                 writer.write_all(&block).expect("the guest takes what is sent");
                 next += 1024;
+                std::thread::sleep(PACE);
             }
             writer.end_writing();
             next
@@ -131,6 +135,8 @@ for d in /sys/block/vd*; do case $(cat $d/serial) in
 esac; done
 /tmp/vsock echo 52 &
 nc -ll -p 5000 -e cat &
+# fio's libraries are large, and mostly not used.
+echo 1 >/proc/sys/vm/overcommit_memory
 (while [ ! -e /tmp/stop ]; do
     fio --name=v --filename=$data --size=4M --rw=randwrite --bs=4k --ioengine=io_uring --iodepth=8 --direct=1 \\
         --thread --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 >/tmp/fio 2>&1 ||

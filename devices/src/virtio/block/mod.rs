@@ -1,7 +1,7 @@
 //! The block device (VIRTIO 1.2, section 5.2): a file or a block device of the host as the guest's disk.
 //!
-//! Each disk has a thread ([`thread`]), which works on the queue ([`worker`]) and waits for the host's storage
-//! ([`engine`]).
+//! Each disk has a thread (`thread`), which works on the queue (`worker`) and waits for the host's storage
+//! (`engine`).
 
 mod config;
 mod device;

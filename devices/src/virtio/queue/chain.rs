@@ -24,7 +24,7 @@ impl std::fmt::Display for Head {
 }
 
 /// Buffers of one kind in a chain, in its order. All of them lie in guest memory, in RAM or in a file that the guest
-/// has as memory ([`Activation::dma`]): what takes RAM alone finds less in them where that is not where they are.
+/// has as memory (`Activation::dma`): what takes RAM alone finds less in them where that is not where they are.
 #[derive(Debug, Default)]
 pub(in super::super) struct Buffers(Vec<(GuestAddress, u32)>);
 
@@ -103,7 +103,7 @@ impl Buffers {
     }
 
     /// Appends the places of the buffers in host memory to `iovecs`; they are valid as long as `memory` is, which may
-    /// be the queue's [`dma`](ActiveQueue::dma).
+    /// be the queue's `ActiveQueue::dma`.
     pub(in super::super) fn append_to(
         &self,
         memory: &GuestMemoryMmap,
