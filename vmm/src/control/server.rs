@@ -30,6 +30,9 @@ const BACKLOG: i32 = 128;
 /// How often connections are looked at for what takes too long.
 const TICK: Duration = Duration::from_secs(1);
 const NEVER: Duration = Duration::ZERO;
+/// How long the end of the VM waits for answers that are on their way: a request such as the power button's may well be
+/// what ended it.
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
 /// Numbers connections, each but once, so that an answer that comes late finds its own or none.
 type Serial = u64;
@@ -208,6 +211,22 @@ impl ControlServer {
         }
         if self.listener_paused && ops.add(Events::new(&self.listener, EventSet::IN)).is_ok() {
             self.listener_paused = false;
+        }
+    }
+}
+
+impl Drop for ControlServer {
+    /// Writes the answers that are still due, as far as clients take them at once.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + LAST_ANSWERS;
+        while !self.late.waiting.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok((serial, response)) = self.late.answers.recv_timeout(left) else { return };
+            self.late.waiting.remove(&serial);
+            if let Some(connection) = self.connections.get_mut(&serial) {
+                let gone = || Answer::Ready(Response::fault(503, "the VM has ended"));
+                connection.answer(&response, Instant::now(), &mut |_| gone());
+            }
         }
     }
 }
