@@ -57,7 +57,12 @@ impl NetworkError {
         match self {
             Self::Tap(error) => matches!(
                 error,
-                TapError::Driver(_) | TapError::Permission(_) | TapError::MayNotMake | TapError::Host { .. }
+                TapError::Driver(_)
+                    | TapError::DriverPermission(_)
+                    | TapError::DriverOpen(_)
+                    | TapError::Permission(_)
+                    | TapError::MayNotMake
+                    | TapError::Host { .. }
             ),
             Self::Passt(error) => error.is_the_hosts(),
             Self::Host { .. } | Self::Socket(_) | Self::Random(_) => true,

@@ -4,7 +4,7 @@ use std::fs;
 
 use rstest::rstest;
 use tempfile::TempDir;
-use tests::{Boot, debian_kernel, initrd, kernel, run_mvm};
+use tests::{Boot, debian_kernel, from_environment, initrd, kernel, run_mvm};
 
 #[rstest]
 #[case::elf("vmlinux")]
@@ -31,6 +31,34 @@ fn the_kernel_of_debian_boots_with_an_initrd() {
     guest.type_text("echo release=$(uname -r) cpus=$(nproc)\npoweroff -f\n");
     let outcome = guest.finish().expect_code(0);
     assert!(outcome.output.contains("cloud-amd64 cpus=2"), "{outcome}");
+}
+
+/// Processors and interrupts are then in the MP table, devices in the kernel's arguments.
+#[test]
+fn our_kernel_boots_from_a_disk_without_acpi() {
+    let script = "echo acpi=$(ls /sys/firmware/acpi 2>/dev/null | wc -l) cpus=$(nproc)
+        echo cmdline=$(grep -c 'virtio_mmio.device=4K@0xd0000000:5 ' /proc/cmdline)
+        echo root=$(grep -c '^/dev/root / ext4 rw' /proc/mounts)
+        dd if=/dev/vda of=/dev/null bs=1M count=4 2>/dev/null && echo read=4
+        echo interrupts=$(awk '/virtio0/ { print ($2 + $3 > 0) }' /proc/interrupts)
+        reboot -f";
+    let outcome = Boot::new().flag("--cpus", "2").append("acpi=off").script(script).run().expect_code(0);
+    for line in ["acpi=0 cpus=2", "cmdline=1", "root=1", "read=4", "interrupts=1"] {
+        assert!(outcome.output.contains(line), "{line}: {outcome}");
+    }
+}
+
+/// Of Debian's kernels, this one reads the MP table. None takes devices from its arguments, so that it has no disk.
+#[test]
+fn debians_real_time_kernel_boots_without_acpi() {
+    let boot =
+        Boot::new().flag("--kernel", from_environment("MVM_DEBIAN_RT_KERNEL")).flag("--initrd", initrd());
+    let boot = boot.flag("--memory", "512M").flag("--cpus", "2").append("rdinit=/init acpi=off");
+    let mut guest = boot.start();
+    guest.wait_for("init: started");
+    guest.type_text("echo acpi=$(ls /sys/firmware/acpi 2>/dev/null | wc -l) cpus=$(nproc)\nreboot -f\n");
+    let outcome = guest.finish().expect_code(0);
+    assert!(outcome.output.contains("acpi=0 cpus=2"), "{outcome}");
 }
 
 #[rstest]

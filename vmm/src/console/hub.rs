@@ -166,6 +166,12 @@ impl Hub {
         latest
     }
 
+    /// What the awaited reader has not taken yet.
+    #[cfg(test)]
+    pub(super) fn awaited_unread(&self) -> u64 {
+        self.lock().awaited_unread()
+    }
+
     /// Says that there will be no more output.
     pub(super) fn close(&self) {
         let mut state = self.lock();

@@ -98,18 +98,26 @@ mod tests {
     }
 
     #[test]
-    fn output_that_nobody_reads_holds_up_nobody_and_the_reader_learns_what_it_missed() {
+    fn output_that_is_not_read_delays_nothing_and_the_reader_learns_what_it_missed() {
         const LENGTH: usize = 3 * CAPACITY;
         let (mut pipe, sink) = pipe_sink();
         let hub = Hub::new().unwrap();
         let writer = Writer::start(hub.awaited_reader(), sink, &exit_slot()).unwrap();
         let mut output = Output::new(&hub);
-        for _ in 0..LENGTH / 64 {
-            output.write_all(&[b'x'; 64]).unwrap();
+        let mut write = |bytes: usize| (0..bytes / 64).for_each(|_| output.write_all(&[b'x'; 64]).unwrap());
+        // The thread has taken more than the pipe holds, so that it takes nothing more until the pipe is read.
+        let first = rustix::pipe::fcntl_getpipe_size(&pipe).unwrap() + 64;
+        write(first);
+        let start = Instant::now();
+        while hub.awaited_unread() > 0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "the thread does not take the output");
+            hub.tick();
+            std::thread::yield_now();
         }
+        write(LENGTH - first);
         hub.close();
         assert!(!writer.finish(), "nobody reads");
-        // Who reads at last gets what the pipe holds, what is missing, and the latest.
+        // A reader that reads at last gets what the pipe holds, what is missing, and the latest.
         let mut text = String::new();
         pipe.read_to_string(&mut text).unwrap();
         let (before, after) = text.split_once("\r\n[mvm: ").unwrap();

@@ -34,6 +34,14 @@ pub enum TapError {
     /// The driver is missing.
     #[error("cannot open {TUN}: load the host's tun driver with `modprobe tun`")]
     Driver(#[source] io::Error),
+    /// The driver's device file is not for this user.
+    #[error(
+        "no permission to open {TUN}: make it readable and writable with `chmod 666 {TUN}`, or run as root"
+    )]
+    DriverPermission(#[source] io::Error),
+    /// The process or the host has no file descriptor left, or another error of the driver.
+    #[error("cannot open {TUN}")]
+    DriverOpen(#[source] io::Error),
     /// The tap belongs to another user.
     #[error(
         "no permission for tap {0}: make it with `ip tuntap add {0} mode tap user $USER`, or run as root"
@@ -65,6 +73,17 @@ pub enum TapError {
         #[source]
         source: io::Error,
     },
+}
+
+impl TapError {
+    /// Why [`TUN`] can't be opened.
+    fn opening(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(Errno::ACCESS | Errno::PERM) => Self::DriverPermission(error),
+            Some(Errno::NOENT | Errno::NXIO | Errno::NODEV) => Self::Driver(error),
+            _ => Self::DriverOpen(error),
+        }
+    }
 }
 
 /// The ioctls that a test's stand-in for a tap got.
@@ -169,7 +188,7 @@ impl Tap {
     fn attach(request: &mut Request, flags: c_int) -> Result<io::Result<Self>, TapError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-        let file = options.open(TUN).map_err(TapError::Driver)?;
+        let file = options.open(TUN).map_err(TapError::opening)?;
         let flags = i16::try_from(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags & !IFF_TUN_EXCL).unwrap_or(0)
             | if flags & IFF_TUN_EXCL != 0 { i16::MIN } else { 0 };
         request.set(&flags.to_ne_bytes());
@@ -279,4 +298,24 @@ fn check(result: c_int) -> io::Result<()> {
 /// The result of a call that transfers bytes.
 pub(super) fn length(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_the_driver_cannot_be_opened_says_what_to_do() {
+        for (error, advice) in [
+            (Errno::ACCESS, "permission"),
+            (Errno::PERM, "permission"),
+            (Errno::NOENT, "modprobe tun"),
+            (Errno::NODEV, "modprobe tun"),
+            (Errno::MFILE, "cannot open /dev/net/tun"),
+        ] {
+            let text = TapError::opening(error.into()).to_string();
+            assert!(text.contains(advice), "{error}: {text}");
+            assert_eq!(text.contains("modprobe"), advice.contains("modprobe"), "{error}: {text}");
+        }
+    }
 }
