@@ -17,6 +17,7 @@ use vmm::ExitSlot;
 use vmm::parts::VmHandle;
 use vmm::parts::Registry;
 use vmm::Pauser;
+use vmm::parts::Background;
 use vmm::parts::PowerButton;
 use vmm::Gate;
 
@@ -36,7 +37,8 @@ fuzz_target!(|said: &[u8]| {
     let path = fuzz::directory().join("control");
     let _ = std::fs::remove_file(&path);
     let mut events = EventManager::new().expect("epoll");
-    events.add_subscriber(ControlServer::new(&path, Arc::new(vm)).expect("a socket"));
+    let background = Background::start().expect("a thread");
+    events.add_subscriber(ControlServer::new(&path, Arc::new(vm), background).expect("a socket"));
     let mut pump = || {
         for _ in 0..MAX_ROUNDS {
             if events.run_with_timeout(0).expect("the event loop runs") == 0 {

@@ -4,6 +4,7 @@
 //! says how the parts work together.
 
 mod arch;
+mod background;
 mod config;
 mod console;
 mod control;
@@ -54,6 +55,7 @@ pub use vm::{Vm, build};
 
 /// Parts that are tried by themselves, with whatever a client or a file may say.
 pub mod parts {
+    pub use crate::background::Background;
     pub use crate::control::{ControlError, ControlServer};
     pub use crate::handle::VmHandle;
     pub use crate::loader::{BootFile, Kernel, LoadError, load_kernel};

@@ -3,7 +3,7 @@
 //! While a VM is paused nothing changes its memory: its vCPUs wait at the gate, and every device is suspended, so that
 //! packets stay in the tap, sockets are not read and what is typed waits.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::{Suspend, SuspendError};
@@ -32,16 +32,20 @@ pub enum PauseError {
 /// Pauses and resumes a VM, from any thread.
 pub struct Pauser {
     gate: Arc<Gate>,
+    /// Held while it changes.
+    state: Mutex<State>,
+}
+
+struct State {
     /// In the order in which they are suspended; they are resumed in the same order.
     devices: Vec<Arc<dyn Suspend>>,
-    /// Whether the devices are suspended; held while that changes.
-    suspended: Mutex<bool>,
+    are_suspended: bool,
 }
 
 impl Pauser {
     /// The vCPUs of `gate` and `devices`.
     pub fn new(gate: Arc<Gate>, devices: Vec<Arc<dyn Suspend>>) -> Self {
-        Self { gate, devices, suspended: Mutex::new(false) }
+        Self { gate, state: Mutex::new(State { devices, are_suspended: false }) }
     }
 
     /// Where the vCPUs are held.
@@ -56,19 +60,52 @@ impl Pauser {
     ///
     /// [`PauseError`]; the VM runs on.
     pub fn pause(&self) -> Result<(), PauseError> {
-        let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
-        let paused = self
-            .gate
-            .pause(Holder::User)
-            .map_err(PauseError::from)
-            .and_then(|()| if *suspended { Ok(()) } else { self.suspend(Instant::now() + DEADLINE) });
-        *suspended = paused.is_ok();
+        let mut state = self.lock();
+        let paused = self.gate.pause(Holder::User).map_err(PauseError::from).and_then(|()| {
+            if state.are_suspended { Ok(()) } else { state.suspend(Instant::now() + DEADLINE) }
+        });
+        state.are_suspended = paused.is_ok();
         if paused.is_err() {
             self.gate.resume(Holder::User);
         }
         paused
     }
 
+    /// Resumes all devices, then the vCPUs. Resuming what runs does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError::Device`]: the driver of a device was told that it needs a reset. The VM runs all the same.
+    pub fn resume(&self) -> Result<(), PauseError> {
+        let mut state = self.lock();
+        let mut result = Ok(());
+        if std::mem::take(&mut state.are_suspended) {
+            for device in &state.devices {
+                let resumed = device.resume();
+                if result.is_ok() {
+                    result = resumed;
+                } else {
+                    report(resumed);
+                }
+            }
+        }
+        self.gate.resume(Holder::User);
+        Ok(result?)
+    }
+
+    /// The VM ends: tells all devices to end, and gives them up, so that this keeps none of them alive.
+    pub(crate) fn end(&self) -> Vec<Arc<dyn Suspend>> {
+        let devices = std::mem::take(&mut self.lock().devices);
+        devices.iter().for_each(|device| device.end());
+        devices
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
     /// Suspends all devices, or none.
     fn suspend(&self, deadline: Instant) -> Result<(), PauseError> {
         for (index, device) in self.devices.iter().enumerate() {
@@ -85,28 +122,6 @@ impl Pauser {
             }
         }
         Ok(())
-    }
-
-    /// Resumes all devices, then the vCPUs. Resuming what runs does nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`PauseError::Device`]: the driver of a device was told that it needs a reset. The VM runs all the same.
-    pub fn resume(&self) -> Result<(), PauseError> {
-        let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut result = Ok(());
-        if std::mem::take(&mut *suspended) {
-            for device in &self.devices {
-                let resumed = device.resume();
-                if result.is_ok() {
-                    result = resumed;
-                } else {
-                    report(resumed);
-                }
-            }
-        }
-        self.gate.resume(Holder::User);
-        Ok(result?)
     }
 }
 
@@ -217,7 +232,10 @@ mod tests {
     fn a_device_that_was_suspended_too_late_is_resumed_as_well() {
         let (pauser, _devices, log) = rig();
         pauser.gate().pause(Holder::User).unwrap();
-        assert!(matches!(pauser.suspend(Instant::now() - Duration::from_nanos(1)), Err(PauseError::TooSlow)));
+        assert!(matches!(
+            pauser.lock().suspend(Instant::now() - Duration::from_nanos(1)),
+            Err(PauseError::TooSlow)
+        ));
         assert_eq!(logged(&log), "suspend a, resume a");
     }
 

@@ -16,6 +16,7 @@ use crate::arch::current::layout;
 use crate::arch::current::mp_table;
 use crate::arch::current::registers::{self};
 use crate::arch::current::vcpu::Processor;
+use crate::background::Background;
 use crate::console::Console;
 use crate::control::ControlServer;
 use crate::device_manager::{
@@ -138,8 +139,9 @@ fn assemble(
 
     let gate = Arc::new(Gate::new(config.cpus));
     let pauser = Arc::new(Pauser::new(gate.clone(), suspends));
+    let background = Background::start().map_err(VmError::host("start a thread"))?;
     if let Some(supervisor) = &frontend.supervisor {
-        supervisor.watch(exit.clone(), power_button.clone(), pauser.clone());
+        supervisor.watch(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
     }
     let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
     let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
@@ -149,7 +151,7 @@ fn assemble(
         let pauser = pauser.clone();
         let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
         let handle = Arc::new(handle.with_balloon(balloon).with_disks(disks));
-        subscribers.push(Box::new(ControlServer::new(&directory.join(CONTROL_SOCKET), handle)?));
+        subscribers.push(Box::new(ControlServer::new(&directory.join(CONTROL_SOCKET), handle, background)?));
     }
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
     for subscriber in subscribers {
@@ -203,7 +205,7 @@ impl Vm {
             helpers,
             console,
             given,
-            pauser: _,
+            pauser,
             memory: _,
             vm,
             teardown,
@@ -217,8 +219,8 @@ impl Vm {
         drop(debugger);
         console.flush();
         let reason = end_of(&shared.exit, &console, given);
-        drop(events);
-        drop(shared);
+        let devices = pauser.end();
+        devices::virtio::drop_together(|| drop((events, shared, devices)));
         drop(helpers);
         console.finish();
         drop(vm);

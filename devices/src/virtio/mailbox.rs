@@ -5,6 +5,7 @@
 //! ends when [`Mailbox::is_closed`] says so. The device's methods, which run on vCPU threads and on the event loop,
 //! [`call`](DeviceThread::call) it.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -21,6 +22,24 @@ use crate::lock;
 /// How long a thread may take to answer. A healthy one takes less than a millisecond, or as long as the host's storage
 /// does.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// When the devices that this thread drops have to have ended.
+    static DROP_BY: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Has `drop_devices` drop devices, whose threads have as long as that of one device to end: 5 s, however many there are.
+/// Tell all of them before ([`Suspend::end`](crate::Suspend::end)), so that they finish at the same time. Those that do
+/// not end by then are left behind.
+pub fn drop_together(drop_devices: impl FnOnce()) {
+    drop_by(Instant::now() + DEADLINE, drop_devices);
+}
+
+fn drop_by(deadline: Instant, drop_devices: impl FnOnce()) {
+    let before = DROP_BY.replace(Some(deadline));
+    drop_devices();
+    DROP_BY.set(before);
+}
 
 /// Why a thread gave no answer.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -271,7 +290,8 @@ impl<C, R> DeviceThread<C, R> {
 
     /// Waits for the thread's end up to the deadline, and says whether it came.
     fn wait_for_end(&self) -> bool {
-        let end = Instant::now() + self.deadline;
+        let own = Instant::now() + self.deadline;
+        let end = DROP_BY.get().map_or(own, |shared| shared.min(own));
         let mut queue = lock(&self.shared.queue);
         while !queue.has_ended {
             let left = end.saturating_duration_since(Instant::now());
@@ -331,6 +351,35 @@ mod tests {
         let shared = Arc::clone(&thread.shared);
         drop(thread);
         assert!(lock(&shared.queue).has_ended);
+    }
+
+    /// A thread that does not end until it is let.
+    fn stuck(release: &Arc<std::sync::Barrier>) -> DeviceThread<(), ()> {
+        let release = release.clone();
+        DeviceThread::with_deadline("stuck", Duration::from_secs(60), move |_mailbox| {
+            release.wait();
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn any_number_of_stuck_threads_that_are_dropped_together_costs_one_deadline() {
+        let release = Arc::new(std::sync::Barrier::new(9));
+        let threads = [(); 8].map(|()| stuck(&release));
+        let good = doubler();
+        let state = Arc::clone(&good.shared);
+        good.close();
+        let start = Instant::now();
+        drop_by(start + Duration::from_millis(200), || {
+            drop(threads);
+            // Told before, it has ended meanwhile, and is not left behind for the others' sake.
+            drop(good);
+        });
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(200) && took < Duration::from_secs(30), "{took:?}");
+        assert!(lock(&state.queue).has_ended);
+        assert_eq!(DROP_BY.get(), None);
+        release.wait();
     }
 
     #[test]

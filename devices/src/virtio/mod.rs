@@ -34,7 +34,7 @@ pub mod transport;
 pub mod vhost_user;
 pub mod vsock;
 
-pub use mailbox::CallError;
+pub use mailbox::{CallError, drop_together};
 pub use queue::{Budget, Head, MAX_CHAIN, Meter, Queue, QueueState, Spent};
 
 /// Raises a device's interrupts in whatever way its transport has.
@@ -181,6 +181,8 @@ pub trait VirtioDevice: Send {
     ///
     /// [`ActivateError`]: the device can't go on.
     fn resume(&mut self, activation: Option<Activation>, state: Self::State) -> Result<(), ActivateError>;
+    /// The VM ends: a device with threads tells them to finish what is in flight and to end, and does not wait for them.
+    fn end(&mut self) {}
     /// The state now; it is complete while the device is suspended.
     fn state(&self) -> Self::State;
     /// The driver made buffers available on queue `index`. Called for an inactive device too.

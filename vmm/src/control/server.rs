@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use super::connection::{Answer, Connection, Next};
 use super::request::Request;
 use super::response::Response;
 use super::router::{Outcome, Task, route};
+use crate::background::Background;
 use crate::handle::VmHandle;
 
 /// The most connections; one more takes the place of another.
@@ -50,19 +51,11 @@ pub struct ControlServer {
     listener_paused: bool,
 }
 
-/// A request that may take its time.
-struct Job {
-    /// The connection that the answer goes to.
-    serial: Serial,
-    run: Task,
-    /// Gone where the client has gone and nothing but the answer was asked for.
-    wanted: Option<Weak<()>>,
-}
-
-/// The thread for requests that may take their time. It serves one after the other, and ends with the server, once the
-/// request that it works on is answered.
+/// Requests that may take their time, which the background thread answers one after the other.
 struct LateAnswers {
-    jobs: SyncSender<Job>,
+    vm: Arc<VmHandle>,
+    background: Background,
+    sender: Sender<(Serial, Response)>,
     answers: Receiver<(Serial, Response)>,
     /// There is an answer.
     event: Arc<EventFd>,
@@ -71,16 +64,16 @@ struct LateAnswers {
 }
 
 impl ControlServer {
-    /// Makes the socket at `path`, for this user alone, and serves `vm` on it.
+    /// Makes the socket at `path`, for this user alone, and serves `vm` on it, with `background` for what takes its time.
     ///
     /// # Errors
     ///
     /// [`ControlError`].
-    pub fn new(path: &Path, vm: Arc<VmHandle>) -> Result<Self, ControlError> {
+    pub fn new(path: &Path, vm: Arc<VmHandle>, background: Background) -> Result<Self, ControlError> {
         let listener = ListeningSocket::listen(path, BACKLOG, SocketFlags::NONBLOCK)
             .map_err(|source| ControlError::Socket { path: path.to_owned(), source })?;
         let timer = Timer::new().map_err(ControlError::Setup)?;
-        let late = LateAnswers::start(vm.clone()).map_err(ControlError::Setup)?;
+        let late = LateAnswers::new(vm.clone(), background).map_err(ControlError::Setup)?;
         Ok(Self {
             listener,
             vm,
@@ -232,36 +225,31 @@ impl Drop for ControlServer {
 }
 
 impl LateAnswers {
-    fn start(vm: Arc<VmHandle>) -> io::Result<Self> {
+    fn new(vm: Arc<VmHandle>, background: Background) -> io::Result<Self> {
         let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        // One is being worked on. A client that is gone leaves its request behind, so that there may be more of them
-        // than connections.
-        let (jobs, asked) = mpsc::sync_channel::<Job>(MAX_CONNECTIONS - 1);
         let (sender, answers) = mpsc::channel();
-        let wake = event.clone();
-        devices::thread("control").spawn(move || {
-            while let Ok(Job { serial, run, wanted }) = asked.recv() {
-                if wanted.is_some_and(|client| client.strong_count() == 0) {
-                    continue;
-                }
-                // The server is gone where nobody takes it, and the event is full only where it is being read.
-                let _ = sender.send((serial, run(&vm)));
-                let _ = wake.write(1);
-            }
-        })?;
-        Ok(Self { jobs, answers, event, waiting: BTreeMap::new() })
+        Ok(Self { vm, background, sender, answers, event, waiting: BTreeMap::new() })
     }
 
     /// Has `run` done; where it `changes` something, also when the client goes before.
     fn ask(&mut self, serial: Serial, run: Task, changes: bool) -> Answer {
         let client = Arc::new(());
         let wanted = (!changes).then(|| Arc::downgrade(&client));
-        match self.jobs.try_send(Job { serial, run, wanted }) {
-            Ok(()) => {
-                self.waiting.insert(serial, client);
-                Answer::Later
+        let (vm, sender, wake) = (self.vm.clone(), self.sender.clone(), self.event.clone());
+        let job = Box::new(move || {
+            // The client has gone, and asked for nothing but the answer.
+            if wanted.is_some_and(|client: Weak<()>| client.strong_count() == 0) {
+                return;
             }
-            Err(_) => Answer::Ready(Response::fault(503, "too many requests are waiting: try again later")),
+            // The server is gone where nobody takes it, and the event is full only where it is being read.
+            let _ = sender.send((serial, run(&vm)));
+            let _ = wake.write(1);
+        });
+        if self.background.run(job) {
+            self.waiting.insert(serial, client);
+            Answer::Later
+        } else {
+            Answer::Ready(Response::fault(503, "too many requests are waiting: try again later"))
         }
     }
 }

@@ -8,6 +8,7 @@ mod policy;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use self::policy::{Limits, Request};
 
 use self::policy::{Policy, Step};
+use crate::background::Background;
 use crate::exit::{ExitReason, ExitSlot};
 use crate::pause::Pauser;
 use crate::power_button::PowerButton;
@@ -39,6 +41,9 @@ struct Target {
     exit: Arc<ExitSlot>,
     button: Arc<PowerButton>,
     pauser: Arc<Pauser>,
+    background: Background,
+    /// The background thread has been asked to resume the VM and has not yet.
+    resuming: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -111,9 +116,16 @@ impl Supervisor {
 }
 
 impl Requests {
-    /// Supervises the VM that ends by `exit`, has the power button `button`, and is resumed by `pauser`.
-    pub(crate) fn watch(&self, exit: Arc<ExitSlot>, button: Arc<PowerButton>, pauser: Arc<Pauser>) {
-        let target = Target { exit, button, pauser };
+    /// Supervises the VM that ends by `exit`, has the power button `button`, and is resumed by `pauser` on the thread of
+    /// `background`.
+    pub(crate) fn watch(
+        &self,
+        exit: Arc<ExitSlot>,
+        button: Arc<PowerButton>,
+        pauser: Arc<Pauser>,
+        background: Background,
+    ) {
+        let target = Target { exit, button, pauser, background, resuming: Arc::default() };
         self.0.tell(|inbox| inbox.target = Some(target));
     }
 }
@@ -236,13 +248,22 @@ impl Worker {
         }
     }
 
-    /// Presses the power button of a guest that runs: one that is paused could not react.
+    /// Presses the power button, and resumes a guest that is paused, as it could not react. That may take seconds, in
+    /// which a second request has to be heard.
     fn resume_and_press(&self) {
         let Some(target) = &self.target else { return };
-        if target.pauser.gate().is_paused()
-            && let Err(error) = target.pauser.resume()
-        {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a device did not go on");
+        if target.pauser.gate().is_paused() && !target.resuming.swap(true, Ordering::SeqCst) {
+            let (pauser, resuming) = (target.pauser.clone(), target.resuming.clone());
+            let resume = move || {
+                if let Err(error) = pauser.resume() {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a device did not go on");
+                }
+                resuming.store(false, Ordering::SeqCst);
+            };
+            if !target.background.run(Box::new(resume)) {
+                // Too many requests are waiting; it is tried again with the next press.
+                target.resuming.store(false, Ordering::SeqCst);
+            }
         }
         if let Err(error) = target.button.press() {
             tracing::warn!(%error, "cannot press the guest's power button");
@@ -274,8 +295,11 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc::{Receiver, channel};
+
+    use devices::{Section, Suspend, SuspendError};
 
     use super::*;
     use crate::vcpu::Gate;
@@ -294,8 +318,53 @@ mod tests {
         let (exit, presses) = (Arc::new(ExitSlot::new().unwrap()), Arc::new(AtomicUsize::new(0)));
         let button = Arc::new(PowerButton::new(Default::default(), presses.clone()).unwrap());
         let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(1)), Vec::new()));
-        supervisor.requests().watch(exit.clone(), button, pauser);
+        supervisor.requests().watch(exit.clone(), button, pauser, Background::start().unwrap());
         (exit, presses)
+    }
+
+    /// A device that does not resume until it is let.
+    struct Stuck(Arc<Barrier>);
+
+    impl Suspend for Stuck {
+        fn suspend(&self) -> Result<(), SuspendError> {
+            Ok(())
+        }
+        fn save(&self) -> Result<Section, SuspendError> {
+            Err(SuspendError::NotSuspended("stuck".into()))
+        }
+        fn restore(&self, _section: &Section) -> Result<(), SuspendError> {
+            Ok(())
+        }
+        fn resume(&self) -> Result<(), SuspendError> {
+            self.0.wait();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_second_request_is_heard_while_a_device_does_not_resume() {
+        let (supervisor, ended) = supervisor(LIMITS);
+        let (exit, presses) = (Arc::new(ExitSlot::new().unwrap()), Arc::new(AtomicUsize::new(0)));
+        let button = Arc::new(PowerButton::new(Default::default(), presses.clone()).unwrap());
+        let released = Arc::new(Barrier::new(2));
+        let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(1)), vec![Arc::new(Stuck(released.clone()))]));
+        pauser.pause().unwrap();
+        let background = Background::start().unwrap();
+        supervisor.requests().watch(exit.clone(), button, pauser.clone(), background);
+        supervisor.requests().signal(libc::SIGTERM);
+        let start = Instant::now();
+        while presses.load(Ordering::SeqCst) < 2 {
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "the supervisor does not press the button again"
+            );
+            std::thread::yield_now();
+        }
+        assert!(pauser.gate().is_paused());
+        supervisor.requests().signal(libc::SIGINT);
+        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap();
+        assert_eq!((reason, pauser.gate().is_paused()), (ExitReason::Signal(libc::SIGINT), true));
+        released.wait();
     }
 
     #[test]

@@ -172,6 +172,10 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn end(&mut self) {
+        self.thread.close();
+    }
+
     fn state(&self) -> BlockState {
         BlockState {
             sectors: self.disk.sectors(),

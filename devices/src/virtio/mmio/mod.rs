@@ -158,6 +158,10 @@ impl<D: VirtioDevice> Suspend for MmioTransport<D> {
     fn resume(&self) -> Result<(), SuspendError> {
         self.0.resume()
     }
+
+    fn end(&self) {
+        self.0.end();
+    }
 }
 
 impl<D: VirtioDevice> BusDevice for MmioTransport<D> {

@@ -318,6 +318,10 @@ impl Drop for Net {
 impl VirtioDevice for Net {
     type State = NetState;
 
+    fn end(&mut self) {
+        self.threads.iter().for_each(DeviceThread::close);
+    }
+
     fn device_type(&self) -> u32 {
         VIRTIO_ID_NET
     }

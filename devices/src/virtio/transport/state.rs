@@ -124,6 +124,13 @@ impl<D: VirtioDevice> Suspend for Transport<D> {
         Ok(())
     }
 
+    fn end(&self) {
+        // One that is held is busy with a message to its thread, and ends when it is dropped.
+        if let Ok(mut device) = self.device.try_lock() {
+            device.end();
+        }
+    }
+
     fn resume(&self) -> Result<(), SuspendError> {
         let mut setup = lock(&self.setup);
         let Some(Suspended { queues, restored }) = setup.suspended.take() else { return Ok(()) };

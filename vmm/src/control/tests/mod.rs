@@ -22,6 +22,7 @@ use instance::{Client, Identity, api};
 use tempfile::TempDir;
 
 use super::*;
+use crate::background::Background;
 use crate::device_manager::Subscriber;
 use crate::exit::ExitSlot;
 use crate::handle::VmHandle;
@@ -112,7 +113,7 @@ impl Server {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         let (vm, presses, exit) = vm(config);
-        let server = ControlServer::new(&path, vm.clone()).unwrap();
+        let server = ControlServer::new(&path, vm.clone(), Background::start().unwrap()).unwrap();
         let ends = Arc::new(AtomicBool::new(false));
         let has_ended = ends.clone();
         let thread = std::thread::spawn(move || {
