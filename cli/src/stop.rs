@@ -25,18 +25,23 @@ pub struct StopCommand {
     #[arg(required = true, value_name = "VM")]
     vms: Vec<String>,
 
-    /// Seconds that the guest has to power off before it is killed
-    #[arg(long, short, value_name = "SECONDS", default_value_t = 10, value_parser = crate::values::seconds)]
-    time: u64,
+    /// Seconds that the guest has to power off before it is killed [default: the VM's own --stop-timeout]
+    #[arg(long, short, value_name = "SECONDS", value_parser = crate::values::seconds)]
+    time: Option<u64>,
 }
 
 impl StopCommand {
     /// Shuts down the VMs.
     pub fn run(self) -> ExitCode {
-        targets::each(&self.vms, |vm| stop(vm, Duration::from_secs(self.time)))
+        targets::each(&self.vms, |vm| {
+            let own = vm.record.config.stop_timeout_ms.map_or(DEFAULT, Duration::from_millis);
+            stop(vm, self.time.map_or(own, Duration::from_secs))
+        })
     }
 }
 
+/// How long a guest has whose record does not say it: as long as one that was booted without --stop-timeout.
+const DEFAULT: Duration = Duration::from_secs(10);
 /// How often the power button is pressed: what listens to it in the guest may not have started yet.
 const PRESS_AGAIN: Duration = Duration::from_secs(1);
 

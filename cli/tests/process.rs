@@ -14,9 +14,15 @@ mod image;
 mod job_control;
 #[path = "process/signals.rs"]
 mod signals;
+#[path = "process/stalled_files.rs"]
+mod stalled_files;
+#[path = "process/stuck.rs"]
+mod stuck;
 #[path = "process/system_calls.rs"]
 mod system_calls;
 #[path = "process/terminal.rs"]
 mod terminal;
+#[path = "process/tiny.rs"]
+mod tiny;
 #[path = "process/vm.rs"]
 mod vm;

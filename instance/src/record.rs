@@ -42,6 +42,9 @@ pub struct Summary {
     pub kernel: String,
     /// The path of the root file system's disk.
     pub rootfs: Option<String>,
+    /// How long the guest has to power off when it is asked to, in milliseconds; `None` in records of older versions.
+    #[serde(default)]
+    pub stop_timeout_ms: Option<u64>,
 }
 
 /// What is wrong with a record.
@@ -100,7 +103,7 @@ mod tests {
             name,
             process: Process { pid: 1, start_time: 2, boot_id: "x".into() },
             created: 3,
-            config: Summary { cpus: 4, memory: 5, kernel, rootfs: None },
+            config: Summary { cpus: 4, memory: 5, kernel, rootfs: None, stop_timeout_ms: Some(1500) },
         }
     }
 

@@ -15,7 +15,8 @@ fn claim_at(registry: Registry, name: Option<&str>, id: Option<&str>) -> Result<
         name: name.map(|name| name.parse().unwrap()),
         directory: None,
     };
-    let summary = Summary { cpus: 1, memory: 512 << 20, kernel: "vmlinux".into(), rootfs: None };
+    let summary =
+        Summary { cpus: 1, memory: 512 << 20, kernel: "vmlinux".into(), rootfs: None, stop_timeout_ms: None };
     Instance::claim_at(registry, &identity, summary)
 }
 

@@ -65,6 +65,24 @@ fn a_vm_runs_without_a_directory_and_the_message_says_how_where_there_can_be_non
 }
 
 #[test]
+fn stop_waits_as_long_as_the_vms_own_stop_timeout_says() {
+    let Some(place) = Place::new(IDLE) else { return };
+    for (own, given, least) in [
+        ("1500ms", &[][..], Duration::from_millis(1500)),
+        ("1h", &["--time", "2"][..], Duration::from_secs(2)),
+        ("1h", &["--time", "0"][..], Duration::ZERO),
+    ] {
+        let vm = place.start(&["--stop-timeout", own]);
+        let start = Instant::now();
+        let output = place.mvm().args(["stop", "vm"]).args(given).output().unwrap();
+        let took = start.elapsed();
+        assert!(text(&output).contains("killed after"), "{own}: {}", text(&output));
+        assert!(took >= least && took < least + QUICK, "{own} {given:?}: {took:?}");
+        assert_eq!(vm.finish().0, Some(137), "{own}");
+    }
+}
+
+#[test]
 fn a_vm_whose_directory_was_removed_ends_by_signals() {
     let Some(place) = Place::new(IDLE) else { return };
     let vm = place.start(&["--stop-timeout", "0s"]);

@@ -315,6 +315,7 @@ impl From<&VmConfig> for Summary {
             memory: config.memory.bytes(),
             kernel: text(&config.kernel),
             rootfs: config.rootfs.as_ref().map(|disk| text(&disk.path)),
+            stop_timeout_ms: u64::try_from(config.stop_timeout.duration().as_millis()).ok(),
         }
     }
 }

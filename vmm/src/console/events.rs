@@ -1,4 +1,4 @@
-//! The console's part of the event loop: who types, who looks on, and the log.
+//! The console's part of the event loop: keyboard, clients of the console socket, and the log.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
@@ -34,12 +34,12 @@ pub struct ConsoleEvents {
 }
 
 impl ConsoleEvents {
-    /// A console that nobody types at and nobody looks on, whose input goes to `port`.
+    /// A console without a keyboard and without clients, whose input goes to `port`.
     pub(super) fn new(hub: &Arc<Hub>, port: InputPort) -> Self {
         Self { hub: Arc::clone(hub), port, keyboard: None, log: None, server: None }
     }
 
-    /// Lets `source` type. Where it `is_terminal`, it has an escape character, by which the user can end the VM
+    /// Adds the keyboard `source`. If it `is_terminal`, it has an escape character, with which the user can end the VM
     /// through `exit`.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl ConsoleEvents {
         Ok(())
     }
 
-    /// Lets others look on and type by a socket in `directory`, which is the VM's own.
+    /// Adds the console socket, in `directory`, which is the VM's own.
     ///
     /// # Errors
     ///
@@ -123,7 +123,7 @@ impl MutEventSubscriber for ConsoleEvents {
 
 impl Drop for ConsoleEvents {
     fn drop(&mut self) {
-        // What the guest said last; the server sends it to its clients as it ends.
+        // The last output of the guest; the server sends it to its clients when it is dropped.
         self.output();
     }
 }
@@ -144,22 +144,22 @@ mod tests {
     use super::super::ring::CAPACITY;
     use super::*;
 
-    struct Nobody;
+    struct Ignored;
 
-    impl Interrupt for Nobody {
+    impl Interrupt for Ignored {
         fn trigger(&self) -> io::Result<()> {
             Ok(())
         }
     }
 
-    impl MachineEvents for Nobody {
+    impl MachineEvents for Ignored {
         fn report(&self, _: MachineEvent) {}
     }
 
     /// A serial port, open where a guest is to read from it.
     fn serial(open: bool) -> (Serial, InputPort) {
         use devices::BusDevice;
-        let serial = Serial::new(Arc::new(Nobody), Arc::new(Nobody), Box::new(io::sink())).unwrap();
+        let serial = Serial::new(Arc::new(Ignored), Arc::new(Ignored), Box::new(io::sink())).unwrap();
         if open {
             serial.write(4, &[1]);
             serial.write(1, &[1]);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_does_not_read_holds_up_neither_the_guest_nor_others() {
+    fn a_client_that_does_not_read_delays_neither_the_guest_nor_other_clients() {
         let directory = tempfile::tempdir().unwrap();
         let hub = Hub::new().unwrap();
         let mut console = ConsoleEvents::new(&hub, serial(false).1);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_type_and_go_are_heard_and_more_than_the_places_are_not_admitted() {
+    fn input_of_a_client_that_has_gone_is_delivered_and_at_most_16_clients_are_connected() {
         let directory = tempfile::tempdir().unwrap();
         let hub = Hub::new().unwrap();
         let (serial, port) = serial(true);
@@ -241,7 +241,7 @@ mod tests {
             let room = 100 - input.len();
             input.extend(typed(&serial, room).into_iter().filter(|byte| *byte == b'a'));
         }
-        // Those who are there keep their places; nobody else has one.
+        // Clients that are connected stay so; no more are accepted.
         let mut clients: Vec<_> = (0..17).map(|_| connect()).collect();
         let last = clients.last_mut().unwrap();
         last.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_obeyed_though_the_guest_reads_nothing() {
+    fn an_escape_command_works_though_the_guest_reads_no_input() {
         let (keys, mut typist) = io::pipe().unwrap();
         let exit = Arc::new(ExitSlot::new().unwrap());
         let mut console = ConsoleEvents::new(&Hub::new().unwrap(), serial(false).1);

@@ -14,7 +14,7 @@ use devices::Timer;
 use devices::metrics::Metrics;
 use devices::virtio::console::ConsoleSink;
 
-use super::patience::Patience;
+use super::reader_credit::ReaderCredit;
 use super::ring::{CAPACITY, HISTORY, Ring};
 
 /// How long output may wait for more: too short to be seen, long enough for many bytes.
@@ -38,7 +38,7 @@ struct State {
     positions: Vec<Option<u64>>,
     /// The reader that a device with flow control waits for: the one that writes what the user asked for.
     awaited: Option<usize>,
-    patience: Patience,
+    credit: ReaderCredit,
     /// The timer of the batch is set.
     ticking: bool,
     /// It is time for the awaited reader to read.
@@ -86,7 +86,7 @@ impl Hub {
             ring: Ring::new(CAPACITY),
             positions: Vec::new(),
             awaited: None,
-            patience: Patience::new(),
+            credit: ReaderCredit::new(),
             ticking: false,
             due: false,
             closed: false,
@@ -209,7 +209,7 @@ impl Hub {
         self.add_reader(&mut state, recent)
     }
 
-    /// The reader that devices wait for, as far as [`Patience`] allows. There is one at most; a later one takes its place.
+    /// The reader that devices wait for, as long as its [`ReaderCredit`] lasts. There is one at most; a later one takes its place.
     pub(super) fn awaited_reader(self: &Arc<Self>) -> Reader {
         let reader = self.reader();
         self.lock().awaited = Some(reader.slot);
@@ -253,10 +253,10 @@ impl ConsoleSink for Output {
         let free = CAPACITY.saturating_sub(unread);
         let now = Instant::now();
         if free > 0 {
-            state.patience.stop(now);
+            state.credit.stop(now);
             return free;
         }
-        match state.patience.wait(now) {
+        match state.credit.wait(now) {
             Some(left) => {
                 self.0.set_room_timer(left);
                 0
@@ -300,7 +300,7 @@ impl Reader {
         }
         if state.awaited == Some(self.slot) {
             state.due &= position < end;
-            if state.patience.read(taken.length, Instant::now()) {
+            if state.credit.read(taken.length, Instant::now()) {
                 self.hub.set_room_timer(Duration::ZERO);
             }
         }
@@ -405,14 +405,14 @@ mod tests {
     }
 
     #[test]
-    fn a_device_waits_for_room_as_long_as_patience_lasts_and_then_no_more() {
+    fn a_device_waits_for_room_as_long_as_credit_lasts_and_then_no_more() {
         let hub = Hub::new().unwrap();
         hub.add_flow_control().unwrap();
         let (mut output, reader) = (Output::new(&hub), hub.awaited_reader());
         assert_eq!(output.room(), CAPACITY);
         output.write_all(&[0; CAPACITY]).unwrap();
         assert_eq!(output.room(), 0);
-        assert!(is_readable(output.room_fd(), Duration::from_secs(10)), "patience has an end");
+        assert!(is_readable(output.room_fd(), Duration::from_secs(10)), "credit has an end");
         output.acknowledge();
         // The timer may go off a little early by the other clock.
         while output.room() == 0 {

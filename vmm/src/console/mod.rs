@@ -10,7 +10,7 @@ mod hub;
 mod input;
 mod keyboard;
 mod log;
-mod patience;
+mod reader_credit;
 mod ring;
 mod server;
 mod sink;

@@ -1,9 +1,9 @@
-//! The gate between the vCPUs and the guest: who holds a vCPU there keeps it out of the guest.
+//! The pause gate: keeps vCPUs out of the guest.
 //!
 //! Each vCPU has a word with a bit for every [`Holder`]. Its thread reads that word before it enters the guest, which
-//! is all that the gate costs a running VM. While a bit is set the thread *stands*: it has completed the instruction
-//! whose exit it handled last, its registers can be read and changed, and it runs what others want done to its
-//! descriptor, for KVM wants the calls of a vCPU to come from one thread (KVM API, 2).
+//! is all that the gate costs a running VM. While a bit is set the thread is *parked*: it has completed the instruction
+//! whose exit it handled last, its registers can be read and changed, and it makes the calls on its descriptor that
+//! other threads ask for, as the ioctls of a vCPU have to come from one thread (KVM API, 2).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,10 +18,10 @@ use super::kick;
 
 /// A vCPU leaves the guest within microseconds of the signal. It is sent again for hosts that lose an interrupt.
 const KICK_INTERVAL: Duration = Duration::from_millis(20);
-/// A device may keep a vCPU's thread for as long as its host's disk takes; this is for one that never comes back.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a vCPU may take to park. Its thread may be in a device, which takes as long as the host's disk does.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For whose sake a vCPU is held. Each lets go for itself alone: a debugger's stop outlasts a `resume`.
+/// Who holds a vCPU. It runs when no holder is left: a debugger's stop outlasts a `resume`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Holder {
@@ -36,45 +36,45 @@ pub enum Holder {
 /// Why the gate could not do what was asked.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum GateError {
-    /// A vCPU did not leave the guest, or what its exit asked of a device takes for ever.
+    /// A vCPU did not leave the guest, or its thread is in a device that does not return.
     #[error("vCPU {0} does not stop: it waits for one of its devices")]
     StillRunning(usize),
     /// There is no such vCPU, it runs, or its thread has not started or has ended.
     #[error("vCPU {0} is not paused")]
-    NotStanding(usize),
+    NotPaused(usize),
 }
 
-/// What somebody wants done to a vCPU that stands.
+/// A call on the descriptor of a parked vCPU.
 type Work = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 
-/// The gate of a VM. All of it can be called from any thread; what waits says so.
+/// The pause gate of a VM. Any thread may call it; methods that wait say so.
 pub struct Gate {
     /// A word of [`Holder`]s for each vCPU.
     held: Box<[AtomicU8]>,
     state: Mutex<State>,
-    /// Wakes those who wait at the gate.
+    /// Wakes parked vCPUs.
     vcpus: Condvar,
-    /// Wakes those who wait for vCPUs to stand.
+    /// Wakes threads that wait for vCPUs to park.
     waiters: Condvar,
 }
 
 struct State {
-    seats: Vec<Seat>,
-    /// How many wait for vCPUs to stand. A wake-up is a system call, even where nobody sleeps.
+    slots: Vec<Slot>,
+    /// How many threads wait for vCPUs to park. A wake-up is a system call even if none waits.
     waiting: usize,
-    /// The VM ends: nobody waits any more.
+    /// The VM ends: no thread waits any more.
     ended: bool,
 }
 
-/// What is known of a vCPU's thread.
+/// A vCPU's thread.
 #[derive(Default)]
-struct Seat {
+struct Slot {
     /// There is a thread, or will be in a moment.
     expected: bool,
     /// The thread, from when it starts until it ends.
     thread: Option<kick::Thread>,
     /// It waits at the gate.
-    standing: bool,
+    parked: bool,
     work: VecDeque<Work>,
 }
 
@@ -84,7 +84,7 @@ impl Gate {
         Self {
             held: (0..cpus).map(|_| AtomicU8::new(0)).collect(),
             state: Mutex::new(State {
-                seats: (0..cpus).map(|_| Seat::default()).collect(),
+                slots: (0..cpus).map(|_| Slot::default()).collect(),
                 waiting: 0,
                 ended: false,
             }),
@@ -99,19 +99,19 @@ impl Gate {
     }
 
     /// Holds all vCPUs and returns once none is in the guest. It may come before they start: then they start held.
-    /// Holding what is held already, or what has ended, is no error.
+    /// Holding vCPUs that are held already, or have ended, succeeds.
     ///
-    /// A vCPU's own thread must not call it, for it would wait for itself; see [`Self::hold`].
+    /// A vCPU's own thread must not call it, as it would wait for itself; see [`Self::hold`].
     ///
     /// # Errors
     ///
     /// [`GateError::StillRunning`] after ten seconds; the vCPUs stay held.
     pub fn pause(&self, holder: Holder) -> Result<(), GateError> {
         self.hold(holder);
-        self.wait_until_standing()
+        self.wait_until_parked()
     }
 
-    /// Holds all vCPUs, without waiting until they stand.
+    /// Holds all vCPUs, without waiting until they are parked.
     pub fn hold(&self, holder: Holder) {
         for word in &self.held {
             word.fetch_or(holder as u8, Ordering::SeqCst);
@@ -119,23 +119,23 @@ impl Gate {
         self.lock().kick();
     }
 
-    /// Waits until all vCPUs stand that somebody holds, or the VM ends.
+    /// Waits until all held vCPUs are parked, or the VM ends.
     ///
     /// # Errors
     ///
     /// [`GateError::StillRunning`] after ten seconds.
-    pub fn wait_until_standing(&self) -> Result<(), GateError> {
+    pub fn wait_until_parked(&self) -> Result<(), GateError> {
         let start = Instant::now();
         let mut state = self.lock();
         loop {
-            let runs = |(word, seat): (&AtomicU8, &Seat)| {
-                seat.expected && !seat.standing && word.load(Ordering::SeqCst) != 0
+            let runs = |(word, slot): (&AtomicU8, &Slot)| {
+                slot.expected && !slot.parked && word.load(Ordering::SeqCst) != 0
             };
-            let Some(running) = self.held.iter().zip(&state.seats).position(runs) else { return Ok(()) };
+            let Some(running) = self.held.iter().zip(&state.slots).position(runs) else { return Ok(()) };
             if state.ended {
                 return Ok(());
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > PAUSE_TIMEOUT {
                 return Err(GateError::StillRunning(running));
             }
             let timed_out;
@@ -155,7 +155,7 @@ impl Gate {
         }
     }
 
-    /// Lets all vCPUs go as far as `holder` is concerned; they run once nobody holds them.
+    /// Releases all vCPUs that `holder` holds; those that no other holder holds run.
     pub fn resume(&self, holder: Holder) {
         for word in &self.held {
             word.fetch_and(!(holder as u8), Ordering::SeqCst);
@@ -163,7 +163,7 @@ impl Gate {
         self.wake();
     }
 
-    /// Lets go of one vCPU as far as `holder` is concerned. One that there is not stays as it is.
+    /// Releases one vCPU that `holder` holds. A number without a vCPU has no effect.
     pub fn resume_one(&self, holder: Holder, vcpu: usize) {
         if let Some(word) = self.held.get(vcpu) {
             word.fetch_and(!(holder as u8), Ordering::SeqCst);
@@ -171,7 +171,7 @@ impl Gate {
         self.wake();
     }
 
-    /// Whether somebody holds every vCPU.
+    /// Whether every vCPU is held.
     pub fn is_paused(&self) -> bool {
         self.held.iter().all(|word| word.load(Ordering::SeqCst) != 0)
     }
@@ -181,11 +181,11 @@ impl Gate {
         self.held.iter().all(|word| word.load(Ordering::SeqCst) & holder as u8 != 0)
     }
 
-    /// Has the thread of a standing vCPU do `work` and returns what comes out. `work` must not wait for the gate.
+    /// Has the thread of a parked vCPU do `work`, and returns its result. `work` must not wait for the gate.
     ///
     /// # Errors
     ///
-    /// [`GateError::NotStanding`], also where the VM ends meanwhile.
+    /// [`GateError::NotPaused`], also if the VM ends meanwhile.
     pub fn with_vcpu<R: Send + 'static>(
         &self,
         vcpu: usize,
@@ -193,41 +193,40 @@ impl Gate {
     ) -> Result<R, GateError> {
         let (sender, result) = mpsc::sync_channel(1);
         let work = Box::new(move |fd: &mut VcpuFd| {
-            // The one who asked waits below.
+            // The caller waits below.
             let _ = sender.send(work(fd));
         });
         {
             let mut state = self.lock();
             let ended = state.ended;
-            match state.seats.get_mut(vcpu) {
-                Some(seat) if seat.standing && !ended => seat.work.push_back(work),
-                _ => return Err(GateError::NotStanding(vcpu)),
+            match state.slots.get_mut(vcpu) {
+                Some(slot) if slot.parked && !ended => slot.work.push_back(work),
+                _ => return Err(GateError::NotPaused(vcpu)),
             }
             self.vcpus.notify_all();
         }
         // The thread leaves the gate only when its work is done or, at the VM's end, dropped, and the sender with it.
-        result.recv().map_err(|_| GateError::NotStanding(vcpu))
+        result.recv().map_err(|_| GateError::NotPaused(vcpu))
     }
 
-    /// Whether a vCPU has to stand before it enters the guest again: the one thing that a running VM asks.
+    /// Whether a vCPU has to park before it enters the guest again. A running VM calls nothing else.
     #[inline]
     pub(super) fn holds(&self, vcpu: usize) -> bool {
-        // One that is not there is none that could be held.
         self.held.get(vcpu).is_some_and(|word| word.load(Ordering::SeqCst) != 0)
     }
 
-    /// Waits at the gate as the thread of `vcpu` until nobody holds it, or the VM ends.
-    pub(super) fn stand(&self, vcpu: usize, fd: &mut VcpuFd) {
-        self.stand_before_start(vcpu, fd);
-        // A guest with KVM's clock sees that time went by without it, so that its watchdogs stay quiet (KVM API,
-        // KVM_KVMCLOCK_CTRL). It fails for a guest without that clock, which needs nothing.
+    /// Parks the calling thread, that of `vcpu`, until it is released or the VM ends.
+    pub(super) fn park(&self, vcpu: usize, fd: &mut VcpuFd) {
+        self.park_before_start(vcpu, fd);
+        // Tells a guest with kvmclock that it was paused, so that its watchdogs do not fire (KVM API,
+        // KVM_KVMCLOCK_CTRL). It fails for a guest without kvmclock, which needs nothing.
         let _ = fd.kvmclock_ctrl();
     }
 
     /// The same for a vCPU that has not run yet: its guest has no clock that time could have gone by.
-    pub(super) fn stand_before_start(&self, vcpu: usize, fd: &mut VcpuFd) {
+    pub(super) fn park_before_start(&self, vcpu: usize, fd: &mut VcpuFd) {
         let mut state = self.lock();
-        state.stands(vcpu, true);
+        state.set_parked(vcpu, true);
         self.wake_waiters(&state);
         loop {
             if let Some(work) = state.next_work(vcpu) {
@@ -240,7 +239,7 @@ impl Gate {
                 state = self.vcpus.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
-        state.stands(vcpu, false);
+        state.set_parked(vcpu, false);
     }
 
     /// The VM ends: wakes parked vCPUs for good, gets the others out of the guest, and returns once their threads have
@@ -250,9 +249,9 @@ impl Gate {
         state.ended = true;
         self.wake_vcpus(&state);
         self.wake_waiters(&state);
-        // Threads that end wake those who wait.
+        // Threads that end wake this one.
         state.waiting += 1;
-        while state.seats.iter().any(|seat| seat.thread.is_some()) {
+        while state.slots.iter().any(|slot| slot.thread.is_some()) {
             state.kick();
             let waited = self.waiters.wait_timeout(state, KICK_INTERVAL);
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -262,16 +261,16 @@ impl Gate {
 
     /// Says that the thread of `vcpu` is about to start, so that a pause waits for it.
     pub(super) fn expect(&self, vcpu: usize) {
-        if let Some(seat) = self.lock().seats.get_mut(vcpu) {
-            seat.expected = true;
+        if let Some(slot) = self.lock().slots.get_mut(vcpu) {
+            slot.expected = true;
         }
     }
 
     /// Makes the calling thread known as that of `vcpu`, until the guard is dropped.
     pub(super) fn enter(&self, vcpu: usize) -> Present<'_> {
-        if let Some(seat) = self.lock().seats.get_mut(vcpu) {
-            seat.expected = true;
-            seat.thread = Some(kick::Thread::current());
+        if let Some(slot) = self.lock().slots.get_mut(vcpu) {
+            slot.expected = true;
+            slot.thread = Some(kick::Thread::current());
         }
         Present { gate: self, vcpu }
     }
@@ -282,7 +281,7 @@ impl Gate {
     }
 
     fn wake_vcpus(&self, state: &State) {
-        if state.seats.iter().any(|seat| seat.standing) {
+        if state.slots.iter().any(|slot| slot.parked) {
             self.vcpus.notify_all();
         }
     }
@@ -299,26 +298,26 @@ impl Gate {
 }
 
 impl State {
-    /// Sends the signal to all threads that don't stand. They can't end meanwhile: that takes the lock.
+    /// Sends the signal to all threads that are not parked. They cannot end meanwhile, as that takes the lock.
     fn kick(&self) {
-        for thread in self.seats.iter().filter(|seat| !seat.standing).filter_map(|seat| seat.thread) {
-            // SAFETY: the seat has the thread only as long as it lives, see `Present`.
+        for thread in self.slots.iter().filter(|slot| !slot.parked).filter_map(|slot| slot.thread) {
+            // SAFETY: the slot has the thread only as long as it lives, see `Present`.
             unsafe { thread.kick() };
         }
     }
 
-    fn stands(&mut self, vcpu: usize, standing: bool) {
-        if let Some(seat) = self.seats.get_mut(vcpu) {
-            seat.standing = standing;
+    fn set_parked(&mut self, vcpu: usize, parked: bool) {
+        if let Some(slot) = self.slots.get_mut(vcpu) {
+            slot.parked = parked;
         }
     }
 
     fn next_work(&mut self, vcpu: usize) -> Option<Work> {
-        self.seats.get_mut(vcpu)?.work.pop_front()
+        self.slots.get_mut(vcpu)?.work.pop_front()
     }
 }
 
-/// That a vCPU's thread lives.
+/// Exists while a vCPU's thread runs.
 pub(super) struct Present<'a> {
     gate: &'a Gate,
     vcpu: usize,
@@ -327,11 +326,11 @@ pub(super) struct Present<'a> {
 impl Drop for Present<'_> {
     fn drop(&mut self) {
         let mut state = self.gate.lock();
-        let seat = state.seats.get_mut(self.vcpu).map(std::mem::take);
+        let slot = state.slots.get_mut(self.vcpu).map(std::mem::take);
         self.gate.wake_waiters(&state);
         drop(state);
-        // Work that was not done is dropped here, without the lock.
-        drop(seat);
+        // Calls that were not made are dropped here, without the lock.
+        drop(slot);
     }
 }
 
@@ -340,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_holder_lets_go_for_itself() {
+    fn each_holder_releases_its_own_hold() {
         let gate = Gate::new(2);
         assert!(!gate.is_paused());
         // Twice has the same effect.
@@ -358,11 +357,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_to_a_vcpu_that_does_not_stand() {
+    fn nothing_is_done_to_a_vcpu_that_is_not_parked() {
         let gate = Gate::new(1);
         gate.pause(Holder::User).unwrap();
         for vcpu in [0, 1, usize::MAX] {
-            assert_eq!(gate.with_vcpu(vcpu, |_| ()), Err(GateError::NotStanding(vcpu)));
+            assert_eq!(gate.with_vcpu(vcpu, |_| ()), Err(GateError::NotPaused(vcpu)));
         }
     }
 

@@ -115,7 +115,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
     let _present = shared.gate.enter(index);
     let counters = shared.counters.get(index).cloned().unwrap_or_default();
     if shared.gate.holds(index) {
-        shared.gate.stand_before_start(index, &mut vcpu);
+        shared.gate.park_before_start(index, &mut vcpu);
     }
     if id == 0 {
         shared.timeline.mark(Phase::FirstInstruction);
@@ -144,7 +144,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
                     counters.interrupted_exits.increment();
                     vcpu.set_kvm_immediate_exit(0);
                     if shared.gate.holds(index) {
-                        shared.gate.stand(index, &mut vcpu);
+                        shared.gate.park(index, &mut vcpu);
                     }
                     continue;
                 }

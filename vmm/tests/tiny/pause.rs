@@ -61,7 +61,7 @@ fn a_guest_stands_still_while_it_is_paused() {
         assert!(!running.gate.is_paused());
     }
     running.read_changed(COUNTER);
-    assert_eq!(running.gate.with_vcpu(0, |_| ()), Err(GateError::NotStanding(0)));
+    assert_eq!(running.gate.with_vcpu(0, |_| ()), Err(GateError::NotPaused(0)));
     stop(running);
 }
 
@@ -86,7 +86,7 @@ fn a_vm_that_is_paused_before_it_starts_waits_at_its_first_instruction() {
     let Some(machine) = Machine::new(counts()) else { return };
     let mut running = machine.cpus(3).run_paused();
     // Some vCPU may not have come to the gate yet.
-    running.gate.wait_until_standing().unwrap();
+    running.gate.wait_until_parked().unwrap();
     while running.gate.with_vcpu(0, |_| ()).is_err() {
         std::thread::yield_now();
     }
@@ -121,7 +121,7 @@ fn a_vm_ends_while_it_is_paused_and_can_be_paused_when_it_has_ended() {
     stop(running);
     gate.pause(Holder::User).unwrap();
     gate.resume(Holder::User);
-    assert_eq!(gate.with_vcpu(0, |_| ()), Err(GateError::NotStanding(0)));
+    assert_eq!(gate.with_vcpu(0, |_| ()), Err(GateError::NotPaused(0)));
 }
 
 guest!(

@@ -341,3 +341,45 @@ fn a_host_that_refuses_io_uring_gets_synchronous_io() {
     // The filter stays with the thread, and those that it starts.
     std::thread::spawn(test).join().unwrap();
 }
+
+/// The limit is that of a process, so that this test runs once more in one of its own.
+#[test]
+fn a_write_beyond_the_limit_of_a_files_size_fails_and_ends_nothing() {
+    use std::os::unix::process::CommandExt;
+    const DISK: &str = "MVM_TEST_LIMITED_DISK";
+    const NAME: &str = "a_write_beyond_the_limit_of_a_files_size_fails_and_ends_nothing";
+    // Sectors 0 to 3 may be written.
+    const LIMIT: u64 = 4 * 512;
+    let Some(path) = std::env::var_os(DISK) else {
+        let file = image(8);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.arg(NAME).arg("--nocapture").env(DISK, file.path());
+        // SAFETY: both calls change the new process alone. mvm ignores the signal as well.
+        unsafe {
+            child.pre_exec(|| {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
+                if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) == 0 {
+                    Ok(())
+                } else {
+                    Err(std::io::Error::last_os_error())
+                }
+            });
+        }
+        // Pipes, as the limit holds for files.
+        let output = child.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{} {said}", output.status);
+        let mut expected = content(image(8).path());
+        expected[..512].fill(9);
+        assert_eq!(content(file.path()), expected);
+        return;
+    };
+    for with in BOTH {
+        let mut rig = Rig::new(with, path.as_ref(), false);
+        assert_eq!(rig.write(0, &[9; 512]).0, 0, "{with:?}");
+        assert_eq!(rig.write(6, &[9; 512]).0, 1, "{with:?}: IOERR");
+        // It goes on.
+        assert_eq!(rig.read(6, 512), (0, 513, vec![7; 512]), "{with:?}");
+    }
+}

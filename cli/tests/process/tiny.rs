@@ -1,0 +1,7 @@
+//! Guests in assembly; see `guest!`.
+
+#[macro_use]
+#[path = "../../../vmm/tests/tiny/guest.rs"]
+pub(crate) mod guest;
+#[path = "../../../vmm/tests/tiny/stuck.rs"]
+pub(crate) mod stuck;
