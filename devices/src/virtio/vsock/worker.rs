@@ -8,7 +8,6 @@ use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::super::events::drain;
 use super::super::mailbox::{DeviceThread, Letter, Mailbox};
 use super::super::{ActivateError, Activation, Queue};
 use super::muxer::{EVENT, Muxer, Parked, RX, Setup, TX};
@@ -84,19 +83,28 @@ impl Server {
     fn run(&mut self) -> io::Result<()> {
         watch(&self.setup, self.mailbox.wake_fd(), MAILBOX, EventFlags::IN)?;
         let mut events = Vec::with_capacity(MAX_EVENTS);
+        // To look for messages when there are none costs a system call.
+        let mut has_mail = true;
         while !self.mailbox.is_closed() {
-            while let Some(letter) = self.mailbox.take() {
-                self.serve(letter);
+            while has_mail {
+                match self.mailbox.take() {
+                    Some(letter) => self.serve(letter),
+                    None => has_mail = false,
+                }
             }
             match &mut self.phase {
-                Phase::Working(muxer) => {
-                    if let Err(error) = work(muxer, &self.setup, &mut events) {
+                Phase::Working(muxer) => match work(muxer, &self.setup, &mut events) {
+                    Ok(found) => has_mail = found,
+                    Err(error) => {
                         tracing::error!(%error, "the vsock thread cannot wait for its sockets");
                         muxer.interrupt().needs_reset();
                         self.reset();
                     }
+                },
+                Phase::Idle | Phase::Suspended(_) => {
+                    wait_for(self.mailbox.wake_fd())?;
+                    has_mail = true;
                 }
-                Phase::Idle | Phase::Suspended(_) => wait_for(self.mailbox.wake_fd())?,
             }
         }
         Ok(())
@@ -197,41 +205,26 @@ impl Server {
     }
 }
 
-/// Works once and waits for what comes next.
-fn work(muxer: &mut Muxer, setup: &Setup, events: &mut Vec<Event>) -> io::Result<()> {
+/// Works once and waits for what comes next; whether there are messages.
+fn work(muxer: &mut Muxer, setup: &Setup, events: &mut Vec<Event>) -> io::Result<bool> {
     let timeout = if muxer.turn() { Some(Duration::ZERO) } else { muxer.timeout() };
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match epoll::wait(&setup.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
+    let mut has_mail = false;
     for event in events.drain(..) {
         match event.data.u64() {
-            MAILBOX => {}
+            MAILBOX => has_mail = true,
             LISTENER => muxer.listener_ready(),
-            // A notification that comes after it was acknowledged is kept for the next turn.
-            RECEIVE_QUEUE => {
-                acknowledge(muxer, RX);
-                muxer.fill_receive_queue();
-            }
-            TRANSMIT_QUEUE => {
-                acknowledge(muxer, TX);
-                muxer.serve_transmit_queue();
-            }
-            EVENT_QUEUE => {
-                acknowledge(muxer, EVENT);
-                muxer.send_reset_event();
-            }
+            RECEIVE_QUEUE => muxer.fill_receive_queue(),
+            TRANSMIT_QUEUE => muxer.serve_transmit_queue(),
+            EVENT_QUEUE => muxer.send_reset_event(),
             id => muxer.event(Id::from_u64(id), event.flags),
         }
     }
-    Ok(())
-}
-
-fn acknowledge(muxer: &Muxer, index: u16) {
-    if let Some(notifier) = muxer.notifiers().get(usize::from(index)) {
-        drain(notifier);
-    }
+    Ok(has_mail)
 }
 
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
@@ -245,12 +238,13 @@ fn watch(setup: &Setup, fd: RawFd, token: u64, flags: EventFlags) -> io::Result<
 
 /// Watches the listener and the queues of `muxer`.
 fn watch_all(setup: &Setup, muxer: &Muxer) -> io::Result<()> {
-    // Where there are no descriptors left, the listener stays ready for as long as that lasts: hence on edges.
-    let mut result =
-        watch(setup, setup.listener.as_fd().as_raw_fd(), LISTENER, EventFlags::IN | EventFlags::ET);
+    // Where there are no descriptors left, the listener stays ready for as long as that lasts: hence on edges. A notifier
+    // that is watched on edges needs not be read.
+    let edge = EventFlags::IN | EventFlags::ET;
+    let mut result = watch(setup, setup.listener.as_fd().as_raw_fd(), LISTENER, edge);
     for (index, token) in QUEUES {
         if let Some(notifier) = muxer.notifiers().get(usize::from(index)) {
-            result = result.and_then(|()| watch(setup, notifier.as_raw_fd(), token, EventFlags::IN));
+            result = result.and_then(|()| watch(setup, notifier.as_raw_fd(), token, edge));
         }
     }
     if result.is_err() {
