@@ -93,10 +93,28 @@ impl Worker {
 
     /// Answers what is complete and starts what is available, up to the turn's budget. Whether the thread has more to do
     /// at once.
+    ///
+    /// The driver is signalled once, at the end. Until then it notifies the device of nothing: the queue is looked at
+    /// again after each pass.
     pub(super) fn turn(&mut self, host: &mut Host) -> bool {
         self.queue.start_turn();
-        self.answer_completed(host);
-        let stopped = self.start_available(host);
+        let stopped = loop {
+            self.answer_completed(host);
+            let stopped = self.start_available(host);
+            // While the driver waits for a signal, what was started is not left to the call that may block: what
+            // completes at once, from the page cache of the host, is answered with the rest.
+            if self.queue.unsignalled() > 0 && host.engine.submit() && self.queue.may_go_on() {
+                continue;
+            }
+            if stopped == Stopped::Empty {
+                self.queue.await_more();
+                // The driver may make a request available just before it is asked to notify the device.
+                if self.queue.has_available() {
+                    continue;
+                }
+            }
+            break stopped;
+        };
         self.queue.end_turn();
         !self.deferred.is_empty() || stopped == Stopped::Budget
     }
@@ -140,11 +158,7 @@ impl Worker {
                 return Stopped::Limit;
             }
             if !self.queue.has_available() {
-                // The driver may make a request available just before it is asked to notify the device.
-                self.queue.await_more();
-                if !self.queue.has_available() {
-                    return Stopped::Empty;
-                }
+                return Stopped::Empty;
             }
             if !self.queue.may_go_on() {
                 return Stopped::Budget;

@@ -68,6 +68,10 @@ impl Direct {
         }
     }
 
+    pub(super) fn has_completions(&self) -> bool {
+        !self.completions.is_empty()
+    }
+
     pub(super) fn pop(&mut self) -> Option<Completion> {
         self.completions.pop_front()
     }
@@ -81,7 +85,7 @@ impl Direct {
     }
 
     pub(super) fn wait(&mut self, block: bool) -> io::Result<()> {
-        self.watched.wait(block && self.completions.is_empty())
+        self.watched.wait(block && !self.has_completions())
     }
 }
 

@@ -171,6 +171,16 @@ impl Engine {
         }
     }
 
+    /// Hands to the host all that was started, and does not wait. Whether there are completions.
+    pub(super) fn submit(&mut self) -> bool {
+        match self {
+            Self::Uring(uring) => uring.submit(),
+            Self::Direct(direct) => direct.has_completions(),
+            #[cfg(test)]
+            Self::Stalled(stalled) => stalled.has_completions(),
+        }
+    }
+
     /// Takes a completion, if there is one.
     pub(super) fn pop(&mut self) -> Option<Completion> {
         match self {

@@ -83,6 +83,10 @@ impl Stalled {
         self.waiting.push_back((number, operation, offset, copy));
     }
 
+    pub(super) fn has_completions(&self) -> bool {
+        self.valve.is_open() && !self.waiting.is_empty()
+    }
+
     pub(super) fn pop(&mut self) -> Option<Completion> {
         if !self.valve.is_open() {
             return None;
@@ -105,7 +109,6 @@ impl Stalled {
     pub(super) fn wait(&mut self, block: bool) -> io::Result<()> {
         // These disks have no rate limit, so that the timer's place is free.
         self.watched.watch(Source::Timer, Some(self.valve.0.wake.as_raw_fd()));
-        let has_completions = self.valve.is_open() && !self.waiting.is_empty();
-        self.watched.wait(block && !has_completions)
+        self.watched.wait(block && !self.has_completions())
     }
 }

@@ -36,6 +36,9 @@ pub(in super::super) struct Uring {
     has_multishot: bool,
     wakes: Wakes,
     completions: VecDeque<Completion>,
+    /// How often the kernel was entered.
+    #[cfg(test)]
+    pub(in super::super) calls: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 /// A file descriptor that is polled.
@@ -60,7 +63,17 @@ impl Uring {
         let file = Arc::clone(disk.file());
         let (polls, wakes) = (PerSource::default(), Wakes::default());
         let completions = VecDeque::with_capacity(MAX_IN_FLIGHT.into());
-        Ok(Self { ring, is_disabled, file, polls, has_multishot: true, wakes, completions })
+        Ok(Self {
+            ring,
+            is_disabled,
+            file,
+            polls,
+            has_multishot: true,
+            wakes,
+            completions,
+            #[cfg(test)]
+            calls: Arc::default(),
+        })
     }
 
     /// The ring, and whether it is disabled.
@@ -176,6 +189,15 @@ impl Uring {
         }
     }
 
+    /// See [`Engine::submit`](super::Engine::submit).
+    pub(super) fn submit(&mut self) -> bool {
+        // What the kernel does not take now is left to `wait`.
+        if !self.ring.submission().is_empty() && self.enter(0).is_ok() {
+            self.harvest();
+        }
+        !self.completions.is_empty()
+    }
+
     pub(super) fn pop(&mut self) -> Option<Completion> {
         self.completions.pop_front()
     }
@@ -238,6 +260,8 @@ impl Uring {
     /// Submits everything and waits for `want` completions.
     fn enter(&mut self, want: usize) -> io::Result<()> {
         loop {
+            #[cfg(test)]
+            self.calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             match self.ring.submitter().submit_and_wait(want) {
                 Ok(_) if self.ring.submission().is_empty() => return Ok(()),
                 // The kernel stops at an entry that it refuses, and reports it as a completion.

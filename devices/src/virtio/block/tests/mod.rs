@@ -75,8 +75,12 @@ impl Rig {
     fn with_limits(with: With, path: &Path, read_only: bool, driver: Driver, limits: RateLimits) -> Self {
         let disk = Disk::open(path, read_only, ImageFormat::Detect).unwrap();
         let engine = with.engine(&disk);
-        let mut block =
-            Block::with_engine(disk, DiskId::new("disk-1").unwrap(), limits, engine, DEADLINE).unwrap();
+        Self::with_engine(disk, engine, driver, limits)
+    }
+
+    fn with_engine(disk: Disk, engine: Engine, driver: Driver, limits: RateLimits) -> Self {
+        let id = DiskId::new("disk-1").unwrap();
+        let mut block = Block::with_engine(disk, id, limits, engine, DEADLINE).unwrap();
         block.activate(driver.activation(1 << VIRTIO_BLK_F_FLUSH)).unwrap();
         Self { driver, block, requests: 0 }
     }

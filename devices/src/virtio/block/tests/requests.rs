@@ -1,5 +1,7 @@
 //! Requests that a driver may make.
 
+use std::sync::atomic::Ordering;
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES,
@@ -138,6 +140,37 @@ fn a_batch_is_answered_with_one_interrupt() {
         wait_until(|| rig.driver.counters.used() == before + 1);
         // The device is to be notified of the next chain.
         wait_until(|| rig.driver.available_event() == 21);
+    }
+}
+
+#[test]
+fn requests_cost_few_system_calls_and_a_batch_as_many_as_one() {
+    let file = image(8);
+    let disk = Disk::open(file.path(), true, ImageFormat::Detect).unwrap();
+    let engine = Engine::open(&disk);
+    let Engine::Uring(uring) = &engine else { panic!("this host has no io_uring to test") };
+    let calls = uring.calls.clone();
+    let calls = || calls.load(Ordering::SeqCst);
+    let mut rig = Rig::with_engine(disk, engine, Driver::with_event_idx(256), RateLimits::default());
+    for (batches, requests) in [(100, 1), (100, 32)] {
+        let before = calls();
+        for _ in 0..batches {
+            for i in 0..requests {
+                rig.add(VIRTIO_BLK_T_IN, 0, &[(DATA + 4096 * u64::from(i), 4096, WRITE)]);
+            }
+            rig.run(requests);
+            let used = rig.driver.take_used();
+            assert_eq!(used.len(), usize::from(requests));
+            // The thread sees no part of the next batch.
+            let all = rig.driver.available_index();
+            wait_until(|| rig.driver.available_event() == all);
+        }
+        // To hand the requests over, and to wait for the next ones. A notification that comes late costs one more.
+        let calls = calls() - before;
+        assert!(
+            calls <= 3 * batches + 10,
+            "{calls} system calls for {batches} batches of {requests} requests"
+        );
     }
 }
 
