@@ -62,7 +62,7 @@ impl Report {
             name: check.name,
             result: result(check.verdict),
             found: check.found,
-            fix: check.mend,
+            fix: check.fix,
         };
         Self { can_boot, checks: checks.into_iter().map(row).collect() }
     }
@@ -91,8 +91,8 @@ mod tests {
     use super::*;
 
     fn check(name: &'static str, verdict: Verdict) -> Check {
-        let mend = (verdict != Verdict::Good).then(|| "fix it".to_owned());
-        Check { name, verdict, found: "found".into(), mend }
+        let fix = (verdict != Verdict::Good).then(|| "fix it".to_owned());
+        Check { name, verdict, found: "found".into(), fix }
     }
 
     #[test]

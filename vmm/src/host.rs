@@ -17,38 +17,38 @@ pub enum Verdict {
     Good,
     /// mvm works, but not as well as it could.
     Poor,
-    /// mvm can't run a VM.
+    /// mvm cannot run a VM.
     Bad,
 }
 
 /// One line of the doctor's report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub name: &'static str,
     /// How it came out.
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
     /// How to fix it, if it is not good.
-    pub mend: Option<String>,
+    pub fix: Option<String>,
 }
 
 impl Check {
     fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Good, found: found.into(), mend: None }
+        Self { name, verdict: Verdict::Good, found: found.into(), fix: None }
     }
 
-    fn poor(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Poor, found: found.into(), mend: Some(mend.into()) }
+    fn poor(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Poor, found: found.into(), fix: Some(fix.into()) }
     }
 
-    fn bad(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Bad, found: found.into(), mend: Some(mend.into()) }
+    fn bad(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Bad, found: found.into(), fix: Some(fix.into()) }
     }
 }
 
-/// Looks at all that a VM depends on.
+/// Checks everything that a VM depends on.
 pub fn examine() -> Vec<Check> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let kvm = kvm::open().and_then(|kvm| match kvm::missing(&kvm) {
@@ -57,11 +57,11 @@ pub fn examine() -> Vec<Check> {
     });
     let mut checks = vec![processor(&cpuinfo)];
     checks.push(match &kvm {
-        Ok(_) => Check::good("KVM", format!("{} opens and has all that mvm needs", kvm::DEVICE)),
+        Ok(_) => Check::good("KVM", format!("{} opens and has everything that mvm needs", kvm::DEVICE)),
         Err(error) => {
             let text = error.to_string();
-            let (found, mend) = text.split_once(": ").unwrap_or((&text, "see `dmesg | grep kvm`"));
-            Check::bad("KVM", found, mend)
+            let (found, fix) = text.split_once(": ").unwrap_or((&text, "see `dmesg | grep kvm`"));
+            Check::bad("KVM", found, fix)
         }
     });
     if let Ok(kvm) = kvm {
@@ -95,7 +95,7 @@ fn processor(cpuinfo: &str) -> Check {
         None if cpuinfo.split_whitespace().any(|flag| flag == "hypervisor") => Check::bad(
             NAME,
             "no hardware virtualization (neither vmx nor svm): this host is a VM without nesting",
-            "enable nested virtualization on the outer host; where /dev/kvm exists all the same, it interprets guests, \
+            "enable nested virtualization on the outer host; if /dev/kvm exists nevertheless, it interprets guests, \
              and Linux does not boot on it",
         ),
         None => Check::bad(
@@ -108,12 +108,12 @@ fn processor(cpuinfo: &str) -> Check {
 
 fn vm(kvm: &Kvm) -> Check {
     match kvm::create_vm(kvm) {
-        Ok(_) => Check::good("VM", "KVM makes one"),
+        Ok(_) => Check::good("VM", "KVM can create one"),
         Err(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             Check::bad(
                 "VM",
-                format!("KVM does not make one: {cause}"),
+                format!("KVM cannot create one: {cause}"),
                 "see `dmesg | grep kvm`; another hypervisor may hold the processor",
             )
         }
@@ -122,10 +122,10 @@ fn vm(kvm: &Kvm) -> Check {
 
 /// The time that a VM's first vCPU may take. It is some 0.1 ms, and 1 ms on a busy host.
 const QUICK_VCPU: Duration = Duration::from_millis(4);
-/// How often it is measured: the least counts, as a busy host makes any of them late.
+/// How often it is measured. The shortest time counts, as a busy host delays some of them.
 const VCPU_ATTEMPTS: usize = 3;
 
-/// The first vCPU after the interrupt controllers: some kernels wait there until all processors have taken note of these.
+/// The first vCPU after the interrupt controllers: some kernels wait there until all processors have seen these.
 fn first_vcpu(kvm: &Kvm) -> Option<Check> {
     (0..VCPU_ATTEMPTS).filter_map(|_| time_first_vcpu(kvm)).min().map(judge_first_vcpu)
 }
@@ -144,12 +144,12 @@ fn time_first_vcpu(kvm: &Kvm) -> Option<Duration> {
 
 fn judge_first_vcpu(took: Duration) -> Check {
     const NAME: &str = "first vCPU";
-    let found = format!("KVM makes it in {:.1} ms", took.as_secs_f64() * 1e3);
+    let found = format!("KVM creates it in {:.1} ms", took.as_secs_f64() * 1e3);
     if took <= QUICK_VCPU {
         Check::good(NAME, found)
     } else {
-        let mend = "each VM starts that much later: try another kernel (Linux 6.18 on Intel is known for it)";
-        Check::poor(NAME, found, mend)
+        let fix = "each VM starts that much later: try another kernel (Linux 6.18 on Intel is known for it)";
+        Check::poor(NAME, found, fix)
     }
 }
 
@@ -167,7 +167,7 @@ fn timer(kvm: &Kvm) -> Check {
     }
 }
 
-/// A parameter of whichever KVM module is loaded.
+/// A parameter of the KVM module that is loaded.
 fn module_parameter(names: [&str; 2]) -> Option<(String, bool)> {
     ["kvm_amd", "kvm_intel"].into_iter().zip(names).find_map(|(module, name)| {
         let path = format!("/sys/module/{module}/parameters/{name}");
@@ -188,7 +188,7 @@ fn nested_paging() -> Check {
         None => Check::poor(
             NAME,
             "neither kvm_amd nor kvm_intel is loaded",
-            "where /dev/kvm is there all the same, it interprets guests, slowly and not all of them",
+            "if /dev/kvm exists nevertheless, it interprets guests, slowly and not all of them",
         ),
     }
 }
@@ -291,12 +291,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_first_vcpu_that_takes_long_is_said() {
+    fn a_slow_first_vcpu_is_reported() {
         let quick = judge_first_vcpu(Duration::from_micros(250));
-        assert_eq!((quick.verdict, quick.found.as_str()), (Verdict::Good, "KVM makes it in 0.2 ms"));
+        assert_eq!((quick.verdict, quick.found.as_str()), (Verdict::Good, "KVM creates it in 0.2 ms"));
         let slow = judge_first_vcpu(Duration::from_millis(17));
-        assert_eq!((slow.verdict, slow.found.as_str()), (Verdict::Poor, "KVM makes it in 17.0 ms"));
-        assert!(slow.mend.is_some());
+        assert_eq!((slow.verdict, slow.found.as_str()), (Verdict::Poor, "KVM creates it in 17.0 ms"));
+        assert!(slow.fix.is_some());
     }
 
     #[test]
@@ -316,9 +316,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_good_says_how_to_mend_it() {
+    fn a_check_that_is_not_good_says_how_to_fix_it() {
         for check in examine() {
-            assert_eq!(check.verdict == Verdict::Good, check.mend.is_none(), "{check:?}");
+            assert_eq!(check.verdict == Verdict::Good, check.fix.is_none(), "{check:?}");
         }
     }
 }

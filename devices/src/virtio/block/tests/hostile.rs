@@ -1,5 +1,7 @@
 //! Drivers that break rules.
 
+use std::path::PathBuf;
+
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_WRITE_ZEROES};
 
@@ -8,6 +10,17 @@ use super::super::super::testing::{Descriptor, INDIRECT, NEXT, dump};
 use super::super::config::{MAX_DATA, SEG_MAX, SIZE_MAX};
 use super::super::worker::BUDGET;
 use super::*;
+
+/// A directory in memory, where the host has one. What these tests show does not depend on the host's storage, but their
+/// waits do: a test flushes a disk hundreds of times.
+fn in_memory() -> PathBuf {
+    let shared_memory = Path::new("/dev/shm");
+    if shared_memory.is_dir() { shared_memory.to_owned() } else { std::env::temp_dir() }
+}
+
+fn image(sectors: u8) -> tempfile::NamedTempFile {
+    image_in(&in_memory(), sectors)
+}
 
 /// Where chains and indirect tables of a hostile driver point: few places, so that they meet.
 fn address() -> impl Strategy<Value = u64> {
@@ -292,7 +305,7 @@ fn a_turn_of_a_driver_that_never_stops_is_bounded() {
         let most = largest(&[empty; 1000], 256, VIRTIO_BLK_T_FLUSH, &mut rig);
         assert!(most.descriptors <= BUDGET.descriptors + u64::from(MAX_CHAIN), "{most:?}");
         // The largest reads that there are.
-        let large = tempfile::NamedTempFile::new().unwrap();
+        let large = tempfile::NamedTempFile::new_in(in_memory()).unwrap();
         large.as_file().set_len(64 << 20).unwrap();
         let mut rig = Rig::new(with, large.path(), false);
         let data = Descriptor { address: DATA, length: SIZE_MAX, flags: WRITE, next: 0 };
@@ -309,7 +322,7 @@ fn a_turn_of_a_driver_that_never_stops_is_bounded() {
 
 #[test]
 fn requests_of_gigabytes_are_refused() {
-    let file = tempfile::NamedTempFile::new().unwrap();
+    let file = tempfile::NamedTempFile::new_in(in_memory()).unwrap();
     file.as_file().set_len(1 << 33).unwrap();
     for with in BOTH {
         let mut rig = Rig::new(with, file.path(), false);
