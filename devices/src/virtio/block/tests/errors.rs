@@ -7,6 +7,8 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
+use super::super::super::testing::{Descriptor, INDIRECT, NEXT};
+use super::super::config::SEG_MAX;
 use super::super::{DiskError, DiskIdError};
 use super::*;
 
@@ -65,10 +67,27 @@ fn a_range_request_has_one_whole_range() {
 #[test]
 fn more_data_buffers_than_seg_max_fail() {
     for with in BOTH {
-        let file = image(255);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
         let mut rig = Rig::new(with, file.path(), false);
-        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512, WRITE); 126]).0, 0);
-        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512, WRITE); 130]), (IO_ERROR, 1));
+        assert_eq!(rig.request(VIRTIO_BLK_T_IN, 0, &[(DATA, 512, WRITE); SEG_MAX as usize]).0, 0);
+        // No chain in the queue itself is as long.
+        let place = 0x100_0000;
+        for (count, expected) in [(SEG_MAX, 0), (SEG_MAX + 3, IO_ERROR)] {
+            let (header, status) = rig.header(VIRTIO_BLK_T_IN, 0);
+            let describe = |index, (address, length, flags)| {
+                let next = if index == count + 1 { 0 } else { NEXT };
+                let descriptor = Descriptor { address, length, flags: flags | next, next: index + 1 };
+                rig.driver.describe(place, index, descriptor);
+            };
+            describe(0, (header, 16, 0));
+            (1..=count).for_each(|index| describe(index, (DATA, 512, WRITE)));
+            describe(count + 1, (status, 1, WRITE));
+            rig.driver.add(&[(place, u32::from(count + 2) * 16, INDIRECT)]);
+            rig.run(1);
+            rig.driver.take_used();
+            assert_eq!(rig.driver.read(status, 1), [expected], "{count} buffers");
+        }
     }
 }
 
@@ -294,8 +313,8 @@ fn the_config_space_tells_of_the_disk_and_ends() {
     let mut space = [0xff; 70];
     rig.block.read_config(0, &mut space);
     assert_eq!(space[..8], 9u64.to_le_bytes());
-    assert_eq!(space[8..12], 0x2_0000u32.to_le_bytes());
-    assert_eq!(space[12..16], 126u32.to_le_bytes());
+    assert_eq!(space[8..12], 0x1_0000u32.to_le_bytes());
+    assert_eq!(space[12..16], 254u32.to_le_bytes());
     assert_eq!(space[20..24], 512u32.to_le_bytes());
     assert_eq!(space[40..44], 1u32.to_le_bytes());
     assert_eq!((space[33], &space[57..60]), (0, &[0; 3][..]), "unused0 and unused1 are zeros");
