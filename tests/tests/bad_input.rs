@@ -251,7 +251,7 @@ fn a_place_for_the_directory_that_cannot_be_used_is_the_hosts_fault() {
     };
     let long = directory.path().join("x".repeat(100));
     fs::create_dir(&long).unwrap();
-    expect(&boot(&long), 3, &["too long for a socket's path", "XDG_RUNTIME_DIR"]);
+    expect(&boot(&long), 3, &["too long for a socket's path", "--runtime-dir"]);
     fs::write(directory.path().join("mvm"), "").unwrap();
     expect(&boot(directory.path()), 3, &["cannot ", "/mvm", "ot a directory"]);
     fs::remove_file(directory.path().join("mvm")).unwrap();
