@@ -36,7 +36,7 @@ pub enum TapError {
     Driver(#[source] io::Error),
     /// The driver's device file is not for this user.
     #[error(
-        "no permission to open {TUN}: make it readable and writable with `chmod 666 {TUN}`, or run as root"
+        "no permission to open {TUN}: run as root, or give your user access to it (a udev rule with a group)"
     )]
     DriverPermission(#[source] io::Error),
     /// The process or the host has no file descriptor left, or another error of the driver.
