@@ -65,6 +65,7 @@ struct Segment {
     address: u64,
     file_size: u64,
     memory_size: u64,
+    alignment: u64,
 }
 
 impl Segment {
@@ -76,6 +77,7 @@ impl Segment {
             address: fields.u64(24)?,
             file_size: fields.u64(32)?,
             memory_size: fields.u64(40)?,
+            alignment: fields.u64(48)?,
         })
     }
 
@@ -230,35 +232,43 @@ fn check_placement(segments: &[&Segment], ram_end: u64) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The PVH entry point, where a note says it. A segment of notes that is not wholly in the file has none.
 fn pvh_entry(source: &Source<'_>, segments: &[Segment]) -> Result<Option<u32>, Problem> {
     for segment in segments.iter().filter(|segment| segment.kind == SEGMENT_NOTE) {
         let size = segment.file_size.min(MAX_NOTES);
-        let notes = source.read("its notes", segment.file_offset, size)?;
-        if let Some(entry) = find_pvh_note(&notes)? {
-            return Ok(Some(entry));
+        let notes = match source.read("its notes", segment.file_offset, size) {
+            Err(Problem::Truncated { .. }) => continue,
+            read => read?,
+        };
+        // The gABI pads notes to the segment's alignment. Linkers pad to 4 whatever that is, so the other one is tried too.
+        let paddings = if segment.alignment == 8 { [8, 4] } else { [4, 8] };
+        let entry = paddings.into_iter().find_map(|padding| find_pvh_note(&notes, padding));
+        if entry.is_some() {
+            return Ok(entry);
         }
     }
     Ok(None)
 }
 
-/// Walks the notes of a segment: each has three sizes of 4 bytes, an owner and a descriptor, both padded to 4.
-fn find_pvh_note(mut notes: &[u8]) -> Result<Option<u32>, Problem> {
+/// Walks the notes of a segment: each has three sizes of 4 bytes, an owner and a descriptor, of which descriptor and next
+/// note begin at a multiple of `padding`.
+fn find_pvh_note(mut notes: &[u8], padding: usize) -> Option<u32> {
     const NOTE_HEADER: usize = 12;
-    let padded = |size: u32| (size as usize).next_multiple_of(4);
     while notes.len() >= NOTE_HEADER {
         let fields = Fields(notes);
-        let (owner_size, descriptor_size, kind) = (fields.u32(0)?, fields.u32(4)?, fields.u32(8)?);
-        let descriptor = NOTE_HEADER + padded(owner_size);
+        let [owner_size, descriptor_size, kind] = [0, 4, 8].map(|offset| fields.u32(offset).unwrap_or(0));
+        let descriptor = (NOTE_HEADER + owner_size as usize).next_multiple_of(padding);
         let is_pvh = kind == NOTE_PVH_ENTRY
             && owner_size as usize == NOTE_OWNER.len()
-            && fields.bytes::<4>(NOTE_HEADER)? == *NOTE_OWNER;
+            && fields.bytes::<4>(NOTE_HEADER).is_ok_and(|owner| owner == *NOTE_OWNER);
         if is_pvh {
             // The address has 4 bytes or, in a 64-bit kernel, 8, of which the upper ones are zero.
-            return fields.u32(descriptor).map(Some);
+            return fields.u32(descriptor).ok();
         }
-        notes = notes.get(descriptor + padded(descriptor_size)..).unwrap_or_default();
+        let next = (descriptor + descriptor_size as usize).next_multiple_of(padding);
+        notes = notes.get(next..).unwrap_or_default();
     }
-    Ok(None)
+    None
 }
 
 #[cfg(test)]

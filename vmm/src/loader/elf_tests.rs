@@ -144,6 +144,36 @@ fn the_pvh_note_gives_the_entry() {
     assert_eq!(kernel.unwrap().entry, EntryPoint::Pvh(0x10_0040));
 }
 
+/// Notes as a segment with this alignment has them, whatever they are padded to.
+#[rstest]
+fn the_pvh_note_is_found_with_either_padding(
+    #[values(4, 8)] padding: usize,
+    #[values(1, 4, 8, 0x1000)] alignment: u64,
+) {
+    let mut image = Image::new();
+    for (kind, descriptor) in [(6_u32, b"osv\0".to_vec()), (18, 0x10_0040_u64.to_le_bytes().to_vec())] {
+        for field in [4, u32::try_from(descriptor.len()).unwrap(), kind] {
+            image.notes.extend(field.to_le_bytes());
+        }
+        image.notes.extend(b"Xen\0");
+        image.notes.extend(descriptor);
+        image.notes.resize(image.notes.len().next_multiple_of(padding), 0);
+    }
+    image.segments[2].3 = image.notes.len() as u64;
+    let mut bytes = image.bytes();
+    let field = 64 + 2 * PROGRAM_HEADER_SIZE + 48;
+    bytes[field..field + 8].copy_from_slice(&alignment.to_le_bytes());
+    let (kernel, _) = load_bytes(&bytes, 16 * MIB);
+    assert_eq!(kernel.unwrap().entry, EntryPoint::Pvh(0x10_0040));
+}
+
+#[test]
+fn notes_beyond_the_end_of_the_file_are_none() {
+    let mut image = Image::new();
+    image.segments[2] = (4, 0x2ff0, 0, 0x100, 0);
+    assert_eq!(load_bytes(&image.bytes(), 16 * MIB).0.unwrap().entry, EntryPoint::Linux64(MIB));
+}
+
 #[rstest]
 #[case::arm("aarch64", |image: &mut Image| image.machine = 183)]
 #[case::bits("32 bits", |image: &mut Image| image.class = 1)]
