@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, SyncSender};
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 /// How many jobs wait at most, besides the one that is worked on: as many as the control socket has connections.
-const WAITING: usize = 15;
+pub(crate) const WAITING: usize = 15;
 
 /// Gives jobs to the thread. It ends when the last of these is dropped, after the job that it works on.
 #[derive(Clone)]

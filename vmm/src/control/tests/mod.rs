@@ -41,6 +41,7 @@ struct Server {
     vm: Arc<VmHandle>,
     presses: Arc<AtomicUsize>,
     exit: Arc<ExitSlot>,
+    background: Background,
     ends: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     _directory: TempDir,
@@ -113,7 +114,8 @@ impl Server {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         let (vm, presses, exit) = vm(config);
-        let server = ControlServer::new(&path, vm.clone(), Background::start().unwrap()).unwrap();
+        let background = Background::start().unwrap();
+        let server = ControlServer::new(&path, vm.clone(), background.clone()).unwrap();
         let ends = Arc::new(AtomicBool::new(false));
         let has_ended = ends.clone();
         let thread = std::thread::spawn(move || {
@@ -123,7 +125,7 @@ impl Server {
                 events.run_with_timeout(10_000).unwrap();
             }
         });
-        Self { path, vm, presses, exit, ends, thread: Some(thread), _directory: directory }
+        Self { path, vm, presses, exit, background, ends, thread: Some(thread), _directory: directory }
     }
 
     fn connect(&self) -> UnixStream {
