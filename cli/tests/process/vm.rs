@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -56,6 +57,16 @@ impl Place {
     pub(crate) fn mvm(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mvm"));
         command.env("XDG_RUNTIME_DIR", self.0.path()).env_remove("MVM_LOG");
+        // What runs in the background of a shell without job control, as a CI job may, inherits signals that are ignored.
+        let heed = || {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                // SAFETY: it is async-signal-safe and refers to nothing of this process.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // SAFETY: see there.
+        unsafe { command.pre_exec(heed) };
         command
     }
 
