@@ -117,7 +117,7 @@ impl Drop for Instance {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(&self.path),
             removed => removed,
         });
-        if !self.path.exists() && removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        if removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && !self.path.exists()
         {
             tracing::warn!(
                 "{} was removed while the VM ran, so that other commands did not find the VM",

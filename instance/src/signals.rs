@@ -145,10 +145,18 @@ static IGNORED_HERE: AtomicU8 = AtomicU8::new(0);
 /// Ignores SIGXFSZ, SIGTTIN and SIGTTOU from now on. Child processes get the default back by [`restore_defaults`].
 pub fn ignore_limits_and_terminal() {
     for (index, signal) in IGNORED.iter().enumerate() {
-        if disposition(*signal) == Some(libc::SIG_DFL) {
-            // SAFETY: ignoring a signal runs no code.
-            unsafe { libc::signal(*signal, libc::SIG_IGN) };
-            IGNORED_HERE.fetch_or(1 << index, Ordering::SeqCst);
+        // SAFETY: ignoring a signal runs no code.
+        let before = unsafe { libc::signal(*signal, libc::SIG_IGN) };
+        match before {
+            libc::SIG_DFL => {
+                IGNORED_HERE.fetch_or(1 << index, Ordering::SeqCst);
+            }
+            libc::SIG_IGN | libc::SIG_ERR => {}
+            // Whoever set a handler keeps it.
+            // SAFETY: it was the handler until just now.
+            handler => unsafe {
+                libc::signal(*signal, handler);
+            },
         }
     }
 }

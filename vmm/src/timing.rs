@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A point of a VM's start, in the order in which they are reached.
+/// A point of a VM's start, in the order in which they are reached; the last two come in either order, as a kernel may be
+/// silent until its init speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// /dev/kvm is open, checked, and has made a VM.
@@ -68,13 +69,16 @@ impl Timeline {
     }
 }
 
-/// A table, a line a phase: what it took, and the time since the start.
+/// A table, a line a phase in the order in which they were reached: what it took, and the time since the start. Phases
+/// that were not reached come last.
 impl fmt::Display for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<24} {:>10} {:>10}", "phase", "took ms", "at ms")?;
         let mut before = Duration::ZERO;
-        for (phase, name) in Phase::ALL {
-            match self.reached(phase) {
+        let mut phases = Phase::ALL.map(|(phase, name)| (self.reached(phase), name));
+        phases.sort_by_key(|(reached, _)| reached.unwrap_or(Duration::MAX));
+        for (reached, name) in phases {
+            match reached {
                 Some(at) => {
                     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
                     let took = milliseconds(at.saturating_sub(before));
@@ -103,5 +107,21 @@ mod tests {
         let table = timeline.to_string();
         assert_eq!(table.lines().count(), 1 + Phase::ALL.len());
         assert!(table.lines().last().is_some_and(|line| line.split_whitespace().eq(["init", "-", "-"])));
+    }
+
+    #[test]
+    fn a_guest_that_is_silent_until_its_init_runs_has_its_phases_in_order() {
+        let timeline = Timeline::starting_at(Instant::now());
+        for phase in [Phase::Kvm, Phase::FirstInstruction, Phase::Init, Phase::FirstConsoleByte] {
+            timeline.mark(phase);
+        }
+        let table = timeline.to_string();
+        let names: Vec<_> = table.lines().skip(1).filter_map(|line| line.split("  ").next()).collect();
+        assert_eq!(
+            names[..4],
+            ["open KVM", "first guest instruction", "init", "first console byte"],
+            "{table}"
+        );
+        assert!(table.lines().skip(5).all(|line| line.ends_with('-')), "{table}");
     }
 }
