@@ -7,11 +7,10 @@ use devices::virtio::block::DiskError;
 use devices::virtio::pmem::PmemError;
 use devices::virtio::vsock::VsockPathError;
 use thiserror::Error;
-use vm_memory::GuestMemoryError;
 
-use crate::MemorySize;
-use crate::arch::current::acpi::AcpiError;
-use crate::arch::current::registers::RegisterError;
+use crate::arch::current::boot::BootError;
+use crate::arch::current::platform::PlatformError;
+use crate::arch::current::vcpu::ProcessorError;
 use crate::config::ConfigError;
 use crate::console::ConsoleError;
 use crate::control::ControlError;
@@ -32,30 +31,12 @@ pub enum VmError {
     /// KVM is missing or refused something.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// More vCPUs than this host's KVM can have.
-    #[error("{asked} CPUs are more than this host's KVM supports: use 1 to {most}")]
-    TooManyCpus {
-        /// What was asked for.
-        asked: u32,
-        /// The most that KVM gives.
-        most: usize,
-    },
-    /// The guest shall run VMs, and can't.
-    #[error(
-        "nested VMs are not available: load kvm_amd or kvm_intel with nested=1, or leave --nested out; \
-         `mvm doctor` looks further"
-    )]
-    NoNesting,
-    /// More memory than this host's processor can address for a guest.
-    #[error(
-        "{asked} of memory (--memory and --pmem) is too large: this processor's guest-physical addresses have {bits} bits"
-    )]
-    TooMuchMemory {
-        /// What was asked for.
-        asked: MemorySize,
-        /// Bits of a guest physical address.
-        bits: u32,
-    },
+    /// The vCPUs.
+    #[error(transparent)]
+    Processor(ProcessorError),
+    /// The devices that every VM has.
+    #[error(transparent)]
+    Platform(PlatformError),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -94,15 +75,9 @@ pub enum VmError {
     /// The debugger's socket.
     #[error(transparent)]
     Gdb(#[from] GdbError),
-    /// The ACPI tables.
+    /// What the kernel finds in memory.
     #[error(transparent)]
-    Acpi(#[from] AcpiError),
-    /// The boot structures.
-    #[error("cannot write the boot structures to guest memory")]
-    Boot(#[from] GuestMemoryError),
-    /// A vCPU's state.
-    #[error(transparent)]
-    Registers(#[from] RegisterError),
+    Boot(#[from] BootError),
     /// A vCPU's thread.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -132,18 +107,16 @@ impl VmError {
         match self {
             Self::Share(error) => error.is_the_hosts(),
             Self::Kvm(_)
-            | Self::TooManyCpus { .. }
-            | Self::NoNesting
-            | Self::TooMuchMemory { .. }
+            | Self::Processor(_)
+            | Self::Platform(_)
             | Self::Memory(_)
-            | Self::Boot(_)
-            | Self::Registers(_)
             | Self::Vcpu(_)
             | Self::Bus(_)
             | Self::Control(_)
             | Self::Host { .. }
             | Self::EventLoop(_) => true,
             Self::Network(error) => error.is_the_hosts(),
+            Self::Boot(error) => error.is_the_hosts(),
             Self::Config(_)
             | Self::Load(_)
             | Self::Cmdline(_)
@@ -152,12 +125,29 @@ impl VmError {
             | Self::Pmem(_)
             | Self::TooManyDevices { .. }
             | Self::Console(_)
-            | Self::Gdb(_)
-            | Self::Acpi(_) => false,
+            | Self::Gdb(_) => false,
         }
     }
 
     pub(crate) fn host(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { doing, source }
+    }
+}
+
+impl From<ProcessorError> for VmError {
+    fn from(error: ProcessorError) -> Self {
+        match error {
+            ProcessorError::Kvm(error) => Self::Kvm(error),
+            error => Self::Processor(error),
+        }
+    }
+}
+
+impl From<PlatformError> for VmError {
+    fn from(error: PlatformError) -> Self {
+        match error {
+            PlatformError::Kvm(error) => Self::Kvm(error),
+            error => Self::Platform(error),
+        }
     }
 }

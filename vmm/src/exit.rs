@@ -30,7 +30,7 @@ pub enum ExitReason {
         /// Which vCPU.
         vcpu: u32,
         /// The instruction pointer, where the processor still has it: AMD's is reset by the fault.
-        rip: Option<u64>,
+        at: Option<u64>,
     },
     /// The processor refused to enter the guest.
     FailEntry {
@@ -82,10 +82,10 @@ impl fmt::Display for ExitReason {
             Self::Panicked { message: Some(message), .. } => {
                 write!(f, "the guest's kernel panicked: {message}")
             }
-            Self::TripleFault { vcpu, rip: Some(rip) } => {
-                write!(f, "the guest crashed: triple fault on vCPU {vcpu} at {rip:#x}")
+            Self::TripleFault { vcpu, at: Some(at) } => {
+                write!(f, "the guest crashed: triple fault on vCPU {vcpu} at {at:#x}")
             }
-            Self::TripleFault { vcpu, rip: None } => {
+            Self::TripleFault { vcpu, at: None } => {
                 write!(f, "the guest crashed: triple fault on vCPU {vcpu}")
             }
             Self::FailEntry { vcpu, hardware_reason } => write!(

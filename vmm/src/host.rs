@@ -3,50 +3,14 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::Kvm;
 
+use crate::arch::current::host::{nested_paging, nesting, processor, timer};
+use crate::check::Check;
 use crate::kvm;
 use crate::passt::PASST;
 use crate::shares::VIRTIOFSD;
 use crate::teardown::BackgroundTeardown;
-
-/// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// As it should be.
-    Good,
-    /// mvm works, but not as well as it could.
-    Poor,
-    /// mvm cannot run a VM.
-    Bad,
-}
-
-/// One line of the doctor's report.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What was checked.
-    pub name: &'static str,
-    /// How it came out.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// How to fix it, if it is not good.
-    pub fix: Option<String>,
-}
-
-impl Check {
-    fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Good, found: found.into(), fix: None }
-    }
-
-    fn poor(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Poor, found: found.into(), fix: Some(fix.into()) }
-    }
-
-    fn bad(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Bad, found: found.into(), fix: Some(fix.into()) }
-    }
-}
 
 /// Checks everything that a VM depends on.
 pub fn examine() -> Vec<Check> {
@@ -80,30 +44,6 @@ pub fn examine() -> Vec<Check> {
         memory(),
     ]);
     checks
-}
-
-/// The processor's extension for virtualization, where /proc/cpuinfo has it.
-fn extension(cpuinfo: &str) -> Option<&'static str> {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
-    ["vmx", "svm"].into_iter().find(|extension| flags.split_whitespace().any(|flag| flag == *extension))
-}
-
-fn processor(cpuinfo: &str) -> Check {
-    const NAME: &str = "processor";
-    match extension(cpuinfo) {
-        Some(extension) => Check::good(NAME, format!("hardware virtualization ({extension})")),
-        None if cpuinfo.split_whitespace().any(|flag| flag == "hypervisor") => Check::bad(
-            NAME,
-            "no hardware virtualization (neither vmx nor svm): this host is a VM without nesting",
-            "enable nested virtualization on the outer host; if /dev/kvm exists nevertheless, it interprets guests, \
-             and Linux does not boot on it",
-        ),
-        None => Check::bad(
-            NAME,
-            "no hardware virtualization (neither vmx nor svm)",
-            "enable it in the firmware, where it may be called VT-x, AMD-V or SVM",
-        ),
-    }
 }
 
 fn vm(kvm: &Kvm) -> Check {
@@ -156,54 +96,6 @@ fn judge_first_vcpu(took: Duration) -> Check {
 fn limits(kvm: &Kvm) -> Check {
     let most = kvm.get_max_vcpus().min(crate::config::MAX_CPUS as usize);
     Check::good("vCPUs", format!("up to {most} in a VM"))
-}
-
-fn timer(kvm: &Kvm) -> Check {
-    const NAME: &str = "timer";
-    if kvm.check_extension(Cap::TscDeadlineTimer) {
-        Check::good(NAME, "guests have the TSC-deadline timer")
-    } else {
-        Check::poor(NAME, "guests have no TSC-deadline timer and start more slowly", "use a newer kernel")
-    }
-}
-
-/// A parameter of the KVM module that is loaded.
-fn module_parameter(names: [&str; 2]) -> Option<(String, bool)> {
-    ["kvm_amd", "kvm_intel"].into_iter().zip(names).find_map(|(module, name)| {
-        let path = format!("/sys/module/{module}/parameters/{name}");
-        let value = fs::read_to_string(path).ok()?;
-        Some((format!("{module}.{name}"), matches!(value.trim(), "Y" | "1")))
-    })
-}
-
-fn nested_paging() -> Check {
-    const NAME: &str = "nested paging";
-    match module_parameter(["npt", "ept"]) {
-        Some((name, true)) => Check::good(NAME, format!("on ({name})")),
-        Some((name, false)) => Check::poor(
-            NAME,
-            format!("off ({name})"),
-            format!("load the module with {name}=1: guests run faster"),
-        ),
-        None => Check::poor(
-            NAME,
-            "neither kvm_amd nor kvm_intel is loaded",
-            "if /dev/kvm exists nevertheless, it interprets guests, slowly and not all of them",
-        ),
-    }
-}
-
-fn nesting() -> Check {
-    const NAME: &str = "VMs in guests";
-    match module_parameter(["nested", "nested"]) {
-        Some((name, true)) => Check::good(NAME, format!("possible with --nested ({name})")),
-        Some((name, false)) => Check::poor(
-            NAME,
-            format!("not possible ({name} is off)"),
-            format!("load the module with {name}=1"),
-        ),
-        None => Check::poor(NAME, "not possible", "load kvm_amd or kvm_intel with nested=1"),
-    }
 }
 
 fn huge_pages() -> Check {
@@ -289,6 +181,7 @@ fn memory() -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::Verdict;
 
     #[test]
     fn a_slow_first_vcpu_is_reported() {
@@ -297,14 +190,6 @@ mod tests {
         let slow = judge_first_vcpu(Duration::from_millis(17));
         assert_eq!((slow.verdict, slow.found.as_str()), (Verdict::Poor, "KVM creates it in 17.0 ms"));
         assert!(slow.fix.is_some());
-    }
-
-    #[test]
-    fn extensions_are_found_as_whole_words() {
-        assert_eq!(extension("flags\t: fpu svm lm\n"), Some("svm"));
-        assert_eq!(extension("flags\t: fpu vmx lm\n"), Some("vmx"));
-        assert_eq!(extension("flags\t: fpu svm_lock lm\n"), None);
-        assert_eq!(extension("model name\t: svm\n"), None);
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! KVM, opened and checked.
 
 use std::io;
+use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::current::vm;
 
 /// The device.
 pub const DEVICE: &str = "/dev/kvm";
@@ -12,16 +16,12 @@ const API_VERSION: i32 = 12;
 
 /// Missed only when a vCPU has to be stopped, and so looked for at each start.
 const IMMEDIATE_EXIT: (Cap, &str) = (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT");
-/// What a VM cannot be built without, with the names of the KVM API document. Without one of them a call fails, and
-/// [`missing`] then says which it was.
-pub const REQUIRED: [(Cap, &str); 8] = [
+/// What a VM cannot be built without on any processor, with the names of the KVM API document; [`vm::REQUIRED`] has what
+/// this one needs besides. Without one of them a call fails, and [`missing`] then says which it was.
+const REQUIRED: [(Cap, &str); 4] = [
     IMMEDIATE_EXIT,
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
 ];
 
@@ -80,7 +80,8 @@ impl KvmError {
 
 /// The name of a capability that mvm needs and `kvm` lacks.
 pub fn missing(kvm: &Kvm) -> Option<&'static str> {
-    REQUIRED.iter().find(|(capability, _)| !kvm.check_extension(*capability)).map(|(_, name)| *name)
+    let mut required = REQUIRED.iter().chain(vm::REQUIRED);
+    required.find(|(capability, _)| !kvm.check_extension(*capability)).map(|(_, name)| *name)
 }
 
 /// Opens KVM and checks what would otherwise go wrong late; what else is missing makes a call fail.
@@ -114,4 +115,18 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
             result => return result.map_err(KvmError::call("make a VM")),
         }
     }
+}
+
+/// An interrupt of the controllers in the kernel, raised by writing to an eventfd.
+///
+/// # Errors
+///
+/// [`KvmError::Call`]: there is no descriptor left, or KVM has no such interrupt.
+pub fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<Arc<EventFd>, KvmError> {
+    let line = EventFd::new(libc::EFD_NONBLOCK).map_err(|error| KvmError::Call {
+        doing: "make an eventfd for an interrupt",
+        source: kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EIO)),
+    })?;
+    vm.register_irqfd(&line, gsi).map_err(KvmError::call("tie an eventfd to an interrupt"))?;
+    Ok(Arc::new(line))
 }

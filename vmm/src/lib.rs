@@ -5,6 +5,7 @@
 
 mod arch;
 mod background;
+mod check;
 mod config;
 mod console;
 mod control;
@@ -36,6 +37,8 @@ mod vm;
 mod vsock;
 
 pub use arch::current::layout;
+pub use arch::current::vcpu::ProcessorError;
+pub use check::{Check, Verdict};
 pub use config::{
     Bandwidth, ConfigError, ConsoleConfig, DeviceConfig, DeviceKind, DiskConfig, GdbConfig, MAX_CPUS,
     MemorySize, NetConfig, PmemConfig, PublishConfig, Rate, Sandbox, ShareConfig, TimeLimit, VhostUserConfig,
@@ -44,7 +47,7 @@ pub use config::{
 pub use error::VmError;
 pub use exit::{ExitReason, ExitSlot};
 pub use frontend::Frontend;
-pub use host::{Check, Verdict, examine, total_memory};
+pub use host::{examine, total_memory};
 pub use kvm::{KvmError, open as open_kvm};
 pub use launch::{Resources, launch, open, seal};
 pub use pause::{PauseError, Pauser};

@@ -2,19 +2,18 @@
 
 use std::sync::{Arc, Mutex};
 
+use devices::virtio::balloon::BalloonHandle;
+use devices::virtio::block::BlockHandle;
 use devices::virtio::pmem::{PmemFile, PmemMode};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use instance::CONTROL_SOCKET;
+use instance::{CONTROL_SOCKET, Identity};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::arch::current as arch;
-use crate::arch::current::acpi::{self};
 use crate::arch::current::boot::{self, BootInformation};
 use crate::arch::current::layout;
-use crate::arch::current::mp_table;
-use crate::arch::current::registers::{self};
 use crate::arch::current::vcpu::Processor;
 use crate::background::Background;
 use crate::console::Console;
@@ -31,12 +30,13 @@ use crate::kvm::{self, KvmError};
 use crate::last_words::{self, Given};
 use crate::launch::Resources;
 use crate::loader;
-use crate::memory::{self};
+use crate::memory;
 use crate::metrics::Registry;
 use crate::pause::Pauser;
+use crate::power_button::PowerButton;
 use crate::teardown::BackgroundTeardown;
 use crate::vcpu::{DebugHook, ExitCounters, Gate, Holder, VcpuShared, Vcpus};
-use crate::{ExitReason, Phase, Timeline, VmError};
+use crate::{ExitReason, Phase, Timeline, VmConfig, VmError};
 
 /// A VM that is ready to run.
 ///
@@ -70,104 +70,147 @@ pub fn build(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timelin
     })
 }
 
-fn assemble(
-    resources: Resources<'_>,
-    mut frontend: Frontend,
-    timeline: Arc<Timeline>,
-) -> Result<Vm, VmError> {
+fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
     let Resources { config, identity, kvm, kernel, initrd, devices: opened, debugger } = resources;
     let vm = kvm::create_vm(&kvm)?;
     let teardown = BackgroundTeardown::prepare(&vm);
     timeline.mark(Phase::Kvm);
-
-    let shared = config.devices().any(|device| device.kind().needs_shared_memory());
-    let reserve = if shared { memory::reserve_shared } else { memory::reserve };
-    let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
-    let files: Vec<_> = opened.iter().filter_map(OpenDevice::pmem).collect();
-    let pmem = device_manager::place(&files, &memory)?;
-    register_memory(&vm, &memory)?;
-    register_pmem(&vm, &memory, &files, &pmem)?;
-    let slot = u32::try_from(memory.num_regions() + files.len()).unwrap_or(u32::MAX);
-    let register_window = RegisterWindow::new(&vm, slot, opened.len())?;
+    let space = AddressSpace::new(&vm, config, &opened)?;
+    let memory = space.memory.clone();
     timeline.mark(Phase::Memory);
     arch::vm::create_interrupt_controllers(&vm)?;
 
     let kernel = loader::load_kernel(&memory, kernel)?;
     let initrd = initrd.map(|file| loader::load_initrd(&memory, &kernel, file)).transpose()?;
-    let visible = identity.directory.is_some();
-    let arguments = loader::kernel_arguments(config, visible, kernel.cmdline_max())?;
+    let arguments = loader::kernel_arguments(config, identity.directory.is_some(), kernel.cmdline_max())?;
     timeline.mark(Phase::Kernel);
 
     let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
-    let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
-    let dma = pmem.dma.clone();
-    let console = Console::new(frontend.output.take(), &exit)?;
-    let mut devices = DeviceManager::new(&vm, &memory, pmem, register_window, reporter, console);
-    devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
-    if !files.is_empty() {
-        let watcher = LengthWatcher::new(&files, exit.clone());
-        devices.subscribers.push(Box::new(watcher.map_err(VmError::host("watch a file of --pmem"))?));
-    }
-    devices.add_legacy()?;
-    let power_button = devices.add_power()?;
-    opened.into_iter().try_for_each(|device| device.add_to(&mut devices))?;
-    let directory = identity.directory.as_deref();
-    devices.connect_console(&frontend, directory, &exit)?;
-    let DeviceManager {
-        ports,
-        mmio,
-        virtio,
-        mut subscribers,
-        helpers,
-        mut metrics,
-        suspends,
-        disks,
-        balloon,
-        console,
-        ..
-    } = devices;
-    timeline.mark(Phase::Devices);
+    let dma = space.pmem.dma.clone();
+    let mut outside = Outside { identity, frontend, exit, timeline };
+    let (mut devices, power_button) = add_devices(&vm, space, opened, &mut outside)?;
+    outside.timeline.mark(Phase::Devices);
 
-    let rsdp = acpi::write(&memory, config.cpus, &virtio)?;
-    let memory_size = config.memory.bytes();
-    boot::write(&memory, &kernel, &BootInformation { arguments: &arguments, initrd, memory_size, rsdp })?;
-    mp_table::write(&memory, config.cpus)?;
-    registers::write_boot_tables(&memory, kernel.entry)?;
-    let processor = Processor { cpus: config.cpus, nested: config.nested, pmu: config.pmu };
+    let (cpus, memory_size) = (config.cpus, config.memory.bytes());
+    let virtio = &devices.virtio;
+    let information = BootInformation { arguments: &arguments, initrd, memory_size, cpus, virtio };
+    boot::write(&memory, &kernel, &information)?;
+    let processor = Processor { cpus, nested: config.nested, pmu: config.pmu };
     let vcpus = arch::vcpu::create_vcpus(&kvm, &vm, processor, kernel.entry, &dma)?;
-    timeline.mark(Phase::Vcpus);
+    outside.timeline.mark(Phase::Vcpus);
 
-    let gate = Arc::new(Gate::new(config.cpus));
-    let pauser = Arc::new(Pauser::new(gate.clone(), suspends));
-    let background = Background::start().map_err(VmError::host("start a thread"))?;
-    if let Some(supervisor) = &frontend.supervisor {
-        supervisor.watch(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
-    }
-    let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
-    let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
-    let counters = vcpu_counters(config.cpus, &mut metrics);
-    if let Some(directory) = directory {
-        let (identity, config) = (identity.clone(), config.clone());
-        let pauser = pauser.clone();
-        let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
-        let handle = Arc::new(handle.with_balloon(balloon).with_disks(disks));
-        subscribers.push(Box::new(ControlServer::new(&directory.join(CONTROL_SOCKET), handle, background)?));
-    }
+    let gate = Arc::new(Gate::new(cpus));
+    let counters = vcpu_counters(cpus, &mut devices.metrics);
+    let pauser = Arc::new(Pauser::new(gate.clone(), devices.suspends));
+    let control = Control { power_button, pauser: pauser.clone(), metrics: devices.metrics };
+    devices.subscribers.extend(control.start(config, &outside, devices.balloon, devices.disks)?);
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
-    for subscriber in subscribers {
+    for subscriber in devices.subscribers {
         events.add_subscriber(subscriber);
     }
-    gate.hold(Holder::Launch);
-    if debugger.is_some() {
-        // The vCPUs wait at the first instruction until a client lets them go.
-        gate.hold(Holder::Debugger);
-    }
-    let given = Given::from(config);
+    let Outside { exit, timeline, .. } = outside;
+    let stops = debugger.as_ref().map(|_| Stops::new(gate.clone())).transpose();
+    let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
     let hook = stops.clone().map(|stops| stops as Arc<dyn DebugHook>);
+    let (ports, mmio) = (devices.ports, devices.mmio);
     let shared = Arc::new(VcpuShared { ports, mmio, exit, gate, debugger: hook, counters, timeline });
-    let vcpus = Vcpus::start(vcpus, shared.clone())?;
+    let vcpus = start_vcpus(vcpus, &shared)?;
     let debugger = start_debugger(debugger, stops, &shared, memory.clone())?;
+    let (helpers, console, given) = (devices.helpers, devices.console, Given::from(config));
     Ok(Vm { vcpus, debugger, events, shared, helpers, console, given, pauser, memory, vm, teardown })
+}
+
+/// Who is to know of the VM, and of its end.
+struct Outside<'a> {
+    identity: &'a Identity,
+    frontend: Frontend,
+    exit: Arc<ExitSlot>,
+    timeline: Arc<Timeline>,
+}
+
+/// The guest's physical addresses that are memory, as KVM knows them.
+struct AddressSpace {
+    memory: Arc<GuestMemoryMmap>,
+    pmem: PersistentMemory,
+    registers: RegisterWindow,
+}
+
+impl AddressSpace {
+    /// RAM, the persistent memory of those of `devices` that are it, and the registers of them all.
+    fn new(vm: &VmFd, config: &VmConfig, devices: &[OpenDevice]) -> Result<Self, VmError> {
+        let shared = config.devices().any(|device| device.kind().needs_shared_memory());
+        let reserve = if shared { memory::reserve_shared } else { memory::reserve };
+        let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
+        let files: Vec<_> = devices.iter().filter_map(OpenDevice::pmem).collect();
+        let pmem = device_manager::place(&files, &memory)?;
+        register_memory(vm, &memory)?;
+        register_pmem(vm, &memory, &files, &pmem)?;
+        let slot = u32::try_from(memory.num_regions() + files.len()).unwrap_or(u32::MAX);
+        let registers = RegisterWindow::new(vm, slot, devices.len())?;
+        Ok(Self { memory, pmem, registers })
+    }
+}
+
+/// Makes all devices of the VM, with a console that is connected to its user, and its power button.
+fn add_devices<'a>(
+    vm: &'a VmFd,
+    space: AddressSpace,
+    opened: Vec<OpenDevice>,
+    outside: &mut Outside<'_>,
+) -> Result<(DeviceManager<'a>, Arc<PowerButton>), VmError> {
+    let Outside { identity, frontend, exit, timeline } = outside;
+    let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
+    let console = Console::new(frontend.output.take(), exit)?;
+    let files: Vec<_> = opened.iter().filter_map(OpenDevice::pmem).collect();
+    let watcher = (!files.is_empty()).then(|| LengthWatcher::new(&files, exit.clone())).transpose();
+    let watcher = watcher.map_err(VmError::host("watch a file of --pmem"))?;
+    let mut devices = DeviceManager::new(vm, space.memory, space.pmem, space.registers, reporter, console);
+    devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
+    devices.subscribers.extend(watcher.map(|watcher| Box::new(watcher) as Subscriber));
+    let power_button = devices.add_platform()?;
+    opened.into_iter().try_for_each(|device| device.add_to(&mut devices))?;
+    devices.connect_console(frontend, identity.directory.as_deref(), exit)?;
+    Ok((devices, power_button))
+}
+
+/// What the VM is controlled by while it runs.
+struct Control {
+    power_button: Arc<PowerButton>,
+    pauser: Arc<Pauser>,
+    metrics: Registry,
+}
+
+impl Control {
+    /// Has the supervisor watch the VM, and makes its control socket where it has a directory.
+    fn start(
+        self,
+        config: &VmConfig,
+        outside: &Outside<'_>,
+        balloon: Option<BalloonHandle>,
+        disks: Vec<BlockHandle>,
+    ) -> Result<Option<Subscriber>, VmError> {
+        let Self { power_button, pauser, metrics } = self;
+        let Outside { identity, frontend, exit, .. } = outside;
+        let background = Background::start().map_err(VmError::host("start a thread"))?;
+        if let Some(supervisor) = &frontend.supervisor {
+            supervisor.watch(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
+        }
+        let Some(directory) = &identity.directory else { return Ok(None) };
+        let (identity, config) = ((*identity).clone(), config.clone());
+        let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
+        let handle = Arc::new(handle.with_balloon(balloon).with_disks(disks));
+        let server = ControlServer::new(&directory.join(CONTROL_SOCKET), handle, background)?;
+        Ok(Some(Box::new(server)))
+    }
+}
+
+/// Starts the threads of `vcpus`, which wait until the VM runs, or with a debugger until its client lets them go.
+fn start_vcpus(vcpus: Vec<VcpuFd>, shared: &Arc<VcpuShared>) -> Result<Vcpus, VmError> {
+    shared.gate.hold(Holder::Launch);
+    if shared.debugger.is_some() {
+        shared.gate.hold(Holder::Debugger);
+    }
+    Ok(Vcpus::start(vcpus, shared.clone())?)
 }
 
 impl Vm {

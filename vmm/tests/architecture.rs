@@ -39,7 +39,19 @@ mod tests {
     fn modules_depend_downwards_only() {
         knows_nothing_of(
             "arch",
-            &["loader", "gdb", "vcpu", "device_manager", "vm::", "launch", "console", "control"],
+            &[
+                "loader",
+                "gdb",
+                "vcpu",
+                "device_manager",
+                "vm::",
+                "launch",
+                "console",
+                "control",
+                "host",
+                "error",
+                "VmError",
+            ],
         );
         knows_nothing_of("vcpu", &["gdb", "device_manager", "vm::", "launch", "console", "control"]);
         knows_nothing_of("loader", &["gdb", "vcpu", "device_manager", "vm::", "launch"]);
@@ -47,6 +59,60 @@ mod tests {
             "config",
             &["arch", "loader", "gdb", "vcpu", "device_manager", "vm::", "launch", "kvm"],
         );
+    }
+
+    /// Registers, devices and tables of an architecture, as code names them.
+    const PARTICULAR: [&str; 21] = [
+        "cpuid",
+        "msr",
+        "msrs",
+        "lapic",
+        "apic",
+        "gdt",
+        "idt",
+        "rsdp",
+        "e820",
+        "vmx",
+        "svm",
+        "rip",
+        "rflags",
+        "cr0",
+        "i8042",
+        "cmos",
+        "pvh",
+        "ttys0",
+        "kvm_regs",
+        "kvm_sregs",
+        "tsc_khz",
+    ];
+
+    /// What a line of code says, in lower case, without comments and texts for people.
+    fn names(line: &str) -> Vec<String> {
+        let code = line.split("//").next().unwrap_or_default().to_lowercase();
+        let outside_of_texts: String = code.split('"').step_by(2).collect();
+        let words = outside_of_texts.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+        words.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn an_architecture_is_named_in_its_own_module_only() {
+        let source = top().join("vmm/src");
+        // The files of others, without those that are tests.
+        let is_others = |path: &Path| {
+            let path = path.strip_prefix(&source).unwrap();
+            let is_test = path.iter().any(|part| part.to_string_lossy().contains("tests"));
+            !is_test && !path.starts_with("arch") && path != Path::new("loader/bzimage.rs")
+        };
+        for (path, text) in sources(&source).iter().filter(|(path, _)| is_others(path)) {
+            let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for (number, line) in (1..).zip(product.lines()) {
+                let found = names(line).into_iter().find(|name| PARTICULAR.contains(&name.as_str()));
+                assert!(found.is_none(), "{}:{number} names {found:?}: {line}", path.display());
+            }
+        }
+        // It finds what it looks for.
+        let own = fs::read_to_string(source.join("arch/x86_64/registers.rs")).unwrap();
+        assert!(own.lines().flat_map(names).any(|name| name == "kvm_sregs"));
     }
 
     /// The crates of the workspace, and what each may depend on.

@@ -100,7 +100,7 @@ fn optional_path_as_text<S: Serializer>(path: &Option<PathBuf>, serializer: S) -
     path.as_deref().map(Path::to_string_lossy).serialize(serializer)
 }
 
-/// The most vCPUs a VM can have: an APIC ID has 8 bits, 255 means all of them, and the I/O APIC takes one.
+/// The most vCPUs a VM can have: as many as the interrupt controllers of its architecture can tell apart.
 pub const MAX_CPUS: u32 = 254;
 
 /// What is wrong with a value; the message names the value and says what to write instead.

@@ -4,31 +4,29 @@ mod open;
 mod pmem;
 mod register_window;
 
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use devices::legacy::{BootMarker, Cmos, ExitCode, I8042, PowerRegisters, PvPanic, ResetControl, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::block::BlockHandle;
 use devices::virtio::mmio::{MMIO_LENGTH, MmioTransport, QUEUE_NOTIFY};
 use devices::virtio::pmem::{Pmem, PmemFile};
-use devices::{Bus, BusDevice, MachineEvent, MachineEvents, Suspend};
+use devices::{Bus, MachineEvent, MachineEvents, Suspend};
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::{GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::VmError;
-use crate::arch::current::acpi::VirtioMmioNode;
-use crate::arch::current::layout;
+use crate::arch::current::layout::{self, VirtioPlace};
+use crate::arch::current::platform::{Platform, SERIAL_CONSOLE};
 use crate::config::DeviceKind;
 use crate::console::{Console, InputPort};
 use crate::exit::{ExitReason, ExitSlot};
 use crate::frontend::Frontend;
 use crate::helper::Helper;
-use crate::kvm::KvmError;
+use crate::kvm::{KvmError, interrupt_line};
 use crate::metrics::Registry;
 use crate::power_button::{PowerButton, PowerButtonEvents};
 use crate::timing::{Phase, Timeline};
@@ -39,20 +37,6 @@ pub use self::register_window::RegisterWindow;
 
 /// What the event loop runs.
 pub type Subscriber = Box<dyn MutEventSubscriber>;
-
-/// An interrupt line of the in-kernel I/O APIC, raised by writing to an eventfd.
-fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<Arc<EventFd>, KvmError> {
-    let line = EventFd::new(libc::EFD_NONBLOCK).map_err(|source| KvmError::Call {
-        doing: "make an eventfd for an interrupt",
-        source: errno(&source),
-    })?;
-    vm.register_irqfd(&line, gsi).map_err(KvmError::call("tie an eventfd to an interrupt"))?;
-    Ok(Arc::new(line))
-}
-
-fn errno(error: &io::Error) -> kvm_ioctls::Error {
-    kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EIO))
-}
 
 /// Turns what devices report into the VM's end and marks on its timeline.
 pub struct Reporter {
@@ -80,18 +64,10 @@ impl MachineEvents for Reporter {
     }
 }
 
-/// Where the virtio device at `index` is; `None` where there is no interrupt left.
-fn virtio_node(index: usize) -> Option<VirtioMmioNode> {
-    let gsi = *layout::VIRTIO_GSIS.get(index)?;
-    let offset = u64::try_from(index).ok()?.checked_mul(MMIO_LENGTH)?;
-    let address = u32::try_from(layout::VIRTIO_MMIO.checked_add(offset)?).ok()?;
-    Some(VirtioMmioNode { address, gsi })
-}
-
 /// The devices of a VM while it is built.
 pub struct DeviceManager<'a> {
     vm: &'a VmFd,
-    memory: &'a Arc<GuestMemoryMmap>,
+    memory: Arc<GuestMemoryMmap>,
     /// Where the data of a request to a virtio device may lie.
     dma: Arc<GuestMemoryMmap>,
     registers: RegisterWindow,
@@ -101,7 +77,7 @@ pub struct DeviceManager<'a> {
     /// The physical addresses outside RAM.
     pub mmio: Bus,
     /// What the ACPI tables have to say of virtio devices.
-    pub virtio: Vec<VirtioMmioNode>,
+    pub virtio: Vec<VirtioPlace>,
     /// What the event loop has to run.
     pub subscribers: Vec<Subscriber>,
     /// The processes that serve devices: they have to outlive these.
@@ -127,7 +103,7 @@ impl<'a> DeviceManager<'a> {
     /// `console` is what consoles write to.
     pub fn new(
         vm: &'a VmFd,
-        memory: &'a Arc<GuestMemoryMmap>,
+        memory: Arc<GuestMemoryMmap>,
         pmem: PersistentMemory,
         registers: RegisterWindow,
         reporter: Arc<Reporter>,
@@ -154,37 +130,21 @@ impl<'a> DeviceManager<'a> {
         }
     }
 
-    fn add_ports<D: BusDevice + Suspend + 'static>(
-        &mut self,
-        first: u16,
-        count: u16,
-        device: D,
-    ) -> Result<(), VmError> {
-        let device = Arc::new(device);
-        self.suspends.push(device.clone());
-        Ok(self.ports.insert(first.into(), count.into(), device)?)
-    }
-
-    /// Adds the devices that every VM has at its I/O ports.
+    /// Adds the devices that every VM has, and gives back its power button. The console's input goes to the serial port.
     ///
     /// # Errors
     ///
     /// [`VmError`].
-    pub fn add_legacy(&mut self) -> Result<(), VmError> {
-        let reporter = self.reporter.clone();
-        self.add_ports(I8042::PORT, I8042::PORTS, I8042::new(reporter.clone()))?;
-        self.add_ports(Cmos::PORT, Cmos::PORTS, Cmos::default())?;
-        self.add_ports(PvPanic::PORT, PvPanic::PORTS, PvPanic::new(reporter.clone()))?;
-        self.add_ports(ResetControl::PORT, ResetControl::PORTS, ResetControl::new(reporter.clone()))?;
-        self.add_ports(ExitCode::PORT, ExitCode::PORTS, ExitCode::new(reporter.clone()))?;
-        self.add_ports(BootMarker::PORT, BootMarker::PORTS, BootMarker::new(reporter.clone()))?;
-        let line = interrupt_line(self.vm, Serial::GSI)?;
-        let serial = Serial::new(line, reporter, self.console.output())
-            .map_err(VmError::host("make the serial port"))?;
-        let input = serial.input().map_err(VmError::host("make the serial port"))?;
-        self.input = Some(InputPort::Serial(input));
-        self.metrics.add("serial", "ttyS0".into(), serial.metrics());
-        self.add_ports(Serial::PORT, Serial::PORTS, serial)
+    pub fn add_platform(&mut self) -> Result<Arc<PowerButton>, VmError> {
+        let platform = Platform::new(self.vm, &self.reporter, self.console.output())?;
+        self.ports = platform.ports;
+        self.suspends.extend(platform.suspends);
+        self.input = Some(InputPort::Serial(platform.input));
+        self.metrics.add("serial", SERIAL_CONSOLE.into(), platform.serial);
+        let (pressed, line) = platform.power_button;
+        let button = Arc::new(PowerButton::new(pressed, line).map_err(VmError::host("make a timer"))?);
+        self.subscribers.push(Box::new(PowerButtonEvents(button.clone())));
+        Ok(button)
     }
 
     /// Adds a virtio console, which takes the console's input from then on.
@@ -226,22 +186,6 @@ impl<'a> DeviceManager<'a> {
         Ok(())
     }
 
-    /// Adds the power button and the registers by which the guest reads it, powers off and resets.
-    ///
-    /// # Errors
-    ///
-    /// [`VmError`].
-    pub fn add_power(&mut self) -> Result<Arc<PowerButton>, VmError> {
-        let pressed = devices::legacy::PowerButton::default();
-        let registers = PowerRegisters::new(self.reporter.clone(), pressed.clone());
-        self.add_ports(PowerRegisters::PORT, PowerRegisters::PORTS, registers)?;
-        let line = interrupt_line(self.vm, layout::EVENT_DEVICE_GSI)?;
-        let button = PowerButton::new(pressed, line).map_err(VmError::host("make a timer"))?;
-        let button = Arc::new(button);
-        self.subscribers.push(Box::new(PowerButtonEvents(button.clone())));
-        Ok(button)
-    }
-
     /// Has the event loop hear what the process that serves a device has to say, if there is one.
     pub fn add_helper(&mut self, helper: Option<Helper>) {
         if let Some(helper) = helper.map(Mutex::new).map(Arc::new) {
@@ -263,7 +207,7 @@ impl<'a> DeviceManager<'a> {
     ) -> Result<Arc<Mutex<D>>, VmError> {
         let index = self.virtio.len();
         let most = layout::VIRTIO_GSIS.len();
-        let node = virtio_node(index).ok_or(VmError::TooManyDevices { asked: index + 1, most })?;
+        let node = layout::virtio_place(index).ok_or(VmError::TooManyDevices { asked: index + 1, most })?;
         let base = u64::from(node.address);
         let line = interrupt_line(self.vm, node.gsi)?;
         let name = self.metrics.add_device(kind, device.metrics());

@@ -7,6 +7,7 @@ use devices::virtio::mmio::MMIO_LENGTH;
 use thiserror::Error;
 
 use crate::arch::current::layout;
+use crate::arch::current::platform::{EARLY_CONSOLE, SERIAL_CONSOLE};
 use crate::{ConsoleConfig, VmConfig};
 
 /// Why the kernel can't be given the arguments.
@@ -63,11 +64,13 @@ fn own_arguments(config: &VmConfig, visible: bool) -> Vec<Cow<'static, str>> {
     match config.console {
         // The kernel's first words go to the serial port, until the driver of the other console takes over: what
         // was said by then is not said again. A second console= would say everything twice.
-        ConsoleConfig::Virtio => own.extend(["earlycon=uart8250,io,0x3f8".into(), "console=hvc0".into()]),
+        ConsoleConfig::Virtio => {
+            own.extend([format!("earlycon={EARLY_CONSOLE}").into(), "console=hvc0".into()])
+        }
         // A console that cannot be seen only costs time.
         ConsoleConfig::Off if !visible => {}
         ConsoleConfig::Stdio | ConsoleConfig::Off | ConsoleConfig::File(_) => {
-            own.push("console=ttyS0".into())
+            own.push(format!("console={SERIAL_CONSOLE}").into())
         }
     }
     own.push("panic=-1".into());

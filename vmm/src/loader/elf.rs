@@ -9,6 +9,7 @@ use std::ops::Range;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::{EntryPoint, Kernel, Problem, low_ram_end};
+use crate::arch::current::kernel::{ELF_MACHINE, ENTRY_NOTE};
 use crate::arch::current::layout::HIGH_RAM_START;
 use crate::memory::read_file;
 
@@ -23,13 +24,8 @@ const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
 const TYPE_EXECUTABLE: u16 = 2;
 const TYPE_SHARED: u16 = 3;
-const MACHINE_X86_64: u16 = 62;
 const SEGMENT_LOAD: u32 = 1;
 const SEGMENT_NOTE: u32 = 4;
-
-/// The note that holds the PVH entry point: a type of the owner "Xen".
-const NOTE_PVH_ENTRY: u32 = 18;
-const NOTE_OWNER: &[u8] = b"Xen\0";
 
 /// Little-endian fields at fixed places of a buffer; what lies outside reads as an error.
 struct Fields<'a>(&'a [u8]);
@@ -123,14 +119,8 @@ pub(super) fn load(memory: &GuestMemoryMmap, source: &Source<'_>) -> Result<Kern
         read_file(memory, address, source.file, segment.file_offset, segment.file_size)
             .map_err(Problem::Memory)?;
     }
-    let entry = match pvh_entry(source, &segments)? {
-        Some(entry) => EntryPoint::Pvh(entry),
-        None => EntryPoint::Linux64(header.entry),
-    };
-    let address = match entry {
-        EntryPoint::Pvh(address) => address.into(),
-        EntryPoint::Linux64(address) => address,
-    };
+    let entry = EntryPoint::of_elf(header.entry, noted_entry(source, &segments)?);
+    let address = entry.address();
     let mut end = 0;
     let mut has_entry = false;
     for segment in loaded {
@@ -156,7 +146,7 @@ fn read_header(source: &Source<'_>) -> Result<Header, Problem> {
     let fields = Fields(bytes);
     let [_, _, _, _, class, data, ..] = *bytes;
     let machine = fields.u16(18)?;
-    if class != CLASS_64 || data != LITTLE_ENDIAN || machine != MACHINE_X86_64 {
+    if class != CLASS_64 || data != LITTLE_ENDIAN || machine != ELF_MACHINE {
         return Err(Problem::Machine(machine_name(class, data, machine)));
     }
     match fields.u16(16)? {
@@ -232,8 +222,8 @@ fn check_placement(segments: &[&Segment], ram_end: u64) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The PVH entry point, where a note says it. A segment of notes that is not wholly in the file has none.
-fn pvh_entry(source: &Source<'_>, segments: &[Segment]) -> Result<Option<u32>, Problem> {
+/// The entry point that a note says, where there is one. A segment of notes that is not wholly in the file has none.
+fn noted_entry(source: &Source<'_>, segments: &[Segment]) -> Result<Option<u32>, Problem> {
     for segment in segments.iter().filter(|segment| segment.kind == SEGMENT_NOTE) {
         let size = segment.file_size.min(MAX_NOTES);
         let notes = match source.read("its notes", segment.file_offset, size) {
@@ -242,7 +232,7 @@ fn pvh_entry(source: &Source<'_>, segments: &[Segment]) -> Result<Option<u32>, P
         };
         // The gABI pads notes to the segment's alignment. Linkers pad to 4 whatever that is, so the other one is tried too.
         let paddings = if segment.alignment == 8 { [8, 4] } else { [4, 8] };
-        let entry = paddings.into_iter().find_map(|padding| find_pvh_note(&notes, padding));
+        let entry = paddings.into_iter().find_map(|padding| find_entry_note(&notes, padding));
         if entry.is_some() {
             return Ok(entry);
         }
@@ -252,16 +242,17 @@ fn pvh_entry(source: &Source<'_>, segments: &[Segment]) -> Result<Option<u32>, P
 
 /// Walks the notes of a segment: each has three sizes of 4 bytes, an owner and a descriptor, of which descriptor and next
 /// note begin at a multiple of `padding`.
-fn find_pvh_note(mut notes: &[u8], padding: usize) -> Option<u32> {
+fn find_entry_note(mut notes: &[u8], padding: usize) -> Option<u32> {
     const NOTE_HEADER: usize = 12;
     while notes.len() >= NOTE_HEADER {
         let fields = Fields(notes);
         let [owner_size, descriptor_size, kind] = [0, 4, 8].map(|offset| fields.u32(offset).unwrap_or(0));
         let descriptor = (NOTE_HEADER + owner_size as usize).next_multiple_of(padding);
-        let is_pvh = kind == NOTE_PVH_ENTRY
-            && owner_size as usize == NOTE_OWNER.len()
-            && fields.bytes::<4>(NOTE_HEADER).is_ok_and(|owner| owner == *NOTE_OWNER);
-        if is_pvh {
+        let (owner, entry_kind) = ENTRY_NOTE;
+        let has_entry = kind == entry_kind
+            && owner_size as usize == owner.len()
+            && fields.bytes(NOTE_HEADER).is_ok_and(|bytes| bytes == *owner);
+        if has_entry {
             // The address has 4 bytes or, in a 64-bit kernel, 8, of which the upper ones are zero.
             return fields.u32(descriptor).ok();
         }

@@ -1,5 +1,7 @@
 //! Kernel and initrd, from their files into guest RAM.
 
+/// The format of the Linux/x86 boot protocol.
+#[cfg(target_arch = "x86_64")]
 mod bzimage;
 mod cmdline;
 mod elf;

@@ -67,7 +67,7 @@ pub(super) fn reason(end: End, vcpu: u32, fd: &mut VcpuFd) -> ExitReason {
     match end {
         End::TripleFault => ExitReason::TripleFault {
             vcpu,
-            rip: Some(instruction_pointer(fd)).filter(|rip| *rip != RESET_VECTOR),
+            at: Some(instruction_pointer(fd)).filter(|at| *at != RESET_VECTOR),
         },
         End::FailEntry(hardware_reason) => ExitReason::FailEntry { vcpu, hardware_reason },
         End::InternalError => ExitReason::InternalError { vcpu, detail: internal_error(fd) },

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use instance::Identity;
 use rstest::rstest;
-use vmm::{ExitReason, Timeline, VmError};
+use vmm::{ExitReason, ProcessorError, Timeline, VmError};
 
 use super::machine::{Machine, build, supervisor};
 
@@ -188,7 +188,7 @@ fn the_processors_virtualization_is_for_guests_that_shall_have_it() {
             assert!([vec![1 << 5, 0], vec![0, 1 << 2]].contains(&machine.run().numbers()));
         }
         Err(error) => {
-            assert!(matches!(error, VmError::NoNesting), "{error}");
+            assert!(matches!(error, VmError::Processor(ProcessorError::NoNesting)), "{error}");
             let cpuid =
                 vmm::open_kvm().unwrap().get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
             let has = |function: u32, bit: u32| {

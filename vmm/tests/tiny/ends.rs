@@ -200,8 +200,8 @@ guest!(
 fn a_triple_fault_says_which_vcpu_and_where() {
     let Some(machine) = Machine::new(faults()) else { return };
     match machine.run().reason {
-        ExitReason::TripleFault { vcpu: 0, rip } => {
-            assert!([Some(LOAD_ADDRESS + FAULT), None].contains(&rip), "{rip:x?}");
+        ExitReason::TripleFault { vcpu: 0, at } => {
+            assert!([Some(LOAD_ADDRESS + FAULT), None].contains(&at), "{at:x?}");
         }
         other => panic!("{other:?}"),
     }

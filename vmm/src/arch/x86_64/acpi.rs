@@ -18,7 +18,7 @@ use devices::virtio::mmio::MMIO_LENGTH;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::layout;
+use super::layout::{self, VirtioPlace};
 
 const OEM_ID: [u8; 6] = *b"MVM   ";
 const OEM_TABLE_ID: [u8; 8] = *b"MVMTABLE";
@@ -28,15 +28,6 @@ const DSDT_REVISION: u8 = 2;
 const SDT_HEADER: u32 = 36;
 /// FADT, IAPC_BOOT_ARCH: do not probe for VGA. That there is no 8042 is said by not saying it is there.
 const NO_VGA: u16 = 1 << 2;
-
-/// A virtio-mmio device, as the guest has to know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VirtioMmioNode {
-    /// First guest physical address of its registers.
-    pub address: u32,
-    /// Its interrupt.
-    pub gsi: u32,
-}
 
 /// Why the tables could not be written.
 #[derive(Debug, Error)]
@@ -54,11 +45,7 @@ pub enum AcpiError {
 /// # Errors
 ///
 /// [`AcpiError`].
-pub fn write(
-    memory: &GuestMemoryMmap,
-    cpus: u32,
-    virtio: &[VirtioMmioNode],
-) -> Result<GuestAddress, AcpiError> {
+pub fn write(memory: &GuestMemoryMmap, cpus: u32, virtio: &[VirtioPlace]) -> Result<GuestAddress, AcpiError> {
     let rsdp = layout::ACPI_TABLES;
     let mut tables = Tables { bytes: vec![0; Rsdp::len().next_multiple_of(16)] };
     let dsdt = tables.add(&dsdt(virtio));
@@ -134,7 +121,7 @@ fn madt(cpus: u32) -> MADT {
     madt
 }
 
-fn dsdt(virtio: &[VirtioMmioNode]) -> Sdt {
+fn dsdt(virtio: &[VirtioPlace]) -> Sdt {
     let mut body = Vec::new();
     serial_port(&mut body);
     clock(&mut body);
@@ -230,7 +217,7 @@ fn power_button(sink: &mut Vec<u8>) {
     device(sink, "_SB_.GED_", &"ACPI0013", 0, vec![&interrupt], vec![&region, &field, &event]);
 }
 
-fn virtio_mmio(sink: &mut Vec<u8>, index: usize, node: &VirtioMmioNode) {
+fn virtio_mmio(sink: &mut Vec<u8>, index: usize, node: &VirtioPlace) {
     let length = u32::try_from(MMIO_LENGTH).unwrap_or(u32::MAX);
     let registers = aml::Memory32Fixed::new(true, node.address, length);
     let uid = u32::try_from(index).unwrap_or(u32::MAX);
@@ -248,7 +235,7 @@ mod tests {
         let nodes: Vec<_> = layout::VIRTIO_GSIS
             .iter()
             .take(devices)
-            .map(|gsi| VirtioMmioNode { address: 0xd000_0000 + gsi * 0x1000, gsi: *gsi })
+            .map(|gsi| VirtioPlace { address: 0xd000_0000 + gsi * 0x1000, gsi: *gsi })
             .collect();
         assert_eq!(write(&memory, cpus, &nodes).unwrap(), layout::ACPI_TABLES);
         let mut bytes = vec![0; 0x1_d000];

@@ -1,5 +1,5 @@
-//! What the kernel finds in memory when it starts: arguments, memory map, initrd, the address of the ACPI
-//! tables; as `boot_params` for the 64-bit entry, as `hvm_start_info` for the PVH entry; and where it ends, the reset vector.
+//! What the kernel finds in memory when it starts: arguments, memory map, initrd, tables of the hardware; as `boot_params`
+//! for the 64-bit entry, as `hvm_start_info` for the PVH entry; and where it ends, the reset vector.
 
 use std::ffi::CStr;
 
@@ -8,12 +8,16 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::elf::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
+use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::acpi::{self, AcpiError};
 use super::kernel::{EntryPoint, Initrd, Kernel};
-use super::layout;
+use super::layout::{self, VirtioPlace};
+use super::mp_table;
+use super::registers::write_boot_tables;
 
-/// What the kernel gets with its boot parameters.
+/// What the kernel is told.
 pub struct BootInformation<'a> {
     /// Its arguments.
     pub arguments: &'a CStr,
@@ -21,8 +25,28 @@ pub struct BootInformation<'a> {
     pub initrd: Option<Initrd>,
     /// The size of RAM in bytes.
     pub memory_size: u64,
-    /// The ACPI root pointer.
-    pub rsdp: GuestAddress,
+    /// The number of vCPUs.
+    pub cpus: u32,
+    /// Where the virtio devices are.
+    pub virtio: &'a [VirtioPlace],
+}
+
+/// Why it could not be written.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// Guest memory.
+    #[error("cannot write the boot structures to guest memory")]
+    Memory(#[from] GuestMemoryError),
+}
+
+impl BootError {
+    /// Whether the host is at fault, and not what it was asked for.
+    pub(crate) fn is_the_hosts(&self) -> bool {
+        matches!(self, Self::Memory(_) | Self::Acpi(AcpiError::Memory(_)))
+    }
 }
 
 /// The boot loader's ID in `boot_params`: none that is registered.
@@ -30,21 +54,34 @@ const LOADER_UNDEFINED: u8 = 0xff;
 const SETUP_HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 const BOOT_FLAG: u16 = 0xaa55;
 
-/// Writes what `kernel` expects for its entry point.
+/// Writes all that `kernel` and its boot vCPU start with.
 ///
 /// # Errors
 ///
-/// Those of writing to guest memory.
+/// [`BootError`].
 pub fn write(
     memory: &GuestMemoryMmap,
     kernel: &Kernel,
     information: &BootInformation<'_>,
+) -> Result<(), BootError> {
+    let rsdp = acpi::write(memory, information.cpus, information.virtio)?;
+    mp_table::write(memory, information.cpus)?;
+    write_boot_tables(memory, kernel.entry)?;
+    Ok(write_parameters(memory, kernel, information, rsdp)?)
+}
+
+/// Writes what `kernel` expects for its entry point. The root of the ACPI tables is at `rsdp`.
+fn write_parameters(
+    memory: &GuestMemoryMmap,
+    kernel: &Kernel,
+    information: &BootInformation<'_>,
+    rsdp: GuestAddress,
 ) -> Result<(), GuestMemoryError> {
     memory.write_slice(information.arguments.to_bytes_with_nul(), layout::CMDLINE)?;
     memory.write_slice(&reset_code(), layout::RESET_VECTOR)?;
     match kernel.entry {
-        EntryPoint::Pvh(_) => write_start_info(memory, information),
-        EntryPoint::Linux64(_) => write_zero_page(memory, kernel, information),
+        EntryPoint::Pvh(_) => write_start_info(memory, information, rsdp),
+        EntryPoint::Linux64(_) => write_zero_page(memory, kernel, information, rsdp),
     }
 }
 
@@ -68,13 +105,14 @@ fn reset_code() -> [u8; 9] {
 fn write_start_info(
     memory: &GuestMemoryMmap,
     information: &BootInformation<'_>,
+    rsdp: GuestAddress,
 ) -> Result<(), GuestMemoryError> {
     let map = layout::memory_map(information.memory_size);
     let mut start_info = hvm_start_info {
         magic: XEN_HVM_START_MAGIC_VALUE,
         version: 1,
         cmdline_paddr: layout::CMDLINE.0,
-        rsdp_paddr: information.rsdp.0,
+        rsdp_paddr: rsdp.0,
         memmap_paddr: layout::PVH_MEMORY_MAP.0,
         ..Default::default()
     };
@@ -100,6 +138,7 @@ fn write_zero_page(
     memory: &GuestMemoryMmap,
     kernel: &Kernel,
     information: &BootInformation<'_>,
+    rsdp: GuestAddress,
 ) -> Result<(), GuestMemoryError> {
     let mut params = boot_params::default();
     match &kernel.setup_header {
@@ -119,7 +158,7 @@ fn write_zero_page(
         params.hdr.ramdisk_image = u32::try_from(initrd.address.0).unwrap_or_default();
         params.hdr.ramdisk_size = initrd.length;
     }
-    params.acpi_rsdp_addr = information.rsdp.0;
+    params.acpi_rsdp_addr = rsdp.0;
     for ((start, size, kind), entry) in
         layout::memory_map(information.memory_size).into_iter().zip(&mut params.e820_table)
     {
@@ -140,7 +179,8 @@ mod tests {
             arguments: c"console=ttyS0",
             initrd: Some(Initrd { address: GuestAddress(0x800_0000), length: 1234 }),
             memory_size: 4 << 30,
-            rsdp: layout::ACPI_TABLES,
+            cpus: 1,
+            virtio: &[],
         };
         write(&memory, &Kernel { entry, end: 0, setup_header: None }, &information).unwrap();
         memory

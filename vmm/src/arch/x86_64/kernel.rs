@@ -12,6 +12,26 @@ pub enum EntryPoint {
     Linux64(u64),
 }
 
+impl EntryPoint {
+    /// The entry point of an ELF kernel, whose header says `header` and whose [`ENTRY_NOTE`] says `note`.
+    pub(crate) fn of_elf(header: u64, note: Option<u32>) -> Self {
+        note.map_or(Self::Linux64(header), Self::Pvh)
+    }
+
+    /// The guest physical address.
+    pub(crate) fn address(self) -> u64 {
+        match self {
+            Self::Pvh(address) => address.into(),
+            Self::Linux64(address) => address,
+        }
+    }
+}
+
+/// `e_machine` of a kernel's ELF file.
+pub(crate) const ELF_MACHINE: u16 = 62;
+/// Owner and type of the ELF note that holds an entry point: PVH's.
+pub(crate) const ENTRY_NOTE: (&[u8; 4], u32) = (b"Xen\0", 18);
+
 /// A kernel in guest RAM.
 pub struct Kernel {
     /// Where it starts.

@@ -14,6 +14,7 @@
 //! | 0x1_0000_0000 | | RAM beyond 3 GiB |
 //! | the next multiple of 1 GiB | | persistent memory, each file at a multiple of 1 GiB |
 
+use devices::virtio::mmio::MMIO_LENGTH;
 use vm_memory::GuestAddress;
 
 /// The segment descriptors of the boot.
@@ -77,6 +78,23 @@ pub const EVENT_DEVICE_GSI: u32 = 9;
 /// Interrupts of the I/O APIC for virtio devices: what COM1 (4), the event device (9) and the timer (0 to 2, as
 /// some kernels insist) leave of its 24.
 pub const VIRTIO_GSIS: [u32; 18] = [5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+
+/// Where a virtio-mmio device is, as the guest has to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioPlace {
+    /// First guest physical address of its registers.
+    pub address: u32,
+    /// Its interrupt.
+    pub gsi: u32,
+}
+
+/// The place of the virtio device at `index`; `None` where there is no interrupt left.
+pub fn virtio_place(index: usize) -> Option<VirtioPlace> {
+    let gsi = *VIRTIO_GSIS.get(index)?;
+    let offset = u64::try_from(index).ok()?.checked_mul(MMIO_LENGTH)?;
+    let address = u32::try_from(VIRTIO_MMIO.checked_add(offset)?).ok()?;
+    Some(VirtioPlace { address, gsi })
+}
 
 /// The regions of `size` bytes of RAM, on both sides of the MMIO hole.
 pub fn ram_regions(size: u64) -> Vec<(GuestAddress, u64)> {

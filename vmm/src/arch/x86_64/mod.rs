@@ -1,12 +1,14 @@
-//! x86_64: the address map, processor state, boot protocols and ACPI tables.
+//! x86_64: the address map, processor state, boot protocols, ACPI tables and the devices of a PC.
 
-pub mod acpi;
+mod acpi;
 pub mod boot;
 mod cpuid;
 pub(crate) mod gdb;
+pub(crate) mod host;
 pub mod kernel;
 pub mod layout;
-pub mod mp_table;
-pub mod registers;
+mod mp_table;
+pub mod platform;
+mod registers;
 pub mod vcpu;
 pub mod vm;

@@ -1,16 +1,20 @@
 //! vCPUs, from their creation to the state in which the kernel starts.
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::cpuid::CpuidTemplate;
 use super::kernel::EntryPoint;
-use super::registers;
+use super::registers::{self, RegisterError};
+use crate::MemorySize;
 use crate::kvm::KvmError;
-use crate::{MemorySize, VmError};
 
 /// Where a processor starts after a reset.
 pub(crate) const RESET_VECTOR: u64 = 0xfff0;
+
+/// The most vCPUs of a VM: an APIC ID has 8 bits, 255 means all of them, and the I/O APIC takes one.
+pub(crate) const MAX_CPUS: u32 = 254;
 
 /// What the guest sees of its processor.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +27,41 @@ pub struct Processor {
     pub pmu: bool,
 }
 
+/// Why the vCPUs could not be made.
+#[derive(Debug, Error)]
+pub enum ProcessorError {
+    /// KVM refused a part of them.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A vCPU's state.
+    #[error(transparent)]
+    Registers(#[from] RegisterError),
+    /// More vCPUs than this host's KVM can have.
+    #[error("{asked} CPUs are more than this host's KVM supports: use 1 to {most}")]
+    TooManyCpus {
+        /// What was asked for.
+        asked: u32,
+        /// The most that KVM gives.
+        most: usize,
+    },
+    /// The guest shall run VMs, and can't.
+    #[error(
+        "nested VMs are not available: load kvm_amd or kvm_intel with nested=1, or leave --nested out; \
+         `mvm doctor` looks further"
+    )]
+    NoNesting,
+    /// More memory than this host's processor can address for a guest.
+    #[error(
+        "{asked} of memory (--memory and --pmem) is too large: this processor's guest-physical addresses have {bits} bits"
+    )]
+    TooMuchMemory {
+        /// What was asked for.
+        asked: MemorySize,
+        /// Bits of a guest physical address.
+        bits: u32,
+    },
+}
+
 /// Where a vCPU is; 0 where KVM does not say.
 pub(crate) fn instruction_pointer(fd: &VcpuFd) -> u64 {
     fd.get_regs().map_or(0, |registers| registers.rip)
@@ -33,16 +72,16 @@ pub(crate) fn instruction_pointer(fd: &VcpuFd) -> u64 {
 ///
 /// # Errors
 ///
-/// [`VmError`]: KVM or the host's processor can't do it.
+/// [`ProcessorError`]: KVM or the host's processor can't do it.
 pub fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
     processor: Processor,
     entry: EntryPoint,
     memory: &GuestMemoryMmap,
-) -> Result<Vec<VcpuFd>, VmError> {
+) -> Result<Vec<VcpuFd>, ProcessorError> {
     let refused = |error| match kvm.get_max_vcpus() {
-        most if processor.cpus as usize > most => VmError::TooManyCpus { asked: processor.cpus, most },
+        most if processor.cpus as usize > most => ProcessorError::TooManyCpus { asked: processor.cpus, most },
         _ => KvmError::call("make a vCPU")(error).into(),
     };
     let mut vcpus = Vec::new();
@@ -69,16 +108,16 @@ fn cpuid_template(
     vcpu: &VcpuFd,
     processor: Processor,
     memory: &GuestMemoryMmap,
-) -> Result<CpuidTemplate, VmError> {
+) -> Result<CpuidTemplate, ProcessorError> {
     let template = CpuidTemplate::new(kvm, processor, vcpu.get_tsc_khz().ok())?;
     if processor.nested && !template.has_vmx() && !template.has_svm() {
-        return Err(VmError::NoNesting);
+        return Err(ProcessorError::NoNesting);
     }
     let bits = template.physical_bits();
     if memory.last_addr().0 < 1_u64.checked_shl(bits).unwrap_or(u64::MAX) {
         Ok(template)
     } else {
         let asked = memory.iter().map(GuestMemoryRegion::len).fold(0, u64::saturating_add);
-        Err(VmError::TooMuchMemory { asked: MemorySize::from_bytes(asked), bits })
+        Err(ProcessorError::TooMuchMemory { asked: MemorySize::from_bytes(asked), bits })
     }
 }
