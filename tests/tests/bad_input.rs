@@ -41,6 +41,9 @@ impl Files {
         sparse_file(directory.path(), "pmem", 2 << 20);
         sparse_file(directory.path(), "odd", (2 << 20) + 4096);
         fs::write(path("tiny.img"), "x").unwrap();
+        for (name, magic) in [("web.qcow2", &b"QFI\xfb\0\0\0\x03"[..]), ("web.img.gz", b"\x1f\x8b\x08")] {
+            fs::write(path(name), damaged(&[0; 4096], 0, magic)).unwrap();
+        }
         Self(directory)
     }
 
@@ -104,6 +107,12 @@ fn each_mistake_has_its_code_and_its_one_line() {
         ("--kernel VMLINUX --rootfs @/directory", &["is a directory"]),
         ("--kernel VMLINUX --disk @/tiny.img", &["is too small", "truncate"]),
         ("--kernel VMLINUX --disk /dev/null", &["a character device"]),
+        (
+            "--kernel VMLINUX --rootfs @/web.qcow2",
+            &["/web.qcow2", "QCOW2", "qemu-img convert -f qcow2 -O raw", "format=raw"],
+        ),
+        ("--kernel VMLINUX --disk @/web.img.gz", &["/web.img.gz", "gzip-compressed", "gzip -dc", "web.img"]),
+        ("--kernel VMLINUX --pmem @/web.qcow2", &["/web.qcow2", "QCOW2", "qemu-img convert"]),
         ("--kernel VMLINUX --disk @/disk --disk @/directory/../disk", &["in use by another VM"]),
         ("--kernel VMLINUX --vsock @/missing/v", &["cannot make the vsock socket", "No such file"]),
         (
@@ -153,6 +162,21 @@ fn each_mistake_has_its_code_and_its_one_line() {
         expect(&files.run(arguments), 2, parts);
     }
     assert!(!files.path().join("v").exists(), "a socket was left behind");
+}
+
+#[test]
+fn a_block_device_that_takes_no_writes_is_refused_with_the_option_that_helps() {
+    let files = Files::new();
+    let disk = files.path().join("disk");
+    let losetup = |arguments: &[&str]| Command::new("losetup").args(arguments).output();
+    let device = match losetup(&["--read-only", "--find", "--show", disk.to_str().unwrap()]) {
+        Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
+        refused => return eprintln!("skipped: no loop device: {refused:?}"),
+    };
+    let device = device.trim();
+    let refused = files.run(&format!("--kernel VMLINUX --disk {device}"));
+    assert!(losetup(&["--detach", device]).unwrap().status.success());
+    expect(&refused, 2, &[device, "Read-only file system", ",readonly"]);
 }
 
 #[test]
