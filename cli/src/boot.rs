@@ -174,7 +174,7 @@ fn ending(result: Result<ExitReason, VmError>) -> u8 {
                 tracing::info!("{reason}");
             } else {
                 complain(&reason.to_string());
-                if let ExitReason::Panicked { hint: Some(hint), .. } = reason {
+                if let Some(hint) = reason.hint() {
                     complain(hint);
                 }
             }

@@ -52,7 +52,7 @@ mod tests {
     fn each_end_has_its_code() {
         assert_eq!(of_exit(&ExitReason::Reboot), 0);
         assert_eq!(of_exit(&ExitReason::Panicked { message: None, hint: None }), 4);
-        assert_eq!(of_exit(&ExitReason::TripleFault { vcpu: 0, at: None }), 4);
+        assert_eq!(of_exit(&ExitReason::TripleFault { vcpu: 0, at: None, hint: None }), 4);
         assert_eq!(of_exit(&ExitReason::Signal(15)), 143);
         assert_eq!(of_exit(&ExitReason::TimedOut), 124);
         assert_eq!(of_exit(&ExitReason::Code(7)), 7);

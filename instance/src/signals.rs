@@ -152,7 +152,7 @@ pub fn ignore_limits_and_terminal() {
                 IGNORED_HERE.fetch_or(1 << index, Ordering::SeqCst);
             }
             libc::SIG_IGN | libc::SIG_ERR => {}
-            // Whoever set a handler keeps it.
+            // A handler that was set stays.
             // SAFETY: it was the handler until just now.
             handler => unsafe {
                 libc::signal(*signal, handler);

@@ -31,6 +31,8 @@ pub enum ExitReason {
         vcpu: u32,
         /// The instruction pointer, where the processor still has it: AMD's is reset by the fault.
         at: Option<u64>,
+        /// What usually causes it, and what to do about it.
+        hint: Option<&'static str>,
     },
     /// The processor refused to enter the guest.
     FailEntry {
@@ -45,6 +47,8 @@ pub enum ExitReason {
         vcpu: u32,
         /// What KVM says of it.
         detail: String,
+        /// What usually causes it, and what to do about it.
+        hint: Option<&'static str>,
     },
     /// KVM_RUN itself failed.
     RunFailed {
@@ -66,6 +70,16 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
+    /// What usually causes it, and what to do about it, where that is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Panicked { hint, .. }
+            | Self::TripleFault { hint, .. }
+            | Self::InternalError { hint, .. } => *hint,
+            _ => None,
+        }
+    }
+
     /// Whether the VM was ended from outside, without the guest's doing.
     pub(crate) fn is_forced(&self) -> bool {
         matches!(self, Self::Stopped | Self::Killed | Self::Signal(_) | Self::TimedOut)
@@ -82,17 +96,17 @@ impl fmt::Display for ExitReason {
             Self::Panicked { message: Some(message), .. } => {
                 write!(f, "the guest's kernel panicked: {message}")
             }
-            Self::TripleFault { vcpu, at: Some(at) } => {
+            Self::TripleFault { vcpu, at: Some(at), .. } => {
                 write!(f, "the guest crashed: triple fault on vCPU {vcpu} at {at:#x}")
             }
-            Self::TripleFault { vcpu, at: None } => {
+            Self::TripleFault { vcpu, at: None, .. } => {
                 write!(f, "the guest crashed: triple fault on vCPU {vcpu}")
             }
             Self::FailEntry { vcpu, hardware_reason } => write!(
                 f,
                 "the guest cannot run: the processor refused to enter vCPU {vcpu}, hardware reason {hardware_reason:#x}"
             ),
-            Self::InternalError { vcpu, detail } => {
+            Self::InternalError { vcpu, detail, .. } => {
                 write!(f, "the guest crashed: KVM internal error on vCPU {vcpu}: {detail}")
             }
             Self::RunFailed { vcpu, detail } => {

@@ -1,4 +1,4 @@
-//! What the console says of a kernel panic, and what usually causes it.
+//! What the console says of a guest's crash, and what usually causes it.
 
 use crate::VmConfig;
 
@@ -8,6 +8,14 @@ const PANIC: &str = "Kernel panic - not syncing: ";
 const ORDERLY: [&str; 3] = ["reboot: Restarting system", "reboot: Power down", "Linux version "];
 /// The most characters of a message that are kept.
 const LONGEST: usize = 200;
+
+/// What usually causes a triple fault before the guest's first word, and what to do about it.
+pub(crate) const SILENT_CRASH: &str = "the guest crashed before it said anything: --kernel may be damaged or made for other \
+                                       hardware, or need more --memory; --append earlyprintk=serial,ttyS0 shows a kernel's \
+                                       first messages";
+/// What usually causes an internal error of KVM, and what to do about it.
+pub(crate) const INTERNAL_ERROR: &str = "this host's KVM cannot run what the guest did: `mvm doctor` says whether the host has \
+                                         hardware virtualization, without which Linux does not boot";
 
 /// What a VM has that Linux can start from.
 #[derive(Clone, Copy, Debug, Default)]

@@ -272,9 +272,16 @@ impl Vm {
     }
 }
 
-/// Why the VM ended: Linux without a pvpanic driver panics on its console, and then resets.
+/// Why the VM ended, with what the console says of it: Linux without a pvpanic driver panics there, and then resets.
 fn end_of(exit: &ExitSlot, console: &Console, given: Given) -> ExitReason {
-    let reason = exit.reason().unwrap_or(ExitReason::Stopped);
+    let mut reason = exit.reason().unwrap_or(ExitReason::Stopped);
+    match &mut reason {
+        ExitReason::TripleFault { hint, .. } if console.latest().is_empty() => {
+            *hint = Some(last_words::SILENT_CRASH);
+        }
+        ExitReason::InternalError { hint, .. } => *hint = Some(last_words::INTERNAL_ERROR),
+        _ => {}
+    }
     let (ExitReason::Reboot | ExitReason::Panicked { .. }) = exit.own_reason().as_ref().unwrap_or(&reason)
     else {
         return reason;

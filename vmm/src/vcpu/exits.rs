@@ -68,9 +68,10 @@ pub(super) fn reason(end: End, vcpu: u32, fd: &mut VcpuFd) -> ExitReason {
         End::TripleFault => ExitReason::TripleFault {
             vcpu,
             at: Some(instruction_pointer(fd)).filter(|at| *at != RESET_VECTOR),
+            hint: None,
         },
         End::FailEntry(hardware_reason) => ExitReason::FailEntry { vcpu, hardware_reason },
-        End::InternalError => ExitReason::InternalError { vcpu, detail: internal_error(fd) },
+        End::InternalError => ExitReason::InternalError { vcpu, detail: internal_error(fd), hint: None },
         End::Unexpected(exit) => ExitReason::RunFailed { vcpu, detail: format!("unexpected exit {exit}") },
     }
 }

@@ -200,8 +200,13 @@ guest!(
 fn a_triple_fault_says_which_vcpu_and_where() {
     let Some(machine) = Machine::new(faults()) else { return };
     match machine.run().reason {
-        ExitReason::TripleFault { vcpu: 0, at } => {
+        ExitReason::TripleFault { vcpu: 0, at, hint } => {
             assert!([Some(LOAD_ADDRESS + FAULT), None].contains(&at), "{at:x?}");
+            // It has said nothing.
+            assert!(
+                hint.is_some_and(|hint| hint.contains("--kernel") && hint.contains("--memory")),
+                "{hint:?}"
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -220,9 +225,10 @@ guest!(
 fn code_where_there_is_no_memory_ends_the_vm_with_kvms_word_for_it() {
     let Some(machine) = Machine::new(runs_into_a_hole()) else { return };
     let reason = machine.run().reason;
-    let ExitReason::InternalError { vcpu: 0, detail } = &reason else { panic!("{reason:?}") };
+    let ExitReason::InternalError { vcpu: 0, detail, .. } = &reason else { panic!("{reason:?}") };
     assert!(detail.contains("cannot emulate") && detail.contains("at 0xd0100000"), "{detail}");
     assert!(reason.to_string().starts_with("the guest crashed: KVM internal error"), "{reason}");
+    assert!(reason.hint().is_some_and(|hint| hint.contains("mvm doctor")), "{reason:?}");
 }
 
 guest!(
