@@ -40,12 +40,9 @@ fn a_guest_that_resets_a_stalled_disk_without_end_is_ended_in_time() {
     let Some(place) = Place::new(stuck::reading_and_resetting()) else { return };
     let Some(files) = StalledFiles::mount(&place.path("stalled")) else { return };
     let disk = format!("{},format=raw", files.file("a").display());
-    let vm = place.start(&["--stop-timeout", "1h", "--disk", &disk]);
+    let mut vm = place.start(&["--stop-timeout", "1h", "--disk", &disk]);
     wait_for_reads(&files, 1);
-    vm.signal(Signal::TERM);
-    // A second is what keeps requests apart.
-    std::thread::sleep(Duration::from_millis(1200));
-    vm.signal(Signal::TERM);
+    vm.signal_twice(Signal::TERM);
     let start = Instant::now();
     let (code, errors) = vm.finish();
     assert_eq!(code, Some(143), "{errors}");

@@ -106,6 +106,20 @@ impl Vm {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 
+    /// Makes a second request to end: `signal`, a second after the first one was taken.
+    pub(crate) fn signal_twice(&mut self, signal: Signal) {
+        self.signal(signal);
+        let (mut said, mut byte) = (Vec::new(), [0]);
+        let errors = self.0.stderr.as_mut().unwrap();
+        while !said.ends_with(b"pressed the power button") {
+            assert_eq!(errors.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
+            said.extend(byte);
+        }
+        // That is what keeps requests apart.
+        std::thread::sleep(Duration::from_millis(1100));
+        self.signal(signal);
+    }
+
     /// Waits for the end, but not for readers of its output.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();

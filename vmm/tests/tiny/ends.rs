@@ -240,11 +240,10 @@ guest!(
     "
 );
 
-/// Two signals that are two requests. What keeps them apart is the clock, so that the test has to wait.
+/// A second request: a signal that comes until it is no longer taken for a part of the first one.
 fn signal_twice(running: &Running) {
     running.signal(libc::SIGINT);
-    std::thread::sleep(Duration::from_millis(1100));
-    running.signal(libc::SIGTERM);
+    running.signal_until_it_ends(libc::SIGTERM);
 }
 
 #[test]

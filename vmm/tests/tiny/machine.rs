@@ -244,6 +244,16 @@ impl Running {
         &self.console
     }
 
+    /// Signals again and again until the VM ends.
+    pub(super) fn signal_until_it_ends(&self, signal: i32) {
+        let start = Instant::now();
+        while !self.exit.has_ended() {
+            assert!(start.elapsed() < WATCHDOG, "the VM does not end");
+            self.signal(signal);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Does to the VM what `signal` to its process does.
     pub(super) fn signal(&self, signal: i32) {
         self.supervisor.requests().signal(signal);
