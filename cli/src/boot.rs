@@ -117,6 +117,10 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
             return if error.is_the_hosts() { exit_code::HOST } else { exit_code::USAGE }.into();
         }
     };
+    // Without a watch, where the user has no inotify instance left, a removal is reported at the VM's end.
+    if let Some(watch) = instance.as_ref().and_then(|instance| instance.watch_removal().ok()) {
+        supervisor.requests().watch_directory(watch);
+    }
     let identity = instance.as_ref().map_or(asked, Instance::identity);
     *lock(&place) = instance;
     let timeline = Arc::new(Timeline::starting_at(start));

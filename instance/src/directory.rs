@@ -4,10 +4,13 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::lock::DirectoryLock;
 use super::registry::{NAMES, Registry};
+use super::removal::RemovalWatch;
 use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName};
 
 /// The name of the control socket in a VM's directory.
@@ -27,6 +30,8 @@ pub struct Instance {
     path: PathBuf,
     base: PathBuf,
     lock: DirectoryLock,
+    /// Its removal has been reported, or is this process's own doing.
+    removal_reported: Arc<AtomicBool>,
 }
 
 impl Instance {
@@ -50,7 +55,8 @@ impl Instance {
         let (id, path) = make_directory(base, identity.id.as_ref())?;
         let lock = DirectoryLock::wait(&path).map_err(InstanceError::directory("lock", &path))?;
         // From here on dropping it removes the directory.
-        let mut instance = Self { id, name: None, path, base: base.to_owned(), lock };
+        let mut instance =
+            Self { id, name: None, path, base: base.to_owned(), lock, removal_reported: Arc::default() };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let record = Record {
             id: instance.id.clone(),
@@ -82,6 +88,15 @@ impl Instance {
         &self.path
     }
 
+    /// A watch that notices when the directory is removed while the VM runs.
+    ///
+    /// # Errors
+    ///
+    /// Those of inotify: the user has as many instances as the system allows.
+    pub fn watch_removal(&self) -> io::Result<RemovalWatch> {
+        RemovalWatch::new(&self.path, self.removal_reported.clone())
+    }
+
     /// Makes `name` this VM's. Only who has the lock of the base directory calls it.
     fn take_name(&mut self, registry: &Registry, name: &VmName) -> Result<(), InstanceError> {
         let link = registry.make_names()?.join(name.as_str());
@@ -107,6 +122,8 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        // Before anything is removed, so that the watch does not report what happens here.
+        let reported = self.removal_reported.swap(true, Ordering::SeqCst);
         let removed = self.name.as_ref().map_or(Ok(()), |name| {
             // Before the directory, so that a name which can be found has a VM.
             fs::remove_file(self.base.join(NAMES).join(name.as_str()))
@@ -119,10 +136,12 @@ impl Drop for Instance {
         });
         if removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && !self.path.exists()
         {
-            tracing::warn!(
-                "{} was removed while the VM ran, so that other commands did not find the VM",
-                self.path.display()
-            );
+            if !reported {
+                tracing::warn!(
+                    "{} was removed while the VM ran, so that other commands did not find the VM",
+                    self.path.display()
+                );
+            }
         } else if let Err(error) = removed {
             tracing::warn!(%error, "cannot remove {}", self.path.display());
         }

@@ -28,6 +28,7 @@ mod place;
 mod process;
 mod record;
 mod registry;
+mod removal;
 mod signals;
 
 use std::io;
@@ -44,6 +45,7 @@ pub use place::set_runtime_directory;
 pub use process::{Process, ProcessError, exit_now};
 pub use record::{Record, RecordError, Summary};
 pub use registry::{Registry, Running};
+pub use removal::RemovalWatch;
 pub use signals::{
     ENDING, Signals, ignore_limits_and_terminal, name_of, restore_defaults, start_without_signals,
     take_ending,

@@ -89,6 +89,12 @@ impl Record {
     }
 }
 
+/// Whether the record of the VM in `directory` has been removed.
+pub(super) fn is_missing(directory: &Path) -> bool {
+    let metadata = fs::symlink_metadata(directory.join(FILE));
+    metadata.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;

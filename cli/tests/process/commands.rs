@@ -83,12 +83,14 @@ fn stop_waits_as_long_as_the_vms_own_stop_timeout_says() {
 }
 
 #[test]
-fn a_vm_whose_directory_was_removed_ends_by_signals() {
+fn a_vm_whose_directory_is_removed_says_so_at_once_and_ends_by_signals() {
     let Some(place) = Place::new(IDLE) else { return };
-    let vm = place.start(&["--stop-timeout", "0s"]);
+    let mut vm = place.start(&["--stop-timeout", "0s"]);
     std::fs::remove_dir_all(place.path("mvm")).unwrap();
+    let said = vm.wait_for("--runtime-dir DIR\n");
+    assert!(said.contains("was removed: the VM runs on") && said.contains("`kill "), "{said}");
     vm.signal(Signal::TERM);
     let (code, errors) = vm.finish();
     assert_eq!(code, Some(143), "{errors}");
-    assert!(errors.contains("was removed while the VM ran"), "{errors}");
+    assert!(!errors.contains("was removed"), "said twice: {errors}");
 }

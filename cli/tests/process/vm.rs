@@ -109,15 +109,21 @@ impl Vm {
     /// Makes a second request to end: `signal`, a second after the first one was taken.
     pub(crate) fn signal_twice(&mut self, signal: Signal) {
         self.signal(signal);
-        let (mut said, mut byte) = (Vec::new(), [0]);
-        let errors = self.0.stderr.as_mut().unwrap();
-        while !said.ends_with(b"pressed the power button") {
-            assert_eq!(errors.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
-            said.extend(byte);
-        }
+        self.wait_for("pressed the power button");
         // That is what keeps requests apart.
         std::thread::sleep(Duration::from_millis(1100));
         self.signal(signal);
+    }
+
+    /// Waits until it says `words` on standard error; what it said before and these.
+    pub(crate) fn wait_for(&mut self, words: &str) -> String {
+        let (mut said, mut byte) = (Vec::new(), [0]);
+        let errors = self.0.stderr.as_mut().unwrap();
+        while !said.ends_with(words.as_bytes()) {
+            assert_eq!(errors.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
+            said.extend(byte);
+        }
+        String::from_utf8_lossy(&said).into_owned()
     }
 
     /// Waits for the end, but not for readers of its output.

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::log::say;
-use instance::{Signals, name_of};
+use instance::{RemovalWatch, Signals, name_of};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -49,6 +49,7 @@ struct Target {
 #[derive(Default)]
 struct Inbox {
     target: Option<Target>,
+    directory: Option<RemovalWatch>,
     signals: Vec<i32>,
     finished: bool,
 }
@@ -102,6 +103,7 @@ impl Supervisor {
             signals,
             policy: Policy::new(limits, Instant::now()),
             target: None,
+            directory: None,
             end: None,
             last_resort: Some(last_resort),
         };
@@ -128,6 +130,12 @@ impl Requests {
         let target = Target { exit, button, pauser, background, resuming: Arc::default() };
         self.0.tell(|inbox| inbox.target = Some(target));
     }
+
+    /// Says so when the VM's directory is removed, from the time on that there is a VM.
+    pub fn watch_directory(&self, watch: RemovalWatch) {
+        // The VM wakes the thread when there is one.
+        self.0.inbox.lock().unwrap_or_else(PoisonError::into_inner).directory = Some(watch);
+    }
 }
 
 impl Drop for Supervisor {
@@ -145,6 +153,8 @@ struct Worker {
     signals: Option<Signals>,
     policy: Policy,
     target: Option<Target>,
+    /// Until its removal has been reported.
+    directory: Option<RemovalWatch>,
     /// Until when the process is to have ended, once the VM has.
     end: Option<Instant>,
     last_resort: Option<LastResort>,
@@ -165,7 +175,11 @@ impl Worker {
             if let Some(target) = inbox.target {
                 self.target = Some(target);
             }
+            if let Some(directory) = inbox.directory {
+                self.directory = Some(directory);
+            }
             self.look_for_end(now);
+            self.look_for_directory();
             inbox
                 .signals
                 .extend(self.signals.iter().flat_map(|signals| std::iter::from_fn(|| signals.next())));
@@ -194,6 +208,8 @@ impl Worker {
         // Once the end is seen, it is not waited for again.
         let exit = self.target.as_ref().filter(|_| self.end.is_none());
         fds.extend(exit.map(|target| PollFd::from_borrowed_fd(target.exit.ended(), PollFlags::IN)));
+        let directory = self.directory.as_ref().filter(|_| exit.is_some());
+        fds.extend(directory.map(|directory| PollFd::new(directory, PollFlags::IN)));
         // Interrupted or failed, what there is to do is looked for all the same.
         let _ = poll(&mut fds, timeout.as_ref());
     }
@@ -267,6 +283,20 @@ impl Worker {
         }
         if let Err(error) = target.button.press() {
             tracing::warn!(%error, "cannot press the guest's power button");
+        }
+    }
+
+    fn look_for_directory(&mut self) {
+        if self.target.is_none() || self.end.is_some() {
+            return;
+        }
+        if let Some(watch) = self.directory.take_if(|watch| watch.is_removed()) {
+            tracing::warn!(
+                "{} was removed: the VM runs on, but other commands do not find it any more; end it from its console or by \
+                 `kill {}`, and keep the next one where nothing is removed, by --runtime-dir DIR",
+                watch.directory().display(),
+                std::process::id()
+            );
         }
     }
 
