@@ -82,6 +82,25 @@ fn stop_waits_as_long_as_the_vms_own_stop_timeout_says() {
     }
 }
 
+/// Sets exit code 4 by port 0x521 and resets by the keyboard controller.
+const ENDS_WITH_4: &[u8] = &[0x66, 0xba, 0x21, 0x05, 0xb0, 4, 0xee, 0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+/// An undefined instruction, with no handler for it.
+const CRASHES: &[u8] = &[0x0f, 0x0b];
+
+#[test]
+fn a_guests_own_code_and_a_crash_with_the_same_code_are_told_apart_on_standard_error() {
+    for (code, said) in [
+        (ENDS_WITH_4, "mvm: the guest ended with exit code 4\n"),
+        (CRASHES, "mvm: the guest crashed: triple fault"),
+    ] {
+        let Some(place) = Place::new(code) else { return };
+        let output = place.boot(&[]).output().unwrap();
+        let errors = text(&output);
+        assert!(output.status.code() == Some(4) && errors.contains(said), "{said}: {errors}");
+        assert_eq!(errors.contains("exit code"), code == ENDS_WITH_4, "{errors}");
+    }
+}
+
 #[test]
 fn a_vm_whose_directory_is_removed_says_so_at_once_and_ends_by_signals() {
     let Some(place) = Place::new(IDLE) else { return };
