@@ -82,7 +82,9 @@ fn size(text: &str) -> Result<u64, String> {
     if size.is_multiple_of(MIB) {
         Ok(size / MIB)
     } else {
-        Err(format!("a balloon has whole MiB: {text} is {size} bytes; for MiB write a unit, as in 256M"))
+        Err(format!(
+            "the size of a balloon is a multiple of 1 MiB: {text} is {size} bytes; for MiB write a unit, as in 256M"
+        ))
     }
 }
 
@@ -95,7 +97,7 @@ mod tests {
         assert_eq!(["0", "1M", "2G", "1048576"].map(size), [0, 1, 2048, 1].map(Ok));
         for text in ["1", "1K", "512"] {
             let error = size(text).unwrap_err();
-            assert!(error.contains("whole MiB") && error.contains("bytes"), "{error}");
+            assert!(error.contains("a multiple of 1 MiB") && error.contains("bytes"), "{error}");
         }
         assert!(size("much").unwrap_err().contains("invalid size"));
     }

@@ -56,7 +56,7 @@ Exit codes:
   2        wrong usage or configuration
   3        the host cannot run the VM
   4        the guest crashed
-  124      --timeout was over
+  124      --timeout expired
   128 + N  stopped by signal N (137: mvm kill)";
 
 /// Arguments of `mvm boot`.

@@ -13,7 +13,7 @@ pub const USAGE: u8 = 2;
 pub const HOST: u8 = 3;
 /// The guest crashed.
 pub const GUEST: u8 = 4;
-/// `--timeout` was over.
+/// `--timeout` expired.
 pub const TIMED_OUT: u8 = 124;
 /// Added to the number of the signal that stopped the VM, as shells do.
 const SIGNAL: u8 = 128;

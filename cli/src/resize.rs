@@ -66,7 +66,9 @@ fn size(text: &str) -> Result<u64, String> {
     if size > 0 && size.is_multiple_of(512) {
         Ok(size)
     } else {
-        Err(format!("a disk has whole sectors of 512 bytes: {text} is {size} bytes; use a unit, as in 20G"))
+        Err(format!(
+            "the size of a disk is a multiple of 512 bytes: {text} is {size} bytes; use a unit, as in 20G"
+        ))
     }
 }
 
@@ -79,7 +81,7 @@ mod tests {
         assert_eq!(["20G", "1M", "512"].map(size), [20 << 30, 1 << 20, 512].map(Ok));
         for text in ["0", "1", "513"] {
             let error = size(text).unwrap_err();
-            assert!(error.contains("whole sectors"), "{error}");
+            assert!(error.contains("a multiple of 512 bytes"), "{error}");
         }
         assert!(size("large").unwrap_err().contains("invalid size"));
     }

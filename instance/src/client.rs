@@ -26,7 +26,7 @@ pub enum ClientError {
     #[error("it does not answer on its control socket")]
     Io(#[from] io::Error),
     /// What it says is not HTTP, or not what was asked for.
-    #[error("its control socket answers with something else: {0}")]
+    #[error("unexpected answer on its control socket: {0}")]
     Answer(String),
     /// It says no.
     #[error("{0}")]

@@ -60,7 +60,7 @@ pub enum RecordError {
     #[error("{FILE}")]
     Content(#[source] serde_json::Error),
     /// It is that of another VM.
-    #[error("{FILE} is that of VM {0}")]
+    #[error("{FILE} belongs to VM {0}")]
     OfAnother(VmId),
 }
 

@@ -59,7 +59,7 @@ impl Signals {
     pub fn block(signals: &[i32]) -> io::Result<Self> {
         let set = set_of(signals);
         set_mask(libc::SIG_BLOCK, &set)?;
-        // SAFETY: the set is initialized, and the descriptor that signalfd returns is owned by nobody else.
+        // SAFETY: the set is initialized, and the descriptor that signalfd returns has no other owner.
         unsafe {
             let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
             if fd < 0 {

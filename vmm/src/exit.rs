@@ -110,16 +110,16 @@ impl fmt::Display for ExitReason {
                 write!(f, "the guest crashed: KVM internal error on vCPU {vcpu}: {detail}")
             }
             Self::RunFailed { vcpu, detail } => {
-                write!(f, "the guest cannot go on: KVM_RUN of vCPU {vcpu} failed: {detail}")
+                write!(f, "the guest cannot continue: KVM_RUN of vCPU {vcpu} failed: {detail}")
             }
-            Self::MemoryCutOff => f.write_str("the guest cannot go on: a file of --pmem became shorter"),
+            Self::MemoryCutOff => f.write_str("the guest cannot continue: a file of --pmem was truncated"),
             Self::Stopped => f.write_str("stopped"),
             Self::Killed => f.write_str("stopped by the debugger"),
             Self::Signal(libc::SIGPIPE) => {
                 f.write_str("stopped: the reader of standard output has gone (SIGPIPE)")
             }
             Self::Signal(signal) => write!(f, "stopped by {}", name_of(*signal)),
-            Self::TimedOut => f.write_str("stopped because --timeout was over"),
+            Self::TimedOut => f.write_str("stopped: --timeout expired"),
         }
     }
 }
@@ -129,7 +129,7 @@ pub struct ExitSlot {
     reason: Mutex<Option<ExitReason>>,
     /// The exit code that the guest has set.
     code: AtomicU8,
-    /// The guest was asked to power off because `--timeout` was over.
+    /// The guest was asked to power off because `--timeout` expired.
     time_is_up: AtomicBool,
     /// There is a reason; vCPU threads ask before each entry, and so without the lock.
     ended: AtomicBool,

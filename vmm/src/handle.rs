@@ -101,7 +101,7 @@ impl VmHandle {
         if self.is_paused()
             && let Err(error) = self.resume()
         {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a device did not go on");
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot resume a device");
         }
         self.power_button.press()
     }

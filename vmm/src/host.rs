@@ -148,7 +148,7 @@ fn shared_folders() -> Check {
 fn user_networks() -> Check {
     const NAME: &str = "user networks";
     match PASST.find() {
-        Some(program) => Check::good(NAME, format!("by {}", program.display())),
+        Some(program) => Check::good(NAME, format!("through {}", program.display())),
         None => {
             Check::poor(NAME, "passt is not installed, which --net user and --publish need", PASST.advice())
         }

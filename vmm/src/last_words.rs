@@ -10,7 +10,7 @@ const ORDERLY: [&str; 3] = ["reboot: Restarting system", "reboot: Power down", "
 const LONGEST: usize = 200;
 
 /// What usually causes a triple fault before the guest's first word, and what to do about it.
-pub(crate) const SILENT_CRASH: &str = "the guest crashed before it said anything: --kernel may be damaged or made for other \
+pub(crate) const SILENT_CRASH: &str = "the guest crashed before its first output: --kernel may be damaged or made for other \
                                        hardware, or need more --memory; --append earlyprintk=serial,ttyS0 shows a kernel's \
                                        first messages";
 /// What usually causes an internal error of KVM, and what to do about it.

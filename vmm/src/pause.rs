@@ -128,7 +128,7 @@ impl State {
 /// Logs what can't be returned.
 fn report(result: Result<(), SuspendError>) {
     if let Err(error) = result {
-        tracing::error!(error = &error as &dyn std::error::Error, "a device did not go on");
+        tracing::error!(error = &error as &dyn std::error::Error, "cannot resume a device");
     }
 }
 

@@ -42,7 +42,7 @@ fn setup_ring() -> Option<OwnedFd> {
     // SAFETY: the kernel reads and fills `PARAMETERS` bytes, aligned as its structure is; all zero asks for the default.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
     let ring = i32::try_from(ring).ok().filter(|ring| *ring >= 0)?;
-    // SAFETY: the call made the descriptor, which is owned by nobody else.
+    // SAFETY: the call made the descriptor, which has no other owner.
     Some(unsafe { OwnedFd::from_raw_fd(ring) })
 }
 

@@ -357,7 +357,7 @@ struct EndWatcher(Arc<ExitSlot>);
 impl MutEventSubscriber for EndWatcher {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new(self.0.event(), EventSet::IN)) {
-            tracing::error!(%error, "the end of the VM will not be seen");
+            tracing::error!(%error, "cannot watch for the end of the VM");
         }
     }
 

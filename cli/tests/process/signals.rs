@@ -58,7 +58,7 @@ fn timeout_has_its_own_code() {
     let Some(place) = Place::new(IDLE) else { return };
     let (code, errors) = place.start(&["--timeout", "500ms", "--stop-timeout", "100ms"]).finish();
     assert_eq!(code, Some(124), "{errors}");
-    assert!(errors.contains("--timeout is over: pressed the power button"), "{errors}");
+    assert!(errors.contains("--timeout expired: pressed the power button"), "{errors}");
 }
 
 #[test]

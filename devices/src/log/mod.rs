@@ -6,7 +6,7 @@
 //!
 //! * each place in the source has a token bucket for each device (`limit`); a place names the device in the field
 //!   `device`. What a bucket has no token for is counted and left out.
-//! * a line goes to a bounded queue, and a thread writes it ([`Writer`]). Where nobody reads standard error, lines are
+//! * a line goes to a bounded queue, and a thread writes it ([`Writer`]). Where standard error is not read, lines are
 //!   dropped and counted; no vCPU and no event loop waits.
 //! * control characters are escaped (`line`), so that no guest writes to the user's terminal through an error message.
 

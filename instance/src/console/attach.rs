@@ -40,7 +40,7 @@ pub enum AttachError {
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
     /// Another system call failed.
-    #[error("cannot go on with the console")]
+    #[error("the connection to the console failed")]
     Host(#[source] io::Error),
 }
 

@@ -131,5 +131,5 @@ fn a_file_that_is_cut_off_ends_the_vm_with_a_reason() {
     let mut guest = Boot::new().flag("--pmem", &path).script(script).start();
     guest.wait_for("ready");
     OpenOptions::new().write(true).open(&path).unwrap().set_len(2 * MIB).unwrap();
-    guest.finish().expect_code(4).expect("a file of --pmem became shorter");
+    guest.finish().expect_code(4).expect("a file of --pmem was truncated");
 }

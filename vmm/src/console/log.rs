@@ -47,7 +47,7 @@ impl Log {
                 Ok(()) => self.failed = false,
                 Err(error) if !self.failed => {
                     self.failed = true;
-                    tracing::warn!(%error, path = %self.path.display(), "the console's log misses output");
+                    tracing::warn!(%error, path = %self.path.display(), "cannot write to the console's log: it lacks output");
                 }
                 Err(_) => {}
             }

@@ -158,7 +158,7 @@ impl Console {
         self.hub.metrics()
     }
 
-    /// Lets nobody who reads lose what the guest said before its end. The vCPUs have ended, the event loop has not.
+    /// Gives readers what the guest wrote before its end. The vCPUs have ended, the event loop has not.
     pub fn flush(&self) {
         if let Some(console) = &self.virtio {
             console.lock().unwrap_or_else(PoisonError::into_inner).flush();

@@ -40,7 +40,7 @@ impl WindowWatcher {
 impl MutEventSubscriber for WindowWatcher {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new_raw(self.signals.as_fd().as_raw_fd(), EventSet::IN)) {
-            tracing::warn!(%error, "the guest will not hear of the window's size");
+            tracing::warn!(%error, "cannot tell the guest the terminal's size");
         }
         // It may have changed since the device was made.
         self.tell();

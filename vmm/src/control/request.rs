@@ -56,7 +56,7 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<'_> {
             return bad(431, "the request has more than 8 KiB or 64 fields before its body");
         }
         Err(httparse::Error::Version) => return bad(505, "use HTTP/1.1 or HTTP/1.0"),
-        Err(error) => return bad(400, &format!("this is not HTTP: {error}")),
+        Err(error) => return bad(400, &format!("invalid HTTP request: {error}")),
     };
     let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
     let fields = match read_fields(request.headers) {

@@ -56,7 +56,7 @@ impl Response {
     /// The resource has other methods (RFC 9110, 15.5.6).
     pub(super) fn wrong_method(allow: &[&str]) -> Self {
         let allow = allow.join(", ");
-        let fault = Self::fault(405, &format!("this resource has the methods {allow}"));
+        let fault = Self::fault(405, &format!("method not allowed: this resource supports {allow}"));
         Self { allow: Some(allow), ..fault }
     }
 

@@ -241,7 +241,7 @@ impl LateAnswers {
             if wanted.is_some_and(|client: Weak<()>| client.strong_count() == 0) {
                 return;
             }
-            // The server is gone where nobody takes it, and the event is full only where it is being read.
+            // The server has ended where the answer is not taken, and the event is full only where it is being read.
             let _ = sender.send((serial, run(&vm)));
             let _ = wake.write(1);
         });

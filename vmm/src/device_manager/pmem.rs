@@ -79,7 +79,7 @@ impl LengthWatcher {
 impl MutEventSubscriber for LengthWatcher {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new(&self.changes, EventSet::IN)) {
-            tracing::error!(%error, "a file of --pmem that is cut off will not be seen");
+            tracing::error!(%error, "cannot watch the files of --pmem: the VM will not end if one is truncated");
         }
     }
 

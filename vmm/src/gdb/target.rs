@@ -144,7 +144,7 @@ impl Target {
                 Owner::Client(_) | Owner::Done => {}
                 Owner::Guest(exception) => {
                     if let Err(error) = self.debug(stop.vcpu, exception) {
-                        tracing::warn!(%error, vcpu = stop.vcpu, "cannot hand the guest its exception");
+                        tracing::warn!(%error, vcpu = stop.vcpu, "cannot inject an exception into the guest");
                     }
                 }
             }

@@ -235,7 +235,7 @@ impl Worker {
                 let grace = self.policy.limits().stop_timeout.as_secs_f64();
                 let who = match request {
                     Request::Signal(signal) => name_of(signal),
-                    Request::Timeout => "--timeout is over".into(),
+                    Request::Timeout => "--timeout expired".into(),
                 };
                 say(format_args!("{who}: pressed the power button; forcing in {grace} s"));
                 if request == Request::Timeout
@@ -272,7 +272,7 @@ impl Worker {
             let (pauser, resuming) = (target.pauser.clone(), target.resuming.clone());
             let resume = move || {
                 if let Err(error) = pauser.resume() {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a device did not go on");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot resume a device");
                 }
                 resuming.store(false, Ordering::SeqCst);
             };

@@ -23,7 +23,7 @@ pub use self::fs::{ShareTag, ShareTagError};
 #[derive(Debug, Error)]
 pub enum VhostUserError {
     /// It refused something, broke the protocol, or went away.
-    #[error("the vhost-user back end failed when it was to {doing}")]
+    #[error("the vhost-user back end failed to {doing}")]
     Exchange {
         /// What it was asked for.
         doing: &'static str,

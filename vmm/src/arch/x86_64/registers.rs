@@ -16,7 +16,7 @@ pub enum RegisterError {
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// KVM took the MSRs only up to one of them.
-    #[error("KVM does not take MSR {0:#x}")]
+    #[error("KVM rejects MSR {0:#x}")]
     Msr(u32),
     /// Page tables or descriptors could not be written.
     #[error("cannot write the boot structures to guest memory")]

@@ -52,7 +52,7 @@ fn the_power_button_is_pressed_and_the_vm_killed() {
 #[case("GET //version HTTP/1.1", 404, "no such resource")]
 #[case("GET /../version HTTP/1.1", 404, "no such resource")]
 #[case("DELETE / HTTP/1.1", 405, "Allow: GET")]
-#[case("get / HTTP/1.1", 405, "has the methods GET")]
+#[case("get / HTTP/1.1", 405, "supports GET")]
 #[case("GET /?pretty HTTP/1.1", 200, "0123456789ab")]
 #[case("PATCH /vm HTTP/1.1", 400, "the request has no body")]
 #[case("GET / HTTP/1.1\r\nTransfer-Encoding: chunked", 411, "Content-Length")]
@@ -64,7 +64,7 @@ fn the_power_button_is_pressed_and_the_vm_killed() {
 #[case("GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 1", 400, "two lengths")]
 #[case("GET / HTTP/1.1\r\nExpect: miracles", 417, "100-continue")]
 #[case("GET / HTTP/2.0", 505, "HTTP/1.1")]
-#[case("hello", 400, "not HTTP")]
+#[case("hello", 400, "invalid HTTP request")]
 fn each_mistake_has_its_status(#[case] head: &str, #[case] status: u16, #[case] said: &str) {
     let server = Server::start();
     let answer = server.exchange(format!("{head}\r\n\r\n").as_bytes());
