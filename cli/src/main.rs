@@ -52,6 +52,8 @@ struct Cli {
     #[arg(
         long,
         global = true,
+        // Behind a command's own options.
+        display_order = 100,
         env = "MVM_LOG",
         value_name = "LEVEL",
         default_value = "warn",
@@ -66,6 +68,7 @@ struct Cli {
     #[arg(
         long,
         global = true,
+        display_order = 101,
         env = "MVM_RUNTIME_DIR",
         value_name = "DIR",
         hide_env_values = true,

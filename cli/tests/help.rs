@@ -101,3 +101,22 @@ fn value_names_are_short() {
         }
     }
 }
+
+#[test]
+fn a_commands_own_options_stand_before_those_of_all_commands() {
+    let common = ["--log-level <LEVEL>", "--runtime-dir <DIR>", "-h, --help"];
+    let mut own = 0;
+    for command in commands().into_iter().filter(|command| !matches!(command.as_str(), "" | "boot")) {
+        let text = help(&command, "--help", 80);
+        let options = text.split_once("\nOptions:\n").unwrap().1;
+        let names: Vec<_> = options
+            .lines()
+            .filter(|line| indent(line) < 10 && line.trim_start().starts_with('-'))
+            .map(str::trim)
+            .collect();
+        let first = names.iter().position(|name| common.contains(name)).unwrap();
+        assert_eq!(names[first..], common, "mvm {command}:\n{text}");
+        own += first;
+    }
+    assert!(own > 5, "{own} options of commands were looked at");
+}
