@@ -80,8 +80,13 @@ impl KvmError {
 
 /// The name of a capability that mvm needs and `kvm` lacks.
 pub fn missing(kvm: &Kvm) -> Option<&'static str> {
+    missing_where(|capability| kvm.check_extension(capability))
+}
+
+/// The same of a KVM that `has` some capabilities.
+fn missing_where(has: impl Fn(Cap) -> bool) -> Option<&'static str> {
     let mut required = REQUIRED.iter().chain(vm::REQUIRED);
-    required.find(|(capability, _)| !kvm.check_extension(*capability)).map(|(_, name)| *name)
+    required.find(|(capability, _)| !has(*capability)).map(|(_, name)| *name)
 }
 
 /// Opens KVM and checks what would otherwise go wrong late; what else is missing makes a call fail.
@@ -129,4 +134,32 @@ pub fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<Arc<EventFd>, KvmError> {
     })?;
     vm.register_irqfd(&line, gsi).map_err(KvmError::call("tie an eventfd to an interrupt"))?;
     Ok(Arc::new(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_lacks_one_is_told_which() {
+        assert_eq!(missing_where(|_| true), None);
+        for (lacked, name) in REQUIRED.iter().chain(vm::REQUIRED) {
+            let missing = missing_where(|capability| capability as u32 != *lacked as u32);
+            assert_eq!(missing, Some(*name));
+            let said = KvmError::Capability(name).to_string();
+            assert_eq!(said, format!("this host's KVM lacks {name}: use a newer kernel"));
+        }
+    }
+
+    #[test]
+    fn what_a_vm_can_do_without_is_not_asked_for() {
+        for optional in [Cap::GetTscKhz, Cap::VcpuEvents, Cap::Xsave, Cap::ReadonlyMem, Cap::TscDeadlineTimer]
+        {
+            assert_eq!(
+                missing_where(|capability| capability as u32 != optional as u32),
+                None,
+                "{optional:?}"
+            );
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! vCPUs, from their creation to the state in which the kernel starts.
 
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -84,6 +85,9 @@ pub fn create_vcpus(
         most if processor.cpus as usize > most => ProcessorError::TooManyCpus { asked: processor.cpus, most },
         _ => KvmError::call("make a vCPU")(error).into(),
     };
+    if !processor.pmu {
+        disable_counters(vm);
+    }
     let mut vcpus = Vec::new();
     let mut cpuid = None;
     for id in 0..processor.cpus {
@@ -100,6 +104,17 @@ pub fn create_vcpus(
         vcpus.push(vcpu);
     }
     Ok(vcpus)
+}
+
+/// Keeps performance counters from a guest that would try their MSRs though its CPUID has none: AMD's need no CPUID. A
+/// host without virtual counters, or with a kernel before Linux 5.18, refuses, and the CPUID has to do.
+fn disable_counters(vm: &VmFd) {
+    let disable = u64::from(KVM_PMU_CAP_DISABLE);
+    let capability =
+        kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, args: [disable, 0, 0, 0], ..Default::default() };
+    if let Err(error) = vm.enable_cap(&capability) {
+        tracing::debug!(%error, "KVM has no performance counters to disable");
+    }
 }
 
 /// The CPUID of all vCPUs, where the guest can address all of `memory`.
