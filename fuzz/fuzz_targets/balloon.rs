@@ -25,9 +25,11 @@ enum Action {
 const PAGES: u64 = 0x8000;
 
 fuzz_target!(|script: Script<Action>| {
-    let mut rig = Rig::new(Balloon::new(128 << 20).expect("a device"), script.declined, script.halvings);
-    let handle = BalloonHandle::new(rig.shared_device());
+    let make = || Balloon::new(128 << 20).expect("a device");
+    let mut rig = Rig::new(make, script.declined, script.halvings);
     for action in script.steps.iter().take(MAX_STEPS) {
+        // The device may be another one now.
+        let handle = BalloonHandle::new(rig.shared_device());
         match action {
             Action::Driver(step) => rig.step(step),
             Action::Pages { queue, pages } => {
@@ -39,6 +41,7 @@ fuzz_target!(|script: Script<Action>| {
             Action::AskForStatistics => drop(handle.refresh_statistics(Duration::ZERO)),
         }
         rig.pump();
+        let handle = BalloonHandle::new(rig.shared_device());
         assert!(handle.target() <= handle.largest_target());
     }
 });

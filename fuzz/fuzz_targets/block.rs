@@ -8,6 +8,9 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|script: Script| {
     let (_file, path) = fuzz::memory_file(64 << 10);
-    let disk = Disk::open(&path, false, ImageFormat::Raw).expect("the disk opens");
-    fuzz::run(Block::new(disk, DiskId::default(), Default::default()).expect("a device"), script);
+    let make = move || {
+        let disk = Disk::open(&path, false, ImageFormat::Raw).expect("the disk opens");
+        Block::new(disk, DiskId::default(), Default::default()).expect("a device")
+    };
+    fuzz::run(make, script);
 });

@@ -61,8 +61,9 @@ impl ConsoleSink for Sink {
 fuzz_target!(|script: Script<Action>| {
     let event = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
     let sink = Sink { room: Arc::new(Mutex::new(1 << 16)), event };
-    let console = Console::new(Box::new(sink.clone()), WindowSize::default()).expect("a device");
-    let mut rig = Rig::new(console, script.declined, script.halvings);
+    let of_device = sink.clone();
+    let make = move || Console::new(Box::new(of_device.clone()), WindowSize::default()).expect("a device");
+    let mut rig = Rig::new(make, script.declined, script.halvings);
     for action in script.steps.iter().take(MAX_STEPS) {
         match action {
             Action::Driver(step) => rig.step(step),

@@ -2,10 +2,12 @@
 
 #![no_main]
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use devices::virtio::vhost_user::VhostUser;
@@ -54,24 +56,30 @@ fn memory() -> GuestMemoryMmap {
 }
 
 fuzz_target!(|script: Script<Action>| {
-    let (device, far) = back_end();
-    let mut far = Some(far);
+    // The far end, for as long as it is there: of the device that was made last.
+    let far = Rc::new(RefCell::new(None));
+    let of_last = far.clone();
+    let make = move || {
+        let (device, far) = back_end();
+        *of_last.borrow_mut() = Some(far);
+        device
+    };
     let line = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
-    let mut rig = Rig::over(device, memory(), line, script.declined, script.halvings);
+    let mut rig = Rig::over(make, memory(), line, script.declined, script.halvings);
     for action in script.steps.iter().take(MAX_STEPS) {
         match action {
             Action::Driver(step) => {
                 // A reset is something that a back end is asked for, and waited for.
                 if matches!(step, Step::Reset { .. } | Step::SetRegister { .. }) {
-                    far = None;
+                    far.borrow_mut().take();
                     rig.pump();
                 }
                 rig.step(step);
             }
-            Action::Leave => far = None,
+            Action::Leave => drop(far.borrow_mut().take()),
         }
         rig.pump();
     }
-    drop(far);
+    far.borrow_mut().take();
     rig.pump();
 });

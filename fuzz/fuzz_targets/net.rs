@@ -60,9 +60,12 @@ fuzz_target!(|script: Script<Action>| {
         mtu: Some(1500),
         limits: Default::default(),
     };
-    let backend = Backend::Stream(Stream::new(near).expect("a socket that does not wait"));
-    let net = Net::new(settings, vec![backend]).expect("a device");
-    let mut rig = Rig::new(net, script.declined, script.halvings % 5);
+    let make = move || {
+        let near = near.try_clone().expect("a descriptor is left");
+        let backend = Backend::Stream(Stream::new(near).expect("a socket that does not wait"));
+        Net::new(settings, vec![backend]).expect("a device")
+    };
+    let mut rig = Rig::new(make, script.declined, script.halvings % 5);
     make_room(&mut rig, &[2000; 8]);
     let mut far = Some(far);
     for action in script.steps.iter().take(MAX_STEPS) {

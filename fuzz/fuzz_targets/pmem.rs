@@ -12,6 +12,9 @@ fuzz_target!(|input: (bool, Script)| {
     let (copies, script) = input;
     let (_file, path) = fuzz::memory_file(2 << 20);
     let mode = if copies { PmemMode::CopyOnWrite } else { PmemMode::Shared };
-    let file = PmemFile::open(&path, mode, ImageFormat::Raw).expect("the file opens");
-    fuzz::run(Pmem::new(file, GuestAddress(1 << 32)).expect("a device"), script);
+    let make = move || {
+        let file = PmemFile::open(&path, mode, ImageFormat::Raw).expect("the file opens");
+        Pmem::new(file, GuestAddress(1 << 32)).expect("a device")
+    };
+    fuzz::run(make, script);
 });

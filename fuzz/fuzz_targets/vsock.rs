@@ -148,9 +148,12 @@ fn connect(line: &[u8]) -> Option<UnixStream> {
 fuzz_target!(|input: (bool, Script<Action>)| {
     let (is_plain, script) = input;
     let listeners = listeners();
-    let listener = VsockListener::open(&path()).expect("a socket");
+    let make = || {
+        let listener = VsockListener::open(&path()).expect("a socket");
+        Vsock::new(CID, listener, 8).expect("a thread")
+    };
     // A packet takes a few descriptors.
-    let mut rig = Rig::new(Vsock::new(CID, listener, 8).expect("a thread"), script.declined, script.halvings % 5);
+    let mut rig = Rig::new(make, script.declined, script.halvings % 5);
     let mut sockets: Vec<UnixStream> = Vec::new();
     if !is_plain {
         // With a connection from either side there is more to do wrong.

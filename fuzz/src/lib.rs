@@ -73,6 +73,8 @@ pub enum Step {
     Reset { declined: u64, halvings: u8 },
     /// Suspends the device, saves it, and resumes it.
     Suspend,
+    /// Suspends the device, saves it, and goes on with a new one that takes over its state.
+    Replace,
 }
 
 /// A whole run.
@@ -88,9 +90,12 @@ pub struct Script<S = Step> {
 
 /// A device at its transport, and the driver.
 pub struct Rig<D: VirtioDevice> {
+    /// Makes the device, and another one like it once that is gone.
+    make: Box<dyn FnMut() -> D>,
     memory: Arc<GuestMemoryMmap>,
-    transport: MmioTransport<D>,
-    events: EventManager<DeviceEvents<D>>,
+    line: Arc<dyn Interrupt>,
+    /// `None` while the device is replaced.
+    parts: Option<Parts<D>>,
     queues: u64,
     size: u16,
     /// The next descriptor and the available index of each queue.
@@ -99,51 +104,80 @@ pub struct Rig<D: VirtioDevice> {
     looks: usize,
 }
 
-/// Runs `script` against `device`.
-pub fn run<D: VirtioDevice>(device: D, script: Script) {
-    let mut rig = Rig::new(device, script.declined, script.halvings);
+/// What goes with a device.
+struct Parts<D: VirtioDevice> {
+    // Dropped first: it shares the device with the transport.
+    events: EventManager<DeviceEvents<D>>,
+    transport: MmioTransport<D>,
+}
+
+impl<D: VirtioDevice> Parts<D> {
+    fn new(device: D, memory: &Arc<GuestMemoryMmap>, line: Arc<dyn Interrupt>) -> Self {
+        let dma = with_dma_only(memory);
+        let transport = MmioTransport::new(device, memory.clone(), line).expect("eventfds").with_dma(dma);
+        let mut events = EventManager::new().expect("epoll");
+        events.add_subscriber(transport.events());
+        Self { events, transport }
+    }
+
+    /// No turn may have cost more than it should.
+    fn check_turns(&self) {
+        let spent = self.transport.meter().largest_turn();
+        assert!(
+            spent.descriptors <= MOST_PER_TURN.descriptors
+                && spent.bytes <= MOST_PER_TURN.bytes
+                && spent.host_calls <= MOST_PER_TURN.host_calls,
+            "a turn cost {spent:?}"
+        );
+    }
+}
+
+/// Runs `script` against the devices that `make` makes.
+pub fn run<D: VirtioDevice>(make: impl FnMut() -> D + 'static, script: Script) {
+    let mut rig = Rig::new(make, script.declined, script.halvings);
     for step in script.steps.iter().take(MAX_STEPS) {
         rig.step(step);
     }
 }
 
 impl<D: VirtioDevice> Rig<D> {
-    /// Puts `device` behind a transport and sets it up without the features `declined`, with queues of 256 descriptors
-    /// `halvings` times halved.
-    pub fn new(device: D, declined: u64, halvings: u8) -> Self {
+    /// Puts the device that `make` makes behind a transport and sets it up without the features `declined`, with queues of
+    /// 256 descriptors `halvings` times halved.
+    pub fn new(make: impl FnMut() -> D + 'static, declined: u64, halvings: u8) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
-        Self::over(device, memory, Arc::new(AtomicUsize::new(0)), declined, halvings)
+        Self::over(make, memory, Arc::new(AtomicUsize::new(0)), declined, halvings)
     }
 
     /// The same with a memory and an interrupt of the caller's. The memory has [`MEMORY`] bytes from address 0 on.
     pub fn over(
-        device: D,
+        mut make: impl FnMut() -> D + 'static,
         memory: GuestMemoryMmap,
         line: Arc<dyn Interrupt>,
         declined: u64,
         halvings: u8,
     ) -> Self {
         let memory = Arc::new(memory);
+        let device = make();
         let queues = device.queue_sizes().len();
-        let dma = with_dma_only(&memory);
-        let transport = MmioTransport::new(device, memory.clone(), line).expect("eventfds").with_dma(dma);
-        let mut events = EventManager::new().expect("epoll");
-        events.add_subscriber(transport.events());
-        let next = vec![(0, 0); queues];
-        let mut rig =
-            Self { memory, transport, events, queues: queues as u64, size: 0, next, looks: MAX_LOOKS };
+        let parts = Some(Parts::new(device, &memory, line.clone()));
+        let (make, next) = (Box::new(make), vec![(0, 0); queues]);
+        let mut rig = Self { make, memory, line, parts, queues: queues as u64, size: 0, next, looks: MAX_LOOKS };
         rig.set_up(declined, halvings);
         rig
     }
 
+    fn transport(&self) -> &MmioTransport<D> {
+        &self.parts.as_ref().expect("there is a device").transport
+    }
+
     /// The device, as what controls it from the host's side has it.
     pub fn device(&self) -> MutexGuard<'_, D> {
-        self.transport.device().lock().expect("no panic")
+        self.transport().device().lock().expect("no panic")
     }
 
     /// The same, to be shared.
     pub fn shared_device(&self) -> Arc<Mutex<D>> {
-        self.transport.device().clone()
+        self.transport().device().clone()
     }
 
     /// Does `step`, and lets the device do what comes of it.
@@ -164,12 +198,12 @@ impl<D: VirtioDevice> Rig<D> {
     }
 
     fn set(&self, register: u32, value: u32) {
-        self.transport.write(register.into(), &value.to_le_bytes());
+        self.transport().write(register.into(), &value.to_le_bytes());
     }
 
     fn get(&self, register: u32) -> u32 {
         let mut value = [0; 4];
-        self.transport.read(register.into(), &mut value);
+        self.transport().read(register.into(), &mut value);
         u32::from_le_bytes(value)
     }
 
@@ -223,20 +257,21 @@ impl<D: VirtioDevice> Rig<D> {
             Step::Notify { queue } => self.set(reg::VIRTIO_MMIO_QUEUE_NOTIFY, (*queue).into()),
             Step::SetRegister { offset, value } => self.set(*offset as u32 & !3, *value),
             Step::Read { offset, length } => {
-                self.transport.read(u64::from(*offset) % 0x1000, &mut vec![0; 1 << (length % 5)]);
+                self.transport().read(u64::from(*offset) % 0x1000, &mut vec![0; 1 << (length % 5)]);
             }
             Step::SetConfig { offset, value, length } => {
                 let bytes = &value.to_le_bytes()[..1 << (length % 4)];
-                self.transport.write(0x100 + u64::from(*offset), bytes);
+                self.transport().write(0x100 + u64::from(*offset), bytes);
             }
             Step::Reset { declined, halvings } => self.set_up(*declined, *halvings),
             Step::Suspend => self.suspend(),
+            Step::Replace => self.replace(),
         }
     }
 
     /// Suspends the device, which leaves memory alone then, and resumes it. One whose back end has gone may refuse.
     fn suspend(&mut self) {
-        if self.transport.suspend().is_err() {
+        if self.transport().suspend().is_err() {
             return;
         }
         let content = |memory: &GuestMemoryMmap| {
@@ -249,9 +284,28 @@ impl<D: VirtioDevice> Rig<D> {
         assert!(content(&self.memory) == before, "a suspended device writes to memory");
         // Only a share that a driver uses may refuse: its state is its back end's.
         let is_share = self.get(reg::VIRTIO_MMIO_DEVICE_ID) == VIRTIO_ID_FS;
-        assert!(self.transport.save().is_ok() || is_share, "it can be saved");
+        assert!(self.transport().save().is_ok() || is_share, "it can be saved");
         // What a driver broke may not be restored; the device needs a reset then.
-        let _ = self.transport.resume();
+        let _ = self.transport().resume();
+    }
+
+    /// Suspends the device and has a new one, which the host gives the same means, take over its state.
+    fn replace(&mut self) {
+        if self.transport().suspend().is_err() {
+            return;
+        }
+        let Ok(section) = self.transport().save() else {
+            let _ = self.transport().resume();
+            return;
+        };
+        if let Some(parts) = self.parts.take() {
+            parts.check_turns();
+        }
+        let new = Parts::new((self.make)(), &self.memory, self.line.clone());
+        new.transport.restore(&section).expect("what was saved can be restored");
+        self.parts = Some(new);
+        // What a driver broke may not be resumed; the device needs a reset then.
+        let _ = self.transport().resume();
     }
 
     fn add_chain(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) {
@@ -282,7 +336,8 @@ impl<D: VirtioDevice> Rig<D> {
     /// Runs the event loop until nothing is left to do, and gives a device's threads a moment.
     pub fn pump(&mut self) {
         for _ in 0..MAX_ROUNDS {
-            if self.events.run_with_timeout(0).expect("the event loop runs") == 0 {
+            let events = self.parts.as_mut().map(|parts| &mut parts.events).expect("there is a device");
+            if events.run_with_timeout(0).expect("the event loop runs") == 0 {
                 break;
             }
         }
@@ -309,20 +364,14 @@ impl<D: VirtioDevice> Rig<D> {
 }
 
 impl<D: VirtioDevice> Drop for Rig<D> {
-    /// Resets the device, which waits for its threads; in every other setup, the device ends as it is. No turn may have
-    /// cost more than it should.
+    /// Resets the device, which waits for its threads; in every other setup, the device ends as it is.
     fn drop(&mut self) {
+        let Some(parts) = &self.parts else { return };
         if self.size.leading_zeros() % 2 == 0 {
             self.set(reg::VIRTIO_MMIO_STATUS, 0);
         }
-        let spent = self.transport.meter().largest_turn();
         if !std::thread::panicking() {
-            assert!(
-                spent.descriptors <= MOST_PER_TURN.descriptors
-                    && spent.bytes <= MOST_PER_TURN.bytes
-                    && spent.host_calls <= MOST_PER_TURN.host_calls,
-                "a turn cost {spent:?}"
-            );
+            parts.check_turns();
         }
     }
 }

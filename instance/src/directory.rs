@@ -1,14 +1,15 @@
 //! The directory of this process's VM.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::lock::DirectoryLock;
+use super::place::create_private;
 use super::registry::{NAMES, Registry};
 use super::removal::RemovalWatch;
 use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName};
@@ -159,7 +160,7 @@ fn make_directory(base: &Path, asked: Option<&VmId>) -> Result<(VmId, PathBuf), 
         if path.as_os_str().len() + 1 + LONGEST_SOCKET.len() > MAX_SOCKET_PATH {
             return Err(InstanceError::PathTooLong(path.join(LONGEST_SOCKET)));
         }
-        match DirBuilder::new().mode(0o700).create(&path) {
+        match create_private(&path) {
             Ok(()) => return Ok((id, path)),
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(InstanceError::directory("make the directory", path)(error));

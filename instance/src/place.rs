@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -66,9 +66,20 @@ pub(super) fn make_and_open(path: &Path) -> Result<OwnedFd, InstanceError> {
     Ok(directory)
 }
 
+/// Makes a directory for this user alone, whatever the process's umask takes away.
+pub(super) fn create_private(path: &Path) -> io::Result<()> {
+    const MODE: u32 = 0o700;
+    DirBuilder::new().mode(MODE).create(path)?;
+    // Only where the umask is unusual. Others can't have replaced what they may not even look into.
+    if fs::symlink_metadata(path)?.mode() & 0o777 != MODE {
+        fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+    }
+    Ok(())
+}
+
 /// Makes the directory at `path` where it is missing, for this user alone.
 pub(super) fn make(path: &Path) -> Result<(), InstanceError> {
-    match DirBuilder::new().mode(0o700).create(path) {
+    match create_private(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(InstanceError::directory("make the directory", path)(error))
         }
@@ -99,7 +110,7 @@ fn check_owner_and_mode(path: &Path, owner: u32, mode: u32) -> Result<(), Instan
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

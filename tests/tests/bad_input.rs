@@ -176,7 +176,7 @@ fn a_block_device_that_takes_no_writes_is_refused_with_the_option_that_helps() {
     let device = device.trim();
     let refused = files.run(&format!("--kernel VMLINUX --disk {device}"));
     assert!(losetup(&["--detach", device]).unwrap().status.success());
-    expect(&refused, 2, &[device, "Read-only file system", ",readonly"]);
+    expect(&refused, 2, &["cannot write to disk", device, "add `,readonly`"]);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Why a VM could not be built.
 
+use std::error::Error as StdError;
 use std::io;
 
 use devices::BusError;
+use devices::socket::SocketError;
 use devices::virtio::block::DiskError;
 use devices::virtio::pmem::PmemError;
 use devices::virtio::vsock::VsockPathError;
@@ -102,8 +104,12 @@ pub enum VmError {
 }
 
 impl VmError {
-    /// Whether the host is at fault, and not what it was asked for.
+    /// Whether the host is at fault, and not what it was asked for: always so where the process has reached a limit of
+    /// the host, whatever it was opening or starting.
     pub fn is_the_hosts(&self) -> bool {
+        if has_reached_a_limit(self) {
+            return true;
+        }
         match self {
             Self::Share(error) => error.is_the_hosts(),
             Self::Kvm(_)
@@ -148,6 +154,51 @@ impl From<PlatformError> for VmError {
         match error {
             PlatformError::Kvm(error) => Self::Kvm(error),
             error => Self::Platform(error),
+        }
+    }
+}
+
+/// Whether `error` comes from a limit of descriptors, processes or memory.
+fn has_reached_a_limit(error: &VmError) -> bool {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = next {
+        let host = match error.downcast_ref() {
+            // It stands for the host's error, which is not among its sources.
+            Some(SocketError::Host(host)) => Some(host),
+            _ => error.downcast_ref(),
+        };
+        let code = host.and_then(io::Error::raw_os_error);
+        if matches!(code, Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    /// Not every error says it by its variant: the console's file can be a mistake, or the descriptor too many.
+    #[rstest]
+    #[case(libc::EMFILE, true)]
+    #[case(libc::ENFILE, true)]
+    #[case(libc::ENOMEM, true)]
+    #[case(libc::EAGAIN, true)]
+    #[case(libc::ENOENT, false)]
+    #[case(libc::EACCES, false)]
+    fn a_limit_of_the_host_is_no_mistake_in_the_configuration(#[case] code: i32, #[case] expected: bool) {
+        let source = || io::Error::from_raw_os_error(code);
+        let errors = [
+            ConsoleError::Open { path: "log".into(), source: source() }.into(),
+            VmError::from(ConsoleError::Host(source())),
+            ConsoleError::Socket { path: "console.sock".into(), source: source().into() }.into(),
+        ];
+        for error in errors {
+            assert_eq!(error.is_the_hosts(), expected, "{error}");
         }
     }
 }

@@ -120,7 +120,8 @@ fn a_second_signal_stops_a_guest_that_does_not_listen() {
 
 #[test]
 fn a_press_during_boot_is_not_lost() {
-    let mut guest = Boot::new().append("loglevel=7").script(BUTTON).start();
+    // It may take long to boot, on a host with much else to do.
+    let mut guest = Boot::new().flag("--stop-timeout", "10m").append("loglevel=7").script(BUTTON).start();
     // Long before there is a driver for the button, let alone somebody who waits for it.
     guest.wait_for("Linux version");
     guest.signal(Signal::TERM);
@@ -129,7 +130,7 @@ fn a_press_during_boot_is_not_lost() {
 
 #[test]
 fn a_timeout_presses_the_power_button_and_has_a_code_of_its_own() {
-    let mut guest = Boot::new().flag("--timeout", "20s").script(BUTTON).start();
+    let mut guest = Boot::new().flag("--timeout", "30s").flag("--stop-timeout", "10m").script(BUTTON).start();
     guest.wait_for("waiting");
     guest.finish().expect_code(124).expect_line("pressed");
 }

@@ -68,6 +68,14 @@ pub enum VcpuError {
 const NO_PAGE: &str = "the host has no page for an address that the guest used (EFAULT); was a file of --pmem cut off, \
                        or is its storage full or failing?";
 
+/// What EAGAIN means that does not end.
+const REFUSED: &str =
+    "KVM refuses to run it (EAGAIN); does this user have as many processes as it may (ulimit -u)?";
+/// How often in a row KVM_RUN may return EAGAIN. A vCPU that waits to be started does so each time it is woken, having
+/// waited in between; KVM that cannot have the thread it wants, which it asks for at the first run, does so at once and
+/// without end.
+const MOST_REFUSALS: u32 = 1000;
+
 /// The running vCPUs of a VM.
 pub struct Vcpus {
     threads: Vec<JoinHandle<()>>,
@@ -124,6 +132,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
     // SAFETY: the mapping lives as long as the vCPU, and this is called for an exit of KVM_EXIT_IO alone, for which
     // KVM has filled this member of the union.
     let io_size = || usize::from(unsafe { (*run).__bindgen_anon_1.io.size });
+    let mut refusals = 0;
     while !shared.exit.has_ended() {
         if shared.gate.holds(index) {
             // The access whose exit was handled last becomes part of the registers with the next KVM_RUN, which
@@ -133,6 +142,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
         }
         let reason = match vcpu.run() {
             Ok(exit) => {
+                refusals = 0;
                 counters.count(&exit);
                 match exits::handle(exit, index, io_size, shared) {
                     exits::Next::Enter => continue,
@@ -140,7 +150,8 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
                 }
             }
             Err(error) => match error.errno() {
-                libc::EINTR | libc::EAGAIN => {
+                errno @ (libc::EINTR | libc::EAGAIN) if refusals < MOST_REFUSALS => {
+                    refusals = if errno == libc::EAGAIN { refusals + 1 } else { 0 };
                     counters.interrupted_exits.increment();
                     vcpu.set_kvm_immediate_exit(0);
                     if shared.gate.holds(index) {
@@ -149,6 +160,7 @@ fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
                     continue;
                 }
                 libc::EFAULT => ExitReason::RunFailed { vcpu: id, detail: NO_PAGE.to_owned() },
+                libc::EAGAIN => ExitReason::RunFailed { vcpu: id, detail: REFUSED.to_owned() },
                 _ => ExitReason::RunFailed { vcpu: id, detail: error.to_string() },
             },
         };
