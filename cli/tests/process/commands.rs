@@ -1,10 +1,14 @@
 //! Commands that ask VMs, some of which do not answer.
 
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::vm::{IDLE, Place, text};
+use crate::vm::{IDLE, Place, Vm, text};
 
 /// What each command may take, and some time for a machine that is busy.
 const QUICK: Duration = Duration::from_secs(3 + 5);
@@ -26,6 +30,23 @@ fn a_vm_whose_process_is_stopped_is_listed_as_not_responding_and_holds_nothing_u
     assert!(said.contains("not responding"), "{said}");
     let (code, said) = run(&["stop", "--time", "1", "vm"]);
     assert!(code == Some(0) && said.contains("VM vm: no answer, killed after"), "{said}");
+}
+
+#[test]
+fn directories_are_for_their_user_whatever_the_umask() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let boot = place.boot(&[]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 777; exec \"$@\"", "sh"]).arg(boot.get_program()).args(boot.get_args());
+    command.envs(boot.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut vm = Vm(command.spawn().unwrap());
+    vm.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let of_all = place.path("mvm");
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    let directories = std::fs::read_dir(&of_all).unwrap().map(|entry| entry.unwrap().path());
+    let modes: Vec<_> = directories.chain([of_all.clone()]).map(|path| mode(&path)).collect();
+    assert_eq!(modes, [0o700; 3], "that of all, of the VM and of the names");
 }
 
 #[test]
