@@ -58,11 +58,21 @@ pub(super) struct Entry {
     pub(super) give_up: Option<Instant>,
     /// Whether it waits for its turn to send to the guest.
     pub(super) queued: bool,
+    /// Whether the socket filled all buffers that it was last read to.
+    pub(super) is_busy: bool,
 }
 
 impl Entry {
     pub(super) fn new(role: Role, stream: Option<HostStream>) -> Self {
-        Self { role, stream, backlog: Backlog::default(), deadline: None, give_up: None, queued: false }
+        Self {
+            role,
+            stream,
+            backlog: Backlog::default(),
+            deadline: None,
+            give_up: None,
+            queued: false,
+            is_busy: false,
+        }
     }
 
     pub(super) fn connection(&mut self) -> Option<&mut Connection> {

@@ -85,6 +85,9 @@ pub(super) struct Muxer {
     /// A chain of the receive queue, and whether it waits to be filled.
     rx_chain: Chain,
     rx_in_hand: bool,
+    /// Chains behind it, while they are filled by the same call, and the places of one of them.
+    rx_more: Vec<Chain>,
+    rx_ranges: IoVecs,
     tx_chain: Chain,
     iovecs: IoVecs,
     connections: Connections,
@@ -136,6 +139,8 @@ impl Muxer {
             event_chain: Chain::default(),
             rx_chain: Chain::default(),
             rx_in_hand: false,
+            rx_more: Vec::new(),
+            rx_ranges: IoVecs::default(),
             tx_chain: Chain::default(),
             iovecs: IoVecs::default(),
             connections,

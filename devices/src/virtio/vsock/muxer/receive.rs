@@ -2,10 +2,16 @@
 
 use rustix::io::Errno;
 
+use super::super::super::queue::Chain;
 use super::super::connection::Next;
 use super::super::header::{self, Header, op};
 use super::super::table::{Entry, Id};
 use super::{Muxer, deadlines};
+
+/// How many bytes are read from a host's socket at once, where it has so many, however small the guest's buffers are.
+const BURST: usize = 64 << 10;
+/// The most buffers behind the first that they are read to.
+const MAX_MORE: usize = 15;
 
 impl Muxer {
     /// Fills the guest's buffers: RSTs first, then a packet of each connection in turn.
@@ -92,32 +98,103 @@ impl Muxer {
         }
     }
 
-    /// Reads from the host's socket into the buffer in hand.
+    /// Reads from the host's socket into the buffer in hand; where no other connection waits and the socket filled all
+    /// that it was given last time, into those behind it too. Each is a packet, and Linux makes them of 4 KiB: a call
+    /// for each costs more than to copy it.
     fn send_data(&mut self, id: Id, most: u32) {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         let Some(entry) = self.connections.table.get(id) else { return };
-        let Some(stream) = &entry.stream else { return };
+        // Others that wait have their turns packet by packet.
+        let is_busy = std::mem::take(&mut entry.is_busy) && self.connections.ready.is_empty();
+        let Some(mut room) = self.begin_burst() else { return };
+        let mut more = 0;
+        while is_busy && room < most.min(BURST) && self.take_another(more, &mut room) {
+            more += 1;
+        }
+        self.iovecs.truncate(most);
+        if let Some(count) = self.read_from(id) {
+            if let Some(entry) = self.connections.table.get(id) {
+                entry.is_busy = count == room.min(most);
+            }
+            more -= self.send_burst(id, count, more);
+        }
+        self.rx.put_back(u16::try_from(more).unwrap_or(u16::MAX));
+    }
+
+    /// Lists the places of the buffer in hand for reading, and returns how many bytes have room there.
+    fn begin_burst(&mut self) -> Option<usize> {
         self.iovecs.clear();
         // All buffers are in RAM.
         if self.rx_chain.writable.append_to(&self.memory, &mut self.iovecs).is_err() {
-            return self.rx.fail_chain(self.rx_chain.head);
+            self.rx.fail_chain(self.rx_chain.head);
+            return None;
         }
         self.iovecs.advance(header::LENGTH);
-        self.iovecs.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        Some(payload_room(&self.rx_chain))
+    }
+
+    /// Takes the next buffer as number `index` of those behind the one in hand, and appends its places to those for
+    /// reading; false, where there is none for this turn.
+    fn take_another(&mut self, index: usize, room: &mut usize) -> bool {
+        if index >= MAX_MORE || !self.rx.has_available() || !self.rx.may_go_on() {
+            return false;
+        }
+        if self.rx_more.len() <= index {
+            self.rx_more.push(Chain::default());
+        }
+        let Some(chain) = self.rx_more.get_mut(index) else { return false };
+        if !self.rx.pop(chain) {
+            return false;
+        }
+        self.rx_ranges.clear();
+        let here = payload_room(chain);
+        if here == 0 || chain.writable.append_to(&self.memory, &mut self.rx_ranges).is_err() {
+            self.rx.fail_chain(chain.head);
+            return false;
+        }
+        self.rx_ranges.copy_part(header::LENGTH, here, &mut self.iovecs);
+        *room = room.saturating_add(here);
+        true
+    }
+
+    /// Reads from the host's socket to the places that are listed; `None`, where that gave nothing for the guest.
+    fn read_from(&mut self, id: Id) -> Option<usize> {
+        let entry = self.connections.table.get(id)?;
         // SAFETY: the ranges are of guest memory, which `self.memory` keeps.
-        let result = unsafe { stream.read(&self.iovecs) };
+        let result = unsafe { entry.stream.as_ref()?.read(&self.iovecs) };
         self.rx.spend(result.map_or(0, |count| count as u64), 1);
-        let Some(connection) = entry.connection() else { return };
+        let connection = entry.connection()?;
         match result {
             Ok(0) => connection.host_ended(),
-            Ok(count) => {
-                let header = connection.send(op::RW, 0, u32::try_from(count).unwrap_or(u32::MAX));
-                self.send(&header);
-            }
+            Ok(count) => return Some(count),
             Err(Errno::AGAIN) => connection.host_read_empty(),
             Err(Errno::INTR) => {}
             // The other end is gone and has not read all that it was sent.
             Err(_) => self.kill(id),
         }
+        None
+    }
+
+    /// Sends the `count` bytes that were read to the buffer in hand and the `more` behind it, and returns how many of
+    /// those are used.
+    fn send_burst(&mut self, id: Id, mut count: usize, more: usize) -> usize {
+        for used in 0..=more {
+            let here = payload_room(&self.rx_chain).min(count);
+            let Some(connection) = self.connections.table.get(id).and_then(Entry::connection) else {
+                return used;
+            };
+            let header = connection.send(op::RW, 0, u32::try_from(here).unwrap_or(u32::MAX));
+            self.send(&header);
+            count -= here;
+            if count == 0 || used == more {
+                return used;
+            }
+            if let Some(next) = self.rx_more.get_mut(used) {
+                std::mem::swap(&mut self.rx_chain, next);
+                self.rx_in_hand = true;
+            }
+        }
+        more
     }
 
     /// Looks whether there is but the end to read from the host's socket.
@@ -134,4 +211,9 @@ impl Muxer {
             Err(_) => self.kill(id),
         }
     }
+}
+
+/// How many bytes a buffer has room for behind the header.
+fn payload_room(chain: &Chain) -> usize {
+    usize::try_from(chain.writable.len()).unwrap_or(usize::MAX).saturating_sub(header::LENGTH)
 }

@@ -42,6 +42,25 @@ fn the_guest_may_send_what_it_was_told_and_hears_when_there_is_room_again() {
 }
 
 #[test]
+fn what_the_host_has_sent_is_read_to_many_buffers_at_once() {
+    let mut guest = Guest::new();
+    let mut host = guest.connect(80, 1025);
+    // All of it is there when the device looks.
+    let saved = guest.suspend();
+    let bytes = pattern(GUEST_BUFFER as usize);
+    host.write_all(&bytes).unwrap();
+    guest.resume(&saved);
+    assert!(guest.wait());
+    let filled = guest.drivers[0].used_count();
+    assert!(filled >= 8, "{filled}");
+    assert!(guest.read(bytes.len()) == bytes);
+    // The rest of a turn is counted when the queue is given back.
+    guest.suspend();
+    let calls = guest.drivers[0].meter.largest_turn().host_calls;
+    assert!((1..=3).contains(&calls), "{calls} calls for {filled} buffers");
+}
+
+#[test]
 fn a_guest_that_sends_more_than_it_may_is_reset() {
     let mut guest = Guest::new();
     let listener = guest.listen(80);
