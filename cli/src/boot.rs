@@ -77,8 +77,8 @@ pub struct BootCommand {
     timing: bool,
 }
 
-/// Boots a VM and runs it to its end. `start` is when the process started. Without a directory of its own (`has_directory`)
-/// the VM cannot be found by other commands.
+/// Boots a VM and runs it to its end. `start` is when the process started. Without a directory of its own
+/// (`has_directory`) the VM cannot be found by other commands.
 pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCode {
     // Started before the VM: log lines that the VM causes then never wait for the reader of standard error.
     let _writer = match devices::log::Writer::start() {

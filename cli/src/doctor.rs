@@ -21,8 +21,8 @@ Exit codes: 0 a Linux guest can boot, 3 it cannot.";
 pub struct DoctorCommand {
     /// Print JSON
     ///
-    /// An object with "can_boot" and "checks", an array of objects with "name", "result" ("ok", "warn" or "fail"), "found"
-    /// and "fix" (null where the result is "ok").
+    /// An object with "can_boot" and "checks", an array of objects with "name", "result" ("ok", "warn" or "fail"),
+    /// "found" and "fix" (null where the result is "ok").
     #[arg(long)]
     json: bool,
 }

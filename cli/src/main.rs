@@ -182,7 +182,8 @@ fn complain(message: &str) {
     devices::log::say(message);
 }
 
-/// Prints `text` on standard output; returns `code`, or [`exit_code::HOST`] where that fails. A closed pipe is no error.
+/// Prints `text` on standard output; returns `code`, or [`exit_code::HOST`] where that fails. A closed pipe is no
+/// error.
 fn print(text: &[u8], code: u8) -> ExitCode {
     match io::stdout().write_all(text).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -78,8 +78,8 @@ pub struct BootOptions {
 
     /// RAM of the guest, such as 512M or 2G [default: 512M]
     ///
-    /// A number with K, M, G or T, which are powers of 1024: 512M, 512m, 512MB and 512MiB are the same. A number without
-    /// a unit counts bytes, as with docker; QEMU and Firecracker count MiB.
+    /// A number with K, M, G or T, which are powers of 1024: 512M, 512m, 512MB and 512MiB are the same. A number
+    /// without a unit counts bytes, as with docker; QEMU and Firecracker count MiB.
     #[arg(long, short, value_name = "SIZE", help_heading = MACHINE, alias = "mem")]
     #[serde(default, deserialize_with = "values::text")]
     pub memory: Option<MemorySize>,
@@ -116,8 +116,8 @@ pub struct BootOptions {
     ///
     /// PATH[,OPTION...], with the options readonly, id=ID, format=raw, limit-bandwidth=RATE and limit-iops=RATE
     ///
-    /// Disks become /dev/vda, /dev/vdb and so on, after that of --rootfs. The guest finds ID as the disk's serial number.
-    /// An image of another format, such as qcow2, is refused unless format=raw is given.
+    /// Disks become /dev/vda, /dev/vdb and so on, after that of --rootfs. The guest finds ID as the disk's serial
+    /// number. An image of another format, such as qcow2, is refused unless format=raw is given.
     /// A RATE is what may pass in a second and, after a colon, at once after a pause: 50M or 50M:200M of bytes, 1000 or
     /// 1000:5000 of requests. Write a comma in PATH as two. May be given more than once.
     #[arg(long, value_name = "DISK", help_heading = DISKS)]
@@ -138,11 +138,11 @@ pub struct BootOptions {
     ///
     /// user[,no-host] | tap=NAME | bridge=NAME
     ///
-    /// "user" needs no root: passt translates the guest's connections to the host's sockets (no-host keeps the guest from
-    /// services on the host's loopback). "tap=" uses a tap that exists; "bridge=" makes a tap on that bridge. For each of
-    /// them: [,mac=ADDRESS][,mtu=N], for tap and bridge [,queues=N], and limits: limit-rx=RATE (to the guest) and
-    /// limit-tx=RATE (from it) in bytes, limit-rx-pps=RATE and limit-tx-pps=RATE in packets, with RATE as for --disk. May
-    /// be given more than once.
+    /// "user" needs no root: passt translates the guest's connections to the host's sockets (no-host keeps the guest
+    /// from services on the host's loopback). "tap=" uses a tap that exists; "bridge=" makes a tap on that bridge. For
+    /// each of them: [,mac=ADDRESS][,mtu=N], for tap and bridge [,queues=N], and limits: limit-rx=RATE (to the guest)
+    /// and limit-tx=RATE (from it) in bytes, limit-rx-pps=RATE and limit-tx-pps=RATE in packets, with RATE as for
+    /// --disk. May be given more than once.
     #[arg(long, value_name = "NET", help_heading = NETWORK)]
     #[serde(default, deserialize_with = "values::list")]
     pub net: Vec<NetConfig>,
@@ -151,8 +151,8 @@ pub struct BootOptions {
     ///
     /// [ADDRESS:]HOST:GUEST[/udp]
     ///
-    /// As in 8080:80, 127.0.0.1:8080:80, [::1]:53:53/udp or 8000-8010:8000-8010. Needs --net user, and adds it where there
-    /// is no --net. May be given more than once.
+    /// As in 8080:80, 127.0.0.1:8080:80, [::1]:53:53/udp or 8000-8010:8000-8010. Needs --net user, and adds it where
+    /// there is no --net. May be given more than once.
     #[arg(short, long, value_name = "PORTS", help_heading = NETWORK)]
     #[serde(default, deserialize_with = "values::list")]
     pub publish: Vec<PublishConfig>,
@@ -171,8 +171,8 @@ pub struct BootOptions {
     ///
     /// DIR:PATH[,readonly][,sandbox=namespace|chroot|none], or as docker has it, DIR:PATH:ro
     ///
-    /// The guest mounts it with `mount -t virtiofs PATH PATH`; the init of mvm's own images does so by itself. virtiofsd
-    /// serves it, which is looked for in PATH unless MVM_VIRTIOFSD names it. May be given more than once.
+    /// The guest mounts it with `mount -t virtiofs PATH PATH`; the init of mvm's own images does so by itself.
+    /// virtiofsd serves it, which is looked for in PATH unless MVM_VIRTIOFSD names it. May be given more than once.
     #[arg(short = 'v', long, value_name = "SHARE", help_heading = SHARES, alias = "volume")]
     #[serde(default, deserialize_with = "values::list")]
     pub share: Vec<ShareConfig>,

@@ -50,8 +50,8 @@ pub fn at_once<I: Sync, T: Send>(items: &[I], ask: impl Fn(&I) -> T + Sync) -> V
     items.chunks(AT_ONCE).flat_map(|items| -> Vec<T> { ask_some(items) }).collect()
 }
 
-/// Calls `action` for each of the VMs that `words` name, for many of them at the same time, and prints the words of those
-/// for which it succeeded, as docker does.
+/// Calls `action` for each of the VMs that `words` name, for many of them at the same time, and prints the words of
+/// those for which it succeeded, as docker does.
 pub fn each(words: &[String], action: impl Fn(&Running) -> Result<(), Failure> + Sync) -> ExitCode {
     let registry = Registry::of_user();
     let mut code = exit_code::SUCCESS;

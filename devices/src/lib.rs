@@ -34,8 +34,8 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A thread of mvm's own, to be started, that is called `name`.
 ///
-/// Its stack is small: none of them goes deep, and of a stack of the usual 2 MiB the first use may take all, as one huge
-/// page.
+/// Its stack is small: none of them goes deep, and of a stack of the usual 2 MiB the first use may take all, as one
+/// huge page.
 pub fn thread(name: &str) -> std::thread::Builder {
     std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10)
 }

@@ -147,8 +147,8 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     if has_listener(path)? {
         return Err(SocketError::InUse);
     }
-    // Another process may have replaced it since. It is renamed first, to a name that no other process uses, where it can be
-    // seen which one it is.
+    // Another process may have replaced it since. It is renamed first, to a name that no other process uses, where it
+    // can be seen which one it is.
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".stale-{}", std::process::id()));
     let aside = PathBuf::from(aside);

@@ -42,8 +42,9 @@ pub trait Suspend: Send + Sync {
     /// [`SuspendError`]: the device can't go on, and DEVICE_NEEDS_RESET is set.
     fn resume(&self) -> Result<(), SuspendError>;
 
-    /// The VM ends: the device takes no more requests and begins to finish those in flight. It does not wait, so that all
-    /// devices of a VM finish at the same time; dropping the device waits. Nothing else is asked of the device afterwards.
+    /// The VM ends: the device takes no more requests and begins to finish those in flight. It does not wait, so that
+    /// all devices of a VM finish at the same time; dropping the device waits. Nothing else is asked of the device
+    /// afterwards.
     fn end(&self) {}
 }
 

@@ -15,7 +15,7 @@ use vmm::VmConfig;
 use vmm::parts::ControlServer;
 use vmm::ExitSlot;
 use vmm::parts::VmHandle;
-use vmm::parts::Registry;
+use vmm::parts::MetricsRegistry;
 use vmm::Pauser;
 use vmm::parts::Background;
 use vmm::parts::PowerButton;
@@ -31,7 +31,7 @@ fuzz_target!(|said: &[u8]| {
     let line = Arc::new(AtomicUsize::new(0));
     let button = Arc::new(PowerButton::new(Default::default(), line).expect("a timer"));
     let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(0)), Vec::new()));
-    let vm = VmHandle::new(Identity::default(), VmConfig::new("vmlinux"), exit, button, pauser, Registry::default());
+    let vm = VmHandle::new(Identity::default(), VmConfig::new("vmlinux"), exit, button, pauser, MetricsRegistry::default());
     let balloon = Balloon::new(512 << 20).expect("a timer");
     let vm = vm.with_balloon(Some(BalloonHandle::new(Arc::new(Mutex::new(balloon)))));
     let path = fuzz::directory().join("control");

@@ -20,9 +20,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// Guest memory: what addresses of 16 bits reach, and the rings of queues behind it.
 pub const MEMORY: usize = 0x6_0000;
-/// Memory that buffers may lie in and that the process itself can't touch, as a file that the guest has as memory may have
-/// been cut off: system calls fail there, and a device that reads or writes it by itself ends the run. It is right behind
-/// the rest, and shorter than what chains reach.
+/// Memory that buffers may lie in and that the process itself can't touch, as a file that the guest has as memory may
+/// have been cut off: system calls fail there, and a device that reads or writes it by itself ends the run. It is right
+/// behind the rest, and shorter than what chains reach.
 const DMA_ONLY: (u64, usize) = (MEMORY as u64, 0x8000);
 /// The most that any turn of any queue may cost: the largest budget of a device, and the chain that goes beyond it.
 const MOST_PER_TURN: Spent =
@@ -141,8 +141,8 @@ pub fn run<D: VirtioDevice>(make: impl FnMut() -> D + 'static, script: Script) {
 }
 
 impl<D: VirtioDevice> Rig<D> {
-    /// Puts the device that `make` makes behind a transport and sets it up without the features `declined`, with queues of
-    /// 256 descriptors `halvings` times halved.
+    /// Puts the device that `make` makes behind a transport and sets it up without the features `declined`, with queues
+    /// of 256 descriptors `halvings` times halved.
     pub fn new(make: impl FnMut() -> D + 'static, declined: u64, halvings: u8) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
         Self::over(make, memory, Arc::new(AtomicUsize::new(0)), declined, halvings)

@@ -16,8 +16,8 @@ use super::lock::open_directory;
 /// The directory that the user has chosen in place of the usual one.
 static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
 
-/// Keeps the VMs of this process and looks for others in `directory`, which is made where its parent exists. It holds for
-/// the process; a second call changes nothing.
+/// Keeps the VMs of this process and looks for others in `directory`, which is made where its parent exists. It holds
+/// for the process; a second call changes nothing.
 ///
 /// # Errors
 ///
@@ -28,8 +28,8 @@ pub fn set_runtime_directory(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The directory of all of this user's VMs: the chosen one, or in $XDG_RUNTIME_DIR where that is the user's own, else in /run for root
-/// and in /tmp for anybody else.
+/// The directory of all of this user's VMs: the chosen one, or in $XDG_RUNTIME_DIR where that is the user's own, else
+/// in /run for root and in /tmp for anybody else.
 ///
 /// The variable is not believed blindly: after `sudo -E` it names a directory of the user that root was.
 pub(super) fn base() -> PathBuf {
@@ -87,8 +87,8 @@ pub(super) fn make(path: &Path) -> Result<(), InstanceError> {
     }
 }
 
-/// Checks that the directory at `path` is one, and belongs to this user: in /tmp, any user could have made it, or a link
-/// to somewhere else.
+/// Checks that the directory at `path` is one, and belongs to this user: in /tmp, any user could have made it, or a
+/// link to somewhere else.
 pub(super) fn check(path: &Path) -> Result<(), InstanceError> {
     let metadata = fs::symlink_metadata(path).map_err(InstanceError::directory("look at", path))?;
     if !metadata.is_dir() && metadata.uid() == geteuid().as_raw() {

@@ -53,8 +53,8 @@ impl Registry {
         Self { base: base.to_owned() }
     }
 
-    /// Makes the base directory where there is none, and waits for the lock on it. Until that is dropped no other process
-    /// adds or removes a VM.
+    /// Makes the base directory where there is none, and waits for the lock on it. Until that is dropped no other
+    /// process adds or removes a VM.
     pub(super) fn lock(&self) -> Result<(&Path, DirectoryLock), InstanceError> {
         let directory = place::make_and_open(&self.base)?;
         let lock =

@@ -43,8 +43,8 @@ impl RamChecksums {
     }
 }
 
-/// Where the guest's RAM of `bytes` is in mvm's memory. It is a mapping, of which the kernel shows the first 2 MiB as one
-/// of their own, as they have no huge page.
+/// Where the guest's RAM of `bytes` is in mvm's memory. It is a mapping, of which the kernel shows the first 2 MiB as
+/// one of their own, as they have no huge page.
 fn ram_start(maps: &str, bytes: u64) -> u64 {
     let mut text = String::new();
     File::open(maps).and_then(|mut file| file.read_to_string(&mut text)).expect("the mappings can be read");

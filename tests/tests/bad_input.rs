@@ -1,5 +1,5 @@
-//! Mistakes in files, devices and permissions: each row has an exit code and one line that says what is wrong, where, and
-//! how to fix it. Mistakes on the command line are tested in cli/tests/usage.rs.
+//! Mistakes in files, devices and permissions: each row has an exit code and one line that says what is wrong, where,
+//! and how to fix it. Mistakes on the command line are tested in cli/tests/usage.rs.
 
 #![allow(missing_docs, reason = "tests are named after what they show")]
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]

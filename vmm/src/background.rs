@@ -1,5 +1,5 @@
-//! The thread for what may take seconds and must keep neither the event loop nor the supervisor from working: pausing a VM,
-//! resuming it, changing a disk's size.
+//! The thread for what may take seconds and must keep neither the event loop nor the supervisor from working: pausing a
+//! VM, resuming it, changing a disk's size.
 
 use std::io;
 use std::sync::mpsc::{self, SyncSender};

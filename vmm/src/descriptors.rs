@@ -33,7 +33,8 @@ pub fn needed(config: &VmConfig) -> u64 {
         + PAIR * pairs
 }
 
-/// Raises this process's limit of open files to `count` if it is lower, as far as the hard limit allows, and returns it.
+/// Raises this process's limit of open files to `count` if it is lower, as far as the hard limit allows, and returns
+/// it.
 pub fn raise_limit(count: u64) -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // `None` is no limit.

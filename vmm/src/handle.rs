@@ -9,7 +9,7 @@ use instance::{Identity, MetricsReport, ProcessMeter};
 
 use crate::config::DeviceKind;
 use crate::exit::{ExitReason, ExitSlot};
-use crate::metrics::Registry;
+use crate::metrics::MetricsRegistry;
 use crate::pause::{PauseError, Pauser};
 use crate::power_button::PowerButton;
 use crate::{DiskConfig, VmConfig};
@@ -21,7 +21,7 @@ pub struct VmHandle {
     exit: Arc<ExitSlot>,
     power_button: Arc<PowerButton>,
     pauser: Arc<Pauser>,
-    metrics: Registry,
+    metrics: MetricsRegistry,
     process: ProcessMeter,
     disks: Vec<BlockHandle>,
     balloon: Option<BalloonHandle>,
@@ -38,14 +38,15 @@ pub struct RunningDisk<'a> {
 }
 
 impl VmHandle {
-    /// The VM of `config` called by `identity`, that ends through `exit`, hears `power_button`, is paused by `pauser` and counts in `metrics`. It has no balloon.
+    /// The VM of `config` called by `identity`, that ends through `exit`, hears `power_button`, is paused by `pauser`
+    /// and counts in `metrics`. It has no balloon.
     pub fn new(
         identity: Identity,
         config: VmConfig,
         exit: Arc<ExitSlot>,
         power_button: Arc<PowerButton>,
         pauser: Arc<Pauser>,
-        metrics: Registry,
+        metrics: MetricsRegistry,
     ) -> Self {
         Self {
             identity,
@@ -116,8 +117,8 @@ impl VmHandle {
         self.pauser.gate().is_paused()
     }
 
-    /// Pauses the VM: its vCPUs are parked and its devices suspended. That may take seconds, so that the event loop must
-    /// not call it.
+    /// Pauses the VM: its vCPUs are parked and its devices suspended. That may take seconds, so that the event loop
+    /// must not call it.
     ///
     /// # Errors
     ///

@@ -16,8 +16,8 @@ const API_VERSION: i32 = 12;
 
 /// Missed only when a vCPU has to be stopped, and so looked for at each start.
 const IMMEDIATE_EXIT: (Cap, &str) = (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT");
-/// What a VM cannot be built without on any processor, with the names of the KVM API document; [`vm::REQUIRED`] has what
-/// this one needs besides. Without one of them a call fails, and [`missing`] then says which it was.
+/// What a VM cannot be built without on any processor, with the names of the KVM API document; [`vm::REQUIRED`] has
+/// what this one needs besides. Without one of them a call fails, and [`missing`] then says which it was.
 const REQUIRED: [(Cap, &str); 4] = [
     IMMEDIATE_EXIT,
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),

@@ -44,8 +44,8 @@ pub(crate) fn panic_message(output: &str) -> Option<String> {
     Some(message.chars().filter(|character| !character.is_control()).take(LONGEST).collect())
 }
 
-/// What usually causes the panic with `message`, and what to do about it, for a VM that has what is `given`. `output` is what the
-/// console showed before.
+/// What usually causes the panic with `message`, and what to do about it, for a VM that has what is `given`. `output`
+/// is what the console showed before.
 pub(crate) fn hint(message: &str, output: &str, given: Given) -> Option<&'static str> {
     let said = |text: &str| output.contains(text);
     if message.contains("Unable to mount root fs") || message.contains("Cannot open root device") {

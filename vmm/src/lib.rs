@@ -62,6 +62,6 @@ pub mod parts {
     pub use crate::control::{ControlError, ControlServer};
     pub use crate::handle::VmHandle;
     pub use crate::loader::{BootFile, Kernel, LoadError, load_kernel};
-    pub use crate::metrics::Registry;
+    pub use crate::metrics::MetricsRegistry;
     pub use crate::power_button::PowerButton;
 }

@@ -120,8 +120,8 @@ fn reserve_region(
             shared
         }
     };
-    // The boot structures are in the guest's first 2 MiB, and little else: to clear a huge page for some small ones is a
-    // tenth of the time in which a guest starts.
+    // The boot structures are in the guest's first 2 MiB, and little else: to clear a huge page for some small ones is
+    // a tenth of the time in which a guest starts.
     let small = if address == GuestAddress(0) { size.min(HUGE_PAGE) } else { 0 };
     // SAFETY: the range is a part of a mapping of our own. Without huge pages in the host's kernel the call fails, and
     // nothing depends on it.

@@ -1,7 +1,7 @@
 //! The host's side of network devices.
 //!
-//! Nothing has to be cleaned up, however the VM ends: a tap that is made here is removed by the kernel when its descriptors
-//! are closed, and passt ends when its socket is.
+//! Nothing has to be cleaned up, however the VM ends: a tap that is made here is removed by the kernel when its
+//! descriptors are closed, and passt ends when its socket is.
 
 use std::io;
 

@@ -39,7 +39,8 @@ impl BackgroundTeardown {
 /// A ring of the least size, which nothing is ever submitted to.
 fn setup_ring() -> Option<OwnedFd> {
     let mut parameters = [0_u64; PARAMETERS / 8];
-    // SAFETY: the kernel reads and fills `PARAMETERS` bytes, aligned as its structure is; all zero asks for the default.
+    // SAFETY: the kernel reads and fills `PARAMETERS` bytes, aligned as its structure is; all zero asks for the
+    // default.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
     let ring = i32::try_from(ring).ok().filter(|ring| *ring >= 0)?;
     // SAFETY: the call made the descriptor, which has no other owner.

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A point of a VM's start, in the order in which they are reached; the last two come in either order, as a kernel may be
-/// silent until its init speaks.
+/// A point of a VM's start, in the order in which they are reached; the last two come in either order, as a kernel may
+/// be silent until its init speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// /dev/kvm is open, checked, and has made a VM.

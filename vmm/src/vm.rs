@@ -31,7 +31,7 @@ use crate::last_words::{self, Given};
 use crate::launch::Resources;
 use crate::loader;
 use crate::memory;
-use crate::metrics::Registry;
+use crate::metrics::MetricsRegistry;
 use crate::pause::Pauser;
 use crate::power_button::PowerButton;
 use crate::teardown::BackgroundTeardown;
@@ -177,7 +177,7 @@ fn add_devices<'a>(
 struct Control {
     power_button: Arc<PowerButton>,
     pauser: Arc<Pauser>,
-    metrics: Registry,
+    metrics: MetricsRegistry,
 }
 
 impl Control {
@@ -343,7 +343,7 @@ fn register_region(vm: &VmFd, slot: u32, flags: u32, region: &GuestRegionMmap) -
 }
 
 /// What each vCPU counts, made known to `metrics`.
-fn vcpu_counters(cpus: u32, metrics: &mut Registry) -> Box<[Arc<ExitCounters>]> {
+fn vcpu_counters(cpus: u32, metrics: &mut MetricsRegistry) -> Box<[Arc<ExitCounters>]> {
     let counters: Box<[_]> = (0..cpus).map(|_| Arc::new(ExitCounters::default())).collect();
     for (id, counters) in counters.iter().enumerate() {
         metrics.add("vcpu", id.to_string(), counters.clone());

@@ -1,7 +1,7 @@
 //! `mvm completions` prints a script for a shell, and `mvm complete` answers these scripts.
 //!
-//! The scripts only ask. The candidates are found here, from the same description of the command line that parses it, and
-//! from the VMs that run.
+//! The scripts only ask. The candidates are found here, from the same description of the command line that parses it,
+//! and from the VMs that run.
 
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, ValueEnum};
 use instance::Registry;

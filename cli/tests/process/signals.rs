@@ -9,7 +9,8 @@ use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
 use crate::vm::{IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, WATCHDOG, text};
 
-/// How long the process lives at most after a forced end (`vmm::supervisor::FORCED_END`), and some time for a machine that is busy.
+/// How long the process lives at most after a forced end (`vmm::supervisor::FORCED_END`), and some time for a machine
+/// that is busy.
 const FORCED_END: Duration = Duration::from_secs(3 + 5);
 
 #[test]

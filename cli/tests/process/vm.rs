@@ -57,7 +57,8 @@ impl Place {
     pub(crate) fn mvm(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mvm"));
         command.env("XDG_RUNTIME_DIR", self.0.path()).env_remove("MVM_LOG");
-        // What runs in the background of a shell without job control, as a CI job may, inherits signals that are ignored.
+        // What runs in the background of a shell without job control, as a CI job may, inherits signals that are
+        // ignored.
         let heed = || {
             for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
                 // SAFETY: it is async-signal-safe and refers to nothing of this process.

@@ -10,8 +10,8 @@ use super::{Log, shared};
 const STANDSTILL: Duration = Duration::from_millis(500);
 const MOST: Duration = Duration::from_secs(2);
 
-/// While it exists, a thread writes the lines, and no caller waits. When it is dropped, it waits a bounded time until all
-/// lines were written.
+/// While it exists, a thread writes the lines, and no caller waits. When it is dropped, it waits a bounded time until
+/// all lines were written.
 pub struct Writer(Arc<Log>);
 
 impl Writer {

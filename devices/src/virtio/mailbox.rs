@@ -28,9 +28,9 @@ thread_local! {
     static DROP_BY: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Has `drop_devices` drop devices, whose threads have as long as that of one device to end: 5 s, however many there are.
-/// Tell all of them before ([`Suspend::end`](crate::Suspend::end)), so that they finish at the same time. Those that do
-/// not end by then are left behind.
+/// Has `drop_devices` drop devices, whose threads have as long as that of one device to end: 5 s, however many there
+/// are. Tell all of them before ([`Suspend::end`](crate::Suspend::end)), so that they finish at the same time. Those
+/// that do not end by then are left behind.
 pub fn drop_together(drop_devices: impl FnOnce()) {
     drop_by(Instant::now() + DEADLINE, drop_devices);
 }

@@ -53,8 +53,8 @@ pub trait VirtioInterrupt: Send + Sync {
         None
     }
     /// Makes the config space `space`, and signals that it changed (configuration change notification, 2.3). The driver
-    /// reads it without the device: a device that changes its config space says so by this, or where the driver need not
-    /// be interrupted, by [`config_updated`](Self::config_updated).
+    /// reads it without the device: a device that changes its config space says so by this, or where the driver need
+    /// not be interrupted, by [`config_updated`](Self::config_updated).
     fn config_changed(&self, space: &[u8]);
     /// Makes the config space `space` without a notification.
     fn config_updated(&self, space: &[u8]);
@@ -162,16 +162,17 @@ pub trait VirtioDevice: Send {
     /// [`StopError`]: the device has not stopped in time. The transport then keeps DEVICE_NEEDS_RESET set and does not
     /// activate the device until a later reset succeeds.
     fn reset(&mut self) -> Result<(), StopError>;
-    /// Stops and gives all queues back, each at its index: what is in flight is finished and answered, the rest stays in
-    /// the queues. When it returns, the device touches guest memory no more, raises no interrupt, and leaves what comes
-    /// from the host where it is. A device that is not active has no queues to give back, and has to be quiet all the
-    /// same; the list may be shorter than the device has queues.
+    /// Stops and gives all queues back, each at its index: what is in flight is finished and answered, the rest stays
+    /// in the queues. When it returns, the device touches guest memory no more, raises no interrupt, and leaves what
+    /// comes from the host where it is. A device that is not active has no queues to give back, and has to be quiet all
+    /// the same; the list may be shorter than the device has queues.
     ///
     /// # Errors
     ///
     /// [`StopError`]: the device continues, as if it had not been asked.
     fn suspend(&mut self) -> Result<Vec<Option<Queue>>, StopError>;
-    /// Goes on from `state` after [`suspend`](Self::suspend), or begins with it where the device is new. `activation` is
+    /// Goes on from `state` after [`suspend`](Self::suspend), or begins with it where the device is new. `activation`
+    /// is
     /// `None` where no driver works with the device.
     ///
     /// The queues are where they were when the device was suspended. The transport notifies the device of each of them
@@ -181,7 +182,8 @@ pub trait VirtioDevice: Send {
     ///
     /// [`ActivateError`]: the device can't go on.
     fn resume(&mut self, activation: Option<Activation>, state: Self::State) -> Result<(), ActivateError>;
-    /// The VM ends: a device with threads tells them to finish what is in flight and to end, and does not wait for them.
+    /// The VM ends: a device with threads tells them to finish what is in flight and to end, and does not wait for
+    /// them.
     fn end(&mut self) {}
     /// The state now; it is complete while the device is suspended.
     fn state(&self) -> Self::State;

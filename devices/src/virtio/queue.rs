@@ -42,9 +42,10 @@ enum QueueError {
 /// A queue that a device works on.
 ///
 /// Work comes in turns, one for each wake-up: [`start_turn`](Self::start_turn), [`pop`](Self::pop),
-/// [`spend`](Self::spend) and [`add_used`](Self::add_used) as often as need be, [`end_turn`](Self::end_turn). When a turn's
-/// [`Budget`] is spent, `pop` gives no more and has the device notified again. A loop over anything else than `pop` looks
-/// at [`may_go_on`](Self::may_go_on).
+/// [`spend`](Self::spend) and [`add_used`](Self::add_used) as often as need be, [`end_turn`](Self::end_turn). When a
+/// turn's
+/// [`Budget`] is spent, `pop` gives no more and has the device notified again. A loop over anything else than `pop`
+/// looks at [`may_go_on`](Self::may_go_on).
 ///
 /// Where the driver broke a rule, the queue asks for a reset and from then on is empty and takes nothing.
 pub(super) struct ActiveQueue {
@@ -160,8 +161,8 @@ impl ActiveQueue {
         self.queue.size()
     }
 
-    /// Has the driver notify the device once it makes more available than it has by now, though the device has not taken
-    /// all of that, and gives the count of what it has, modulo 2^16.
+    /// Has the driver notify the device once it makes more available than it has by now, though the device has not
+    /// taken all of that, and gives the count of what it has, modulo 2^16.
     pub(super) fn await_more(&mut self) -> Wrapping<u16> {
         let next = self.queue.next_avail();
         let available = self.available();
@@ -209,8 +210,8 @@ impl ActiveQueue {
         self.spent.host_calls = self.spent.host_calls.saturating_add(host_calls);
     }
 
-    /// Whether the turn may take more work: its budget is not spent, and the queue not broken. Where it may not, the one
-    /// that has work left over calls [`notify_again`](Self::notify_again).
+    /// Whether the turn may take more work: its budget is not spent, and the queue not broken. Where it may not, the
+    /// one that has work left over calls [`notify_again`](Self::notify_again).
     pub(super) fn may_go_on(&self) -> bool {
         !self.broken && !self.budget.is_spent(&self.spent)
     }

@@ -24,8 +24,8 @@ const FATAL: [c_int; 6] =
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Puts standard input in raw mode where this process has the terminal; see [`take_terminal`]. `None` where it is no
-    /// terminal.
+    /// Puts standard input in raw mode where this process has the terminal; see [`take_terminal`]. `None` where it is
+    /// no terminal.
     ///
     /// # Errors
     ///
@@ -54,8 +54,9 @@ pub fn in_foreground() -> bool {
     }
 }
 
-/// Sets raw mode again where there is a [`RawTerminal`] and this process has the terminal, also where a shell has set other modes meanwhile, as after fg(1).
-/// Where it has not, what was set before is the shell's business from now on. Returns whether it has the terminal.
+/// Sets raw mode again where there is a [`RawTerminal`] and this process has the terminal, also where a shell has set
+/// other modes meanwhile, as after fg(1). Where it has not, what was set before is the shell's business from now on.
+/// Returns whether it has the terminal.
 ///
 /// # Errors
 ///

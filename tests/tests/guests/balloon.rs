@@ -42,7 +42,8 @@ fn memory_that_the_guest_frees_leaves_the_host() {
     while resident(guest.pid()) > goal {
         let left = resident(guest.pid()) / MIB;
         assert!(freed.elapsed() < PATIENCE, "{left} MiB are left of {} MiB", taken / MIB);
-        // Nothing tells when a process has shrunk, and to ask without a pause would take the lab's one processor from it.
+        // Nothing tells when a process has shrunk, and to ask without a pause would take the lab's one processor from
+        // it.
         std::thread::sleep(Duration::from_millis(100));
     }
     println!(

@@ -21,7 +21,8 @@ fn input_reaches_the_guest_and_is_echoed(#[values("stdio", "virtio")] console: &
 #[rstest]
 fn long_input_that_comes_before_the_guest_listens_is_not_lost(#[values("stdio", "virtio")] console: &str) {
     let mut guest = Boot::new().flag("--console", console).start();
-    // More than the 64 bytes of the serial port and the 256 of the virtio console, and less than what a terminal line of the guest takes.
+    // More than the 64 bytes of the serial port and the 256 of the virtio console, and less than what a terminal line
+    // of the guest takes.
     let words: Vec<String> = (0..200).map(|number| number.to_string()).collect();
     guest.type_text(&format!("echo {} | md5sum\npoweroff -f\n", words.join(" ")));
     // The same by the host's own hand.

@@ -7,8 +7,8 @@ use std::path::Path;
 use tempfile::TempDir;
 use tests::{Boot, sparse_file};
 
-/// Sets `$disk` to the disk whose ID is `data`, and `dd` to one that heeds `direct`: busybox has no buffers for that, and
-/// goes through the cache.
+/// Sets `$disk` to the disk whose ID is `data`, and `dd` to one that heeds `direct`: busybox has no buffers for that,
+/// and goes through the cache.
 const SETUP: &str = "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && disk=/dev/${d##*/}; done
     dd() { /usr/bin/dd \"$@\"; }";
 

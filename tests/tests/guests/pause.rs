@@ -163,8 +163,8 @@ fn vsock(path: &Path, port: u32) -> UnixStream {
     stream
 }
 
-/// What the guest does all the time: fio with verification on one disk, two echo servers, numbered lines on its console.
-/// It answers each line that is typed, and ends at `stop`.
+/// What the guest does all the time: fio with verification on one disk, two echo servers, numbered lines on its
+/// console. It answers each line that is typed, and ends at `stop`.
 const WORK: &str = "ip addr add 10.9.20.2/24 dev eth0 && ip link set eth0 up
 for d in /sys/block/vd*; do case $(cat $d/serial) in
     vsock) cat /dev/${d##*/} >/tmp/vsock; chmod +x /tmp/vsock ;;

@@ -141,8 +141,8 @@ fn attributes_mappings_and_locks_do_what_they_do_on_a_file_system() {
     assert_eq!(&colour[..length], b"red");
 }
 
-/// A program of a source and a header that is made, with a makefile, in a git repository. To compile is slow in the lab,
-/// so there is one compilation.
+/// A program of a source and a header that is made, with a makefile, in a git repository. To compile is slow in the
+/// lab, so there is one compilation.
 fn repository(at: &Path) {
     fs::create_dir(at).unwrap();
     let main =

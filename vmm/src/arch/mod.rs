@@ -12,8 +12,8 @@
 //! | `host` | what `mvm doctor` says of the processor and of its KVM |
 //!
 //! The formats of kernels other than ELF are in `loader/`, each for its architecture. Nothing in here depends on the
-//! loader, the devices' wiring, the debugger's server or the vCPU threads, and no name of an architecture's registers or
-//! devices is in any other module (`vmm/tests/architecture.rs`).
+//! loader, the devices' wiring, the debugger's server or the vCPU threads, and no name of an architecture's registers
+//! or devices is in any other module (`vmm/tests/architecture.rs`).
 
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
@@ -23,7 +23,8 @@ pub use x86_64 as current;
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("mvm runs on x86_64 only");
 
-/// What the compiler checks of the contract: an architecture without one of these, or with another type, does not build.
+/// What the compiler checks of the contract: an architecture without one of these, or with another type, does not
+/// build.
 mod contract {
     use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
     use vm_memory::{GuestAddress, GuestMemoryMmap};

@@ -15,8 +15,8 @@ pub enum ConsoleConfig {
     /// The serial port, on standard output and input.
     #[default]
     Stdio,
-    /// A virtio console, which follows the size of the user's terminal. What the kernel writes to the serial port before
-    /// it has the driver is shown too.
+    /// A virtio console, which follows the size of the user's terminal. What the kernel writes to the serial port
+    /// before it has the driver is shown too.
     Virtio,
     /// The serial port, not shown.
     Off,

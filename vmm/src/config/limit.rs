@@ -8,8 +8,8 @@ use devices::virtio::rate_limit::Limit;
 
 use super::{ConfigError, MemorySize};
 
-/// By default a bucket holds what may pass in a tenth of a second: enough to keep a device busy between two wake-ups, too
-/// little to be noticed.
+/// By default a bucket holds what may pass in a tenth of a second: enough to keep a device busy between two wake-ups,
+/// too little to be noticed.
 const BURSTS_A_SECOND: u64 = 10;
 
 /// Bytes a second.

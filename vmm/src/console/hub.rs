@@ -209,7 +209,8 @@ impl Hub {
         self.add_reader(&mut state, recent)
     }
 
-    /// The reader that devices wait for, as long as its [`ReaderCredit`] lasts. There is one at most; a later one takes its place.
+    /// The reader that devices wait for, as long as its [`ReaderCredit`] lasts. There is one at most; a later one takes
+    /// its place.
     pub(super) fn awaited_reader(self: &Arc<Self>) -> Reader {
         let reader = self.reader();
         self.lock().awaited = Some(reader.slot);

@@ -78,8 +78,8 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console without devices, which writes to `sink`. Where that is standard output and its reader goes away, the VM
-    /// ends through `exit`.
+    /// A console without devices, which writes to `sink`. Where that is standard output and its reader goes away, the
+    /// VM ends through `exit`.
     ///
     /// # Errors
     ///

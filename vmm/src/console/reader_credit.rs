@@ -1,9 +1,9 @@
 //! How long a guest waits for a slow reader of its console.
 //!
-//! A guest can output faster than any terminal shows it. If the device can make it wait (flow control), no output is lost;
-//! but a reader that has stopped must not stop the guest. So waiting uses up a credit, which grows with every byte that is
-//! read: the guest always waits for a reader of 100 kB/s or more, and for one that has stopped 100 ms in all, until it
-//! reads again.
+//! A guest can output faster than any terminal shows it. If the device can make it wait (flow control), no output is
+//! lost; but a reader that has stopped must not stop the guest. So waiting uses up a credit, which grows with every
+//! byte that is read: the guest always waits for a reader of 100 kB/s or more, and for one that has stopped 100 ms in
+//! all, until it reads again.
 
 use std::time::{Duration, Instant};
 

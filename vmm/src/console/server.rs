@@ -34,8 +34,8 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Listens at `path`, by the rules of [`ListeningSocket`]: a client of the console can do what root in the guest can.
-    /// Its events come with `token`, those of clients with the following ones.
+    /// Listens at `path`, by the rules of [`ListeningSocket`]: a client of the console can do what root in the guest
+    /// can. Its events come with `token`, those of clients with the following ones.
     ///
     /// # Errors
     ///

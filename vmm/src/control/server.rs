@@ -64,7 +64,8 @@ struct LateAnswers {
 }
 
 impl ControlServer {
-    /// Makes the socket at `path`, for this user alone, and serves `vm` on it, with `background` for what takes its time.
+    /// Makes the socket at `path`, for this user alone, and serves `vm` on it, with `background` for what takes its
+    /// time.
     ///
     /// # Errors
     ///

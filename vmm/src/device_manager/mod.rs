@@ -27,7 +27,7 @@ use crate::exit::{ExitReason, ExitSlot};
 use crate::frontend::Frontend;
 use crate::helper::Helper;
 use crate::kvm::{KvmError, interrupt_line};
-use crate::metrics::Registry;
+use crate::metrics::MetricsRegistry;
 use crate::power_button::{PowerButton, PowerButtonEvents};
 use crate::timing::{Phase, Timeline};
 
@@ -83,7 +83,7 @@ pub struct DeviceManager<'a> {
     /// The processes that serve devices: they have to outlive these.
     pub helpers: Vec<Arc<Mutex<Helper>>>,
     /// What the devices count.
-    pub metrics: Registry,
+    pub metrics: MetricsRegistry,
     /// All that has to stop while the VM is paused, in the order of the guest.
     pub suspends: Vec<Arc<dyn Suspend>>,
     /// The disks, in their order.
@@ -120,7 +120,7 @@ impl<'a> DeviceManager<'a> {
             virtio: Vec::new(),
             subscribers: Vec::new(),
             helpers: Vec::new(),
-            metrics: Registry::default(),
+            metrics: MetricsRegistry::default(),
             suspends: Vec::new(),
             disks: Vec::new(),
             balloon: None,
@@ -130,7 +130,8 @@ impl<'a> DeviceManager<'a> {
         }
     }
 
-    /// Adds the devices that every VM has, and gives back its power button. The console's input goes to the serial port.
+    /// Adds the devices that every VM has, and gives back its power button. The console's input goes to the serial
+    /// port.
     ///
     /// # Errors
     ///

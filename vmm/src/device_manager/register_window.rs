@@ -10,8 +10,8 @@ use crate::VmError;
 use crate::arch::current::layout;
 use crate::kvm::KvmError;
 
-/// The registers of all virtio devices, side by side where the guest finds the devices: memory that it reads itself. Its
-/// writes still reach mvm.
+/// The registers of all virtio devices, side by side where the guest finds the devices: memory that it reads itself.
+/// Its writes still reach mvm.
 pub struct RegisterWindow {
     pages: RegisterPages,
     /// What acknowledging used buffers writes to, and nothing reads; `None` where reads are trapped, as the interrupt
@@ -36,8 +36,9 @@ impl RegisterWindow {
             memory_size: count as u64 * MMIO_LENGTH,
             userspace_addr: pages.region().as_ptr() as u64,
         };
-        // SAFETY: the region is a mapping of this process of that size, which the devices keep for as long as a vCPU may
-        // run, and overlaps no other slot, as there is no RAM at the devices' addresses. The guest can only read it.
+        // SAFETY: the region is a mapping of this process of that size, which the devices keep for as long as a vCPU
+        // may run, and overlaps no other slot, as there is no RAM at the devices' addresses. The guest can only read
+        // it.
         let shown = count > 0 && unsafe { vm.set_user_memory_region(region) }.is_ok();
         if !shown {
             return Ok(Self { pages, acknowledged: None });

@@ -230,7 +230,8 @@ fn noted_entry(source: &Source<'_>, segments: &[Segment]) -> Result<Option<u32>,
             Err(Problem::Truncated { .. }) => continue,
             read => read?,
         };
-        // The gABI pads notes to the segment's alignment. Linkers pad to 4 whatever that is, so the other one is tried too.
+        // The gABI pads notes to the segment's alignment. Linkers pad to 4 whatever that is, so the other one is tried
+        // too.
         let paddings = if segment.alignment == 8 { [8, 4] } else { [4, 8] };
         let entry = paddings.into_iter().find_map(|padding| find_entry_note(&notes, padding));
         if entry.is_some() {
@@ -240,8 +241,8 @@ fn noted_entry(source: &Source<'_>, segments: &[Segment]) -> Result<Option<u32>,
     Ok(None)
 }
 
-/// Walks the notes of a segment: each has three sizes of 4 bytes, an owner and a descriptor, of which descriptor and next
-/// note begin at a multiple of `padding`.
+/// Walks the notes of a segment: each has three sizes of 4 bytes, an owner and a descriptor, of which descriptor and
+/// next note begin at a multiple of `padding`.
 fn find_entry_note(mut notes: &[u8], padding: usize) -> Option<u32> {
     const NOTE_HEADER: usize = 12;
     while notes.len() >= NOTE_HEADER {

@@ -11,7 +11,7 @@ use crate::config::DeviceKind;
 
 /// Whatever counts, each thing by its kind and its ID among its kind.
 #[derive(Clone, Default)]
-pub struct Registry(Vec<Thing>);
+pub struct MetricsRegistry(Vec<Thing>);
 
 #[derive(Clone)]
 struct Thing {
@@ -20,7 +20,7 @@ struct Thing {
     counters: Arc<dyn Metrics>,
 }
 
-impl Registry {
+impl MetricsRegistry {
     /// Adds a thing. IDs are unique among their kind.
     pub fn add(&mut self, kind: &'static str, id: String, counters: Arc<dyn Metrics>) {
         self.0.push(Thing { kind, id, counters });

@@ -15,8 +15,8 @@ devices::metrics! {
     }
 }
 
-fn registry() -> Registry {
-    let mut registry = Registry::default();
+fn registry() -> MetricsRegistry {
+    let mut registry = MetricsRegistry::default();
     for bytes in [512, 1024] {
         let disk = Disk::default();
         disk.read_bytes.add(bytes);
@@ -27,7 +27,7 @@ fn registry() -> Registry {
     registry
 }
 
-fn report(registry: &Registry) -> MetricsReport {
+fn report(registry: &MetricsRegistry) -> MetricsReport {
     MetricsReport { process: ProcessMeter::new().read(), counters: registry.counters() }
 }
 
@@ -51,7 +51,7 @@ fn config() -> VmConfig {
 #[test]
 fn each_device_has_a_kind_and_an_id() {
     use DeviceKind::{Balloon, Block, Console, Fs, Net, Pmem, Rng, Vsock};
-    let mut registry = Registry::default();
+    let mut registry = MetricsRegistry::default();
     for kind in [Net, Block, Console, Rng, Balloon, Vsock, Fs, Pmem, Fs, Block] {
         registry.add_device(kind, Arc::new(Disk::default()));
     }
@@ -190,7 +190,7 @@ fn promtool_finds_nothing_to_say() {
 proptest! {
     #[test]
     fn whatever_a_thing_is_called_the_page_is_read(id: String) {
-        let mut registry = Registry::default();
+        let mut registry = MetricsRegistry::default();
         registry.add("block", id.clone(), Arc::new(Disk::default()));
         let page = prometheus::page(&report(&registry), &identity(None), &config(), false);
         let samples = read(&page).unwrap();

@@ -1,5 +1,5 @@
-//! passt: a network for a guest by the host's sockets, without root. It is a process that exchanges Ethernet frames with
-//! mvm on a socket, and is the guest's router, DHCP server and resolver.
+//! passt: a network for a guest by the host's sockets, without root. It is a process that exchanges Ethernet frames
+//! with mvm on a socket, and is the guest's router, DHCP server and resolver.
 
 mod command;
 mod ports;

@@ -9,8 +9,8 @@ use rustix::process::{Resource, getegid, geteuid, getrlimit};
 use crate::helper::confine;
 use crate::{Sandbox, ShareConfig};
 
-/// The most files that a virtiofsd keeps open. It keeps each file open that the guest's kernel has in its cache, and each
-/// takes about 1 KiB of the host's memory.
+/// The most files that a virtiofsd keeps open. It keeps each file open that the guest's kernel has in its cache, and
+/// each takes about 1 KiB of the host's memory.
 const MAX_FILES: u64 = 1_000_000;
 
 /// The command that serves `folder` as `share` says, to the first connection to `listener`.

@@ -21,8 +21,8 @@ fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
 
 /// Makes a listening socket and a connection to it: virtiofsd accepts a listener only, and serves its first connection.
 ///
-/// The kernel chooses a name for the listener that is not in the file system, so nothing is left behind. Other processes
-/// could connect to it, but its backlog has room for one connection, which is ours, or this fails.
+/// The kernel chooses a name for the listener that is not in the file system, so nothing is left behind. Other
+/// processes could connect to it, but its backlog has room for one connection, which is ours, or this fails.
 ///
 /// # Errors
 ///

@@ -9,8 +9,8 @@ use super::{ShareError, socket};
 use crate::ShareConfig;
 use crate::helper::{Helper, Package, Program};
 
-/// The program. Not /usr/lib/qemu/virtiofsd of QEMU before 8.0: it has the same name, but other options, and can't share
-/// read-only.
+/// The program. Not /usr/lib/qemu/virtiofsd of QEMU before 8.0: it has the same name, but other options, and can't
+/// share read-only.
 pub static VIRTIOFSD: Program = Program {
     name: "virtiofsd",
     variable: "MVM_VIRTIOFSD",

@@ -2,7 +2,8 @@
 //!
 //! It takes the process's ending signals and `--timeout`, presses the power button, and ends the VM by force when the
 //! guest does not power off in time. It depends on no other thread: where a guest, a reader, a helper process or a disk
-//! keeps another one busy, the process still ends, [`FORCED_END`] after a forced end and [`ORDERLY_END`] after any other.
+//! keeps another one busy, the process still ends, [`FORCED_END`] after a forced end and [`ORDERLY_END`] after any
+//! other.
 
 mod policy;
 
@@ -118,7 +119,8 @@ impl Supervisor {
 }
 
 impl Requests {
-    /// Supervises the VM that ends by `exit`, has the power button `button`, and is resumed by `pauser` on the thread of
+    /// Supervises the VM that ends by `exit`, has the power button `button`, and is resumed by `pauser` on the thread
+    /// of
     /// `background`.
     pub(crate) fn watch(
         &self,

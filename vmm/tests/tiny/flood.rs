@@ -68,7 +68,8 @@ guest!(
     VIRTIO = vmm::layout::VIRTIO_MMIO
 );
 
-/// Not a test of its own: the process whose standard error the tests below hold. Its exit code says how the guest ended.
+/// Not a test of its own: the process whose standard error the tests below hold. Its exit code says how the guest
+/// ended.
 #[test]
 fn the_process_with_the_guest() {
     let Ok(guest) = std::env::var(GUEST) else { return };

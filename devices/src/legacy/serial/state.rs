@@ -14,8 +14,8 @@ use crate::suspend::{Section, Suspend, SuspendError};
 const KIND: &str = "serial";
 const VERSION: u32 = 1;
 
-/// Bits that interrupts have in both registers of them, for received data and for an empty transmitter: enabled (IER) and
-/// pending, as `vm-superio` keeps them (IIR).
+/// Bits that interrupts have in both registers of them, for received data and for an empty transmitter: enabled (IER)
+/// and pending, as `vm-superio` keeps them (IIR).
 const RECEIVED_DATA: (u8, u8) = (1 << 0, 1 << 2);
 const TRANSMITTER_EMPTY: (u8, u8) = (1 << 1, 1 << 1);
 

@@ -24,8 +24,8 @@ fn collect_pages(chain: &mut Chain, queue: &ActiveQueue, ranges: &mut Ranges) {
     }
 }
 
-/// Gives the pages that the inflate queue or the reporting queue names back to the host, as many in a turn as its budget
-/// allows.
+/// Gives the pages that the inflate queue or the reporting queue names back to the host, as many in a turn as its
+/// budget allows.
 pub(super) struct Discarder {
     /// Whether it is the reporting queue, whose chains are the pages.
     reported: bool,

@@ -78,8 +78,8 @@ impl Ranges {
         self.0.iter().map(|(start, end)| end - start).sum()
     }
 
-    /// Takes the first range off, or a piece of it, and gives its pages that are pages of `memory` back to the host. The
-    /// guest finds them zeroed.
+    /// Takes the first range off, or a piece of it, and gives its pages that are pages of `memory` back to the host.
+    /// The guest finds them zeroed.
     pub(super) fn discard_some(&mut self, memory: &GuestMemoryMmap) -> Discarded {
         let mut discarded = Discarded::default();
         let Some((start, end)) = self.0.pop_front() else { return discarded };

@@ -7,13 +7,13 @@ use virtio_bindings::virtio_blk::{
 
 use super::disk::{Disk, SECTOR};
 
-/// The most buffers with data that a request may have: with its header and status, as many as the queue has descriptors.
-/// A MiB of a page in each takes two requests. A driver that does not know the limit uses one buffer.
+/// The most buffers with data that a request may have: with its header and status, as many as the queue has
+/// descriptors. A MiB of a page in each takes two requests. A driver that does not know the limit uses one buffer.
 pub(super) const SEG_MAX: u16 = 254;
 /// The most bytes that a buffer with data may have.
 pub(super) const SIZE_MAX: u32 = 64 << 10;
-/// The most bytes that a request reads or writes, just under 16 MiB: a driver that keeps to [`SEG_MAX`] and [`SIZE_MAX`]
-/// can't exceed it. More is answered with an error.
+/// The most bytes that a request reads or writes, just under 16 MiB: a driver that keeps to [`SEG_MAX`] and
+/// [`SIZE_MAX`] can't exceed it. More is answered with an error.
 pub(super) const MAX_DATA: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 /// The most sectors that a request discards: 256 MiB.
 pub(super) const MAX_DISCARD_SECTORS: u32 = 512 << 10;

@@ -47,8 +47,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// Makes a device of `disk`, which tells the guest the serial number `id`, and starts its thread. Data that is read,
-    /// written or zeroed counts for the bandwidth of `limits`, each request for their operations.
+    /// Makes a device of `disk`, which tells the guest the serial number `id`, and starts its thread. Data that is
+    /// read, written or zeroed counts for the bandwidth of `limits`, each request for their operations.
     ///
     /// # Errors
     ///
@@ -141,8 +141,8 @@ impl VirtioDevice for Block {
             Ok(Answer::Done | Answer::Refused(_)) => Err(CallError::Ended.into()),
             Err(error) => {
                 if matches!(error, CallError::NotAnswered(_)) {
-                    // It waits for the host's storage and can go on meanwhile. If it does not take this message either, it
-                    // goes on when its answer comes too late.
+                    // It waits for the host's storage and can go on meanwhile. If it does not take this message either,
+                    // it goes on when its answer comes too late.
                     let _ = self.thread.call(Command::Continue);
                 }
                 Err(error.into())

@@ -233,7 +233,8 @@ fn length(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
-/// Whether a block device takes no writes (`blockdev --setro`, `losetup -r`). It can be opened for writing all the same.
+/// Whether a block device takes no writes (`blockdev --setro`, `losetup -r`). It can be opened for writing all the
+/// same.
 fn is_read_only(device: &File) -> io::Result<bool> {
     // SAFETY: BLKROGET writes one `int`, which the getter has room for.
     let getter = unsafe { ioctl::Getter::<BLKROGET, libc::c_int>::new() };

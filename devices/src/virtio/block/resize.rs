@@ -56,8 +56,8 @@ impl BlockHandle {
         lock(&self.0).disk().is_read_only()
     }
 
-    /// Makes the file `size` bytes long, if a size is given, and tells the guest the size that the file or block device has
-    /// then, which is returned. It becomes smaller only with `may_shrink`. It waits for the host's storage.
+    /// Makes the file `size` bytes long, if a size is given, and tells the guest the size that the file or block device
+    /// has then, which is returned. It becomes smaller only with `may_shrink`. It waits for the host's storage.
     ///
     /// # Errors
     ///

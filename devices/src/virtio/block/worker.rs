@@ -91,8 +91,8 @@ impl Worker {
         })
     }
 
-    /// Answers what is complete and starts what is available, up to the turn's budget. Whether the thread has more to do
-    /// at once.
+    /// Answers what is complete and starts what is available, up to the turn's budget. Whether the thread has more to
+    /// do at once.
     ///
     /// The driver is signalled once, at the end. Until then it notifies the device of nothing: the queue is looked at
     /// again after each pass.
@@ -119,7 +119,8 @@ impl Worker {
         !self.deferred.is_empty() || stopped == Stopped::Budget
     }
 
-    /// Answers what is complete, and starts nothing but the rest of what is not. When there is nothing in flight any more,
+    /// Answers what is complete, and starts nothing but the rest of what is not. When there is nothing in flight any
+    /// more,
     /// [`into_queue`](Self::into_queue) can be called.
     pub(super) fn drain(&mut self, host: &mut Host) -> bool {
         self.queue.start_turn();

@@ -1,10 +1,10 @@
 //! Whether a program in the guest reads what is typed.
 //!
-//! Linux makes buffers available and sets DRIVER_OK before it has found its console, and discards what arrives until then,
-//! such as the input that a script wrote before the guest has booted. No feature says when that time is over. So the device
-//! asks before it sends the first byte, and before it signals the window's size for the last time: it returns a buffer with
-//! nothing in it. A console that a program has open makes the buffer available again. A buffer that was discarded does not
-//! come back, and the device asks again.
+//! Linux makes buffers available and sets DRIVER_OK before it has found its console, and discards what arrives until
+//! then, such as the input that a script wrote before the guest has booted. No feature says when that time is over. So
+//! the device asks before it sends the first byte, and before it signals the window's size for the last time: it
+//! returns a buffer with nothing in it. A console that a program has open makes the buffer available again. A buffer
+//! that was discarded does not come back, and the device asks again.
 
 use std::num::Wrapping;
 use std::time::Duration;

@@ -110,8 +110,8 @@ impl Backend {
         matches!(self, Self::Stream(_))
     }
 
-    /// Sends what is left of `packet`, and removes from it what was sent. After [`BackendError::WouldBlock`] it has to be
-    /// called with the same packet, or [`give_up`](Self::give_up) before another one.
+    /// Sends what is left of `packet`, and removes from it what was sent. After [`BackendError::WouldBlock`] it has to
+    /// be called with the same packet, or [`give_up`](Self::give_up) before another one.
     ///
     /// # Safety
     ///

@@ -40,8 +40,8 @@ pub(super) struct Limiters {
 
 /// The parts of the device that the thread of the first pair has besides.
 pub(super) struct First {
-    /// The control queue, if the driver uses one, and its index. It is behind the first pair for a driver that knows one
-    /// pair, and behind all of them for one that knows several (5.1.2).
+    /// The control queue, if the driver uses one, and its index. It is behind the first pair for a driver that knows
+    /// one pair, and behind all of them for one that knows several (5.1.2).
     pub(super) control: Option<(u16, Control)>,
     /// How the tap has to be set up before packets are received.
     pub(super) tap: Option<TapSettings>,

@@ -19,11 +19,11 @@ use super::header::{FLAGS, FRAME_OVERHEAD, GSO_TYPE, HEADER, NUM_BUFFERS};
 
 /// The most packets of a turn; then the transmit queue has its own.
 const PACKETS_PER_TURN: usize = 64;
-/// The driver is signalled for the first packet of a turn at once, and then for so many together: it works on those while
-/// the next ones are received. While it does, it wants no interrupts.
+/// The driver is signalled for the first packet of a turn at once, and then for so many together: it works on those
+/// while the next ones are received. While it does, it wants no interrupts.
 const PACKETS_PER_INTERRUPT: usize = 8;
-/// No more chains are gathered once there are so many ranges: `readv` takes twice as many. If a chain has more than that
-/// leaves, its end isn't used.
+/// No more chains are gathered once there are so many ranges: `readv` takes twice as many. If a chain has more than
+/// that leaves, its end isn't used.
 const MANY_RANGES: usize = 512;
 const MAX_RANGES: usize = 1000;
 

@@ -11,9 +11,9 @@ const IPV4_DESTINATION: std::ops::Range<usize> = 30..34;
 const IPV6: [u8; 2] = [0x86, 0xdd];
 const IPV6_DESTINATION: std::ops::Range<usize> = 38..54;
 
-/// Whether the frame that begins with `start` is for an address that means the sender's own host, and that no host sends
-/// to a network (RFC 1122, 3.2.1.3; RFC 4291, 2.5.2 and 2.5.3). A user network makes connections of the packets, and would
-/// connect to services on the host's loopback.
+/// Whether the frame that begins with `start` is for an address that means the sender's own host, and that no host
+/// sends to a network (RFC 1122, 3.2.1.3; RFC 4291, 2.5.2 and 2.5.3). A user network makes connections of the packets,
+/// and would connect to services on the host's loopback.
 pub(super) fn is_for_the_host_itself(start: &[u8]) -> bool {
     let field = |range| start.get(range);
     match field(ETHER_TYPE) {

@@ -1,8 +1,8 @@
 //! How the queues of a tap are set up for the driver.
 //!
 //! Each ioctl for that takes the RTNL lock, which the whole host has one of, and tells all listeners of netlink. So
-//! those that change nothing are left out, and the others are limited: a driver that resets its device or sends commands
-//! in a loop waits.
+//! those that change nothing are left out, and the others are limited: a driver that resets its device or sends
+//! commands in a loop waits.
 
 use std::io;
 use std::num::NonZeroU64;
@@ -14,8 +14,8 @@ use super::config;
 use super::device::NetMetrics;
 use super::tap::Tap;
 
-/// How many ioctls there may be in a second in the long run, and at once: a driver that uses all pairs after another one
-/// takes two for each, to detach and to attach it.
+/// How many ioctls there may be in a second in the long run, and at once: a driver that uses all pairs after another
+/// one takes two for each, to detach and to attach it.
 pub(super) const IOCTLS: Limit = Limit {
     per_second: NonZeroU64::new(16).unwrap(),
     burst: NonZeroU64::new(4 * config::MAX_PAIRS as u64).unwrap(),

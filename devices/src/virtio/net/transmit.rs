@@ -16,9 +16,9 @@ const MAX_RANGES: usize = 1023;
 /// The length of an Ethernet header: no frame is shorter.
 const MIN_FRAME: usize = 14;
 
-/// The driver is signalled at once for so many packets that were sent, or so many bytes. Fewer wait for the interrupt of
-/// a received packet, which is often the answer. A sender that waits for its packets to be sent has more of them on the
-/// way than this: Linux lets each TCP stream have two packets of 64 KiB, and each socket 208 KiB.
+/// The driver is signalled at once for so many packets that were sent, or so many bytes. Fewer wait for the interrupt
+/// of a received packet, which is often the answer. A sender that waits for its packets to be sent has more of them on
+/// the way than this: Linux lets each TCP stream have two packets of 64 KiB, and each socket 208 KiB.
 const MANY_PACKETS: u16 = 16;
 const MANY_BYTES: usize = 128 << 10;
 

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a turn may spend before other queues and devices have theirs. A turn ends after the chain that spends the last of
-/// it, so that it costs one chain more at the most; then the device is notified of the queue again.
+/// What a turn may spend before other queues and devices have theirs. A turn ends after the chain that spends the last
+/// of it, so that it costs one chain more at the most; then the device is notified of the queue again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Descriptors that are looked at, those without a length included.

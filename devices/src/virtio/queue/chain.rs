@@ -9,7 +9,8 @@ use super::super::iovecs::IoVecs;
 use super::QueueError;
 
 /// The most descriptors that a chain may have, those without a length included. An indirect table could name 65,535; no
-/// driver needs more buffers than one `readv` takes (IOV_MAX). Without an indirect table, the queue's size is the limit.
+/// driver needs more buffers than one `readv` takes (IOV_MAX). Without an indirect table, the queue's size is the
+/// limit.
 pub const MAX_CHAIN: u16 = 1024;
 
 /// What a chain is given back by: the index of its first descriptor. Not to be mixed up with the index of a queue.

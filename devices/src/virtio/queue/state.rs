@@ -8,8 +8,8 @@ use virtio_queue::QueueT;
 
 /// A queue that the driver enabled: its rings and how far device and driver have come in them.
 ///
-/// The transport gives it to the device ([`Activation::queues`](super::super::Activation::queues)), and the device gives
-/// it back when it is suspended.
+/// The transport gives it to the device ([`Activation::queues`](super::super::Activation::queues)), and the device
+/// gives it back when it is suspended.
 #[derive(Debug)]
 pub struct Queue {
     pub(super) rings: virtio_queue::Queue,

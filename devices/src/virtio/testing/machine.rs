@@ -23,8 +23,8 @@
 //! The driver notifies the device only where the device wants to be notified, and looks at used rings only when it was
 //! interrupted, as Linux does: a signal that is lost over a suspend makes the test fail.
 //!
-//! A device whose other side the test has as well (a socket, a tap, what a user types) is used in the same way: the test
-//! acts on the host's side between steps, or in the closure, and calls [`Machine::run`]. After
+//! A device whose other side the test has as well (a socket, a tap, what a user types) is used in the same way: the
+//! test acts on the host's side between steps, or in the closure, and calls [`Machine::run`]. After
 //! [`suspend`](Machine::suspend) it may act too: [`assert_quiet`](Machine::assert_quiet) checks that the device did not
 //! touch memory or interrupt the driver.
 
@@ -297,8 +297,8 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         true
     }
 
-    /// Runs the event loop until nothing is left to do, and takes what came back. A device with threads may have more to
-    /// do: see [`wait_until`](Self::wait_until).
+    /// Runs the event loop until nothing is left to do, and takes what came back. A device with threads may have more
+    /// to do: see [`wait_until`](Self::wait_until).
     pub(crate) fn run(&mut self) {
         for _ in 0..1000 {
             let events = self.run_events(0);
@@ -361,8 +361,8 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         self.suspended = None;
     }
 
-    /// Resumes the device that `make` makes from the state of the suspended one, serialized to bytes. The suspended one is
-    /// gone by then.
+    /// Resumes the device that `make` makes from the state of the suspended one, serialized to bytes. The suspended one
+    /// is gone by then.
     pub(crate) fn restore(&mut self, make: impl FnOnce() -> D) {
         assert!(self.suspended.is_some(), "the device is suspended");
         let saved = self.transport().save().unwrap();

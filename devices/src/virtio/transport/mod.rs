@@ -196,8 +196,8 @@ impl<D: VirtioDevice> Transport<D> {
         }
     }
 
-    /// Waits for a change of the config space that is going on: a driver whose read of the generation is trapped sees no
-    /// new config space with an old generation.
+    /// Waits for a change of the config space that is going on: a driver whose read of the generation is trapped sees
+    /// no new config space with an old generation.
     pub(super) fn wait_for_config(&self) {
         drop(lock(&self.device));
     }

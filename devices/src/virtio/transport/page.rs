@@ -75,8 +75,8 @@ unsafe impl Sync for RegisterPage {}
 
 impl RegisterPage {
     fn words(&self) -> &[AtomicU32; WORDS] {
-        // SAFETY: the page lies in the region and is aligned, since regions begin with a page; the region is mapped for as
-        // long as `self.pages` is there; nothing but atomic operations reaches it.
+        // SAFETY: the page lies in the region and is aligned, since regions begin with a page; the region is mapped for
+        // as long as `self.pages` is there; nothing but atomic operations reaches it.
         unsafe { self.words.as_ref() }
     }
 

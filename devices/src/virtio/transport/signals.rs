@@ -18,8 +18,8 @@ use crate::Interrupt;
 /// the interrupts that go with them.
 pub(super) struct Signals {
     page: RegisterPage,
-    /// Whether the driver looks for used buffers at every interrupt: another process raises interrupts, or the guest reads
-    /// and acknowledges the interrupt status without mvm.
+    /// Whether the driver looks for used buffers at every interrupt: another process raises interrupts, or the guest
+    /// reads and acknowledges the interrupt status without mvm.
     always_used: AtomicBool,
     lines: Lines,
     notifiers: Arc<[EventFd]>,

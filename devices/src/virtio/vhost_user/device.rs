@@ -121,8 +121,8 @@ impl VhostUser {
         socket.shutdown(std::net::Shutdown::Both).unwrap();
     }
 
-    /// Gives the back end up, because of `why`. Another one can't take its place: it had the state of what the guest has
-    /// open.
+    /// Gives the back end up, because of `why`. Another one can't take its place: it had the state of what the guest
+    /// has open.
     fn lose(&mut self, why: &VhostUserError) {
         let Some(back_end) = self.back_end.take() else { return };
         self.watch.forget(back_end.socket());

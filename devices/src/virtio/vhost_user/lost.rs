@@ -19,8 +19,8 @@ pub(super) struct LostQueues {
 }
 
 impl LostQueues {
-    /// Takes the queues of `activation` over at the positions where the back end left them, and refuses the requests that
-    /// it had taken and not answered, then those that it had not taken. Also returns the number of requests.
+    /// Takes the queues of `activation` over at the positions where the back end left them, and refuses the requests
+    /// that it had taken and not answered, then those that it had not taken. Also returns the number of requests.
     pub(super) fn take_over(mut activation: Activation, refuse: Refuse) -> (Self, u64) {
         let mut queues = Vec::new();
         let mut refused = 0;

@@ -19,8 +19,8 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 /// Streams are supported (5.10.3).
 const VIRTIO_VSOCK_F_STREAM: u64 = 0;
 
-/// The state of a socket device beyond its queues. Connections are not part of it: their other ends are processes of the
-/// host that the state was saved on.
+/// The state of a socket device beyond its queues. Connections are not part of it: their other ends are processes of
+/// the host that the state was saved on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// The driver has yet to hear that its connections are gone (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, 5.10.6.7).

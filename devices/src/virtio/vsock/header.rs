@@ -93,7 +93,8 @@ impl Header {
 /// The crate could read one from a descriptor chain too, but takes the payload in one descriptor only, while
 /// drivers split it (2.7.4.1): Linux does from 6.7 on.
 fn packet_at(place: &mut [u8; LENGTH]) -> Option<VsockPacket<'_, ()>> {
-    // SAFETY: the lifetimes are tied by this function: `place` outlives the packet, and there is no other reference to it.
+    // SAFETY: the lifetimes are tied by this function: `place` outlives the packet, and there is no other reference to
+    // it.
     unsafe { VsockPacket::new(place, None) }.ok()
 }
 

@@ -238,8 +238,8 @@ fn watch(setup: &Setup, fd: RawFd, token: u64, flags: EventFlags) -> io::Result<
 
 /// Watches the listener and the queues of `muxer`.
 fn watch_all(setup: &Setup, muxer: &Muxer) -> io::Result<()> {
-    // Where there are no descriptors left, the listener stays ready for as long as that lasts: hence on edges. A notifier
-    // that is watched on edges needs not be read.
+    // Where there are no descriptors left, the listener stays ready for as long as that lasts: hence on edges. A
+    // notifier that is watched on edges needs not be read.
     let edge = EventFlags::IN | EventFlags::ET;
     let mut result = watch(setup, setup.listener.as_fd().as_raw_fd(), LISTENER, edge);
     for (index, token) in QUEUES {

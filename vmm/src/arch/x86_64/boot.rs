@@ -1,5 +1,5 @@
-//! What the kernel finds in memory when it starts: arguments, memory map, initrd, tables of the hardware; as `boot_params`
-//! for the 64-bit entry, as `hvm_start_info` for the PVH entry; and where it ends, the reset vector.
+//! What the kernel finds in memory when it starts: arguments, memory map, initrd, tables of the hardware; as
+//! `boot_params` for the 64-bit entry, as `hvm_start_info` for the PVH entry; and where it ends, the reset vector.
 
 use std::ffi::CStr;
 

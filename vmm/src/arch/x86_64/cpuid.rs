@@ -55,9 +55,9 @@ pub struct CpuidTemplate {
 }
 
 impl CpuidTemplate {
-    /// Asks KVM for what it can give a VM of `processor`. The processor's virtualization is for a guest that has `nested`
-    /// VMs, its performance counters are for one with a `pmu`, and both are kept from any other: a guest cannot attack
-    /// code of KVM's that it does not reach.
+    /// Asks KVM for what it can give a VM of `processor`. The processor's virtualization is for a guest that has
+    /// `nested` VMs, its performance counters are for one with a `pmu`, and both are kept from any other: a guest
+    /// cannot attack code of KVM's that it does not reach.
     ///
     /// # Errors
     ///
@@ -123,8 +123,8 @@ fn hide_virtualization(entries: &mut Vec<kvm_cpuid_entry2>) {
     }
 }
 
-/// Hides the performance counters: KVM gives a guest without their leaf none (Intel), or but those that every processor of
-/// AMD's has.
+/// Hides the performance counters: KVM gives a guest without their leaf none (Intel), or but those that every processor
+/// of AMD's has.
 fn hide_counters(entries: &mut Vec<kvm_cpuid_entry2>) {
     entries.retain(|entry| !matches!(entry.function, leaf::COUNTERS | leaf::AMD_COUNTERS));
     for entry in entries {

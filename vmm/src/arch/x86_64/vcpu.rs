@@ -68,8 +68,8 @@ pub(crate) fn instruction_pointer(fd: &VcpuFd) -> u64 {
     fd.get_regs().map_or(0, |registers| registers.rip)
 }
 
-/// Makes the vCPUs of `processor`. The first of them begins at `entry`, the others wait until it starts them. `memory` is
-/// all that the guest can address.
+/// Makes the vCPUs of `processor`. The first of them begins at `entry`, the others wait until it starts them. `memory`
+/// is all that the guest can address.
 ///
 /// # Errors
 ///

@@ -13,8 +13,8 @@ pub(crate) const REQUIRED: &[(Cap, &str)] = &[
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
 ];
 
-/// Makes the interrupt controllers, in the kernel. The VM has its memory already: KVM takes milliseconds to add a slot to
-/// a VM that has them.
+/// Makes the interrupt controllers, in the kernel. The VM has its memory already: KVM takes milliseconds to add a slot
+/// to a VM that has them.
 ///
 /// # Errors
 ///

@@ -26,7 +26,7 @@ use crate::background::Background;
 use crate::device_manager::Subscriber;
 use crate::exit::ExitSlot;
 use crate::handle::VmHandle;
-use crate::metrics::Registry;
+use crate::metrics::MetricsRegistry;
 use crate::pause::Pauser;
 use crate::power_button::PowerButton;
 use crate::vcpu::{ExitCounters, Gate};
@@ -84,7 +84,7 @@ fn config() -> VmConfig {
 fn vm(config: VmConfig) -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
     let presses = Arc::new(AtomicUsize::new(0));
     let exit = Arc::new(ExitSlot::new().unwrap());
-    let mut metrics = Registry::default();
+    let mut metrics = MetricsRegistry::default();
     metrics.add("vcpu", "0".into(), Arc::new(ExitCounters::default()));
     let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(1)), Vec::new()));
     let balloon = config.balloon.then(|| Balloon::new(config.memory.bytes()).unwrap());

@@ -11,8 +11,8 @@ use super::super::config::{MAX_DATA, SEG_MAX, SIZE_MAX};
 use super::super::worker::BUDGET;
 use super::*;
 
-/// A directory in memory, where the host has one. What these tests show does not depend on the host's storage, but their
-/// waits do: a test flushes a disk hundreds of times.
+/// A directory in memory, where the host has one. What these tests show does not depend on the host's storage, but
+/// their waits do: a test flushes a disk hundreds of times.
 fn in_memory() -> PathBuf {
     let shared_memory = Path::new("/dev/shm");
     if shared_memory.is_dir() { shared_memory.to_owned() } else { std::env::temp_dir() }

@@ -85,7 +85,8 @@ impl Rig {
         Self { driver, block, requests: 0 }
     }
 
-    /// A device on a disk that does not answer until `valve` is opened; whose thread is stuck meanwhile, if it `blocks`.
+    /// A device on a disk that does not answer until `valve` is opened; whose thread is stuck meanwhile, if it
+    /// `blocks`.
     fn stalled(path: &Path, valve: &Valve, blocks: bool) -> Self {
         let disk = Disk::open(path, false, ImageFormat::Detect).unwrap();
         let engine = Engine::Stalled(Stalled::new(&disk, valve.clone(), blocks));
