@@ -10,12 +10,32 @@ const MAX_SOCKETS: u64 = 4096;
 /// With fewer sockets than these, it is worth a word.
 const FEW: u64 = 1024;
 
-/// Makes the device of `config`, in a VM that needs `others` descriptors for all but connections.
+/// The host's side of a vsock device, open.
+pub struct OpenVsock {
+    guest_cid: u32,
+    listener: VsockListener,
+    /// The most sockets that are open at once.
+    most: usize,
+}
+
+impl OpenVsock {
+    /// Makes the device, with its thread.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Host`].
+    pub fn into_device(self) -> Result<Vsock, VmError> {
+        let Self { guest_cid, listener, most } = self;
+        Vsock::new(guest_cid, listener, most).map_err(VmError::host("start the vsock thread"))
+    }
+}
+
+/// Opens the host's side of `config`, in a VM that needs `others` descriptors for all but connections.
 ///
 /// # Errors
 ///
-/// [`VmError`]: the host's socket can't be made, or the device's thread.
-pub fn open(config: &VsockConfig, others: u64) -> Result<Vsock, VmError> {
+/// [`VmError::Vsock`].
+pub fn open(config: &VsockConfig, others: u64) -> Result<OpenVsock, VmError> {
     let listener = VsockListener::open(&config.path)?;
     let limit = descriptors::raise_limit(others.saturating_add(MAX_SOCKETS));
     let most = limit.saturating_sub(others).clamp(1, MAX_SOCKETS);
@@ -26,5 +46,5 @@ pub fn open(config: &VsockConfig, others: u64) -> Result<Vsock, VmError> {
         );
     }
     let most = usize::try_from(most).unwrap_or(usize::MAX);
-    Vsock::new(config.cid, listener, most).map_err(VmError::host("start the vsock thread"))
+    Ok(OpenVsock { guest_cid: config.cid, listener, most })
 }

@@ -8,14 +8,14 @@ use devices::virtio::block::{Block, BlockHandle, Disk, DiskId};
 use devices::virtio::pmem::PmemFile;
 use devices::virtio::rate_limit::RateLimits;
 use devices::virtio::rng::Rng;
-use devices::virtio::vsock::Vsock;
 
 use super::DeviceManager;
 use crate::arch::current::layout;
 use crate::config::{ConfigError, DeviceConfig, DeviceKind, PublishConfig};
 use crate::network::{self, Network};
 use crate::shares::{self, Share};
-use crate::{DiskConfig, MemorySize, NetConfig, VmConfig, VmError, descriptors, vsock};
+use crate::vsock::{self, OpenVsock};
+use crate::{DiskConfig, MemorySize, NetConfig, VmConfig, VmError, descriptors};
 
 /// A virtio device whose host's side is open.
 #[allow(clippy::large_enum_variant, reason = "a VM has a few of them, for a moment")]
@@ -27,7 +27,7 @@ pub enum OpenDevice {
     /// A network interface.
     Net(Network),
     /// Sockets between guest and host.
-    Vsock(Vsock),
+    Vsock(OpenVsock),
     /// A shared folder.
     Share(Share),
     /// Persistent memory.
@@ -124,7 +124,7 @@ impl OpenDevice {
                 devices.add_helper(process);
                 devices.add_virtio(DeviceKind::Net, device).map(drop)
             }
-            Self::Vsock(vsock) => devices.add_virtio(DeviceKind::Vsock, vsock).map(drop),
+            Self::Vsock(vsock) => devices.add_virtio(DeviceKind::Vsock, vsock.into_device()?).map(drop),
             Self::Share(share) => {
                 let (device, process) = share.into_device()?;
                 devices.add_helper(process);
