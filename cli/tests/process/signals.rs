@@ -1,7 +1,7 @@
 //! What ends a VM, and when its process is gone.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,25 @@ fn a_second_request_ends_it_at_once_and_signals_at_once_are_no_second_request() 
     assert_eq!(vm.wait().code(), Some(130), "{said}");
     assert!(start.elapsed() > Duration::from_secs(1));
     assert_eq!(said.matches("pressed the power button").count(), 1, "{said}");
+}
+
+#[test]
+fn a_signal_at_any_moment_of_the_start_leaves_nothing_behind() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let sockets = ["v", "g"].map(|name| place.path(name));
+    for milliseconds in (0..60).step_by(3) {
+        let mut boot = place.boot(&["--stop-timeout", "0s"]);
+        boot.arg("--vsock").arg(&sockets[0]).arg("--gdb").arg(&sockets[1]);
+        let mut vm = Vm(boot.spawn().unwrap());
+        // At another moment each time, whatever the process is at then.
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        vm.signal(Signal::INT);
+        let status = vm.wait();
+        // Before it takes signals it has nothing.
+        assert!(status.code() == Some(130) || status.signal() == Some(libc::SIGINT), "{status}");
+        let left: Vec<_> = sockets.iter().filter(|path| path.exists()).collect();
+        assert!(place.is_clean() && left.is_empty(), "after {milliseconds} ms: {left:?}");
+    }
 }
 
 #[test]

@@ -47,11 +47,18 @@ struct Target {
     resuming: Arc<AtomicBool>,
 }
 
+/// What the thread is told.
+enum Message {
+    /// There is a VM now.
+    Target(Target),
+    /// Do what this signal does when the process gets it.
+    Signal(i32),
+}
+
 #[derive(Default)]
 struct Inbox {
-    target: Option<Target>,
+    messages: Vec<Message>,
     directory: Option<RemovalWatch>,
-    signals: Vec<i32>,
     finished: bool,
 }
 
@@ -80,7 +87,7 @@ pub struct Requests(Arc<Shared>);
 impl Requests {
     /// Does what `signal` does when the process gets it.
     pub fn signal(&self, signal: i32) {
-        self.0.tell(|inbox| inbox.signals.push(signal));
+        self.0.tell(|inbox| inbox.messages.push(Message::Signal(signal)));
     }
 }
 
@@ -91,8 +98,8 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the thread, which takes `signals` from now on. Until it supervises a VM, a signal ends the process by
-    /// `last_resort` at once.
+    /// Starts the thread, which takes `signals` from now on. A VM that is built after a signal ends before it runs; where
+    /// there is none [`FORCED_END`] later, or there is a second request, `last_resort` ends the process.
     ///
     /// # Errors
     ///
@@ -106,6 +113,7 @@ impl Supervisor {
             target: None,
             directory: None,
             end: None,
+            early: None,
             last_resort: Some(last_resort),
         };
         let thread = devices::thread("supervisor").spawn(move || worker.run())?;
@@ -120,8 +128,7 @@ impl Supervisor {
 
 impl Requests {
     /// Supervises the VM that ends by `exit`, has the power button `button`, and is resumed by `pauser` on the thread
-    /// of
-    /// `background`.
+    /// of `background`.
     pub(crate) fn watch(
         &self,
         exit: Arc<ExitSlot>,
@@ -130,7 +137,7 @@ impl Requests {
         background: Background,
     ) {
         let target = Target { exit, button, pauser, background, resuming: Arc::default() };
-        self.0.tell(|inbox| inbox.target = Some(target));
+        self.0.tell(|inbox| inbox.messages.push(Message::Target(target)));
     }
 
     /// Says so when the VM's directory is removed, from the time on that there is a VM.
@@ -159,6 +166,8 @@ struct Worker {
     directory: Option<RemovalWatch>,
     /// Until when the process is to have ended, once the VM has.
     end: Option<Instant>,
+    /// What asked for the end before there was a VM, and when.
+    early: Option<(ExitReason, Instant)>,
     last_resort: Option<LastResort>,
 }
 
@@ -174,19 +183,19 @@ impl Worker {
             if inbox.finished {
                 return;
             }
-            if let Some(target) = inbox.target {
-                self.target = Some(target);
-            }
             if let Some(directory) = inbox.directory {
                 self.directory = Some(directory);
             }
             self.look_for_end(now);
             self.look_for_directory();
-            inbox
-                .signals
-                .extend(self.signals.iter().flat_map(|signals| std::iter::from_fn(|| signals.next())));
-            for signal in inbox.signals {
-                self.signal(signal, now);
+            let taken = self.signals.iter().flat_map(|signals| std::iter::from_fn(|| signals.next()));
+            inbox.messages.extend(taken.map(Message::Signal));
+            for message in inbox.messages {
+                match message {
+                    Message::Target(target) => self.watch(target),
+                    Message::Signal(signal) => self.signal(signal, now),
+                }
+                self.look_for_end(now);
             }
             if self.end.is_none() {
                 while let Some(step) = self.policy.step(now) {
@@ -216,10 +225,17 @@ impl Worker {
         let _ = poll(&mut fds, timeout.as_ref());
     }
 
+    fn watch(&mut self, target: Target) {
+        // The VM does not run then, and those who built it take it apart.
+        if let Some((reason, _)) = &self.early {
+            target.exit.end(reason.clone());
+        }
+        self.target = Some(target);
+    }
+
     fn signal(&mut self, signal: i32, now: Instant) {
         if self.target.is_none() {
-            // There is no guest yet that could power off.
-            return self.end_with(&ExitReason::Signal(signal));
+            return self.signal_early(signal, now);
         }
         if let Some(end) = &mut self.end {
             // A second request while the VM is ending waits no longer than a forced end takes.
@@ -228,6 +244,19 @@ impl Worker {
             }
         } else if let Some(step) = self.policy.signal(signal, now) {
             self.act(step);
+        }
+    }
+
+    /// There is no guest yet that could power off. What is there of the VM is left to those who build it, as they know
+    /// what has to be removed; it takes them milliseconds, unless a file or a helper process is stuck.
+    fn signal_early(&mut self, signal: i32, now: Instant) {
+        match &self.early {
+            None => {
+                self.early = Some((ExitReason::Signal(signal), now));
+                self.end = Some(now + FORCED_END);
+            }
+            Some((_, first)) if now.saturating_duration_since(*first) < policy::SAME_REQUEST => {}
+            Some(_) => self.end = Some(now),
         }
     }
 
@@ -313,14 +342,9 @@ impl Worker {
     /// The other threads did not come to an end in time.
     fn end_process(&mut self) {
         let reason = self.target.as_ref().and_then(|target| target.exit.reason());
-        if let Some(reason) = reason {
-            self.end_with(&reason);
-        }
-    }
-
-    fn end_with(&mut self, reason: &ExitReason) {
-        if let Some(last_resort) = self.last_resort.take() {
-            last_resort(reason);
+        let reason = reason.or_else(|| self.early.take().map(|(reason, _)| reason));
+        if let Some((reason, last_resort)) = reason.zip(self.last_resort.take()) {
+            last_resort(&reason);
         }
     }
 }
@@ -421,10 +445,44 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_before_there_is_a_vm_ends_the_process_at_once() {
+    fn a_vm_that_is_built_after_a_signal_ends_before_it_runs() {
         let (supervisor, ended) = supervisor(LIMITS);
         supervisor.requests().signal(libc::SIGINT);
-        assert_eq!(ended.recv_timeout(FORCED_END).unwrap(), ExitReason::Signal(libc::SIGINT));
+        let (exit, presses) = watch(&supervisor);
+        let start = Instant::now();
+        while !exit.has_ended() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::yield_now();
+        }
+        let reason = ExitReason::Signal(libc::SIGINT);
+        assert_eq!((exit.reason(), presses.load(Ordering::SeqCst)), (Some(reason.clone()), 0));
+        // Those who take it apart have as long as after any forced end.
+        assert_eq!(ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap(), reason);
+    }
+
+    #[test]
+    fn a_process_that_builds_no_vm_after_a_signal_is_ended_in_time() {
+        let (supervisor, ended) = supervisor(LIMITS);
+        let start = Instant::now();
+        supervisor.requests().signal(libc::SIGINT);
+        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap();
+        assert_eq!(reason, ExitReason::Signal(libc::SIGINT));
+        assert!(start.elapsed() >= FORCED_END);
+    }
+
+    #[test]
+    fn a_second_request_before_there_is_a_vm_ends_the_process_at_once() {
+        let (supervisor, ended) = supervisor(LIMITS);
+        let start = Instant::now();
+        let reason = loop {
+            supervisor.requests().signal(libc::SIGTERM);
+            match ended.recv_timeout(Duration::from_millis(20)) {
+                Ok(reason) => break reason,
+                Err(_) => assert!(start.elapsed() < FORCED_END + Duration::from_secs(10)),
+            }
+        };
+        assert_eq!(reason, ExitReason::Signal(libc::SIGTERM));
+        assert!(start.elapsed() >= policy::SAME_REQUEST);
     }
 
     #[test]
