@@ -85,7 +85,7 @@ fn reader(path: &Path) -> Guest {
     let script = "cached() { sed -n 's/^Cached: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo; }
         mount -t erofs -o ro,dax=always /dev/pmem0 /mnt && grep -q 'pmem0.*dax=always' /proc/mounts && echo mapped
         before=$(cached); echo size=$(cat /mnt/data | wc -c); after=$(cached)
-        echo grown=$((after - before)); echo done; read line";
+        echo grown=$((after > before ? after - before : 0)); echo done; read line";
     let mut guest = Boot::new().flag("--pmem", format!("{},readonly", path.display())).script(script).start();
     guest.wait_for("done");
     guest

@@ -50,9 +50,11 @@ fn what_the_host_has_sent_is_read_to_many_buffers_at_once() {
     let bytes = pattern(GUEST_BUFFER as usize);
     host.write_all(&bytes).unwrap();
     guest.resume(&saved);
-    assert!(guest.wait());
+    // The device may signal before it has filled them all.
+    while guest.drivers[0].used_count() < 8 {
+        assert!(guest.wait());
+    }
     let filled = guest.drivers[0].used_count();
-    assert!(filled >= 8, "{filled}");
     assert!(guest.read(bytes.len()) == bytes);
     // The rest of a turn is counted when the queue is given back.
     guest.suspend();
