@@ -118,15 +118,13 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
         }
     };
     // Without a watch, where the user has no inotify instance left, a removal is reported at the VM's end.
-    if let Some(watch) = instance.as_ref().and_then(|instance| instance.watch_removal().ok()) {
-        supervisor.requests().watch_directory(watch);
-    }
+    let removal = instance.as_ref().and_then(|instance| instance.watch_removal().ok());
     let identity = instance.as_ref().map_or(asked, Instance::identity);
     *lock(&place) = instance;
     let timeline = Arc::new(Timeline::starting_at(start));
     let directory = identity.directory.as_deref();
     let result = Frontend::of_process(&config.console, directory, supervisor.requests())
-        .and_then(|frontend| vmm::launch(&config, &identity, frontend, &timeline));
+        .and_then(|frontend| vmm::launch(&config, &identity, frontend.watching(removal), &timeline));
     drop(lock(&place).take());
     if command.timing && result.is_ok() {
         devices::log::print(&timeline.to_string());

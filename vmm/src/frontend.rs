@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use instance::RemovalWatch;
+
 use crate::console::Sink;
 use crate::supervisor::Requests;
 use crate::{ConsoleConfig, VmError};
@@ -24,6 +26,8 @@ pub struct Frontend {
     pub(crate) reads_stdin: bool,
     /// Where the latest output of the console is kept.
     pub(crate) log: Option<PathBuf>,
+    /// Notices when the VM's directory is removed.
+    pub(crate) removal: Option<RemovalWatch>,
 }
 
 impl Frontend {
@@ -45,6 +49,13 @@ impl Frontend {
             reads_stdin: matches!(console, ConsoleConfig::Stdio | ConsoleConfig::Virtio),
             log: directory.map(|directory| directory.join(LOG_NAME)),
             supervisor: Some(requests),
+            removal: None,
         })
+    }
+
+    /// The same, whose supervisor also says so when `removal` notices that the VM's directory is gone.
+    #[must_use]
+    pub fn watching(self, removal: Option<RemovalWatch>) -> Self {
+        Self { removal, ..self }
     }
 }

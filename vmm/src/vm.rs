@@ -1,5 +1,6 @@
 //! A VM, from its configuration to its end.
 
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 use devices::virtio::balloon::BalloonHandle;
@@ -34,6 +35,7 @@ use crate::memory;
 use crate::metrics::MetricsRegistry;
 use crate::pause::Pauser;
 use crate::power_button::PowerButton;
+use crate::supervisor::Target;
 use crate::teardown::BackgroundTeardown;
 use crate::vcpu::{DebugHook, ExitCounters, Gate, Holder, VcpuShared, Vcpus};
 use crate::{ExitReason, Phase, Timeline, VmConfig, VmError};
@@ -73,7 +75,8 @@ pub fn build(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timelin
 fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
     let Resources { config, identity, kvm, kernel, initrd, devices: opened, debugger } = resources;
     let vm = kvm::create_vm(&kvm)?;
-    let teardown = BackgroundTeardown::prepare(&vm);
+    let removal = frontend.removal.as_ref().map(AsFd::as_fd);
+    let teardown = BackgroundTeardown::prepare(&vm, removal);
     timeline.mark(Phase::Kvm);
     let space = AddressSpace::new(&vm, config, &opened)?;
     let memory = space.memory.clone();
@@ -103,7 +106,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let counters = vcpu_counters(cpus, &mut devices.metrics);
     let pauser = Arc::new(Pauser::new(gate.clone(), devices.suspends));
     let control = Control { power_button, pauser: pauser.clone(), metrics: devices.metrics };
-    devices.subscribers.extend(control.start(config, &outside, devices.balloon, devices.disks)?);
+    devices.subscribers.extend(control.start(config, &mut outside, devices.balloon, devices.disks)?);
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
     for subscriber in devices.subscribers {
         events.add_subscriber(subscriber);
@@ -185,7 +188,7 @@ impl Control {
     fn start(
         self,
         config: &VmConfig,
-        outside: &Outside<'_>,
+        outside: &mut Outside<'_>,
         balloon: Option<BalloonHandle>,
         disks: Vec<BlockHandle>,
     ) -> Result<Option<Subscriber>, VmError> {
@@ -193,7 +196,8 @@ impl Control {
         let Outside { identity, frontend, exit, .. } = outside;
         let background = Background::start().map_err(VmError::host("start a thread"))?;
         if let Some(supervisor) = &frontend.supervisor {
-            supervisor.watch(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
+            let target = Target::new(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
+            supervisor.watch(target.in_directory(frontend.removal.take()));
         }
         let Some(directory) = &identity.directory else { return Ok(None) };
         let (identity, config) = ((*identity).clone(), config.clone());

@@ -37,14 +37,34 @@ pub const ORDERLY_END: Duration = Duration::from_secs(15);
 /// ends the process.
 pub type LastResort = Box<dyn FnOnce(&ExitReason) + Send>;
 
-/// What a supervisor ends.
-struct Target {
+/// A VM that a supervisor ends.
+pub(crate) struct Target {
     exit: Arc<ExitSlot>,
     button: Arc<PowerButton>,
     pauser: Arc<Pauser>,
     background: Background,
     /// The background thread has been asked to resume the VM and has not yet.
     resuming: Arc<AtomicBool>,
+    /// Until the removal of the VM's directory has been reported, or the VM has ended.
+    removal: Option<RemovalWatch>,
+}
+
+impl Target {
+    /// The VM that ends by `exit`, has the power button `button`, and is resumed by `pauser` on the thread of
+    /// `background`.
+    pub(crate) fn new(
+        exit: Arc<ExitSlot>,
+        button: Arc<PowerButton>,
+        pauser: Arc<Pauser>,
+        background: Background,
+    ) -> Self {
+        Self { exit, button, pauser, background, resuming: Arc::default(), removal: None }
+    }
+
+    /// The same, whose directory's removal is said.
+    pub(crate) fn in_directory(self, removal: Option<RemovalWatch>) -> Self {
+        Self { removal, ..self }
+    }
 }
 
 /// What the thread is told.
@@ -58,7 +78,6 @@ enum Message {
 #[derive(Default)]
 struct Inbox {
     messages: Vec<Message>,
-    directory: Option<RemovalWatch>,
     finished: bool,
 }
 
@@ -111,7 +130,6 @@ impl Supervisor {
             signals,
             policy: Policy::new(limits, Instant::now()),
             target: None,
-            directory: None,
             end: None,
             early: None,
             last_resort: Some(last_resort),
@@ -127,23 +145,9 @@ impl Supervisor {
 }
 
 impl Requests {
-    /// Supervises the VM that ends by `exit`, has the power button `button`, and is resumed by `pauser` on the thread
-    /// of `background`.
-    pub(crate) fn watch(
-        &self,
-        exit: Arc<ExitSlot>,
-        button: Arc<PowerButton>,
-        pauser: Arc<Pauser>,
-        background: Background,
-    ) {
-        let target = Target { exit, button, pauser, background, resuming: Arc::default() };
+    /// Supervises `target` from now on.
+    pub(crate) fn watch(&self, target: Target) {
         self.0.tell(|inbox| inbox.messages.push(Message::Target(target)));
-    }
-
-    /// Says so when the VM's directory is removed, from the time on that there is a VM.
-    pub fn watch_directory(&self, watch: RemovalWatch) {
-        // The VM wakes the thread when there is one.
-        self.0.inbox.lock().unwrap_or_else(PoisonError::into_inner).directory = Some(watch);
     }
 }
 
@@ -162,8 +166,6 @@ struct Worker {
     signals: Option<Signals>,
     policy: Policy,
     target: Option<Target>,
-    /// Until its removal has been reported.
-    directory: Option<RemovalWatch>,
     /// Until when the process is to have ended, once the VM has.
     end: Option<Instant>,
     /// What asked for the end before there was a VM, and when.
@@ -182,9 +184,6 @@ impl Worker {
                 std::mem::take(&mut *self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner));
             if inbox.finished {
                 return;
-            }
-            if let Some(directory) = inbox.directory {
-                self.directory = Some(directory);
             }
             self.look_for_end(now);
             self.look_for_directory();
@@ -217,10 +216,10 @@ impl Worker {
         let mut fds = vec![PollFd::from_borrowed_fd(self.shared.wake_fd(), PollFlags::IN)];
         fds.extend(self.signals.as_ref().map(|signals| PollFd::new(signals, PollFlags::IN)));
         // Once the end is seen, it is not waited for again.
-        let exit = self.target.as_ref().filter(|_| self.end.is_none());
-        fds.extend(exit.map(|target| PollFd::from_borrowed_fd(target.exit.ended(), PollFlags::IN)));
-        let directory = self.directory.as_ref().filter(|_| exit.is_some());
-        fds.extend(directory.map(|directory| PollFd::new(directory, PollFlags::IN)));
+        if let Some(target) = self.target.as_ref().filter(|_| self.end.is_none()) {
+            fds.push(PollFd::from_borrowed_fd(target.exit.ended(), PollFlags::IN));
+            fds.extend(target.removal.as_ref().map(|removal| PollFd::new(removal, PollFlags::IN)));
+        }
         // Interrupted or failed, what there is to do is looked for all the same.
         let _ = poll(&mut fds, timeout.as_ref());
     }
@@ -318,10 +317,8 @@ impl Worker {
     }
 
     fn look_for_directory(&mut self) {
-        if self.target.is_none() || self.end.is_some() {
-            return;
-        }
-        if let Some(watch) = self.directory.take_if(|watch| watch.is_removed()) {
+        let Some(target) = self.target.as_mut().filter(|_| self.end.is_none()) else { return };
+        if let Some(watch) = target.removal.take_if(|watch| watch.is_removed()) {
             tracing::warn!(
                 "{} was removed: the VM runs on, but other commands do not find it any more; end it from its console or by \
                  `kill {}`, and keep the next one where nothing is removed, by --runtime-dir DIR",
@@ -332,7 +329,10 @@ impl Worker {
     }
 
     fn look_for_end(&mut self, now: Instant) {
-        let Some(reason) = self.target.as_ref().and_then(|target| target.exit.reason()) else { return };
+        let Some(target) = &mut self.target else { return };
+        let Some(reason) = target.exit.reason() else { return };
+        // Closed while the VM's parts are still there, it is not the last descriptor, whose close would take its time.
+        target.removal = None;
         if self.end.is_none() {
             let patience = if reason.is_forced() { FORCED_END } else { ORDERLY_END };
             self.end = Some(now + patience);
@@ -350,154 +350,4 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Barrier;
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::mpsc::{Receiver, channel};
-
-    use devices::{Section, Suspend, SuspendError};
-
-    use super::*;
-    use crate::vcpu::Gate;
-
-    const LIMITS: Limits = Limits { stop_timeout: Duration::from_secs(3600), timeout: None };
-
-    /// A supervisor, and the reason with which it ended the process.
-    fn supervisor(limits: Limits) -> (Supervisor, Receiver<ExitReason>) {
-        let (sender, ended) = channel();
-        let last_resort = Box::new(move |reason: &ExitReason| sender.send(reason.clone()).unwrap());
-        (Supervisor::start(None, limits, last_resort).unwrap(), ended)
-    }
-
-    /// A VM whose threads never come to an end.
-    fn watch(supervisor: &Supervisor) -> (Arc<ExitSlot>, Arc<AtomicUsize>) {
-        let (exit, presses) = (Arc::new(ExitSlot::new().unwrap()), Arc::new(AtomicUsize::new(0)));
-        let button = Arc::new(PowerButton::new(Default::default(), presses.clone()).unwrap());
-        let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(1)), Vec::new()));
-        supervisor.requests().watch(exit.clone(), button, pauser, Background::start().unwrap());
-        (exit, presses)
-    }
-
-    /// A device that does not resume until it is let.
-    struct Stuck(Arc<Barrier>);
-
-    impl Suspend for Stuck {
-        fn suspend(&self) -> Result<(), SuspendError> {
-            Ok(())
-        }
-        fn save(&self) -> Result<Section, SuspendError> {
-            Err(SuspendError::NotSuspended("stuck".into()))
-        }
-        fn restore(&self, _section: &Section) -> Result<(), SuspendError> {
-            Ok(())
-        }
-        fn resume(&self) -> Result<(), SuspendError> {
-            self.0.wait();
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_second_request_is_heard_while_a_device_does_not_resume() {
-        let (supervisor, ended) = supervisor(LIMITS);
-        let (exit, presses) = (Arc::new(ExitSlot::new().unwrap()), Arc::new(AtomicUsize::new(0)));
-        let button = Arc::new(PowerButton::new(Default::default(), presses.clone()).unwrap());
-        let released = Arc::new(Barrier::new(2));
-        let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(1)), vec![Arc::new(Stuck(released.clone()))]));
-        pauser.pause().unwrap();
-        let background = Background::start().unwrap();
-        supervisor.requests().watch(exit.clone(), button, pauser.clone(), background);
-        supervisor.requests().signal(libc::SIGTERM);
-        let start = Instant::now();
-        while presses.load(Ordering::SeqCst) < 2 {
-            assert!(
-                start.elapsed() < Duration::from_secs(20),
-                "the supervisor does not press the button again"
-            );
-            std::thread::yield_now();
-        }
-        assert!(pauser.gate().is_paused());
-        supervisor.requests().signal(libc::SIGINT);
-        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap();
-        assert_eq!((reason, pauser.gate().is_paused()), (ExitReason::Signal(libc::SIGINT), true));
-        released.wait();
-    }
-
-    #[test]
-    fn a_process_whose_threads_do_not_end_is_ended_in_time() {
-        let (supervisor, ended) = supervisor(LIMITS);
-        let (exit, _) = watch(&supervisor);
-        let start = Instant::now();
-        exit.end(ExitReason::Signal(libc::SIGKILL));
-        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(5)).unwrap();
-        assert_eq!(reason, ExitReason::Signal(libc::SIGKILL));
-        assert!(start.elapsed() >= FORCED_END);
-    }
-
-    #[test]
-    fn a_request_after_an_orderly_end_shortens_the_wait() {
-        let (supervisor, ended) = supervisor(LIMITS);
-        let (exit, presses) = watch(&supervisor);
-        exit.end(ExitReason::PowerOff);
-        supervisor.requests().signal(libc::SIGTERM);
-        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(5)).unwrap();
-        assert_eq!((reason, presses.load(Ordering::SeqCst)), (ExitReason::PowerOff, 0));
-    }
-
-    #[test]
-    fn a_vm_that_is_built_after_a_signal_ends_before_it_runs() {
-        let (supervisor, ended) = supervisor(LIMITS);
-        supervisor.requests().signal(libc::SIGINT);
-        let (exit, presses) = watch(&supervisor);
-        let start = Instant::now();
-        while !exit.has_ended() {
-            assert!(start.elapsed() < Duration::from_secs(20));
-            std::thread::yield_now();
-        }
-        let reason = ExitReason::Signal(libc::SIGINT);
-        assert_eq!((exit.reason(), presses.load(Ordering::SeqCst)), (Some(reason.clone()), 0));
-        // Those who take it apart have as long as after any forced end.
-        assert_eq!(ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap(), reason);
-    }
-
-    #[test]
-    fn a_process_that_builds_no_vm_after_a_signal_is_ended_in_time() {
-        let (supervisor, ended) = supervisor(LIMITS);
-        let start = Instant::now();
-        supervisor.requests().signal(libc::SIGINT);
-        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap();
-        assert_eq!(reason, ExitReason::Signal(libc::SIGINT));
-        assert!(start.elapsed() >= FORCED_END);
-    }
-
-    #[test]
-    fn a_second_request_before_there_is_a_vm_ends_the_process_at_once() {
-        let (supervisor, ended) = supervisor(LIMITS);
-        let start = Instant::now();
-        let reason = loop {
-            supervisor.requests().signal(libc::SIGTERM);
-            match ended.recv_timeout(Duration::from_millis(20)) {
-                Ok(reason) => break reason,
-                Err(_) => assert!(start.elapsed() < FORCED_END + Duration::from_secs(10)),
-            }
-        };
-        assert_eq!(reason, ExitReason::Signal(libc::SIGTERM));
-        assert!(start.elapsed() >= policy::SAME_REQUEST);
-    }
-
-    #[test]
-    fn the_button_is_pressed_again_and_nothing_is_left_once_the_supervisor_is_dropped() {
-        let (supervisor, ended) = supervisor(Limits { stop_timeout: Duration::from_millis(1500), ..LIMITS });
-        let (exit, presses) = watch(&supervisor);
-        supervisor.requests().signal(libc::SIGTERM);
-        let start = Instant::now();
-        while !exit.has_ended() {
-            assert!(start.elapsed() < Duration::from_secs(20));
-            std::thread::yield_now();
-        }
-        assert_eq!(exit.reason(), Some(ExitReason::Signal(libc::SIGTERM)));
-        assert_eq!(presses.load(Ordering::SeqCst), 2);
-        drop(supervisor);
-        assert!(ended.recv().is_err(), "the other threads ended in time");
-    }
-}
+mod tests;
