@@ -54,7 +54,7 @@ impl Block {
     ///
     /// The process has no file descriptor or no thread left.
     pub fn new(disk: Disk, id: DiskId, limits: RateLimits) -> io::Result<Self> {
-        let engine = Engine::open(&disk);
+        let engine = Engine::open();
         Self::with_engine(disk, id, limits, engine, DEADLINE)
     }
 

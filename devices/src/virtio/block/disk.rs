@@ -2,6 +2,7 @@
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use rustix::ioctl;
 use thiserror::Error;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
+use super::engine::Place;
 use super::format::{ForeignFormat, ImageFormat};
 
 /// Asks whether a block device is read-only (`linux/fs.h`).
@@ -82,6 +84,19 @@ pub enum DiskError {
         /// Its size.
         bytes: u64,
     },
+    /// A disk that is composed of no file.
+    #[error("cannot compose a disk of no files")]
+    NoPieces,
+    /// Pieces of a disk that do not follow each other.
+    #[error(
+        "cannot compose a disk: {path} would begin at byte {start}, which is inside of the file before it or of a sector"
+    )]
+    Piece {
+        /// The file.
+        path: PathBuf,
+        /// Where it was to begin.
+        start: u64,
+    },
     /// Another VM has it.
     #[error("disk {path} is in use by another VM; stop that VM, or let both open the disk with `,readonly`")]
     InUse {
@@ -99,10 +114,29 @@ pub enum DiskError {
     },
 }
 
+/// A file that a disk is composed of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The file.
+    pub path: PathBuf,
+    /// Where it begins on the disk, in bytes; a multiple of 512.
+    pub start: u64,
+}
+
+/// A piece that is open: what the disk has from `start` up to `end`.
+#[derive(Debug)]
+struct OpenPiece {
+    file: Arc<File>,
+    start: u64,
+    end: u64,
+}
+
 /// A file or block device of the host, open and locked for one VM, or for several that only read.
 #[derive(Debug)]
 pub struct Disk {
     file: Arc<File>,
+    /// The files of a disk that is composed of several.
+    pieces: Vec<OpenPiece>,
     pub(super) read_only: bool,
     /// The capacity; it changes when the disk is resized.
     sectors: AtomicU64,
@@ -157,6 +191,7 @@ impl Disk {
         }
         Ok(Self {
             file: Arc::new(file),
+            pieces: Vec::new(),
             read_only,
             sectors: AtomicU64::new(bytes / SECTOR),
             block_size,
@@ -164,7 +199,51 @@ impl Disk {
         })
     }
 
-    /// The open file, with its lock.
+    /// Opens a read-only disk that is made of `pieces`, in the order of their places. Between them are zeros. As with
+    /// [`open`](Self::open), no file of it is open to write elsewhere while it is used.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError`], which names the piece and says what to do.
+    pub fn compose(pieces: &[Piece]) -> Result<Self, DiskError> {
+        let mut first: Option<Self> = None;
+        let mut open = Vec::new();
+        let mut end = 0;
+        for Piece { path, start } in pieces {
+            let invalid = || DiskError::Piece { path: path.clone(), start: *start };
+            if *start < end || !start.is_multiple_of(SECTOR) {
+                return Err(invalid());
+            }
+            if *start > end {
+                let zeros = Path::new("/dev/zero");
+                let file =
+                    File::open(zeros).map_err(|source| DiskError::Open { path: zeros.into(), source })?;
+                open.push(OpenPiece { file: Arc::new(file), start: end, end: *start });
+            }
+            let piece = Self::open(path, true, ImageFormat::Raw)?;
+            end = start.checked_add(piece.size()).ok_or_else(invalid)?;
+            open.push(OpenPiece { file: Arc::clone(&piece.file), start: *start, end });
+            first.get_or_insert(piece);
+        }
+        let mut disk = first.ok_or(DiskError::NoPieces)?;
+        disk.pieces = open;
+        disk.set_sectors(end / SECTOR);
+        Ok(disk)
+    }
+
+    /// The file that has what is at `offset`, where it is there, and up to how many bytes follow in that file.
+    pub(super) fn locate(&self, offset: u64) -> (Place, u64) {
+        let index = self.pieces.partition_point(|piece| piece.end <= offset);
+        match self.pieces.get(index) {
+            Some(piece) => {
+                let place = Place { fd: piece.file.as_raw_fd(), offset: offset.saturating_sub(piece.start) };
+                (place, piece.end.saturating_sub(offset))
+            }
+            None => (Place { fd: self.file.as_raw_fd(), offset }, u64::MAX),
+        }
+    }
+
+    /// The open file, with its lock; the first one, where there are several.
     pub(in crate::virtio) fn file(&self) -> &Arc<File> {
         &self.file
     }
@@ -184,8 +263,11 @@ impl Disk {
         self.is_block_device
     }
 
-    /// The length in bytes of the file or block device now; at least a sector.
+    /// The length in bytes of the file or block device now; at least a sector. A disk of several files keeps its own.
     pub(super) fn measure(&self) -> io::Result<u64> {
+        if !self.pieces.is_empty() {
+            return Ok(self.size());
+        }
         let bytes = length(&self.file)?;
         if bytes < SECTOR {
             Err(io::Error::other("it is smaller than a sector of 512 bytes"))

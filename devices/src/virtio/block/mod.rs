@@ -18,6 +18,6 @@ mod transfer;
 mod worker;
 
 pub use self::device::{Block, BlockState};
-pub use self::disk::{Disk, DiskError, DiskId, DiskIdError};
+pub use self::disk::{Disk, DiskError, DiskId, DiskIdError, Piece};
 pub use self::format::ImageFormat;
 pub use self::resize::{BlockHandle, ResizeError};

@@ -51,7 +51,9 @@ pub(super) struct Transfer {
     left: u64,
     /// The bytes that were read into the guest's memory.
     pub(super) read: u64,
-    pub(super) ranges: IoVecs,
+    ranges: IoVecs,
+    /// What the operation gets of `ranges` where a file of the disk ends before them.
+    part: IoVecs,
     retries: u8,
     /// Zeros were written, as the host could not zero the range by itself.
     has_filled: bool,
@@ -78,6 +80,7 @@ impl Transfer {
             left: 0,
             read: 0,
             ranges: IoVecs::default(),
+            part: IoVecs::default(),
             retries: 0,
             has_filled: false,
             reserved: Reservation::default(),
@@ -135,6 +138,19 @@ impl Transfer {
             Work::Fill => u64::try_from(self.ranges.length()).unwrap_or(u64::MAX),
             Work::Sync => 0,
             Work::Read | Work::Write | Work::Discard | Work::Unmap | Work::Zero => self.left,
+        }
+    }
+
+    /// The ranges for the next operation, which moves up to `most` bytes. What it leaves over comes next, as after any
+    /// operation that moved less than it was asked for.
+    pub(super) fn ranges_within(&mut self, most: u64) -> &IoVecs {
+        match usize::try_from(most) {
+            Ok(most) if most < self.ranges.length() => {
+                self.part.clear();
+                self.ranges.copy_part(0, most, &mut self.part);
+                &self.part
+            }
+            _ => &self.ranges,
         }
     }
 

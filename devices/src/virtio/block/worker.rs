@@ -225,11 +225,16 @@ impl Worker {
     }
 
     fn start_operation(&mut self, host: &mut Host, number: u16) {
-        let Some(transfer) = self.transfers.all.get(usize::from(number)) else { return self.lost(number) };
+        let Some(transfer) = self.transfers.all.get_mut(usize::from(number)) else {
+            return self.lost(number);
+        };
         self.queue.spend(transfer.operation_bytes(), 1);
+        let (operation, (place, length)) = (transfer.operation(), host.disk.locate(transfer.offset));
+        let ranges = transfer.ranges_within(length);
         // SAFETY: the ranges lie in guest memory (`dma`), which `self.queue` holds, or in `ZEROES`; their list belongs
-        // to the transfer, which changes only after its completion was taken. The thread keeps `self` until then.
-        unsafe { host.engine.start(number, transfer.operation(), transfer.offset, &transfer.ranges) };
+        // to the transfer, which changes only after its completion was taken. The thread keeps `self` until then, and
+        // `host` with the disk's files for longer.
+        unsafe { host.engine.start(number, operation, place, ranges) };
     }
 
     /// Answers all requests that are complete, and starts the rest of those that are so in part.

@@ -7,19 +7,24 @@ mod uring;
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 
 use self::direct::Direct;
 #[cfg(test)]
 use self::stalled::Stalled;
 use self::uring::Uring;
 use super::super::iovecs::IoVecs;
-use super::disk::Disk;
 
 /// The most operations that may be in flight at once.
 pub(super) const MAX_IN_FLIGHT: u16 = 128;
 
-/// An operation on the disk's file.
+/// Where an operation goes: an open file of the disk, and the offset there.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Place {
+    pub(in super::super) fd: RawFd,
+    pub(in super::super) offset: u64,
+}
+
+/// An operation on a file of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     /// Read into the ranges.
@@ -106,21 +111,21 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The engine for `disk`: io_uring where the host allows it.
-    pub(super) fn open(disk: &Disk) -> Self {
-        match Uring::new(disk) {
+    /// The engine for a disk: io_uring where the host allows it.
+    pub(super) fn open() -> Self {
+        match Uring::new() {
             Ok(uring) => Self::Uring(Box::new(uring)),
             // Old kernels, containers' seccomp filters, the sysctl io_uring_disabled.
             Err(error) => {
                 tracing::info!(%error, "this host refuses io_uring; disks are read and written synchronously");
-                Self::direct(disk)
+                Self::direct()
             }
         }
     }
 
     /// The engine that does without io_uring.
-    pub(super) fn direct(disk: &Disk) -> Self {
-        Self::Direct(Direct::new(Arc::clone(disk.file())))
+    pub(super) fn direct() -> Self {
+        Self::Direct(Direct::default())
     }
 
     /// Makes the calling thread the one that uses the engine from now on.
@@ -153,21 +158,21 @@ impl Engine {
         }
     }
 
-    /// Starts `operation` at `offset` of the file; `number` comes back with its completion.
+    /// Starts `operation` at `place`; `number` comes back with its completion.
     ///
     /// # Safety
     ///
-    /// What is left of `ranges`, and the memory that it names, have to stay valid until the completion was
+    /// The file of `place`, what is left of `ranges`, and the memory that it names, have to stay valid until the completion was
     /// taken from [`pop`](Self::pop).
-    pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, offset: u64, ranges: &IoVecs) {
+    pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, place: Place, ranges: &IoVecs) {
         match self {
             // SAFETY: the caller promises the same.
-            Self::Uring(uring) => unsafe { uring.start(number, operation, offset, ranges) },
+            Self::Uring(uring) => unsafe { uring.start(number, operation, place, ranges) },
             // SAFETY: the caller promises more.
-            Self::Direct(direct) => unsafe { direct.start(number, operation, offset, ranges) },
+            Self::Direct(direct) => unsafe { direct.start(number, operation, place, ranges) },
             #[cfg(test)]
             // SAFETY: the caller promises the same.
-            Self::Stalled(stalled) => unsafe { stalled.start(number, operation, offset, ranges) },
+            Self::Stalled(stalled) => unsafe { stalled.start(number, operation, place, ranges) },
         }
     }
 

@@ -10,9 +10,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::super::events::drain;
 use super::super::super::iovecs::IoVecs;
-use super::super::disk::Disk;
 use super::direct::{Direct, Watched};
-use super::{Completion, Operation, Source, Wakes};
+use super::{Completion, Operation, Place, Source, Wakes};
 use crate::lock;
 
 /// Keeps the operations of a disk from being carried out until it is opened.
@@ -54,7 +53,7 @@ impl Valve {
 /// An engine that carries operations out once a valve is open.
 pub(in super::super) struct Stalled {
     engine: Direct,
-    waiting: VecDeque<(u16, Operation, u64, IoVecs)>,
+    waiting: VecDeque<(u16, Operation, Place, IoVecs)>,
     valve: Valve,
     /// Whether the thread is stuck in the system call, as without io_uring.
     blocks: bool,
@@ -62,9 +61,14 @@ pub(in super::super) struct Stalled {
 }
 
 impl Stalled {
-    pub(in super::super) fn new(disk: &Disk, valve: Valve, blocks: bool) -> Self {
-        let engine = Direct::new(Arc::clone(disk.file()));
-        Self { engine, waiting: VecDeque::new(), valve, blocks, watched: Watched::default() }
+    pub(in super::super) fn new(valve: Valve, blocks: bool) -> Self {
+        Self {
+            engine: Direct::default(),
+            waiting: VecDeque::new(),
+            valve,
+            blocks,
+            watched: Watched::default(),
+        }
     }
 
     /// See [`Engine::start`](super::Engine::start).
@@ -72,7 +76,7 @@ impl Stalled {
     /// # Safety
     ///
     /// The memory that is left of `ranges` has to be valid until the completion was taken.
-    pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, offset: u64, ranges: &IoVecs) {
+    pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, place: Place, ranges: &IoVecs) {
         self.valve.0.started.fetch_add(1, Ordering::SeqCst);
         if self.blocks {
             let closed = lock(&self.valve.0.is_open);
@@ -80,7 +84,7 @@ impl Stalled {
         }
         let mut copy = IoVecs::default();
         ranges.copy_part(0, usize::MAX, &mut copy);
-        self.waiting.push_back((number, operation, offset, copy));
+        self.waiting.push_back((number, operation, place, copy));
     }
 
     pub(super) fn has_completions(&self) -> bool {
@@ -91,9 +95,9 @@ impl Stalled {
         if !self.valve.is_open() {
             return None;
         }
-        let (number, operation, offset, ranges) = self.waiting.pop_front()?;
+        let (number, operation, place, ranges) = self.waiting.pop_front()?;
         // SAFETY: the memory is valid, since the completion was not taken yet.
-        unsafe { self.engine.start(number, operation, offset, &ranges) };
+        unsafe { self.engine.start(number, operation, place, &ranges) };
         self.engine.pop()
     }
 

@@ -4,17 +4,14 @@
 //! driver, a message from the device, or the timer of the rate limit.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::RawFd;
 
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 
 use super::super::super::iovecs::IoVecs;
-use super::super::disk::Disk;
-use super::{Completion, MAX_IN_FLIGHT, Operation, PerSource, Source, Wakes};
+use super::{Completion, MAX_IN_FLIGHT, Operation, PerSource, Place, Source, Wakes};
 
 /// Entries of the submission queue: all that may be in flight, and the polls.
 const ENTRIES: u32 = 256;
@@ -30,7 +27,6 @@ pub(in super::super) struct Uring {
     ring: IoUring,
     /// The ring takes submissions from one thread only, which is not known yet.
     is_disabled: bool,
-    file: Arc<File>,
     polls: PerSource<Poll>,
     /// The kernel has polls that stay after they have fired, from Linux 5.13 on.
     has_multishot: bool,
@@ -38,7 +34,7 @@ pub(in super::super) struct Uring {
     completions: VecDeque<Completion>,
     /// How often the kernel was entered.
     #[cfg(test)]
-    pub(in super::super) calls: Arc<std::sync::atomic::AtomicUsize>,
+    pub(in super::super) calls: std::sync::Arc<std::sync::atomic::AtomicUsize>,
 }
 
 /// A file descriptor that is polled.
@@ -58,21 +54,19 @@ impl Poll {
 }
 
 impl Uring {
-    pub(super) fn new(disk: &Disk) -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let (ring, is_disabled) = Self::ring()?;
-        let file = Arc::clone(disk.file());
         let (polls, wakes) = (PerSource::default(), Wakes::default());
         let completions = VecDeque::with_capacity(MAX_IN_FLIGHT.into());
         Ok(Self {
             ring,
             is_disabled,
-            file,
             polls,
             has_multishot: true,
             wakes,
             completions,
             #[cfg(test)]
-            calls: Arc::default(),
+            calls: std::sync::Arc::default(),
         })
     }
 
@@ -142,10 +136,10 @@ impl Uring {
     ///
     /// # Safety
     ///
-    /// What is left of `ranges`, and the memory that it names, have to stay valid until the completion was
+    /// The file of `place`, what is left of `ranges`, and the memory that it names, have to stay valid until the completion was
     /// taken.
-    pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, offset: u64, ranges: &IoVecs) {
-        let entry = self.entry(operation, offset, ranges).user_data(u64::from(number));
+    pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, place: Place, ranges: &IoVecs) {
+        let entry = Self::entry(operation, place, ranges).user_data(u64::from(number));
         // SAFETY: the caller promises that all that the entry points to outlives the operation.
         unsafe { self.push(&entry) };
     }
@@ -164,8 +158,8 @@ impl Uring {
         }
     }
 
-    fn entry(&self, operation: Operation, offset: u64, ranges: &IoVecs) -> squeue::Entry {
-        let fd = Fd(self.file.as_raw_fd());
+    fn entry(operation: Operation, place: Place, ranges: &IoVecs) -> squeue::Entry {
+        let (fd, offset) = (Fd(place.fd), place.offset);
         let ranges = ranges.left();
         let count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
         // The kernel needs not copy a list of one.

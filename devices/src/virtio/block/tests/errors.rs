@@ -350,7 +350,7 @@ fn a_host_that_refuses_io_uring_gets_synchronous_io() {
         forbid_io_uring();
         let file = image(4);
         let disk = Disk::open(file.path(), false, ImageFormat::Detect).unwrap();
-        assert!(matches!(Engine::open(&disk), Engine::Direct(_)));
+        assert!(matches!(Engine::open(), Engine::Direct(_)));
         let mut block = Block::new(disk, DiskId::default(), RateLimits::default()).unwrap();
         let driver = Driver::new(16);
         block.activate(driver.activation(0)).unwrap();

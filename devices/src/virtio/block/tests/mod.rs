@@ -1,5 +1,6 @@
 //! What a driver sees of a block device.
 
+mod composed;
 mod errors;
 mod hostile;
 mod limits;
@@ -44,14 +45,14 @@ enum With {
 const BOTH: [With; 2] = [With::Uring, With::Direct];
 
 impl With {
-    fn engine(self, disk: &Disk) -> Engine {
+    fn engine(self) -> Engine {
         match self {
             Self::Uring => {
-                let engine = Engine::open(disk);
+                let engine = Engine::open();
                 assert!(matches!(engine, Engine::Uring(_)), "this host has no io_uring to test");
                 engine
             }
-            Self::Direct => Engine::direct(disk),
+            Self::Direct => Engine::direct(),
         }
     }
 }
@@ -74,7 +75,7 @@ impl Rig {
 
     fn with_limits(with: With, path: &Path, read_only: bool, driver: Driver, limits: RateLimits) -> Self {
         let disk = Disk::open(path, read_only, ImageFormat::Detect).unwrap();
-        let engine = with.engine(&disk);
+        let engine = with.engine();
         Self::with_engine(disk, engine, driver, limits)
     }
 
@@ -89,7 +90,7 @@ impl Rig {
     /// `blocks`.
     fn stalled(path: &Path, valve: &Valve, blocks: bool) -> Self {
         let disk = Disk::open(path, false, ImageFormat::Detect).unwrap();
-        let engine = Engine::Stalled(Stalled::new(&disk, valve.clone(), blocks));
+        let engine = Engine::Stalled(Stalled::new(valve.clone(), blocks));
         let deadline = Duration::from_millis(100);
         let mut block =
             Block::with_engine(disk, DiskId::default(), RateLimits::default(), engine, deadline).unwrap();

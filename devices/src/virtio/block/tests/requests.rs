@@ -147,7 +147,7 @@ fn a_batch_is_answered_with_one_interrupt() {
 fn requests_cost_few_system_calls_and_a_batch_as_many_as_one() {
     let file = image(8);
     let disk = Disk::open(file.path(), true, ImageFormat::Detect).unwrap();
-    let engine = Engine::open(&disk);
+    let engine = Engine::open();
     let Engine::Uring(uring) = &engine else { panic!("this host has no io_uring to test") };
     let calls = uring.calls.clone();
     let calls = || calls.load(Ordering::SeqCst);

@@ -62,7 +62,7 @@ proptest! {
             let file = image(64);
             let device = || {
                 let disk = Disk::open(file.path(), false, ImageFormat::Detect).unwrap();
-                let engine = with.engine(&disk);
+                let engine = with.engine();
                 Block::with_engine(disk, DiskId::default(), RateLimits::default(), engine, DEADLINE).unwrap()
             };
             let mut machine = Machine::new(device(), !0);
