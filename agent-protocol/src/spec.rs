@@ -1,0 +1,150 @@
+//! What a container is.
+
+use serde::{Deserialize, Serialize};
+
+/// A container, complete: the agent adds nothing of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// What it is called: hexadecimal digits.
+    pub id: String,
+    /// The guest's block device with the image, an EROFS, as in `/dev/vdb`.
+    pub image: String,
+    /// What takes the container's changes.
+    pub writable: Writable,
+    /// The container can't change its root file system.
+    pub read_only: bool,
+    /// The name of its host.
+    pub hostname: String,
+    /// File systems in the order in which they are mounted, over the root.
+    pub mounts: Vec<Mount>,
+    /// Files that are written into the root before it starts.
+    pub files: Vec<File>,
+    /// Paths that it can't read.
+    pub masked_paths: Vec<String>,
+    /// Paths that it can't write.
+    pub read_only_paths: Vec<String>,
+    /// Kernel parameters and values.
+    pub sysctls: Vec<(String, String)>,
+    /// What it may use.
+    pub resources: Resources,
+    /// The guest's devices can be used.
+    pub all_devices: bool,
+    /// Its first process.
+    pub process: Process,
+    /// A process of the agent's is PID 1, which forwards signals and reaps.
+    pub init: bool,
+}
+
+/// Where a container's changes go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Writable {
+    /// The guest's memory.
+    #[default]
+    Memory,
+    /// This block device of the guest, an ext4 that is grown to the device's size.
+    Disk(String),
+}
+
+/// A file system of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where, in the container.
+    pub target: String,
+    /// What.
+    pub kind: MountKind,
+    /// Flags of mount(2).
+    pub flags: u64,
+    /// Options for the file system, as in `mode=1777,size=64m`.
+    pub options: String,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountKind {
+    /// A new file system of this type, as in `tmpfs`.
+    FileSystem(String),
+    /// A virtiofs of this tag.
+    Share(String),
+    /// The container's cgroup.
+    Cgroup,
+}
+
+/// A file to be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Where, in the container.
+    pub path: String,
+    /// Its content.
+    pub content: Vec<u8>,
+}
+
+/// What a container may use (cgroup v2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Microseconds of processor time in each 100,000 of real time.
+    pub cpu_quota: Option<u64>,
+    /// Its share of the processors beside others: 1 to 10,000.
+    pub cpu_weight: Option<u64>,
+    /// The processors that it may use, as in `0-1,3`.
+    pub cpus: Option<String>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+/// A process of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The command and its arguments.
+    pub args: Vec<String>,
+    /// `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// The working directory, which is made where it does not exist.
+    pub cwd: String,
+    /// As docker writes it: user, or user:group, by name or number. Empty: root.
+    pub user: String,
+    /// Further groups, by name or number.
+    pub groups: Vec<String>,
+    /// The size of its terminal, where it has one.
+    pub terminal: Option<Size>,
+    /// It gets input; without that it reads the end of its input at once.
+    pub has_input: bool,
+    /// What it may do.
+    pub capabilities: Capabilities,
+    /// Programs that it executes give it no further rights.
+    pub no_new_privileges: bool,
+    /// Limits of setrlimit(2).
+    pub limits: Vec<Limit>,
+    /// Filters of its system calls: programs of BPF instructions of 8 bytes, loaded in this order.
+    pub seccomp: Vec<Vec<u8>>,
+}
+
+/// The size of a terminal in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// Sets of capabilities, a bit for each (capabilities(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Those that a program of root's gets, and the most that any program does.
+    pub bounding: u64,
+    /// Those that programs of any user keep.
+    pub ambient: u64,
+}
+
+/// A limit of setrlimit(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The number of the resource, as `RLIMIT_NOFILE`.
+    pub resource: u32,
+    /// The soft limit.
+    pub soft: u64,
+    /// The hard limit.
+    pub hard: u64,
+}

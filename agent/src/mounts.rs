@@ -1,0 +1,252 @@
+//! A container's root and what is mounted below it. All this is in the container's own mount namespace.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+use agent_protocol::{Container, Mount, MountKind, Writable};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
+};
+
+use crate::devices;
+use crate::error::{During, Result, failure};
+use crate::system::RUN;
+
+/// The flags of mount(2) that a container may have.
+const ALLOWED: MountFlags = MountFlags::RDONLY
+    .union(MountFlags::NOSUID)
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC)
+    .union(MountFlags::NOATIME)
+    .union(MountFlags::RELATIME);
+
+/// Mounts the container's root with all that is below it, and makes it this process's root.
+pub fn enter(container: &Container) -> Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .during("make mounts private")?;
+    let place = format!("{RUN}/{}", container.id);
+    let root = mount_root(container, &place)?;
+    for mount in &container.mounts {
+        root.mount(mount, container)?;
+    }
+    write_files(container, &root, &place)?;
+    for (name, value) in &container.sysctls {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let file = root.open(&path, OFlags::WRONLY).during(format!("open {path}"))?;
+        rustix::io::write(&file, value.as_bytes()).during(format!("set {name} to {value:?}"))?;
+    }
+    for path in &container.masked_paths {
+        root.mask(path)?;
+    }
+    for path in &container.read_only_paths {
+        root.make_read_only(path)?;
+    }
+    rustix::process::fchdir(&root.directory).during("enter the root")?;
+    rustix::process::pivot_root(".", ".").during("change the root")?;
+    // The old root lies over the new one, and is all that is left of the agent's.
+    unmount(".", UnmountFlags::DETACH).during("leave the old root")?;
+    rustix::process::chdir("/").during("enter the root")?;
+    if container.read_only {
+        let flags = MountFlags::RDONLY | MountFlags::BIND | root_flags(container);
+        mount_remount("/", flags, "").during("make the root read-only")?;
+    }
+    Ok(())
+}
+
+/// Devices in an image cannot be used: those of /dev are mounted one by one.
+fn root_flags(container: &Container) -> MountFlags {
+    if container.all_devices { MountFlags::empty() } else { MountFlags::NODEV }
+}
+
+/// Mounts the image, what takes changes, and both as one at `place`/root.
+fn mount_root(container: &Container, place: &str) -> Result<Root> {
+    let path = |name: &str| format!("{place}/{name}");
+    for name in ["", "image", "changes", "root"] {
+        fs::create_dir(path(name)).during(format!("make {}", path(name)))?;
+    }
+    mount(&container.image, path("image"), "erofs", MountFlags::RDONLY, c"")
+        .during(format!("mount the image {}", container.image))?;
+    match &container.writable {
+        Writable::Memory => mount("tmpfs", path("changes"), "tmpfs", MountFlags::empty(), c"mode=755")
+            .during("mount a file system for changes")?,
+        Writable::Disk(device) => {
+            let flags = MountFlags::NOATIME | MountFlags::NODEV;
+            mount(device, path("changes"), "ext4", flags, c"")
+                .during(format!("mount {device} for changes"))?;
+        }
+    }
+    let (upper, work) = (path("changes/upper"), path("changes/work"));
+    for directory in [&upper, &work] {
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).during(format!("make {directory}"));
+            }
+            _ => {}
+        }
+    }
+    copy_metadata(&path("image"), &upper).during("prepare the root")?;
+    let options = format!("lowerdir={},upperdir={upper},workdir={work}", path("image"));
+    let options = CString::new(options).map_err(|_| failure("the container's ID has a zero byte".into()))?;
+    mount("overlay", path("root"), "overlay", root_flags(container), &*options).during("mount the root")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path("root"), flags, Mode::empty()).during("open the root")?;
+    Ok(Root { directory })
+}
+
+/// The root directory of an overlay has the mode, owner and times of its upper directory.
+fn copy_metadata(from: &str, to: &str) -> io::Result<()> {
+    let metadata = fs::metadata(from)?;
+    chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+    File::open(to)?.set_modified(metadata.modified()?)
+}
+
+/// A container's root before it is this process's. Links in it stay in it.
+pub struct Root {
+    directory: OwnedFd,
+}
+
+/// What may be mounted on something else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Directory,
+    File,
+}
+
+/// The path by which mount(2) finds an open file.
+fn path_of(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+impl Root {
+    /// Opens a file of the container's.
+    pub fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        Ok(openat2(&self.directory, path, flags, Mode::empty(), resolve)?)
+    }
+
+    /// Opens what is at `path`, to mount on it. Where there is nothing, it is made, with the directories on the way.
+    pub fn target(&self, path: &str, kind: Kind) -> Result<OwnedFd> {
+        let what = || format!("make {path} to mount on");
+        match self.open(path, OFlags::PATH) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            found => return found.during(format!("open {path}")),
+        }
+        let mut parent = self.open("/", OFlags::PATH).during(what())?;
+        let mut parts = path.split('/').filter(|part| !part.is_empty()).peekable();
+        let mut here = String::new();
+        while let Some(part) = parts.next() {
+            here = format!("{here}/{part}");
+            let mode = Mode::from_raw_mode(0o755);
+            let made = if parts.peek().is_none() && kind == Kind::File {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::openat(&parent, part, flags, mode).map(drop)
+            } else {
+                rustix::fs::mkdirat(&parent, part, mode)
+            };
+            match made {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).during(what()),
+            }
+            parent = self.open(&here, OFlags::PATH).during(what())?;
+        }
+        Ok(parent)
+    }
+
+    fn mount(&self, wanted: &Mount, container: &Container) -> Result<()> {
+        let Mount { target: path, kind, flags, options } = wanted;
+        let target = self.target(path, Kind::Directory)?;
+        let target = path_of(target.as_fd());
+        let flags =
+            u32::try_from(*flags).map_or(MountFlags::empty(), MountFlags::from_bits_truncate) & ALLOWED;
+        let options =
+            CString::new(&**options).map_err(|_| failure(format!("{path} has a zero in its options")))?;
+        let what = |kind: &str| format!("mount {kind} on {path}");
+        match kind {
+            MountKind::FileSystem(kind) => {
+                mount(kind, &target, kind, flags, &*options).during(what(kind))?;
+                if path == "/dev" {
+                    devices::add(self, container)?;
+                }
+            }
+            MountKind::Share(tag) => {
+                mount(tag, &target, "virtiofs", flags, &*options).during(what(tag))?;
+            }
+            MountKind::Cgroup => {
+                mount("cgroup", &target, "cgroup2", flags, &*options).during(what("cgroup2"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Mounts `source`, a path of the agent's, on `path`.
+    pub fn bind(&self, source: &str, path: &str, kind: Kind) -> Result<()> {
+        let target = self.target(path, kind)?;
+        mount_bind(source, path_of(target.as_fd())).during(format!("mount on {path}"))
+    }
+
+    /// Hides what is at `path`, if there is something.
+    fn mask(&self, path: &str) -> Result<()> {
+        let Ok(target) = self.open(path, OFlags::PATH) else { return Ok(()) };
+        let is_directory = rustix::fs::fstat(&target)
+            .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir());
+        let target = path_of(target.as_fd());
+        if is_directory {
+            mount("tmpfs", target, "tmpfs", MountFlags::RDONLY, c"size=0k").during(format!("hide {path}"))
+        } else {
+            mount_bind("/dev/null", target).during(format!("hide {path}"))
+        }
+    }
+
+    fn make_read_only(&self, path: &str) -> Result<()> {
+        let Ok(target) = self.open(path, OFlags::PATH) else { return Ok(()) };
+        let what = || format!("make {path} read-only");
+        mount_bind(path_of(target.as_fd()), path_of(target.as_fd())).during(what())?;
+        // The new mount lies over the one that was opened.
+        let target = self.open(path, OFlags::PATH).during(what())?;
+        let flags = MountFlags::RDONLY | MountFlags::BIND | kept_flags(target.as_fd());
+        mount_remount(path_of(target.as_fd()), flags, "").during(what())
+    }
+}
+
+/// The flags of the mount that `fd` is on, which a remount would take away.
+fn kept_flags(fd: BorrowedFd<'_>) -> MountFlags {
+    let flags = rustix::fs::fstatvfs(fd).map(|stat| stat.f_flag.bits()).unwrap_or_default();
+    let mut kept = MountFlags::empty();
+    for (has, keeps) in [
+        (libc::ST_NOSUID, MountFlags::NOSUID),
+        (libc::ST_NODEV, MountFlags::NODEV),
+        (libc::ST_NOEXEC, MountFlags::NOEXEC),
+    ] {
+        if flags & has != 0 {
+            kept |= keeps;
+        }
+    }
+    kept
+}
+
+/// Mounts the files that the host gives on those of the image.
+fn write_files(container: &Container, root: &Root, place: &str) -> Result<()> {
+    for (number, file) in container.files.iter().enumerate() {
+        let source = format!("{place}/file{number}");
+        fs::write(&source, &file.content).during(format!("write {}", file.path))?;
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o644))
+            .during(format!("write {}", file.path))?;
+        root.bind(&source, &file.path, Kind::File)?;
+    }
+    Ok(())
+}
+
+/// Mounts a terminal on /dev/console of this process's root.
+pub fn bind_console(terminal: BorrowedFd<'_>) -> Result<()> {
+    let what = "make /dev/console";
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open("/dev/console", flags, Mode::from_raw_mode(0o620)).during(what)?;
+    mount_bind(path_of(terminal), "/dev/console").during(what)
+}

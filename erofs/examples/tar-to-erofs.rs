@@ -1,0 +1,17 @@
+//! `tar-to-erofs IMAGE < TAR`: makes an EROFS image of an uncompressed tar stream.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::stdin;
+
+use erofs::{Limits, merge, write_layer};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let path = std::env::args_os().nth(1).ok_or("usage: tar-to-erofs IMAGE < TAR")?;
+    let out = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+    let layer = write_layer(stdin().lock(), &out, [0; 16], &Limits::default())?;
+    // It is a whole file system by itself if it can be merged.
+    merge(&[out], &tempfile::tempfile()?, [0; 16])?;
+    eprintln!("tar-to-erofs: {} entries, {} blocks", layer.entries, layer.blocks);
+    Ok(())
+}
