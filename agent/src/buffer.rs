@@ -100,6 +100,7 @@ mod tests {
         reader.read_exact(&mut vec![0; 60_000 - (ROOM - 60_000)]).unwrap();
         assert_eq!(buffer.fill(&reader).unwrap(), Moved::End);
         drop(out_reader);
+        buffer.bytes.push_back(1);
         assert_eq!(buffer.drain(&out_writer).unwrap(), Moved::End);
     }
 }

@@ -26,11 +26,14 @@ pub fn needed(config: &VmConfig) -> u64 {
     let devices = [config.disks.len() + 1, config.share_tags().count(), config.pmem.len(), 4];
     let devices = devices.into_iter().map(count).sum::<u64>();
     let networks = count(config.nets.len());
+    // Each file, and the zeros before it.
+    let pieces = 2 * config.disks.iter().map(|disk| count(disk.pieces.len())).sum::<u64>();
     PROCESS
         + VCPU * u64::from(config.cpus)
         + (DEVICE + QUEUES * QUEUE) * devices
         + (DEVICE + QUEUE) * networks
         + PAIR * pairs
+        + pieces
 }
 
 /// Raises this process's limit of open files to `count` if it is lower, as far as the hard limit allows, and returns

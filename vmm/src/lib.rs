@@ -44,6 +44,7 @@ pub use config::{
     MemorySize, NetConfig, PmemConfig, PublishConfig, Rate, Sandbox, ShareConfig, TimeLimit, VhostUserConfig,
     VmConfig, VsockConfig,
 };
+pub use devices::virtio::block::Piece;
 pub use error::VmError;
 pub use exit::{ExitReason, ExitSlot};
 pub use frontend::Frontend;

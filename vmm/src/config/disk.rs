@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use devices::virtio::block::{DiskId, ImageFormat};
+use devices::virtio::block::{DiskId, ImageFormat, Piece};
 use devices::virtio::rate_limit::RateLimits;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,8 @@ use super::{ConfigError, serde_as_text};
 pub struct DiskConfig {
     /// A raw image or a block device.
     pub path: PathBuf,
+    /// Further files that a read-only disk is composed of, behind the first. They have no text form.
+    pub pieces: Vec<Piece>,
     /// Whether an image of another format is refused.
     pub format: ImageFormat,
     /// Whether the guest may only read it.
@@ -37,6 +39,7 @@ impl FromStr for DiskConfig {
         let path = words.next().filter(|path| !path.is_empty()).ok_or(ConfigError::DiskPath)?;
         let mut disk = Self {
             path: path.into(),
+            pieces: Vec::new(),
             format: ImageFormat::Detect,
             read_only: false,
             id: None,
@@ -97,6 +100,7 @@ mod tests {
     fn disk(path: &str, read_only: bool, id: Option<&str>) -> DiskConfig {
         DiskConfig {
             path: path.into(),
+            pieces: Vec::new(),
             format: ImageFormat::Detect,
             read_only,
             id: id.map(str::to_owned),
@@ -143,7 +147,7 @@ mod tests {
             };
             let limits = RateLimits { bandwidth: limit(bandwidth), operations: limit(operations) };
             let format = if raw { ImageFormat::Raw } else { ImageFormat::Detect };
-            let disk = DiskConfig { path: path.into(), format, read_only, id, limits };
+            let disk = DiskConfig { path: path.into(), pieces: Vec::new(), format, read_only, id, limits };
             prop_assert_eq!(disk.to_string().parse(), Ok(disk));
         }
     }

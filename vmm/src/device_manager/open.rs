@@ -4,7 +4,7 @@
 //! nothing behind.
 
 use devices::virtio::balloon::{Balloon, BalloonHandle};
-use devices::virtio::block::{Block, BlockHandle, Disk, DiskId};
+use devices::virtio::block::{Block, BlockHandle, Disk, DiskId, Piece};
 use devices::virtio::pmem::PmemFile;
 use devices::virtio::rate_limit::RateLimits;
 use devices::virtio::rng::Rng;
@@ -92,7 +92,12 @@ impl Opener<'_> {
 
 fn open_disk(config: &DiskConfig) -> Result<OpenDevice, VmError> {
     let id = config.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
-    let disk = Disk::open(&config.path, config.read_only, config.format)?;
+    let disk = if config.pieces.is_empty() {
+        Disk::open(&config.path, config.read_only, config.format)?
+    } else {
+        let first = Piece { path: config.path.clone(), start: 0 };
+        Disk::compose(&[&[first], &*config.pieces].concat())?
+    };
     Ok(OpenDevice::Disk(disk, id.unwrap_or_default(), config.limits))
 }
 

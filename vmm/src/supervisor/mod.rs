@@ -73,6 +73,8 @@ enum Message {
     Target(Target),
     /// Do what this signal does when the process gets it.
     Signal(i32),
+    /// End the VM at once.
+    End(ExitReason),
 }
 
 #[derive(Default)]
@@ -107,6 +109,11 @@ impl Requests {
     /// Does what `signal` does when the process gets it.
     pub fn signal(&self, signal: i32) {
         self.0.tell(|inbox| inbox.messages.push(Message::Signal(signal)));
+    }
+
+    /// Ends the VM at once for this reason: nobody needs its guest any more.
+    pub fn end(&self, reason: ExitReason) {
+        self.0.tell(|inbox| inbox.messages.push(Message::End(reason)));
     }
 }
 
@@ -193,6 +200,7 @@ impl Worker {
                 match message {
                     Message::Target(target) => self.watch(target),
                     Message::Signal(signal) => self.signal(signal, now),
+                    Message::End(reason) => self.end_vm(reason),
                 }
                 self.look_for_end(now);
             }
@@ -243,6 +251,16 @@ impl Worker {
             }
         } else if let Some(step) = self.policy.signal(signal, now) {
             self.act(step);
+        }
+    }
+
+    /// A VM that is not built yet is ended when it is.
+    fn end_vm(&mut self, reason: ExitReason) {
+        match &self.target {
+            Some(target) => target.exit.end(reason),
+            None => {
+                self.early.get_or_insert((reason, Instant::now()));
+            }
         }
     }
 

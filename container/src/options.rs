@@ -1,0 +1,73 @@
+//! What a user asks of a container.
+
+use agent_protocol::Size;
+use thiserror::Error;
+
+/// The options of `mvm run`, which are those of `docker run`.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// The command and its arguments; empty: the image's.
+    pub command: Vec<String>,
+    /// In place of the image's entry point; an empty text for none.
+    pub entrypoint: Option<String>,
+    /// `NAME=VALUE`, added to the image's.
+    pub env: Vec<String>,
+    /// In place of the image's working directory.
+    pub working_directory: Option<String>,
+    /// In place of the image's user.
+    pub user: Option<String>,
+    /// Further groups.
+    pub groups: Vec<String>,
+    /// The host name; without one, the container's ID.
+    pub hostname: Option<String>,
+    /// Lines for /etc/hosts: a name and its address.
+    pub hosts: Vec<(String, String)>,
+    /// Whether standard input is passed on.
+    pub interactive: bool,
+    /// The size of its terminal, if it has one.
+    pub terminal: Option<Size>,
+    /// The root file system can't be changed.
+    pub read_only: bool,
+    /// Capabilities that are added, without `CAP_`; `ALL` for all.
+    pub added_capabilities: Vec<String>,
+    /// Capabilities that are dropped.
+    pub dropped_capabilities: Vec<String>,
+    /// All of the VM's devices and capabilities.
+    pub privileged: bool,
+    /// Programs give no further rights.
+    pub no_new_privileges: bool,
+    /// Bytes of memory of the container.
+    pub memory: Option<u64>,
+    /// Thousandths of a processor that it may use.
+    pub milli_cpus: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Bytes of /dev/shm.
+    pub shm_size: Option<u64>,
+    /// Temporary file systems: where, and options.
+    pub tmpfs: Vec<(String, String)>,
+    /// Kernel parameters.
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// What is wrong with an option.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OptionsError {
+    /// Neither the image nor the user says what to run.
+    #[error("no command specified: the image has none, so give one behind its name")]
+    NoCommand,
+    /// Not a capability.
+    #[error("unknown capability {0:?}: `man 7 capabilities` lists them, as in NET_ADMIN")]
+    Capability(String),
+    /// A host name that Linux does not take.
+    #[error("invalid host name {0:?}: use up to 63 letters, digits, `-` and `.`")]
+    Hostname(String),
+    /// A path that is not absolute.
+    #[error("{option} {path:?} is not an absolute path: begin it with /")]
+    Relative {
+        /// The option.
+        option: &'static str,
+        /// What it says.
+        path: String,
+    },
+}

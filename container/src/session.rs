@@ -1,0 +1,137 @@
+//! What this process does with a container while it runs.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::thread::Builder;
+
+use agent_protocol::{Container, Exit, Failure, PORT, Reply, Request, Stream};
+use instance::Signals;
+use rustix::event::{PollFd, PollFlags, poll};
+use thiserror::Error;
+use vmm::{ExitReason, Requests};
+
+use crate::connection::{Connection, ConnectionError};
+use crate::machine::VSOCK;
+use crate::stdio;
+
+/// Why a container did not come to its end.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The agent can't be talked to.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// This process can't connect its standard input or output.
+    #[error("cannot connect standard input and output")]
+    Stdio(#[source] io::Error),
+    /// The agent could not start it.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+}
+
+/// Where the agent connects to.
+pub struct Listener(UnixListener);
+
+impl Listener {
+    /// Listens in the VM's directory.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        UnixListener::bind(directory.join(format!("{VSOCK}_{PORT}"))).map(Self)
+    }
+}
+
+/// A container that is to be run in a VM.
+pub struct Session {
+    pub listener: Listener,
+    pub directory: PathBuf,
+    pub container: Container,
+    pub requests: Requests,
+    /// What is passed on to the container.
+    pub signals: Option<Signals>,
+}
+
+impl Session {
+    /// Runs the container on a thread of its own, which sends what came of it and then ends the VM.
+    pub fn start(self, ended: Sender<Result<Exit, SessionError>>) -> io::Result<()> {
+        Builder::new().name("container".into()).stack_size(256 << 10).spawn(move || {
+            let requests = self.requests.clone();
+            // The receiver outlives the VM.
+            let _ = ended.send(self.run());
+            requests.end(ExitReason::PowerOff);
+        })?;
+        Ok(())
+    }
+
+    fn run(self) -> Result<Exit, SessionError> {
+        let Self { listener, directory, container, signals, .. } = self;
+        let (socket, _) = listener.0.accept().map_err(ConnectionError::Io)?;
+        let mut control = Connection::greet(socket)?;
+        let id = container.id.clone();
+        let (has_input, has_terminal) = (container.process.has_input, container.process.terminal.is_some());
+        control.send(&Request::Start(Box::new(container)))?;
+        let path = directory.join(VSOCK);
+        // Made while the container is.
+        let output = Connection::open(&path)?;
+        let errors = if has_terminal { None } else { Some(Connection::open(&path)?) };
+        let input = if has_input { Some(Connection::open(&path)?) } else { None };
+        match control.receive()? {
+            Reply::Started => {}
+            Reply::Failed(failure) => return Err(SessionError::Failed(failure)),
+            other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
+        }
+        let output = output.attach(&id, Stream::Stdout)?;
+        let output = stdio::pass_output(output, libc::STDOUT_FILENO).map_err(SessionError::Stdio)?;
+        let mut outputs = vec![output];
+        if let Some(errors) = errors {
+            let errors = errors.attach(&id, Stream::Stderr)?;
+            outputs.push(stdio::pass_output(errors, libc::STDERR_FILENO).map_err(SessionError::Stdio)?);
+        }
+        if let Some(input) = input {
+            stdio::pass_input(input.attach(&id, Stream::Stdin)?).map_err(SessionError::Stdio)?;
+        }
+        if let Some(signals) = signals {
+            pass_signals(signals, id, path).map_err(SessionError::Stdio)?;
+        }
+        let exit = match control.receive()? {
+            Reply::Exited(exit) => exit,
+            Reply::Failed(failure) => return Err(SessionError::Failed(failure)),
+            other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
+        };
+        for output in outputs {
+            // A reader that has gone does not change how the container ended.
+            let _ = output.join();
+        }
+        Ok(exit)
+    }
+}
+
+/// Sends to the container the signals that this process gets. The thread lives as long as the process.
+fn pass_signals(signals: Signals, container: String, path: PathBuf) -> io::Result<()> {
+    let pass = move || {
+        let mut connection = None;
+        loop {
+            let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
+            while let Some(signal) = signals.next() {
+                let Ok(signal) = u8::try_from(signal) else { continue };
+                if connection.is_none() {
+                    connection = Connection::open(&path).ok();
+                }
+                let request = Request::Signal { container: container.clone(), signal };
+                let sent = connection.as_mut().map(|connection| {
+                    connection.send(&request)?;
+                    connection.receive::<Reply>()
+                });
+                if let Some(Err(error)) = sent {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        signal,
+                        "cannot pass a signal on"
+                    );
+                    connection = None;
+                }
+            }
+        }
+    };
+    Builder::new().name("signals".into()).stack_size(256 << 10).spawn(pass)?;
+    Ok(())
+}
