@@ -1,0 +1,7 @@
+//! OCI images: references, registries, and the store of images and layers.
+
+mod digest;
+mod reference;
+
+pub use digest::{Digest, DigestError};
+pub use reference::{Reference, ReferenceError};
