@@ -2,8 +2,11 @@
 
 mod compression;
 mod digest;
+mod platform;
 mod recipe;
 mod reference;
+mod store;
 
 pub use digest::{Digest, DigestError};
 pub use reference::{Reference, ReferenceError};
+pub use store::{FlatDisk, HistoryEntry, Hold, Image, InvalidConfig, LayerInfo, Part, Store, StoreError};

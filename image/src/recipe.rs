@@ -275,10 +275,10 @@ mod tests {
         #[test]
         fn any_archive_is_made_again(
             files in prop::collection::vec(
-                ("[a-c]{1,2}(/[a-c]{1,120}){0,2}", prop::collection::vec(any::<u8>(), 0..9000)), 0..12),
+                ("(d[a-c]?/){0,2}f[a-c]{1,120}", prop::collection::vec(any::<u8>(), 0..9000)), 0..12),
             tail in prop::collection::vec(any::<u8>(), 0..3000),
         ) {
-            // A file that is in the place of a directory, and the other way around, is replaced.
+
             let mut tar = archive(&files);
             tar.extend(tail);
             prop_assert!(round_trip(&tar).0 == tar);
