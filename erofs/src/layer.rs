@@ -102,6 +102,31 @@ pub struct Layer {
 ///
 /// [`LayerError`]; what the stream contains is never more than an error.
 pub fn write_layer(tar: impl Read, out: &File, uuid: [u8; 16], limits: &Limits) -> Result<Layer, LayerError> {
+    write_layer_observed(tar, out, uuid, limits, &mut |_| {})
+}
+
+/// Data of a file that is about to be read from the stream, and where the image will have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes of it, which are the next that are read from the stream.
+    pub length: u64,
+    /// The byte of the image at which it will be.
+    pub at: u64,
+}
+
+/// [`write_layer`], which calls `observe` before it reads the data of a file. With what is not such data, and the
+/// extents, the stream can be made again from the image.
+///
+/// # Errors
+///
+/// As [`write_layer`].
+pub fn write_layer_observed(
+    tar: impl Read,
+    out: &File,
+    uuid: [u8; 16],
+    limits: &Limits,
+    observe: &mut dyn FnMut(Extent),
+) -> Result<Layer, LayerError> {
     let mut stream = Stream::new(tar);
     let mut builder = Builder {
         tree: Tree::default(),
@@ -109,6 +134,7 @@ pub fn write_layer(tar: impl Read, out: &File, uuid: [u8; 16], limits: &Limits) 
         data: DataWriter::new(out, 1),
         whiteouts: HashSet::new(),
         limits,
+        observe,
         entries: 0,
         bytes: 0,
         names: 0,
@@ -136,6 +162,7 @@ struct Builder<'a> {
     /// Names that the layer hides, by their directory. They may have a file of the layer as well.
     whiteouts: HashSet<(NodeId, Box<[u8]>)>,
     limits: &'a Limits,
+    observe: &'a mut dyn FnMut(Extent),
     entries: u64,
     bytes: u64,
     /// Bytes of names and attributes.
@@ -298,6 +325,7 @@ impl Builder<'_> {
         let mut position = 0;
         for segment in entry.segments.as_deref().unwrap_or(&whole) {
             self.data.append_zeros(segment.start - position).map_err(LayerError::Write)?;
+            (self.observe)(Extent { length: segment.length, at: u64::from(block) * BLOCK + segment.start });
             self.copy(segment.length, stream)?;
             position = segment.start + segment.length;
         }

@@ -21,7 +21,8 @@ mod stream;
 mod tests;
 mod tree;
 
-pub use layer::{Layer, LayerError, Limits, write_layer};
+pub use layer::{Extent, Layer, LayerError, Limits, write_layer, write_layer_observed};
 pub use layout::BLOCK;
 pub use merge::{MAX_LAYERS, MergeError, Merged, merge};
-pub use stream::StreamError;
+pub use pax::Segment;
+pub use stream::{Entry, EntryKind, Stream, StreamError};

@@ -18,6 +18,7 @@ pub enum PaxError {
 pub struct Segment {
     /// Where it begins in the file.
     pub start: u64,
+    /// How long it is.
     pub length: u64,
 }
 

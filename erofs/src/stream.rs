@@ -57,12 +57,19 @@ pub enum StreamError {
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
+    /// A file, with data.
     File,
+    /// A directory.
     Directory,
+    /// A symbolic link.
     Symlink,
+    /// Another name of a file before it.
     HardLink,
+    /// A character device.
     Character,
+    /// A block device.
     Block,
+    /// A named pipe.
     Fifo,
     /// What no file system has, as a volume's label.
     Other,
@@ -71,14 +78,23 @@ pub enum EntryKind {
 /// An entry; its data is read from the stream before the next one.
 #[derive(Debug)]
 pub struct Entry {
+    /// What it is.
     pub kind: EntryKind,
+    /// Its path, as the stream has it: absolute or with `..` as it may be.
     pub path: Vec<u8>,
+    /// What a link points to.
     pub link: Vec<u8>,
+    /// Permissions with set-id and sticky bits.
     pub permissions: u16,
+    /// The owner.
     pub uid: u32,
+    /// The group.
     pub gid: u32,
+    /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
+    /// A device's major and minor number.
     pub device: (u32, u32),
+    /// Names and values of extended attributes.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// The size of the file, which a sparse file's data in the stream is less than.
     pub size: u64,
@@ -98,11 +114,20 @@ pub struct Stream<R> {
 }
 
 impl<R: Read> Stream<R> {
+    /// The stream that is read from `input`.
     pub fn new(input: R) -> Self {
         Self { input, position: 0, data_left: 0, padding: 0 }
     }
 
     /// The next entry; `None` at the end. Data of the last entry that was not read is skipped.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`].
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an entry borrows nothing, but an error ends the stream"
+    )]
     pub fn next(&mut self) -> Result<Option<Entry>, StreamError> {
         let mut extensions = Extensions::default();
         loop {
@@ -256,6 +281,10 @@ impl<R: Read> Stream<R> {
     }
 
     /// Reads data of the current entry; 0 at its end.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`].
     pub fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, StreamError> {
         let most = usize::try_from(self.data_left).unwrap_or(usize::MAX).min(buffer.len());
         let buffer = buffer.get_mut(..most).unwrap_or_default();

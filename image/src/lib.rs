@@ -1,0 +1,12 @@
+//! OCI images: references, registries, and the store of images and layers.
+
+mod compression;
+mod digest;
+mod platform;
+mod recipe;
+mod reference;
+mod store;
+
+pub use digest::{Digest, DigestError};
+pub use reference::{Reference, ReferenceError};
+pub use store::{FlatDisk, HistoryEntry, Hold, Image, InvalidConfig, LayerInfo, Part, Store, StoreError};
