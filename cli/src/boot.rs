@@ -1,16 +1,16 @@
 //! `mvm boot`.
 
-use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
 use instance::{Identity, Instance, InstanceError, Summary};
-use vmm::{ExitReason, Frontend, Limits, Supervisor, Timeline, VmConfig, VmError};
+use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
 
 use crate::options::BootOptions;
 use crate::process::ExitCode;
+use crate::supervise::{self, lock};
 use crate::{chain, complain, config_file, exit_code};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
@@ -95,7 +95,10 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
             return exit_code::USAGE.into();
         }
     };
-    let (place, supervisor) = match supervise(&config) {
+    instance::ignore_limits_and_terminal();
+    let started =
+        instance::take_ending().and_then(|signals| supervise::start(Some(signals), (&config).into()));
+    let (place, supervisor) = match started {
         Ok(started) => started,
         Err(error) => {
             complain(&format!("cannot take signals: {error}"));
@@ -133,34 +136,6 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
     // Until the process ends: another thread may still keep it from ending.
     std::mem::forget(supervisor);
     code.into()
-}
-
-/// The VM's directory, once it has one.
-type Place = Arc<Mutex<Option<Instance>>>;
-
-fn lock(place: &Place) -> MutexGuard<'_, Option<Instance>> {
-    place.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Starts the thread that takes signals and sees to it that this process ends. It is the first: signals are blocked for
-/// those that it and the main thread start.
-fn supervise(config: &VmConfig) -> io::Result<(Place, Supervisor)> {
-    instance::ignore_limits_and_terminal();
-    let place = Place::default();
-    let to_clean = place.clone();
-    let last_resort = move |reason: &ExitReason| {
-        complain(&reason.to_string());
-        instance::console::restore_terminal();
-        // Where the main thread is removing it, that goes on until this process ends.
-        if let Ok(mut place) = to_clean.try_lock() {
-            drop(place.take());
-        }
-        devices::log::finish_quickly();
-        instance::exit_now(exit_code::of_exit(reason))
-    };
-    let signals = instance::take_ending()?;
-    let supervisor = Supervisor::start(Some(signals), Limits::from(config), Box::new(last_resort))?;
-    Ok((place, supervisor))
 }
 
 /// Says how the VM ended, and returns the exit code for it.

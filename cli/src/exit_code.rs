@@ -15,6 +15,12 @@ pub const HOST: u8 = 3;
 pub const GUEST: u8 = 4;
 /// `--timeout` expired.
 pub const TIMED_OUT: u8 = 124;
+/// mvm itself could not run a container.
+pub const CONTAINER: u8 = 125;
+/// A container's command can't be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// A container has no such command.
+pub const NOT_FOUND: u8 = 127;
 /// Added to the number of the signal that stopped the VM, as shells do.
 const SIGNAL: u8 = 128;
 

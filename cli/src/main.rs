@@ -9,6 +9,7 @@ mod console;
 mod doctor;
 mod exit_code;
 mod foreign;
+mod images;
 mod kill;
 mod log;
 mod man;
@@ -17,8 +18,10 @@ mod pause;
 mod process;
 mod ps;
 mod resize;
+mod run;
 mod stats;
 mod stop;
+mod supervise;
 mod table;
 mod targets;
 #[cfg(test)]
@@ -90,6 +93,8 @@ const NO_DIRECTORY: &str = "none";
 enum Command {
     /// Boot a VM from a kernel and disks
     Boot(Box<boot::BootCommand>),
+    /// Run a command in a new container
+    Run(Box<run::RunCommand>),
     /// List running VMs
     #[command(alias = "list", alias = "ls")]
     Ps(ps::PsCommand),
@@ -149,6 +154,7 @@ fn run() -> ExitCode {
     }
     match cli.command {
         Command::Boot(command) => boot::run(*command, has_directory, start),
+        Command::Run(command) => run::run(*command, start),
         Command::Ps(command) => command.run(),
         Command::Stop(command) => command.run(),
         Command::Kill(command) => command.run(),

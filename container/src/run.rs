@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use agent_protocol::{Exit, FailureKind};
-use instance::{Instance, Signals};
+use instance::{Identity, RemovalWatch, Signals};
 use thiserror::Error;
 use vmm::{ExitReason, Frontend, Requests, Timeline, VmError};
 
@@ -55,35 +55,41 @@ pub enum RunError {
     /// The container could not be started.
     #[error("cannot start the container: {0}")]
     Failed(String),
+    /// There is no place for its sockets.
+    #[error("a container needs a directory: give another --runtime-dir than none")]
+    NoDirectory,
     /// The VM ended first.
     #[error("the container's VM ended before the container did: {0}")]
     VmEnded(ExitReason),
 }
 
-/// Runs a container of `image` in a VM whose directory is that of `instance`, until it ends. `requests` lead to the
-/// supervisor of the VM; `signals` are those that are passed on to the container.
+/// Runs a container of `image` in a VM that `identity`, which has an ID and a directory, is for, until it ends.
+/// `requests` lead to the supervisor of the VM, which says so when `removal` notices that the directory is gone;
+/// `signals` are those that are passed on to the container.
 ///
 /// # Errors
 ///
 /// [`RunError`].
 pub fn run(
     (assets, image, options): (&Assets, &Image, &RunOptions),
-    instance: &Instance,
+    (identity, removal): (&Identity, Option<RemovalWatch>),
     requests: Requests,
     signals: Option<Signals>,
     timeline: &Arc<Timeline>,
 ) -> Result<Ended, RunError> {
-    let directory = instance.path();
-    let container = container(instance.id().as_str(), &image.config, options)?;
+    let (Some(id), Some(directory)) = (&identity.id, &identity.directory) else {
+        return Err(RunError::NoDirectory);
+    };
+    let container = container(id.as_str(), &image.config, options)?;
     let config = machine(assets, image, options, directory);
     let host = |doing| move |source| RunError::Host { doing, source };
     let listener = Listener::open(directory).map_err(host("make a socket for the agent"))?;
-    let frontend = Frontend::of_process(&config.console, Some(directory), requests.clone())?
-        .watching(instance.watch_removal().ok());
+    let frontend =
+        Frontend::of_process(&config.console, Some(directory), requests.clone())?.watching(removal);
     let (sender, receiver) = channel();
     let session = Session { listener, directory: directory.to_owned(), container, requests, signals };
     session.start(sender).map_err(host("start a thread"))?;
-    let reason = vmm::launch(&config, &instance.identity(), frontend, timeline)?;
+    let reason = vmm::launch(&config, identity, frontend, timeline)?;
     match receiver.try_recv() {
         Ok(Ok(Exit { code, out_of_memory })) => Ok(Ended { code, out_of_memory }),
         Ok(Err(SessionError::Failed(failure))) => Err(match failure.kind {
