@@ -122,9 +122,20 @@ pub struct RunCommand {
     #[arg(long, help_heading = "Security", hide_short_help = true)]
     privileged: bool,
 
-    /// Set a security option: no-new-privileges
-    #[arg(long, value_name = "OPTION", value_parser = ["no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"],
-          hide_possible_values = true, help_heading = "Security", hide_short_help = true)]
+    /// Set a security option
+    ///
+    /// no-new-privileges: programs give no further rights. seccomp=unconfined: system calls are not filtered.
+    #[arg(
+        long,
+        value_name = "OPTION",
+        value_parser = [
+            "no-new-privileges", "no-new-privileges:true", "no-new-privileges=true",
+            "seccomp=unconfined", "seccomp:unconfined",
+        ],
+        hide_possible_values = true,
+        help_heading = "Security",
+        hide_short_help = true
+    )]
     security_opt: Vec<String>,
 
     /// Set a kernel parameter
@@ -317,7 +328,8 @@ fn options(command: RunCommand, terminal: Option<Size>) -> Result<RunOptions, Fa
         added_capabilities: command.cap_add,
         dropped_capabilities: command.cap_drop,
         privileged: command.privileged,
-        no_new_privileges: !command.security_opt.is_empty(),
+        is_unconfined: command.security_opt.iter().any(|option| option.starts_with("seccomp")),
+        no_new_privileges: command.security_opt.iter().any(|option| option.starts_with("no-new")),
         memory: command.memory.map(MemorySize::bytes),
         milli_cpus: command.cpus,
         pids: command.pids_limit.and_then(|most| u64::try_from(most).ok()).filter(|most| *most > 0),

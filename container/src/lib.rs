@@ -9,6 +9,7 @@ mod image;
 mod machine;
 mod options;
 mod run;
+mod seccomp;
 mod session;
 mod spec;
 mod stdio;

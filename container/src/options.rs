@@ -34,6 +34,8 @@ pub struct RunOptions {
     pub dropped_capabilities: Vec<String>,
     /// All of the VM's devices and capabilities.
     pub privileged: bool,
+    /// System calls are not filtered.
+    pub is_unconfined: bool,
     /// Programs give no further rights.
     pub no_new_privileges: bool,
     /// Bytes of memory of the container.
@@ -59,6 +61,9 @@ pub enum OptionsError {
     /// Not a capability.
     #[error("unknown capability {0:?}: `man 7 capabilities` lists them, as in NET_ADMIN")]
     Capability(String),
+    /// The filter of system calls has an error of ours.
+    #[error("cannot compile the filter of system calls: {0}")]
+    Filter(String),
     /// A host name that Linux does not take.
     #[error("invalid host name {0:?}: use up to 63 letters, digits, `-` and `.`")]
     Hostname(String),

@@ -4,6 +4,7 @@ use agent_protocol::{Capabilities, Container, File, Limit, Mount, MountKind, Pro
 
 use crate::image::ImageConfig;
 use crate::options::{OptionsError, RunOptions};
+use crate::seccomp;
 
 /// The search path of an image that has none, as docker's.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -220,8 +221,17 @@ fn process(hostname: &str, image: &ImageConfig, options: &RunOptions) -> Result<
         capabilities: Capabilities { bounding: capabilities, ambient: 0 },
         no_new_privileges: options.no_new_privileges,
         limits: vec![Limit { resource: libc::RLIMIT_NOFILE, soft: 1 << 20, hard: 1 << 20 }],
-        seccomp: Vec::new(),
+        seccomp: filters(options, capabilities)?,
     })
+}
+
+/// The filters of its system calls, for these capabilities.
+fn filters(options: &RunOptions, capabilities: u64) -> Result<Vec<Vec<u8>>, OptionsError> {
+    if options.privileged || options.is_unconfined {
+        return Ok(Vec::new());
+    }
+    let has = |name: &str| bit(name).is_ok_and(|bit| capabilities & bit != 0);
+    seccomp::programs(has).map_err(|error| OptionsError::Filter(error.to_string()))
 }
 
 /// Later values replace earlier ones, at their place.
