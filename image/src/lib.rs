@@ -9,10 +9,12 @@ mod load;
 mod platform;
 mod recipe;
 mod reference;
+mod save;
 mod store;
 
 pub use digest::{Digest, DigestError};
 pub use documents::DocumentError;
 pub use load::{LoadError, Loaded};
 pub use reference::{Reference, ReferenceError};
+pub use save::{SaveError, SaveFormat};
 pub use store::{FlatDisk, HistoryEntry, Hold, Image, InvalidConfig, LayerInfo, Part, Store, StoreError};
