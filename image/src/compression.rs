@@ -126,7 +126,7 @@ mod tests {
 
     fn zstd(bytes: &[u8]) -> Vec<u8> {
         let mut child = Command::new("zstd")
-            .args(["-q", "-19", "-c"])
+            .args(["-q", "-c"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
-        (0..3_000_000_u32).flat_map(|number| (number / 3).wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+        (0..600_000_u32).flat_map(|number| (number / 3).wrapping_mul(2_654_435_761).to_le_bytes()).collect()
     }
 
     #[test]

@@ -104,6 +104,11 @@ impl<R> Hashed<R> {
         Self { input, hasher: Sha256::new(), length: 0 }
     }
 
+    /// What it reads from.
+    pub(crate) fn get_mut(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// The digest of what was read, and how many bytes that is.
     pub(crate) fn finish(self) -> (Digest, u64) {
         (Digest(self.hasher.finalize().into()), self.length)

@@ -131,7 +131,11 @@ impl Session<'_> {
             return Ok(());
         }
         File::open(file).and_then(|file| file.sync_data()).map_err(io_error("write", file))?;
-        self.add_blob(file, blob.digest)
+        // Others may still need the file by the name that it has.
+        match fs::hard_link(file, self.store.blob_path(blob.digest)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("keep", file)(error)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -44,10 +44,11 @@ pub use layers::LayerInfo;
 pub use resolve::{HistoryEntry, Image};
 pub use session::Hold;
 
-pub(crate) use files::read_bounded;
+pub(crate) use files::create as create_file;
 pub(crate) use layers::{BlobInfo, StoredLayer};
 pub(crate) use lock::FileLock;
-pub(crate) use records::{ImageRecord, ManifestInfo};
+pub(crate) use records::{ImageRecord, LayerRecord, ManifestInfo};
+pub(crate) use resolve::read_config;
 pub(crate) use session::Session;
 
 use crate::digest::{Digest, DigestError};
@@ -250,7 +251,7 @@ impl Store {
     /// The bytes of a manifest or configuration, whose digest is verified.
     pub(crate) fn document(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
         let path = self.blob_path(digest);
-        let bytes = read_bounded(&path)?;
+        let bytes = files::read_bounded(&path)?;
         if Digest::of(&bytes) == digest { Ok(bytes) } else { Err(StoreError::Damaged { path }) }
     }
 
@@ -288,11 +289,11 @@ impl Store {
                 None => references.remove_all(id),
             }
             self.mark_unswept()?;
+            self.write_references(&references)?;
             if references.of(id).is_empty() {
                 let path = self.record_path(id);
                 fs::remove_file(&path).map_err(io_error("remove", path))?;
             }
-            self.write_references(&references)?;
         }
         self.sweep_if_needed()
     }
