@@ -126,7 +126,10 @@ fn path_of(fd: BorrowedFd<'_>) -> String {
 impl Root {
     /// Opens a file of the container's.
     pub fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        // openat2(2) takes few flags beside O_PATH, which opens nothing that could block.
+        let plain =
+            if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY | OFlags::NONBLOCK };
+        let flags = flags | OFlags::CLOEXEC | plain;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         Ok(openat2(&self.directory, path, flags, Mode::empty(), resolve)?)
     }

@@ -18,7 +18,6 @@ type Words = &'static [&'static str];
 
 const COMMANDS: &[(Words, &str)] = &[
     (&["start", "create", "launch", "up"], "use `mvm boot`"),
-    (&["run"], "containers are not supported yet; `mvm boot` runs a VM"),
     (
         &["exec", "ssh"],
         "`mvm console VM` is the guest's console; for ssh, publish its port: `mvm boot … -p 2222:22`",
@@ -40,10 +39,10 @@ const COMMANDS: &[(Words, &str)] = &[
     (&["cp"], "share a folder with the guest: `mvm boot … --share DIR:PATH`"),
     (&["port"], "publish ports when the VM boots: `mvm boot … -p HOST:GUEST`"),
     (
-        &["pull", "push", "build", "images", "image"],
-        "container images are not supported yet; `mvm boot` runs a VM",
+        &["pull", "push", "build", "image"],
+        "registries are not supported yet: `docker save IMAGE | mvm load` puts an image into the store",
     ),
-    (&["snapshot", "save", "restore"], "snapshots are not supported yet; `mvm pause VM` pauses a VM"),
+    (&["snapshot", "restore"], "snapshots are not supported yet; `mvm pause VM` pauses a VM"),
 ];
 
 const BOOT: Words = &["boot"];

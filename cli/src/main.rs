@@ -95,6 +95,18 @@ enum Command {
     Boot(Box<boot::BootCommand>),
     /// Run a command in a new container
     Run(Box<run::RunCommand>),
+    /// List images
+    Images(images::ImagesCommand),
+    /// Put the images of an archive into the store
+    Load(images::LoadCommand),
+    /// Write images to an archive
+    Save(images::SaveCommand),
+    /// Remove images
+    Rmi(images::RmiCommand),
+    /// Give an image another name
+    Tag(images::TagCommand),
+    /// Show how an image was made
+    History(images::HistoryCommand),
     /// List running VMs
     #[command(alias = "list", alias = "ls")]
     Ps(ps::PsCommand),
@@ -155,6 +167,12 @@ fn run() -> ExitCode {
     match cli.command {
         Command::Boot(command) => boot::run(*command, has_directory, start),
         Command::Run(command) => run::run(*command, start),
+        Command::Images(command) => command.run(),
+        Command::Load(command) => command.run(),
+        Command::Save(command) => command.run(),
+        Command::Rmi(command) => command.run(),
+        Command::Tag(command) => command.run(),
+        Command::History(command) => command.run(),
         Command::Ps(command) => command.run(),
         Command::Stop(command) => command.run(),
         Command::Kill(command) => command.run(),

@@ -1,4 +1,9 @@
-//! The store of images.
+//! The store of images, and the commands that manage it.
+
+mod human;
+mod list;
+mod manage;
+mod transfer;
 
 use std::path::PathBuf;
 
@@ -6,7 +11,12 @@ use container::{Image, ImageConfig};
 use image::{Hold, Store};
 use vmm::Piece;
 
-use crate::chain;
+pub use list::{HistoryCommand, ImagesCommand};
+pub use manage::{RmiCommand, TagCommand};
+pub use transfer::{LoadCommand, SaveCommand};
+
+use crate::process::ExitCode;
+use crate::{chain, complain, exit_code};
 
 /// Opens this user's store: in `$MVM_DATA_DIR`, or in `mvm/images` of `$XDG_DATA_HOME` or `~/.local/share`, and for root
 /// in /var/lib/mvm/images.
@@ -36,8 +46,7 @@ pub fn open(name: &str) -> Result<(Image, Hold), String> {
     let store = store()?;
     let hold = store.hold().map_err(|error| chain(&error))?;
     let found = store.resolve(name).map_err(|error| chain(&error))?;
-    let image =
-        found.ok_or_else(|| format!("there is no image {name:?}: `mvm load` puts one into the store"))?;
+    let image = found.ok_or_else(|| missing(name))?;
     let disk = store.disk(&image).map_err(|error| chain(&error))?;
     let pieces = disk.parts.into_iter().map(|part| Piece { path: part.path, start: part.offset });
     let config = image.config.config().as_ref().map(|config| ImageConfig {
@@ -49,4 +58,18 @@ pub fn open(name: &str) -> Result<(Image, Hold), String> {
         stop_signal: config.stop_signal().clone(),
     });
     Ok((Image { config: config.unwrap_or_default(), disk: pieces.collect() }, hold))
+}
+
+fn missing(name: &str) -> String {
+    format!(
+        "there is no image {name:?}: `mvm load` puts one into the store, `mvm images` lists those that are there"
+    )
+}
+
+/// The exit code of a command, whose error is said.
+fn complete(result: Result<ExitCode, String>) -> ExitCode {
+    result.unwrap_or_else(|message| {
+        complain(&message);
+        exit_code::FAILURE.into()
+    })
 }

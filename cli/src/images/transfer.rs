@@ -1,0 +1,138 @@
+//! `mvm load` and `mvm save`.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use image::SaveFormat;
+
+use super::{complete, store};
+use crate::process::ExitCode;
+use crate::{chain, exit_code, print};
+
+const LOAD_EXAMPLES: &str = "\
+Examples:
+  mvm load -i image.tar
+  docker save alpine | mvm load
+  mvm load -i layout/            an OCI layout";
+
+/// Arguments of `mvm load`.
+#[derive(Args)]
+#[command(after_long_help = LOAD_EXAMPLES)]
+pub struct LoadCommand {
+    /// Read this file or directory in place of standard input
+    #[arg(long, short, value_name = "PATH")]
+    input: Option<PathBuf>,
+
+    /// Print only IDs
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+impl LoadCommand {
+    /// Loads the images of an archive.
+    pub fn run(self) -> ExitCode {
+        complete(self.load())
+    }
+
+    fn load(self) -> Result<ExitCode, String> {
+        let store = store()?;
+        let loaded = match &self.input {
+            Some(path) if path.is_dir() => store.load_directory(path),
+            Some(path) => {
+                let file =
+                    File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+                store.load(file)
+            }
+            None if io::stdin().is_terminal() => {
+                return Err("standard input is a terminal: give an archive by `-i FILE` or `< FILE`".into());
+            }
+            None => store.load(io::stdin().lock()),
+        };
+        let loaded = loaded.map_err(|error| chain(&error))?;
+        let mut said = String::new();
+        for image in loaded {
+            if self.quiet {
+                said.push_str(&format!("{}\n", image.id));
+            } else if image.references.is_empty() {
+                said.push_str(&format!("Loaded image ID: {}\n", image.id));
+            }
+            for reference in image.references.iter().filter(|_| !self.quiet) {
+                said.push_str(&format!("Loaded image: {reference}\n"));
+            }
+        }
+        Ok(print(said.as_bytes(), exit_code::SUCCESS))
+    }
+}
+
+const SAVE_EXAMPLES: &str = "\
+Examples:
+  mvm save -o alpine.tar alpine
+  mvm save alpine | docker load
+  mvm save --format oci -o alpine.oci.tar alpine";
+
+/// What an archive is.
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Docker,
+    Oci,
+}
+
+/// Arguments of `mvm save`.
+#[derive(Args)]
+#[command(after_long_help = SAVE_EXAMPLES)]
+pub struct SaveCommand {
+    /// Write this file in place of standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Make an archive of this kind: docker or oci
+    #[arg(long, value_name = "KIND", default_value = "docker", hide_possible_values = true)]
+    format: Format,
+
+    /// The images
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+impl SaveCommand {
+    /// Writes an archive of images.
+    pub fn run(self) -> ExitCode {
+        complete(self.save())
+    }
+
+    fn save(self) -> Result<ExitCode, String> {
+        let names: Vec<&str> = self.images.iter().map(String::as_str).collect();
+        let format = match self.format {
+            Format::Docker => SaveFormat::Docker,
+            Format::Oci => SaveFormat::Oci,
+        };
+        let store = store()?;
+        match &self.output {
+            Some(path) => {
+                // Beside it, so that a file that was there stays until the new one is whole.
+                let mut name = path.clone().into_os_string();
+                name.push(".new");
+                let new = PathBuf::from(name);
+                let cannot = |error: io::Error| format!("cannot write {}: {error}", path.display());
+                let file = File::create(&new).map_err(cannot)?;
+                let saved = store.save(&names, format, &file).map_err(|error| chain(&error));
+                let saved = saved.and_then(|()| std::fs::rename(&new, path).map_err(cannot));
+                if saved.is_err() {
+                    let _ = std::fs::remove_file(&new);
+                }
+                saved?;
+            }
+            None if io::stdout().is_terminal() => {
+                return Err("standard output is a terminal: give a file by `-o FILE` or `> FILE`".into());
+            }
+            None => {
+                let mut out = io::stdout().lock();
+                store.save(&names, format, &mut out).map_err(|error| chain(&error))?;
+                out.flush().map_err(|error| format!("cannot write to standard output: {error}"))?;
+            }
+        }
+        Ok(exit_code::SUCCESS.into())
+    }
+}
