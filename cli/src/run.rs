@@ -52,10 +52,10 @@ pub struct RunCommand {
     #[arg(long, hide_short_help = true)]
     rm: bool,
 
-    /// Set a variable of the environment
+    /// Set a variable: NAME=VALUE
     ///
-    /// Without a value, the one that the variable has here. May be given more than once.
-    #[arg(long, short, value_name = "NAME=VALUE")]
+    /// Without =VALUE, the one that the variable has here. May be given more than once.
+    #[arg(long, short, value_name = "VAR")]
     env: Vec<String>,
 
     /// Read variables from a file, one a line
@@ -66,8 +66,8 @@ pub struct RunCommand {
     #[arg(long, short, value_name = "DIR")]
     workdir: Option<String>,
 
-    /// Set the user, and the group
-    #[arg(long, short, value_name = "USER[:GROUP]")]
+    /// Set the user, and the group: USER or USER:GROUP
+    #[arg(long, short, value_name = "USER")]
     user: Option<String>,
 
     /// Add a group
@@ -82,8 +82,8 @@ pub struct RunCommand {
     #[arg(long, value_name = "NAME", hide_short_help = true)]
     hostname: Option<String>,
 
-    /// Add a line to /etc/hosts
-    #[arg(long, value_name = "NAME:IP", value_parser = host, hide_short_help = true)]
+    /// Add a line to /etc/hosts: NAME:IP
+    #[arg(long, value_name = "HOST", value_parser = host, hide_short_help = true)]
     add_host: Vec<(String, String)>,
 
     /// Limit memory, as in 512m
@@ -106,8 +106,8 @@ pub struct RunCommand {
     #[arg(long, help_heading = "Files")]
     read_only: bool,
 
-    /// Mount a temporary file system
-    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs, help_heading = "Files", hide_short_help = true)]
+    /// Mount a temporary file system: PATH or PATH:OPTIONS
+    #[arg(long, value_name = "PATH", value_parser = tmpfs, help_heading = "Files", hide_short_help = true)]
     tmpfs: Vec<(String, String)>,
 
     /// Add a capability, or ALL
@@ -138,8 +138,8 @@ pub struct RunCommand {
     )]
     security_opt: Vec<String>,
 
-    /// Set a kernel parameter
-    #[arg(long, value_name = "NAME=VALUE", value_parser = pair, help_heading = "Security", hide_short_help = true)]
+    /// Set a kernel parameter: NAME=VALUE
+    #[arg(long, value_name = "PARAM", value_parser = pair, help_heading = "Security", hide_short_help = true)]
     sysctl: Vec<(String, String)>,
 
     /// Print how long each phase of the start took
@@ -287,7 +287,12 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     }
     std::mem::forget(supervisor);
     match result {
-        Ok(ended) => Ok(ended.code),
+        Ok(ended) => {
+            if ended.out_of_memory && ended.code == exit_code::of_signal(libc::SIGKILL) {
+                complain("the container was killed: it had no memory left; give it more by -m");
+            }
+            Ok(ended.code)
+        }
         Err(error) => {
             let code = match error {
                 RunError::NotFound(_) => exit_code::NOT_FOUND,

@@ -80,6 +80,16 @@ pub fn udp_program() -> PathBuf {
     from_environment("MVM_UDP")
 }
 
+/// The directory with what the VMs of containers are made of.
+pub fn container_assets() -> PathBuf {
+    from_environment("MVM_ASSETS")
+}
+
+/// The image of `tools/busybox-image`, an archive.
+pub fn container_image() -> PathBuf {
+    from_environment("MVM_CONTAINER_IMAGE")
+}
+
 /// A file of `length` bytes in `directory`, all holes.
 pub fn sparse_file(directory: &Path, name: &str, length: u64) -> PathBuf {
     let path = directory.join(name);

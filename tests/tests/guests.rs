@@ -9,6 +9,8 @@ mod balloon;
 mod boots;
 #[path = "guests/console.rs"]
 mod console;
+#[path = "guests/containers.rs"]
+mod containers;
 #[path = "guests/control.rs"]
 mod control;
 #[path = "guests/disks.rs"]

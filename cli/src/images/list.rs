@@ -117,8 +117,13 @@ fn is_named(reference: &image::Reference, name: &str) -> bool {
     text == name || text.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'))
 }
 
+const HISTORY_EXAMPLES: &str = "\
+Examples:
+  mvm history --no-trunc alpine";
+
 /// Arguments of `mvm history`.
 #[derive(Args)]
+#[command(after_long_help = HISTORY_EXAMPLES)]
 pub struct HistoryCommand {
     /// Print whole commands
     #[arg(long)]

@@ -7,8 +7,14 @@ use super::{complete, store};
 use crate::process::ExitCode;
 use crate::{chain, complain, exit_code, print};
 
+const RMI_EXAMPLES: &str = "\
+Examples:
+  mvm rmi alpine:3.19 e13e74ceb895
+  mvm rmi $(mvm images --quiet)";
+
 /// Arguments of `mvm rmi`.
 #[derive(Args)]
+#[command(after_long_help = RMI_EXAMPLES)]
 pub struct RmiCommand {
     /// The images: references or IDs
     #[arg(required = true, value_name = "IMAGE")]
@@ -37,8 +43,13 @@ impl RmiCommand {
     }
 }
 
+const TAG_EXAMPLES: &str = "\
+Examples:
+  mvm tag e13e74ceb895 tools:1.2";
+
 /// Arguments of `mvm tag`.
 #[derive(Args)]
+#[command(after_long_help = TAG_EXAMPLES)]
 pub struct TagCommand {
     /// The image: a reference or an ID
     image: String,

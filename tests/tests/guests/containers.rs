@@ -1,0 +1,277 @@
+//! Containers in VMs of their own, beside podman, which runs the same image with the same options.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+use tests::{container_assets, container_image, mvm};
+
+/// The image of `tools/busybox-image`.
+const IMAGE: &str = "localhost/busybox";
+
+/// Both stores with the image in them, made once.
+struct Stores {
+    directory: TempDir,
+    has_podman: bool,
+}
+
+fn stores() -> &'static Stores {
+    static STORES: OnceLock<Stores> = OnceLock::new();
+    STORES.get_or_init(|| {
+        let stores = Stores { directory: TempDir::new().unwrap(), has_podman: has_podman() };
+        let image = container_image();
+        let loaded = stores.mvm().args(["load", "-i"]).arg(&image).output().unwrap();
+        assert!(loaded.status.success(), "{}", text(&loaded.stderr));
+        assert_eq!(text(&loaded.stdout), "Loaded image: localhost/busybox:latest\n");
+        if stores.has_podman {
+            let loaded = stores.podman().args(["load", "-i"]).arg(&image).output().unwrap();
+            assert!(loaded.status.success(), "{}", text(&loaded.stderr));
+        }
+        stores
+    })
+}
+
+fn has_podman() -> bool {
+    Command::new("podman").arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl Stores {
+    fn mvm(&self) -> Command {
+        let mut command = Command::new(mvm());
+        command.env("MVM_DATA_DIR", self.directory.path()).env("MVM_ASSETS", container_assets());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn podman(&self) -> Command {
+        let place = |name: &str| self.directory.path().join(name);
+        let mut command = Command::new("podman");
+        command.arg("--root").arg(place("podman")).arg("--runroot").arg(place("podman-run"));
+        command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none"]).stdin(Stdio::null());
+        command
+    }
+}
+
+/// Runs a container of mvm's with these arguments behind `run`.
+fn run(arguments: &[&str]) -> Output {
+    stores().mvm().arg("run").args(arguments).output().unwrap()
+}
+
+fn with_input(mut command: Command, input: &[u8]) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || {
+        // A container that does not read all of it is a case as well.
+        let _ = stdin.write_all(&input);
+    });
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+/// Options, command, and what standard input is.
+type Case = (&'static [&'static str], &'static [&'static str], &'static str);
+
+/// What has to be the same: exit code and standard output.
+const CASES: &[Case] = &[
+    (&[], &["echo", "hello"], ""),
+    (&[], &["sh", "-c", "echo out; echo err >&2; exit 7"], ""),
+    (&[], &["true"], ""),
+    (&[], &["nosuch"], ""),
+    (&[], &["/etc/passwd"], ""),
+    (&[], &["/bin"], ""),
+    (&[], &["sh", "-c", "kill -9 $$"], ""),
+    (&[], &["sh", "-c", "kill -TERM $$; echo survived"], ""),
+    (&["-i"], &["cat"], "some input\nand more\n"),
+    (&[], &["cat"], "not passed on"),
+    (&["-i"], &["head", "-c", "3"], "abcdefgh"),
+    (&["--group-add", "44"], &["id", "-G"], ""),
+    (&["-w", "/tmp"], &["pwd"], ""),
+    (&["-e", "A=1", "-e", "B=x y=z"], &["sh", "-c", "echo $A; echo $B"], ""),
+    (&["--entrypoint", "echo"], &["one", "two"], ""),
+    (&["--cap-drop", "ALL", "--cap-add", "NET_ADMIN"], &["sh", "-c", "grep -E '^Cap' /proc/self/status"], ""),
+    (&["--security-opt", "no-new-privileges"], &["grep", "NoNewPrivs", "/proc/self/status"], ""),
+    (&["--read-only"], &["sh", "-c", "touch /x; echo $?; touch /dev/shm/x; echo $?"], ""),
+    (
+        &["--tmpfs", "/scratch:size=64k"],
+        &["sh", "-c", "df -k /scratch | tail -1 | awk '{print $2}'; touch /scratch/x"],
+        "",
+    ),
+    (&["--shm-size", "1m"], &["sh", "-c", "df -k /dev/shm | tail -1 | awk '{print $2}'"], ""),
+    (&[], &["sh", "-c", "ls -1 /dev | grep -v -e console -e ptmx"], ""),
+    (&[], &["sh", "-c", "mount -t tmpfs none /tmp; echo $?"], ""),
+    (&[], &["sh", "-c", "echo 1 > /proc/sys/kernel/panic; echo $?"], ""),
+    (&[], &["sh", "-c", "cat /proc/keys | wc -c; ls /sys/firmware | wc -l"], ""),
+    (&[], &["sh", "-c", "ps -o pid | head -2"], ""),
+    (&["--pids-limit", "17"], &["cat", "/sys/fs/cgroup/pids.max"], ""),
+    (&["-m", "64m"], &["cat", "/sys/fs/cgroup/memory.max"], ""),
+    (&["--cpus", "0.5"], &["cat", "/sys/fs/cgroup/cpu.max"], ""),
+    (&["--sysctl", "kernel.msgmax=9000"], &["cat", "/proc/sys/kernel/msgmax"], ""),
+    (&["--add-host", "db:10.1.2.3"], &["grep", "db", "/etc/hosts"], ""),
+    (&[], &["sh", "-c", "umask; ulimit -c"], ""),
+    (&[], &["sh", "-c", "for i in 1 2 3; do sleep 0.01 & done; wait; echo all"], ""),
+    (&[], &["sh", "-c", "head -c 3000000 /dev/zero | md5sum"], ""),
+    (
+        &[],
+        &[
+            "sh",
+            "-c",
+            "ln /bin/busybox /tmp/b && cmp /bin/busybox /tmp/b && rm /bin/busybox; ls /bin/busybox; echo $?",
+        ],
+        "",
+    ),
+    (&["-t"], &["sh", "-c", "test -t 0 && test -t 1 && test -t 2 && echo all; echo $TERM"], ""),
+];
+
+/// Options, command, exit code, standard output, and what podman does in place of what docker does.
+type DockerCase = (&'static [&'static str], &'static [&'static str], i32, &'static str, &'static str);
+
+/// Where podman and docker differ, it is docker's way.
+const DOCKER_CASES: &[DockerCase] = &[
+    (&[], &["id"], 0, "uid=0(root) gid=0(root) groups=0(root)\n", "leaves the user's own group out"),
+    (&["-u", "1000:1001"], &["id"], 0, "uid=1000 gid=1001 groups=1001\n", "adds the user to /etc/passwd"),
+    (&["-u", "root:7"], &["id"], 0, "uid=0(root) gid=7 groups=7\n", "adds the group to /etc/group"),
+    (&["-u", "nosuch"], &["id"], 125, "", "ends with 126"),
+    (&["-w", "/new/directory"], &["pwd"], 0, "/new/directory\n", "refuses a directory that is not there"),
+    (
+        &["--hostname", "box"],
+        &["sh", "-c", "hostname; cat /etc/hostname; echo $HOSTNAME"],
+        0,
+        "box\nbox\nbox\n",
+        "has no line end in /etc/hostname",
+    ),
+    (
+        &[],
+        &["sh", "-c", "grep -E '^Cap|^Seccomp:|^NoNew' /proc/self/status | cut -f 2 | tr '\\n' ' '"],
+        0,
+        "0000000000000000 00000000a80425fb 00000000a80425fb 00000000a80425fb 0000000000000000 0 2 ",
+        "has 11 capabilities of docker's 14",
+    ),
+    (
+        &["-u", "1000"],
+        &["sh", "-c", "grep ^Cap /proc/self/status | cut -f 2 | tr '\\n' ' '"],
+        0,
+        "0000000000000000 0000000000000000 0000000000000000 00000000a80425fb 0000000000000000 ",
+        "has 11 capabilities of docker's 14",
+    ),
+    (
+        &[],
+        &["sh", "-c", "stat -c '%a %u %g' / /tmp /proc /dev /sys /etc/passwd | tr '\\n' ';'"],
+        0,
+        "755 0 0;1777 0 0;555 0 0;755 0 0;555 0 0;644 0 0;",
+        "gives the root directory the mode 555 where the image does not name it",
+    ),
+];
+
+#[test]
+fn where_podman_differs_containers_are_those_of_docker() {
+    for (options, command, code, stdout, differs) in DOCKER_CASES {
+        let arguments = [options, &[IMAGE][..], command].concat();
+        let output = run(&arguments);
+        let seen = (output.status.code(), text(&output.stdout));
+        assert_eq!(
+            seen,
+            (Some(*code), (*stdout).to_owned()),
+            "{arguments:?} (podman {differs}): {}",
+            text(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn containers_are_those_of_podman() {
+    let stores = stores();
+    if !stores.has_podman {
+        return eprintln!("skipped: there is no podman");
+    }
+    let mut differences = Vec::new();
+    for (options, command, input) in CASES {
+        let mut ours = stores.mvm();
+        ours.arg("run").args(*options).arg(IMAGE).args(*command);
+        let mut theirs = stores.podman();
+        theirs.args(["run", "--rm", "--network", "none", "--log-driver", "none"]).args(*options);
+        theirs.arg(IMAGE).args(*command);
+        let (ours, theirs) = (with_input(ours, input.as_bytes()), with_input(theirs, input.as_bytes()));
+        let seen = |output: &Output| (output.status.code(), text(&output.stdout));
+        if seen(&ours) != seen(&theirs) || ours.stderr.is_empty() != theirs.stderr.is_empty() {
+            let said = |output: &Output| format!("{:?} {}", seen(output), text(&output.stderr));
+            differences.push(format!(
+                "{options:?} {command:?}:\n  mvm:    {}\n  podman: {}",
+                said(&ours),
+                said(&theirs)
+            ));
+        }
+    }
+    assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), CASES.len(), differences.join("\n"));
+}
+
+#[test]
+fn a_container_cannot_reach_the_agent_or_the_vms_disks() {
+    let script = "
+        mknod /tmp/disk b 254 0 && cat /tmp/disk >/dev/null; echo $?
+        ls /run 2>&1 | wc -l
+        cat /proc/1/comm
+        ls /dev/vda /dev/vsock 2>/dev/null | wc -l";
+    let output = run(&[IMAGE, "sh", "-c", script]);
+    assert_eq!(text(&output.stdout), "1\n1\nsh\n0\n", "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_signal_is_passed_on_and_the_exit_code_comes_back() {
+    let mut command = stores().mvm();
+    command.args([
+        "run",
+        IMAGE,
+        "sh",
+        "-c",
+        "trap 'echo got it; exit 3' TERM; echo ready; while :; do sleep 0.1; done",
+    ]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut output, &mut rest).unwrap();
+    assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("got it\n", Some(3)));
+}
+
+#[test]
+fn a_container_without_memory_is_killed_and_so_it_says() {
+    let script = "tail -c 100000000 /dev/zero | cat >/dev/null; echo not here";
+    let output =
+        run(&["-m", "32m", IMAGE, "sh", "-c", &format!("exec tail -c 100000000 /dev/zero # {script}")]);
+    assert_eq!(output.status.code(), Some(137), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("no memory left"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn much_output_arrives_whole_on_both_streams() {
+    let output = run(&[IMAGE, "sh", "-c", "seq 1 200000; seq 1 200000 >&2"]);
+    let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    assert!(text(&output.stdout) == expected && text(&output.stderr) == expected);
+}
+
+#[test]
+fn nothing_is_left_of_a_container() {
+    let directory = TempDir::new().unwrap();
+    let runtime: PathBuf = directory.path().join("run");
+    let mut command = stores().mvm();
+    command.arg("--runtime-dir").arg(&runtime).args(["run", "--rm", "--name", "web", IMAGE, "true"]);
+    assert!(command.status().unwrap().success());
+    let left = |path: &Path| {
+        std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+    };
+    let names = left(&runtime);
+    assert!(names.iter().all(|name| name == "names") && left(&runtime.join("names")).is_empty(), "{names:?}");
+}
