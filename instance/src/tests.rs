@@ -187,7 +187,7 @@ fn the_name_of_another_vm_survives_the_removal_of_remains() {
 }
 
 #[test]
-fn a_directory_with_a_damaged_record_is_said_and_harms_nobody() {
+fn a_damaged_record_is_reported_and_affects_no_other_vm() {
     let place = Place::new();
     let good = place.claim(None, Some("000000000001")).unwrap();
     let bad = place.claim(Some("bad"), Some("000000000002")).unwrap();

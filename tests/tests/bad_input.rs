@@ -310,7 +310,7 @@ fn a_directory_that_cannot_be_made_is_the_hosts_fault(#[case] mount: &str, #[cas
 #[case("/missing", &["cannot start /missing to share /work", "No such file"])]
 #[case("/bin/false", &["virtiofsd failed to share /work", "exit status: 1"])]
 #[case("/bin/ls", &["virtiofsd failed to share /work", "unrecognized option"])]
-fn a_virtiofsd_that_does_not_work_is_said(#[case] program: &str, #[case] parts: &[&str]) {
+fn a_virtiofsd_that_does_not_work_is_reported(#[case] program: &str, #[case] parts: &[&str]) {
     let files = Files::new();
     let share = format!("{}:/work", files.path().display());
     let mut command = Command::new(mvm());
@@ -334,7 +334,7 @@ fn without_virtiofsd_the_package_is_named() {
 }
 
 #[test]
-fn what_hinders_a_user_network_is_said() {
+fn what_prevents_a_user_network_is_reported() {
     let files = Files::new();
     expect(&files.run("--kernel VMLINUX --net tap=t -p 8080:80"), 2, &["add --net user"]);
     let twice = "--kernel VMLINUX -p 127.0.0.1:8080:80 -p 127.0.0.2:8070-8090:70-90";
@@ -398,7 +398,7 @@ fn readable_files() -> (TempDir, PathBuf, PathBuf) {
 }
 
 #[test]
-fn without_permission_for_kvm_the_way_to_mend_it_is_said() {
+fn without_permission_for_kvm_the_message_says_how_to_get_it() {
     use std::os::unix::fs::PermissionsExt;
     let mode = fs::metadata("/dev/kvm").map(|metadata| metadata.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o006 != 0) {
@@ -471,7 +471,7 @@ fn a_tap_that_is_not_as_asked_for_says_how_to_make_it() {
 }
 
 #[test]
-fn without_kvm_the_way_to_mend_it_is_said() {
+fn without_kvm_the_message_says_how_to_fix_it() {
     // A mount namespace of its own, in which /dev is empty.
     let script = "mount -t tmpfs none /dev && exec \"$0\" \"$@\"";
     let output = Command::new("unshare")

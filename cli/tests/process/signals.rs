@@ -135,7 +135,7 @@ fn a_paused_vm_is_resumed_before_its_button_is_pressed() {
 }
 
 #[test]
-fn a_vm_ends_in_time_though_nobody_reads_any_of_its_output() {
+fn a_vm_ends_in_time_though_its_output_is_not_read() {
     let Some(place) = Place::new(TALKS) else { return };
     // The pipes stay open and full.
     let mut vm = place.start(&["--stop-timeout", "0s", "--log-level", "trace"]);

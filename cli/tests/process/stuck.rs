@@ -68,7 +68,7 @@ fn any_number_of_stalled_disks_costs_the_end_of_a_vm_one_deadline() {
     assert!(place.is_clean());
 }
 
-/// mvm ignores some signals, which would mean to a program that it starts what nobody told it.
+/// mvm ignores some signals, which a program that it starts would inherit without notice.
 #[test]
 fn helpers_get_the_default_action_of_signals_that_mvm_ignores() {
     use std::os::unix::fs::PermissionsExt;

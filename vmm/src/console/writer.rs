@@ -116,7 +116,7 @@ mod tests {
         }
         write(LENGTH - first);
         hub.close();
-        assert!(!writer.finish(), "nobody reads");
+        assert!(!writer.finish(), "the output is not read");
         // A reader that reads at last gets what the pipe holds, what is missing, and the latest.
         let mut text = String::new();
         pipe.read_to_string(&mut text).unwrap();

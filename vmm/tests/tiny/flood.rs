@@ -1,4 +1,4 @@
-//! A guest that breaks rules as fast as it can, while nobody reads mvm's standard error.
+//! A guest that breaks rules as fast as it can, while mvm's standard error is not read.
 
 use std::io::{PipeReader, Read, Write, pipe};
 use std::os::fd::AsRawFd;
@@ -135,7 +135,7 @@ fn wait(mut child: Child) -> Option<i32> {
 }
 
 #[test]
-fn a_guest_that_floods_the_log_runs_to_its_end_though_nobody_reads_it() {
+fn a_guest_that_floods_the_log_runs_to_its_end_though_it_is_not_read() {
     if Machine::new(floods()).is_none() {
         return;
     }
@@ -147,7 +147,7 @@ fn a_guest_that_floods_the_log_runs_to_its_end_though_nobody_reads_it() {
 }
 
 #[test]
-fn a_vm_that_floods_the_log_hears_signals_though_nobody_reads_it() {
+fn a_vm_that_floods_the_log_hears_signals_though_it_is_not_read() {
     if Machine::new(floods_without_end()).is_none() {
         return;
     }

@@ -285,7 +285,7 @@ fn what_is_typed_is_not_for_a_driver_that_throws_buffers_away() {
     }
 }
 
-/// As Linux does with a console that nobody has open yet.
+/// As Linux does with a console that no program has open yet.
 #[test]
 fn a_driver_that_reads_late_is_told_until_it_has_read_all() {
     for event_idx in [false, true] {

@@ -37,7 +37,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// One interrupt for everything.
+    /// One interrupt foreverything.
     pub fn shared(line: Arc<dyn Interrupt>) -> Self {
         Self { config: line, queues: None }
     }

@@ -1,4 +1,4 @@
-//! Queues whose back end is gone. Every request in them is refused, so that no program in the guest waits for ever.
+//! Queues whose back end is gone. Every request in them is refused, so that no program in the guest waits forever.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;

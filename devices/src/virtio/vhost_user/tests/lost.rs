@@ -124,7 +124,7 @@ proptest! {
         prop_assert!(!driver.counters.broken());
     }
 
-    /// A back end that answers in order is followed for ever.
+    /// A back end that answers in order is followed forever.
     #[test]
     fn a_back_end_that_answers_in_order_is_followed_past_the_end_of_the_rings(turns in 0..80_u16, left in 0..8_u16) {
         let mut driver = Driver::new(16);

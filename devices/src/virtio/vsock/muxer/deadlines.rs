@@ -29,7 +29,7 @@ pub(super) fn in_time(timeout: Duration) -> Instant {
 }
 
 impl Muxer {
-    /// How long the device may sleep; `None`: for ever.
+    /// How long the device may sleep; `None`: forever.
     pub(in super::super) fn timeout(&self) -> Option<Duration> {
         let next =
             [self.connections.table.earliest(), self.connections.accept_at].into_iter().flatten().min()?;
