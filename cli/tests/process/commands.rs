@@ -153,7 +153,7 @@ fn a_table_fits_the_terminal_and_a_file_gets_all_of_it() {
     assert!(said.contains(&name) && said.contains("ROOTFS"), "{said}");
     let said = shell.run("$M stats --no-stream; echo \"code=$?\"", "code=0");
     assert!(said.contains("nnnnnnnnnnn…") && !said.contains(&name), "{said}");
-    shell.run("$M kill $N; wait %1; echo \"code=$?\"", "code=137");
+    shell.run("$M kill $N; wait; echo ended", "ended");
 }
 
 /// What mvm prints to a pipe.
