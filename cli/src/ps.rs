@@ -33,8 +33,8 @@ pub struct PsCommand {
 
     /// Do not shorten the table to the terminal's width
     ///
-    /// On a terminal, names and paths that do not fit are cut, and the columns ROOTFS and KERNEL are left out where that is
-    /// not enough. Output to a file or pipe is complete.
+    /// On a terminal, names and paths that do not fit are cut, and the columns ROOTFS and KERNEL are left out where that
+    /// is not enough. Output to a file or pipe is complete.
     #[arg(long, conflicts_with_all = ["json", "quiet"])]
     no_trunc: bool,
 }
