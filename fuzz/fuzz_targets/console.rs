@@ -5,10 +5,11 @@
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use devices::virtio::VirtioDevice;
 use devices::virtio::console::{Console, ConsoleSink, WindowSize};
-use fuzz::{MAX_STEPS, Rig, Script, Step};
+use fuzz::{HostSide, MAX_STEPS, Rig, Script, Step};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -41,6 +42,26 @@ impl Write for Sink {
     }
 }
 
+/// The reader stalls: what it has read makes no room.
+impl HostSide for Sink {
+    fn stall(&mut self) {
+        *self.room.lock().expect("no panic") = 0;
+    }
+
+    fn release(&mut self) {
+        self.make_room(1 << 20);
+    }
+}
+
+impl Sink {
+    fn make_room(&self, length: usize) {
+        *self.room.lock().expect("no panic") += length;
+        self.event.write(1).expect("the eventfd takes it");
+    }
+}
+
+/// The queue whose chains the reader has to take.
+const TRANSMIT: usize = 1;
 /// The timer among the descriptors that wake the device.
 const LISTENER_TIMER: usize = 1;
 
@@ -63,7 +84,8 @@ fuzz_target!(|script: Script<Action>| {
     let sink = Sink { room: Arc::new(Mutex::new(1 << 16)), event };
     let of_device = sink.clone();
     let make = move || Console::new(Box::new(of_device.clone()), WindowSize::default()).expect("a device");
-    let mut rig = Rig::new(make, script.declined, script.halvings);
+    let rig = Rig::new(make, script.declined, script.halvings);
+    let mut rig = rig.with_host(sink.clone(), Duration::ZERO, &[TRANSMIT]);
     for action in script.steps.iter().take(MAX_STEPS) {
         match action {
             Action::Driver(step) => rig.step(step),
@@ -73,14 +95,13 @@ fuzz_target!(|script: Script<Action>| {
                 // The time before it asks whether anybody listens.
                 rig.device().woken(LISTENER_TIMER);
             }
-            Action::Read(length) => {
-                *sink.room.lock().expect("no panic") += usize::from(*length);
-                sink.event.write(1).expect("the eventfd takes it");
-            }
+            Action::Read(_) if rig.is_stalled() => {}
+            Action::Read(length) => sink.make_room((*length).into()),
             Action::Resize { columns, rows } => {
                 rig.device().resize(WindowSize { columns: *columns, rows: *rows });
             }
         }
         rig.pump();
     }
+    rig.end(&script);
 });

@@ -1,17 +1,17 @@
-//! A shared folder whose back end goes away: what it left in the queues, whatever that is, is mvm's to answer.
+//! A shared folder whose back end stalls or goes away: what it left in the queues, whatever that is, is mvm's to answer.
 
 #![no_main]
 
-use std::cell::RefCell;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use devices::virtio::vhost_user::VhostUser;
-use fuzz::{MAX_STEPS, MEMORY, Rig, Script, Step};
+use fuzz::{HostSide, MAX_STEPS, MEMORY, Rig, Script, Step};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
@@ -23,24 +23,86 @@ enum Action {
     Leave,
 }
 
-/// The requests whose answers the front end awaits before it starts the queues.
+/// How long the back end may take to answer. It is short, for many runs a second.
+const DEADLINE: Duration = Duration::from_millis(20);
+/// The requests that are answered.
 const GET_FEATURES: u32 = 1;
+const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 /// VERSION_1, EVENT_IDX, INDIRECT_DESC and the protocol's features, of which there are none.
 const FEATURES: u64 = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 30;
 const VERSION_AND_IS_REPLY: u32 = 1 | 4;
+const QUEUES: usize = 2;
 
-fn answer(request: u32, value: u64) -> Vec<u8> {
-    let header = [request, VERSION_AND_IS_REPLY, 8];
-    header.iter().flat_map(|word| word.to_le_bytes()).chain(value.to_le_bytes()).collect()
+/// A back end that takes the queues and does nothing with them, and answers unless it is stalled.
+#[derive(Clone, Default)]
+struct BackEnd {
+    is_stalled: Arc<(Mutex<bool>, Condvar)>,
+    /// Its socket: of the device that was made last.
+    socket: Arc<Mutex<Option<UnixStream>>>,
 }
 
-/// A back end that takes the queues and does nothing with them.
-fn back_end() -> (VhostUser, UnixStream) {
-    let (near, mut far) = UnixStream::pair().expect("sockets");
-    let answers = [answer(GET_FEATURES, FEATURES), answer(GET_PROTOCOL_FEATURES, 0)];
-    far.write_all(&answers.concat()).expect("it has room");
-    (VhostUser::fs(near, &"tag".parse().expect("a tag")).expect("a device"), far)
+impl HostSide for BackEnd {
+    fn stall(&mut self) {
+        *self.is_stalled.0.lock().expect("no panic") = true;
+    }
+
+    fn release(&mut self) {
+        *self.is_stalled.0.lock().expect("no panic") = false;
+        self.is_stalled.1.notify_all();
+    }
+}
+
+impl BackEnd {
+    fn device(&self) -> VhostUser {
+        let (near, far) = UnixStream::pair().expect("sockets");
+        *self.socket.lock().expect("no panic") = Some(far.try_clone().expect("a descriptor is left"));
+        let is_stalled = self.is_stalled.clone();
+        // It ends with the connection, or once it is stalled no more.
+        std::thread::spawn(move || drop(serve(far, &is_stalled)));
+        let mut device = VhostUser::fs(near, &"tag".parse().expect("a tag")).expect("a device");
+        device.set_deadline(DEADLINE);
+        device
+    }
+
+    fn leave(&self) {
+        if let Some(socket) = self.socket.lock().expect("no panic").take() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn serve(mut socket: UnixStream, (is_stalled, changed): &(Mutex<bool>, Condvar)) -> io::Result<()> {
+    let mut bases = [0_u32; QUEUES];
+    loop {
+        let mut header = [0; 12];
+        socket.read_exact(&mut header)?;
+        let [request, _, length] = words(&header);
+        let mut payload = vec![0; length as usize];
+        socket.read_exact(&mut payload)?;
+        drop(changed.wait_while(is_stalled.lock().expect("no panic"), |is_stalled| *is_stalled));
+        let value = match request {
+            GET_FEATURES => FEATURES,
+            GET_PROTOCOL_FEATURES => 0,
+            SET_VRING_BASE => {
+                let [index, base] = words(&payload);
+                bases[index as usize] = base;
+                continue;
+            }
+            GET_VRING_BASE => {
+                let [index, _] = words(&payload);
+                u64::from(bases[index as usize]) << 32 | u64::from(index)
+            }
+            _ => continue,
+        };
+        let header = [request, VERSION_AND_IS_REPLY, 8].map(u32::to_le_bytes).concat();
+        socket.write_all(&[header, value.to_le_bytes().to_vec()].concat())?;
+    }
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    std::array::from_fn(|index| u32::from_le_bytes(bytes[4 * index..][..4].try_into().expect("four bytes")))
 }
 
 /// Memory that another process could map.
@@ -56,30 +118,23 @@ fn memory() -> GuestMemoryMmap {
 }
 
 fuzz_target!(|script: Script<Action>| {
-    // The far end, for as long as it is there: of the device that was made last.
-    let far = Rc::new(RefCell::new(None));
-    let of_last = far.clone();
-    let make = move || {
-        let (device, far) = back_end();
-        *of_last.borrow_mut() = Some(far);
-        device
-    };
+    let back_end = BackEnd::default();
+    let of_devices = back_end.clone();
+    let make = move || of_devices.device();
     let line = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
-    let mut rig = Rig::over(make, memory(), line, script.declined, script.halvings);
+    let rig = Rig::over(make, memory(), line, script.declined, script.halvings);
+    let mut rig = rig.with_host(back_end.clone(), DEADLINE, &[0, 1]);
     for action in script.steps.iter().take(MAX_STEPS) {
         match action {
-            Action::Driver(step) => {
-                // A reset is something that a back end is asked for, and waited for.
-                if matches!(step, Step::Reset { .. } | Step::SetRegister { .. }) {
-                    far.borrow_mut().take();
-                    rig.pump();
-                }
-                rig.step(step);
-            }
-            Action::Leave => drop(far.borrow_mut().take()),
+            Action::Driver(step) => rig.step(step),
+            Action::Leave => back_end.leave(),
         }
         rig.pump();
     }
-    far.borrow_mut().take();
-    rig.pump();
+    if script.declined >> 62 & 1 == 0 {
+        // What it has left in the queues is answered.
+        back_end.leave();
+        rig.pump();
+        rig.end(&script);
+    }
 });

@@ -2,11 +2,14 @@
 
 #![no_main]
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::Duration;
 
 use devices::virtio::net::{Backend, MacAddress, Net, NetSettings, Stream};
-use fuzz::{MAX_STEPS, Rig, Script, Step};
+use fuzz::{HostSide, MAX_STEPS, Rig, Script, Step};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 
@@ -52,6 +55,30 @@ fn make_room(rig: &mut Rig<Net>, lengths: &[u16]) {
     }
 }
 
+/// Both ends of the socket; the far one is `None` once it has gone.
+struct Wire {
+    near: UnixStream,
+    far: Rc<RefCell<Option<UnixStream>>>,
+}
+
+impl HostSide for Wire {
+    /// The far end reads nothing, and the socket is full.
+    fn stall(&mut self) {
+        while self.near.write(&[0; 1 << 16]).is_ok() {}
+    }
+
+    fn release(&mut self) {
+        if let Some(far) = &mut *self.far.borrow_mut() {
+            take(far);
+        }
+    }
+}
+
+/// The far end reads what there is.
+fn take(far: &mut UnixStream) {
+    while far.read(&mut [0; 1 << 16]).is_ok_and(|length| length > 0) {}
+}
+
 fuzz_target!(|script: Script<Action>| {
     let (near, far) = UnixStream::pair().expect("sockets");
     far.set_nonblocking(true).expect("a socket that does not wait");
@@ -60,17 +87,23 @@ fuzz_target!(|script: Script<Action>| {
         mtu: Some(1500),
         limits: Default::default(),
     };
+    let far = Rc::new(RefCell::new(Some(far)));
+    let wire = Wire { near: near.try_clone().expect("a descriptor is left"), far: far.clone() };
     let make = move || {
         let near = near.try_clone().expect("a descriptor is left");
         let backend = Backend::Stream(Stream::new(near).expect("a socket that does not wait"));
         Net::new(settings, vec![backend]).expect("a device")
     };
-    let mut rig = Rig::new(make, script.declined, script.halvings % 5);
+    let rig = Rig::new(make, script.declined, script.halvings % 5);
+    let mut rig = rig.with_host(wire, Duration::from_secs(5), &[TRANSMIT]);
     make_room(&mut rig, &[2000; 8]);
-    let mut far = Some(far);
     for action in script.steps.iter().take(MAX_STEPS) {
-        match (action, &mut far) {
-            (Action::Driver(step), _) => rig.step(step),
+        if let Action::Driver(step) = action {
+            rig.step(step);
+        }
+        let mut end = far.borrow_mut();
+        match (action, &mut *end) {
+            (Action::Driver(_), _) => {}
             (Action::Send { lengths }, _) => {
                 let lengths = lengths.iter().map(|&length| (BUFFERS, u32::from(length), 0));
                 rig.chain(TRANSMIT, &lengths.collect::<Vec<_>>());
@@ -87,10 +120,13 @@ fuzz_target!(|script: Script<Action>| {
                 let _ = far.write_all(&[&(frame.len() as u32).to_be_bytes(), frame.as_slice()].concat());
             }
             (Action::Bytes(bytes), Some(far)) => drop(far.write_all(bytes)),
-            (Action::Take, Some(far)) => while far.read(&mut [0; 4096]).is_ok_and(|length| length > 0) {},
-            (Action::Close, _) => far = None,
+            (Action::Take, Some(_)) if rig.is_stalled() => {}
+            (Action::Take, Some(far)) => take(far),
+            (Action::Close, _) => *end = None,
             (_, None) => {}
         }
+        drop(end);
         rig.pump();
     }
+    rig.end(&script);
 });

@@ -16,5 +16,5 @@ fuzz_target!(|input: (bool, Script)| {
         let file = PmemFile::open(&path, mode, ImageFormat::Raw).expect("the file opens");
         Pmem::new(file, GuestAddress(1 << 32)).expect("a device")
     };
-    fuzz::run(make, script);
+    fuzz::run(make, &[0], script);
 });

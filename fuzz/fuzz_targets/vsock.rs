@@ -3,13 +3,16 @@
 
 #![no_main]
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use devices::virtio::vsock::{Vsock, VsockListener};
-use fuzz::{MAX_STEPS, Rig, Script, Step};
+use fuzz::{HostSide, MAX_STEPS, Rig, Script, Step};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 
@@ -71,6 +74,8 @@ const TRANSMIT: usize = 1;
 const SENT: u64 = 0x1000;
 const RECEIVED: u64 = 0x8000;
 const WRITE: u16 = 2;
+/// The length of a packet's header.
+const HEADER: u32 = 44;
 /// Ports of the host: two with a listener, one without, and those of the first connections that
 /// processes of the host begin.
 const HOST_PORTS: [u32; 6] = [80, 81, 82, 1 << 30, (1 << 30) + 1, (1 << 30) + 2];
@@ -137,6 +142,35 @@ fn make_room(rig: &mut Rig<Vsock>, lengths: &[u16]) {
     }
 }
 
+/// The ends of connections that processes of the host have.
+type Sockets = Rc<RefCell<Vec<UnixStream>>>;
+
+/// Processes of the host, which neither read nor leave while they are stalled.
+struct Processes(Sockets);
+
+impl HostSide for Processes {
+    fn release(&mut self) {
+        self.0.borrow_mut().iter_mut().for_each(read_all);
+    }
+}
+
+fn read_all(socket: &mut UnixStream) {
+    while socket.read(&mut [0; 1 << 16]).is_ok_and(|length| length > 0) {}
+}
+
+/// The guest sends on the first connection of either side as much as sockets and the device hold.
+fn flood(rig: &mut Rig<Vsock>) {
+    let length = RECEIVED as u32;
+    let usual = Odd { cids: [CID.into(), HOST], kind: 1, length, buf_alloc: 0x1000, fwd_cnt: 0 };
+    for (guest_port, host_port) in [(0, 0), (1, 3)] {
+        let packet = Packet { guest_port, host_port, op: 5, ..Packet::REQUEST };
+        for _ in 0..8 {
+            rig.write(SENT, &packet.bytes(Some(&usual)));
+            rig.chain(TRANSMIT, &[(SENT, HEADER, 0), (RECEIVED, length, 0)]);
+        }
+    }
+}
+
 /// A process of the host connects and says `line`.
 fn connect(line: &[u8]) -> Option<UnixStream> {
     let mut socket = UnixStream::connect(path()).ok()?;
@@ -153,45 +187,63 @@ fuzz_target!(|input: (bool, Script<Action>)| {
         Vsock::new(CID, listener, 8).expect("a thread")
     };
     // A packet takes a few descriptors.
-    let mut rig = Rig::new(make, script.declined, script.halvings % 5);
-    let mut sockets: Vec<UnixStream> = Vec::new();
+    let rig = Rig::new(make, script.declined, script.halvings % 5);
+    let sockets = Sockets::default();
+    // The device's thread does not wait for them.
+    let mut rig = rig.with_host(Processes(sockets.clone()), Duration::from_secs(5), &[TRANSMIT]);
     if !is_plain {
         // With a connection from either side there is more to do wrong.
         make_room(&mut rig, &[300; 8]);
         send(&mut rig, &Packet::REQUEST, None);
-        sockets.extend(connect(b"CONNECT 1025\n"));
+        sockets.borrow_mut().extend(connect(b"CONNECT 1025\n"));
         rig.pump();
         send(&mut rig, &Packet { guest_port: 1, host_port: 3, op: 2, ..Packet::REQUEST }, None);
     }
     for action in script.steps.iter().take(MAX_STEPS) {
         let of = |socket: &u8| usize::from(*socket) % MAX_SOCKETS;
         match action {
-            Action::Driver(step) => rig.step(step),
+            Action::Driver(step) => {
+                rig.step(step);
+                if matches!(step, Step::Stall) {
+                    flood(&mut rig);
+                }
+            }
             Action::Send(packet) => send(&mut rig, packet, None),
             Action::SendOdd(packet, odd) => send(&mut rig, packet, Some(odd)),
             Action::Room { lengths } => make_room(&mut rig, lengths),
-            Action::Connect { port, says } if sockets.len() < MAX_SOCKETS => {
+            Action::Connect { port, says } if sockets.borrow().len() < MAX_SOCKETS => {
                 let line = format!("CONNECT {}\n", 1024 + u32::from(*port) % 3);
-                sockets.extend(connect(says.as_deref().unwrap_or(line.as_bytes())));
+                sockets.borrow_mut().extend(connect(says.as_deref().unwrap_or(line.as_bytes())));
             }
             Action::Write { socket, bytes } => {
-                sockets.get_mut(of(socket)).map(|socket| socket.write_all(bytes));
+                sockets.borrow_mut().get_mut(of(socket)).map(|socket| socket.write_all(bytes));
             }
+            Action::Read { .. } | Action::Close { .. } if rig.is_stalled() => {}
             Action::Read { socket } => {
-                sockets.get_mut(of(socket)).map(|socket| socket.read(&mut [0; 1 << 16]));
+                sockets.borrow_mut().get_mut(of(socket)).map(|socket| socket.read(&mut [0; 1 << 16]));
             }
-            Action::Close { socket } if of(socket) < sockets.len() => drop(sockets.remove(of(socket))),
+            Action::Close { socket } if of(socket) < sockets.borrow().len() => {
+                drop(sockets.borrow_mut().remove(of(socket)));
+            }
             Action::Connect { .. } | Action::Close { .. } => {}
         }
         rig.pump();
         for listener in listeners {
             while let Ok((socket, _)) = listener.accept() {
                 socket.set_nonblocking(true).expect("a socket that does not wait");
-                if sockets.len() < MAX_SOCKETS {
-                    sockets.push(socket);
+                if sockets.borrow().len() < MAX_SOCKETS {
+                    sockets.borrow_mut().push(socket);
                 }
             }
         }
+    }
+    if script.declined >> 63 == 0 {
+        // The device answers packets, and takes no more while too many answers have no room.
+        rig.settle(|rig| {
+            if rig.has_room(RECEIVE, 1) {
+                make_room(rig, &[300]);
+            }
+        });
     }
     drop(rig);
     // Connections that came too late are not the next run's.

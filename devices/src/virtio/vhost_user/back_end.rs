@@ -114,7 +114,7 @@ impl BackEnd {
         self.features
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = deadline;
     }

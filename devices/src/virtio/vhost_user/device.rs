@@ -109,9 +109,12 @@ impl VhostUser {
         })
     }
 
-    #[cfg(test)]
-    pub(super) fn set_deadline(&mut self, deadline: Duration) {
-        self.back_end.as_mut().unwrap().set_deadline(deadline);
+    /// Gives the back end another deadline from now on.
+    #[cfg(any(test, fuzzing))]
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        if let Some(back_end) = &mut self.back_end {
+            back_end.set_deadline(deadline);
+        }
     }
 
     /// Ends the connection to the back end.

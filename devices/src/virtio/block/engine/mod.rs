@@ -1,7 +1,7 @@
 //! How I/O reaches the host: through io_uring, or by system calls that block where the host refuses io_uring.
 
 mod direct;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod stalled;
 mod uring;
 
@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use self::direct::Direct;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 use self::stalled::Stalled;
 use self::uring::Uring;
 use super::super::iovecs::IoVecs;
@@ -101,7 +101,7 @@ pub(super) enum Engine {
     /// Each operation is complete when [`Engine::start`] returns.
     Direct(Direct),
     /// Operations complete when a test lets them.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     Stalled(Stalled),
 }
 
@@ -128,7 +128,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.enable(),
             Self::Direct(_) => {}
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(_) => {}
         }
     }
@@ -138,7 +138,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.watch(source, fd),
             Self::Direct(direct) => direct.watch(source, fd),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.watch(source, fd),
         }
     }
@@ -148,7 +148,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.is_level_triggered(),
             Self::Direct(_) => true,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(_) => true,
         }
     }
@@ -165,7 +165,7 @@ impl Engine {
             Self::Uring(uring) => unsafe { uring.start(number, operation, offset, ranges) },
             // SAFETY: the caller promises more.
             Self::Direct(direct) => unsafe { direct.start(number, operation, offset, ranges) },
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             // SAFETY: the caller promises the same.
             Self::Stalled(stalled) => unsafe { stalled.start(number, operation, offset, ranges) },
         }
@@ -176,7 +176,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.submit(),
             Self::Direct(direct) => direct.has_completions(),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.has_completions(),
         }
     }
@@ -186,7 +186,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.pop(),
             Self::Direct(direct) => direct.pop(),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.pop(),
         }
     }
@@ -196,7 +196,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.take_wakes(),
             Self::Direct(direct) => direct.take_wakes(),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.take_wakes(),
         }
     }
@@ -211,7 +211,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.wait(block),
             Self::Direct(direct) => direct.wait(block),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.wait(block),
         }
     }
