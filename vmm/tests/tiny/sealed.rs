@@ -75,8 +75,7 @@ guest!(
     8:
         hlt
         jmp 8b
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 /// The calls that make or open what a process could be denied.

@@ -94,6 +94,17 @@ impl Rig {
         Self { driver, block, requests: 0 }
     }
 
+    /// A device that has just been notified of a hundred requests.
+    fn busy(with: With, path: &Path) -> Self {
+        let mut rig = Self::new(with, path, false);
+        for i in 0..50 {
+            rig.add(VIRTIO_BLK_T_OUT, i % 8, &[(DATA, 512, 0)]);
+            rig.add(VIRTIO_BLK_T_FLUSH, 0, &[]);
+        }
+        rig.notify();
+        rig
+    }
+
     fn notify(&self) {
         self.driver.notifier.write(1).unwrap();
     }

@@ -83,13 +83,7 @@ fn a_device_with_a_stalled_disk_is_dropped_in_time_and_its_memory_stays_as_long_
 fn a_dropped_device_waits_for_what_is_in_flight() {
     for with in BOTH {
         let file = image(8);
-        let mut rig = Rig::new(with, file.path(), false);
-        for i in 0..50 {
-            rig.add(VIRTIO_BLK_T_OUT, i % 8, &[(DATA, 512, 0)]);
-            rig.add(VIRTIO_BLK_T_FLUSH, 0, &[]);
-        }
-        rig.notify();
-        let Rig { driver, block, .. } = rig;
+        let Rig { driver, block, .. } = Rig::busy(with, file.path());
         drop(block);
         assert_eq!(Arc::strong_count(&driver.memory), 1);
     }
