@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// The chains of each queue since the device was set up. It is of use only for as long as the driver has kept to the
-/// rules; what a device owes to one that has not, nobody knows.
+/// rules: what a device owes to one that has not is not known.
 #[derive(Default)]
 pub(crate) struct Ledger {
     keeps_rules: bool,

@@ -4,13 +4,13 @@
 
 // The program is not a library; these files of it do not depend on the others.
 #[allow(dead_code, reason = "reading the file is not tested here")]
-#[path = "../../cli/src/config_file.rs"]
+#[path = "../../../cli/src/config_file.rs"]
 mod config_file;
 #[allow(dead_code, reason = "the name of the VM is not needed")]
-#[path = "../../cli/src/options.rs"]
+#[path = "../../../cli/src/options.rs"]
 mod options;
 #[allow(dead_code, reason = "some parse words of the command line only")]
-#[path = "../../cli/src/values.rs"]
+#[path = "../../../cli/src/values.rs"]
 mod values;
 
 use std::path::Path;
