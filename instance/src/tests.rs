@@ -81,7 +81,7 @@ fn a_vm_is_there_from_its_claim_to_its_end() {
     for word in [id.as_str(), &id[..1], &id[..11], "web"] {
         let vm = place.registry().find(word).unwrap();
         assert_eq!(vm.record.name.as_ref().map(|name| name.as_str()), Some("web"));
-        assert_eq!(vm.record.process, super::super::Process::own().unwrap());
+        assert_eq!(vm.record.process, crate::Process::own().unwrap());
         assert_eq!(vm.directory, instance.path());
     }
     drop(instance);

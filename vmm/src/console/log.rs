@@ -82,8 +82,8 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use super::super::hub::{Hub, Output};
     use super::*;
+    use crate::console::hub::{Hub, Output};
 
     #[test]
     fn the_log_has_the_latest_output_and_not_more_than_twice_what_it_keeps() {

@@ -84,9 +84,9 @@ mod tests {
     use std::io::{PipeReader, Read, Write, pipe};
     use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 
-    use super::super::hub::{Hub, Output};
-    use super::super::ring::CAPACITY;
     use super::*;
+    use crate::console::hub::{Hub, Output};
+    use crate::console::ring::CAPACITY;
 
     fn exit_slot() -> Arc<ExitSlot> {
         Arc::new(ExitSlot::new().unwrap())

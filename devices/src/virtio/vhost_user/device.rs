@@ -9,12 +9,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, Serializer};
 use virtio_queue::QueueT;
 
-use super::super::{ActivateError, Activation, Queue, QueueState, StopError, VirtioDevice};
 use super::back_end::{BackEnd, START_DEADLINE, SuspendFailure};
 use super::lost::{LostQueues, Refuse};
 use super::watch::{Seen, Watch};
 use super::{ShareTag, VhostUserError, fs};
 use crate::metrics::Metrics;
+use crate::virtio::{ActivateError, Activation, Queue, QueueState, StopError, VirtioDevice};
 
 /// The state of a device that another process serves.
 ///

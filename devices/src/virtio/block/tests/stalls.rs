@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::super::super::StopError;
-use super::super::super::mailbox::CallError;
 use super::*;
+use crate::virtio::StopError;
+use crate::virtio::mailbox::CallError;
 
 /// The thread waits for the disk like with io_uring, or is stuck in a system call.
 const EITHER: [bool; 2] = [false, true];

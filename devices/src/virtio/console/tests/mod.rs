@@ -12,9 +12,9 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::VirtioDevice;
-use super::super::testing::{Driver, FREE, WRITE, wait_readable};
 use super::{Console, ConsoleSink, SentPart, WindowSize};
+use crate::virtio::VirtioDevice;
+use crate::virtio::testing::{Driver, FREE, WRITE, wait_readable};
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
@@ -124,7 +124,7 @@ fn output_waits_for_room_and_goes_on_where_it_stopped() {
     let second = driver.add(&[(FREE + 7, 5, 0)]);
     console.queue_notified(TRANSMIT);
     assert_eq!((sink.shown(), driver.used_count()), (b"hell".to_vec(), 0));
-    assert_eq!(console.state().sending, Some(SentPart { head: super::super::Head(first), sent: 4 }));
+    assert_eq!(console.state().sending, Some(SentPart { head: crate::virtio::Head(first), sent: 4 }));
     // Without room, nothing brings it on.
     console.queue_notified(TRANSMIT);
     assert!(sink.shown().is_empty() && !driver.counters.take_again());

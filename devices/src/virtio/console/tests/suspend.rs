@@ -4,11 +4,11 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::super::super::VirtioDevice;
-use super::super::super::testing::machine::{Machine, steps};
-use super::super::super::testing::{Driver, FREE, WRITE};
-use super::super::{Console, ConsoleState, Listener, WindowSize};
 use super::{SIZE, Sink, heard};
+use crate::virtio::VirtioDevice;
+use crate::virtio::console::{Console, ConsoleState, Listener, WindowSize};
+use crate::virtio::testing::machine::{Machine, steps};
+use crate::virtio::testing::{Driver, FREE, WRITE};
 
 /// Both directions of a console, as its driver and its user see them.
 #[derive(Default)]

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::super::connection::{Answer, Connection, Key, Next};
 use super::guest::header;
 use super::*;
+use crate::virtio::vsock::connection::{Answer, Connection, Key, Next};
 
 const WINDOW: u32 = 1000;
 const KEY: Key = Key { host_port: 80, guest_port: 1025 };

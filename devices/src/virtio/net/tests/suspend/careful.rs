@@ -1,7 +1,7 @@
 //! A driver that depends on each interrupt, over a suspend.
 
-use super::super::super::super::testing::machine::{self, Machine, steps};
 use super::*;
+use crate::virtio::testing::machine::{self, Machine, steps};
 
 /// A driver that looks at its queues only when it is interrupted, and notifies the device only when that wants it.
 struct Careful {

@@ -13,15 +13,15 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_MQ,
 };
 
-use super::super::super::rate_limit::Limit;
-use super::super::super::testing::dump;
-use super::super::super::{Activation, QueueState, VirtioDevice};
-use super::super::config::{NetLimits, NetSettings};
-use super::super::device::{Net, NetState};
-use super::super::mac::MacAddress;
-use super::super::stream::Stream;
 use super::*;
 use crate::lock;
+use crate::virtio::net::config::{NetLimits, NetSettings};
+use crate::virtio::net::device::{Net, NetState};
+use crate::virtio::net::mac::MacAddress;
+use crate::virtio::net::stream::Stream;
+use crate::virtio::rate_limit::Limit;
+use crate::virtio::testing::dump;
+use crate::virtio::{Activation, QueueState, VirtioDevice};
 
 const FEATURES: u64 =
     1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_CTRL_MAC_ADDR | 1 << VIRTIO_NET_F_MRG_RXBUF;
