@@ -81,7 +81,7 @@ fn a_vm_is_there_from_its_claim_to_its_end() {
     for word in [id.as_str(), &id[..1], &id[..11], "web"] {
         let vm = place.registry().find(word).unwrap();
         assert_eq!(vm.record.name.as_ref().map(|name| name.as_str()), Some("web"));
-        assert_eq!(vm.record.process, super::super::Process::own().unwrap());
+        assert_eq!(vm.record.process, crate::Process::own().unwrap());
         assert_eq!(vm.directory, instance.path());
     }
     drop(instance);
@@ -187,7 +187,7 @@ fn the_name_of_another_vm_survives_the_removal_of_remains() {
 }
 
 #[test]
-fn a_directory_with_a_damaged_record_is_said_and_harms_nobody() {
+fn a_damaged_record_is_reported_and_affects_no_other_vm() {
     let place = Place::new();
     let good = place.claim(None, Some("000000000001")).unwrap();
     let bad = place.claim(Some("bad"), Some("000000000002")).unwrap();

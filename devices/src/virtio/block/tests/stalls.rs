@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::super::super::StopError;
-use super::super::super::mailbox::CallError;
 use super::*;
+use crate::virtio::StopError;
+use crate::virtio::mailbox::CallError;
 
 /// The thread waits for the disk like with io_uring, or is stuck in a system call.
 const EITHER: [bool; 2] = [false, true];
@@ -22,7 +22,7 @@ fn reading(valve: &Valve, blocks: bool) -> (tempfile::NamedTempFile, Rig, u64) {
 #[test]
 fn a_reset_of_a_stalled_disk_ends_in_time_and_succeeds_once_the_disk_answers() {
     for blocks in EITHER {
-        let valve = Valve::closed();
+        let valve = Valve::closed().unwrap();
         let (_file, mut rig, status) = reading(&valve, blocks);
         for _ in 0..2 {
             let error = rig.block.reset().unwrap_err();
@@ -46,7 +46,7 @@ fn a_reset_of_a_stalled_disk_ends_in_time_and_succeeds_once_the_disk_answers() {
 #[test]
 fn a_stalled_disk_is_not_suspended_and_goes_on() {
     for blocks in EITHER {
-        let valve = Valve::closed();
+        let valve = Valve::closed().unwrap();
         let (_file, mut rig, status) = reading(&valve, blocks);
         let error = rig.block.suspend().unwrap_err();
         let expected = if blocks { CallError::NotTaken } else { CallError::NotAnswered };
@@ -65,7 +65,7 @@ fn a_stalled_disk_is_not_suspended_and_goes_on() {
 #[test]
 fn a_device_with_a_stalled_disk_is_dropped_in_time_and_its_memory_stays_as_long_as_it_is_used() {
     for blocks in EITHER {
-        let valve = Valve::closed();
+        let valve = Valve::closed().unwrap();
         let (_file, Rig { driver, block, .. }, _) = reading(&valve, blocks);
         let start = Instant::now();
         drop(block);
@@ -83,13 +83,7 @@ fn a_device_with_a_stalled_disk_is_dropped_in_time_and_its_memory_stays_as_long_
 fn a_dropped_device_waits_for_what_is_in_flight() {
     for with in BOTH {
         let file = image(8);
-        let mut rig = Rig::new(with, file.path(), false);
-        for i in 0..50 {
-            rig.add(VIRTIO_BLK_T_OUT, i % 8, &[(DATA, 512, 0)]);
-            rig.add(VIRTIO_BLK_T_FLUSH, 0, &[]);
-        }
-        rig.notify();
-        let Rig { driver, block, .. } = rig;
+        let Rig { driver, block, .. } = Rig::busy(with, file.path());
         drop(block);
         assert_eq!(Arc::strong_count(&driver.memory), 1);
     }
