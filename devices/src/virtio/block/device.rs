@@ -68,7 +68,7 @@ impl Block {
     /// The process has no file descriptor or no thread left.
     #[cfg(any(test, fuzzing))]
     pub fn stalled(disk: Disk, valve: &Valve, blocks: bool, deadline: Duration) -> io::Result<Self> {
-        let engine = Engine::Stalled(Stalled::new(&disk, valve.clone(), blocks));
+        let engine = Engine::Stalled(Stalled::new(valve.clone(), blocks));
         Self::with_engine(disk, DiskId::default(), RateLimits::default(), engine, deadline)
     }
 

@@ -18,12 +18,8 @@ mod transfer;
 mod worker;
 
 pub use self::device::{Block, BlockState};
-<<<<<<< HEAD
 pub use self::disk::{Disk, DiskError, DiskId, DiskIdError, Piece};
-=======
-pub use self::disk::{Disk, DiskError, DiskId, DiskIdError};
 #[cfg(any(test, fuzzing))]
 pub use self::engine::stalled::Valve;
->>>>>>> main
 pub use self::format::ImageFormat;
 pub use self::resize::{BlockHandle, ResizeError};

@@ -169,13 +169,8 @@ impl Engine {
             // SAFETY: the caller promises the same.
             Self::Uring(uring) => unsafe { uring.start(number, operation, place, ranges) },
             // SAFETY: the caller promises more.
-<<<<<<< HEAD
             Self::Direct(direct) => unsafe { direct.start(number, operation, place, ranges) },
-            #[cfg(test)]
-=======
-            Self::Direct(direct) => unsafe { direct.start(number, operation, offset, ranges) },
             #[cfg(any(test, fuzzing))]
->>>>>>> main
             // SAFETY: the caller promises the same.
             Self::Stalled(stalled) => unsafe { stalled.start(number, operation, place, ranges) },
         }

@@ -89,14 +89,7 @@ impl Rig {
     /// `blocks`.
     fn stalled(path: &Path, valve: &Valve, blocks: bool) -> Self {
         let disk = Disk::open(path, false, ImageFormat::Detect).unwrap();
-<<<<<<< HEAD
-        let engine = Engine::Stalled(Stalled::new(valve.clone(), blocks));
-        let deadline = Duration::from_millis(100);
-        let mut block =
-            Block::with_engine(disk, DiskId::default(), RateLimits::default(), engine, deadline).unwrap();
-=======
         let mut block = Block::stalled(disk, valve, blocks, Duration::from_millis(100)).unwrap();
->>>>>>> main
         let driver = Driver::with_event_idx(256);
         block.activate(driver.activation(1 << VIRTIO_BLK_F_FLUSH)).unwrap();
         Self { driver, block, requests: 0 }
