@@ -1,16 +1,17 @@
 //! `mvm run`.
 
 use std::io::{self, IsTerminal};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_protocol::Size;
 use clap::Args;
-use container::{Assets, RunError, RunOptions};
+use container::{Assets, NetworkOption, RunError, RunOptions};
 use instance::console::RawTerminal;
 use instance::{Identity, Instance, InstanceError, Summary, VmName};
-use vmm::{Limits, MemorySize, Timeline};
+use vmm::{Limits, MemorySize, PublishConfig, Timeline};
 
 use crate::images;
 use crate::process::ExitCode;
@@ -85,6 +86,23 @@ pub struct RunCommand {
     /// Add a line to /etc/hosts: NAME:IP
     #[arg(long, value_name = "HOST", value_parser = host, hide_short_help = true)]
     add_host: Vec<(String, String)>,
+
+    /// Connect the container: user, none, or user,host
+    ///
+    /// user: to the host's networks, by passt, without root. With host as well, host.docker.internal is the host's
+    /// loopback. Without this option it is user where passt is installed and the host has a network.
+    #[arg(long, value_name = "NET", value_parser = network, help_heading = "Network", alias = "net")]
+    network: Option<NetworkOption>,
+
+    /// Publish a port on the host: 8080:80
+    ///
+    /// As in 8080:80, 127.0.0.1:8080:80, 53:53/udp or 8000-8010:8000-8010.
+    #[arg(long, short, value_name = "PORTS", help_heading = "Network")]
+    publish: Vec<PublishConfig>,
+
+    /// Set a resolver's address
+    #[arg(long, value_name = "IP", help_heading = "Network", hide_short_help = true)]
+    dns: Vec<IpAddr>,
 
     /// Limit memory, as in 512m
     #[arg(long, short, value_name = "SIZE", help_heading = "Resources")]
@@ -162,6 +180,25 @@ fn host(text: &str) -> Result<(String, String), String> {
     plain.parse::<std::net::IpAddr>().map_err(|_| error())?;
     let is_name = !name.is_empty() && !name.contains(char::is_whitespace);
     if is_name { Ok((name.to_owned(), plain.to_owned())) } else { Err(error()) }
+}
+
+/// Reads what a container is connected to.
+fn network(text: &str) -> Result<NetworkOption, String> {
+    match text {
+        "none" => Ok(NetworkOption::None),
+        "user" | "bridge" | "default" => Ok(NetworkOption::User { reaches_host: false }),
+        "user,host" => Ok(NetworkOption::User { reaches_host: true }),
+        _ => Err(format!("unknown network {text:?}: use user, user,host or none")),
+    }
+}
+
+/// The network of a container for which none is given.
+fn default_network(publishes: bool) -> NetworkOption {
+    if publishes || vmm::has_user_network() {
+        NetworkOption::User { reaches_host: false }
+    } else {
+        NetworkOption::None
+    }
 }
 
 /// Reads a number of CPUs with up to three digits behind the point, in thousandths.
@@ -327,6 +364,9 @@ fn options(command: RunCommand, terminal: Option<Size>) -> Result<RunOptions, Fa
         groups: command.group_add,
         hostname: command.hostname,
         hosts: command.add_host,
+        network: command.network.unwrap_or_else(|| default_network(!command.publish.is_empty())),
+        publish: command.publish,
+        dns: command.dns,
         interactive: command.interactive,
         terminal,
         read_only: command.read_only,

@@ -96,7 +96,8 @@ pub fn open(config: &NetConfig, published: &[PublishConfig]) -> Result<Network, 
         NetBackend::Bridge(name) => (make_port(name, config)?, None),
         NetBackend::User { reaches_host } => {
             let mtu = config.mtu.unwrap_or(passt::MAX_MTU).min(passt::MAX_MTU);
-            let settings = PasstSettings { mtu, reaches_host: *reaches_host, published };
+            let settings =
+                PasstSettings { mtu, reaches_host: *reaches_host, addresses: config.addresses, published };
             let (passt, socket) = Passt::start(settings)?;
             let stream = Stream::new(socket).map_err(NetworkError::Socket)?;
             ((vec![Backend::Stream(stream)], Some(mtu)), Some(passt))
