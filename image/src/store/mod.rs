@@ -45,7 +45,7 @@ pub use resolve::{HistoryEntry, Image};
 pub use session::Hold;
 
 pub(crate) use files::create as create_file;
-pub(crate) use layers::{BlobInfo, StoredLayer};
+pub(crate) use layers::BlobInfo;
 pub(crate) use lock::FileLock;
 pub(crate) use records::{ImageRecord, LayerRecord, ManifestInfo};
 pub(crate) use resolve::read_config;
