@@ -15,7 +15,7 @@ use super::{Client, RegistryError};
 use crate::digest::Digest;
 use crate::store::{BlobInfo, FileLock, Session, StoreError, io_error};
 
-/// How often a download is tried anew after it was interrupted without any progress.
+/// How often a download is tried anew after it was interrupted with little progress, which is 1/32 of the blob.
 const MAX_FAILURES: u32 = 4;
 /// Beside five minutes, a blob may take as long as this many bytes a second would.
 const SLOWEST: u64 = 8 << 10;
@@ -98,7 +98,8 @@ impl Download<'_> {
                     position = 0;
                 }
                 Part::Interrupted(error) => {
-                    failures = if position > before { 1 } else { failures + 1 };
+                    let is_progress = position.saturating_sub(before) > blob.size / 32;
+                    failures = if is_progress { 1 } else { failures + 1 };
                     if failures > MAX_FAILURES || Instant::now() > deadline {
                         return Err(error);
                     }
