@@ -183,3 +183,54 @@ fn a_mirror_is_asked_first_and_the_registry_where_it_fails() {
         assert_eq!(registry.seen().len() > before, expected == 1);
     }
 }
+
+/// Names the registry and the store to the test that is run as another process.
+const PLACES: [&str; 2] = ["MVM_TEST_REGISTRY", "MVM_TEST_STORE"];
+
+#[test]
+#[ignore = "run by another test as a process of its own"]
+fn pull_as_a_process() {
+    let [host, path] = PLACES.map(|name| std::env::var(name).unwrap());
+    let store = Store::open(path.as_ref()).unwrap();
+    store.pull(&Client::new(RegistryOptions::default()), &reference(&host, "a:1"), &()).unwrap();
+}
+
+/// A process is killed in the middle of a layer; the next one goes on from there.
+#[test]
+fn a_killed_pull_is_resumed() {
+    let (_directory, store) = store();
+    let fixture = fixture();
+    let content = Content::of(&fixture);
+    let (largest, bytes) = content.largest();
+    let partial = store.root().join("partial").join(largest.strip_prefix("sha256:").unwrap());
+    let path = largest.clone();
+    let fake = Fake::new(move |seen| {
+        let reply = content.reply(seen);
+        let is_first = seen.path.ends_with(&path) && !seen.headers.contains_key("range");
+        if is_first { Reply { hangs: true, ..reply.cut(300_000) } } else { reply }
+    });
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "registry::tests::pull::pull_as_a_process", "--ignored"])
+        .envs(PLACES.into_iter().zip([fake.host.as_str(), store.root().to_str().unwrap()]))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = std::time::Instant::now();
+    while fs::metadata(&partial).map_or(0, |data| data.len()) < 300_000 {
+        assert!(start.elapsed() < Duration::from_secs(20), "nothing was downloaded");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(store.images().unwrap().is_empty());
+    let store = Store::open(store.root()).unwrap();
+    assert_eq!((count(&store, "tmp"), count(&store, "layers")), (0, 0));
+    assert_eq!(fs::metadata(&partial).unwrap().len(), 300_000);
+    store.pull(&client(), &reference(&fake.host, "a:1"), &()).unwrap();
+    is_whole(&store, &fixture);
+    let asked = fake.seen().into_iter().filter(|seen| seen.path.ends_with(&largest));
+    let ranges: Vec<_> = asked.filter_map(|seen| seen.headers.get("range").cloned()).collect();
+    assert_eq!(ranges, ["bytes=300000-"], "of {}", bytes.len());
+    assert_eq!(count(&store, "partial"), 0);
+}

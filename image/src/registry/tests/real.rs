@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
@@ -16,6 +17,11 @@ struct Registry {
 
 impl Registry {
     fn start() -> Self {
+        Self::with(|_| String::new())
+    }
+
+    /// `more` is a part of the configuration below `http`; it may use the directory.
+    fn with(more: impl FnOnce(&Path) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
         // Free now; another process could take it before the registry does, which then fails at once.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -23,8 +29,9 @@ impl Registry {
         let data = directory.path().join("data");
         let config = directory.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n",
-            data.display()
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{}",
+            data.display(),
+            more(directory.path())
         );
         fs::write(&config, text).unwrap();
         let mut child = Command::new("docker-registry")
@@ -106,4 +113,49 @@ fn images_come_from_and_go_to_a_registry() {
     assert_eq!(other.load_directory(&checked).unwrap()[0].id, fixture.id());
     let error = other.pull(&client(), &reference(&registry.host, "new/image:3"), &()).unwrap_err();
     assert!(error.to_string().contains("there is no"), "{error}");
+}
+
+/// The same by HTTPS, with a certificate that the system does not know.
+#[test]
+fn a_registry_on_this_machine_may_want_https() {
+    let certificates = tempfile::tempdir().unwrap();
+    let path = |name: &str| certificates.path().join(name).to_str().unwrap().to_owned();
+    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
+    let output = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=test",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=CA:FALSE",
+        ])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl: tools/need openssl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let registry = Registry::with(|_| format!("  tls:\n    certificate: {certificate}\n    key: {key}\n"));
+    let (_directory, store) = store();
+    let fixture = fixture();
+    store.load(&fixture.docker_archive(&["local:1"])[..]).unwrap();
+    let name = reference(&registry.host, "a/b:1");
+    let error = store.push(&client(), "local:1", &name).unwrap_err();
+    assert!(chain(&error).contains("ertificate"), "{}", chain(&error));
+    let trusting =
+        || Client::new(RegistryOptions { certificates: vec![certificate.clone().into()], ..options() });
+    let digest = store.push(&trusting(), "local:1", &name).unwrap();
+    let (_directory, other) = self::store();
+    assert_eq!(other.pull(&trusting(), &name, &()).unwrap().digest, digest);
+    is_whole(&other, &fixture);
 }
