@@ -134,7 +134,7 @@ impl<R: Read> Stream<R> {
             self.skip_data()?;
             let at = self.position;
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = field(at, "size", header.entry_size())?;
+            let size = field(at, "size", or_zero(&header.as_old().size, header.entry_size()))?;
             self.begin_data(size);
             match header.entry_type() {
                 EntryType::XHeader => {
@@ -150,7 +150,9 @@ impl<R: Read> Stream<R> {
     }
 
     fn entry(&mut self, at: u64, header: &Header, extensions: Extensions) -> Result<Entry, StreamError> {
-        let stored = extensions.size.map_or_else(|| field(at, "size", header.entry_size()), Ok)?;
+        let stored = extensions
+            .size
+            .map_or_else(|| field(at, "size", or_zero(&header.as_old().size, header.entry_size())), Ok)?;
         let kind = kind(header);
         // Only files have data, whatever the header of a link says (GNU tar writes its target's size).
         self.begin_data(if matches!(kind, EntryKind::File | EntryKind::Other) { stored } else { 0 });
@@ -163,10 +165,13 @@ impl<R: Read> Stream<R> {
             EntryKind::Character | EntryKind::Block => field(at, name, number).map(Option::unwrap_or_default),
             _ => Ok(0),
         };
-        let uid = number("uid", extensions.uid, header.uid())?;
-        let gid = number("gid", extensions.gid, header.gid())?;
-        let permissions = field(at, "mode", header.mode())? & 0o7777;
-        let seconds = || field(at, "mtime", header.mtime()).map(|seconds| (seconds.cast_signed(), 0));
+        let uid = number("uid", extensions.uid, or_zero(&header.as_old().uid, header.uid()))?;
+        let gid = number("gid", extensions.gid, or_zero(&header.as_old().gid, header.gid()))?;
+        let permissions = field(at, "mode", or_zero(&header.as_old().mode, header.mode()))? & 0o7777;
+        let seconds = || {
+            field(at, "mtime", or_zero(&header.as_old().mtime, header.mtime()))
+                .map(|seconds| (seconds.cast_signed(), 0))
+        };
         Ok(Entry {
             kind,
             path: extensions.path.unwrap_or_else(|| header.path_bytes().into_owned()),
@@ -179,8 +184,8 @@ impl<R: Read> Stream<R> {
             gid,
             mtime: extensions.mtime.map_or_else(seconds, Ok)?,
             device: (
-                device("device number", header.device_major())?,
-                device("device number", header.device_minor())?,
+                device("device number", or_zero(number_at(header, 329), header.device_major()))?,
+                device("device number", or_zero(number_at(header, 337), header.device_minor()))?,
             ),
             xattrs: extensions.xattrs,
             size,
@@ -401,10 +406,43 @@ fn field<T>(at: u64, field: &'static str, value: io::Result<T>) -> Result<T, Str
     value.map_err(|_| StreamError::Field { at, field })
 }
 
+/// A field that is empty is 0, as for GNU tar and for Go's reader, which docker has.
+fn or_zero<T: Default>(text: &[u8], value: io::Result<T>) -> io::Result<T> {
+    if text.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(T::default()) } else { value }
+}
+
+/// The eight bytes of a number of ustar's part of a header.
+fn number_at(header: &Header, at: usize) -> &[u8] {
+    header.as_bytes().get(at..at + 8).unwrap_or_default()
+}
+
 fn narrow(at: u64, field: &'static str, value: u64) -> Result<u32, StreamError> {
     u32::try_from(value).map_err(|_| StreamError::Field { at, field })
 }
 
 fn length(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As simple programs write headers: docker reads these.
+    #[test]
+    fn an_empty_field_is_zero() {
+        let mut stream = Vec::new();
+        for kind in [EntryType::Regular, EntryType::Char] {
+            let mut header = Header::new_gnu();
+            header.set_path("a").unwrap();
+            header.set_entry_type(kind);
+            header.set_cksum();
+            stream.extend(header.as_bytes());
+        }
+        let mut stream = Stream::new(&stream[..]);
+        let entry = stream.next().unwrap().unwrap();
+        assert_eq!((entry.size, entry.uid, entry.gid, entry.permissions, entry.mtime), (0, 0, 0, 0, (0, 0)));
+        assert_eq!(stream.next().unwrap().unwrap().device, (0, 0));
+        assert!(stream.next().unwrap().is_none());
+    }
 }
