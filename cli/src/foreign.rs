@@ -39,10 +39,9 @@ const COMMANDS: &[(Words, &str)] = &[
     (&["wait"], "the process of `mvm boot` ends with the VM, with its exit code"),
     (&["cp"], "share a folder with the guest: `mvm boot … --share DIR:PATH`"),
     (&["port"], "publish ports when the VM boots: `mvm boot … -p HOST:GUEST`"),
-    (
-        &["pull", "push", "build", "image"],
-        "registries are not supported yet: `docker save IMAGE | mvm load` puts an image into the store",
-    ),
+    (&["build"], "images are built by docker, podman or buildah; `mvm load` and `mvm pull` take them"),
+    (&["image"], "use `mvm images`, `mvm pull`, `mvm rmi`, `mvm tag`, `mvm history`"),
+    (&["login", "logout"], "use `docker login` or `podman login`, whose credentials mvm uses"),
     (&["snapshot", "restore"], "snapshots are not supported yet; `mvm pause VM` pauses a VM"),
     (&["metrics"], "use `mvm stats`, or GET /metrics on the VM's control socket"),
     (&["update"], "use `mvm balloon VM SIZE` for memory, and `mvm resize VM DISK SIZE` for disks"),

@@ -13,7 +13,7 @@ use instance::console::RawTerminal;
 use instance::{Identity, Instance, InstanceError, Summary, VmName};
 use vmm::{Limits, MemorySize, PublishConfig, Timeline};
 
-use crate::images;
+use crate::images::{self, PullPolicy, RegistryArguments};
 use crate::process::ExitCode;
 use crate::supervise::{self, lock};
 use crate::{chain, complain, exit_code};
@@ -22,7 +22,6 @@ const MORE: &str = "`mvm run --help` has all options, their syntax, and examples
 
 const EXAMPLES: &str = "\
 Examples:
-  mvm load -i image.tar                     put an image into the store
   mvm run alpine echo hello                 run a command in it
   mvm run -it -e A=1 -w /src alpine sh      a shell on this terminal
   mvm run -m 512m --cpus 1.5 alpine nproc   with limits
@@ -52,6 +51,19 @@ pub struct RunCommand {
     /// Remove the container when it ends, which is always done
     #[arg(long, hide_short_help = true)]
     rm: bool,
+
+    /// Pull the image: missing, always or never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "missing",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    pull: PullPolicy,
+
+    #[command(flatten)]
+    registry: RegistryArguments,
 
     /// Set a variable: NAME=VALUE
     ///
@@ -290,6 +302,7 @@ fn failed(message: &str) -> ExitCode {
 fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     let size = terminal_size(&command)?;
     let (name, timing, image) = (command.name.clone(), command.timing, command.image.clone());
+    let (pull, registry) = (command.pull, command.registry);
     let options = options(command, size)?;
     let assets = Assets::find().map_err(|error| error.to_string())?;
     let limits = Limits { stop_timeout: Duration::ZERO, timeout: None };
@@ -298,7 +311,7 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     instance::ignore_limits_and_terminal();
     let signals = instance::take_ending().map_err(host("take signals"))?;
     let (place, supervisor) = supervise::start(None, limits).map_err(host("start a thread"))?;
-    let (image, _hold) = images::open(&image)?;
+    let (image, _hold) = images::open(&image, pull, registry)?;
     let identity = Identity { name, ..Identity::default() };
     let summary = Summary {
         cpus: 1,
