@@ -77,6 +77,24 @@ fn timeout_has_its_own_code() {
     assert!(errors.contains("--timeout expired: pressed the power button"), "{errors}");
 }
 
+/// Opening a FIFO waits for its reader.
+#[test]
+fn what_keeps_a_vm_from_being_built_does_not_keep_a_timeout_from_ending_it() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let fifo = place.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let console = ["--console", fifo.to_str().unwrap()];
+    for stop_timeout in ["0s", "100ms", "1h"] {
+        let mut boot = place.boot(&["--timeout", "100ms", "--stop-timeout", stop_timeout]);
+        let start = Instant::now();
+        let (code, errors) = Vm(boot.args(console).spawn().unwrap()).finish();
+        assert_eq!(code, Some(124), "{errors}");
+        assert_eq!(errors, "mvm: stopped: --timeout expired\n");
+        assert!(start.elapsed() < FORCED_END, "{:?}", start.elapsed());
+        assert!(place.is_clean());
+    }
+}
+
 #[test]
 fn the_command_timeout_presses_the_button_once() {
     let Some(place) = Place::new(IDLE) else { return };
