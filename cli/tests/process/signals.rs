@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
-use crate::vm::{FORCED_END, IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, WATCHDOG, text};
+use crate::vm::{ENDS, FORCED_END, IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, WATCHDOG, text};
 
 #[test]
 fn sigterm_says_what_it_does_and_ends_by_force() {
@@ -193,5 +193,36 @@ fn a_file_size_limit_is_an_error_and_not_an_end() {
         }
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(0), "--console {console}: {} {}", output.status, text(&output));
+    }
+}
+
+/// Whichever descriptor is the one too many, from the first to the last that building a VM takes.
+#[test]
+fn a_limit_of_descriptors_is_the_hosts_and_leaves_nothing_behind() {
+    let Some(place) = Place::new(ENDS) else { return };
+    let socket = place.path("v");
+    let disk = place.path("disk");
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let mut ended = 0;
+    for limit in 10.. {
+        let mut command = place.boot(&["--balloon", "--vsock", socket.to_str().unwrap()]);
+        command.arg("--disk").arg(&disk);
+        // SAFETY: the call sets a limit of the new process and nothing else.
+        unsafe {
+            command.pre_exec(move || {
+                let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+                Ok(setrlimit(Resource::Nofile, limit)?)
+            });
+        }
+        let output = command.output().unwrap();
+        assert!(place.is_clean() && !socket.exists(), "{limit} files: {}", text(&output));
+        match output.status.code() {
+            Some(0) => ended += 1,
+            code => assert_eq!((code, ended), (Some(3), 0), "{limit} files: {}", text(&output)),
+        }
+        if ended == 3 {
+            return;
+        }
+        assert!(limit < 1000, "{}", text(&output));
     }
 }
