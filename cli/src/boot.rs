@@ -151,6 +151,7 @@ fn supervise(config: &VmConfig) -> io::Result<(Place, Supervisor)> {
     let last_resort = move |reason: &ExitReason| {
         complain(&reason.to_string());
         instance::console::restore_terminal();
+        devices::socket::remove_files();
         // Where the main thread is removing it, that goes on until this process ends.
         if let Ok(mut place) = to_clean.try_lock() {
             drop(place.take());
