@@ -310,7 +310,8 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     // The container gets them, so that the VM does not end by one.
     instance::ignore_limits_and_terminal();
     let signals = instance::take_ending().map_err(host("take signals"))?;
-    let (place, supervisor) = supervise::start(None, limits).map_err(host("start a thread"))?;
+    let (place, supervisor) =
+        supervise::start(None, limits, |_| exit_code::CONTAINER).map_err(host("start a thread"))?;
     let (image, _hold) = images::open(&image, pull, registry)?;
     let identity = Identity { name, ..Identity::default() };
     let summary = Summary {

@@ -251,3 +251,31 @@ proptest! {
         }
     }
 }
+
+/// As by logging out, after which the user logs in again.
+#[rstest]
+#[case::the_name(None)]
+#[case::the_id_too(Some("111111111111"))]
+fn a_vm_whose_directory_was_removed_leaves_its_name_and_id_to_those_that_have_them_now(
+    #[case] id: Option<&str>,
+) {
+    let place = Place::new();
+    let first = place.claim(Some("web"), id).unwrap();
+    fs::remove_dir_all(place.base()).unwrap();
+    let second = place.claim(Some("web"), id).unwrap();
+    drop(first);
+    let found = place.registry().find("web").unwrap();
+    assert_eq!((&found.record.id, found.directory.as_path()), (second.id(), second.path()));
+    assert!(second.path().join("vm.json").exists());
+    drop(second);
+    assert_eq!(place.entries(), 0, "nothing is left");
+}
+
+#[test]
+fn a_vm_whose_directory_alone_was_removed_removes_its_name() {
+    let place = Place::new();
+    let instance = place.claim(Some("web"), None).unwrap();
+    fs::remove_dir_all(instance.path()).unwrap();
+    drop(instance);
+    assert_eq!(place.entries(), 0, "nothing is left");
+}

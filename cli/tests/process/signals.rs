@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
-use crate::vm::{FORCED_END, IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, WATCHDOG, text};
+use crate::vm::{ENDS, FORCED_END, IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, WATCHDOG, text};
 
 #[test]
 fn sigterm_says_what_it_does_and_ends_by_force() {
@@ -75,6 +75,24 @@ fn timeout_has_its_own_code() {
     let (code, errors) = place.start(&["--timeout", "500ms", "--stop-timeout", "100ms"]).finish();
     assert_eq!(code, Some(124), "{errors}");
     assert!(errors.contains("--timeout expired: pressed the power button"), "{errors}");
+}
+
+/// Opening a FIFO waits for its reader.
+#[test]
+fn what_keeps_a_vm_from_being_built_does_not_keep_a_timeout_from_ending_it() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let fifo = place.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let console = ["--console", fifo.to_str().unwrap()];
+    for stop_timeout in ["0s", "100ms", "1h"] {
+        let mut boot = place.boot(&["--timeout", "100ms", "--stop-timeout", stop_timeout]);
+        let start = Instant::now();
+        let (code, errors) = Vm(boot.args(console).spawn().unwrap()).finish();
+        assert_eq!(code, Some(124), "{errors}");
+        assert_eq!(errors, "mvm: stopped: --timeout expired\n");
+        assert!(start.elapsed() < FORCED_END, "{:?}", start.elapsed());
+        assert!(place.is_clean());
+    }
 }
 
 #[test]
@@ -175,5 +193,36 @@ fn a_file_size_limit_is_an_error_and_not_an_end() {
         }
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(0), "--console {console}: {} {}", output.status, text(&output));
+    }
+}
+
+/// Whichever descriptor is the one too many, from the first to the last that building a VM takes.
+#[test]
+fn a_limit_of_descriptors_is_the_hosts_and_leaves_nothing_behind() {
+    let Some(place) = Place::new(ENDS) else { return };
+    let socket = place.path("v");
+    let disk = place.path("disk");
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let mut ended = 0;
+    for limit in 10.. {
+        let mut command = place.boot(&["--balloon", "--vsock", socket.to_str().unwrap()]);
+        command.arg("--disk").arg(&disk);
+        // SAFETY: the call sets a limit of the new process and nothing else.
+        unsafe {
+            command.pre_exec(move || {
+                let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+                Ok(setrlimit(Resource::Nofile, limit)?)
+            });
+        }
+        let output = command.output().unwrap();
+        assert!(place.is_clean() && !socket.exists(), "{limit} files: {}", text(&output));
+        match output.status.code() {
+            Some(0) => ended += 1,
+            code => assert_eq!((code, ended), (Some(3), 0), "{limit} files: {}", text(&output)),
+        }
+        if ended == 3 {
+            return;
+        }
+        assert!(limit < 1000, "{}", text(&output));
     }
 }

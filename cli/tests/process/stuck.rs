@@ -78,3 +78,17 @@ fn helpers_get_the_default_action_of_signals_that_mvm_ignores() {
     }
     assert!(is_ignored(libc::SIGTERM), "it outlives the signals that end a service: {said}");
 }
+
+#[test]
+fn a_kernel_that_cannot_be_read_keeps_neither_the_process_nor_its_sockets() {
+    let Some(place) = Place::new(crate::vm::IDLE) else { return };
+    let Some(files) = StalledFiles::mount(&place.path("stalled")) else { return };
+    let sockets = ["v", "g"].map(|name| place.path(name));
+    let mut command = place.mvm();
+    command.args(["boot", "--timeout", "100ms", "--kernel"]).arg(files.file("a"));
+    command.arg("--vsock").arg(&sockets[0]).arg("--gdb").arg(&sockets[1]).stderr(Stdio::piped());
+    let (code, errors) = Vm(command.spawn().unwrap()).finish();
+    assert_eq!(code, Some(124), "{errors}");
+    let left: Vec<_> = sockets.iter().filter(|path| path.exists()).collect();
+    assert!(place.is_clean() && left.is_empty(), "{left:?}");
+}

@@ -21,6 +21,8 @@ pub(crate) const FORCED_END: Duration = Duration::from_secs(3 + 5);
 
 /// Says `r` on its serial port and halts for good.
 pub(crate) const IDLE: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xfa, 0xf4, 0xeb, 0xfc];
+/// Powers off.
+pub(crate) const ENDS: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4];
 /// Writes `r` to its serial port without end.
 pub(crate) const TALKS: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xeb, 0xfd];
 /// Writes 256 KiB of `r` to its serial port and powers off.
