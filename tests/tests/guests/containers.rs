@@ -217,11 +217,13 @@ fn containers_are_those_of_podman() {
 fn a_container_cannot_reach_the_agent_or_the_vms_disks() {
     let script = "
         mknod /tmp/disk b 254 0 && cat /tmp/disk >/dev/null; echo $?
+        mknod /dev/disk b 254 0 && cat /dev/disk >/dev/null; echo $?
+        mknod /dev/full2 c 1 7 && cat /dev/full2 >/dev/null; echo $?
         ls /run 2>&1 | wc -l
         cat /proc/1/comm
         ls /dev/vda /dev/vsock 2>/dev/null | wc -l";
     let output = run(&[IMAGE, "sh", "-c", script]);
-    assert_eq!(text(&output.stdout), "1\n1\nsh\n0\n", "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "1\n1\n1\n1\nsh\n0\n", "{}", text(&output.stderr));
 }
 
 #[test]
