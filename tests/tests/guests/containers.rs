@@ -227,6 +227,17 @@ fn a_container_cannot_reach_the_agent_or_the_vms_disks() {
 }
 
 #[test]
+fn a_privileged_container_has_all_of_its_vm() {
+    let script = "ls /dev/vda /dev/vdb /dev/null; grep ^Seccomp: /proc/self/status | cut -f 2
+        head -c 1100 /dev/vdb | wc -c; mount -t tmpfs none /tmp; echo $?; ls /dev/ptmx /dev/pts";
+    let expected = "/dev/null\n/dev/vda\n/dev/vdb\n0\n1100\n0\n/dev/ptmx\n\n/dev/pts:\nptmx\n";
+    let output = run(&["--privileged", IMAGE, "sh", "-c", script]);
+    assert_eq!(text(&output.stdout), expected, "{}", text(&output.stderr));
+    let output = run(&["--privileged", "-t", IMAGE, "sh", "-c", "test -t 0 && ls /dev/console"]);
+    assert_eq!(text(&output.stdout), "/dev/console\r\n", "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_signal_is_passed_on_and_the_exit_code_comes_back() {
     let mut command = stores().mvm();
     command.args([
