@@ -9,13 +9,13 @@ DIR ?= guest
 build: ## build the static program
 	@tools/static-build
 
-install: ## install program, manual pages, completions (PREFIX, DESTDIR)
+install: ## install program, manual pages, completions, what containers need (PREFIX, DESTDIR)
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' tools/install
 
 guest: ## put a kernel and a root file system into DIR
 	@tools/guest '$(DIR)'
 
-demo: ## boot a small Linux and show its console
+demo: ## boot a small Linux and show its console, and run a container
 	@tools/demo
 
 test: check unit fuzz guests ## run all of the four below

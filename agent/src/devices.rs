@@ -28,8 +28,11 @@ pub fn add(root: &Root, container: &Container) -> Result<()> {
     }
     if container.all_devices {
         let entries = std::fs::read_dir("/dev").during("read /dev")?;
+        // Links have names of devices, and the console is the terminal's (see `bind_console`).
+        let is_taken = |name: &str| name == "console" || LINKS.iter().any(|(link, _)| *link == name);
         for entry in entries.flatten() {
             if let Some(name) = entry.file_name().to_str()
+                && !is_taken(name)
                 && entry.file_type().is_ok_and(|kind| !kind.is_dir() && !kind.is_symlink())
             {
                 root.bind(&format!("/dev/{name}"), &format!("/dev/{name}"), Kind::File)?;

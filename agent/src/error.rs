@@ -1,4 +1,4 @@
-//! Failures as the host is told of them.
+//! Failures as the host reads them.
 
 use std::fmt::Display;
 use std::io;

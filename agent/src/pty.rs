@@ -24,7 +24,7 @@ pub fn open_terminal(size: Size) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((master, peer))
 }
 
-/// Sets a terminal's size, which its processes are told of.
+/// Sets a terminal's size; its processes get SIGWINCH.
 pub fn set_size(master: impl AsFd, size: Size) -> io::Result<()> {
     let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     Ok(tcsetwinsize(master, size)?)

@@ -58,7 +58,7 @@ struct Running {
     input: Input,
     output: Output,
     errors: Output,
-    /// Who is told of its start and its end.
+    /// The connection that gets the answers about its start and its end.
     control: ConnectionId,
 }
 

@@ -1,6 +1,7 @@
 //! `mvm doctor`.
 
 use clap::Args;
+use container::{Assets, AssetsError};
 use serde::Serialize;
 use vmm::{Check, Verdict, examine};
 
@@ -44,10 +45,23 @@ struct Row {
 impl DoctorCommand {
     /// Prints a row for each check; fails where a Linux guest can't boot.
     pub fn run(self) -> ExitCode {
-        let report = Report::of(examine());
+        let mut checks = examine();
+        checks.push(containers(Assets::find()));
+        let report = Report::of(checks);
         let text = if self.json { json(&report) } else { report.table() };
         print(text.as_bytes(), if report.can_boot { exit_code::SUCCESS } else { exit_code::HOST })
     }
+}
+
+/// What `mvm run` needs beyond what every VM does.
+fn containers(assets: Result<Assets, AssetsError>) -> Check {
+    let (verdict, found, fix) = match assets {
+        Ok(Assets { kernel, root }) => {
+            (Verdict::Good, format!("run with {} and {}", kernel.display(), root.display()), None)
+        }
+        Err(error) => (Verdict::Poor, error.found(), Some(error.advice().to_owned())),
+    };
+    Check { name: "containers", verdict, found, fix }
 }
 
 impl Report {
@@ -93,6 +107,18 @@ mod tests {
     fn check(name: &'static str, verdict: Verdict) -> Check {
         let fix = (verdict != Verdict::Good).then(|| "fix it".to_owned());
         Check { name, verdict, found: "found".into(), fix }
+    }
+
+    #[test]
+    fn what_containers_need_is_not_needed_to_boot() {
+        let assets = Assets { kernel: "/x/vmlinux".into(), root: "/x/agent.erofs".into() };
+        let check = containers(Ok(assets));
+        assert_eq!((check.verdict, &*check.found), (Verdict::Good, "run with /x/vmlinux and /x/agent.erofs"));
+        let empty = tempfile::tempdir().unwrap();
+        let check = containers(Assets::find_in(vec![empty.path().to_owned()]));
+        assert!(check.found.contains("vmlinux") && check.found.contains(empty.path().to_str().unwrap()));
+        assert!(check.fix.as_ref().unwrap().contains("make install"), "{check:?}");
+        assert!(Report::of(vec![check]).can_boot);
     }
 
     #[test]

@@ -16,19 +16,25 @@ pub struct Assets {
 
 /// They are nowhere.
 #[derive(Debug, Error)]
-#[error(
-    "cannot find the {what} ({name}) of containers' VMs in {}: `make install` puts it there, or set MVM_ASSETS to the \
-     directory that has it",
-    directories(.searched)
-)]
+#[error("{}: {}", self.found(), self.advice())]
 pub struct AssetsError {
     what: &'static str,
     name: &'static str,
     searched: Vec<PathBuf>,
 }
 
-fn directories(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+impl AssetsError {
+    /// What is missing, and where it was looked for.
+    pub fn found(&self) -> String {
+        let Self { what, name, searched } = self;
+        let searched: Vec<_> = searched.iter().map(|path| path.display().to_string()).collect();
+        format!("cannot find the {what} ({name}) of containers' VMs in {}", searched.join(", "))
+    }
+
+    /// What to do about it.
+    pub fn advice(&self) -> &'static str {
+        "run `make install`, or set MVM_ASSETS to the directory that has it"
+    }
 }
 
 const KERNEL: &str = "vmlinux";
@@ -51,7 +57,7 @@ impl Assets {
             Some(directory) => vec![PathBuf::from(directory)],
             None => [
                 beside.map(Path::to_owned),
-                beside.map(|directory| directory.join("../share/mvm")),
+                beside.and_then(Path::parent).map(|prefix| prefix.join("share/mvm")),
                 cache.map(|directory| directory.join("mvm/assets")),
             ]
             .into_iter()
@@ -61,7 +67,12 @@ impl Assets {
         Self::find_in(searched)
     }
 
-    fn find_in(searched: Vec<PathBuf>) -> Result<Self, AssetsError> {
+    /// Looks in these directories, in this order.
+    ///
+    /// # Errors
+    ///
+    /// [`AssetsError`].
+    pub fn find_in(searched: Vec<PathBuf>) -> Result<Self, AssetsError> {
         let find =
             |name: &str| searched.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
         let (kernel, root) = (find(KERNEL), find(ROOT));

@@ -155,6 +155,8 @@ fn file_system(target: &str, kind: &str, flags: u64, options: &str) -> Mount {
 fn mounts(options: &RunOptions) -> Vec<Mount> {
     let plain = NOSUID | NODEV | NOEXEC;
     let read_only = if options.privileged { plain } else { plain | RDONLY };
+    // A container may make device nodes in it, and use those alone that are mounted there.
+    let no_devices = if options.privileged { 0 } else { NODEV };
     let shm = format!("mode=1777,size={}", options.shm_size.unwrap_or(SHM_SIZE));
     let cgroup = Mount {
         target: "/sys/fs/cgroup".into(),
@@ -164,7 +166,7 @@ fn mounts(options: &RunOptions) -> Vec<Mount> {
     };
     vec![
         file_system("/proc", "proc", plain, ""),
-        file_system("/dev", "tmpfs", NOSUID, "mode=755,size=65536k"),
+        file_system("/dev", "tmpfs", NOSUID | no_devices, "mode=755,size=65536k"),
         file_system("/dev/pts", "devpts", NOSUID | NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
         file_system("/sys", "sysfs", read_only, ""),
         cgroup,
@@ -375,6 +377,16 @@ mod tests {
             ..RunOptions::default()
         };
         assert_eq!(capabilities(&options), Ok(expected));
+    }
+
+    #[test]
+    fn device_nodes_in_dev_are_of_no_use_without_privileges() {
+        for privileged in [false, true] {
+            let options = RunOptions { privileged, ..RunOptions::default() };
+            let mounts = container("c", &image(), &options).unwrap().mounts;
+            let dev = mounts.iter().find(|mount| mount.target == "/dev").unwrap();
+            assert_eq!(dev.flags & NODEV == 0, privileged);
+        }
     }
 
     #[rstest]

@@ -221,11 +221,24 @@ fn containers_are_those_of_podman() {
 fn a_container_cannot_reach_the_agent_or_the_vms_disks() {
     let script = "
         mknod /tmp/disk b 254 0 && cat /tmp/disk >/dev/null; echo $?
+        mknod /dev/disk b 254 0 && cat /dev/disk >/dev/null; echo $?
+        mknod /dev/full2 c 1 7 && cat /dev/full2 >/dev/null; echo $?
         ls /run 2>&1 | wc -l
         cat /proc/1/comm
         ls /dev/vda /dev/vsock 2>/dev/null | wc -l";
     let output = run(&[IMAGE, "sh", "-c", script]);
-    assert_eq!(text(&output.stdout), "1\n1\nsh\n0\n", "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "1\n1\n1\n1\nsh\n0\n", "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_privileged_container_has_all_of_its_vm() {
+    let script = "ls /dev/vda /dev/vdb /dev/null; grep ^Seccomp: /proc/self/status | cut -f 2
+        head -c 1100 /dev/vdb | wc -c; mount -t tmpfs none /tmp; echo $?; ls /dev/ptmx /dev/pts";
+    let expected = "/dev/null\n/dev/vda\n/dev/vdb\n0\n1100\n0\n/dev/ptmx\n\n/dev/pts:\nptmx\n";
+    let output = run(&["--privileged", IMAGE, "sh", "-c", script]);
+    assert_eq!(text(&output.stdout), expected, "{}", text(&output.stderr));
+    let output = run(&["--privileged", "-t", IMAGE, "sh", "-c", "test -t 0 && ls /dev/console"]);
+    assert_eq!(text(&output.stdout), "/dev/console\r\n", "{}", text(&output.stderr));
 }
 
 #[test]

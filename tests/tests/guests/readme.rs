@@ -30,6 +30,8 @@ fn the_commands_of_the_readme_work() {
     let terminal = |script: &[&str]| {
         let mut command = Command::new("sh");
         command.args(script).current_dir(&folder).env("HOME", home.path());
+        // Root's images are otherwise those of the host.
+        command.env("MVM_DATA_DIR", home.path().join("data")).env_remove("MVM_ASSETS");
         // As a login shell has it, and what else is found by the home directory.
         let path = env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}/.local/bin:{path}", home.path().display()));
@@ -43,7 +45,7 @@ fn the_commands_of_the_readme_work() {
     };
 
     let command = terminal(&["-e", "../script"]);
-    let mut guest = Guest::spawn(command, TempDir::new().unwrap(), Duration::from_secs(400));
+    let mut guest = Guest::spawn(command, TempDir::new().unwrap(), Duration::from_secs(600));
     for (index, boot) in script.lines().filter(|line| line.starts_with("mvm boot ")).enumerate() {
         guest.wait_for_times("init: started", index + 1);
         if boot.contains("--name") {
@@ -56,5 +58,6 @@ fn the_commands_of_the_readme_work() {
         }
     }
     let outcome = guest.finish().expect_code(0).expect_line("exit code 7");
+    let outcome = outcome.expect_line("hello from a container").expect_line("the container ended with 3");
     assert!(home.path().join(".local/share/man/man1/mvm-boot.1").exists(), "{outcome}");
 }
