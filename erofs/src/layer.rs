@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::data::DataWriter;
 use crate::layout::{BLOCK, Xattr, encode_device};
-use crate::metadata::{Metadata, mark_directories};
+use crate::metadata::{MAX_METADATA, Metadata, mark_directories};
 use crate::names::{self, MAX_PATH, NameError};
 use crate::pax::Segment;
 use crate::stream::{Entry, EntryKind, Stream, StreamError};
@@ -148,6 +148,10 @@ pub fn write_layer_observed(
     let data_blocks = data.position();
     mark_directories(&mut tree);
     let metadata = Metadata::lay_out(&tree);
+    // No merge reads more.
+    if metadata.blocks().saturating_mul(BLOCK) > MAX_METADATA {
+        return Err(LayerError::Limit { what: "bytes of metadata", most: MAX_METADATA });
+    }
     let too_large = || LayerError::Write(io::Error::other("the image has more than 2^32 blocks"));
     let at = u32::try_from(data_blocks).map_err(|_| too_large())?;
     let blocks = u32::try_from(data_blocks + metadata.blocks()).map_err(|_| too_large())?;

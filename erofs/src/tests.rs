@@ -59,7 +59,7 @@ impl Archive {
         let mut body = Vec::new();
         for (name, value) in records {
             let content = [b" ", name.as_bytes(), b"=", value, b"\n"].concat();
-            let length = (1..6)
+            let length = (1..8)
                 .map(|digits| content.len() + digits)
                 .find(|all| format!("{all}").len() + content.len() == *all);
             body.extend(format!("{}", length.unwrap()).into_bytes());
@@ -264,6 +264,8 @@ fn read_merged(layers: &[File]) -> (Tree, usize) {
 #[case::link_to_nothing(Archive::default().link(EntryType::Link, "a", "b"), "is a hard link to")]
 #[case::link_to_directory(Archive::default().directory("b", 0o755).link(EntryType::Link, "a", "b"), "is a hard link to")]
 #[case::long_name(Archive::default().pax(&[("path", &[b'x'; 5000])]).file("x", b""), "invalid entry")]
+#[case::through_long_links(Archive::default().pax(&[("linkpath", &b"./".repeat(1100))]).link(EntryType::Symlink, "a", "x").file("a/b", b""), "invalid entry")]
+#[case::many_extensions(Archive::default().pax(&[("comment", &[b'x'; 600_000])]).pax(&[("comment", &[b'x'; 600_000])]).file("x", b""), "the extended header at byte 600576 has more than 1 MiB")]
 #[case::huge_file(Archive::default().pax(&[("size", b"99999999999999")]).file("x", b""), "more than 68719476736 bytes")]
 #[case::no_tar(Archive(vec![b'x'; 2048]), "not a tar stream")]
 #[case::cut_off(Archive(Archive::default().file("x", &[1; 2000]).0[..1024].to_vec()), "ends early")]
@@ -339,6 +341,37 @@ fn sparse_files_of_all_formats_have_their_holes() {
     whole[8192..8195].copy_from_slice(b"efg");
     let whole = String::from_utf8(whole).unwrap();
     assert_eq!(found, expected(&["old", "0.0", "0.1", "1.0"].map(|name| (name, &*whole))));
+}
+
+/// As some build tools leave the fields of owner and time.
+#[test]
+fn fields_that_are_not_filled_in_are_zero() {
+    let mut tar = Archive::default().file("x", b"1");
+    for field in [100..108, 108..116, 116..124, 136..148] {
+        tar.0[field].fill(b' ');
+    }
+    tar.0[148..156].fill(b' ');
+    let sum: u32 = tar.0[..512].iter().map(|byte| u32::from(*byte)).sum();
+    tar.0[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let tree = tree(&tar.finish());
+    let meta = &tree.get(find(&tree, "x").unwrap()).unwrap().meta;
+    assert_eq!((meta.permissions, meta.uid, meta.gid, meta.mtime), (0, 0, 0, (0, 0)));
+}
+
+/// Many attributes are read in a moment, and the last of a name counts.
+#[test]
+fn a_header_full_of_attributes_is_read() {
+    let names: Vec<String> =
+        (0..20_000).map(|number| format!("SCHILY.xattr.user.{}", number % 10_000)).collect();
+    let records: Vec<(&str, &[u8])> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| (&**name, if n < 10_000 { &b"old"[..] } else { b"new" }))
+        .collect();
+    let tree = tree(&Archive::default().pax(&records).file("x", b"").finish());
+    let xattrs = &tree.get(find(&tree, "x").unwrap()).unwrap().meta.xattrs;
+    assert_eq!(xattrs.len(), 10_000);
+    assert!(xattrs.iter().all(|xattr| *xattr.value == *b"new"));
 }
 
 #[test]
