@@ -11,6 +11,7 @@ use rstest::rstest;
 use tar::{EntryType, Header};
 
 use crate::layout::BLOCK;
+use crate::merge::{MergeError, merge_bounded};
 use crate::read::read_layer;
 use crate::tree::{Kind, NodeId, ROOT, Tree};
 use crate::{LayerError, Limits, merge, write_layer};
@@ -384,6 +385,20 @@ fn limits_hold() {
     assert!(with(limits).is_ok());
     assert_eq!(with(Limits { entries: 1, ..limits }), Err("the layer has more than 1 entries".into()));
     assert_eq!(with(Limits { bytes: 9, ..limits }), Err("the layer has more than 9 bytes of files".into()));
+}
+
+/// Directories that are only in names count as entries, and layers have a bound together.
+#[test]
+fn trees_are_bounded() {
+    let names: Vec<String> = (0..60).map(|number| format!("{number}/{}x", "a/".repeat(40))).collect();
+    let tar = names.iter().fold(Archive::default(), |tar, name| tar.file(name, b"")).finish();
+    let limits = Limits { entries: 100, bytes: 0 };
+    let error = write_layer(&*tar, &tempfile::tempfile().unwrap(), UUID, &limits).unwrap_err();
+    assert_eq!(error.to_string(), "the layer has more than 100 entries");
+    let layers = [layer(&tar).unwrap(), layer(&tar).unwrap()];
+    let out = tempfile::tempfile().unwrap();
+    assert!(matches!(merge_bounded(&layers, &out, UUID, 4000), Err(MergeError::Entries)));
+    assert!(merge_bounded(&layers, &out, UUID, 6000).is_ok());
 }
 
 #[test]
