@@ -26,6 +26,8 @@ mod disk;
 mod files;
 mod layers;
 mod lock;
+#[cfg(test)]
+mod mounted;
 mod records;
 mod resolve;
 mod session;
