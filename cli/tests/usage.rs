@@ -39,7 +39,6 @@ fn check(rows: &[(&str, &str)]) {
 #[test]
 fn words_of_other_programs_are_answered_with_the_word_to_use() {
     check(&[
-        ("run alpine", "unknown command \"run\": containers are not supported yet; `mvm boot`"),
         ("start web", "use `mvm boot`"),
         ("create web", "use `mvm boot`"),
         ("exec web ls", "unknown command \"exec\": `mvm console VM`"),
