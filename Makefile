@@ -24,7 +24,7 @@ check: ## check format, lints, docs, words, dependencies, scripts
 	@tests/check
 
 unit: ## run unit tests, and tiny guests where /dev/kvm exists
-	@tools/need gdb fish man-db zsh
+	@tools/need docker-registry erofs-utils fish gdb man-db openssl skopeo umoci zsh zstd
 	cargo test --locked --workspace --exclude tests
 
 fuzz: ## run each fuzz target over its seeds and some seconds more

@@ -11,7 +11,9 @@ mod frame;
 mod spec;
 
 pub use frame::{Decoder, FrameError, MAX_MESSAGE, encode};
-pub use spec::{Capabilities, Container, File, Limit, Mount, MountKind, Process, Resources, Size, Writable};
+pub use spec::{
+    Capabilities, Container, File, Limit, Mount, MountKind, Network, Process, Resources, Size, Writable,
+};
 
 use serde::{Deserialize, Serialize};
 

@@ -23,6 +23,8 @@ pub struct Container {
     pub masked_paths: Vec<String>,
     /// Paths that it can't write.
     pub read_only_paths: Vec<String>,
+    /// The VM's network device, if it has one.
+    pub network: Option<Network>,
     /// Kernel parameters and values.
     pub sysctls: Vec<(String, String)>,
     /// What it may use.
@@ -33,6 +35,19 @@ pub struct Container {
     pub process: Process,
     /// A process of the agent's is PID 1, which forwards signals and reaps.
     pub init: bool,
+}
+
+/// How the VM's network device is set up. IPv4 addresses are in the order of their bytes in packets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its name in the guest, as in `eth0`.
+    pub interface: String,
+    /// The guest's address.
+    pub address: [u8; 4],
+    /// The bits of it that all addresses of the network have in common.
+    pub prefix: u8,
+    /// The address of the router to all others.
+    pub router: [u8; 4],
 }
 
 /// Where a container's changes go.

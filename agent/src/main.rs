@@ -10,6 +10,7 @@ mod container;
 mod devices;
 mod error;
 mod mounts;
+mod network;
 mod pty;
 mod server;
 mod streams;

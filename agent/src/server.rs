@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use crate::cgroup::Cgroup;
 use crate::container::{self, Started};
 use crate::error::{During, Result, failure};
+use crate::network;
 use crate::pty;
 use crate::streams::{ConnectionId, Input, Output};
 use crate::system;
@@ -78,6 +79,8 @@ pub struct Server {
     connections: BTreeMap<ConnectionId, Connection>,
     next: ConnectionId,
     containers: BTreeMap<String, Running>,
+    /// The network device is set up.
+    has_network: bool,
 }
 
 impl Server {
@@ -85,8 +88,14 @@ impl Server {
     pub fn new() -> Result<Self> {
         let signals = signals()?;
         let listener = vsock::listen(PORT).during("listen on vsock")?;
-        let mut server =
-            Self { listener, signals, connections: BTreeMap::new(), next: 0, containers: BTreeMap::new() };
+        let mut server = Self {
+            listener,
+            signals,
+            connections: BTreeMap::new(),
+            next: 0,
+            containers: BTreeMap::new(),
+            has_network: false,
+        };
         let first = vsock::connect(PORT).during("connect to the host")?;
         server.add_connection(first);
         Ok(server)
@@ -301,6 +310,10 @@ impl Server {
         let is_plain = |id: &str| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !is_plain(&container.id) || self.containers.contains_key(&container.id) {
             return Err(failure(format!("cannot use {:?} as a container's ID", container.id)));
+        }
+        if let Some(network) = container.network.as_ref().filter(|_| !self.has_network) {
+            network::set_up(network)?;
+            self.has_network = true;
         }
         let Started { pid, cgroup, setup, input, output, errors } = container::start(container)?;
         let running = Running {

@@ -1,9 +1,6 @@
 //! The machine: its file systems, its network's loopback, its end.
 
 use std::fs;
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
@@ -11,6 +8,7 @@ use rustix::system::RebootCommand;
 
 use crate::cgroup;
 use crate::error::{During, Result};
+use crate::network;
 
 /// Where the agent keeps what it needs for containers.
 pub const RUN: &str = "/run";
@@ -32,26 +30,7 @@ pub fn prepare() -> Result<()> {
         }
     }
     cgroup::enable_controllers();
-    loopback_up().during("set up the loopback interface")
-}
-
-/// `IFF_UP` of netdevice(7).
-const UP: libc::c_short = 1;
-
-fn loopback_up() -> io::Result<()> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-    let mut request = MaybeUninit::<libc::ifreq>::zeroed();
-    // SAFETY: all zeros is a valid request, whose fields are integers and arrays of them.
-    let request = unsafe { request.assume_init_mut() };
-    for (place, byte) in request.ifr_name.iter_mut().zip(*b"lo") {
-        *place = byte.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = UP;
-    // SAFETY: the kernel reads the request, which lives until the call returns.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, request) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    network::set_loopback_up()
 }
 
 /// Writes everything to the disks and powers the machine off.

@@ -96,8 +96,8 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
         }
     };
     instance::ignore_limits_and_terminal();
-    let started =
-        instance::take_ending().and_then(|signals| supervise::start(Some(signals), (&config).into()));
+    let started = instance::take_ending()
+        .and_then(|signals| supervise::start(Some(signals), (&config).into(), exit_code::of_exit));
     let (place, supervisor) = match started {
         Ok(started) => started,
         Err(error) => {

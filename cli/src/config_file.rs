@@ -76,11 +76,14 @@ fn in_our_words(message: &str, line: &str) -> String {
     if let Some(rest) = message.strip_prefix("duplicate field ") {
         return format!("the key {:?} is given twice", rest.trim_matches('`'));
     }
-    let key = line.split_once('=').map(|(key, _)| key.trim());
+    // A line of a table has its name in brackets.
+    let table = line.trim().strip_prefix('[').map(|name| name.trim_matches(['[', ']']));
+    let key = line.split_once('=').map(|(key, _)| key).or(table).map(str::trim);
     match (key, message.strip_prefix("invalid type: ")) {
         (Some(key), Some(rest)) => {
             let (found, expected) = rest.split_once(", expected ").unwrap_or((rest, "another"));
-            format!("{key}: invalid value ({}): write {expected}", found.replace('`', ""))
+            let found = found.replace('`', "").replace("map", "table").replace("sequence", "list");
+            format!("{key}: invalid value ({found}): write {expected}")
         }
         (Some(key), None) if !key.is_empty() && !message.contains("TOML") => format!("{key}: {message}"),
         (_, _) => message.to_owned(),
@@ -142,8 +145,17 @@ mod tests {
     #[case("memory = 512", "line 1: memory: write it in quotes, \"512\"")]
     #[case("cpus = 'two'", "line 1: cpus: invalid number \"two\": use digits, without quotes")]
     #[case("cpus = '2'", "line 1: cpus: write 2 without quotes")]
-    #[case("cpus = [2]", "line 1: cpus: invalid value (sequence): write a number, without quotes")]
-    #[case("cpus = -1", "line 1: cpus: invalid CPU count 0")]
+    #[case("cpus = [2]", "line 1: cpus: invalid value (list): write a number, without quotes")]
+    #[case("cpus = -1", "line 1: cpus: invalid CPU count -1: use 1 to 254")]
+    #[case("cpus = 0", "line 1: cpus: invalid CPU count 0: use 1 to 254")]
+    #[case(
+        "cpus = 99999999999999999999",
+        "line 1: cpus: invalid CPU count 99999999999999999999: use 1 to 254"
+    )]
+    #[case("kernel = ''", "line 1: kernel: no path: write that of a file")]
+    #[case("initrd = ''", "line 1: initrd: no path: write that of a file")]
+    #[case("[disk]\npath = 'x'", "line 1: disk: invalid value (table): write a list of texts in quotes")]
+    #[case("[[disk]]\npath = 'x'", "line 1: disk: invalid value (table): write text in quotes")]
     #[case("nested = 'true'", "line 1: nested: invalid value \"true\": write true or false, without quotes")]
     #[case("kernel = 'x'\nkernel = 'y'", "line 2: kernel: duplicate key")]
     #[case("disk = ['a,wo']", "line 1: disk: unknown disk option \"wo\"")]

@@ -18,6 +18,7 @@ type Words = &'static [&'static str];
 
 const COMMANDS: &[(Words, &str)] = &[
     (&["start", "create", "launch", "up"], "use `mvm boot`"),
+    (&["help"], "use `mvm --help`, or `mvm COMMAND --help` for one command"),
     (
         &["exec", "ssh"],
         "`mvm console VM` is the guest's console; for ssh, publish its port: `mvm boot … -p 2222:22`",
@@ -38,11 +39,16 @@ const COMMANDS: &[(Words, &str)] = &[
     (&["wait"], "the process of `mvm boot` ends with the VM, with its exit code"),
     (&["cp"], "share a folder with the guest: `mvm boot … --share DIR:PATH`"),
     (&["port"], "publish ports when the VM boots: `mvm boot … -p HOST:GUEST`"),
-    (
-        &["pull", "push", "build", "image"],
-        "registries are not supported yet: `docker save IMAGE | mvm load` puts an image into the store",
-    ),
+    (&["build"], "images are built by docker, podman or buildah; `mvm load` and `mvm pull` take them"),
+    (&["image"], "use `mvm images`, `mvm pull`, `mvm rmi`, `mvm tag`, `mvm history`"),
+    (&["login", "logout"], "use `docker login` or `podman login`, whose credentials mvm uses"),
     (&["snapshot", "restore"], "snapshots are not supported yet; `mvm pause VM` pauses a VM"),
+    (&["metrics"], "use `mvm stats`, or GET /metrics on the VM's control socket"),
+    (&["update"], "use `mvm balloon VM SIZE` for memory, and `mvm resize VM DISK SIZE` for disks"),
+    (
+        &["network", "volume"],
+        "a VM's networks and folders are options: `mvm boot … --net user --share DIR:PATH`",
+    ),
 ];
 
 const BOOT: Words = &["boot"];
@@ -52,7 +58,7 @@ const OPTIONS: &[(Words, Words, &str)] = &[
     (
         BOOT,
         &["-d", "-dit", "-itd", "--detach", "--daemonize", "-daemonize"],
-        "a VM runs in the foreground; to leave it in the background: `mvm boot … --console off &`",
+        "a VM runs in the foreground; to leave it in the background: `nohup mvm boot … --console off &`",
     ),
     (
         &[],
@@ -65,8 +71,13 @@ const OPTIONS: &[(Words, Words, &str)] = &[
     (BOOT, &["--ram", "--mem-size", "--mem-size-mib"], "use --memory SIZE"),
     (
         BOOT,
-        &["-drive", "--drive", "-blockdev", "--blockdev", "-hda", "-hdb", "--hda", "--hdb", "-device"],
+        &["-drive", "--drive", "-blockdev", "--blockdev", "-hda", "-hdb", "-hdc", "--hda", "--hdb"],
         "use --rootfs PATH for the root file system, and --disk PATH for other disks",
+    ),
+    (
+        BOOT,
+        &["-device", "--device"],
+        "use --disk, --net, --vsock, --share or --balloon for a device of that kind",
     ),
     (BOOT, &["--root-drive", "--root", "--image", "--root-disk"], "use --rootfs PATH"),
     (BOOT, &["-cdrom", "--cdrom"], "use --disk FILE,readonly"),
@@ -111,14 +122,22 @@ const OPTIONS: &[(Words, Words, &str)] = &[
     ),
     (
         BOOT,
-        &["--mount", "--bind", "--fs", "-virtfs", "--virtfs", "-fsdev", "--shared-dir"],
+        &["--mount", "--bind", "--fs", "-virtfs", "--virtfs", "-fsdev", "--shared-dir", "--virtiofs"],
         "use --share DIR:PATH",
     ),
     (BOOT, &["-s", "-S", "-gdb"], "use --gdb PORT"),
     (BOOT, &["--restart"], "mvm does not restart a VM; a systemd unit with Restart= does"),
     (BOOT, &["--privileged"], "use --nested for a guest that runs VMs itself"),
+    (
+        BOOT,
+        &["--hostname", "--user", "-u", "--workdir", "-w", "--entrypoint"],
+        "containers are not supported yet; set it in the guest",
+    ),
+    (BOOT, &["--label", "-l"], "a VM has no labels; name it with --name"),
+    (&[""], &["-v"], "use --version"),
     (&["ps"], &["-a", "--all"], "only running VMs are listed; nothing is kept of one that has ended"),
-    (&["ps"], &["-f", "--filter", "--format"], "use --json"),
+    (&["ps", "stats"], &["-f", "--filter", "--format"], "use --json"),
+    (&["stats"], &["-a", "--all"], "leave it out: without a VM, all that run are shown"),
     (SIGNALLED, &["-a", "--all"], "name the VMs, as in `mvm stop $(mvm ps --quiet)`"),
     (&["stop"], &["-f", "--force"], "use `mvm kill VM`"),
     (

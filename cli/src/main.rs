@@ -95,6 +95,10 @@ enum Command {
     Boot(Box<boot::BootCommand>),
     /// Run a command in a new container
     Run(Box<run::RunCommand>),
+    /// Pull an image from a registry
+    Pull(images::PullCommand),
+    /// Push an image to a registry
+    Push(images::PushCommand),
     /// List images
     Images(images::ImagesCommand),
     /// Put the images of an archive into the store
@@ -167,6 +171,8 @@ fn run() -> ExitCode {
     match cli.command {
         Command::Boot(command) => boot::run(*command, has_directory, start),
         Command::Run(command) => run::run(*command, start),
+        Command::Pull(command) => command.run(),
+        Command::Push(command) => command.run(),
         Command::Images(command) => command.run(),
         Command::Load(command) => command.run(),
         Command::Save(command) => command.run(),

@@ -49,14 +49,14 @@ pub struct BootOptions {
     /// An ELF vmlinux, with or without a PVH note, or a bzImage such as a distribution's /boot/vmlinuz. Required, here
     /// or in the file of --config.
     #[arg(long, value_name = "FILE", help_heading = KERNEL)]
-    #[serde(default, deserialize_with = "values::text")]
+    #[serde(default, deserialize_with = "values::path")]
     pub kernel: Option<PathBuf>,
 
     /// Initial RAM disk
     ///
     /// Distributions' kernels need theirs to find their disks: their drivers for virtio are modules.
     #[arg(long, value_name = "FILE", help_heading = KERNEL)]
-    #[serde(default, deserialize_with = "values::text")]
+    #[serde(default, deserialize_with = "values::path")]
     pub initrd: Option<PathBuf>,
 
     /// Add kernel arguments

@@ -7,7 +7,7 @@ use serde::Serialize;
 use vmm::MemorySize;
 
 use crate::process::ExitCode;
-use crate::table::{Table, duration};
+use crate::table::{self, Cut, Table, duration};
 use crate::targets::{self, Failure};
 use crate::{chain, complain, exit_code, print};
 
@@ -30,6 +30,13 @@ pub struct PsCommand {
     /// Print only IDs
     #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
+
+    /// Do not shorten the table to the terminal's width
+    ///
+    /// On a terminal, names and paths that do not fit are cut, and the columns ROOTFS and KERNEL are left out where that
+    /// is not enough. Output to a file or pipe is complete.
+    #[arg(long, conflicts_with_all = ["json", "quiet"])]
+    no_trunc: bool,
 }
 
 /// A VM as `mvm ps --json` shows it.
@@ -66,7 +73,12 @@ impl PsCommand {
             return print(ids.as_bytes(), exit_code::SUCCESS);
         }
         let rows = targets::at_once(&running, row);
-        let text = if self.json { crate::json(&rows) } else { table(&rows) };
+        let text = if self.json {
+            crate::json(&rows)
+        } else {
+            let width = if self.no_trunc { None } else { table::terminal_width() };
+            table(&rows, width)
+        };
         print(text.as_bytes(), exit_code::SUCCESS)
     }
 }
@@ -98,7 +110,7 @@ fn row(vm: &Running) -> Row {
     }
 }
 
-fn table(rows: &[Row]) -> String {
+fn table(rows: &[Row], width: Option<usize>) -> String {
     let mut table =
         Table::new(&["ID", "NAME", "STATE", "CPUS", "MEMORY", "UPTIME", "PID", "KERNEL", "ROOTFS"]);
     for row in rows {
@@ -113,6 +125,9 @@ fn table(rows: &[Row]) -> String {
             row.kernel.clone(),
             row.rootfs.clone().unwrap_or_else(|| "-".into()),
         ]);
+    }
+    if let Some(width) = width {
+        table.fit(width, &[(1, Cut::End), (7, Cut::Start), (8, Cut::Start)]);
     }
     table.to_string()
 }

@@ -13,7 +13,7 @@ use crate::{exit_code, print};
 const EXAMPLES: &str = "\
 Examples:
   mvm resize web vdb 20G         make the second disk 20 GiB, and tell the guest
-  mvm resize web data            tell the guest the size that the disk has by now
+  mvm resize web data            tell the guest the size that the disk has
   mvm resize web vdb 5G --shrink make it smaller; what is beyond 5 GiB is lost
 
 The guest's file system has to be resized in the guest, for example by resize2fs.";

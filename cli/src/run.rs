@@ -1,18 +1,19 @@
 //! `mvm run`.
 
 use std::io::{self, IsTerminal};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_protocol::Size;
 use clap::Args;
-use container::{Assets, RunError, RunOptions};
+use container::{Assets, NetworkOption, RunError, RunOptions};
 use instance::console::RawTerminal;
 use instance::{Identity, Instance, InstanceError, Summary, VmName};
-use vmm::{Limits, MemorySize, Timeline};
+use vmm::{Limits, MemorySize, PublishConfig, Timeline};
 
-use crate::images;
+use crate::images::{self, PullPolicy, RegistryArguments};
 use crate::process::ExitCode;
 use crate::supervise::{self, lock};
 use crate::{chain, complain, exit_code};
@@ -21,7 +22,6 @@ const MORE: &str = "`mvm run --help` has all options, their syntax, and examples
 
 const EXAMPLES: &str = "\
 Examples:
-  mvm load -i image.tar                     put an image into the store
   mvm run alpine echo hello                 run a command in it
   mvm run -it -e A=1 -w /src alpine sh      a shell on this terminal
   mvm run -m 512m --cpus 1.5 alpine nproc   with limits
@@ -51,6 +51,19 @@ pub struct RunCommand {
     /// Remove the container when it ends, which is always done
     #[arg(long, hide_short_help = true)]
     rm: bool,
+
+    /// Pull the image: missing, always or never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "missing",
+        hide_possible_values = true,
+        hide_short_help = true
+    )]
+    pull: PullPolicy,
+
+    #[command(flatten)]
+    registry: RegistryArguments,
 
     /// Set a variable: NAME=VALUE
     ///
@@ -85,6 +98,23 @@ pub struct RunCommand {
     /// Add a line to /etc/hosts: NAME:IP
     #[arg(long, value_name = "HOST", value_parser = host, hide_short_help = true)]
     add_host: Vec<(String, String)>,
+
+    /// Connect the container: user, none, or user,host
+    ///
+    /// user: to the host's networks, by passt, without root. With host as well, host.docker.internal is the host's
+    /// loopback. Without this option it is user where passt is installed and the host has a network.
+    #[arg(long, value_name = "NET", value_parser = network, help_heading = "Network", alias = "net")]
+    network: Option<NetworkOption>,
+
+    /// Publish a port on the host: 8080:80
+    ///
+    /// As in 8080:80, 127.0.0.1:8080:80, 53:53/udp or 8000-8010:8000-8010.
+    #[arg(long, short, value_name = "PORTS", help_heading = "Network")]
+    publish: Vec<PublishConfig>,
+
+    /// Set a resolver's address
+    #[arg(long, value_name = "IP", help_heading = "Network", hide_short_help = true)]
+    dns: Vec<IpAddr>,
 
     /// Limit memory, as in 512m
     #[arg(long, short, value_name = "SIZE", help_heading = "Resources")]
@@ -162,6 +192,25 @@ fn host(text: &str) -> Result<(String, String), String> {
     plain.parse::<std::net::IpAddr>().map_err(|_| error())?;
     let is_name = !name.is_empty() && !name.contains(char::is_whitespace);
     if is_name { Ok((name.to_owned(), plain.to_owned())) } else { Err(error()) }
+}
+
+/// Reads what a container is connected to.
+fn network(text: &str) -> Result<NetworkOption, String> {
+    match text {
+        "none" => Ok(NetworkOption::None),
+        "user" | "bridge" | "default" => Ok(NetworkOption::User { reaches_host: false }),
+        "user,host" => Ok(NetworkOption::User { reaches_host: true }),
+        _ => Err(format!("unknown network {text:?}: use user, user,host or none")),
+    }
+}
+
+/// The network of a container for which none is given.
+fn default_network(publishes: bool) -> NetworkOption {
+    if publishes || vmm::has_user_network() {
+        NetworkOption::User { reaches_host: false }
+    } else {
+        NetworkOption::None
+    }
 }
 
 /// Reads a number of CPUs with up to three digits behind the point, in thousandths.
@@ -253,6 +302,7 @@ fn failed(message: &str) -> ExitCode {
 fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     let size = terminal_size(&command)?;
     let (name, timing, image) = (command.name.clone(), command.timing, command.image.clone());
+    let (pull, registry) = (command.pull, command.registry);
     let options = options(command, size)?;
     let assets = Assets::find().map_err(|error| error.to_string())?;
     let limits = Limits { stop_timeout: Duration::ZERO, timeout: None };
@@ -260,8 +310,9 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     // The container gets them, so that the VM does not end by one.
     instance::ignore_limits_and_terminal();
     let signals = instance::take_ending().map_err(host("take signals"))?;
-    let (place, supervisor) = supervise::start(None, limits).map_err(host("start a thread"))?;
-    let (image, _hold) = images::open(&image)?;
+    let (place, supervisor) =
+        supervise::start(None, limits, |_| exit_code::CONTAINER).map_err(host("start a thread"))?;
+    let (image, _hold) = images::open(&image, pull, registry)?;
     let identity = Identity { name, ..Identity::default() };
     let summary = Summary {
         cpus: 1,
@@ -327,6 +378,9 @@ fn options(command: RunCommand, terminal: Option<Size>) -> Result<RunOptions, Fa
         groups: command.group_add,
         hostname: command.hostname,
         hosts: command.add_host,
+        network: command.network.unwrap_or_else(|| default_network(!command.publish.is_empty())),
+        publish: command.publish,
+        dns: command.dns,
         interactive: command.interactive,
         terminal,
         read_only: command.read_only,

@@ -12,7 +12,7 @@ use instance::{InstanceError, Registry, Running};
 use serde::Serialize;
 
 use crate::process::ExitCode;
-use crate::table::{Table, bytes};
+use crate::table::{self, Cut, Table, bytes};
 use crate::targets::{self, Failure};
 use crate::{chain, complain, exit_code};
 
@@ -43,6 +43,10 @@ pub struct StatsCommand {
     /// A line each second: an array with an object for each VM.
     #[arg(long)]
     json: bool,
+
+    /// Do not shorten names to the terminal's width
+    #[arg(long, conflicts_with = "json")]
+    no_trunc: bool,
 }
 
 /// The resources that a VM uses.
@@ -135,7 +139,8 @@ impl StatsCommand {
             writeln!(out)?;
         } else {
             let clear = if out.is_terminal() && !self.no_stream { CLEAR } else { "" };
-            write!(out, "{clear}{}", table(rows))?;
+            let width = if self.no_trunc { None } else { table::terminal_width() };
+            write!(out, "{clear}{}", table(rows, width))?;
         }
         out.flush()
     }
@@ -197,7 +202,7 @@ fn resident_and_shared(rollup: &str) -> Option<(u64, u64)> {
     Some((kib("Rss")?, kib("Shared_Clean")?.checked_add(kib("Shared_Dirty")?)?))
 }
 
-fn table(rows: &[Usage]) -> String {
+fn table(rows: &[Usage], width: Option<usize>) -> String {
     let heading = [
         "ID",
         "NAME",
@@ -224,6 +229,9 @@ fn table(rows: &[Usage]) -> String {
             bytes(row.net_transmit_bytes_per_second),
             row.exits_per_second.to_string(),
         ]);
+    }
+    if let Some(width) = width {
+        table.fit(width, &[(1, Cut::End)]);
     }
     table.to_string()
 }

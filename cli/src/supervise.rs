@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use instance::{Instance, Signals};
 use vmm::{ExitReason, Limits, Supervisor};
 
-use crate::{complain, exit_code};
+use crate::complain;
 
 /// The VM's directory, once it has one.
 pub type Place = Arc<Mutex<Option<Instance>>>;
@@ -17,23 +17,28 @@ pub fn lock(place: &Place) -> MutexGuard<'_, Option<Instance>> {
 }
 
 /// Starts the thread that takes `signals` and sees to it that this process ends. It is the first: signals are blocked
-/// for those that it and the main thread start.
+/// for those that it and the main thread start. Where it has to end the process itself, that ends with `code`.
 ///
 /// # Errors
 ///
 /// Those of the system calls.
-pub fn start(signals: Option<Signals>, limits: Limits) -> io::Result<(Place, Supervisor)> {
+pub fn start(
+    signals: Option<Signals>,
+    limits: Limits,
+    code: fn(&ExitReason) -> u8,
+) -> io::Result<(Place, Supervisor)> {
     let place = Place::default();
     let to_clean = place.clone();
     let last_resort = move |reason: &ExitReason| {
         complain(&reason.to_string());
         instance::console::restore_terminal();
+        devices::socket::remove_files();
         // Where the main thread is removing it, that goes on until this process ends.
         if let Ok(mut place) = to_clean.try_lock() {
             drop(place.take());
         }
         devices::log::finish_quickly();
-        instance::exit_now(exit_code::of_exit(reason))
+        instance::exit_now(code(reason))
     };
     let supervisor = Supervisor::start(signals, limits, Box::new(last_resort))?;
     Ok((place, supervisor))

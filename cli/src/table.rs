@@ -1,9 +1,31 @@
-//! Tables: columns as wide as their widest cell.
+//! Tables: columns as wide as their widest cell, or as a terminal has room for.
 
-use std::fmt;
+use std::io::{self, IsTerminal};
+use std::{fmt, iter};
+
+/// Between two columns.
+const GAP: &str = "   ";
+/// A cell is not cut to fewer characters.
+const SHORTEST: usize = 12;
 
 /// A table with a heading.
 pub struct Table(Vec<Vec<String>>);
+
+/// Which part of a cell is left out if the terminal has no room for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The end, as of a name.
+    End,
+    /// The start, as of a path.
+    Start,
+}
+
+/// The width of the terminal on standard output, in characters; `None` if it is none or does not say.
+pub fn terminal_width() -> Option<usize> {
+    let out = io::stdout();
+    let size = out.is_terminal().then(|| rustix::termios::tcgetwinsize(&out).ok()).flatten()?;
+    (size.ws_col > 0).then(|| usize::from(size.ws_col))
+}
 
 impl Table {
     /// A table with these columns and no row.
@@ -25,19 +47,76 @@ impl Table {
         };
         self.0.push(cells.into_iter().map(without_controls).collect());
     }
+
+    /// Cuts the cells of `columns`, the widest first and none to fewer than 12 characters, until a line has at most
+    /// `width` characters. The last columns are left out while that is not enough, if they are among `columns`.
+    pub fn fit(&mut self, width: usize, columns: &[(usize, Cut)]) {
+        let mut widths = self.widths();
+        let mut columns = columns.to_vec();
+        let total =
+            |widths: &[usize]| widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1);
+        let narrowest = |widths: &[usize], columns: &[(usize, Cut)]| {
+            let can_shrink = |column: usize| columns.iter().any(|(cut, _)| *cut == column);
+            let least = widths.iter().enumerate();
+            let least =
+                least.map(|(column, width)| if can_shrink(column) { SHORTEST.min(*width) } else { *width });
+            total(&least.collect::<Vec<_>>())
+        };
+        while narrowest(&widths, &columns) > width
+            && let Some(last) = columns.iter().position(|(column, _)| column + 1 == widths.len())
+            && widths.len() > 1
+        {
+            columns.remove(last);
+            widths.pop();
+        }
+        for row in &mut self.0 {
+            row.truncate(widths.len());
+        }
+        for _ in width..total(&widths) {
+            let shrinkable = columns.iter().map(|(column, _)| *column);
+            let widest = shrinkable.max_by_key(|column| widths.get(*column).copied());
+            if let Some(widest) = widest.and_then(|column| widths.get_mut(column))
+                && *widest > SHORTEST
+            {
+                *widest -= 1;
+            }
+        }
+        for row in &mut self.0 {
+            for (column, cut) in &columns {
+                if let (Some(cell), Some(width)) = (row.get_mut(*column), widths.get(*column)) {
+                    *cell = shortened(cell, *width, *cut);
+                }
+            }
+        }
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
+        let cells = |column| self.0.iter().filter_map(move |row| row.get(column));
+        (0..columns)
+            .map(|column| cells(column).map(|cell: &String| cell.chars().count()).max().unwrap_or(0))
+            .collect()
+    }
+}
+
+/// `cell` with at most `width` characters, an ellipsis among them where some are left out.
+fn shortened(cell: &str, width: usize, cut: Cut) -> String {
+    let length = cell.chars().count();
+    let kept = width.saturating_sub(1);
+    match cut {
+        _ if length <= width => cell.to_owned(),
+        Cut::End => cell.chars().take(kept).chain(iter::once('…')).collect(),
+        Cut::Start => iter::once('…').chain(cell.chars().skip(length - kept)).collect(),
+    }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
-        let widest = |column| {
-            self.0.iter().filter_map(|row| row.get(column)).map(|cell: &String| cell.chars().count()).max()
-        };
-        let widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or(0)).collect();
+        let widths = self.widths();
         for row in &self.0 {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
-                line += &format!("{cell:<width$}   ");
+                line += &format!("{cell:<width$}{GAP}");
             }
             writeln!(f, "{}", line.trim_end())?;
         }
@@ -78,6 +157,25 @@ mod tests {
         table.row(["wide".into(), "é".into()]);
         table.row(["x".into(), String::new()]);
         assert_eq!(table.to_string(), "A      LONG\nwide   é\nx\n");
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_shorter_cells_and_then_fewer_columns() {
+        let fitted = |width| {
+            let mut table = Table::new(&["NAME", "PID", "PATH"]);
+            table.row(["a-name-of-24-characters-".into(), "1234".into(), "/a/path/of/24/characters".into()]);
+            table.fit(width, &[(0, Cut::End), (2, Cut::Start)]);
+            table.to_string()
+        };
+        let row = |width| fitted(width).lines().nth(1).unwrap().to_owned();
+        assert_eq!(row(58), "a-name-of-24-characters-   1234   /a/path/of/24/characters");
+        assert_eq!(row(56), "a-name-of-24-character…   1234   …/path/of/24/characters");
+        assert_eq!(row(34), "a-name-of-2…   1234   …/characters");
+        assert_eq!(fitted(33), "NAME                       PID\na-name-of-24-characters-   1234\n");
+        assert_eq!(fitted(1), "NAME           PID\na-name-of-2…   1234\n");
+        for width in 19..80 {
+            assert!(fitted(width).lines().all(|line| line.chars().count() <= width), "{width}");
+        }
     }
 
     #[test]

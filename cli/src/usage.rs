@@ -11,6 +11,11 @@ use crate::{Cli, complain, exit_code, foreign};
 /// Prints what clap has to say: help and versions as they are, an error as one line.
 pub fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
     match error.kind() {
+        // -hda, which clap takes for -h.
+        ErrorKind::DisplayHelp if let Some(line) = qemu_option(arguments) => {
+            complain(&line);
+            exit_code::USAGE.into()
+        }
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             crate::print(error.render().to_string().as_bytes(), exit_code::SUCCESS)
         }
@@ -28,29 +33,34 @@ pub fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
 
 /// The error in one line, with what to write instead.
 fn message(error: &clap::Error, arguments: &[String]) -> String {
+    if let Some(line) = qemu_option(arguments) {
+        return line;
+    }
     let root = Cli::command();
     let command = subcommand(&root, arguments);
     let name = command.map_or("", Command::get_name);
-    // QEMU's options have one dash, which clap takes for several short flags.
-    let qemu = |word: &&String| word.starts_with('-') && !word.starts_with("--") && word.len() > 2;
-    let before_dashes = arguments.iter().skip(1).take_while(|word| *word != "--");
-    let advice = before_dashes.filter(qemu).find_map(|word| Some((word, foreign::option(name, word)?)));
-    if let Some((word, advice)) = advice {
-        return format!("unknown option {word}: {advice}");
-    }
-    let what = explain(error, name);
-    if what.contains([':', ';']) {
+    let what = explain(error, command, name);
+    if what.contains([':', ';']) && error.kind() != ErrorKind::MissingSubcommand {
         return what;
     }
     let help = if name.is_empty() { "mvm --help".to_owned() } else { format!("mvm {name} --help") };
     format!("{what}; see `{help}`")
 }
 
+/// What to write in place of an option of QEMU's: it has one dash, so that clap takes it for several short flags.
+fn qemu_option(arguments: &[String]) -> Option<String> {
+    let root = Cli::command();
+    let name = subcommand(&root, arguments).map_or("", Command::get_name);
+    let qemu = |word: &&String| word.starts_with('-') && !word.starts_with("--") && word.len() > 2;
+    let mut before_dashes = arguments.iter().skip(1).take_while(|word| *word != "--").filter(qemu);
+    before_dashes.find_map(|word| Some(format!("unknown option {word}: {}", foreign::option(name, word)?)))
+}
+
 /// The subcommand that `arguments` name.
 fn subcommand<'a>(root: &'a Command, arguments: &[String]) -> Option<&'a Command> {
     let mut words = arguments.iter().skip(1);
     while let Some(word) = words.next() {
-        if word == "--log-level" {
+        if word == "--log-level" || word == "--runtime-dir" {
             words.next();
         } else if !word.starts_with('-') {
             return root.find_subcommand(word);
@@ -59,7 +69,7 @@ fn subcommand<'a>(root: &'a Command, arguments: &[String]) -> Option<&'a Command
     None
 }
 
-fn explain(error: &clap::Error, command: &str) -> String {
+fn explain(error: &clap::Error, subcommand: Option<&Command>, command: &str) -> String {
     let texts = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => vec![text.clone()],
         Some(ContextValue::Strings(texts)) => texts.clone(),
@@ -101,9 +111,12 @@ fn explain(error: &clap::Error, command: &str) -> String {
             }
         },
         ErrorKind::MissingRequiredArgument => {
-            let missing = texts(ContextKind::InvalidArg).join(" ").replace(['<', '>'], "");
-            format!("missing argument: mvm {command} {missing}")
+            let required = subcommand.into_iter().flat_map(Command::get_positionals);
+            let required = required.filter(|argument| argument.is_required_set()).map(ToString::to_string);
+            let required = required.collect::<Vec<_>>().join(" ").replace(['<', '>'], "");
+            format!("missing argument: mvm {command} {required}")
         }
+        ErrorKind::MissingSubcommand => "missing command: mvm COMMAND".into(),
         ErrorKind::InvalidUtf8 => "an argument is not UTF-8 text".into(),
         _ => {
             let rendered = error.render().to_string();

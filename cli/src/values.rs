@@ -4,10 +4,10 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use vmm::ConfigError;
 
 /// Reads a number of CPUs.
 pub fn cpus(text: &str) -> Result<u32, String> {
@@ -34,8 +34,12 @@ pub fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>,
         }
 
         fn visit_i64<E: de::Error>(self, value: i64) -> Result<u32, E> {
-            u32::try_from(value)
-                .map_err(|_| E::custom(ConfigError::Cpus(if value < 0 { 0 } else { u32::MAX })))
+            self.visit_i128(value.into())
+        }
+
+        fn visit_i128<E: de::Error>(self, value: i128) -> Result<u32, E> {
+            let error = || E::custom(format!("invalid CPU count {value}: use 1 to {}", vmm::MAX_CPUS));
+            u32::try_from(value).ok().filter(|count| (1..=vmm::MAX_CPUS).contains(count)).ok_or_else(error)
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<u32, E> {
@@ -77,6 +81,14 @@ where
     T: FromStr<Err: fmt::Display>,
 {
     deserializer.deserialize_any(Text(PhantomData)).map(Some)
+}
+
+/// Accepts the path of a file.
+pub fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = text::<D, PathBuf>(deserializer)?;
+    // Put behind the configuration's directory, it would be that directory.
+    let is_empty = path.as_ref().is_some_and(|path| path.as_os_str().is_empty());
+    if is_empty { Err(de::Error::custom("no path: write that of a file")) } else { Ok(path) }
 }
 
 /// Accepts a list of texts, each in the form that the flag takes, or one alone.

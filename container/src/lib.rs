@@ -17,5 +17,5 @@ mod stdio;
 pub use assets::{Assets, AssetsError};
 pub use image::{Image, ImageConfig};
 pub use machine::{DEFAULT_MEMORY, default_cpus, default_memory};
-pub use options::{OptionsError, RunOptions};
+pub use options::{NetworkOption, OptionsError, RunOptions};
 pub use run::{Ended, RunError, run};

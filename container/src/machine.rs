@@ -1,12 +1,15 @@
 //! The VM of a container.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
-use vmm::{ConsoleConfig, DiskConfig, MemorySize, VmConfig, VsockConfig};
+use vmm::{
+    ConsoleConfig, DiskConfig, MemorySize, NetBackend, NetConfig, UserAddresses, VmConfig, VsockConfig,
+};
 
 use crate::assets::Assets;
 use crate::image::Image;
-use crate::options::RunOptions;
+use crate::options::{NetworkOption, RunOptions};
 
 /// Bytes of memory of a container without a limit.
 pub const DEFAULT_MEMORY: u64 = 1 << 30;
@@ -35,6 +38,25 @@ pub fn default_cpus() -> u32 {
     host.clamp(1, DEFAULT_CPUS)
 }
 
+/// The addresses of a container's network, which no other can see.
+pub const ADDRESSES: UserAddresses = UserAddresses {
+    guest: Ipv4Addr::new(10, 88, 0, 2),
+    prefix: 24,
+    router: Ipv4Addr::new(10, 88, 0, 1),
+    resolver: Ipv4Addr::new(10, 88, 0, 3),
+};
+
+fn network(option: NetworkOption) -> Option<NetConfig> {
+    match option {
+        NetworkOption::None => None,
+        NetworkOption::User { reaches_host } => Some(NetConfig {
+            backend: NetBackend::User { reaches_host },
+            addresses: Some(ADDRESSES),
+            ..NetConfig::user()
+        }),
+    }
+}
+
 /// The VM for a container of `image` with `options`, whose directory is `directory`.
 pub fn machine(assets: &Assets, image: &Image, options: &RunOptions, directory: &Path) -> VmConfig {
     let disk = |path: &Path, pieces| DiskConfig {
@@ -57,6 +79,8 @@ pub fn machine(assets: &Assets, image: &Image, options: &RunOptions, directory: 
         rootfs: Some(disk(&assets.root, Vec::new())),
         disks: vec![disk(first, rest)],
         vsock: Some(VsockConfig { path: directory.join(VSOCK), cid: VsockConfig::MIN_CID }),
+        nets: network(options.network).into_iter().collect(),
+        publish: options.publish.clone(),
         cpus: cpus.unwrap_or_else(default_cpus).max(1),
         memory: MemorySize::from_bytes(memory.next_multiple_of(2 << 20)),
         cmdline: Some(cmdline.to_owned()),

@@ -1,7 +1,10 @@
 //! What a user asks of a container.
 
+use std::net::IpAddr;
+
 use agent_protocol::Size;
 use thiserror::Error;
+use vmm::PublishConfig;
 
 /// The options of `mvm run`, which are those of `docker run`.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +25,12 @@ pub struct RunOptions {
     pub hostname: Option<String>,
     /// Lines for /etc/hosts: a name and its address.
     pub hosts: Vec<(String, String)>,
+    /// What it is connected to.
+    pub network: NetworkOption,
+    /// Ports that are published on the host.
+    pub publish: Vec<PublishConfig>,
+    /// Addresses of resolvers, in place of the host's.
+    pub dns: Vec<IpAddr>,
     /// Whether standard input is passed on.
     pub interactive: bool,
     /// The size of its terminal, if it has one.
@@ -50,6 +59,19 @@ pub struct RunOptions {
     pub tmpfs: Vec<(String, String)>,
     /// Kernel parameters.
     pub sysctls: Vec<(String, String)>,
+}
+
+/// What a container is connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetworkOption {
+    /// Nothing.
+    #[default]
+    None,
+    /// The host's sockets, by passt, without root.
+    User {
+        /// Whether connections to the router's address, `host.docker.internal`, go to the host's loopback.
+        reaches_host: bool,
+    },
 }
 
 /// What is wrong with an option.

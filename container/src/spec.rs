@@ -1,9 +1,12 @@
 //! A container as the agent gets it.
 
-use agent_protocol::{Capabilities, Container, File, Limit, Mount, MountKind, Process, Resources, Writable};
+use agent_protocol::{
+    Capabilities, Container, File, Limit, Mount, MountKind, Network, Process, Resources, Writable,
+};
 
 use crate::image::ImageConfig;
-use crate::options::{OptionsError, RunOptions};
+use crate::machine::ADDRESSES;
+use crate::options::{NetworkOption, OptionsError, RunOptions};
 use crate::seccomp;
 
 /// The search path of an image that has none, as docker's.
@@ -124,6 +127,7 @@ pub fn container(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<
         files: files(&hostname, options),
         masked_paths: strings(&MASKED, options.privileged),
         read_only_paths: strings(&READ_ONLY, options.privileged),
+        network: network(options.network),
         sysctls: options.sysctls.clone(),
         resources: resources(options),
         all_devices: options.privileged,
@@ -171,16 +175,46 @@ fn mounts(options: &RunOptions) -> Vec<Mount> {
     ]
 }
 
+fn network(option: NetworkOption) -> Option<Network> {
+    let NetworkOption::User { .. } = option else { return None };
+    Some(Network {
+        interface: "eth0".into(),
+        address: ADDRESSES.guest.octets(),
+        prefix: ADDRESSES.prefix,
+        router: ADDRESSES.router.octets(),
+    })
+}
+
+/// The container's resolvers: those that the user gives, or the network's own.
+fn resolvers(options: &RunOptions) -> String {
+    let own = match options.network {
+        NetworkOption::User { .. } => Some(ADDRESSES.resolver.into()),
+        NetworkOption::None => None,
+    };
+    let given = if options.dns.is_empty() { Vec::from_iter(own) } else { options.dns.clone() };
+    given.iter().map(|address| format!("nameserver {address}\n")).collect()
+}
+
 fn files(hostname: &str, options: &RunOptions) -> Vec<File> {
     let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     hosts.push_str(
         "fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
     );
+    if let NetworkOption::User { reaches_host } = options.network {
+        hosts.push_str(&format!("{}\t{hostname}\n", ADDRESSES.guest));
+        if reaches_host {
+            hosts.push_str(&format!("{}\thost.docker.internal\n", ADDRESSES.router));
+        }
+    }
     for (name, address) in &options.hosts {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
     let file = |path: &str, content: String| File { path: path.into(), content: content.into_bytes() };
-    vec![file("/etc/hosts", hosts), file("/etc/hostname", format!("{hostname}\n"))]
+    vec![
+        file("/etc/hosts", hosts),
+        file("/etc/hostname", format!("{hostname}\n")),
+        file("/etc/resolv.conf", resolvers(options)),
+    ]
 }
 
 fn resources(options: &RunOptions) -> Resources {

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{CWD, Mode, RenameFlags, fchmod, renameat_with};
 use rustix::io::Errno;
@@ -52,8 +53,7 @@ impl From<Errno> for SocketError {
 pub struct ListeningSocket {
     socket: OwnedFd,
     path: PathBuf,
-    /// Device and inode of the socket's file.
-    file: (u64, u64),
+    file: FileIdentity,
 }
 
 impl ListeningSocket {
@@ -80,6 +80,7 @@ impl ListeningSocket {
         }
         let file = identity(&fs::symlink_metadata(path)?);
         let listener = Self { socket, path: path.to_owned(), file };
+        files().push((path.to_owned(), file));
         listen(&listener.socket, backlog)?;
         Ok(listener)
     }
@@ -113,11 +114,34 @@ impl AsRawFd for ListeningSocket {
 
 impl Drop for ListeningSocket {
     fn drop(&mut self) {
-        // Another process may have replaced it since.
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.file) {
-            // If it stays, the next VM replaces it.
-            let _ = fs::remove_file(&self.path);
-        }
+        files().retain(|(path, file)| (path, file) != (&self.path, &self.file));
+        remove(&self.path, self.file);
+    }
+}
+
+/// Device and inode of a socket's file.
+type FileIdentity = (u64, u64);
+
+/// The files of all sockets that this process listens on.
+static FILES: Mutex<Vec<(PathBuf, FileIdentity)>> = Mutex::new(Vec::new());
+
+fn files() -> MutexGuard<'static, Vec<(PathBuf, FileIdentity)>> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the files of all sockets that this process listens on, for a process that ends while some of its threads
+/// still have theirs.
+pub fn remove_files() {
+    for (path, file) in files().drain(..) {
+        remove(&path, file);
+    }
+}
+
+fn remove(path: &Path, file: FileIdentity) {
+    // Another process may have replaced it since.
+    if fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == file) {
+        // If it stays, the next VM replaces it.
+        let _ = fs::remove_file(path);
     }
 }
 
@@ -131,7 +155,7 @@ pub fn check_length(path: &Path, limit: usize) -> Result<(), SocketError> {
     if length > limit { Err(SocketError::TooLong { length, limit }) } else { Ok(()) }
 }
 
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+fn identity(metadata: &fs::Metadata) -> FileIdentity {
     (metadata.dev(), metadata.ino())
 }
 

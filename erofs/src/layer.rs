@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::data::DataWriter;
 use crate::layout::{BLOCK, Xattr, encode_device};
-use crate::metadata::{Metadata, mark_directories};
+use crate::metadata::{MAX_METADATA, Metadata, mark_directories};
 use crate::names::{self, MAX_PATH, NameError};
 use crate::pax::Segment;
 use crate::stream::{Entry, EntryKind, Stream, StreamError};
@@ -18,6 +18,8 @@ use crate::tree::{Kind, Meta, Node, NodeId, ROOT, Tree};
 const CHUNK: usize = 256 << 10;
 /// The most bytes that names, link targets and attributes of a layer have together.
 const MAX_NAMES: u64 = 256 << 20;
+/// What one name may add to the count of directories at most, though they are there already.
+const MAX_PARTS: u64 = 2048;
 
 /// How a layer hides a file of a lower one: a name that begins so (OCI image specification, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
@@ -29,7 +31,7 @@ const AUFS: &[u8] = b".wh..wh.";
 /// What a layer may contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Files, directories and links.
+    /// Files, directories and links, and directories that are only in the names of others.
     pub entries: u64,
     /// Bytes of files, with the holes of sparse ones.
     pub bytes: u64,
@@ -148,6 +150,10 @@ pub fn write_layer_observed(
     let data_blocks = data.position();
     mark_directories(&mut tree);
     let metadata = Metadata::lay_out(&tree);
+    // No merge reads more.
+    if metadata.blocks().saturating_mul(BLOCK) > MAX_METADATA {
+        return Err(LayerError::Limit { what: "bytes of metadata", most: MAX_METADATA });
+    }
     let too_large = || LayerError::Write(io::Error::other("the image has more than 2^32 blocks"));
     let at = u32::try_from(data_blocks).map_err(|_| too_large())?;
     let blocks = u32::try_from(data_blocks + metadata.blocks()).map_err(|_| too_large())?;
@@ -209,14 +215,10 @@ impl Builder<'_> {
         let names = entry.path.len() + entry.link.len() + attributes;
         self.names = self.names.saturating_add(u64::try_from(names).unwrap_or(u64::MAX));
         exceeds(self.names, MAX_NAMES, "bytes of names")?;
-        // Each part of a name may be a directory, which takes memory as well.
+        // A directory that has no entry of its own is one of them as well: each part of a name may be one.
         let parts = entry.path.iter().filter(|byte| **byte == b'/').count();
-        let nodes = self.tree.len().saturating_add(parts);
-        exceeds(
-            u64::try_from(nodes).unwrap_or(u64::MAX),
-            self.limits.entries.saturating_mul(4),
-            "directories",
-        )?;
+        let nodes = u64::try_from(self.tree.len().saturating_add(parts)).unwrap_or(u64::MAX);
+        exceeds(nodes.saturating_sub(MAX_PARTS), self.limits.entries, "entries")?;
         if entry.kind == EntryKind::File {
             self.bytes = self.bytes.saturating_add(entry.size);
             exceeds(self.bytes, self.limits.bytes, "bytes of files")?;

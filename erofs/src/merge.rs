@@ -12,6 +12,9 @@ use crate::tree::Tree;
 
 /// The most layers an image may have, as docker and overlayfs have it.
 pub const MAX_LAYERS: usize = 127;
+/// The most files, directories and links that layers have together before upper ones hide some: what they take in memory
+/// is 1.5 GiB then.
+const MAX_ENTRIES: usize = 1 << 22;
 /// Layers begin at multiples of 2 MiB of the flat disk, the size of a huge page.
 const ALIGNMENT: u64 = (2 << 20) / BLOCK;
 
@@ -39,6 +42,9 @@ pub enum MergeError {
     /// The merged image can't be written.
     #[error("cannot write the merged tree")]
     Write(#[source] io::Error),
+    /// Too much in all layers together.
+    #[error("all layers together have more than {MAX_ENTRIES} entries")]
+    Entries,
     /// More than a block's number can say.
     #[error("all layers together are larger than 16 TiB")]
     TooLarge,
@@ -63,6 +69,16 @@ pub struct Merged {
 ///
 /// [`MergeError`].
 pub fn merge(layers: &[File], out: &File, uuid: [u8; 16]) -> Result<Merged, MergeError> {
+    merge_bounded(layers, out, uuid, MAX_ENTRIES)
+}
+
+/// [`merge`], where trees have up to `most` nodes together.
+pub(crate) fn merge_bounded(
+    layers: &[File],
+    out: &File,
+    uuid: [u8; 16],
+    most: usize,
+) -> Result<Merged, MergeError> {
     if layers.len() > MAX_LAYERS {
         return Err(MergeError::Layers(layers.len()));
     }
@@ -70,6 +86,9 @@ pub fn merge(layers: &[File], out: &File, uuid: [u8; 16]) -> Result<Merged, Merg
     let mut sizes = Vec::new();
     for (number, layer) in (0_u16..).zip(layers) {
         let (upper, blocks) = read_layer(layer, number)?;
+        if tree.len().saturating_add(upper.len()) > most {
+            return Err(MergeError::Entries);
+        }
         tree.overlay(&upper);
         sizes.push(blocks);
     }

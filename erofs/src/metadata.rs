@@ -14,6 +14,8 @@ use crate::layout::{
 };
 use crate::tree::{Kind, Node, NodeId, ROOT, Tree};
 
+/// The most bytes of a layer's metadata: a million inodes with long names take a third of it.
+pub const MAX_METADATA: u64 = 1 << 30;
 /// What is written at once.
 const CHUNK: usize = 1 << 20;
 /// The slot of the first inode, the root's: number 0 is left free, as it stands for none in places.

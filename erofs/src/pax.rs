@@ -1,5 +1,7 @@
 //! The records of pax's extended headers (POSIX.1-2017, pax, "pax Extended Header").
 
+use std::collections::BTreeMap;
+
 use thiserror::Error;
 
 /// Why records can't be understood.
@@ -42,7 +44,7 @@ pub struct Extensions {
     pub uid: Option<u64>,
     pub gid: Option<u64>,
     pub mtime: Option<(i64, u32)>,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub sparse: Sparse,
 }
 
@@ -67,6 +69,13 @@ impl Extensions {
         let invalid = || PaxError::Number(String::from_utf8_lossy(name).into_owned());
         let number = || decimal(value).ok_or_else(invalid);
         match name {
+            // A record without a value takes back what another one said: the header's field counts.
+            b"path" | b"GNU.sparse.name" if value.is_empty() => self.path = None,
+            b"linkpath" if value.is_empty() => self.link = None,
+            b"size" if value.is_empty() => self.size = None,
+            b"uid" if value.is_empty() => self.uid = None,
+            b"gid" if value.is_empty() => self.gid = None,
+            b"mtime" if value.is_empty() => self.mtime = None,
             b"path" => self.path = Some(value.to_vec()),
             // The name of a sparse file, whose `path` is one that old tars extract its pieces to.
             b"GNU.sparse.name" => self.path = Some(value.to_vec()),
@@ -95,8 +104,7 @@ impl Extensions {
             }
             _ => {
                 if let Some(attribute) = name.strip_prefix(XATTR) {
-                    self.xattrs.retain(|(known, _)| known != attribute);
-                    self.xattrs.push((attribute.to_vec(), value.to_vec()));
+                    self.xattrs.insert(attribute.to_vec(), value.to_vec());
                 }
             }
         }
@@ -182,6 +190,17 @@ mod tests {
         assert_eq!(Extensions::default().read(body), Err(expected));
     }
 
+    #[test]
+    fn a_record_without_a_value_leaves_the_field_to_the_header() {
+        let mut extensions = Extensions::default();
+        for (name, value) in
+            [("path", "x"), ("size", "1"), ("mtime", "1.5"), ("path", ""), ("size", ""), ("mtime", "")]
+        {
+            extensions.read(&encode(name.as_bytes(), value.as_bytes())).unwrap();
+        }
+        assert_eq!((extensions.path, extensions.size, extensions.mtime), (None, None, None));
+    }
+
     proptest! {
         /// Line feeds, zeros and signs in values are values.
         #[test]
@@ -190,8 +209,8 @@ mod tests {
             body.extend(encode(b"path", &value));
             let mut extensions = Extensions::default();
             extensions.read(&body).unwrap();
-            prop_assert_eq!(extensions.path, Some(value.clone()));
-            prop_assert_eq!(extensions.xattrs, vec![(b"security.capability".to_vec(), value)]);
+            prop_assert_eq!(extensions.path, Some(value.clone()).filter(|path| !path.is_empty()));
+            prop_assert_eq!(extensions.xattrs.into_iter().collect::<Vec<_>>(), vec![(b"security.capability".to_vec(), value)]);
         }
 
         #[test]

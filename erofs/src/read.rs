@@ -1,5 +1,6 @@
 //! Reads the tree of a layer's image that this crate wrote. A damaged image is an error.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,17 +10,16 @@ use crate::layout::{
     Superblock, decode_directory, decode_xattrs,
 };
 use crate::merge::MergeError;
-use crate::metadata::{IMPLIED, OPAQUE};
+use crate::metadata::{IMPLIED, MAX_METADATA, OPAQUE};
 use crate::tree::{Directory, Kind, Meta, Node, NodeId, ROOT, Tree};
-
-/// The most bytes of metadata that an image has: a million inodes with long names take a third of it.
-const MAX_METADATA: u64 = 1 << 30;
 
 /// A layer's image in memory, without the data of its files.
 struct Image {
     superblock: Superblock,
     metadata: Vec<u8>,
     layer: u16,
+    /// Bytes of the metadata that were not used yet. No two inodes share any.
+    left: Cell<usize>,
 }
 
 /// Reads the tree of `file`, which is layer number `layer`. Returns how many blocks the image has, too.
@@ -37,7 +37,8 @@ pub fn read_layer(file: &File, layer: u16) -> Result<(Tree, u32), MergeError> {
     let mut metadata = vec![0; usize::try_from(bytes).map_err(|_| damaged())?];
     file.read_exact_at(&mut metadata, u64::from(superblock.meta_block) * BLOCK).map_err(read)?;
     let blocks = superblock.blocks;
-    let image = Image { superblock, metadata, layer };
+    let left = Cell::new(metadata.len());
+    let image = Image { superblock, metadata, layer, left };
     Ok((image.tree().ok_or_else(damaged)?, blocks))
 }
 
@@ -74,6 +75,12 @@ impl Image {
         Some(tree)
     }
 
+    /// Takes note of bytes that nothing else uses; `None` where an image has them several times.
+    fn use_up(&self, bytes: usize) -> Option<()> {
+        self.left.set(self.left.get().checked_sub(bytes)?);
+        Some(())
+    }
+
     fn inode(&self, nid: u64) -> Option<(Inode, usize)> {
         let at = usize::try_from(nid.checked_mul(SLOT)?).ok()?;
         Some((Inode::decode(self.metadata.get(at..at.checked_add(INODE_SIZE)?)?)?, at))
@@ -82,6 +89,7 @@ impl Image {
     /// A file, or a directory without its entries.
     fn node(&self, nid: u64) -> Option<Node> {
         let (inode, at) = self.inode(nid)?;
+        self.use_up(INODE_SIZE + inode.xattr_bytes)?;
         let xattrs_at = at + INODE_SIZE;
         let mut xattrs = decode_xattrs(self.metadata.get(xattrs_at..xattrs_at + inode.xattr_bytes)?)?;
         let mut take = |name: &[u8]| {
@@ -121,6 +129,7 @@ impl Image {
     fn data(&self, nid: u64) -> Option<Vec<u8>> {
         let (inode, at) = self.inode(nid)?;
         let size = usize::try_from(inode.size).ok()?;
+        self.use_up(size)?;
         let tail = if inode.is_inline { size % BLOCK_SIZE } else { 0 };
         let mut data = Vec::new();
         if size > tail {

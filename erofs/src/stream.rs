@@ -12,7 +12,7 @@ use crate::pax::{Extensions, PaxError, Segment};
 
 /// Bytes in a tar block.
 const TAR_BLOCK: usize = 512;
-/// The most bytes of an extended header, or of a long name.
+/// The most bytes of all extended headers and long names of an entry together.
 const MAX_EXTENSION: u64 = 1 << 20;
 /// The most pieces of data that a sparse file is made of.
 const MAX_SEGMENTS: usize = 1 << 16;
@@ -37,8 +37,8 @@ pub enum StreamError {
         /// Which field.
         field: &'static str,
     },
-    /// An extended header that is too long.
-    #[error("the extended header at byte {0} has more than 1 MiB")]
+    /// Extended headers of an entry that are too long together.
+    #[error("the extended header at byte {0} has more than 1 MiB, or is one of several that have")]
     Extension(u64),
     /// An extended header that can't be understood.
     #[error("the extended header before byte {at} is invalid")]
@@ -130,19 +130,29 @@ impl<R: Read> Stream<R> {
     )]
     pub fn next(&mut self) -> Result<Option<Entry>, StreamError> {
         let mut extensions = Extensions::default();
+        let mut extended = 0_u64;
         loop {
             self.skip_data()?;
             let at = self.position;
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = field(at, "size", header.entry_size())?;
+            let size = field(at, "size", stored_size(&header))?;
             self.begin_data(size);
+            if matches!(
+                header.entry_type(),
+                EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink
+            ) {
+                extended = extended.saturating_add(size);
+                if extended > MAX_EXTENSION {
+                    return Err(StreamError::Extension(at));
+                }
+            }
             match header.entry_type() {
                 EntryType::XHeader => {
-                    let body = self.body(at, size)?;
+                    let body = self.body(size)?;
                     extensions.read(&body).map_err(|source| StreamError::Pax { at, source })?;
                 }
-                EntryType::GNULongName => extensions.path = Some(text(self.body(at, size)?)),
-                EntryType::GNULongLink => extensions.link = Some(text(self.body(at, size)?)),
+                EntryType::GNULongName => extensions.path = Some(text(self.body(size)?)),
+                EntryType::GNULongLink => extensions.link = Some(text(self.body(size)?)),
                 EntryType::XGlobalHeader => {}
                 _ => return self.entry(at, &header, extensions).map(Some),
             }
@@ -150,7 +160,7 @@ impl<R: Read> Stream<R> {
     }
 
     fn entry(&mut self, at: u64, header: &Header, extensions: Extensions) -> Result<Entry, StreamError> {
-        let stored = extensions.size.map_or_else(|| field(at, "size", header.entry_size()), Ok)?;
+        let stored = extensions.size.map_or_else(|| field(at, "size", stored_size(header)), Ok)?;
         let kind = kind(header);
         // Only files have data, whatever the header of a link says (GNU tar writes its target's size).
         self.begin_data(if matches!(kind, EntryKind::File | EntryKind::Other) { stored } else { 0 });
@@ -163,10 +173,12 @@ impl<R: Read> Stream<R> {
             EntryKind::Character | EntryKind::Block => field(at, name, number).map(Option::unwrap_or_default),
             _ => Ok(0),
         };
-        let uid = number("uid", extensions.uid, header.uid())?;
-        let gid = number("gid", extensions.gid, header.gid())?;
-        let permissions = field(at, "mode", header.mode())? & 0o7777;
-        let seconds = || field(at, "mtime", header.mtime()).map(|seconds| (seconds.cast_signed(), 0));
+        let old = header.as_old();
+        let uid = number("uid", extensions.uid, blank_is_zero(&old.uid, header.uid()))?;
+        let gid = number("gid", extensions.gid, blank_is_zero(&old.gid, header.gid()))?;
+        let permissions = field(at, "mode", blank_is_zero(&old.mode, header.mode()))? & 0o7777;
+        let mtime = blank_is_zero(&old.mtime, header.mtime());
+        let seconds = || field(at, "mtime", mtime).map(|seconds| (seconds.cast_signed(), 0));
         Ok(Entry {
             kind,
             path: extensions.path.unwrap_or_else(|| header.path_bytes().into_owned()),
@@ -179,10 +191,10 @@ impl<R: Read> Stream<R> {
             gid,
             mtime: extensions.mtime.map_or_else(seconds, Ok)?,
             device: (
-                device("device number", header.device_major())?,
-                device("device number", header.device_minor())?,
+                device("device number", blank_is_zero(number_at(header, 329), header.device_major()))?,
+                device("device number", blank_is_zero(number_at(header, 337), header.device_minor()))?,
             ),
-            xattrs: extensions.xattrs,
+            xattrs: extensions.xattrs.into_iter().collect(),
             size,
             segments,
         })
@@ -339,11 +351,8 @@ impl<R: Read> Stream<R> {
         }
     }
 
-    /// The data of an extended header.
-    fn body(&mut self, at: u64, size: u64) -> Result<Vec<u8>, StreamError> {
-        if size > MAX_EXTENSION {
-            return Err(StreamError::Extension(at));
-        }
+    /// The data of an extended header, of which the size has been checked.
+    fn body(&mut self, size: u64) -> Result<Vec<u8>, StreamError> {
         let mut body = vec![0; usize::try_from(size).unwrap_or_default()];
         self.read_exact(&mut body)?;
         self.data_left = 0;
@@ -401,10 +410,48 @@ fn field<T>(at: u64, field: &'static str, value: io::Result<T>) -> Result<T, Str
     value.map_err(|_| StreamError::Field { at, field })
 }
 
+/// The size that a header says.
+fn stored_size(header: &Header) -> io::Result<u64> {
+    blank_is_zero(&header.as_old().size, header.entry_size())
+}
+
+/// A field that is not filled in is 0, as Go, docker and GNU tar read it.
+fn blank_is_zero<T: Default>(bytes: &[u8], value: io::Result<T>) -> io::Result<T> {
+    if bytes.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(T::default()) } else { value }
+}
+
+/// The eight bytes of a number of ustar's part of a header.
+fn number_at(header: &Header, at: usize) -> &[u8] {
+    header.as_bytes().get(at..at + 8).unwrap_or_default()
+}
+
 fn narrow(at: u64, field: &'static str, value: u64) -> Result<u32, StreamError> {
     u32::try_from(value).map_err(|_| StreamError::Field { at, field })
 }
 
 fn length(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As simple programs write headers: docker reads these.
+    #[test]
+    fn an_empty_field_is_zero() {
+        let mut stream = Vec::new();
+        for kind in [EntryType::Regular, EntryType::Char] {
+            let mut header = Header::new_gnu();
+            header.set_path("a").unwrap();
+            header.set_entry_type(kind);
+            header.set_cksum();
+            stream.extend(header.as_bytes());
+        }
+        let mut stream = Stream::new(&stream[..]);
+        let entry = stream.next().unwrap().unwrap();
+        assert_eq!((entry.size, entry.uid, entry.gid, entry.permissions, entry.mtime), (0, 0, 0, 0, (0, 0)));
+        assert_eq!(stream.next().unwrap().unwrap().device, (0, 0));
+        assert!(stream.next().unwrap().is_none());
+    }
 }

@@ -11,6 +11,7 @@ use rstest::rstest;
 use tar::{EntryType, Header};
 
 use crate::layout::BLOCK;
+use crate::merge::{MergeError, merge_bounded};
 use crate::read::read_layer;
 use crate::tree::{Kind, NodeId, ROOT, Tree};
 use crate::{LayerError, Limits, merge, write_layer};
@@ -59,7 +60,7 @@ impl Archive {
         let mut body = Vec::new();
         for (name, value) in records {
             let content = [b" ", name.as_bytes(), b"=", value, b"\n"].concat();
-            let length = (1..6)
+            let length = (1..8)
                 .map(|digits| content.len() + digits)
                 .find(|all| format!("{all}").len() + content.len() == *all);
             body.extend(format!("{}", length.unwrap()).into_bytes());
@@ -264,6 +265,8 @@ fn read_merged(layers: &[File]) -> (Tree, usize) {
 #[case::link_to_nothing(Archive::default().link(EntryType::Link, "a", "b"), "is a hard link to")]
 #[case::link_to_directory(Archive::default().directory("b", 0o755).link(EntryType::Link, "a", "b"), "is a hard link to")]
 #[case::long_name(Archive::default().pax(&[("path", &[b'x'; 5000])]).file("x", b""), "invalid entry")]
+#[case::through_long_links(Archive::default().pax(&[("linkpath", &b"./".repeat(1100))]).link(EntryType::Symlink, "a", "x").file("a/b", b""), "invalid entry")]
+#[case::many_extensions(Archive::default().pax(&[("comment", &[b'x'; 600_000])]).pax(&[("comment", &[b'x'; 600_000])]).file("x", b""), "the extended header at byte 600576 has more than 1 MiB")]
 #[case::huge_file(Archive::default().pax(&[("size", b"99999999999999")]).file("x", b""), "more than 68719476736 bytes")]
 #[case::no_tar(Archive(vec![b'x'; 2048]), "not a tar stream")]
 #[case::cut_off(Archive(Archive::default().file("x", &[1; 2000]).0[..1024].to_vec()), "ends early")]
@@ -341,6 +344,37 @@ fn sparse_files_of_all_formats_have_their_holes() {
     assert_eq!(found, expected(&["old", "0.0", "0.1", "1.0"].map(|name| (name, &*whole))));
 }
 
+/// As some build tools leave the fields of owner and time.
+#[test]
+fn fields_that_are_not_filled_in_are_zero() {
+    let mut tar = Archive::default().file("x", b"1");
+    for field in [100..108, 108..116, 116..124, 136..148] {
+        tar.0[field].fill(b' ');
+    }
+    tar.0[148..156].fill(b' ');
+    let sum: u32 = tar.0[..512].iter().map(|byte| u32::from(*byte)).sum();
+    tar.0[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let tree = tree(&tar.finish());
+    let meta = &tree.get(find(&tree, "x").unwrap()).unwrap().meta;
+    assert_eq!((meta.permissions, meta.uid, meta.gid, meta.mtime), (0, 0, 0, (0, 0)));
+}
+
+/// Many attributes are read in a moment, and the last of a name counts.
+#[test]
+fn a_header_full_of_attributes_is_read() {
+    let names: Vec<String> =
+        (0..20_000).map(|number| format!("SCHILY.xattr.user.{}", number % 10_000)).collect();
+    let records: Vec<(&str, &[u8])> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| (&**name, if n < 10_000 { &b"old"[..] } else { b"new" }))
+        .collect();
+    let tree = tree(&Archive::default().pax(&records).file("x", b"").finish());
+    let xattrs = &tree.get(find(&tree, "x").unwrap()).unwrap().meta.xattrs;
+    assert_eq!(xattrs.len(), 10_000);
+    assert!(xattrs.iter().all(|xattr| *xattr.value == *b"new"));
+}
+
 #[test]
 fn limits_hold() {
     let tar = Archive::default().file("a", b"12345").file("b", b"12345").finish();
@@ -351,6 +385,20 @@ fn limits_hold() {
     assert!(with(limits).is_ok());
     assert_eq!(with(Limits { entries: 1, ..limits }), Err("the layer has more than 1 entries".into()));
     assert_eq!(with(Limits { bytes: 9, ..limits }), Err("the layer has more than 9 bytes of files".into()));
+}
+
+/// Directories that are only in names count as entries, and layers have a bound together.
+#[test]
+fn trees_are_bounded() {
+    let names: Vec<String> = (0..60).map(|number| format!("{number}/{}x", "a/".repeat(40))).collect();
+    let tar = names.iter().fold(Archive::default(), |tar, name| tar.file(name, b"")).finish();
+    let limits = Limits { entries: 100, bytes: 0 };
+    let error = write_layer(&*tar, &tempfile::tempfile().unwrap(), UUID, &limits).unwrap_err();
+    assert_eq!(error.to_string(), "the layer has more than 100 entries");
+    let layers = [layer(&tar).unwrap(), layer(&tar).unwrap()];
+    let out = tempfile::tempfile().unwrap();
+    assert!(matches!(merge_bounded(&layers, &out, UUID, 4000), Err(MergeError::Entries)));
+    assert!(merge_bounded(&layers, &out, UUID, 6000).is_ok());
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! A driver that does whatever a fuzzer makes up: sane chains, insane ones, and anything at all in memory and
 //! registers. It stands where a guest stands: at the transport's registers and in guest memory.
 
+mod ledger;
+
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::virtio::events::DeviceEvents;
 use devices::virtio::mmio::MmioTransport;
@@ -17,6 +19,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use self::ledger::Ledger;
 
 /// Guest memory: what addresses of 16 bits reach, and the rings of queues behind it.
 pub const MEMORY: usize = 0x6_0000;
@@ -31,6 +35,9 @@ const RINGS: u64 = 0x1_0000;
 const RINGS_LENGTH: u64 = 0x4000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
+/// Flags of a descriptor (2.7.5).
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
 /// The most steps of one run: what is found in more is found in fewer.
 pub const MAX_STEPS: usize = 100;
 /// The most rounds of the event loop after a step: a device may have itself notified again and again.
@@ -41,6 +48,10 @@ const LOOK: Duration = Duration::from_micros(20);
 const MAX_LOOKS: usize = 200;
 /// The most looks after one step.
 const LOOKS_A_STEP: usize = 10;
+/// How long a device may take beyond its deadlines, on a busy machine.
+const SLACK: Duration = Duration::from_secs(4);
+/// How often a call waits for a stalled host in a run. Before the next one the host goes on.
+const MAX_WAITS: usize = 3;
 
 /// A buffer of a chain.
 #[derive(Arbitrary, Debug)]
@@ -75,7 +86,22 @@ pub enum Step {
     Suspend,
     /// Suspends the device, saves it, and goes on with a new one that takes over its state.
     Replace,
+    /// The host's side stalls: it neither takes nor gives, nor goes.
+    Stall,
+    /// The host's side goes on.
+    Release,
 }
+
+/// The host's side of a device, which can stall.
+pub trait HostSide {
+    /// Takes and gives nothing from now on.
+    fn stall(&mut self) {}
+    /// Goes on, and takes what has been waiting. It may be called again and again.
+    fn release(&mut self) {}
+}
+
+/// A device without anything on the host that can stall.
+impl HostSide for () {}
 
 /// A whole run.
 #[derive(Arbitrary, Debug)]
@@ -97,11 +123,22 @@ pub struct Rig<D: VirtioDevice> {
     /// `None` while the device is replaced.
     parts: Option<Parts<D>>,
     queues: u64,
-    size: u16,
+    /// The size of each queue.
+    sizes: Vec<u16>,
     /// The next descriptor and the available index of each queue.
     next: Vec<(u16, u16)>,
     /// How many looks are left.
     looks: usize,
+    host: Box<dyn HostSide>,
+    /// How long one exchange of the device with its thread or back end may take.
+    deadline: Duration,
+    is_stalled: bool,
+    /// How many calls have waited for a stalled host.
+    waits: usize,
+    /// What is due from the device.
+    ledger: Ledger,
+    /// The queues whose chains the device answers all, once the host goes on.
+    answered: &'static [usize],
 }
 
 /// What goes with a device.
@@ -132,12 +169,18 @@ impl<D: VirtioDevice> Parts<D> {
     }
 }
 
-/// Runs `script` against the devices that `make` makes.
-pub fn run<D: VirtioDevice>(make: impl FnMut() -> D + 'static, script: Script) {
-    let mut rig = Rig::new(make, script.declined, script.halvings);
+/// Runs `script` against the devices that `make` makes, which answer all chains of the queues `answered`.
+pub fn run<D: VirtioDevice>(make: impl FnMut() -> D + 'static, answered: &'static [usize], script: Script) {
+    let rig = Rig::new(make, script.declined, script.halvings);
+    run_on(rig.with_host((), Duration::ZERO, answered), script);
+}
+
+/// Runs `script` against the device of `rig`.
+pub fn run_on<D: VirtioDevice>(mut rig: Rig<D>, script: Script) {
     for step in script.steps.iter().take(MAX_STEPS) {
         rig.step(step);
     }
+    rig.end(&script);
 }
 
 impl<D: VirtioDevice> Rig<D> {
@@ -161,9 +204,38 @@ impl<D: VirtioDevice> Rig<D> {
         let queues = device.queue_sizes().len();
         let parts = Some(Parts::new(device, &memory, line.clone()));
         let (make, next) = (Box::new(make), vec![(0, 0); queues]);
-        let mut rig = Self { make, memory, line, parts, queues: queues as u64, size: 0, next, looks: MAX_LOOKS };
+        let mut rig = Self {
+            make,
+            memory,
+            line,
+            parts,
+            queues: queues as u64,
+            sizes: vec![0; queues],
+            next,
+            looks: MAX_LOOKS,
+            host: Box::new(()),
+            deadline: Duration::ZERO,
+            is_stalled: false,
+            waits: 0,
+            ledger: Ledger::default(),
+            answered: &[],
+        };
         rig.set_up(declined, halvings);
         rig
+    }
+
+    /// Lets `host` stall. `deadline` is how long one exchange of the device with its thread or back end may take, zero
+    /// where it does not wait for the host. Chains of the queues `answered` have to be answered, each once, where the
+    /// host goes on and the driver has kept to the rules.
+    #[must_use]
+    pub fn with_host(
+        mut self,
+        host: impl HostSide + 'static,
+        deadline: Duration,
+        answered: &'static [usize],
+    ) -> Self {
+        (self.host, self.deadline, self.answered) = (Box::new(host), deadline, answered);
+        self
     }
 
     fn transport(&self) -> &MmioTransport<D> {
@@ -182,8 +254,70 @@ impl<D: VirtioDevice> Rig<D> {
 
     /// Does `step`, and lets the device do what comes of it.
     pub fn step(&mut self, step: &Step) {
+        let may_wait =
+            matches!(step, Step::Reset { .. } | Step::SetRegister { .. } | Step::Suspend | Step::Replace);
+        if may_wait && self.waits >= MAX_WAITS {
+            self.release();
+        }
+        let start = Instant::now();
         self.act(step);
+        self.check_time(start);
+        if self.is_stalled && may_wait && start.elapsed() >= self.deadline {
+            self.waits += 1;
+        }
         self.pump();
+    }
+
+    /// What began at `start` may have waited for the device's thread a few times, and each time for the deadline.
+    fn check_time(&self, start: Instant) {
+        let took = start.elapsed();
+        assert!(took < 4 * self.deadline + SLACK, "it took {took:?}");
+    }
+
+    fn release(&mut self) {
+        self.is_stalled = false;
+        self.host.release();
+    }
+
+    /// Whether the host's side is stalled.
+    pub fn is_stalled(&self) -> bool {
+        self.is_stalled
+    }
+
+    /// Whether a chain of `descriptors` has room in `queue`.
+    pub fn has_room(&self, queue: usize, descriptors: usize) -> bool {
+        self.ledger.has_room(queue, self.next[queue].0, descriptors)
+    }
+
+    /// Ends the run of `script`: what is due is answered, or, in half of the runs, the device goes as it is.
+    pub fn end<S>(&mut self, script: &Script<S>) {
+        if script.declined >> 63 == 0 {
+            self.settle(|_| ());
+        }
+    }
+
+    /// The host goes on, and then the device has to answer what is due. `meanwhile` is what driver and host do for that
+    /// again and again.
+    pub fn settle(&mut self, mut meanwhile: impl FnMut(&mut Self)) {
+        let start = Instant::now();
+        loop {
+            self.release();
+            meanwhile(self);
+            self.pump();
+            let status = self.get(reg::VIRTIO_MMIO_STATUS);
+            let is_broken =
+                status & (status::VIRTIO_CONFIG_S_FAILED | status::VIRTIO_CONFIG_S_NEEDS_RESET) != 0;
+            if is_broken || status & status::VIRTIO_CONFIG_S_DRIVER_OK == 0 || !self.ledger.keeps_rules() {
+                return;
+            }
+            let open = || self.answered.iter().map(|&queue| (queue, self.ledger.open(queue)));
+            if open().all(|(_, open)| open == 0) {
+                return;
+            }
+            let left = || open().collect::<Vec<_>>();
+            assert!(start.elapsed() < SLACK, "chains of (queue, count) are not answered: {:?}", left());
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Makes a chain of `buffers` (address, length, flags) available and notifies the device.
@@ -193,8 +327,15 @@ impl<D: VirtioDevice> Rig<D> {
     }
 
     /// Writes to memory.
-    pub fn write(&self, at: u64, bytes: &[u8]) {
+    pub fn write(&mut self, at: u64, bytes: &[u8]) {
+        if self.overlaps_rings(at, bytes.len() as u64) {
+            self.ledger.end();
+        }
         let _ = self.memory.write_slice(bytes, GuestAddress(at));
+    }
+
+    fn overlaps_rings(&self, at: u64, length: u64) -> bool {
+        at < RINGS + self.queues * RINGS_LENGTH && at + length > RINGS
     }
 
     fn set(&self, register: u32, value: u32) {
@@ -209,7 +350,7 @@ impl<D: VirtioDevice> Rig<D> {
 
     /// Goes through the initialization (3.1.1) as [`new`](Self::new) says.
     fn set_up(&mut self, declined: u64, halvings: u8) {
-        self.set(reg::VIRTIO_MMIO_STATUS, 0);
+        let is_reset = self.reset();
         let mut value = status::VIRTIO_CONFIG_S_ACKNOWLEDGE | status::VIRTIO_CONFIG_S_DRIVER;
         self.set(reg::VIRTIO_MMIO_STATUS, value);
         for (half, wanted) in [(0, !declined as u32), (1, (!declined >> 32) as u32 | 1)] {
@@ -220,11 +361,10 @@ impl<D: VirtioDevice> Rig<D> {
         }
         value |= status::VIRTIO_CONFIG_S_FEATURES_OK;
         self.set(reg::VIRTIO_MMIO_STATUS, value);
-        self.size = 256 >> (halvings % 9);
         for queue in 0..self.queues as u32 {
             self.set(reg::VIRTIO_MMIO_QUEUE_SEL, queue);
-            let size = u32::from(self.size).min(self.get(reg::VIRTIO_MMIO_QUEUE_NUM_MAX));
-            self.size = size as u16;
+            let size = (256 >> (halvings % 9)).min(self.get(reg::VIRTIO_MMIO_QUEUE_NUM_MAX)).max(1);
+            self.sizes[queue as usize] = size as u16;
             self.set(reg::VIRTIO_MMIO_QUEUE_NUM, size);
             let rings = self.rings(queue as usize) as u32;
             self.set(reg::VIRTIO_MMIO_QUEUE_DESC_LOW, rings);
@@ -234,7 +374,23 @@ impl<D: VirtioDevice> Rig<D> {
             let _ = self.memory.write_slice(&[0; 0x4000], GuestAddress(rings.into()));
         }
         self.next.fill((0, 0));
+        if is_reset {
+            self.ledger.begin(&self.sizes);
+        }
         self.set(reg::VIRTIO_MMIO_STATUS, value | status::VIRTIO_CONFIG_S_DRIVER_OK);
+    }
+
+    /// Resets the device; false where it has not stopped, and may work on the old queues yet. That may be, after the
+    /// deadline, where the host is stalled; otherwise the device stops, soon if not at once.
+    fn reset(&mut self) -> bool {
+        self.ledger.end();
+        let start = Instant::now();
+        self.set(reg::VIRTIO_MMIO_STATUS, 0);
+        while !self.is_stalled && self.get(reg::VIRTIO_MMIO_STATUS) != 0 {
+            assert!(start.elapsed() < SLACK, "a reset fails though the host answers");
+            self.set(reg::VIRTIO_MMIO_STATUS, 0);
+        }
+        self.get(reg::VIRTIO_MMIO_STATUS) == 0
     }
 
     fn rings(&self, queue: usize) -> u64 {
@@ -243,8 +399,9 @@ impl<D: VirtioDevice> Rig<D> {
 
     fn act(&mut self, step: &Step) {
         match step {
-            Step::Write { at, bytes } => drop(self.memory.write_slice(bytes, GuestAddress((*at).into()))),
+            Step::Write { at, bytes } => self.write((*at).into(), bytes),
             Step::WriteRing { queue, at, value } => {
+                self.ledger.end();
                 let at = self.rings((*queue).into()) + u64::from(*at) % RINGS_LENGTH;
                 let _ = self.memory.write_obj(*value, GuestAddress(at));
             }
@@ -255,7 +412,13 @@ impl<D: VirtioDevice> Rig<D> {
                 self.add_chain((*queue).into(), &buffers.collect::<Vec<_>>());
             }
             Step::Notify { queue } => self.set(reg::VIRTIO_MMIO_QUEUE_NOTIFY, (*queue).into()),
-            Step::SetRegister { offset, value } => self.set(*offset as u32 & !3, *value),
+            Step::SetRegister { offset, value } => {
+                let register = *offset as u32 & !3;
+                if register != reg::VIRTIO_MMIO_QUEUE_NOTIFY {
+                    self.ledger.end();
+                }
+                self.set(register, *value);
+            }
             Step::Read { offset, length } => {
                 self.transport().read(u64::from(*offset) % 0x1000, &mut vec![0; 1 << (length % 5)]);
             }
@@ -266,6 +429,11 @@ impl<D: VirtioDevice> Rig<D> {
             Step::Reset { declined, halvings } => self.set_up(*declined, *halvings),
             Step::Suspend => self.suspend(),
             Step::Replace => self.replace(),
+            Step::Stall => {
+                self.is_stalled = true;
+                self.host.stall();
+            }
+            Step::Release => self.release(),
         }
     }
 
@@ -314,11 +482,20 @@ impl<D: VirtioDevice> Rig<D> {
         }
         let queue = queue % self.queues as usize;
         let rings = self.rings(queue);
+        let touches_rings = |&(at, length, flags): &(u64, u32, u16)| {
+            // What an indirect table has is not known.
+            flags & INDIRECT != 0 || flags & WRITE != 0 && self.overlaps_rings(at, length.into())
+        };
+        if buffers.iter().any(touches_rings) {
+            self.ledger.end();
+        }
+        let size = self.sizes[queue];
         let (descriptor, available) = &mut self.next[queue];
         let head = *descriptor;
+        self.ledger.add(queue, head, buffers.len());
         for (index, &(at, length, flags)) in buffers.iter().enumerate() {
-            let place = *descriptor % self.size;
-            *descriptor = (place + 1) % self.size;
+            let place = *descriptor % size;
+            *descriptor = (place + 1) % size;
             let more = u16::from(index + 1 < buffers.len());
             let mut bytes = at.to_le_bytes().to_vec();
             bytes.extend(length.to_le_bytes());
@@ -326,8 +503,8 @@ impl<D: VirtioDevice> Rig<D> {
             bytes.extend(descriptor.to_le_bytes());
             let _ = self.memory.write_slice(&bytes, GuestAddress(rings + 16 * u64::from(place)));
         }
-        let slot = rings + AVAILABLE + 4 + 2 * u64::from(*available % self.size);
-        let _ = self.memory.write_obj(head % self.size, GuestAddress(slot));
+        let slot = rings + AVAILABLE + 4 + 2 * u64::from(*available % size);
+        let _ = self.memory.write_obj(head % size, GuestAddress(slot));
         *available = available.wrapping_add(1);
         let _ = self.memory.write_obj(*available, GuestAddress(rings + AVAILABLE + 2));
         self.set(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
@@ -352,6 +529,9 @@ impl<D: VirtioDevice> Rig<D> {
             }
             seen = now;
         }
+        for queue in 0..self.queues as usize {
+            self.ledger.collect(&self.memory, queue, self.rings(queue) + USED);
+        }
     }
 
     /// The used index of each queue that a thread of the device's serves.
@@ -364,14 +544,27 @@ impl<D: VirtioDevice> Rig<D> {
 }
 
 impl<D: VirtioDevice> Drop for Rig<D> {
-    /// Resets the device, which waits for its threads; in every other setup, the device ends as it is.
+    /// Resets the device, which waits for its threads; in every other setup, the device ends as it is. That may be with
+    /// a stalled host: it does not take long then, and nothing is left once the host goes on.
     fn drop(&mut self) {
-        let Some(parts) = &self.parts else { return };
-        if self.size.leading_zeros() % 2 == 0 {
+        if std::thread::panicking() {
+            return;
+        }
+        let start = Instant::now();
+        let size = self.sizes.first().copied().unwrap_or_default();
+        if size.leading_zeros() % 2 == 0 {
             self.set(reg::VIRTIO_MMIO_STATUS, 0);
         }
-        if !std::thread::panicking() {
+        if let Some(parts) = self.parts.take() {
             parts.check_turns();
+        }
+        self.check_time(start);
+        self.release();
+        // What works on a request has the memory.
+        let released = Instant::now();
+        while Arc::strong_count(&self.memory) > 1 {
+            assert!(released.elapsed() < SLACK, "a device that is gone uses memory");
+            std::thread::sleep(LOOK);
         }
     }
 }

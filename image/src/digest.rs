@@ -40,6 +40,11 @@ impl Digest {
         Some(Self(bytes))
     }
 
+    /// The digest that a hash function has given.
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// 64 hexadecimal digits.
     pub fn hex(&self) -> String {
         use fmt::Write as _;

@@ -72,7 +72,6 @@ pub(crate) struct Manifest {
 #[derive(Clone, Debug)]
 pub(crate) struct IndexEntry {
     pub(crate) digest: Digest,
-    pub(crate) size: u64,
     pub(crate) media_type: String,
     pub(crate) platform: Option<Platform>,
     pub(crate) annotations: HashMap<String, String>,
@@ -154,9 +153,9 @@ pub(crate) fn index(digest: Digest, bytes: &[u8]) -> Result<Vec<IndexEntry>, Doc
     let invalid = |reason: String| DocumentError::Invalid { what: "index", digest, reason };
     let index = ImageIndex::from_reader(bytes).map_err(|error| invalid(error.to_string()))?;
     let entry = |descriptor: &Descriptor| {
-        let BlobInfo { media_type, digest, size } = blob(descriptor)?;
+        let BlobInfo { media_type, digest, .. } = blob(descriptor)?;
         let annotations = descriptor.annotations().clone().unwrap_or_default();
-        Ok(IndexEntry { digest, size, media_type, platform: descriptor.platform().clone(), annotations })
+        Ok(IndexEntry { digest, media_type, platform: descriptor.platform().clone(), annotations })
     };
     index.manifests().iter().map(entry).collect()
 }

@@ -9,6 +9,7 @@ mod load;
 mod platform;
 mod recipe;
 mod reference;
+mod registry;
 mod save;
 mod store;
 
@@ -16,5 +17,8 @@ pub use digest::{Digest, DigestError};
 pub use documents::DocumentError;
 pub use load::{LoadError, Loaded};
 pub use reference::{Reference, ReferenceError};
+pub use registry::{
+    Client, Credentials, Mirror, Progress, PullEvent, Pulled, RegistryError, RegistryOptions, Timeouts,
+};
 pub use save::{SaveError, SaveFormat};
 pub use store::{FlatDisk, HistoryEntry, Hold, Image, InvalidConfig, LayerInfo, Part, Store, StoreError};

@@ -97,11 +97,6 @@ impl Reference {
         Self { tag: None, digest: Some(digest), ..self.clone() }
     }
 
-    /// The same reference without its digest, where it has a tag.
-    pub(crate) fn without_digest(&self) -> Self {
-        Self { digest: self.digest.filter(|_| self.tag.is_none()), ..self.clone() }
-    }
-
     /// The tag and digest with what separates them from the name.
     fn suffix(&self) -> String {
         let tag = self.tag.iter().map(|tag| format!(":{tag}"));
@@ -275,7 +270,6 @@ mod tests {
         let reference: Reference = format!("debian:12@sha256:{HEX}").parse().unwrap();
         assert_eq!(reference.tag(), Some("12"));
         assert_eq!(reference.to_string(), format!("debian:12@sha256:{HEX}"));
-        assert_eq!(reference.without_digest().to_string(), "debian:12");
     }
 
     #[rstest]

@@ -121,22 +121,37 @@ impl Instance {
     }
 }
 
+impl Instance {
+    /// Removes the link from the VM's name, where it is still this VM's.
+    fn remove_name(&self) -> io::Result<()> {
+        let Some(name) = &self.name else { return Ok(()) };
+        let link = self.base.join(NAMES).join(name.as_str());
+        if fs::read_link(&link).is_ok_and(|target| target.as_os_str() == self.id.as_str()) {
+            fs::remove_file(link)?;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Instance {
     fn drop(&mut self) {
         // Before anything is removed, so that the watch does not report what happens here.
         let reported = self.removal_reported.swap(true, Ordering::SeqCst);
-        let removed = self.name.as_ref().map_or(Ok(()), |name| {
-            // Before the directory, so that a name which can be found has a VM.
-            fs::remove_file(self.base.join(NAMES).join(name.as_str()))
-        });
+        // Where it was removed while the VM ran, another VM may have got the name since, and the ID as well.
+        let is_there = self.lock.is_at(&self.path);
+        // Before the directory, so that a name which can be found has a VM.
+        let mut removed = if is_there || !self.path.exists() { self.remove_name() } else { Ok(()) };
         // Nearly always that is all there is, and takes fewer calls than to look for more.
         self.lock.remove_some_entries();
-        let removed = removed.and_then(|()| match fs::remove_dir(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(&self.path),
-            removed => removed,
-        });
-        if removed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && !self.path.exists()
-        {
+        if is_there {
+            removed = removed.and_then(|()| match fs::remove_dir(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                    fs::remove_dir_all(&self.path)
+                }
+                removed => removed,
+            });
+        }
+        if !is_there {
             if !reported {
                 tracing::warn!(
                     "{} was removed while the VM ran, so that other commands did not find the VM",

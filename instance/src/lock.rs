@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RawDir, flock, open, unlinkat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RawDir, flock, fstat, lstat, open, unlinkat};
 
 /// A lock on a directory, for as long as it is not dropped and the process lives. A child of the process would keep
 /// it too, were the descriptor not closed by exec.
@@ -48,6 +48,13 @@ impl DirectoryLock {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether the directory is the one at `path`, and not another one that was made in its place. It is not where there
+    /// is none.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        let (Ok(own), Ok(there)) = (fstat(&self.directory), lstat(path)) else { return false };
+        (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
     }
 
     /// The names of the first entries of the directory, as many as one call gives.
@@ -98,6 +105,19 @@ mod tests {
         drop(lock);
         assert!(!DirectoryLock::is_held(path));
         assert!(DirectoryLock::attempt(path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_directory_made_in_the_place_of_a_removed_one_is_another_one() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("vm");
+        std::fs::create_dir(&path).unwrap();
+        let lock = DirectoryLock::wait(&path).unwrap();
+        assert!(lock.is_at(&path));
+        std::fs::remove_dir(&path).unwrap();
+        assert!(!lock.is_at(&path));
+        std::fs::create_dir(&path).unwrap();
+        assert!(!lock.is_at(&path));
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn a_vm_is_there_from_its_claim_to_its_end() {
     for word in [id.as_str(), &id[..1], &id[..11], "web"] {
         let vm = place.registry().find(word).unwrap();
         assert_eq!(vm.record.name.as_ref().map(|name| name.as_str()), Some("web"));
-        assert_eq!(vm.record.process, super::super::Process::own().unwrap());
+        assert_eq!(vm.record.process, crate::Process::own().unwrap());
         assert_eq!(vm.directory, instance.path());
     }
     drop(instance);
@@ -187,7 +187,7 @@ fn the_name_of_another_vm_survives_the_removal_of_remains() {
 }
 
 #[test]
-fn a_directory_with_a_damaged_record_is_said_and_harms_nobody() {
+fn a_damaged_record_is_reported_and_affects_no_other_vm() {
     let place = Place::new();
     let good = place.claim(None, Some("000000000001")).unwrap();
     let bad = place.claim(Some("bad"), Some("000000000002")).unwrap();
@@ -250,4 +250,32 @@ proptest! {
             prop_assert_eq!(vm.directory, place.base().join("0123456789ab"));
         }
     }
+}
+
+/// As by logging out, after which the user logs in again.
+#[rstest]
+#[case::the_name(None)]
+#[case::the_id_too(Some("111111111111"))]
+fn a_vm_whose_directory_was_removed_leaves_its_name_and_id_to_those_that_have_them_now(
+    #[case] id: Option<&str>,
+) {
+    let place = Place::new();
+    let first = place.claim(Some("web"), id).unwrap();
+    fs::remove_dir_all(place.base()).unwrap();
+    let second = place.claim(Some("web"), id).unwrap();
+    drop(first);
+    let found = place.registry().find("web").unwrap();
+    assert_eq!((&found.record.id, found.directory.as_path()), (second.id(), second.path()));
+    assert!(second.path().join("vm.json").exists());
+    drop(second);
+    assert_eq!(place.entries(), 0, "nothing is left");
+}
+
+#[test]
+fn a_vm_whose_directory_alone_was_removed_removes_its_name() {
+    let place = Place::new();
+    let instance = place.claim(Some("web"), None).unwrap();
+    fs::remove_dir_all(instance.path()).unwrap();
+    drop(instance);
+    assert_eq!(place.entries(), 0, "nothing is left");
 }

@@ -4,7 +4,7 @@
  *   vsock connect PORT       connects to the host, then standard input goes to the socket and the socket to standard
  *                            output, until both have ended; each end ends one direction of the connection
  *   vsock listen PORT        waits for one connection of the host, then the same
- *   vsock echo PORT          sends back what comes, on all connections of the host, for ever
+ *   vsock echo PORT          sends back what comes, on all connections of the host, forever
  *   vsock many PORT COUNT    has COUNT connections to the host at once and sees that each gets back what it sent
  *   vsock hold PORT COUNT    opens COUNT connections to the host, says so, and keeps them until it is killed
  *

@@ -65,7 +65,7 @@ impl Terminal {
     /// Changes the window's size.
     pub fn resize(&self, columns: u16, rows: u16) {
         set_size(&self.line, columns, rows);
-        // The kernel tells the terminal's foreground processes; this one is nobody's controlling terminal.
+        // The kernel tells the terminal's foreground processes; this one is no process's controlling terminal.
         self.signal(Signal::WINCH);
     }
 

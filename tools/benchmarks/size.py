@@ -11,7 +11,7 @@ from .vmms import QEMU
 
 def with_libraries(program):
     """Bytes of a program and of the shared libraries that it is linked with."""
-    # Of a static program, ldd says on standard error that there is nothing to list.
+    # Of a static program, ldd says on standard error that it has nothing to list.
     result = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
     files = {os.path.realpath(path) for path in re.findall(r"(/\S+) \(0x", result.stdout)}
     return sum(os.path.getsize(path) for path in files | {os.path.realpath(program)})

@@ -158,7 +158,9 @@ impl From<PlatformError> for VmError {
     }
 }
 
-/// Whether `error` comes from a limit of descriptors, processes or memory.
+const LIMITS: [i32; 6] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN, libc::ENOSPC, libc::EDQUOT];
+
+/// Whether `error` comes from a limit of descriptors, processes, memory, or space in a file system.
 fn has_reached_a_limit(error: &VmError) -> bool {
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
@@ -168,7 +170,7 @@ fn has_reached_a_limit(error: &VmError) -> bool {
             _ => error.downcast_ref(),
         };
         let code = host.and_then(io::Error::raw_os_error);
-        if matches!(code, Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)) {
+        if code.is_some_and(|code| LIMITS.contains(&code)) {
             return true;
         }
         next = error.source();
@@ -188,6 +190,8 @@ mod tests {
     #[case(libc::ENFILE, true)]
     #[case(libc::ENOMEM, true)]
     #[case(libc::EAGAIN, true)]
+    #[case(libc::ENOSPC, true)]
+    #[case(libc::EDQUOT, true)]
     #[case(libc::ENOENT, false)]
     #[case(libc::EACCES, false)]
     fn a_limit_of_the_host_is_no_mistake_in_the_configuration(#[case] code: i32, #[case] expected: bool) {

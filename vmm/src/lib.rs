@@ -41,8 +41,8 @@ pub use arch::current::vcpu::ProcessorError;
 pub use check::{Check, Verdict};
 pub use config::{
     Bandwidth, ConfigError, ConsoleConfig, DeviceConfig, DeviceKind, DiskConfig, GdbConfig, MAX_CPUS,
-    MemorySize, NetConfig, PmemConfig, PublishConfig, Rate, Sandbox, ShareConfig, TimeLimit, VhostUserConfig,
-    VmConfig, VsockConfig,
+    MemorySize, NetBackend, NetConfig, PmemConfig, PublishConfig, Rate, Sandbox, ShareConfig, TimeLimit,
+    UserAddresses, VhostUserConfig, VmConfig, VsockConfig,
 };
 pub use devices::virtio::block::Piece;
 pub use error::VmError;
@@ -51,6 +51,7 @@ pub use frontend::Frontend;
 pub use host::{examine, total_memory};
 pub use kvm::{KvmError, open as open_kvm};
 pub use launch::{Resources, launch, open, seal};
+pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};
 pub use timing::{Phase, Timeline};

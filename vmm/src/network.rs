@@ -76,13 +76,15 @@ impl NetworkError {
     }
 }
 
-/// A network that is being set up: its device, and passt if it uses that.
+/// A network that is being set up: what its device is made of, and passt if it uses that. The device is made with the
+/// VM, for it has threads.
 pub struct Network {
-    device: Net,
+    settings: NetSettings,
+    backends: Vec<Backend>,
     passt: Option<Passt>,
 }
 
-/// Makes the network of `config`, with the ports that are `published` if its backend can do that. Its process gets
+/// Opens the network of `config`, with the ports that are `published` if its backend can do that. Its process gets
 /// ready while the VM is built.
 ///
 /// # Errors
@@ -94,7 +96,8 @@ pub fn open(config: &NetConfig, published: &[PublishConfig]) -> Result<Network, 
         NetBackend::Bridge(name) => (make_port(name, config)?, None),
         NetBackend::User { reaches_host } => {
             let mtu = config.mtu.unwrap_or(passt::MAX_MTU).min(passt::MAX_MTU);
-            let settings = PasstSettings { mtu, reaches_host: *reaches_host, published };
+            let settings =
+                PasstSettings { mtu, reaches_host: *reaches_host, addresses: config.addresses, published };
             let (passt, socket) = Passt::start(settings)?;
             let stream = Stream::new(socket).map_err(NetworkError::Socket)?;
             ((vec![Backend::Stream(stream)], Some(mtu)), Some(passt))
@@ -102,18 +105,20 @@ pub fn open(config: &NetConfig, published: &[PublishConfig]) -> Result<Network, 
     };
     let mac = config.mac.map_or_else(MacAddress::random, Ok).map_err(NetworkError::Random)?;
     tracing::debug!(network = %config, %mac, "a network device");
-    Ok(Network { device: Net::new(NetSettings { mac, mtu, limits: config.limits }, backends)?, passt })
+    Ok(Network { settings: NetSettings { mac, mtu, limits: config.limits }, backends, passt })
 }
 
 impl Network {
-    /// Waits until the backend is ready, and returns the device. The process is for the event loop, which logs its
+    /// Makes the device, once the backend is ready. The process is for the event loop, which logs its
     /// messages.
     ///
     /// # Errors
     ///
     /// [`NetworkError`] says why the process can't be used, with its last messages.
     pub fn into_device(self) -> Result<(Net, Option<Helper>), NetworkError> {
-        Ok((self.device, self.passt.map(Passt::into_ready).transpose()?))
+        let Self { settings, backends, passt } = self;
+        let process = passt.map(Passt::into_ready).transpose()?;
+        Ok((Net::new(settings, backends)?, process))
     }
 }
 

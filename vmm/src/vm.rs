@@ -105,6 +105,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let gate = Arc::new(Gate::new(cpus));
     let counters = vcpu_counters(cpus, &mut devices.metrics);
     let pauser = Arc::new(Pauser::new(gate.clone(), devices.suspends));
+    let unbuilt = Unbuilt(Some(pauser.clone()));
     let control = Control { power_button, pauser: pauser.clone(), metrics: devices.metrics };
     devices.subscribers.extend(control.start(config, &mut outside, devices.balloon, devices.disks)?);
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
@@ -120,7 +121,24 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let vcpus = start_vcpus(vcpus, &shared)?;
     let debugger = start_debugger(debugger, stops, &shared, memory.clone())?;
     let (helpers, console, given) = (devices.helpers, devices.console, Given::from(config));
+    unbuilt.done();
     Ok(Vm { vcpus, debugger, events, shared, helpers, console, given, pauser, memory, vm, teardown })
+}
+
+/// A VM whose building may still fail, when its devices have to let go of what they hold, such as sockets: the supervisor
+/// has the pauser from before the last steps, and so the devices.
+struct Unbuilt(Option<Arc<Pauser>>);
+
+impl Unbuilt {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unbuilt {
+    fn drop(&mut self) {
+        drop(self.0.take().map(|pauser| pauser.end()));
+    }
 }
 
 /// Who is to know of the VM, and of its end.
@@ -343,7 +361,9 @@ fn register_region(vm: &VmFd, slot: u32, flags: u32, region: &GuestRegionMmap) -
     };
     // SAFETY: the region is a mapping of this process of that size, lives as long as the process, and
     // overlaps no other slot, since the regions of guest memory don't.
-    unsafe { vm.set_user_memory_region(region) }.map_err(KvmError::call("give KVM the guest's memory"))
+    unsafe { vm.set_user_memory_region(region) }.map_err(KvmError::call(
+        "give KVM the guest's memory (give a smaller --memory, or a smaller file with --pmem)",
+    ))
 }
 
 /// What each vCPU counts, made known to `metrics`.

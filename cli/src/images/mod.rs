@@ -3,16 +3,18 @@
 mod human;
 mod list;
 mod manage;
+mod registry;
 mod transfer;
 
 use std::path::PathBuf;
 
 use container::{Image, ImageConfig};
-use image::{Hold, Store};
+use image::{Hold, Reference, ReferenceError, Store};
 use vmm::Piece;
 
 pub use list::{HistoryCommand, ImagesCommand};
 pub use manage::{RmiCommand, TagCommand};
+pub use registry::{PullCommand, PushCommand, RegistryArguments};
 pub use transfer::{LoadCommand, SaveCommand};
 
 use crate::process::ExitCode;
@@ -37,15 +39,35 @@ pub fn store() -> Result<Store, String> {
     Store::open(&path).map_err(|error| chain(&error))
 }
 
-/// The image that `name` means, ready to be used, and what keeps its files there until they are open.
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PullPolicy {
+    /// If the store does not have it.
+    #[default]
+    Missing,
+    /// Each time.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// The image that `name` means, ready to be used, and what keeps its files there until they are open. It is pulled as
+/// `policy` says.
 ///
 /// # Errors
 ///
 /// A line for the user.
-pub fn open(name: &str) -> Result<(Image, Hold), String> {
+pub fn open(name: &str, policy: PullPolicy, registry: RegistryArguments) -> Result<(Image, Hold), String> {
     let store = store()?;
     let hold = store.hold().map_err(|error| chain(&error))?;
-    let found = store.resolve(name).map_err(|error| chain(&error))?;
+    let resolve = || store.resolve(name).map_err(|error| chain(&error));
+    let mut found = if policy == PullPolicy::Always { None } else { resolve()? };
+    if found.is_none() && policy != PullPolicy::Never {
+        let reference: Reference = name.parse().map_err(|error: ReferenceError| error.to_string())?;
+        complain(&format!("pulling {reference}"));
+        registry::pull(&store, registry, &reference, false)?;
+        found = resolve()?;
+    }
     let image = found.ok_or_else(|| missing(name))?;
     let disk = store.disk(&image).map_err(|error| chain(&error))?;
     let pieces = disk.parts.into_iter().map(|part| Piece { path: part.path, start: part.offset });
@@ -62,7 +84,7 @@ pub fn open(name: &str) -> Result<(Image, Hold), String> {
 
 fn missing(name: &str) -> String {
     format!(
-        "there is no image {name:?}: `mvm load` puts one into the store, `mvm images` lists those that are there"
+        "there is no image {name:?}: `mvm pull` and `mvm load` put one into the store, `mvm images` lists those that are there"
     )
 }
 

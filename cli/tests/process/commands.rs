@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::terminal::Shell;
 use crate::vm::{IDLE, Place, Vm, text};
 
 /// What each command may take, and some time for a machine that is busy.
@@ -133,4 +134,29 @@ fn a_vm_whose_directory_is_removed_says_so_at_once_and_ends_by_signals() {
     let (code, errors) = vm.finish();
     assert_eq!(code, Some(143), "{errors}");
     assert!(!errors.contains("was removed"), "said twice: {errors}");
+}
+
+#[test]
+fn a_table_fits_the_terminal_and_a_file_gets_all_of_it() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let name = "n".repeat(63);
+    let mut shell = Shell::new(&place);
+    shell.run("N=$(printf 'n%.0s' {1..63})", "$ ");
+    shell.run("$M boot --kernel $K --name $N --memory 32M </dev/null &", "r");
+    shell.run("stty cols 80", "$ ");
+    let said = shell.run("$M ps; echo \"code=$?\"", "code=0");
+    assert!(said.contains("n…   running") && !said.contains(&name), "{said}");
+    assert!(said.lines().all(|line| line.chars().count() <= 80), "{said}");
+    let said = shell.run("$M ps --no-trunc; echo \"code=$?\"", "code=0");
+    assert!(said.contains(&name), "{said}");
+    let said = text_of(&place, &["ps"]);
+    assert!(said.contains(&name) && said.contains("ROOTFS"), "{said}");
+    let said = shell.run("$M stats --no-stream; echo \"code=$?\"", "code=0");
+    assert!(said.contains("nnnnnnnnnnn…") && !said.contains(&name), "{said}");
+    shell.run("$M kill $N; wait; echo ended", "ended");
+}
+
+/// What mvm prints to a pipe.
+fn text_of(place: &Place, arguments: &[&str]) -> String {
+    String::from_utf8(place.mvm().args(arguments).output().unwrap().stdout).unwrap()
 }

@@ -7,11 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
-use crate::vm::{IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, WATCHDOG, text};
-
-/// How long the process lives at most after a forced end (`vmm::supervisor::FORCED_END`), and some time for a machine
-/// that is busy.
-const FORCED_END: Duration = Duration::from_secs(3 + 5);
+use crate::vm::{ENDS, FORCED_END, IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, WATCHDOG, text};
 
 #[test]
 fn sigterm_says_what_it_does_and_ends_by_force() {
@@ -81,6 +77,24 @@ fn timeout_has_its_own_code() {
     assert!(errors.contains("--timeout expired: pressed the power button"), "{errors}");
 }
 
+/// Opening a FIFO waits for its reader.
+#[test]
+fn what_keeps_a_vm_from_being_built_does_not_keep_a_timeout_from_ending_it() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let fifo = place.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let console = ["--console", fifo.to_str().unwrap()];
+    for stop_timeout in ["0s", "100ms", "1h"] {
+        let mut boot = place.boot(&["--timeout", "100ms", "--stop-timeout", stop_timeout]);
+        let start = Instant::now();
+        let (code, errors) = Vm(boot.args(console).spawn().unwrap()).finish();
+        assert_eq!(code, Some(124), "{errors}");
+        assert_eq!(errors, "mvm: stopped: --timeout expired\n");
+        assert!(start.elapsed() < FORCED_END, "{:?}", start.elapsed());
+        assert!(place.is_clean());
+    }
+}
+
 #[test]
 fn the_command_timeout_presses_the_button_once() {
     let Some(place) = Place::new(IDLE) else { return };
@@ -135,7 +149,7 @@ fn a_paused_vm_is_resumed_before_its_button_is_pressed() {
 }
 
 #[test]
-fn a_vm_ends_in_time_though_nobody_reads_any_of_its_output() {
+fn a_vm_ends_in_time_though_its_output_is_not_read() {
     let Some(place) = Place::new(TALKS) else { return };
     // The pipes stay open and full.
     let mut vm = place.start(&["--stop-timeout", "0s", "--log-level", "trace"]);
@@ -159,11 +173,7 @@ fn a_vm_that_is_ended_by_force_does_not_wait_for_a_slow_reader() {
     });
     std::thread::sleep(Duration::from_millis(500));
     vm.signal(Signal::TERM);
-    let start = Instant::now();
-    let (code, errors) = vm.finish();
-    assert_eq!(code, Some(143), "{errors}");
-    assert!(start.elapsed() < FORCED_END, "{:?}", start.elapsed());
-    assert!(place.is_clean());
+    vm.finish_forced(&place);
     reader.join().unwrap();
 }
 
@@ -183,5 +193,36 @@ fn a_file_size_limit_is_an_error_and_not_an_end() {
         }
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(0), "--console {console}: {} {}", output.status, text(&output));
+    }
+}
+
+/// Whichever descriptor is the one too many, from the first to the last that building a VM takes.
+#[test]
+fn a_limit_of_descriptors_is_the_hosts_and_leaves_nothing_behind() {
+    let Some(place) = Place::new(ENDS) else { return };
+    let socket = place.path("v");
+    let disk = place.path("disk");
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let mut ended = 0;
+    for limit in 10.. {
+        let mut command = place.boot(&["--balloon", "--vsock", socket.to_str().unwrap()]);
+        command.arg("--disk").arg(&disk);
+        // SAFETY: the call sets a limit of the new process and nothing else.
+        unsafe {
+            command.pre_exec(move || {
+                let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+                Ok(setrlimit(Resource::Nofile, limit)?)
+            });
+        }
+        let output = command.output().unwrap();
+        assert!(place.is_clean() && !socket.exists(), "{limit} files: {}", text(&output));
+        match output.status.code() {
+            Some(0) => ended += 1,
+            code => assert_eq!((code, ended), (Some(3), 0), "{limit} files: {}", text(&output)),
+        }
+        if ended == 3 {
+            return;
+        }
+        assert!(limit < 1000, "{}", text(&output));
     }
 }

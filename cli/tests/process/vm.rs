@@ -15,8 +15,14 @@ use crate::image::{Entry, elf};
 /// No test takes a quarter of it; this is for one that hangs.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
 
+/// How long the process lives at most after a forced end (`vmm::supervisor::FORCED_END`), and some time for a machine
+/// that is busy.
+pub(crate) const FORCED_END: Duration = Duration::from_secs(3 + 5);
+
 /// Says `r` on its serial port and halts for good.
 pub(crate) const IDLE: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xfa, 0xf4, 0xeb, 0xfc];
+/// Powers off.
+pub(crate) const ENDS: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4];
 /// Writes `r` to its serial port without end.
 pub(crate) const TALKS: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xeb, 0xfd];
 /// Writes 256 KiB of `r` to its serial port and powers off.
@@ -145,6 +151,17 @@ impl Vm {
         let mut errors = String::new();
         self.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         (status.code(), errors)
+    }
+}
+
+impl Vm {
+    /// Expects that SIGTERM, which it has just got, is a forced end: in time, and with nothing left in `place`.
+    pub(crate) fn finish_forced(self, place: &Place) {
+        let start = Instant::now();
+        let (code, errors) = self.finish();
+        assert_eq!(code, Some(143), "{errors}");
+        assert!(start.elapsed() < FORCED_END, "{:?}", start.elapsed());
+        assert!(place.is_clean());
     }
 }
 

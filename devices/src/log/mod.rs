@@ -1,7 +1,7 @@
 //! What mvm says on standard error.
 //!
 //! A guest, a helper process or a client can cause most of these lines, as often as it likes, from vCPU threads and
-//! from the event loop. Three rules hold for every line, because they are rules of the
+//! from the event loop. Three rules hold forevery line, because they are rules of the
 //! [`tracing::Subscriber`] itself ([`init`]) and not of the places that log:
 //!
 //! * each place in the source has a token bucket for each device (`limit`); a place names the device in the field

@@ -104,7 +104,7 @@ fn a_virtio_device_is_named_and_has_lines_of_its_own() {
 }
 
 #[test]
-fn where_nobody_reads_nobody_waits_and_the_reader_learns_how_many_lines_it_missed() {
+fn without_a_reader_no_thread_waits_and_the_reader_learns_how_many_lines_it_missed() {
     const LINES: usize = 20_000;
     let (mut reader, log) = piped();
     let writer = Writer::start_for(log.clone()).unwrap();

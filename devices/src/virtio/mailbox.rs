@@ -323,8 +323,8 @@ impl<C, R> Drop for DeviceThread<C, R> {
 mod tests {
     use std::sync::mpsc;
 
-    use super::super::testing::wait_readable;
     use super::*;
+    use crate::virtio::testing::wait_readable;
 
     const SHORT: Duration = Duration::from_millis(20);
 

@@ -43,6 +43,10 @@ fn load_image(session: &Session<'_>, spool: &Spool, entry: Entry) -> Result<Load
         references.push((tag.parse().map_err(invalid)?, None));
     }
     for (diff_id, name) in diff_ids.iter().zip(&names) {
+        // What the archive has is not read: the store's own layer is the right one, or none would be.
+        if spool.is_known(name, *diff_id) {
+            continue;
+        }
         let (_, layer) = spool.named(name).ok_or_else(|| missing(name))?;
         session.add_layer(*diff_id, layer.open()?)?;
     }

@@ -27,6 +27,8 @@ enum Named {
     File(Digest),
     /// A link to this name.
     Link(Vec<u8>),
+    /// What is named as a layer that the store has, and so was not put aside.
+    Known(Digest),
 }
 
 impl Spool {
@@ -47,7 +49,10 @@ impl Spool {
             }
             let Some(name) = normalized(b"", &entry.path) else { continue };
             let named = match entry.kind {
-                EntryKind::File if entry.segments.is_none() => Named::File(spool.put(session, &mut stream)?),
+                EntryKind::File if entry.segments.is_none() => match known(session, &name) {
+                    Some(diff_id) => Named::Known(diff_id),
+                    None => Named::File(spool.put(session, &mut stream)?),
+                },
                 EntryKind::Symlink => {
                     let directory = name.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
                     let directory = name.get(..directory).unwrap_or_default();
@@ -93,11 +98,24 @@ impl Spool {
 
     /// The file of this name, with links followed, and its digest.
     pub(super) fn named(&self, name: &str) -> Option<(Digest, Blob)> {
+        match self.entry(name)? {
+            Named::File(digest) => Some((*digest, self.blobs.get(digest)?.clone())),
+            _ => None,
+        }
+    }
+
+    /// Whether the file of this name was not put aside, as the store has the layer that it says it is.
+    pub(super) fn is_known(&self, name: &str, diff_id: Digest) -> bool {
+        matches!(self.entry(name), Some(Named::Known(known)) if *known == diff_id)
+    }
+
+    /// What has this name, with links followed.
+    fn entry(&self, name: &str) -> Option<&Named> {
         let mut name = normalized(b"", name.as_bytes())?;
         for _ in 0..=MAX_LINKS {
             match self.names.get(&name)? {
                 Named::Link(target) => name.clone_from(target),
-                Named::File(digest) => return Some((*digest, self.blobs.get(digest)?.clone())),
+                named => return Some(named),
             }
         }
         None
@@ -108,6 +126,13 @@ impl Blobs for Spool {
     fn find(&self, digest: Digest) -> Result<Option<Blob>, LoadError> {
         Ok(self.blobs.get(&digest).cloned())
     }
+}
+
+/// The layer of the store that a file says it is by its name, as podman, skopeo and mvm name them.
+fn known(session: &Session<'_>, name: &[u8]) -> Option<Digest> {
+    let hex = name.strip_suffix(b".tar").and_then(|hex| std::str::from_utf8(hex).ok())?;
+    let diff_id = Digest::from_hex(hex)?;
+    session.store.layer(diff_id).ok()?.map(|_| diff_id)
 }
 
 /// An entry's data.

@@ -201,6 +201,28 @@ fn damage_is_found_and_loading_again_repairs_it() {
     is_whole(&store, &fixture);
 }
 
+/// A layer that is named by its diff ID is not written again where the store has it, whatever the archive has by that
+/// name; nor is it taken for another one.
+#[test]
+fn a_layer_that_the_store_has_is_not_read() {
+    let (_directory, store) = store();
+    let fixture = fixture();
+    store.load(&fixture.docker_archive(&["a:1"])[..]).unwrap();
+    let archive = |fixture: &Fixture, bytes: &[u8]| {
+        let layers: Vec<String> =
+            fixture.layers.iter().map(|layer| format!("{}.tar", Digest::of(layer).hex())).collect();
+        let manifest = json!([{"Config": "config", "RepoTags": ["b:1"], "Layers": layers}]).to_string();
+        let mut files: Vec<(&str, &[u8])> = layers.iter().map(|name| (name.as_str(), bytes)).collect();
+        files.extend([("config", &*fixture.config), ("manifest.json", manifest.as_bytes())]);
+        tar(&files)
+    };
+    assert_eq!(store.load(&archive(&fixture, b"not read")[..]).unwrap()[0].id, fixture.id());
+    is_whole(&store, &fixture);
+    let other = Fixture::of_tars(vec![fixture.layers[0].clone(), tar(&[("other", b"x")])]);
+    let error = store.load(&archive(&other, b"not a layer")[..]).unwrap_err();
+    assert!(error.to_string().contains("cannot store layer"), "{error}");
+}
+
 /// Archives that are not what they seem, and what is said of them.
 #[test]
 fn hostile_archives_leave_nothing() {

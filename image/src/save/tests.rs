@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::process::Command;
 
@@ -163,4 +163,13 @@ fn skopeo_and_umoci_take_what_is_saved_and_what_they_write_is_loaded() {
     run("umoci", &["unpack", "--image", &format!("{}:tag", path("layout")), &path("bundle")]);
     let base = fs::read(directory.path().join("bundle/rootfs/base")).unwrap();
     assert!(base == noise(200_000, 1));
+    // The image's flat disk has the same files.
+    let image = store.resolve("hello:1").unwrap().unwrap();
+    let mut disk = fs::File::create(path("disk")).unwrap();
+    for part in store.disk(&image).unwrap().parts {
+        disk.seek(SeekFrom::Start(part.offset)).unwrap();
+        io::copy(&mut fs::File::open(part.path).unwrap(), &mut disk).unwrap();
+    }
+    run("fsck.erofs", &[&format!("--extract={}", path("extracted")), &path("disk")]);
+    run("diff", &["-r", &path("bundle/rootfs"), &path("extracted")]);
 }

@@ -26,6 +26,8 @@ mod disk;
 mod files;
 mod layers;
 mod lock;
+#[cfg(test)]
+mod mounted;
 mod records;
 mod resolve;
 mod session;
@@ -45,7 +47,7 @@ pub use resolve::{HistoryEntry, Image};
 pub use session::Hold;
 
 pub(crate) use files::create as create_file;
-pub(crate) use layers::{BlobInfo, StoredLayer};
+pub(crate) use layers::BlobInfo;
 pub(crate) use lock::FileLock;
 pub(crate) use records::{ImageRecord, LayerRecord, ManifestInfo};
 pub(crate) use resolve::read_config;
@@ -226,6 +228,7 @@ impl Store {
             builder.create(&path).map_err(io_error("create", path))?;
         }
         let _lock = self.lock()?;
+        self.mark_unswept()?;
         // Others may create it as well: all write the same.
         let temporary = self.path("tmp").join(format!("version-{}", std::process::id()));
         files::write_synced(&temporary, VERSION.as_bytes())?;
@@ -261,11 +264,15 @@ impl Store {
     ///
     /// [`StoreError::NoImage`], [`StoreError::Ambiguous`], [`StoreError::Io`].
     pub fn tag(&self, image: &str, reference: &Reference) -> Result<(), StoreError> {
-        let _lock = self.lock()?;
-        let id = self.resolve_id(image)?.ok_or_else(|| StoreError::NoImage(image.to_owned()))?;
-        let mut references = self.references()?;
-        references.set(reference, id, None);
-        self.write_references(&references)
+        {
+            let _lock = self.lock()?;
+            let id = self.resolve_id(image)?.ok_or_else(|| StoreError::NoImage(image.to_owned()))?;
+            let mut references = self.references()?;
+            references.set(reference, id, None);
+            self.mark_unswept()?;
+            self.write_references(&references)?;
+        }
+        self.sweep_if_needed()
     }
 
     /// Removes the reference, or the image with this ID. An image without references is removed with all content that

@@ -19,8 +19,8 @@ impl Store {
         if path.exists() { Ok(()) } else { files::write_synced(&path, b"") }
     }
 
-    /// Removes content that no image needs, if there may be some and nobody adds or holds any: then who does has this to
-    /// do at its end.
+    /// Removes content that no image needs, if there may be some. While a process adds or holds content, nothing is
+    /// removed: it is done when the last one that adds ends, or when the store is opened next.
     pub(crate) fn sweep_if_needed(&self) -> Result<(), StoreError> {
         let marker = self.path("unswept");
         if !marker.exists() {

@@ -49,7 +49,7 @@ fn a_console_file_is_appended_to() {
 
 #[test]
 fn without_a_console_the_guest_runs_in_silence() {
-    let outcome = Boot::new().flag("--console", "off").script("echo nobody hears").run().expect_code(0);
+    let outcome = Boot::new().flag("--console", "off").script("echo not shown").run().expect_code(0);
     assert_eq!(outcome.output, "");
 }
 
@@ -126,7 +126,7 @@ fn on_a_virtio_console_the_kernels_words_appear_once_from_the_first_to_the_last(
 }
 
 #[test]
-fn a_guest_whose_virtio_console_nobody_reads_goes_on() {
+fn a_guest_whose_virtio_console_is_not_read_continues() {
     let script = "dd if=/dev/zero bs=64k count=64 2>/dev/null | tr '\\0' x; echo; echo the latest";
     let (mut command, _directory) = Boot::new().flag("--console", "virtio").script(script).command();
     let (mut reader, writer) = std::io::pipe().unwrap();

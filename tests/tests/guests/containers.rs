@@ -1,12 +1,16 @@
 //! Containers in VMs of their own, beside podman, which runs the same image with the same options.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tests::{container_assets, container_image, mvm};
+
+use super::passt::{Uplink, serve};
 
 /// The image of `tools/busybox-image`.
 const IMAGE: &str = "localhost/busybox";
@@ -255,7 +259,7 @@ fn a_signal_is_passed_on_and_the_exit_code_comes_back() {
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let mut rest = String::new();
-    std::io::Read::read_to_string(&mut output, &mut rest).unwrap();
+    output.read_to_string(&mut rest).unwrap();
     assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("got it\n", Some(3)));
 }
 
@@ -273,6 +277,42 @@ fn much_output_arrives_whole_on_both_streams() {
     let output = run(&[IMAGE, "sh", "-c", "seq 1 200000; seq 1 200000 >&2"]);
     let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
     assert!(text(&output.stdout) == expected && text(&output.stderr) == expected);
+}
+
+/// Without a network of the host there is none for containers either, and so the others here have none.
+#[test]
+fn a_container_reaches_the_hosts_networks_and_its_ports_are_published() {
+    let Some(_uplink) = Uplink::new(false) else { return };
+    let served = serve("203.0.113.5:8000", "from outside");
+    let script = "ip -4 -o addr show eth0 | awk '{print $4}'; cat /etc/resolv.conf; wget -qO- http://203.0.113.5:8000/x";
+    let output = run(&[IMAGE, "sh", "-c", script]);
+    let expected = "10.88.0.2/24\nnameserver 10.88.0.3\nfrom outside";
+    assert_eq!(text(&output.stdout), expected, "{}", text(&output.stderr));
+    assert_eq!(served.join().unwrap(), "/x");
+
+    let mut command = stores().mvm();
+    let server = "echo published >/tmp/index.html; exec httpd -f -p 80 -h /tmp";
+    command.args(["run", "-p", "127.0.0.1:18080:80", IMAGE, "sh", "-c", server]);
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let answer = loop {
+        // passt accepts before the container listens, and closes then.
+        let mut answer = String::new();
+        if let Ok(mut stream) = TcpStream::connect("127.0.0.1:18080") {
+            let _ = stream.write_all(b"GET / HTTP/1.0\r\n\r\n");
+            let _ = stream.read_to_string(&mut answer);
+        }
+        if !answer.is_empty() || Instant::now() > deadline {
+            break answer;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(answer.contains("published"), "{answer}");
+    // httpd does not handle it, and as PID 1 it is not killed by it either.
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn sigkill_leaves_nothing_behind() {
     Boot::new().flag("--disk", &disk).script("true").run().expect_code(0);
 }
 
-/// Processes of mvm that belong to nobody, and mounts.
+/// Processes of mvm without a parent, and mounts.
 fn host_state() -> (usize, String) {
     let orphans = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter(|entry| {
         let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();

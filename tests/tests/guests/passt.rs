@@ -198,7 +198,7 @@ fn published_ports_lead_to_the_guest() {
     drop(TcpListener::bind("127.0.0.1:8080").unwrap());
 }
 
-/// Answers each question for an address of IPv4 with 192.0.2.77, for ever.
+/// Answers each question for an address of IPv4 with 192.0.2.77, forever.
 #[allow(clippy::indexing_slicing, reason = "a panic is a failed test")]
 fn resolver(address: &str) {
     let socket = UdpSocket::bind(address).unwrap();

@@ -42,7 +42,7 @@ impl Sockets {
             .script(&format!("{get}\n{script}"))
     }
 
-    /// A connection to the guest's `port`; `None`, where nobody listens there.
+    /// A connection to the guest's `port`; `None` where no program listens there.
     fn connect(&self, port: u32) -> Option<UnixStream> {
         let mut stream = patient(UnixStream::connect(self.path()).unwrap());
         writeln!(stream, "CONNECT {port}").unwrap();
@@ -178,7 +178,7 @@ fn an_end_that_vanishes_in_the_middle_is_an_error_at_the_other_and_no_more() {
     let mut echo = sockets.connect(52).unwrap();
     let mut second = patient(listener.accept().unwrap().0);
     second.read_exact(&mut vec![0; 1 << 20]).unwrap();
-    // Others are not held up by the one that nobody reads.
+    // Others are not held up by the one that is not read.
     echo.write_all(b"Hello").unwrap();
     let mut answer = [0; 5];
     echo.read_exact(&mut answer).unwrap();

@@ -28,7 +28,7 @@ pub use device_list::{DeviceConfig, DeviceKind};
 pub use disk::DiskConfig;
 pub use gdb::GdbConfig;
 pub use limit::{Bandwidth, Rate};
-pub use net::{NetBackend, NetConfig, NetConfigError};
+pub use net::{NetBackend, NetConfig, NetConfigError, UserAddresses};
 pub use pmem::PmemConfig;
 pub(crate) use publish::range;
 pub use publish::{Protocol, PublishConfig, PublishError};

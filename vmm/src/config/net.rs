@@ -1,6 +1,7 @@
 //! Network devices.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use devices::virtio::net::{
@@ -28,6 +29,19 @@ pub enum NetBackend {
     },
 }
 
+/// The addresses of a user network, for a guest that is told them and does not ask by DHCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserAddresses {
+    /// The guest's.
+    pub guest: Ipv4Addr,
+    /// The bits of it that all addresses of the network have in common.
+    pub prefix: u8,
+    /// The router's.
+    pub router: Ipv4Addr,
+    /// The resolver's, which passes questions on to the host's.
+    pub resolver: Ipv4Addr,
+}
+
 /// A network device of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -38,6 +52,8 @@ pub struct NetConfig {
     pub mac: Option<MacAddress>,
     /// The number of queue pairs, 1 to [`MAX_PAIRS`].
     pub queues: u16,
+    /// The addresses of a user network; those of the host if `None`. They have no text form.
+    pub addresses: Option<UserAddresses>,
     /// The MTU in bytes, [`MIN_MTU`] to [`MAX_MTU`]; that of the backend if `None`.
     pub mtu: Option<u16>,
     /// Rate limits.
@@ -86,7 +102,7 @@ pub enum NetConfigError {
 impl NetConfig {
     /// `backend` with default options.
     fn of(backend: NetBackend) -> Self {
-        Self { backend, mac: None, queues: 1, mtu: None, limits: NetLimits::default() }
+        Self { backend, mac: None, queues: 1, addresses: None, mtu: None, limits: NetLimits::default() }
     }
 
     /// A user network with default options.
@@ -204,13 +220,15 @@ mod tests {
     #[test]
     fn networks_are_read() {
         let limits = NetLimits::default();
-        let plain = NetConfig { backend: tap("tap0"), mac: None, queues: 1, mtu: None, limits };
+        let plain =
+            NetConfig { backend: tap("tap0"), mac: None, queues: 1, addresses: None, mtu: None, limits };
         assert_eq!("tap=tap0".parse(), Ok(plain.clone()));
         let user = NetConfig { backend: NetBackend::User { reaches_host: true }, ..plain.clone() };
         assert_eq!("user".parse(), Ok(user));
         let alone = NetConfig { backend: NetBackend::User { reaches_host: false }, ..plain.clone() };
         assert_eq!("user,no-host".parse(), Ok(alone));
         let all = NetConfig {
+            addresses: None,
             backend: NetBackend::Bridge("br0".parse().unwrap()),
             mac: Some("02:00:00:00:00:01".parse().unwrap()),
             queues: 4,
@@ -286,7 +304,8 @@ mod tests {
                 receive: RateLimits { bandwidth: a, operations: b },
                 transmit: RateLimits { bandwidth: c, operations: d },
             };
-            let net = NetConfig { backend, mac: bytes.and_then(MacAddress::new), queues, mtu, limits };
+            let mac = bytes.and_then(MacAddress::new);
+            let net = NetConfig { backend, mac, queues, addresses: None, mtu, limits };
             prop_assert_eq!(net.to_string().parse(), Ok(net));
         }
     }

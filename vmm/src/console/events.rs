@@ -140,9 +140,9 @@ mod tests {
     use devices::{Interrupt, MachineEvent, MachineEvents};
     use event_manager::{EventManager, SubscriberOps};
 
-    use super::super::hub::Output;
-    use super::super::ring::CAPACITY;
     use super::*;
+    use crate::console::hub::Output;
+    use crate::console::ring::CAPACITY;
 
     struct Ignored;
 

@@ -448,6 +448,6 @@ mod tests {
             output.write_all(&[0; 100]).unwrap();
         }
         let state = hub.lock();
-        assert!(state.ring.end() - state.ring.start() < 2 * super::super::ring::HISTORY as u64);
+        assert!(state.ring.end() - state.ring.start() < 2 * crate::console::ring::HISTORY as u64);
     }
 }

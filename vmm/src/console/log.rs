@@ -82,8 +82,8 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use super::super::hub::{Hub, Output};
     use super::*;
+    use crate::console::hub::{Hub, Output};
 
     #[test]
     fn the_log_has_the_latest_output_and_not_more_than_twice_what_it_keeps() {
@@ -94,7 +94,7 @@ mod tests {
         let mut log = Log::create(path.clone(), hub.reader()).unwrap();
         let mut all = Vec::new();
         for line in 0..100_000 {
-            let line = format!("line {line} of an endless tale that is told to nobody\n");
+            let line = format!("line {line} of endless output without a reader\n");
             all.extend(line.as_bytes());
             output.write_all(line.as_bytes()).unwrap();
             if all.len() % 7 == 0 {

@@ -71,7 +71,7 @@ impl Ring {
             return;
         }
         self.bytes.drain(..unneeded.min(self.bytes.len()));
-        // A reader that was slow once must not cost memory for ever.
+        // A reader that was slow once must not cost memory forever.
         if self.bytes.capacity() > 8 * HISTORY && self.bytes.len() <= HISTORY + STEP {
             self.bytes.shrink_to(2 * HISTORY);
         }

@@ -84,9 +84,9 @@ mod tests {
     use std::io::{PipeReader, Read, Write, pipe};
     use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 
-    use super::super::hub::{Hub, Output};
-    use super::super::ring::CAPACITY;
     use super::*;
+    use crate::console::hub::{Hub, Output};
+    use crate::console::ring::CAPACITY;
 
     fn exit_slot() -> Arc<ExitSlot> {
         Arc::new(ExitSlot::new().unwrap())
@@ -116,7 +116,7 @@ mod tests {
         }
         write(LENGTH - first);
         hub.close();
-        assert!(!writer.finish(), "nobody reads");
+        assert!(!writer.finish(), "the output is not read");
         // A reader that reads at last gets what the pipe holds, what is missing, and the latest.
         let mut text = String::new();
         pipe.read_to_string(&mut text).unwrap();

@@ -92,7 +92,7 @@ impl ControlServer {
             Ok(stream) => UnixStream::from(stream),
             Err(Errno::AGAIN | Errno::INTR) => return,
             Err(error) => {
-                // The client waits in the socket's queue, and the event loop would come back for it for ever.
+                // The client waits in the socket's queue, and the event loop would come back for it forever.
                 tracing::warn!(%error, "the control socket cannot accept a client; it is tried again");
                 let _ = ops.remove(Events::empty(&self.listener));
                 self.listener_paused = true;

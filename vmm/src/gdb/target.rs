@@ -162,7 +162,7 @@ impl Target {
                     Owner::Client(StopReason::SwBreak(tid))
                 }
                 // One that the client put to another linear address of the same memory: it would take it for an old
-                // one there, and go on for ever.
+                // one there, and go on forever.
                 Some(address) if self.breakpoints.contains(address) => {
                     Owner::Client(StopReason::SignalWithThread { tid, signal: Signal::SIGTRAP })
                 }

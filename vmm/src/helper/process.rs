@@ -213,9 +213,9 @@ impl Drop for Helper {
 mod tests {
     use std::os::fd::FromRawFd;
 
-    use super::super::command::WITHHELD;
-    use super::super::{Package, confine};
     use super::*;
+    use crate::helper::command::WITHHELD;
+    use crate::helper::{Package, confine};
 
     static SHELL: Program = Program {
         name: "sh",

@@ -180,7 +180,7 @@ fn machine_name(class: u8, data: u8, machine: u16) -> String {
 
 fn read_segments(source: &Source<'_>, header: &Header) -> Result<Vec<Segment>, Problem> {
     let size = usize::from(header.count) * PROGRAM_HEADER_SIZE;
-    let bytes = source.read("its program headers", header.program_headers, size as u64)?;
+    let bytes = source.read("the table of its segments", header.program_headers, size as u64)?;
     let segments = bytes.chunks_exact(PROGRAM_HEADER_SIZE).map(Segment::parse);
     let segments = segments.collect::<Result<Vec<_>, _>>()?;
     for segment in segments.iter().filter(|segment| is_loaded(segment)) {

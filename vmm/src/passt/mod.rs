@@ -4,6 +4,7 @@
 mod command;
 mod ports;
 
+use std::fs;
 use std::io::{self, PipeReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use self::ports::PortError;
-use crate::config::PublishConfig;
+use crate::config::{PublishConfig, UserAddresses};
 use crate::helper::{Helper, Package, Program, becomes_readable};
 
 /// The program.
@@ -70,6 +71,25 @@ pub enum PasstError {
     },
 }
 
+/// Whether a user network of [`UserAddresses`] can work here: passt is installed, and the host has a route to where it
+/// leads.
+pub fn is_usable() -> bool {
+    PASST.find().is_some()
+        && fs::read_to_string("/proc/net/route").is_ok_and(|routes| has_default_route(&routes))
+}
+
+/// Whether one of the routes, lines of /proc/net/route (proc(5)), is to all addresses and in use.
+fn has_default_route(routes: &str) -> bool {
+    routes.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_up = fields
+            .get(3)
+            .and_then(|flags| u32::from_str_radix(flags, 16).ok())
+            .is_some_and(|flags| flags & 1 != 0);
+        is_up && fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000")
+    })
+}
+
 impl PasstError {
     /// Whether the cause is the host, not the configuration.
     pub fn is_the_hosts(&self) -> bool {
@@ -87,6 +107,8 @@ pub struct PasstSettings<'a> {
     pub mtu: u16,
     /// Whether connections to the router's address go to the host's loopback.
     pub reaches_host: bool,
+    /// The network's addresses; those of the host if `None`.
+    pub addresses: Option<UserAddresses>,
     /// Ports of the guest that are published on the host.
     pub published: &'a [PublishConfig],
 }
@@ -163,6 +185,18 @@ fn message(line: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_default_route_is_found() {
+        let heading = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let route = |destination: &str, flags: &str, mask: &str| {
+            format!("{heading}eth0\t{destination}\t0101A8C0\t{flags}\t0\t0\t0\t{mask}\t0\t0\t0\n")
+        };
+        assert!(has_default_route(&route("00000000", "0003", "00000000")));
+        assert!(!has_default_route(&route("00000000", "0002", "00000000")));
+        assert!(!has_default_route(&route("0001A8C0", "0001", "00FFFFFF")));
+        assert!(!has_default_route(heading) && !has_default_route(""));
+    }
 
     #[test]
     fn messages_of_every_start_are_left_out() {

@@ -124,8 +124,9 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the thread, which takes `signals` from now on. A VM that is built after a signal ends before it runs; where
-    /// there is none [`FORCED_END`] later, or there is a second request, `last_resort` ends the process.
+    /// Starts the thread, which takes `signals` from now on. A VM that is built after a signal or the end of `--timeout`
+    /// ends before it runs; where there is none [`FORCED_END`] later, or there is a second request, `last_resort` ends
+    /// the process.
     ///
     /// # Errors
     ///
@@ -206,6 +207,11 @@ impl Worker {
             }
             if self.end.is_none() {
                 while let Some(step) = self.policy.step(now) {
+                    if self.target.is_none() {
+                        // No signal has been passed to the policy, so that it can only be `--timeout`.
+                        self.ask_early(ExitReason::TimedOut, now);
+                        break;
+                    }
                     self.act(step);
                 }
             }
@@ -242,7 +248,7 @@ impl Worker {
 
     fn signal(&mut self, signal: i32, now: Instant) {
         if self.target.is_none() {
-            return self.signal_early(signal, now);
+            return self.ask_early(ExitReason::Signal(signal), now);
         }
         if let Some(end) = &mut self.end {
             // A second request while the VM is ending waits no longer than a forced end takes.
@@ -266,10 +272,10 @@ impl Worker {
 
     /// There is no guest yet that could power off. What is there of the VM is left to those who build it, as they know
     /// what has to be removed; it takes them milliseconds, unless a file or a helper process is stuck.
-    fn signal_early(&mut self, signal: i32, now: Instant) {
+    fn ask_early(&mut self, reason: ExitReason, now: Instant) {
         match &self.early {
             None => {
-                self.early = Some((ExitReason::Signal(signal), now));
+                self.early = Some((reason, now));
                 self.end = Some(now + FORCED_END);
             }
             Some((_, first)) if now.saturating_duration_since(*first) < policy::SAME_REQUEST => {}

@@ -114,6 +114,28 @@ fn a_process_that_builds_no_vm_after_a_signal_is_ended_in_time() {
     assert!(start.elapsed() >= FORCED_END);
 }
 
+const AT_ONCE: Limits = Limits { timeout: Some(Duration::ZERO), ..LIMITS };
+
+#[test]
+fn a_process_that_builds_no_vm_before_the_timeout_is_ended_in_time() {
+    for stop_timeout in [Duration::ZERO, LIMITS.stop_timeout] {
+        let (_supervisor, ended) = supervisor(Limits { stop_timeout, ..AT_ONCE });
+        let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap();
+        assert_eq!(reason, ExitReason::TimedOut);
+    }
+}
+
+#[test]
+fn a_vm_that_is_built_after_the_timeout_ends_before_it_runs() {
+    let (supervisor, ended) = supervisor(AT_ONCE);
+    // There is no sign of the thread's that it has seen the timeout, but it sees it before what comes later.
+    std::thread::sleep(Duration::from_millis(100));
+    let (exit, presses) = watch(&supervisor);
+    let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap();
+    assert_eq!((exit.reason(), presses.load(Ordering::SeqCst)), (Some(reason.clone()), 0));
+    assert_eq!(reason, ExitReason::TimedOut);
+}
+
 #[test]
 fn a_second_request_before_there_is_a_vm_ends_the_process_at_once() {
     let (supervisor, ended) = supervisor(LIMITS);

@@ -11,8 +11,7 @@ use super::machine::{Machine, WATCHDOG};
 guest!(
     inflates,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         store 0x70, 1
         store 0x70, 1 | 2
         store 0x24, 1
@@ -59,17 +58,13 @@ guest!(
         mov dword ptr [0x33000], 0x40
         descriptor 0, 0x33000, 4, 0
         offer
-    4:
-        pause
-        cmp word ptr [0x32002], 1
-        jne 4b
+        await_used 1
         mov eax, [0x40000]
         put32
         mov eax, [0x41000]
         put32
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]

@@ -24,7 +24,7 @@ guest!(
 );
 
 #[test]
-fn a_guest_whose_output_nobody_reads_goes_on_to_its_end() {
+fn a_guest_whose_output_is_not_read_runs_to_its_end() {
     let Some(machine) = Machine::new(prints_much()) else { return };
     let mut running = machine.run_paused();
     // A page: all but that waits in mvm. It holds nothing yet, or could not be made smaller.

@@ -19,11 +19,14 @@
 /// | `power_off` | ends the VM |
 /// | `map_gib n, table` | maps GiB `n` onto itself with the page directory `table`; RCX, RDI |
 /// | `store offset, value` | 32 bits to RBX + offset |
+/// | `map_virtio` | maps the registers of virtio devices; RBX becomes the first device; RCX, RDI |
+/// | `accept_version_1` | resets the virtio device at RBX and accepts VERSION_1 and no other feature, as far as FEATURES_OK |
 /// | `take_interrupt gsi, handler` | local APIC, I/O APIC and IDT deliver `gsi` to `handler`; RBX becomes the local APIC; RBP |
 /// | `end_of_interrupt` | tells the local APIC; RBX |
-/// | `start_device` | resets the virtio device at RBX and sets it up with queue 0, as far as DRIVER_OK |
+/// | `start_device` | the same, and sets the device up with queue 0, as far as DRIVER_OK |
 /// | `descriptor index, address, length, flags` | writes a descriptor of queue 0 |
 /// | `offer` | makes descriptor 0 available and notifies the device at RBX |
+/// | `await_used count` | waits until the used index of queue 0 is `count` |
 macro_rules! guest {
     ($name:ident, $body:literal $(, $operand:ident = $value:expr)* $(,)?) => {
         core::arch::global_asm!(
@@ -48,6 +51,7 @@ macro_rules! guest {
             PDPT = const vmm::layout::PAGE_TABLES.0 + 0x1000,
             LOCAL_APIC = const vmm::layout::LOCAL_APIC,
             IO_APIC = const vmm::layout::IO_APIC,
+            VIRTIO = const vmm::layout::VIRTIO_MMIO,
             $($operand = const $value,)*
         );
 

@@ -202,7 +202,7 @@ impl Machine {
             if paused {
                 vm.gate().pause(Holder::User).unwrap();
             }
-            // The test has given up waiting where nobody takes it.
+            // The test has given up waiting if it is not received.
             let _ = sender.send((vm.gate().clone(), vm.memory().clone(), vm.exit().clone()));
         });
         let Ok((gate, memory, exit)) = parts.recv() else { panic!("the VM is not built: {:?}", end.recv()) };
@@ -301,7 +301,7 @@ fn start(
             built(&vm);
             vm.run()
         });
-        // The test has given up waiting where nobody takes it.
+        // The test has given up waiting if it is not received.
         let _ = sender.send(result);
     });
     (thread, end)

@@ -85,6 +85,23 @@
     mov dword ptr [rbx + \offset], \value
 .endm
 
+// The virtio devices are in GiB 3.
+.macro map_virtio
+    map_gib 3, 0x12000
+    mov ebx, {VIRTIO}
+.endm
+
+.macro accept_version_1
+    store 0x70, 0
+    store 0x70, 1
+    store 0x70, 1 | 2
+    store 0x24, 1
+    store 0x20, 1
+    store 0x24, 0
+    store 0x20, 0
+    store 0x70, 1 | 2 | 8
+.endm
+
 // Vector 0x40 of an IDT at 0x13000 (its page directory is at 0x12000): an interrupt gate to the boot's code
 // segment. The local APIC is enabled by its spurious vector register; the I/O APIC's entry is edge-triggered,
 // fixed, and goes to APIC 0.
@@ -117,17 +134,9 @@
     store 0xb0, 0
 .endm
 
-// Accepts VERSION_1 and no other feature; queue 0 gets 8 descriptors at 0x30000, the available ring at 0x31000
-// and the used ring at 0x32000.
+// Queue 0 gets 8 descriptors at 0x30000, the available ring at 0x31000 and the used ring at 0x32000.
 .macro start_device
-    store 0x70, 0
-    store 0x70, 1
-    store 0x70, 1 | 2
-    store 0x24, 1
-    store 0x20, 1
-    store 0x24, 0
-    store 0x20, 0
-    store 0x70, 1 | 2 | 8
+    accept_version_1
     store 0x30, 0
     store 0x38, 8
     store 0x80, 0x30000
@@ -152,6 +161,13 @@
     mov word ptr [0x31004], 0
     mov word ptr [0x31002], 1
     store 0x50, 0
+.endm
+
+.macro await_used count
+.Lused\@:
+    pause
+    cmp word ptr [0x32002], \count
+    jne .Lused\@
 .endm
 
 .endif

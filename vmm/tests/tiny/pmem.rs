@@ -30,9 +30,8 @@ fn word(file: &File, offset: u64) -> u32 {
 guest!(
     uses_pmem,
     "
-        map_gib 3, 0x12000
+        map_virtio
         map_gib 4, 0x14000
-        mov ebx, {VIRTIO}
         // Device ID, start, size.
         mov eax, [rbx + 8]
         put32
@@ -56,10 +55,7 @@ guest!(
         descriptor 0, 0x33000, 4, 1
         descriptor 1, 0x34000, 4, 2
         offer
-    2:
-        pause
-        cmp word ptr [0x32002], 1
-        jne 2b
+        await_used 1
         mov eax, [0x34000]
         put32
         // What is behind the file.
@@ -67,7 +63,6 @@ guest!(
         put32
         power_off
     ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO,
     PMEM = PMEM
 );
 
@@ -100,9 +95,8 @@ fn what_a_guest_writes_to_copy_on_write_pmem_is_not_in_the_file() {
 guest!(
     reads_a_sector_into_pmem,
     "
-        map_gib 3, 0x12000
+        map_virtio
         map_gib 4, 0x14000
-        mov ebx, {VIRTIO}
         start_device
         mov qword ptr [0x33000], 0
         mov qword ptr [0x33008], 0
@@ -114,10 +108,7 @@ guest!(
         mov dword ptr [0x3001c], 3 | 2 << 16
         descriptor 2, 0x35000, 1, 2
         offer
-    2:
-        pause
-        cmp word ptr [0x32002], 1
-        jne 2b
+        await_used 1
         movzx eax, byte ptr [0x35000]
         put32
         movabs rbp, {PMEM}
@@ -129,17 +120,13 @@ guest!(
         mov word ptr [0x31006], 0
         mov word ptr [0x31002], 2
         store 0x50, 0
-    3:
-        pause
-        cmp word ptr [0x32002], 2
-        jne 3b
+        await_used 2
         movzx eax, byte ptr [0x35000]
         put32
         mov eax, [0x36004]
         put32
         power_off
     ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO,
     PMEM = PMEM
 );
 

@@ -1,5 +1,5 @@
-//! Once a VM is built it makes no thread, opens no path and has no socket made, whatever guest and clients do: so that
-//! the process can give up the right to.
+//! Opening what a VM needs makes no thread. Once a VM is built it makes no thread either, opens no path and has no socket
+//! made, whatever guest and clients do: so that the process can give up the right to.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -75,8 +75,7 @@ guest!(
     8:
         hlt
         jmp 8b
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 /// The calls that make or open what a process could be denied.
@@ -182,6 +181,9 @@ fn a_vm_that_runs_makes_and_opens_nothing() {
     child.0.stdout.as_mut().unwrap().read_to_string(&mut said).unwrap();
     assert!(child.0.wait().unwrap().success(), "{said}");
     let trace = std::fs::read_to_string(trace).unwrap();
+    let (opening, building) = threads_before_run(&trace);
+    assert!(opening.is_empty(), "made while the VM was opened:\n{}", opening.join("\n"));
+    assert!(!building.is_empty(), "threads are seen where they are made: {trace}");
     let made = made_while_running(&trace);
     assert!(made.is_empty(), "made or opened while the VM ran:\n{}", made.join("\n"));
 }
@@ -217,11 +219,29 @@ fn use_it(directory: &Path, console: &mut impl Read, has_net: bool) {
     client.send("PUT", "/actions", &Action { action_type: ActionType::Kill }).unwrap();
 }
 
+/// The calls in `trace`. A line begins with the thread's number; a call that another thread's interrupted stands there
+/// twice.
+fn calls(trace: &str) -> impl Iterator<Item = &str> {
+    trace.lines().filter_map(|line| Some(line.split_once(' ')?.1.trim_start()))
+}
+
+/// The calls in `trace` that made threads while the VM was opened, which begins with its kernel, and while it was built.
+fn threads_before_run(trace: &str) -> (Vec<&str>, Vec<&str>) {
+    let is_kernel = |call: &&str| call.starts_with("open") && call.contains("/kernel\"");
+    let of_vm = calls(trace).skip_while(|call| !is_kernel(call)).take_while(|call| !call.contains("KVM_RUN"));
+    let of_vm: Vec<_> = of_vm.collect();
+    let built = of_vm.iter().position(|call| call.contains("KVM_CREATE_VM")).expect("a VM is made");
+    // A helper process is no thread.
+    let is_thread = |(_, call): &(usize, &str)| call.contains("CLONE_THREAD");
+    let threads = of_vm.into_iter().enumerate().filter(is_thread);
+    let (opening, building): (Vec<_>, Vec<_>) = threads.partition(|(place, _)| *place < built);
+    let calls = |threads: Vec<(usize, _)>| threads.into_iter().map(|(_, call)| call).collect();
+    (calls(opening), calls(building))
+}
+
 /// The calls in `trace` that made or opened something from the first KVM_RUN on, without those that are allowed.
 fn made_while_running(trace: &str) -> Vec<&str> {
-    // A line begins with the thread's number; a call that another thread's interrupted stands there twice.
-    let calls = trace.lines().filter_map(|line| Some(line.split_once(' ')?.1.trim_start()));
-    let mut running = calls.skip_while(|call| !call.contains("KVM_RUN")).peekable();
+    let mut running = calls(trace).skip_while(|call| !call.contains("KVM_RUN")).peekable();
     assert!(running.peek().is_some(), "the VM ran");
     let mut made: Vec<_> = running
         .filter(|call| !call.starts_with("ioctl") && !call.starts_with("<...") && !call.starts_with('+'))

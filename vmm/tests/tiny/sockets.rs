@@ -28,16 +28,8 @@ guest!(
             mov dword ptr [\\base + \\index * 16 + 8], \\length
             mov dword ptr [\\base + \\index * 16 + 12], \\flags
         .endm
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
-        store 0x70, 0
-        store 0x70, 1
-        store 0x70, 1 | 2
-        store 0x24, 1
-        store 0x20, 1
-        store 0x24, 0
-        store 0x20, 0
-        store 0x70, 1 | 2 | 8
+        map_virtio
+        accept_version_1
         queue 0, 0x40000
         queue 1, 0x50000
         store 0x70, 1 | 2 | 4 | 8
@@ -80,7 +72,6 @@ guest!(
         put8
         power_off
     ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO,
     PMEM = 4_u64 << 30
 );
 

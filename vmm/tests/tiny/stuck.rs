@@ -3,22 +3,19 @@
 guest!(
     resets_entropy,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         say 'r'
     2:
         start_device
         store 0x70, 0
         jmp 2b
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 guest!(
     reads_and_resets,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         say 'r'
     2:
         start_device
@@ -33,15 +30,13 @@ guest!(
         jnz 3b
         store 0x70, 0
         jmp 2b
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 guest!(
     reads_of_four,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         mov ebp, 4
         descriptor 0, 0x33000, 16, 1
         descriptor 1, 0x34000, 512, 1 | 2
@@ -62,8 +57,7 @@ guest!(
         test al, 1
         jz 3b
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 /// Says `r`, and activates and resets its first device without end.

@@ -13,8 +13,7 @@ use super::machine::Machine;
 guest!(
     probe,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         mov ebp, 3
     2:
         // Magic number, version, device ID.
@@ -28,8 +27,7 @@ guest!(
         dec ebp
         jnz 2b
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]
@@ -44,8 +42,7 @@ fn disks_come_first_then_the_entropy_device_then_nothing() {
 guest!(
     negotiates,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         // The upper half of the features that are offered.
         store 0x14, 1
         mov eax, [rbx + 0x10]
@@ -70,8 +67,7 @@ guest!(
         mov eax, [rbx + 0x70]
         put32
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]
@@ -88,8 +84,7 @@ fn a_driver_negotiates_by_the_registers() {
 guest!(
     reads_and_writes,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         start_device
         // Type IN, sector 1: a header, the data, a status.
         mov qword ptr [0x33000], 0
@@ -100,10 +95,7 @@ guest!(
         descriptor 2, 0x35000, 1, 2
         offer
         // The used ring comes first, the interrupt status last.
-    2:
-        pause
-        cmp word ptr [0x32002], 1
-        jne 2b
+        await_used 1
         // Where the guest reads it itself, it says used buffers from DRIVER_OK on.
     4:
         pause
@@ -134,15 +126,11 @@ guest!(
         mov word ptr [0x31006], 0
         mov word ptr [0x31002], 2
         store 0x50, 0
-    3:
-        pause
-        cmp word ptr [0x32002], 2
-        jne 3b
+        await_used 2
         mov al, [0x35000]
         put8
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]
@@ -171,8 +159,7 @@ fn has_read_only_memory() -> bool {
 guest!(
     handles_an_interrupt,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         start_device
         say 'r'
         // The rounds of a driver that is interrupted for used buffers, and looks at whatever else there is to read.
@@ -189,8 +176,7 @@ guest!(
         jnz 3b
         say 'd'
         jmp 2b
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]
@@ -219,8 +205,7 @@ fn an_interrupt_is_read_and_acknowledged_without_an_exit() {
 guest!(
     changes_what_it_reads,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         // Each register that a write to another one changes.
         store 0x14, 1
         mov eax, [rbx + 0x10]
@@ -249,8 +234,7 @@ guest!(
         mov eax, [rbx]
         put32
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]
@@ -285,7 +269,6 @@ guest!(
         send
         power_off
     ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO,
     GSI = vmm::layout::VIRTIO_GSIS[0]
 );
 
@@ -302,8 +285,7 @@ fn the_entropy_devices_interrupt_wakes_a_driver_that_waits_for_random_bytes() {
 guest!(
     breaks_a_rule,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         start_device
         // A chain that ends with itself.
         mov qword ptr [0x30000], 0x34000
@@ -321,8 +303,7 @@ guest!(
         mov eax, [rbx + 0x70]
         put32
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]
@@ -334,8 +315,7 @@ fn a_driver_that_breaks_a_rule_is_told_to_reset_the_device() {
 guest!(
     reads_far_too_much,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         start_device
         // Type IN, sector 0, into the same MiB 126 times, by an indirect table at 0x60000.
         mov qword ptr [0x33000], 0
@@ -362,18 +342,14 @@ guest!(
         mov dword ptr [rdi + 12], 2
         descriptor 0, 0x60000, 128 * 16, 4
         offer
-    2:
-        pause
-        cmp word ptr [0x32002], 1
-        jne 2b
+        await_used 1
         // The status of the request, the device status.
         mov al, [0x35000]
         put8
         mov al, [rbx + 0x70]
         put8
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]
@@ -385,8 +361,7 @@ fn a_request_of_more_than_the_disk_takes_at_once_is_an_error() {
 guest!(
     walks_empty_descriptors,
     "
-        map_gib 3, 0x12000
-        mov ebx, {VIRTIO}
+        map_virtio
         start_device
         // GET_ID with 4000 descriptors of no length between header and status.
         mov qword ptr [0x33000], 8
@@ -420,8 +395,7 @@ guest!(
         mov eax, [rbx + 0x70]
         put32
         power_off
-    ",
-    VIRTIO = vmm::layout::VIRTIO_MMIO
+    "
 );
 
 #[test]

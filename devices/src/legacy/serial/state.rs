@@ -19,9 +19,10 @@ const VERSION: u32 = 1;
 const RECEIVED_DATA: (u8, u8) = (1 << 0, 1 << 2);
 const TRANSMITTER_EMPTY: (u8, u8) = (1 << 1, 1 << 1);
 
-/// The registers, the FIFO, and what of the guest's doing is remembered.
+/// The registers and the FIFO.
 #[derive(Serialize, Deserialize)]
-struct SerialState {
+#[serde(remote = "UartState")]
+struct Registers {
     baud_divisor_low: u8,
     baud_divisor_high: u8,
     interrupt_enable: u8,
@@ -32,35 +33,21 @@ struct SerialState {
     modem_status: u8,
     scratch: u8,
     in_buffer: Vec<u8>,
+}
+
+/// The UART, and what of the guest's doing is remembered.
+#[derive(Serialize, Deserialize)]
+struct SerialState {
+    #[serde(flatten, with = "Registers")]
+    uart: UartState,
     receiving: bool,
     has_written: bool,
 }
 
 impl Port {
     fn state(&self) -> SerialState {
-        let UartState {
-            baud_divisor_low,
-            baud_divisor_high,
-            interrupt_enable,
-            interrupt_identification,
-            line_control,
-            line_status,
-            modem_control,
-            modem_status,
-            scratch,
-            in_buffer,
-        } = self.restored.clone().unwrap_or_else(|| self.uart.state());
         SerialState {
-            baud_divisor_low,
-            baud_divisor_high,
-            interrupt_enable,
-            interrupt_identification,
-            line_control,
-            line_status,
-            modem_control,
-            modem_status,
-            scratch,
-            in_buffer,
+            uart: self.restored.clone().unwrap_or_else(|| self.uart.state()),
             receiving: self.receiving,
             has_written: self.uart.events().has_written.load(Ordering::Relaxed),
         }
@@ -109,24 +96,13 @@ impl Suspend for Serial {
     fn restore(&self, section: &Section) -> Result<(), SuspendError> {
         let state: SerialState = section.state(KIND, VERSION)?;
         let mut port = lock(&self.0);
-        if state.in_buffer.len() > port.uart.fifo_capacity() {
-            let length = state.in_buffer.len();
+        let length = state.uart.in_buffer.len();
+        if length > port.uart.fifo_capacity() {
             return Err(SuspendError::Invalid(format!("{length} bytes in a serial port's FIFO")));
         }
         port.receiving = state.receiving;
         port.uart.events().has_written.store(state.has_written, Ordering::Relaxed);
-        port.restored = Some(UartState {
-            baud_divisor_low: state.baud_divisor_low,
-            baud_divisor_high: state.baud_divisor_high,
-            interrupt_enable: state.interrupt_enable,
-            interrupt_identification: state.interrupt_identification,
-            line_control: state.line_control,
-            line_status: state.line_status,
-            modem_control: state.modem_control,
-            modem_status: state.modem_status,
-            scratch: state.scratch,
-            in_buffer: state.in_buffer,
-        });
+        port.restored = Some(state.uart);
         port.suspended = true;
         Ok(())
     }

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
-use super::super::queue::{ActiveQueue, Budget, Chain, Head};
-use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice, VirtioInterrupt};
 use super::handle::TargetError;
 use super::pages::{Discarder, deflate};
 use super::ranges::PAGE;
 use super::statistics::{ENTRY, Statistics};
 use crate::Timer;
 use crate::metrics::Metrics;
+use crate::virtio::queue::{ActiveQueue, Budget, Chain, Head};
+use crate::virtio::{ActivateError, Activation, Queue, StopError, VirtioDevice, VirtioInterrupt};
 
 /// Feature bits (5.5.3).
 const F_STATS_VQ: u64 = 1 << 1;

@@ -1,8 +1,8 @@
 //! The queues whose requests name pages: what the driver gives up, and what it takes back.
 
-use super::super::queue::{ActiveQueue, Chain, Head};
 use super::device::BalloonMetrics;
 use super::ranges::{PAGE, Ranges};
+use crate::virtio::queue::{ActiveQueue, Chain, Head};
 
 /// The most pages that the device takes from one chain: 64 MiB. Linux names 256.
 const MAX_PAGES: u64 = 16 << 10;

@@ -7,13 +7,13 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::super::VirtioDevice;
-use super::super::testing::machine::{Machine, steps};
-use super::super::testing::{Driver, FREE, REGIONS, WRITE, dump, wait_readable};
 use super::device::{Balloon, BalloonState};
 use super::handle::{BalloonHandle, TargetError};
 use super::ranges::{Discarded, PAGE, Ranges};
 use super::statistics::Statistics;
+use crate::virtio::VirtioDevice;
+use crate::virtio::testing::machine::{Machine, steps};
+use crate::virtio::testing::{Driver, FREE, REGIONS, WRITE, dump, wait_readable};
 
 const MIB: u64 = 1 << 20;
 const RAM: u64 = 1 << 30;

@@ -13,6 +13,8 @@ use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice, Vi
 use super::config;
 use super::disk::{Disk, DiskId};
 use super::engine::Engine;
+#[cfg(any(test, fuzzing))]
+use super::engine::stalled::{Stalled, Valve};
 use super::metrics::BlockMetrics;
 use super::thread::{Answer, Command, DiskThread};
 use super::worker::Host;
@@ -56,6 +58,18 @@ impl Block {
     pub fn new(disk: Disk, id: DiskId, limits: RateLimits) -> io::Result<Self> {
         let engine = Engine::open();
         Self::with_engine(disk, id, limits, engine, DEADLINE)
+    }
+
+    /// A device of a disk that carries nothing out while `valve` is closed, and whose thread, if it `blocks`, is stuck
+    /// meanwhile as in a system call. The thread has to answer within `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// The process has no file descriptor or no thread left.
+    #[cfg(any(test, fuzzing))]
+    pub fn stalled(disk: Disk, valve: &Valve, blocks: bool, deadline: Duration) -> io::Result<Self> {
+        let engine = Engine::Stalled(Stalled::new(valve.clone(), blocks));
+        Self::with_engine(disk, DiskId::default(), RateLimits::default(), engine, deadline)
     }
 
     /// The same with `engine`, and with another deadline for the thread's answers.

@@ -19,5 +19,7 @@ mod worker;
 
 pub use self::device::{Block, BlockState};
 pub use self::disk::{Disk, DiskError, DiskId, DiskIdError, Piece};
+#[cfg(any(test, fuzzing))]
+pub use self::engine::stalled::Valve;
 pub use self::format::ImageFormat;
 pub use self::resize::{BlockHandle, ResizeError};

@@ -6,9 +6,9 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-use super::super::queue::Chain;
 use super::config::{MAX_DATA, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS};
 use super::disk::{Disk, SECTOR};
+use crate::virtio::queue::Chain;
 
 /// How a request ends (the status byte of `struct virtio_blk_req`, 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

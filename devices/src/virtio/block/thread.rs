@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::events::drain;
-use super::super::mailbox::{Letter, Mailbox};
-use super::super::{ActivateError, Activation, Queue};
 use super::engine::{Source, Wakes};
 use super::worker::{Host, Worker};
+use crate::virtio::events::drain;
+use crate::virtio::mailbox::{Letter, Mailbox};
+use crate::virtio::{ActivateError, Activation, Queue};
 
 /// How long the thread waits when the host is short of resources.
 const SHORTAGE: Duration = Duration::from_millis(10);

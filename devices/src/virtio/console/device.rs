@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::queue::ActiveQueue;
-use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice, VirtioInterrupt};
 use super::config::{self, EMERGENCY_WRITE, F_EMERG_WRITE, F_SIZE, WindowSize};
 use super::input::Pending;
 use super::listener::Listener;
 use super::output::{ConsoleSink, SentPart, Transmitter};
 use crate::Timer;
 use crate::metrics::Metrics;
+use crate::virtio::queue::ActiveQueue;
+use crate::virtio::{ActivateError, Activation, Queue, StopError, VirtioDevice, VirtioInterrupt};
 
 /// The queues of port 0 (5.3.2): what the user types, and what the guest outputs.
 const RECEIVE: u16 = 0;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::super::queue::{ActiveQueue, Chain};
+use crate::virtio::queue::{ActiveQueue, Chain};
 
 /// How much waits for the driver to make buffers available. As with a serial port's FIFO, what the user types
 /// beyond it stays where it is.

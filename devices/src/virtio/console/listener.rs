@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::queue::{ActiveQueue, Chain};
 use crate::Timer;
+use crate::virtio::queue::{ActiveQueue, Chain};
 
 /// The time before the first question, by which a driver has made all its buffers available, and before the second.
 const FIRST_WAIT: Duration = Duration::from_millis(10);

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::queue::{ActiveQueue, Budget, Chain, Head, Queue};
+use crate::virtio::queue::{ActiveQueue, Budget, Chain, Head, Queue};
 
 /// What one turn outputs. A chain may name gigabytes; the rest of it waits until others had their turn.
 const BUDGET: Budget = Budget { bytes: 256 << 10, ..Budget::TURN };

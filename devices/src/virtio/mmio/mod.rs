@@ -23,7 +23,7 @@ pub const MMIO_LENGTH: u64 = LENGTH as u64;
 /// queue's notifier (ioeventfd with a data match).
 pub const QUEUE_NOTIFY: u64 = 0x50;
 /// Offset of InterruptACK. Where the guest reads the registers itself, the interrupt status always says used buffers
-/// and there is nothing to clear when they are acknowledged, [`ACKNOWLEDGE_USED`]: the vmm may have KVM turn that write
+/// and nothing has to be cleared when they are acknowledged, [`ACKNOWLEDGE_USED`]: the vmm may have KVM turn that write
 /// into a write to an eventfd that is never read. A write of any other value has to reach the transport.
 pub const INTERRUPT_ACK: u64 = 0x64;
 /// What a driver writes to InterruptACK that was interrupted for used buffers.

@@ -3,12 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::super::iovecs::IoVecs;
 use super::config::Offloads;
 use super::header::{HEADER, MAX_FRAME};
 use super::receive::Room;
 use super::stream::{self, Stream, StreamState};
 use super::tap::Tap;
+use crate::virtio::iovecs::IoVecs;
 
 /// The other end of a queue pair.
 pub enum Backend {

@@ -9,8 +9,8 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_S_LINK_UP,
 };
 
-use super::super::rate_limit::RateLimits;
 use super::mac::MacAddress;
+use crate::virtio::rate_limit::RateLimits;
 
 /// The most pairs of queues. Each has a thread.
 pub const MAX_PAIRS: u16 = 16;

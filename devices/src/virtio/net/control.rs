@@ -10,13 +10,13 @@ use virtio_bindings::virtio_net::{
 };
 use vm_memory::GuestMemoryMmap;
 
-use super::super::Queue;
-use super::super::queue::{ActiveQueue, Buffers, Chain};
 use super::config;
 use super::device::Shared;
 use super::mac::MacAddress;
 use super::taps::{TapSettings, Taps};
 use crate::lock;
+use crate::virtio::Queue;
+use crate::virtio::queue::{ActiveQueue, Buffers, Chain};
 
 /// How a command went.
 enum Outcome {

@@ -10,9 +10,6 @@ use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
-use super::super::mailbox::{CallError, DEADLINE, DeviceThread};
-use super::super::rate_limit::{Allowance, Limit, RateLimitState};
-use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::backend::Backend;
 use super::config::{self, MAX_PAIRS, NetSettings, Offloads};
 use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
@@ -25,6 +22,9 @@ use super::taps::{IOCTLS, TapSettings, Taps};
 use super::thread::{Command, Reply, SetUp, Start, Worker};
 use crate::lock;
 use crate::metrics::Metrics;
+use crate::virtio::mailbox::{CallError, DEADLINE, DeviceThread};
+use crate::virtio::rate_limit::{Allowance, Limit, RateLimitState};
+use crate::virtio::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 
 /// The MTU of Ethernet: no backend is expected to have a smaller one.
 const USUAL_MTU: u16 = 1500;

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::rate_limit::RateLimiter;
-use super::super::{Queue, VirtioInterrupt};
 use super::backend::{Backend, BackendError};
 use super::control::Control;
 use super::device::Shared;
 use super::receive::{Receive, Wait};
 use super::taps::{TapSettings, Taps};
 use super::transmit::Transmit;
+use crate::virtio::rate_limit::RateLimiter;
+use crate::virtio::{Queue, VirtioInterrupt};
 
 /// How long a packet waits for a driver that has made too few buffers available to make more available.
 const BUFFERS_TIMEOUT: Duration = Duration::from_millis(10);

@@ -9,13 +9,13 @@ use virtio_bindings::virtio_net::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::super::Queue;
-use super::super::iovecs::IoVecs;
-use super::super::queue::{ActiveQueue, Chain, Head};
-use super::super::rate_limit::RateLimiter;
 use super::backend::{Backend, BackendError};
 use super::device::NetMetrics;
 use super::header::{FLAGS, FRAME_OVERHEAD, GSO_TYPE, HEADER, NUM_BUFFERS};
+use crate::virtio::Queue;
+use crate::virtio::iovecs::IoVecs;
+use crate::virtio::queue::{ActiveQueue, Chain, Head};
+use crate::virtio::rate_limit::RateLimiter;
 
 /// The most packets of a turn; then the transmit queue has its own.
 const PACKETS_PER_TURN: usize = 64;

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::{Activation, Meter, Queue, VirtioInterrupt};
 use super::config;
 use super::device::NetMetrics;
 use super::mac::MacAddress;
 use super::receive::ReceiveMode;
 use super::taps::{TapSettings, Taps};
 use crate::lock;
+use crate::virtio::{Activation, Meter, Queue, VirtioInterrupt};
 
 /// What the driver can change by the control queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

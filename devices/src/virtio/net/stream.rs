@@ -10,10 +10,10 @@ use std::os::unix::net::UnixStream;
 use libc::msghdr;
 
 pub use self::state::StreamState;
-use super::super::iovecs::IoVecs;
 use super::backend::{BackendError, retry};
 use super::receive::Room;
 use super::tap::length;
+use crate::virtio::iovecs::IoVecs;
 
 /// The longest frame of either side: 64 KiB, as in passt.
 pub(super) const MAX_FRAME: usize = 64 << 10;

@@ -13,9 +13,9 @@ use libc::{
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::super::iovecs::IoVecs;
 use super::header::HEADER;
 use super::interface::{Interface, InterfaceName, Request};
+use crate::virtio::iovecs::IoVecs;
 
 const TUN: &str = "/dev/net/tun";
 /// The name of taps that mvm makes; the kernel replaces `%d` by a number.

@@ -9,10 +9,10 @@ use std::num::NonZeroU64;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::super::rate_limit::{Limit, RateLimiter, RateLimits};
 use super::config;
 use super::device::NetMetrics;
 use super::tap::Tap;
+use crate::virtio::rate_limit::{Limit, RateLimiter, RateLimits};
 
 /// How many ioctls there may be in a second in the long run, and at once: a driver that uses all pairs after another
 /// one takes two for each, to detach and to attach it.

@@ -6,9 +6,6 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::super::mailbox::{Letter, Mailbox};
-use super::super::queue::ActiveQueue;
-use super::super::{ActivateError, Activation, Queue};
 use super::backend::{Backend, retry};
 use super::control::Control;
 use super::device::{Driver, Shared};
@@ -17,6 +14,9 @@ use super::receive::Receive;
 use super::stream::StreamState;
 use super::taps::{TapSettings, Taps};
 use super::transmit::Transmit;
+use crate::virtio::mailbox::{Letter, Mailbox};
+use crate::virtio::queue::ActiveQueue;
+use crate::virtio::{ActivateError, Activation, Queue};
 
 /// The event of a message.
 const MESSAGE: u64 = 0;

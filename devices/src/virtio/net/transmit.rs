@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::super::Queue;
-use super::super::iovecs::IoVecs;
-use super::super::queue::{ActiveQueue, Chain, Head};
-use super::super::rate_limit::{RateLimiter, Reservation};
 use super::backend::{Backend, BackendError};
 use super::device::NetMetrics;
 use super::header::HEADER;
 use super::route::{ROUTED, is_for_the_host_itself};
+use crate::virtio::Queue;
+use crate::virtio::iovecs::IoVecs;
+use crate::virtio::queue::{ActiveQueue, Chain, Head};
+use crate::virtio::rate_limit::{RateLimiter, Reservation};
 
 /// `writev` takes 1,024 ranges, and one of them may be the backend's own.
 const MAX_RANGES: usize = 1023;

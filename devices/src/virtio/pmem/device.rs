@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use vm_memory::GuestAddress;
 
-use super::super::mailbox::{CallError, DEADLINE};
-use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::file::{PmemFile, PmemMode};
 use super::flusher::{self, Answer, Command, FlushThread, Flusher, Target};
 use crate::metrics::Metrics;
+use crate::virtio::mailbox::{CallError, DEADLINE};
+use crate::virtio::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::super::block::{Disk, DiskError, ImageFormat};
+use crate::virtio::block::{Disk, DiskError, ImageFormat};
 
 /// Address and size are multiples of it, in bytes: Linux uses memory in sections of 2 MiB.
 pub const PMEM_ALIGNMENT: u64 = 2 << 20;

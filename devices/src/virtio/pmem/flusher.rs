@@ -10,11 +10,11 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::super::events::drain;
-use super::super::mailbox::{DeviceThread, Letter, Mailbox};
-use super::super::queue::{ActiveQueue, Buffers, Chain, Head};
-use super::super::{ActivateError, Activation, Queue};
 use super::device::PmemMetrics;
+use crate::virtio::events::drain;
+use crate::virtio::mailbox::{DeviceThread, Letter, Mailbox};
+use crate::virtio::queue::{ActiveQueue, Buffers, Chain, Head};
+use crate::virtio::{ActivateError, Activation, Queue};
 
 /// The requests queue (5.19.2).
 const REQUESTS: u16 = 0;

@@ -10,12 +10,12 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use tempfile::TempDir;
 use vm_memory::GuestAddress;
 
-use super::super::block::ImageFormat;
-use super::super::testing::machine::{Machine, steps};
-use super::super::testing::{Driver, FREE, WRITE};
-use super::super::{ActivateError, StopError, VirtioDevice};
 use super::flusher::Storage;
 use super::{PMEM_ALIGNMENT, Pmem, PmemError, PmemFile, PmemMode, PmemState};
+use crate::virtio::block::ImageFormat;
+use crate::virtio::testing::machine::{Machine, steps};
+use crate::virtio::testing::{Driver, FREE, WRITE};
+use crate::virtio::{ActivateError, StopError, VirtioDevice};
 
 const START: GuestAddress = GuestAddress(5 << 30);
 const MODES: [PmemMode; 3] = [PmemMode::Shared, PmemMode::ReadOnly, PmemMode::CopyOnWrite];

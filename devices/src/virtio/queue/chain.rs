@@ -5,8 +5,8 @@ use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-use super::super::iovecs::IoVecs;
 use super::QueueError;
+use crate::virtio::iovecs::IoVecs;
 
 /// The most descriptors that a chain may have, those without a length included. An indirect table could name 65,535; no
 /// driver needs more buffers than one `readv` takes (IOV_MAX). Without an indirect table, the queue's size is the
@@ -16,7 +16,7 @@ pub const MAX_CHAIN: u16 = 1024;
 /// What a chain is given back by: the index of its first descriptor. Not to be mixed up with the index of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Head(pub(in super::super) u16);
+pub struct Head(pub(in crate::virtio) u16);
 
 impl std::fmt::Display for Head {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -27,22 +27,22 @@ impl std::fmt::Display for Head {
 /// Buffers of one kind in a chain, in its order. All of them lie in guest memory, in RAM or in a file that the guest
 /// has as memory (`Activation::dma`): what takes RAM alone finds less in them where that is not where they are.
 #[derive(Debug, Default)]
-pub(in super::super) struct Buffers(Vec<(GuestAddress, u32)>);
+pub(in crate::virtio) struct Buffers(Vec<(GuestAddress, u32)>);
 
 impl Buffers {
     /// The length of all buffers together, in bytes.
-    pub(in super::super) fn len(&self) -> u64 {
+    pub(in crate::virtio) fn len(&self) -> u64 {
         self.0.iter().map(|&(_, length)| u64::from(length)).sum()
     }
 
     /// The places of the buffers that are left, and their lengths in bytes.
-    pub(in super::super) fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
+    pub(in crate::virtio) fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
         self.0.iter().copied()
     }
 
     /// Reads as many bytes as `data` holds off the front, wherever the driver split them into buffers (2.7.4).
     /// False, where there are fewer.
-    pub(in super::super) fn take(&mut self, memory: &GuestMemoryMmap, data: &mut [u8]) -> bool {
+    pub(in crate::virtio) fn take(&mut self, memory: &GuestMemoryMmap, data: &mut [u8]) -> bool {
         let length = data.len();
         length
             == self.consume(length, |at, from, to| {
@@ -51,12 +51,12 @@ impl Buffers {
     }
 
     /// Takes up to `count` bytes off the front and leaves them unread.
-    pub(in super::super) fn skip(&mut self, count: usize) {
+    pub(in crate::virtio) fn skip(&mut self, count: usize) {
         self.consume(count, |_, _, _| true);
     }
 
     /// Writes `data` to the front, and gives the count of bytes that there was room for.
-    pub(in super::super) fn put(&mut self, memory: &GuestMemoryMmap, data: &[u8]) -> usize {
+    pub(in crate::virtio) fn put(&mut self, memory: &GuestMemoryMmap, data: &[u8]) -> usize {
         self.consume(data.len(), |at, from, to| {
             data.get(from..to).is_some_and(|piece| memory.write_slice(piece, at).is_ok())
         })
@@ -81,7 +81,7 @@ impl Buffers {
     }
 
     /// The address of the byte at `offset`.
-    pub(in super::super) fn address_of(&self, mut offset: u64) -> Option<GuestAddress> {
+    pub(in crate::virtio) fn address_of(&self, mut offset: u64) -> Option<GuestAddress> {
         for &(address, length) in &self.0 {
             if offset < u64::from(length) {
                 return Some(GuestAddress(address.0.saturating_add(offset)));
@@ -92,12 +92,12 @@ impl Buffers {
     }
 
     /// The first buffer.
-    pub(in super::super) fn first(&self) -> Option<(GuestAddress, u32)> {
+    pub(in crate::virtio) fn first(&self) -> Option<(GuestAddress, u32)> {
         self.0.first().copied()
     }
 
     /// Takes the last byte of all and gives its address.
-    pub(in super::super) fn take_last(&mut self) -> Option<GuestAddress> {
+    pub(in crate::virtio) fn take_last(&mut self) -> Option<GuestAddress> {
         let (address, length) = self.0.iter_mut().rev().find(|(_, length)| *length > 0)?;
         *length -= 1;
         Some(GuestAddress(address.0.saturating_add(u64::from(*length))))
@@ -105,7 +105,7 @@ impl Buffers {
 
     /// Appends the places of the buffers in host memory to `iovecs`; they are valid as long as `memory` is, which may
     /// be the queue's `ActiveQueue::dma`.
-    pub(in super::super) fn append_to(
+    pub(in crate::virtio) fn append_to(
         &self,
         memory: &GuestMemoryMmap,
         iovecs: &mut IoVecs,
@@ -123,13 +123,13 @@ impl Buffers {
 
 /// A chain that the driver made available: buffers to read, then buffers to write (2.7.4).
 #[derive(Debug, Default)]
-pub(in super::super) struct Chain {
+pub(in crate::virtio) struct Chain {
     /// What the chain is given back by.
-    pub(in super::super) head: Head,
+    pub(in crate::virtio) head: Head,
     /// What the driver wrote for the device.
-    pub(in super::super) readable: Buffers,
+    pub(in crate::virtio) readable: Buffers,
     /// Where the device may write.
-    pub(in super::super) writable: Buffers,
+    pub(in crate::virtio) writable: Buffers,
 }
 
 impl Chain {

@@ -8,7 +8,7 @@ use virtio_queue::QueueT;
 
 /// A queue that the driver enabled: its rings and how far device and driver have come in them.
 ///
-/// The transport gives it to the device ([`Activation::queues`](super::super::Activation::queues)), and the device
+/// The transport gives it to the device ([`Activation::queues`](crate::virtio::Activation::queues)), and the device
 /// gives it back when it is suspended.
 #[derive(Debug)]
 pub struct Queue {

@@ -1,5 +1,5 @@
-use super::super::testing::{Descriptor as Place, Driver, FREE, INDIRECT, NEXT, REGIONS, WRITE};
 use super::*;
+use crate::virtio::testing::{Descriptor as Place, Driver, FREE, INDIRECT, NEXT, REGIONS, WRITE};
 
 fn started(driver: &Driver) -> ActiveQueue {
     ActiveQueue::take(&mut driver.activation(0), 0).unwrap()

@@ -1,8 +1,8 @@
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::super::testing::wait_readable;
 use super::*;
+use crate::virtio::testing::wait_readable;
 
 fn limit(per_second: u64, burst: u64) -> Option<Limit> {
     Some(Limit { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })

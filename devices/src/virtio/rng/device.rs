@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::GuestMemoryMmap;
 
-use super::super::queue::{ActiveQueue, Budget, Chain};
-use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use crate::metrics::Metrics;
+use crate::virtio::queue::{ActiveQueue, Budget, Chain};
+use crate::virtio::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 
 /// The requests queue (5.4.2).
 const REQUESTS: u16 = 0;

@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 
-use super::super::VirtioDevice;
-use super::super::testing::machine::{Machine, steps};
-use super::super::testing::{Driver, FREE, WRITE};
 use super::Rng;
+use crate::virtio::VirtioDevice;
+use crate::virtio::testing::machine::{Machine, steps};
+use crate::virtio::testing::{Driver, FREE, WRITE};
 
 fn started(driver: &Driver) -> Rng {
     let mut rng = Rng::new();

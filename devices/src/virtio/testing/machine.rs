@@ -41,10 +41,10 @@ use virtio_bindings::virtio_mmio as reg;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::VirtioDevice;
-use super::super::events::drain;
-use super::super::mmio::MmioTransport;
 use super::{AVAILABLE, Descriptor, Driver, NEXT, TABLE, USED, dump};
+use crate::virtio::VirtioDevice;
+use crate::virtio::events::drain;
+use crate::virtio::mmio::MmioTransport;
 use crate::{BusDevice, Suspend, lock};
 
 /// A device that has not answered by then never will.

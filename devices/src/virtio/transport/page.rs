@@ -9,10 +9,10 @@ use vm_memory::MmapRegion;
 use crate::lock;
 
 /// The length in bytes of a device's registers with its config space: one page.
-pub(in super::super) const LENGTH: usize = 0x1000;
+pub(in crate::virtio) const LENGTH: usize = 0x1000;
 const WORDS: usize = LENGTH / 4;
 /// Where the config space begins (4.2.2).
-pub(in super::super) const CONFIG: usize = 0x100;
+pub(in crate::virtio) const CONFIG: usize = 0x100;
 
 /// Register pages for some devices, side by side in host memory.
 ///
@@ -81,19 +81,19 @@ impl RegisterPage {
     }
 
     /// The register at `OFFSET`.
-    pub(in super::super) fn register<const OFFSET: u32>(&self) -> &AtomicU32 {
+    pub(in crate::virtio) fn register<const OFFSET: u32>(&self) -> &AtomicU32 {
         const { assert!(OFFSET.is_multiple_of(4) && (OFFSET as usize) < LENGTH) };
         let [first, ..] = self.words();
         self.words().get(OFFSET as usize / 4).unwrap_or(first)
     }
 
     /// Sets the register at `OFFSET`, whose readers depend on no other.
-    pub(in super::super) fn set<const OFFSET: u32>(&self, value: u32) {
+    pub(in crate::virtio) fn set<const OFFSET: u32>(&self, value: u32) {
         self.register::<OFFSET>().store(value, Ordering::Release);
     }
 
     /// What a driver reads at `offset`; zeros behind the page.
-    pub(in super::super) fn read(&self, offset: u64, data: &mut [u8]) {
+    pub(in crate::virtio) fn read(&self, offset: u64, data: &mut [u8]) {
         for (byte, index) in data.iter_mut().zip(0..) {
             let at = offset.checked_add(index).and_then(|at| usize::try_from(at).ok());
             let word = at.and_then(|at| self.words().get(at / 4));
@@ -103,13 +103,13 @@ impl RegisterPage {
     }
 
     /// Whether the guest reads the page itself.
-    pub(in super::super) fn is_shown(&self) -> bool {
+    pub(in crate::virtio) fn is_shown(&self) -> bool {
         self.pages.is_shown.load(Ordering::Acquire)
     }
 
     /// Makes the config space `space`, and counts `generation` up before and after where that is a change (2.5.1): a
     /// driver that read before or after a part of it was changed finds another generation.
-    pub(in super::super) fn set_config(&self, generation: &AtomicU32, space: &[u8]) {
+    pub(in crate::virtio) fn set_config(&self, generation: &AtomicU32, space: &[u8]) {
         let _one_change_at_a_time = lock(&self.config);
         let words = self.words().get(CONFIG / 4..).unwrap_or_default();
         let new = (0..words.len()).map(|index| {

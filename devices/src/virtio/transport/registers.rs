@@ -6,11 +6,11 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Error, Queue as Rings, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::super::queue::Queue;
+use crate::virtio::queue::Queue;
 
 /// What of a queue the driver sets up (4.2.2, 4.1.4.3), 32 bits at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum QueueField {
+pub(in crate::virtio) enum QueueField {
     /// The number of descriptors.
     Size,
     /// Bit 0: whether the device may use the queue.

@@ -10,9 +10,9 @@ use virtio_bindings::virtio_mmio::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::VirtioInterrupt;
 use super::page::RegisterPage;
 use crate::Interrupt;
+use crate::virtio::VirtioInterrupt;
 
 /// What a device signals to its driver: the device status, the interrupt status and the config generation, with
 /// the interrupts that go with them.
@@ -37,7 +37,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// One interrupt for everything.
+    /// One interrupt foreverything.
     pub fn shared(line: Arc<dyn Interrupt>) -> Self {
         Self { config: line, queues: None }
     }

@@ -7,12 +7,12 @@ use virtio_bindings::virtio_mmio::{
 };
 use virtio_queue::QueueT;
 
-use super::super::events::drain;
-use super::super::mailbox::DEADLINE;
-use super::super::mmio::tests::{RINGS, Rig};
-use super::super::{ActivateError, CallError, QueueState, StopError};
 use super::*;
 use crate::metrics::Metrics;
+use crate::virtio::events::drain;
+use crate::virtio::mailbox::DEADLINE;
+use crate::virtio::mmio::tests::{RINGS, Rig};
+use crate::virtio::{ActivateError, CallError, QueueState, StopError};
 use crate::{BusDevice, Section, Suspend, SuspendError};
 
 const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;

@@ -16,9 +16,9 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::mailbox::{self, CallError, DeviceThread, Letter, Mailbox};
-use super::super::{Activation, Queue, VirtioInterrupt};
 use super::VhostUserError;
+use crate::virtio::mailbox::{self, CallError, DeviceThread, Letter, Mailbox};
+use crate::virtio::{Activation, Queue, VirtioInterrupt};
 
 /// How long a back end may take to start its queues and to stop them; a vCPU waits for that. A healthy one takes
 /// milliseconds.
@@ -114,7 +114,7 @@ impl BackEnd {
         self.features
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = deadline;
     }

@@ -9,12 +9,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, Serializer};
 use virtio_queue::QueueT;
 
-use super::super::{ActivateError, Activation, Queue, QueueState, StopError, VirtioDevice};
 use super::back_end::{BackEnd, START_DEADLINE, SuspendFailure};
 use super::lost::{LostQueues, Refuse};
 use super::watch::{Seen, Watch};
 use super::{ShareTag, VhostUserError, fs};
 use crate::metrics::Metrics;
+use crate::virtio::{ActivateError, Activation, Queue, QueueState, StopError, VirtioDevice};
 
 /// The state of a device that another process serves.
 ///
@@ -109,9 +109,12 @@ impl VhostUser {
         })
     }
 
-    #[cfg(test)]
-    pub(super) fn set_deadline(&mut self, deadline: Duration) {
-        self.back_end.as_mut().unwrap().set_deadline(deadline);
+    /// Gives the back end another deadline from now on.
+    #[cfg(any(test, fuzzing))]
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        if let Some(back_end) = &mut self.back_end {
+            back_end.set_deadline(deadline);
+        }
     }
 
     /// Ends the connection to the back end.

@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::super::queue::Chain;
 use super::device::Model;
+use crate::virtio::queue::Chain;
 
 /// The length of the tag in the config space (5.11.4).
 const TAG_LENGTH: usize = 36;

@@ -1,4 +1,4 @@
-//! Queues whose back end is gone. Every request in them is refused, so that no program in the guest waits for ever.
+//! Queues whose back end is gone. Every request in them is refused, so that no program in the guest waits forever.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::super::queue::{ActiveQueue, Chain};
-use super::super::{Activation, Queue};
+use crate::virtio::queue::{ActiveQueue, Chain};
+use crate::virtio::{Activation, Queue};
 
 /// Writes a refusal of the request in a chain to it, and returns the count of bytes written.
 pub(super) type Refuse = fn(&mut Chain, &GuestMemoryMmap) -> u32;

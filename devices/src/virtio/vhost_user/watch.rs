@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::events::drain;
+use crate::virtio::events::drain;
 
 /// How many events are handled in one turn; the others are there in the next.
 const MAX_EVENTS: usize = 8;

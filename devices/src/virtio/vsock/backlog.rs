@@ -5,7 +5,7 @@ use std::io::IoSlice;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::super::queue::Buffers;
+use crate::virtio::queue::Buffers;
 
 /// What waits for room in a socket. Its length is bounded by the connection's window.
 #[derive(Debug, Default)]

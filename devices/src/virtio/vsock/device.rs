@@ -7,11 +7,11 @@ use rustix::event::epoll;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use super::super::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 use super::listener::VsockListener;
 use super::muxer::{Flag, Setup};
 use super::worker::{self, Command, Reply, Thread};
 use crate::metrics::Metrics;
+use crate::virtio::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 
 /// Receive, transmit and event queue (5.10.2). A packet is at least two buffers for Linux before 6.2, which then uses
 /// indirect descriptors.

@@ -12,20 +12,20 @@ pub(super) const STREAM: u16 = 1;
 
 /// What a packet is for (`enum virtio_vsock_op`, 5.10.6).
 pub(super) mod op {
-    pub(in super::super) const REQUEST: u16 = 1;
-    pub(in super::super) const RESPONSE: u16 = 2;
-    pub(in super::super) const RST: u16 = 3;
-    pub(in super::super) const SHUTDOWN: u16 = 4;
-    pub(in super::super) const RW: u16 = 5;
-    pub(in super::super) const CREDIT_UPDATE: u16 = 6;
-    pub(in super::super) const CREDIT_REQUEST: u16 = 7;
+    pub(in crate::virtio::vsock) const REQUEST: u16 = 1;
+    pub(in crate::virtio::vsock) const RESPONSE: u16 = 2;
+    pub(in crate::virtio::vsock) const RST: u16 = 3;
+    pub(in crate::virtio::vsock) const SHUTDOWN: u16 = 4;
+    pub(in crate::virtio::vsock) const RW: u16 = 5;
+    pub(in crate::virtio::vsock) const CREDIT_UPDATE: u16 = 6;
+    pub(in crate::virtio::vsock) const CREDIT_REQUEST: u16 = 7;
 }
 
 /// Flags of SHUTDOWN (5.10.6.6.1): what its sender will do no more.
 pub(super) mod shutdown {
-    pub(in super::super) const RECEIVE: u32 = 1;
-    pub(in super::super) const SEND: u32 = 2;
-    pub(in super::super) const BOTH: u32 = RECEIVE | SEND;
+    pub(in crate::virtio::vsock) const RECEIVE: u32 = 1;
+    pub(in crate::virtio::vsock) const SEND: u32 = 2;
+    pub(in crate::virtio::vsock) const BOTH: u32 = RECEIVE | SEND;
 }
 
 /// The fields of a header.

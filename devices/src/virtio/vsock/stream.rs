@@ -11,7 +11,7 @@ use rustix::net::{
     SocketType, connect, recv, sendmsg, shutdown, socket_with,
 };
 
-use super::super::iovecs::IoVecs;
+use crate::virtio::iovecs::IoVecs;
 
 /// The most ranges that one call takes (`IOV_MAX`).
 const MAX_RANGES: usize = 1024;

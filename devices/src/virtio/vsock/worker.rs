@@ -8,10 +8,10 @@ use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::super::mailbox::{DeviceThread, Letter, Mailbox};
-use super::super::{ActivateError, Activation, Queue};
 use super::muxer::{EVENT, Muxer, Parked, RX, Setup, TX};
 use super::table::Id;
+use crate::virtio::mailbox::{DeviceThread, Letter, Mailbox};
+use crate::virtio::{ActivateError, Activation, Queue};
 
 /// What is watched beside connections: no [`Id`] is as large.
 const MAILBOX: u64 = u64::MAX;
@@ -42,7 +42,7 @@ pub(super) enum Reply {
     Done,
     /// The device can't work so.
     Refused(ActivateError),
-    /// The queues, as [`VirtioDevice::suspend`](super::super::VirtioDevice::suspend) gives them back.
+    /// The queues, as [`VirtioDevice::suspend`](crate::virtio::VirtioDevice::suspend) gives them back.
     Queues(Vec<Option<Queue>>),
 }
 

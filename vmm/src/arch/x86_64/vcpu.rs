@@ -45,7 +45,7 @@ pub enum ProcessorError {
         /// The most that KVM gives.
         most: usize,
     },
-    /// The guest shall run VMs, and can't.
+    /// The guest is to run VMs, and can't.
     #[error(
         "nested VMs are not available: load kvm_amd or kvm_intel with nested=1, or leave --nested out; \
          `mvm doctor` looks further"

@@ -54,7 +54,7 @@ fn a_client_that_goes_in_the_middle_of_anything_is_forgotten() {
         let mut stream = server.connect();
         stream.write_all(&GOOD[..length]).unwrap();
     }
-    // Nobody reads the answer.
+    // The answer is not read.
     for _ in 0..100 {
         server.connect().write_all(b"GET /openapi.json HTTP/1.1\r\n\r\n").unwrap();
     }
@@ -87,7 +87,7 @@ fn a_head_without_end_is_cut_off() {
 
 /// Who asks and does not read the answers is not asked for more until it does: its requests wait in its own socket.
 #[test]
-fn a_client_that_does_not_read_holds_nobody_up_and_fills_no_memory() {
+fn a_client_that_does_not_read_delays_no_other_and_fills_no_memory() {
     let server = Server::start();
     let mut greedy = server.connect();
     greedy.set_write_timeout(Some(Duration::from_millis(200))).unwrap();

@@ -80,7 +80,7 @@ fn config() -> VmConfig {
     }
 }
 
-/// A VM that nobody runs: what is asked of it shows in the counter of its power button and in its exit.
+/// A VM that does not run: what is asked of it shows in the counter of its power button and in its exit.
 fn vm(config: VmConfig) -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
     let presses = Arc::new(AtomicUsize::new(0));
     let exit = Arc::new(ExitSlot::new().unwrap());

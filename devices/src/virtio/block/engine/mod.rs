@@ -1,7 +1,7 @@
 //! How I/O reaches the host: through io_uring, or by system calls that block where the host refuses io_uring.
 
 mod direct;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod stalled;
 mod uring;
 
@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use self::direct::Direct;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 use self::stalled::Stalled;
 use self::uring::Uring;
 use super::super::iovecs::IoVecs;
@@ -106,7 +106,7 @@ pub(super) enum Engine {
     /// Each operation is complete when [`Engine::start`] returns.
     Direct(Direct),
     /// Operations complete when a test lets them.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     Stalled(Stalled),
 }
 
@@ -133,7 +133,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.enable(),
             Self::Direct(_) => {}
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(_) => {}
         }
     }
@@ -143,7 +143,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.watch(source, fd),
             Self::Direct(direct) => direct.watch(source, fd),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.watch(source, fd),
         }
     }
@@ -153,7 +153,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.is_level_triggered(),
             Self::Direct(_) => true,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(_) => true,
         }
     }
@@ -170,7 +170,7 @@ impl Engine {
             Self::Uring(uring) => unsafe { uring.start(number, operation, place, ranges) },
             // SAFETY: the caller promises more.
             Self::Direct(direct) => unsafe { direct.start(number, operation, place, ranges) },
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             // SAFETY: the caller promises the same.
             Self::Stalled(stalled) => unsafe { stalled.start(number, operation, place, ranges) },
         }
@@ -181,7 +181,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.submit(),
             Self::Direct(direct) => direct.has_completions(),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.has_completions(),
         }
     }
@@ -191,7 +191,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.pop(),
             Self::Direct(direct) => direct.pop(),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.pop(),
         }
     }
@@ -201,7 +201,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.take_wakes(),
             Self::Direct(direct) => direct.take_wakes(),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.take_wakes(),
         }
     }
@@ -216,7 +216,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.wait(block),
             Self::Direct(direct) => direct.wait(block),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Self::Stalled(stalled) => stalled.wait(block),
         }
     }

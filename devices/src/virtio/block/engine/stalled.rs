@@ -1,4 +1,4 @@
-//! A disk that does not answer until a test lets it, as one on a network file system whose server is gone.
+//! A disk that does not answer until a test or a fuzzer lets it, as one on a network file system whose server is gone.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,7 +16,7 @@ use crate::lock;
 
 /// Keeps the operations of a disk from being carried out until it is opened.
 #[derive(Clone)]
-pub(in super::super) struct Valve(Arc<Shared>);
+pub struct Valve(Arc<Shared>);
 
 struct Shared {
     is_open: Mutex<bool>,
@@ -27,22 +27,32 @@ struct Shared {
 
 impl Valve {
     /// A valve that lets nothing through.
-    pub(in super::super) fn closed() -> Self {
-        let wake = EventFd::new(EFD_NONBLOCK).unwrap();
+    ///
+    /// # Errors
+    ///
+    /// The process has no descriptor left.
+    pub fn closed() -> io::Result<Self> {
+        let wake = EventFd::new(EFD_NONBLOCK)?;
         let (is_open, opened, started) = (Mutex::new(false), Condvar::new(), AtomicUsize::new(0));
-        Self(Arc::new(Shared { is_open, opened, started, wake }))
+        Ok(Self(Arc::new(Shared { is_open, opened, started, wake })))
+    }
+
+    /// Lets nothing more through.
+    pub fn close(&self) {
+        *lock(&self.0.is_open) = false;
     }
 
     /// How many operations came to it.
-    pub(in super::super) fn started(&self) -> usize {
+    pub fn started(&self) -> usize {
         self.0.started.load(Ordering::SeqCst)
     }
 
     /// Lets everything through from now on.
-    pub(in super::super) fn open(&self) {
+    pub fn open(&self) {
         *lock(&self.0.is_open) = true;
         self.0.opened.notify_all();
-        self.0.wake.write(1).unwrap();
+        // It fails only where the counter is full, and then the thread is being woken already.
+        let _ = self.0.wake.write(1);
     }
 
     fn is_open(&self) -> bool {

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_WRITE_ZEROES};
 
-use super::super::super::MAX_CHAIN;
-use super::super::super::testing::{Descriptor, INDIRECT, NEXT, dump};
-use super::super::config::{MAX_DATA, SEG_MAX, SIZE_MAX};
-use super::super::worker::BUDGET;
 use super::*;
+use crate::virtio::MAX_CHAIN;
+use crate::virtio::block::config::{MAX_DATA, SEG_MAX, SIZE_MAX};
+use crate::virtio::block::worker::BUDGET;
+use crate::virtio::testing::{Descriptor, INDIRECT, NEXT, dump};
 
 /// A directory in memory, where the host has one. What these tests show does not depend on the host's storage, but
 /// their waits do: a test flushes a disk hundreds of times.

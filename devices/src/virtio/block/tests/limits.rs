@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::super::rate_limit::Limit;
 use super::*;
+use crate::virtio::rate_limit::Limit;
 
 fn limit(per_second: u64, burst: u64) -> Option<Limit> {
     Some(Limit { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })
@@ -117,7 +117,7 @@ fn zeroes_count_as_what_is_written_for_them() {
 
 #[test]
 fn a_request_is_bounded_so_that_its_debt_is() {
-    use super::super::config::MAX_DATA;
+    use crate::virtio::block::config::MAX_DATA;
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 30).unwrap();
     let limits = RateLimits { bandwidth: limit(1 << 20, 1 << 20), operations: None };

@@ -25,8 +25,7 @@ use super::super::rate_limit::RateLimits;
 use super::super::testing::{Driver, FREE, WRITE};
 use super::super::{Activation, QueueState, VirtioDevice};
 use super::engine::Engine;
-use super::engine::stalled::{Stalled, Valve};
-use super::{Block, Disk, DiskId, ImageFormat};
+use super::{Block, Disk, DiskId, ImageFormat, Valve};
 
 /// Where headers, status bytes and data are, one after another.
 const HEADERS: u64 = FREE;
@@ -90,13 +89,21 @@ impl Rig {
     /// `blocks`.
     fn stalled(path: &Path, valve: &Valve, blocks: bool) -> Self {
         let disk = Disk::open(path, false, ImageFormat::Detect).unwrap();
-        let engine = Engine::Stalled(Stalled::new(valve.clone(), blocks));
-        let deadline = Duration::from_millis(100);
-        let mut block =
-            Block::with_engine(disk, DiskId::default(), RateLimits::default(), engine, deadline).unwrap();
+        let mut block = Block::stalled(disk, valve, blocks, Duration::from_millis(100)).unwrap();
         let driver = Driver::with_event_idx(256);
         block.activate(driver.activation(1 << VIRTIO_BLK_F_FLUSH)).unwrap();
         Self { driver, block, requests: 0 }
+    }
+
+    /// A device that has just been notified of a hundred requests.
+    fn busy(with: With, path: &Path) -> Self {
+        let mut rig = Self::new(with, path, false);
+        for i in 0..50 {
+            rig.add(VIRTIO_BLK_T_OUT, i % 8, &[(DATA, 512, 0)]);
+            rig.add(VIRTIO_BLK_T_FLUSH, 0, &[]);
+        }
+        rig.notify();
+        rig
     }
 
     fn notify(&self) {

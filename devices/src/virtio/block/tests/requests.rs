@@ -211,12 +211,7 @@ fn more_requests_than_may_be_in_flight_are_all_answered() {
 fn after_a_reset_the_device_works_again_and_nothing_is_left_in_flight() {
     for with in BOTH {
         let file = image(8);
-        let mut rig = Rig::new(with, file.path(), false);
-        for i in 0..50 {
-            rig.add(VIRTIO_BLK_T_OUT, i % 8, &[(DATA, 512, 0)]);
-            rig.add(VIRTIO_BLK_T_FLUSH, 0, &[]);
-        }
-        rig.notify();
+        let mut rig = Rig::busy(with, file.path());
         rig.block.reset().unwrap();
         let (used, memory) = (rig.driver.used_count(), dump(&rig.driver.memory));
         rig.notify();

@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use super::super::super::testing::machine::Machine;
-use super::super::{BlockHandle, BlockState, ResizeError};
 use super::*;
+use crate::virtio::block::{BlockHandle, BlockState, ResizeError};
+use crate::virtio::testing::machine::Machine;
 
 const IO_ERROR: u8 = 1;
 

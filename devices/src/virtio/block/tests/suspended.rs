@@ -41,7 +41,7 @@ fn what_is_in_flight_is_answered_and_what_comes_later_waits() {
 }
 
 /// Writes the kind of the request, the sector and its data where chain `slot` has them, and makes the chain available.
-fn submit(machine: &mut Machine<Block>, slot: u64, number: u8) -> Option<usize> {
+pub(super) fn submit(machine: &mut Machine<Block>, slot: u64, number: u8) -> Option<usize> {
     let (header, status, data) = (HEADERS + 16 * slot, STATUSES + slot, DATA + 512 * slot);
     let kind = if number.is_multiple_of(2) { VIRTIO_BLK_T_OUT } else { VIRTIO_BLK_T_IN };
     let driver = &machine.drivers[0];

@@ -30,7 +30,7 @@ enum IncomingState {
 impl Stream {
     /// The frames under way. Of the one that is being received, the part in the guest's buffers has to be
     /// [held](Self::hold_incoming), and none may be being sent.
-    pub(in super::super) fn state(&self) -> Option<StreamState> {
+    pub(in crate::virtio::net) fn state(&self) -> Option<StreamState> {
         let incoming = match self.incoming {
             Incoming::Prefix { have } => {
                 IncomingState::Prefix(self.incoming_prefix.get(..have).unwrap_or_default().to_vec())
@@ -48,7 +48,7 @@ impl Stream {
     /// # Errors
     ///
     /// Says why `state` can't be that of a stream.
-    pub(in super::super) fn restore(&mut self, state: &StreamState) -> Result<(), &'static str> {
+    pub(in crate::virtio::net) fn restore(&mut self, state: &StreamState) -> Result<(), &'static str> {
         state.check()?;
         if socket_cookie(&self.socket).ok() != Some(state.connection) {
             return Ok(());

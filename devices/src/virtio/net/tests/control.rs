@@ -5,16 +5,16 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_MQ,
 };
 
-use super::super::super::Budget;
-use super::super::super::queue::MAX_CHAIN;
-use super::super::super::rate_limit::Limit;
-use super::super::super::testing::wait_readable;
-use super::super::control::Control;
-use super::super::device::{Settings, Shared};
-use super::super::mac::MacAddress;
-use super::super::taps::{IOCTLS, TapSettings, Taps};
 use super::*;
 use crate::lock;
+use crate::virtio::Budget;
+use crate::virtio::net::control::Control;
+use crate::virtio::net::device::{Settings, Shared};
+use crate::virtio::net::mac::MacAddress;
+use crate::virtio::net::taps::{IOCTLS, TapSettings, Taps};
+use crate::virtio::queue::MAX_CHAIN;
+use crate::virtio::rate_limit::Limit;
+use crate::virtio::testing::wait_readable;
 
 const ANSWER: u64 = FREE + 0x100;
 const OFFLOADS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;

@@ -2,11 +2,11 @@
 
 use proptest::prelude::*;
 
-use super::super::super::Budget;
-use super::super::super::queue::MAX_CHAIN;
-use super::super::super::testing::{NEXT, dump};
-use super::super::stream::{CALLS, Stream};
 use super::*;
+use crate::virtio::Budget;
+use crate::virtio::net::stream::{CALLS, Stream};
+use crate::virtio::queue::MAX_CHAIN;
+use crate::virtio::testing::{NEXT, dump};
 
 /// A buffer: mostly in memory, sometimes at its bounds or outside.
 fn buffer() -> impl Strategy<Value = (u64, u32, u16)> {

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MQ;
 
-use super::super::super::VirtioDevice;
-use super::super::super::rate_limit::Limit;
-use super::super::super::testing::wait_readable;
-use super::super::config::{NetLimits, NetSettings};
-use super::super::device::Net;
-use super::super::mac::MacAddress;
 use super::*;
+use crate::virtio::VirtioDevice;
+use crate::virtio::net::config::{NetLimits, NetSettings};
+use crate::virtio::net::device::Net;
+use crate::virtio::net::mac::MacAddress;
+use crate::virtio::rate_limit::Limit;
+use crate::virtio::testing::wait_readable;
 
 fn limit(per_second: u64, burst: u64) -> Option<Limit> {
     Some(Limit { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })

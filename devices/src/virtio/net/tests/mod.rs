@@ -15,15 +15,15 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 
-use super::super::queue::ActiveQueue;
-use super::super::rate_limit::{RateLimiter, RateLimits};
-use super::super::testing::{Driver, FREE, WRITE};
 use super::backend::{Backend, BackendError};
 use super::device::NetMetrics;
 use super::header::{FRAME_OVERHEAD, HEADER, MAX_FRAME};
 use super::receive::{Receive, ReceiveMode, Wait};
 use super::tap::{Ioctls, Tap};
 use super::transmit::Transmit;
+use crate::virtio::queue::ActiveQueue;
+use crate::virtio::rate_limit::{RateLimiter, RateLimits};
+use crate::virtio::testing::{Driver, FREE, WRITE};
 
 /// A packet of `length` bytes of a frame, with a header that no backend but a tap would give.
 fn packet(length: usize) -> Vec<u8> {

@@ -32,7 +32,7 @@ fn a_long_packet_goes_to_several_buffers_and_the_next_to_what_is_left() {
     let whole = [rig.rx.read(FREE, 700), rig.rx.read(FREE + 0x1000, 300), rig.rx.read(FREE + 0x2000, 200)];
     assert_eq!(whole.concat(), received(1188, 3));
     assert_eq!(rig.rx.read(FREE + 0x2000 + 200, 600), [0; 600]);
-    // Nobody has to wait for a driver that gives no more: what is there is enough for the packet that comes.
+    // No packet has to wait for a driver that gives no more buffers: what is there is enough for the packet that comes.
     assert_eq!(rig.receive(false).unwrap(), Wait::Buffers);
     assert_eq!(rig.rx.take_used(), [(heads[3], 62)]);
     assert_eq!(rig.rx.read(FREE + 0x3000, 62), received(50, 1));

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 
-use super::super::backend::BackendError;
-use super::super::stream::Stream;
 use super::*;
+use crate::virtio::net::backend::BackendError;
+use crate::virtio::net::stream::Stream;
 
 /// The rig, and the other end of the socket.
 fn rig(longest: usize) -> (Rig, UnixStream) {

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_CTRL_VQ;
 
-use super::super::super::VirtioDevice;
-use super::super::config::{NetLimits, NetSettings};
-use super::super::device::Net;
-use super::super::interface::{Interface, InterfaceName};
-use super::super::mac::MacAddress;
-use super::super::tap::TapError;
 use super::*;
+use crate::virtio::VirtioDevice;
+use crate::virtio::net::config::{NetLimits, NetSettings};
+use crate::virtio::net::device::Net;
+use crate::virtio::net::interface::{Interface, InterfaceName};
+use crate::virtio::net::mac::MacAddress;
+use crate::virtio::net::tap::TapError;
 
 /// Gives this test's thread an empty network; false, with the reason printed, where only root may.
 fn enter_empty_network() -> bool {

@@ -8,14 +8,14 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
 };
 
-use super::super::super::rate_limit::Limit;
-use super::super::super::{CallError, StopError, VirtioDevice};
-use super::super::config::{NetLimits, NetSettings};
-use super::super::device::{Bounds, Net, NetError};
-use super::super::mac::MacAddress;
-use super::super::stream::Stream;
 use super::*;
 use crate::lock;
+use crate::virtio::net::config::{NetLimits, NetSettings};
+use crate::virtio::net::device::{Bounds, Net, NetError};
+use crate::virtio::net::mac::MacAddress;
+use crate::virtio::net::stream::Stream;
+use crate::virtio::rate_limit::Limit;
+use crate::virtio::{CallError, StopError, VirtioDevice};
 
 fn settings() -> NetSettings {
     let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use virtio_queue::{QueueOwnedT, QueueT};
 
-use super::super::super::Queue;
-use super::super::lost::LostQueues;
 use super::peer::{self, Answer};
 use super::*;
+use crate::virtio::Queue;
+use crate::virtio::vhost_user::lost::LostQueues;
 
 /// A back end that takes and gives back the chains that the test names, in any order.
 struct Hand {
@@ -54,7 +54,7 @@ fn what_a_back_end_had_taken_when_it_went_is_refused_and_what_comes_later_too() 
     assert_eq!(answered, heads[2]);
 
     closer.shutdown(std::net::Shutdown::Both).unwrap();
-    super::super::super::testing::wait_readable(device.wake_fds()[0]);
+    crate::virtio::testing::wait_readable(device.wake_fds()[0]);
     device.woken(0);
     let used: Vec<_> =
         drivers[1].take_used().into_iter().map(|(head, _)| u16::try_from(head).unwrap()).collect();
@@ -124,7 +124,7 @@ proptest! {
         prop_assert!(!driver.counters.broken());
     }
 
-    /// A back end that answers in order is followed for ever.
+    /// A back end that answers in order is followed forever.
     #[test]
     fn a_back_end_that_answers_in_order_is_followed_past_the_end_of_the_rings(turns in 0..80_u16, left in 0..8_u16) {
         let mut driver = Driver::new(16);
@@ -150,7 +150,7 @@ proptest! {
     #[test]
     fn whatever_is_in_the_rings_nothing_breaks(bytes in prop::collection::vec(any::<u8>(), 0x100), size in 0..4_u32) {
         let mut driver = Driver::new(1 << size);
-        driver.describe_own(0, super::super::super::testing::Descriptor { address: FREE, length: 40, flags: 0, next: 0 });
+        driver.describe_own(0, crate::virtio::testing::Descriptor { address: FREE, length: 40, flags: 0, next: 0 });
         driver.set_available_index(u16::from_le_bytes([bytes[0], bytes[1]]));
         let used = driver.used_ring();
         let length = usize::try_from(used.end - used.start).unwrap();

@@ -13,10 +13,10 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::super::VirtioDevice;
-use super::super::testing::{Driver, FREE, REGIONS, WRITE};
 use super::device::Model;
 use super::{VhostUser, VhostUserError};
+use crate::virtio::VirtioDevice;
+use crate::virtio::testing::{Driver, FREE, REGIONS, WRITE};
 
 const QUEUES: [u16; 2] = [16, 16];
 /// For a back end that answers.

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::super::super::VirtioDevice;
 use super::peer::{self, Answer, Message};
 use super::*;
 use crate::lock;
+use crate::virtio::VirtioDevice;
 
 #[test]
 fn the_driver_sees_the_device_type_and_the_back_ends_features_that_mvm_knows() {

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::super::super::{CallError, Queue, QueueState, StopError};
-use super::super::device::VhostUserState;
 use super::peer::{self, Answer};
 use super::served::View;
 use super::*;
 use crate::lock;
+use crate::virtio::vhost_user::device::VhostUserState;
+use crate::virtio::{CallError, Queue, QueueState, StopError};
 
 /// A back end whose queues the test serves.
 struct Server {
@@ -64,7 +64,7 @@ impl Server {
     }
 }
 
-fn resumed(drivers: &[Driver], positions: &[Option<QueueState>]) -> super::super::super::Activation {
+fn resumed(drivers: &[Driver], positions: &[Option<QueueState>]) -> crate::virtio::Activation {
     let mut activation = Driver::activation_of(drivers, 1 << 32 | 1 << 3);
     for (queue, position) in activation.queues.iter_mut().zip(positions) {
         queue.as_mut().unwrap().set_state(position.unwrap());

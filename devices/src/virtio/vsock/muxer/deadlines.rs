@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::stream::{Attempt, path_of_port};
-use super::super::table::{Entry, Id, Role};
 use super::Muxer;
+use crate::virtio::vsock::stream::{Attempt, path_of_port};
+use crate::virtio::vsock::table::{Entry, Id, Role};
 
 /// For the line of a process of the host.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
@@ -29,8 +29,8 @@ pub(super) fn in_time(timeout: Duration) -> Instant {
 }
 
 impl Muxer {
-    /// How long the device may sleep; `None`: for ever.
-    pub(in super::super) fn timeout(&self) -> Option<Duration> {
+    /// How long the device may sleep; `None`: forever.
+    pub(in crate::virtio::vsock) fn timeout(&self) -> Option<Duration> {
         let next =
             [self.connections.table.earliest(), self.connections.accept_at].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))

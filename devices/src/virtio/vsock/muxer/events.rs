@@ -3,12 +3,12 @@
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
-use super::super::connection::{Connection, Key};
-use super::super::handshake::{self, Line};
-use super::super::header::shutdown;
-use super::super::stream::HostStream;
-use super::super::table::{Id, Role};
 use super::{Muxer, deadlines};
+use crate::virtio::vsock::connection::{Connection, Key};
+use crate::virtio::vsock::handshake::{self, Line};
+use crate::virtio::vsock::header::shutdown;
+use crate::virtio::vsock::stream::HostStream;
+use crate::virtio::vsock::table::{Id, Role};
 
 /// The host's ports of the host's connections: above those that programs choose, as in Firecracker.
 pub(super) const FIRST_PORT: u32 = 1 << 30;
@@ -20,7 +20,7 @@ const MAX_HANDSHAKES: usize = 256;
 
 impl Muxer {
     /// The listener may have connections to accept.
-    pub(in super::super) fn listener_ready(&mut self) {
+    pub(in crate::virtio::vsock) fn listener_ready(&mut self) {
         self.connections.accepting = true;
     }
 
@@ -78,7 +78,7 @@ impl Muxer {
     }
 
     /// Something happened at the socket of entry `id`.
-    pub(in super::super) fn event(&mut self, id: Id, flags: EventFlags) {
+    pub(in crate::virtio::vsock) fn event(&mut self, id: Id, flags: EventFlags) {
         let Some(entry) = self.connections.table.get(id) else { return };
         match &mut entry.role {
             Role::Handshake => self.read_line(id),

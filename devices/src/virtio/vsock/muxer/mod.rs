@@ -19,9 +19,6 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::iovecs::IoVecs;
-use super::super::queue::{ActiveQueue, Chain};
-use super::super::{ActivateError, Activation, VirtioInterrupt};
 use super::connection::Connection;
 use super::device::VsockMetrics;
 use super::header::Header;
@@ -29,6 +26,9 @@ use super::listener::VsockListener;
 use super::pool::Pool;
 use super::stream::HostStream;
 use super::table::{Entry, Id, Role, Table};
+use crate::virtio::iovecs::IoVecs;
+use crate::virtio::queue::{ActiveQueue, Chain};
+use crate::virtio::{ActivateError, Activation, VirtioInterrupt};
 
 pub(super) use self::suspend::Parked;
 

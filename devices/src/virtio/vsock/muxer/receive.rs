@@ -2,11 +2,11 @@
 
 use rustix::io::Errno;
 
-use super::super::super::queue::Chain;
-use super::super::connection::Next;
-use super::super::header::{self, Header, op};
-use super::super::table::{Entry, Id};
 use super::{Muxer, deadlines};
+use crate::virtio::queue::Chain;
+use crate::virtio::vsock::connection::Next;
+use crate::virtio::vsock::header::{self, Header, op};
+use crate::virtio::vsock::table::{Entry, Id};
 
 /// How many bytes are read from a host's socket at once, where it has so many, however small the guest's buffers are.
 const BURST: usize = 64 << 10;
@@ -15,7 +15,7 @@ const MAX_MORE: usize = 15;
 
 impl Muxer {
     /// Fills the guest's buffers: RSTs first, then a packet of each connection in turn.
-    pub(in super::super) fn fill_receive_queue(&mut self) {
+    pub(in crate::virtio::vsock) fn fill_receive_queue(&mut self) {
         self.rx.start_turn();
         while self.has_news() && self.rx.may_go_on() {
             if !self.rx_in_hand && !self.take_buffer() {

@@ -2,15 +2,15 @@
 
 use std::time::Instant;
 
-use super::super::super::queue::ActiveQueue;
-use super::super::super::{Activation, Queue};
 use super::{Connections, Muxer};
+use crate::virtio::queue::ActiveQueue;
+use crate::virtio::{Activation, Queue};
 
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (5.10.6.7).
 const TRANSPORT_RESET: u32 = 0;
 
 /// The connections of a suspended device. Its sockets are not read meanwhile, and no time passes.
-pub(in super::super) struct Parked {
+pub(in crate::virtio::vsock) struct Parked {
     connections: Connections,
     since: Instant,
     /// What the queues were served with; it has none itself.
@@ -19,7 +19,7 @@ pub(in super::super) struct Parked {
 
 impl Parked {
     /// What the queues were served with before, with `queues`.
-    pub(in super::super) fn activation_with(&self, queues: Vec<Option<Queue>>) -> Activation {
+    pub(in crate::virtio::vsock) fn activation_with(&self, queues: Vec<Option<Queue>>) -> Activation {
         Activation {
             memory: self.activation.memory.clone(),
             dma: self.activation.dma.clone(),
@@ -44,7 +44,7 @@ impl Parked {
 
 impl Muxer {
     /// Gives the queues back, by their indices, and what is left.
-    pub(in super::super) fn suspend(mut self) -> (Vec<Option<Queue>>, Parked) {
+    pub(in crate::virtio::vsock) fn suspend(mut self) -> (Vec<Option<Queue>>, Parked) {
         if self.rx_in_hand {
             self.rx.unpop();
         }
@@ -59,7 +59,7 @@ impl Muxer {
 
     /// Tells the driver that its connections are gone, where that is so and the driver has a buffer for it
     /// (5.10.6.7).
-    pub(in super::super) fn send_reset_event(&mut self) {
+    pub(in crate::virtio::vsock) fn send_reset_event(&mut self) {
         let Some(queue) = &mut self.event_queue else { return };
         if !self.setup.reset_event.get() {
             return;

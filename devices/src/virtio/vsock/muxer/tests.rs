@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::super::super::testing::{Driver, FREE};
-use super::super::header::op;
-use super::super::tests::guest::{CID, HEADER, header};
 use super::*;
+use crate::virtio::testing::{Driver, FREE};
+use crate::virtio::vsock::header::op;
+use crate::virtio::vsock::tests::guest::{CID, HEADER, header};
 
 #[test]
 fn a_guest_that_takes_nothing_makes_no_list_grow() {

@@ -3,16 +3,16 @@
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
-use super::super::super::queue::Chain;
-use super::super::connection::{Answer, Connection, Key};
-use super::super::header::{self, HOST_CID, Header, STREAM, op, shutdown};
-use super::super::stream::{Attempt, HostStream, path_of_port};
-use super::super::table::{Id, Role};
 use super::{MAX_RESETS, Muxer, deadlines};
+use crate::virtio::queue::Chain;
+use crate::virtio::vsock::connection::{Answer, Connection, Key};
+use crate::virtio::vsock::header::{self, HOST_CID, Header, STREAM, op, shutdown};
+use crate::virtio::vsock::stream::{Attempt, HostStream, path_of_port};
+use crate::virtio::vsock::table::{Id, Role};
 
 impl Muxer {
     /// Takes what the driver made available, as long as there is room for the RSTs that it may cause.
-    pub(in super::super) fn serve_transmit_queue(&mut self) {
+    pub(in crate::virtio::vsock) fn serve_transmit_queue(&mut self) {
         let mut chain = std::mem::take(&mut self.tx_chain);
         self.tx.start_turn();
         self.connections.tx_waits = true;

@@ -77,13 +77,13 @@ fn a_process_that_does_not_know_the_line_is_left(#[case] line: &str) {
 }
 
 #[test]
-fn a_process_that_says_nothing_is_left_in_time_and_holds_nobody_up() {
+fn a_process_that_sends_nothing_times_out_and_delays_no_other() {
     let mut guest = Guest::new();
     let mut silent = guest.dial("CONN");
     let _other = guest.dial("CONNECT 52\n");
     guest.expect(op::REQUEST, 0);
     let before = std::time::Instant::now();
-    // It had written something, which nobody has read.
+    // It had written something, which was not read.
     assert!(matches!(silent.read(&mut [0]), Ok(0) | Err(_)));
     assert!(before.elapsed().as_secs() < 8);
 }
@@ -219,7 +219,7 @@ fn packets_that_belong_nowhere_are_answered_with_a_reset_and_resets_with_nothing
     assert_eq!(guest.receive().0.kind, 2);
     guest.send(Header { op: op::REQUEST, dst_cid: 7, ..header(80, 1025) }, b"");
     assert_eq!(guest.receive().0.src_cid, 7);
-    // From another guest: nobody to answer.
+    // From another guest: no one to answer.
     guest.send(Header { op: op::REQUEST, src_cid: 7, ..header(80, 1025) }, b"");
     guest.expect_silence();
 }
@@ -233,7 +233,7 @@ fn a_reset_of_the_device_ends_everything_and_it_works_again() {
     guest.device_reset();
     expect_end(&mut host);
     expect_end(&mut pending);
-    // Who comes while nobody is there waits until somebody is.
+    // A connection made while no driver is there waits for one.
     let _early = guest.dial("CONNECT 53\n");
     guest.activate();
     guest.give_buffers();

@@ -13,17 +13,17 @@ use tempfile::TempDir;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::super::events::drain;
-use super::super::super::testing::{Driver, WRITE, wait_readable};
-use super::super::super::{Activation, Queue, QueueState, VirtioDevice, VirtioInterrupt};
-use super::super::header::LENGTH;
-use super::super::{Vsock, VsockListener, VsockState};
 use super::*;
+use crate::virtio::events::drain;
+use crate::virtio::testing::{Driver, WRITE, wait_readable};
+use crate::virtio::vsock::header::LENGTH;
+use crate::virtio::vsock::{Vsock, VsockListener, VsockState};
+use crate::virtio::{Activation, Queue, QueueState, VirtioDevice, VirtioInterrupt};
 
 /// The length of a header, as descriptors have it.
-pub(in super::super) const HEADER: u32 = 44;
+pub(in crate::virtio::vsock) const HEADER: u32 = 44;
 /// The guest's CID.
-pub(in super::super) const CID: u32 = 52;
+pub(in crate::virtio::vsock) const CID: u32 = 52;
 /// What the guest keeps for a connection, as it tells the device.
 pub(super) const GUEST_BUFFER: u32 = 0x1_0000;
 /// How many buffers the guest has to receive into, and their size.
@@ -309,7 +309,7 @@ fn patient(stream: UnixStream) -> UnixStream {
 }
 
 /// The header of a packet from the guest's port to the host's.
-pub(in super::super) fn header(host_port: u32, guest_port: u32) -> Header {
+pub(in crate::virtio::vsock) fn header(host_port: u32, guest_port: u32) -> Header {
     Header {
         src_cid: CID.into(),
         dst_cid: HOST_CID,

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::super::super::Budget;
-use super::super::super::testing::{FREE, NEXT, REGIONS, WRITE, dump};
-use super::super::header::LENGTH;
 use super::guest::{DMA_ONLY, DMA_ONLY_SIZE, HEADER, header, read_exactly};
 use super::*;
+use crate::virtio::Budget;
+use crate::virtio::testing::{FREE, NEXT, REGIONS, WRITE, dump};
+use crate::virtio::vsock::header::LENGTH;
 
 #[test]
 fn a_packet_that_is_longer_than_its_buffers_resets_the_connection() {

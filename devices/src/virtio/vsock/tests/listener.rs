@@ -4,8 +4,8 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::super::VsockListener;
 use crate::socket::SocketError;
+use crate::virtio::vsock::VsockListener;
 
 #[test]
 fn it_is_there_as_long_as_the_device() {

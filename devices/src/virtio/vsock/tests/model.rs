@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::super::connection::{Answer, Connection, Key, Next};
 use super::guest::header;
 use super::*;
+use crate::virtio::vsock::connection::{Answer, Connection, Key, Next};
 
 const WINDOW: u32 = 1000;
 const KEY: Key = Key { host_port: 80, guest_port: 1025 };
@@ -237,7 +237,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(800))]
 
     #[test]
-    fn no_byte_is_lost_or_stuck_and_nobody_gets_more_than_there_is_room_for(
+    fn no_byte_is_lost_or_stuck_and_no_side_gets_more_than_it_has_room_for(
         steps in prop::collection::vec(step(), 0..60),
     ) {
         let mut model = Model::new();
@@ -268,7 +268,7 @@ proptest! {
                 Answer::Broken | Answer::Gone | Answer::Finished => return Ok(()),
                 Answer::Deliver => waiting += len,
                 Answer::Nothing | Answer::HalfClosed => {}
-                Answer::Accepted => prop_assert!(false, "nobody asked"),
+                Answer::Accepted => prop_assert!(false, "no request was sent"),
             }
             prop_assert!(waiting <= WINDOW);
             let taken = forwarded.min(waiting);

@@ -8,12 +8,12 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
-use super::super::super::VirtioDevice;
-use super::super::super::testing::machine::{Machine, Step, steps};
-use super::super::super::testing::{FREE, WRITE, dump};
-use super::super::{Vsock, VsockListener};
 use super::guest::{GUEST_BUFFER, expect_end, header, pattern, read_exactly};
 use super::*;
+use crate::virtio::VirtioDevice;
+use crate::virtio::testing::machine::{Machine, Step, steps};
+use crate::virtio::testing::{FREE, WRITE, dump};
+use crate::virtio::vsock::{Vsock, VsockListener};
 
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (5.10.6.7).
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
