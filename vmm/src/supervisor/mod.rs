@@ -111,7 +111,7 @@ impl Requests {
         self.0.tell(|inbox| inbox.messages.push(Message::Signal(signal)));
     }
 
-    /// Ends the VM at once for this reason: nobody needs its guest any more.
+    /// Ends the VM at once for this reason: its guest is not needed any more.
     pub fn end(&self, reason: ExitReason) {
         self.0.tell(|inbox| inbox.messages.push(Message::End(reason)));
     }
