@@ -51,13 +51,18 @@ pub struct Network {
 }
 
 /// Where a container's changes go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Writable {
-    /// The guest's memory.
-    #[default]
-    Memory,
+    /// The guest's memory, up to so many bytes; without a number, half of it.
+    Memory(Option<u64>),
     /// This block device of the guest, an ext4 that is grown to the device's size.
     Disk(String),
+}
+
+impl Default for Writable {
+    fn default() -> Self {
+        Self::Memory(None)
+    }
 }
 
 /// A file system of a container.

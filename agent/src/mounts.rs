@@ -72,8 +72,12 @@ fn mount_root(container: &Container, place: &str) -> Result<Root> {
     mount(&container.image, path("image"), "erofs", MountFlags::RDONLY, c"")
         .during(format!("mount the image {}", container.image))?;
     match &container.writable {
-        Writable::Memory => mount("tmpfs", path("changes"), "tmpfs", MountFlags::empty(), c"mode=755")
-            .during("mount a file system for changes")?,
+        Writable::Memory(most) => {
+            let size = most.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+            let options = CString::new(format!("mode=755{size}")).unwrap_or_default();
+            mount("tmpfs", path("changes"), "tmpfs", MountFlags::empty(), &*options)
+                .during("mount a file system for changes")?;
+        }
         Writable::Disk(device) => {
             let flags = MountFlags::NOATIME | MountFlags::NODEV;
             mount(device, path("changes"), "ext4", flags, c"")

@@ -309,14 +309,15 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     let host = |what: &'static str| move |error: io::Error| format!("cannot {what}: {error}");
     // The container gets them, so that the VM does not end by one.
     instance::ignore_limits_and_terminal();
-    let signals = instance::take_ending().map_err(host("take signals"))?;
+    let signals = instance::take_for_container().map_err(host("take signals"))?;
     let (place, supervisor) =
         supervise::start(None, limits, |_| exit_code::CONTAINER).map_err(host("start a thread"))?;
     let (image, _hold) = images::open(&image, pull, registry)?;
     let identity = Identity { name, ..Identity::default() };
+    let (cpus, memory) = container::size(&options);
     let summary = Summary {
-        cpus: 1,
-        memory: options.memory.unwrap_or_else(container::default_memory),
+        cpus,
+        memory,
         kernel: assets.kernel.display().to_string(),
         rootfs: None,
         stop_timeout_ms: None,

@@ -26,7 +26,10 @@ pub fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
         }
         _ => {
             complain(&message(error, arguments));
-            exit_code::USAGE.into()
+            // As docker's command that runs containers.
+            let is_run =
+                subcommand(&Cli::command(), arguments).is_some_and(|command| command.get_name() == "run");
+            if is_run { exit_code::CONTAINER } else { exit_code::USAGE }.into()
         }
     }
 }

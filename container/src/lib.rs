@@ -16,6 +16,6 @@ mod stdio;
 
 pub use assets::{Assets, AssetsError};
 pub use image::{Image, ImageConfig};
-pub use machine::{DEFAULT_MEMORY, default_cpus, default_memory};
+pub use machine::size;
 pub use options::{NetworkOption, OptionsError, RunOptions};
 pub use run::{Ended, RunError, run};

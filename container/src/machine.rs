@@ -12,7 +12,7 @@ use crate::image::Image;
 use crate::options::{NetworkOption, RunOptions};
 
 /// Bytes of memory of a container without a limit.
-pub const DEFAULT_MEMORY: u64 = 1 << 30;
+const DEFAULT_MEMORY: u64 = 1 << 30;
 /// The most vCPUs of a container without a limit.
 const DEFAULT_CPUS: u32 = 4;
 /// What a container's VM has beyond the container's limit: for the kernel and the agent, and 1/16 of the limit for the
@@ -24,7 +24,7 @@ pub const VSOCK: &str = "vsock.sock";
 
 /// Bytes of memory of a container without a limit on this host: [`DEFAULT_MEMORY`], or half of the host's if that is
 /// less.
-pub fn default_memory() -> u64 {
+fn default_memory() -> u64 {
     match vmm::total_memory() {
         0 => DEFAULT_MEMORY,
         total => DEFAULT_MEMORY.min(total / 2),
@@ -32,10 +32,18 @@ pub fn default_memory() -> u64 {
 }
 
 /// vCPUs of a container without a limit on this host.
-pub fn default_cpus() -> u32 {
+fn default_cpus() -> u32 {
     let host =
         std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
     host.clamp(1, DEFAULT_CPUS)
+}
+
+/// vCPUs and bytes of memory of the VM for a container with `options`.
+pub fn size(options: &RunOptions) -> (u32, u64) {
+    let cpus = options.milli_cpus.map(|milli| u32::try_from(milli.div_ceil(1000)).unwrap_or(u32::MAX));
+    let memory =
+        options.memory.map_or_else(default_memory, |limit| limit.saturating_add(OVERHEAD + limit / 16));
+    (cpus.unwrap_or_else(default_cpus).max(1), memory.next_multiple_of(2 << 20))
 }
 
 /// The addresses of a container's network, which no other can see.
@@ -71,8 +79,7 @@ pub fn machine(assets: &Assets, image: &Image, options: &RunOptions, directory: 
         Some((first, rest)) => (first.path.as_path(), rest.to_vec()),
         None => (Path::new(""), Vec::new()),
     };
-    let cpus = options.milli_cpus.map(|milli| u32::try_from(milli.div_ceil(1000)).unwrap_or(u32::MAX));
-    let memory = options.memory.map_or_else(default_memory, |limit| limit + OVERHEAD + limit / 16);
+    let (cpus, memory) = size(options);
     // The kernel says no more than what is wrong; its end is the VM's.
     let cmdline = "console=ttyS0 quiet loglevel=4 panic=-1 root=/dev/vda ro rootfstype=erofs init=/sbin/init";
     VmConfig {
@@ -81,8 +88,8 @@ pub fn machine(assets: &Assets, image: &Image, options: &RunOptions, directory: 
         vsock: Some(VsockConfig { path: directory.join(VSOCK), cid: VsockConfig::MIN_CID }),
         nets: network(options.network).into_iter().collect(),
         publish: options.publish.clone(),
-        cpus: cpus.unwrap_or_else(default_cpus).max(1),
-        memory: MemorySize::from_bytes(memory.next_multiple_of(2 << 20)),
+        cpus,
+        memory: MemorySize::from_bytes(memory),
         cmdline: Some(cmdline.to_owned()),
         console: ConsoleConfig::Off,
         balloon: true,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::thread::Builder;
 
-use agent_protocol::{Container, Exit, Failure, PORT, Reply, Request, Stream};
+use agent_protocol::{Container, Exit, Failure, PORT, Reply, Request, Size, Stream};
 use instance::Signals;
 use rustix::event::{PollFd, PollFlags, poll};
 use thiserror::Error;
@@ -90,7 +90,7 @@ impl Session {
             stdio::pass_input(input.attach(&id, Stream::Stdin)?).map_err(SessionError::Stdio)?;
         }
         if let Some(signals) = signals {
-            pass_signals(signals, id, path).map_err(SessionError::Stdio)?;
+            pass_signals(signals, id, path, has_terminal).map_err(SessionError::Stdio)?;
         }
         let exit = match control.receive()? {
             Reply::Exited(exit) => exit,
@@ -105,21 +105,23 @@ impl Session {
     }
 }
 
-/// Sends to the container the signals that this process gets. The thread lives as long as the process.
-fn pass_signals(signals: Signals, container: String, path: PathBuf) -> io::Result<()> {
+/// Sends to the container the signals that this process gets, and the size of its terminal. The thread lives as long as the process.
+fn pass_signals(signals: Signals, container: String, path: PathBuf, has_terminal: bool) -> io::Result<()> {
     let pass = move || {
         let mut connection = None;
         loop {
             let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
             while let Some(signal) = signals.next() {
-                let Ok(signal) = u8::try_from(signal) else { continue };
+                let Some(request) = request(signal, &container, has_terminal) else { continue };
                 if connection.is_none() {
                     connection = Connection::open(&path).ok();
                 }
-                let request = Request::Signal { container: container.clone(), signal };
                 let sent = connection.as_mut().map(|connection| {
                     connection.send(&request)?;
-                    connection.receive::<Reply>()
+                    match request {
+                        Request::Signal { .. } => connection.receive::<Reply>(),
+                        _ => Ok(Reply::Done),
+                    }
                 });
                 if let Some(Err(error)) = sent {
                     tracing::warn!(
@@ -134,4 +136,14 @@ fn pass_signals(signals: Signals, container: String, path: PathBuf) -> io::Resul
     };
     Builder::new().name("signals".into()).stack_size(256 << 10).spawn(pass)?;
     Ok(())
+}
+
+/// What the agent is asked for at a signal of this process.
+fn request(signal: i32, container: &str, has_terminal: bool) -> Option<Request> {
+    let container = container.to_owned();
+    if signal != libc::SIGWINCH {
+        return Some(Request::Signal { container, signal: u8::try_from(signal).ok()? });
+    }
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok().filter(|_| has_terminal)?;
+    Some(Request::Resize { container, size: Size { rows: size.ws_row, columns: size.ws_col } })
 }

@@ -121,7 +121,8 @@ pub fn container(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<
     Ok(Container {
         id: id.to_owned(),
         image: IMAGE.to_owned(),
-        writable: Writable::Memory,
+        // What is in it counts as the container's memory: more than half, and its programs' own pages would go first.
+        writable: Writable::Memory(options.memory.map(|limit| limit / 2)),
         read_only: options.read_only,
         mounts,
         files: files(&hostname, options),

@@ -48,7 +48,7 @@ pub use registry::{Registry, Running};
 pub use removal::RemovalWatch;
 pub use signals::{
     ENDING, Signals, ignore_limits_and_terminal, name_of, restore_defaults, start_without_signals,
-    take_ending,
+    take_ending, take_for_container,
 };
 
 /// Why a VM has no directory, or others' can't be seen.

@@ -129,6 +129,18 @@ pub(crate) fn take_attached() -> io::Result<Signals> {
     Signals::block(&signals)
 }
 
+/// Takes the signals that a container gets in place of this process: those that end it, where they were not ignored when
+/// the process started, and that of its terminal's size.
+///
+/// # Errors
+///
+/// Those of the system calls.
+pub fn take_for_container() -> io::Result<Signals> {
+    let mut signals = not_ignored(&ENDING);
+    signals.push(libc::SIGWINCH);
+    Signals::block(&signals)
+}
+
 /// Signals whose default action would end or stop mvm for what is an ordinary error to it.
 const IGNORED: [i32; 3] = [
     // A write beyond RLIMIT_FSIZE then fails with EFBIG.

@@ -273,6 +273,13 @@ fn a_container_without_memory_is_killed_and_so_it_says() {
 }
 
 #[test]
+fn a_container_that_fills_its_root_gets_an_error_and_lives_on() {
+    let script = "head -c 100000000 /dev/zero >/x; echo $?; rm /x; echo more >/y; cat /y";
+    let output = run(&["-m", "64m", IMAGE, "sh", "-c", script]);
+    assert_eq!(text(&output.stdout), "1\nmore\n", "{}", text(&output.stderr));
+}
+
+#[test]
 fn much_output_arrives_whole_on_both_streams() {
     let output = run(&[IMAGE, "sh", "-c", "seq 1 200000; seq 1 200000 >&2"]);
     let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
