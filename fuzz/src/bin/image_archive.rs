@@ -1,9 +1,8 @@
-//! Image archives: docker's, and OCI layouts. Whatever is in one, it is loaded and can be used, or an error of one line;
+//! Image archives: docker's, and OCI layouts. Whatever is in one, it is loaded and can be used, or an error;
 //! once its images are removed, nothing is left.
 
 #![no_main]
 
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -74,22 +73,13 @@ fn entries() -> Vec<std::ffi::OsString> {
     names.iter().flat_map(|name| list(name)).map(|entry| entry.expect("an entry").file_name()).collect()
 }
 
-fn check(error: &dyn Error) {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let said = error.to_string();
-        assert!(!said.contains(char::is_control), "{said:?}");
-        next = error.source();
-    }
-}
-
 fuzz_target!(|data: &[u8]| {
     let loaded = match std::str::from_utf8(data) {
         Ok(text) if text.starts_with(MARK) => STORE.load(&archive(text)[..]),
         _ => STORE.load(data),
     };
     match loaded {
-        Err(error) => check(&error),
+        Err(error) => drop(error.to_string()),
         Ok(loaded) => {
             for image in loaded {
                 let image = STORE.resolve(&image.id.hex()).expect("it can be read").expect("it is there");

@@ -8,6 +8,8 @@ use crate::store::{ImageRecord, Session, read_config};
 
 /// The most images of an archive.
 const MAX_IMAGES: usize = 1024;
+/// The most names of an image.
+const MAX_TAGS: usize = 1024;
 
 /// An image of `manifest.json`.
 #[derive(Deserialize)]
@@ -36,6 +38,9 @@ fn load_image(session: &Session<'_>, spool: &Spool, entry: Entry) -> Result<Load
     let names = entry.layers.unwrap_or_default();
     let read = read_config(&config, Some(names.len()));
     let (_, diff_ids) = read.map_err(|source| LoadError::Config { id, source })?;
+    if entry.repo_tags.as_ref().is_some_and(|tags| tags.len() > MAX_TAGS) {
+        return Err(LoadError::Limit { what: "names of an image", most: 1024 });
+    }
     let mut references = Vec::new();
     for tag in entry.repo_tags.iter().flatten() {
         let invalid =

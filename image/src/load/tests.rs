@@ -223,6 +223,34 @@ fn a_layer_that_the_store_has_is_not_read() {
     assert!(error.to_string().contains("cannot store layer"), "{error}");
 }
 
+/// A small gzip stream of a layer with a file of 65 GiB, as far as anyone should read it.
+fn bomb() -> Vec<u8> {
+    let mut large = header(0);
+    large.set_size(65 << 30);
+    large.set_path("zeros").unwrap();
+    large.set_cksum();
+    gzip(&[large.as_bytes(), &vec![0; 1 << 20][..]].concat())
+}
+
+/// What the store writes it can read again, however many names its images have.
+#[test]
+fn names_that_the_store_has_no_room_for_are_refused() {
+    let (_directory, store) = store();
+    let tags = |image: u32| -> Vec<String> {
+        (0..1024).map(|tag| format!("{}:{image}-{tag}-{}", "n".repeat(200), "t".repeat(100))).collect()
+    };
+    let load = |image: u32| {
+        let fixture = Fixture::new(&[&[("a", &image.to_le_bytes())]]);
+        let tags = tags(image);
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        store.load(&fixture.docker_archive(&tags)[..])
+    };
+    let error = (0..20).find_map(|image| load(image).err()).unwrap();
+    assert!(error.to_string().contains("would have more than 4 MiB"), "{error}");
+    assert!(store.resolve(&tags(0)[0]).unwrap().is_some());
+    store.remove(&tags(0)[0]).unwrap();
+}
+
 /// Archives that are not what they seem, and what is said of them.
 #[test]
 fn hostile_archives_leave_nothing() {
@@ -239,6 +267,8 @@ fn hostile_archives_leave_nothing() {
     let many: Vec<String> = (0..200).map(|_| Digest::of(b"").to_string()).collect();
     let many =
         json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": many}});
+    let of_layer = |layer: &[u8]| Fixture::of_tars(vec![layer.to_vec()]).docker_archive(&[]);
+    let bomb = bomb();
     let arm = json!({"architecture": "arm64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
     let path =
         json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["../x"]}});
@@ -263,6 +293,11 @@ fn hostile_archives_leave_nothing() {
         (wrong.docker_archive(&["a"]), "the layer has the digest"),
         (wrong.oci_archive("a:1", "+gzip", gzip), "the decompressed layer has the digest"),
         (good.docker_archive(&["../../etc"]), "invalid manifest.json"),
+        (good.docker_archive(&["a"; 1025]), "more than 1024 names of an image"),
+        (tar(&[("manifest.json", &vec![b' '; 100 << 20])]), "more than 4 MiB"),
+        (of_layer(&bomb), "cannot store layer"),
+        (of_layer(&gzip(b"not a tar stream".repeat(1000).as_slice())), "cannot store layer"),
+        (of_layer(&gzip(&tar(&[(&"n".repeat(5000), b"")]))), "cannot store layer"),
         (of_config(b"{}"), "invalid image configuration"),
         (of_config(&large), "more than 4 MiB"),
         (of_config(&serde_json::to_vec(&many).unwrap()), "invalid image configuration"),

@@ -140,6 +140,12 @@ pub enum StoreError {
         #[source]
         source: InvalidConfig,
     },
+    /// A file of the store that would be too long to be read again.
+    #[error("{} would have more than 4 MiB: remove images, or use fewer and shorter names", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
     /// A text that names several images.
     #[error("{0:?} is the beginning of several images' IDs: give more of it")]
     Ambiguous(String),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::layers::BlobInfo;
-use super::{Store, StoreError, files, io_error};
+use super::{MAX_DOCUMENT, Store, StoreError, files, io_error};
 use crate::digest::Digest;
 use crate::reference::Reference;
 
@@ -126,13 +126,17 @@ impl Store {
         self.replace_json(&self.path("references.json"), references)
     }
 
-    /// Replaces a file of JSON. The caller has the lock, so that the temporary file is nobody else's.
+    /// Replaces a file of JSON of up to [`MAX_DOCUMENT`] bytes. The caller has the lock, so that the temporary file is nobody else's.
     pub(crate) fn replace_json(
         &self,
         path: &std::path::Path,
         value: &impl Serialize,
     ) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(value).map_err(io::Error::from).map_err(io_error("write", path))?;
+        // One that can't be read again would make the store useless.
+        if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_DOCUMENT) {
+            return Err(StoreError::TooLong { path: path.to_owned() });
+        }
         let temporary = self.path("tmp").join("locked");
         files::write_synced(&temporary, &bytes)?;
         files::rename(&temporary, path)
