@@ -110,7 +110,8 @@ impl fmt::Display for Reference {
         let official = self.repository.strip_prefix(OFFICIAL).filter(|name| !name.contains('/'));
         let short = official.unwrap_or(&self.repository);
         // A name that looks like one with a registry, or like an ID, needs its registry.
-        let is_clear = split_registry(short).0 == DEFAULT_REGISTRY && Digest::from_hex(short).is_none();
+        let is_clear =
+            split_registry(short) == (DEFAULT_REGISTRY, short) && Digest::from_hex(short).is_none();
         if self.registry == DEFAULT_REGISTRY && is_clear {
             f.write_str(short)?;
         } else {
@@ -253,6 +254,12 @@ mod tests {
     #[case("localhost", "docker.io/library/localhost:latest", "localhost:latest")]
     #[case("docker.io/localhost/a", "docker.io/localhost/a:latest", "docker.io/localhost/a:latest")]
     #[case("a:5000", "docker.io/library/a:5000", "a:5000")]
+    #[case("docker.io/docker.io/a", "docker.io/docker.io/a:latest", "docker.io/docker.io/a:latest")]
+    #[case(
+        "docker.io/index.docker.io/a/b",
+        "docker.io/index.docker.io/a/b:latest",
+        "docker.io/index.docker.io/a/b:latest"
+    )]
     fn references_are_read_as_docker_does(
         #[case] text: &str,
         #[case] canonical: &str,
