@@ -54,7 +54,8 @@ impl Piece {
                 entry(tar, TYPES[usize::from(*kind) % TYPES.len()], name, link, *mode, data, fields);
             }
             Self::Records(records) => {
-                let record = |(key, value): &(u8, Vec<u8>)| record(KEYS[usize::from(*key) % KEYS.len()], value);
+                let record =
+                    |(key, value): &(u8, Vec<u8>)| record(KEYS[usize::from(*key) % KEYS.len()], value);
                 entry(tar, b'x', b"x", b"", 0, &records.iter().flat_map(record).collect::<Vec<_>>(), &[]);
             }
             Self::LongName { part, count, is_link } => {
