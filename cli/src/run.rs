@@ -11,7 +11,7 @@ use clap::Args;
 use container::{Assets, NetworkOption, RunError, RunOptions};
 use instance::console::RawTerminal;
 use instance::{Identity, Instance, InstanceError, Summary, VmName};
-use vmm::{Limits, MemorySize, PublishConfig, Timeline};
+use vmm::{ExitReason, Limits, MemorySize, PublishConfig, Timeline};
 
 use crate::images::{self, PullPolicy, RegistryArguments};
 use crate::process::ExitCode;
@@ -172,6 +172,14 @@ pub struct RunCommand {
     #[arg(long, value_name = "PARAM", value_parser = pair, help_heading = "Security", hide_short_help = true)]
     sysctl: Vec<(String, String)>,
 
+    /// Set the signal that asks the container to end
+    #[arg(long, value_name = "SIGNAL", hide_short_help = true)]
+    stop_signal: Option<String>,
+
+    /// Set how long it has to end when `mvm stop` asks it to
+    #[arg(long, value_name = "SECONDS", value_parser = crate::values::seconds, hide_short_help = true)]
+    stop_timeout: Option<u64>,
+
     /// Print how long each phase of the start took
     #[arg(long, help_heading = "Console and debugging", hide_short_help = true)]
     timing: bool,
@@ -302,7 +310,7 @@ fn failed(message: &str) -> ExitCode {
 fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     let size = terminal_size(&command)?;
     let (name, timing, image) = (command.name.clone(), command.timing, command.image.clone());
-    let (pull, registry) = (command.pull, command.registry);
+    let (pull, registry, stop_timeout) = (command.pull, command.registry, command.stop_timeout);
     let options = options(command, size)?;
     let assets = Assets::find().map_err(|error| error.to_string())?;
     let limits = Limits { stop_timeout: Duration::ZERO, timeout: None };
@@ -320,7 +328,7 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
         memory,
         kernel: assets.kernel.display().to_string(),
         rootfs: None,
-        stop_timeout_ms: None,
+        stop_timeout_ms: stop_timeout.map(|seconds| seconds.saturating_mul(1000)),
     };
     let instance = Instance::claim(&identity, summary).map_err(|error: InstanceError| chain(&error))?;
     let timeline = Arc::new(Timeline::starting_at(start));
@@ -346,9 +354,11 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
             Ok(ended.code)
         }
         Err(error) => {
-            let code = match error {
+            let code = match &error {
                 RunError::NotFound(_) => exit_code::NOT_FOUND,
                 RunError::NotExecutable(_) => exit_code::NOT_EXECUTABLE,
+                // As if the container itself had got it.
+                RunError::VmEnded(ExitReason::Signal(signal)) => return Ok(exit_code::of_signal(*signal)),
                 _ => exit_code::CONTAINER,
             };
             Err(Failure { code, message: chain(&error) })
@@ -396,6 +406,7 @@ fn options(command: RunCommand, terminal: Option<Size>) -> Result<RunOptions, Fa
         shm_size: command.shm_size.map(MemorySize::bytes),
         tmpfs: command.tmpfs,
         sysctls: command.sysctl,
+        stop_signal: command.stop_signal,
     })
 }
 

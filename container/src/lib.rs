@@ -11,6 +11,7 @@ mod options;
 mod run;
 mod seccomp;
 mod session;
+mod signal;
 mod spec;
 mod stdio;
 

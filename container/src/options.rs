@@ -55,6 +55,8 @@ pub struct RunOptions {
     pub pids: Option<u64>,
     /// Bytes of /dev/shm.
     pub shm_size: Option<u64>,
+    /// The signal that asks it to end, in place of the image's, by name or number.
+    pub stop_signal: Option<String>,
     /// Temporary file systems: where, and options.
     pub tmpfs: Vec<(String, String)>,
     /// Kernel parameters.
@@ -80,6 +82,9 @@ pub enum OptionsError {
     /// Neither the image nor the user says what to run.
     #[error("no command specified: the image has none, so give one behind its name")]
     NoCommand,
+    /// Not a signal.
+    #[error("unknown signal {0:?}: use a name such as SIGTERM, or a number from 1 to 64")]
+    Signal(String),
     /// Not a capability.
     #[error("unknown capability {0:?}: `man 7 capabilities` lists them, as in NET_ADMIN")]
     Capability(String),

@@ -1,6 +1,6 @@
 //! Running a container in the foreground.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
@@ -14,6 +14,7 @@ use crate::image::Image;
 use crate::machine::machine;
 use crate::options::{OptionsError, RunOptions};
 use crate::session::{Listener, Session, SessionError};
+use crate::signal::stop_signal;
 use crate::spec::container;
 
 /// How a container ended.
@@ -84,10 +85,24 @@ pub fn run(
     let config = machine(assets, image, options, directory);
     let host = |doing| move |source| RunError::Host { doing, source };
     let listener = Listener::open(directory).map_err(host("make a socket for the agent"))?;
-    let frontend =
-        Frontend::of_process(&config.console, Some(directory), requests.clone())?.watching(removal);
+    let (stop, asked) = io::pipe().map_err(host("make a pipe"))?;
+    rustix::io::ioctl_fionbio(&asked, true).map_err(|error| host("make a pipe")(error.into()))?;
+    // One that has been asked already is not asked again.
+    let on_press = Box::new(move || drop((&asked).write(&[1])));
+    let frontend = Frontend::of_process(&config.console, Some(directory), requests.clone())?
+        .watching(removal)
+        .on_power_button(on_press);
     let (sender, receiver) = channel();
-    let session = Session { listener, directory: directory.to_owned(), container, requests, signals };
+    let stop_signal = stop_signal(&image.config, options)?;
+    let session = Session {
+        listener,
+        directory: directory.to_owned(),
+        container,
+        requests,
+        signals,
+        stop,
+        stop_signal,
+    };
     session.start(sender).map_err(host("start a thread"))?;
     let reason = vmm::launch(&config, identity, frontend, timeline)?;
     match receiver.try_recv() {

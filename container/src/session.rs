@@ -1,6 +1,6 @@
 //! What this process does with a container while it runs.
 
-use std::io;
+use std::io::{self, PipeReader, Read};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -48,6 +48,10 @@ pub struct Session {
     pub requests: Requests,
     /// What is passed on to the container.
     pub signals: Option<Signals>,
+    /// Becomes readable when the container is asked to end.
+    pub stop: PipeReader,
+    /// What asks it to.
+    pub stop_signal: u8,
 }
 
 impl Session {
@@ -63,7 +67,7 @@ impl Session {
     }
 
     fn run(self) -> Result<Exit, SessionError> {
-        let Self { listener, directory, container, signals, .. } = self;
+        let Self { listener, directory, container, signals, stop, stop_signal, .. } = self;
         let (socket, _) = listener.0.accept().map_err(ConnectionError::Io)?;
         let mut control = Connection::greet(socket)?;
         let id = container.id.clone();
@@ -89,9 +93,8 @@ impl Session {
         if let Some(input) = input {
             stdio::pass_input(input.attach(&id, Stream::Stdin)?).map_err(SessionError::Stdio)?;
         }
-        if let Some(signals) = signals {
-            pass_signals(signals, id, path, has_terminal).map_err(SessionError::Stdio)?;
-        }
+        let passed = Passed { signals, stop, stop_signal, has_terminal };
+        passed.start(id, path).map_err(SessionError::Stdio)?;
         let exit = match control.receive()? {
             Reply::Exited(exit) => exit,
             Reply::Failed(failure) => return Err(SessionError::Failed(failure)),
@@ -105,37 +108,67 @@ impl Session {
     }
 }
 
-/// Sends to the container the signals that this process gets, and the size of its terminal. The thread lives as long as the process.
-fn pass_signals(signals: Signals, container: String, path: PathBuf, has_terminal: bool) -> io::Result<()> {
-    let pass = move || {
-        let mut connection = None;
-        loop {
-            let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
-            while let Some(signal) = signals.next() {
-                let Some(request) = request(signal, &container, has_terminal) else { continue };
-                if connection.is_none() {
-                    connection = Connection::open(&path).ok();
+/// What is passed on to a container while it runs.
+struct Passed {
+    signals: Option<Signals>,
+    stop: PipeReader,
+    stop_signal: u8,
+    has_terminal: bool,
+}
+
+impl Passed {
+    /// Passes on, on a thread that lives as long as the process: signals that this process gets, the size of its terminal,
+    /// and the first request to end.
+    fn start(mut self, container: String, path: PathBuf) -> io::Result<()> {
+        let pass = move || {
+            let mut connection = None;
+            let mut is_stopped = false;
+            loop {
+                let mut fds = Vec::new();
+                if !is_stopped {
+                    fds.push(PollFd::new(&self.stop, PollFlags::IN));
                 }
-                let sent = connection.as_mut().map(|connection| {
-                    connection.send(&request)?;
-                    match request {
-                        Request::Signal { .. } => connection.receive::<Reply>(),
-                        _ => Ok(Reply::Done),
+                fds.extend(self.signals.iter().map(|signals| PollFd::new(signals, PollFlags::IN)));
+                let _ = poll(&mut fds, None);
+                let asked = !is_stopped && fds.first().is_some_and(|fd| fd.revents().contains(PollFlags::IN));
+                if asked {
+                    is_stopped = true;
+                    let _ = self.stop.read(&mut [0]);
+                    let request = Request::Signal { container: container.clone(), signal: self.stop_signal };
+                    send(&mut connection, &path, &request);
+                }
+                while let Some(signal) = self.signals.as_ref().and_then(Signals::next) {
+                    if let Some(request) = request(signal, &container, self.has_terminal) {
+                        send(&mut connection, &path, &request);
                     }
-                });
-                if let Some(Err(error)) = sent {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        signal,
-                        "cannot pass a signal on"
-                    );
-                    connection = None;
                 }
             }
+        };
+        Builder::new().name("signals".into()).stack_size(256 << 10).spawn(pass)?;
+        Ok(())
+    }
+}
+
+/// Sends a request on `connection`, which is made if there is none.
+fn send(connection: &mut Option<Connection>, path: &Path, request: &Request) {
+    if connection.is_none() {
+        *connection = Connection::open(path).ok();
+    }
+    let sent = connection.as_mut().map(|connection| {
+        connection.send(request)?;
+        match request {
+            Request::Signal { .. } => connection.receive::<Reply>(),
+            _ => Ok(Reply::Done),
         }
-    };
-    Builder::new().name("signals".into()).stack_size(256 << 10).spawn(pass)?;
-    Ok(())
+    });
+    if let Some(Err(error)) = sent {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            ?request,
+            "cannot pass a request on to the container"
+        );
+        *connection = None;
+    }
 }
 
 /// What the agent is asked for at a signal of this process.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use instance::RemovalWatch;
 
 use crate::console::Sink;
+use crate::power_button::OnPress;
 use crate::supervisor::Requests;
 use crate::{ConsoleConfig, VmError};
 
@@ -28,6 +29,8 @@ pub struct Frontend {
     pub(crate) log: Option<PathBuf>,
     /// Notices when the VM's directory is removed.
     pub(crate) removal: Option<RemovalWatch>,
+    /// What a press of the guest's power button does besides.
+    pub(crate) on_press: Option<OnPress>,
 }
 
 impl Frontend {
@@ -50,6 +53,7 @@ impl Frontend {
             log: directory.map(|directory| directory.join(LOG_NAME)),
             supervisor: Some(requests),
             removal: None,
+            on_press: None,
         })
     }
 
@@ -57,5 +61,11 @@ impl Frontend {
     #[must_use]
     pub fn watching(self, removal: Option<RemovalWatch>) -> Self {
         Self { removal, ..self }
+    }
+
+    /// The same, where each request to power the guest off also calls `on_press`, on any thread.
+    #[must_use]
+    pub fn on_power_button(self, on_press: OnPress) -> Self {
+        Self { on_press: Some(on_press), ..self }
     }
 }

@@ -1,7 +1,7 @@
 //! The guest's power button.
 
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
@@ -23,6 +23,9 @@ struct Raised {
     wait: Duration,
 }
 
+/// What else a press does.
+pub type OnPress = Box<dyn Fn() + Send + Sync>;
+
 /// A power button. A press is not lost where the guest's driver is not there yet: the event loop raises the interrupt
 /// until the guest has read it, for a minute at most.
 pub struct PowerButton {
@@ -30,6 +33,7 @@ pub struct PowerButton {
     line: Arc<dyn Interrupt>,
     timer: Timer,
     raised: Mutex<Option<Raised>>,
+    on_press: OnceLock<OnPress>,
 }
 
 impl PowerButton {
@@ -39,7 +43,12 @@ impl PowerButton {
     ///
     /// Those of making a timer.
     pub fn new(pressed: Pressed, line: Arc<dyn Interrupt>) -> io::Result<Self> {
-        Ok(Self { pressed, line, timer: Timer::new()?, raised: Mutex::new(None) })
+        Ok(Self { pressed, line, timer: Timer::new()?, raised: Mutex::new(None), on_press: OnceLock::new() })
+    }
+
+    /// Calls `on_press` at each press from now on. A second one is ignored.
+    pub(crate) fn call(&self, on_press: OnPress) {
+        let _ = self.on_press.set(on_press);
     }
 
     /// Presses the button; any thread may.
@@ -48,6 +57,9 @@ impl PowerButton {
     ///
     /// Those of raising the interrupt.
     pub fn press(&self) -> io::Result<()> {
+        if let Some(on_press) = self.on_press.get() {
+            on_press();
+        }
         self.pressed.press();
         *self.lock() = Some(Raised { first: Instant::now(), wait: FIRST_WAIT });
         self.line.trigger()?;

@@ -189,6 +189,9 @@ fn add_devices<'a>(
     devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
     devices.subscribers.extend(watcher.map(|watcher| Box::new(watcher) as Subscriber));
     let power_button = devices.add_platform()?;
+    if let Some(on_press) = frontend.on_press.take() {
+        power_button.call(on_press);
+    }
     opened.into_iter().try_for_each(|device| device.add_to(&mut devices))?;
     devices.connect_console(frontend, identity.directory.as_deref(), exit)?;
     Ok((devices, power_button))

@@ -1,9 +1,9 @@
 //! Containers in VMs of their own, beside podman, which runs the same image with the same options.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -252,15 +252,48 @@ fn a_signal_is_passed_on_and_the_exit_code_comes_back() {
         "trap 'echo got it; exit 3' TERM; echo ready; while :; do sleep 0.1; done",
     ]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    output.read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("got it\n", Some(3)));
+}
+
+/// Starts a container called `name` that says "ready", and waits for that.
+fn start(directory: &Path, name: &str, options: &[&str], script: &str) -> (Child, BufReader<ChildStdout>) {
+    let mut command = stores().mvm();
+    command.arg("--runtime-dir").arg(directory).args(["run", "--name", name]).args(options);
+    let mut child = command.args([IMAGE, "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (child, output)
+}
+
+#[test]
+fn stop_sends_the_stop_signal_and_kills_later() {
+    let directory = TempDir::new().unwrap();
+    let stop = |name: &str| {
+        let mut command = stores().mvm();
+        command.arg("--runtime-dir").arg(directory.path()).args(["stop", name]);
+        command.output().unwrap()
+    };
+    let script = "trap 'echo asked; exit 4' INT; echo ready; while :; do sleep 0.1; done";
+    let (mut child, mut output) = start(directory.path(), "polite", &["--stop-signal", "SIGINT"], script);
+    assert!(stop("polite").status.success());
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("asked\n", Some(4)));
+
+    let script = "trap '' TERM; echo ready; while :; do sleep 1; done";
+    let (mut child, _output) = start(directory.path(), "deaf", &["--stop-timeout", "2"], script);
+    assert!(text(&stop("deaf").stderr).contains("killed after"));
+    assert_eq!(child.wait().unwrap().code(), Some(137));
 }
 
 #[test]
