@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use agent_protocol::Size;
 use clap::Args;
-use container::{Assets, NetworkOption, RunError, RunOptions};
+use container::{Assets, NetworkOption, RunError, RunOptions, Volume};
 use instance::console::RawTerminal;
 use instance::{Identity, Instance, InstanceError, Summary, VmName};
 use vmm::{ExitReason, Limits, MemorySize, PublishConfig, Timeline};
@@ -135,6 +135,10 @@ pub struct RunCommand {
     /// Make the root file system read-only
     #[arg(long, help_heading = "Files")]
     read_only: bool,
+
+    /// Share a folder of the host: HOSTDIR:PATH or HOSTDIR:PATH:ro
+    #[arg(long, short, value_name = "FOLDER", help_heading = "Files")]
+    volume: Vec<Volume>,
 
     /// Mount a temporary file system: PATH or PATH:OPTIONS
     #[arg(long, value_name = "PATH", value_parser = tmpfs, help_heading = "Files", hide_short_help = true)]
@@ -404,6 +408,7 @@ fn options(command: RunCommand, terminal: Option<Size>) -> Result<RunOptions, Fa
         milli_cpus: command.cpus,
         pids: command.pids_limit.and_then(|most| u64::try_from(most).ok()).filter(|most| *most > 0),
         shm_size: command.shm_size.map(MemorySize::bytes),
+        volumes: command.volume,
         tmpfs: command.tmpfs,
         sysctls: command.sysctl,
         stop_signal: command.stop_signal,

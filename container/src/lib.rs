@@ -18,5 +18,5 @@ mod stdio;
 pub use assets::{Assets, AssetsError};
 pub use image::{Image, ImageConfig};
 pub use machine::size;
-pub use options::{NetworkOption, OptionsError, RunOptions};
+pub use options::{NetworkOption, OptionsError, RunOptions, Volume};
 pub use run::{Ended, RunError, run};

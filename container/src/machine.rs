@@ -4,12 +4,13 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use vmm::{
-    ConsoleConfig, DiskConfig, MemorySize, NetBackend, NetConfig, UserAddresses, VmConfig, VsockConfig,
+    ConsoleConfig, DiskConfig, MemorySize, NetBackend, NetConfig, Sandbox, ShareConfig, UserAddresses,
+    VmConfig, VsockConfig,
 };
 
 use crate::assets::Assets;
 use crate::image::Image;
-use crate::options::{NetworkOption, RunOptions};
+use crate::options::{NetworkOption, RunOptions, Volume};
 
 /// Bytes of memory of a container without a limit.
 const DEFAULT_MEMORY: u64 = 1 << 30;
@@ -65,6 +66,20 @@ fn network(option: NetworkOption) -> Option<NetConfig> {
     }
 }
 
+/// The tag of the volume with this number.
+pub fn volume_tag(number: usize) -> String {
+    format!("volume{number}")
+}
+
+fn shares(options: &RunOptions) -> Vec<ShareConfig> {
+    let share = |(number, volume): (usize, &Volume)| {
+        let tag = volume_tag(number).parse().ok()?;
+        let (path, read_only) = (volume.path.clone(), volume.read_only);
+        Some(ShareConfig { path, tag, read_only, sandbox: Sandbox::default() })
+    };
+    options.volumes.iter().enumerate().filter_map(share).collect()
+}
+
 /// The VM for a container of `image` with `options`, whose directory is `directory`.
 pub fn machine(assets: &Assets, image: &Image, options: &RunOptions, directory: &Path) -> VmConfig {
     let disk = |path: &Path, pieces| DiskConfig {
@@ -86,6 +101,7 @@ pub fn machine(assets: &Assets, image: &Image, options: &RunOptions, directory: 
         rootfs: Some(disk(&assets.root, Vec::new())),
         disks: vec![disk(first, rest)],
         vsock: Some(VsockConfig { path: directory.join(VSOCK), cid: VsockConfig::MIN_CID }),
+        shares: shares(options),
         nets: network(options.network).into_iter().collect(),
         publish: options.publish.clone(),
         cpus,

@@ -1,6 +1,8 @@
 //! What a user asks of a container.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
 
 use agent_protocol::Size;
 use thiserror::Error;
@@ -57,6 +59,8 @@ pub struct RunOptions {
     pub shm_size: Option<u64>,
     /// The signal that asks it to end, in place of the image's, by name or number.
     pub stop_signal: Option<String>,
+    /// Folders of the host.
+    pub volumes: Vec<Volume>,
     /// Temporary file systems: where, and options.
     pub tmpfs: Vec<(String, String)>,
     /// Kernel parameters.
@@ -76,12 +80,51 @@ pub enum NetworkOption {
     },
 }
 
+/// A folder of the host in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// The folder.
+    pub path: PathBuf,
+    /// Where the container has it.
+    pub target: String,
+    /// The container can only read it.
+    pub read_only: bool,
+}
+
+impl FromStr for Volume {
+    type Err = OptionsError;
+
+    /// Reads `HOSTDIR:PATH` or `HOSTDIR:PATH:ro`.
+    fn from_str(text: &str) -> Result<Self, OptionsError> {
+        let invalid = || OptionsError::Volume(text.to_owned());
+        let (rest, read_only) = match text.rsplit_once(':') {
+            Some((rest, "ro")) => (rest, true),
+            Some((rest, "rw" | "z" | "Z")) => (rest, false),
+            _ => (text, false),
+        };
+        let (path, target) = rest.rsplit_once(':').ok_or_else(invalid)?;
+        if !target.starts_with('/') {
+            return Err(invalid());
+        }
+        if !path.starts_with(['/', '.', '~']) {
+            return Err(OptionsError::NamedVolume(path.to_owned()));
+        }
+        Ok(Self { path: path.into(), target: target.to_owned(), read_only })
+    }
+}
+
 /// What is wrong with an option.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum OptionsError {
     /// Neither the image nor the user says what to run.
     #[error("no command specified: the image has none, so give one behind its name")]
     NoCommand,
+    /// Not a volume.
+    #[error("invalid volume {0:?}: write HOSTDIR:PATH or HOSTDIR:PATH:ro, where PATH begins with /")]
+    Volume(String),
+    /// A volume that is not a folder.
+    #[error("there are no named volumes yet: give the path of a folder, as in ./{0}:/PATH")]
+    NamedVolume(String),
     /// Not a signal.
     #[error("unknown signal {0:?}: use a name such as SIGTERM, or a number from 1 to 64")]
     Signal(String),
@@ -102,4 +145,34 @@ pub enum OptionsError {
         /// What it says.
         path: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("/src:/work", "/src", "/work", false)]
+    #[case("./src:/work:ro", "./src", "/work", true)]
+    #[case("/a:b:/work:rw", "/a:b", "/work", false)]
+    fn volumes_are_folders(
+        #[case] text: &str,
+        #[case] path: &str,
+        #[case] target: &str,
+        #[case] read_only: bool,
+    ) {
+        let expected = Volume { path: path.into(), target: target.into(), read_only };
+        assert_eq!(text.parse(), Ok(expected));
+    }
+
+    #[rstest]
+    #[case("/src", "invalid volume")]
+    #[case("/src:work", "invalid volume")]
+    #[case("data:/work", "no named volumes yet")]
+    fn other_volumes_are_refused(#[case] text: &str, #[case] says: &str) {
+        let error = text.parse::<Volume>().unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }

@@ -5,7 +5,7 @@ use agent_protocol::{
 };
 
 use crate::image::ImageConfig;
-use crate::machine::ADDRESSES;
+use crate::machine::{ADDRESSES, volume_tag};
 use crate::options::{NetworkOption, OptionsError, RunOptions};
 use crate::seccomp;
 
@@ -117,6 +117,11 @@ pub fn container(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<
         absolute("--tmpfs", target)?;
         let options = if flags.is_empty() { "mode=1777".to_owned() } else { flags.clone() };
         mounts.push(file_system(target, "tmpfs", NOSUID | NODEV | NOEXEC, &options));
+    }
+    for (number, volume) in options.volumes.iter().enumerate() {
+        let kind = MountKind::Share(volume_tag(number));
+        let flags = if volume.read_only { NOSUID | NODEV | RDONLY } else { NOSUID | NODEV };
+        mounts.push(Mount { target: volume.target.clone(), kind, flags, options: String::new() });
     }
     Ok(Container {
         id: id.to_owned(),

@@ -263,6 +263,18 @@ fn a_signal_is_passed_on_and_the_exit_code_comes_back() {
     assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("got it\n", Some(3)));
 }
 
+#[test]
+fn folders_of_the_host_are_shared() {
+    let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    std::fs::write(folder.path().join("given"), "from the host\n").unwrap();
+    let volumes =
+        [format!("{}:/data", folder.path().display()), format!("{}:/other:ro", other.path().display())];
+    let script = "cat /data/given; echo from the container >/data/made; touch /other/x 2>/dev/null; echo $?";
+    let output = run(&["-v", &volumes[0], "-v", &volumes[1], IMAGE, "sh", "-c", script]);
+    assert_eq!(text(&output.stdout), "from the host\n1\n", "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_to_string(folder.path().join("made")).unwrap(), "from the container\n");
+}
+
 /// Starts a container called `name` that says "ready", and waits for that.
 fn start(directory: &Path, name: &str, options: &[&str], script: &str) -> (Child, BufReader<ChildStdout>) {
     let mut command = stores().mvm();
