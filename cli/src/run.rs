@@ -317,6 +317,8 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     let (pull, registry, stop_timeout) = (command.pull, command.registry, command.stop_timeout);
     let options = options(command, size)?;
     let assets = Assets::find().map_err(|error| error.to_string())?;
+    // While it is pulled, signals end the process.
+    let (image, _hold) = images::open(&image, pull, registry)?;
     let limits = Limits { stop_timeout: Duration::ZERO, timeout: None };
     let host = |what: &'static str| move |error: io::Error| format!("cannot {what}: {error}");
     // The container gets them, so that the VM does not end by one.
@@ -324,7 +326,6 @@ fn try_run(command: RunCommand, start: Instant) -> Result<u8, Failure> {
     let signals = instance::take_for_container().map_err(host("take signals"))?;
     let (place, supervisor) =
         supervise::start(None, limits, |_| exit_code::CONTAINER).map_err(host("start a thread"))?;
-    let (image, _hold) = images::open(&image, pull, registry)?;
     let identity = Identity { name, ..Identity::default() };
     let (cpus, memory) = container::size(&options);
     let summary = Summary {

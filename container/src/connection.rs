@@ -12,6 +12,9 @@ use thiserror::Error;
 /// How long the agent may take to answer a connection: it does nothing else that takes time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long it may take to answer a request that changes little.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// Why the agent can't be talked to.
 #[derive(Debug, Error)]
 pub enum ConnectionError {
@@ -71,6 +74,13 @@ impl Connection {
             return Err(ConnectionError::Unexpected(String::from_utf8_lossy(&line).into_owned()));
         }
         Self::greet(socket)
+    }
+
+    /// The same, which waits for answers no longer than [`ANSWER`].
+    pub fn with_patience(self) -> Result<Self, ConnectionError> {
+        self.socket.set_read_timeout(Some(ANSWER))?;
+        self.socket.set_write_timeout(Some(ANSWER))?;
+        Ok(self)
     }
 
     /// Sends a request.

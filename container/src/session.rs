@@ -3,11 +3,13 @@
 use std::io::{self, PipeReader, Read};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::Builder;
 
 use agent_protocol::{Container, Exit, Failure, PORT, Reply, Request, Size, Stream};
-use instance::Signals;
+use instance::{ENDING, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
 use thiserror::Error;
 use vmm::{ExitReason, Requests};
@@ -67,7 +69,19 @@ impl Session {
     }
 
     fn run(self) -> Result<Exit, SessionError> {
-        let Self { listener, directory, container, signals, stop, stop_signal, .. } = self;
+        let Self { listener, directory, container, requests, signals, stop, stop_signal } = self;
+        let has_started = Arc::new(AtomicBool::new(false));
+        let passed = Passed {
+            signals,
+            stop,
+            stop_signal,
+            has_terminal: container.process.terminal.is_some(),
+            container: container.id.clone(),
+            path: directory.join(VSOCK),
+            requests,
+            has_started: has_started.clone(),
+        };
+        passed.start().map_err(SessionError::Stdio)?;
         let (socket, _) = listener.0.accept().map_err(ConnectionError::Io)?;
         let mut control = Connection::greet(socket)?;
         let id = container.id.clone();
@@ -93,8 +107,7 @@ impl Session {
         if let Some(input) = input {
             stdio::pass_input(input.attach(&id, Stream::Stdin)?).map_err(SessionError::Stdio)?;
         }
-        let passed = Passed { signals, stop, stop_signal, has_terminal };
-        passed.start(id, path).map_err(SessionError::Stdio)?;
+        has_started.store(true, Ordering::SeqCst);
         let exit = match control.receive()? {
             Reply::Exited(exit) => exit,
             Reply::Failed(failure) => return Err(SessionError::Failed(failure)),
@@ -108,66 +121,85 @@ impl Session {
     }
 }
 
-/// What is passed on to a container while it runs.
+/// As many signals that ask the container to end end its VM, whatever it does with them, as with docker.
+const FORCE: u32 = 3;
+
+/// What is passed on to a container: signals that this process gets, the size of its terminal, and the first request to
+/// end.
 struct Passed {
     signals: Option<Signals>,
     stop: PipeReader,
     stop_signal: u8,
     has_terminal: bool,
+    container: String,
+    path: PathBuf,
+    requests: Requests,
+    /// The container runs. Before that, what asks it to end ends the VM.
+    has_started: Arc<AtomicBool>,
 }
 
 impl Passed {
-    /// Passes on, on a thread that lives as long as the process: signals that this process gets, the size of its terminal,
-    /// and the first request to end.
-    fn start(mut self, container: String, path: PathBuf) -> io::Result<()> {
-        let pass = move || {
-            let mut connection = None;
-            let mut is_stopped = false;
-            loop {
-                let mut fds = Vec::new();
-                if !is_stopped {
-                    fds.push(PollFd::new(&self.stop, PollFlags::IN));
-                }
-                fds.extend(self.signals.iter().map(|signals| PollFd::new(signals, PollFlags::IN)));
-                let _ = poll(&mut fds, None);
-                let asked = !is_stopped && fds.first().is_some_and(|fd| fd.revents().contains(PollFlags::IN));
-                if asked {
-                    is_stopped = true;
-                    let _ = self.stop.read(&mut [0]);
-                    let request = Request::Signal { container: container.clone(), signal: self.stop_signal };
-                    send(&mut connection, &path, &request);
-                }
-                while let Some(signal) = self.signals.as_ref().and_then(Signals::next) {
-                    if let Some(request) = request(signal, &container, self.has_terminal) {
-                        send(&mut connection, &path, &request);
-                    }
-                }
-            }
-        };
-        Builder::new().name("signals".into()).stack_size(256 << 10).spawn(pass)?;
+    /// Passes on, on a thread that lives as long as the process.
+    fn start(self) -> io::Result<()> {
+        Builder::new().name("signals".into()).stack_size(256 << 10).spawn(move || self.run())?;
         Ok(())
     }
-}
 
-/// Sends a request on `connection`, which is made if there is none.
-fn send(connection: &mut Option<Connection>, path: &Path, request: &Request) {
-    if connection.is_none() {
-        *connection = Connection::open(path).ok();
-    }
-    let sent = connection.as_mut().map(|connection| {
-        connection.send(request)?;
-        match request {
-            Request::Signal { .. } => connection.receive::<Reply>(),
-            _ => Ok(Reply::Done),
+    fn run(mut self) {
+        let mut connection = None;
+        let (mut is_stopped, mut asked) = (false, 0);
+        loop {
+            let mut fds = Vec::new();
+            if !is_stopped {
+                fds.push(PollFd::new(&self.stop, PollFlags::IN));
+            }
+            fds.extend(self.signals.iter().map(|signals| PollFd::new(signals, PollFlags::IN)));
+            let _ = poll(&mut fds, None);
+            if !is_stopped && fds.first().is_some_and(|fd| !fd.revents().is_empty()) {
+                is_stopped = true;
+                let _ = self.stop.read(&mut [0]);
+                let request = Request::Signal { container: self.container.clone(), signal: self.stop_signal };
+                self.pass(&mut connection, &request, libc::SIGTERM);
+            }
+            while let Some(signal) = self.signals.as_ref().and_then(Signals::next) {
+                asked += u32::from(ENDING.contains(&signal));
+                if asked >= FORCE {
+                    self.requests.end(ExitReason::Signal(signal));
+                }
+                if let Some(request) = request(signal, &self.container, self.has_terminal) {
+                    self.pass(&mut connection, &request, signal);
+                }
+            }
         }
-    });
-    if let Some(Err(error)) = sent {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            ?request,
-            "cannot pass a request on to the container"
-        );
-        *connection = None;
+    }
+
+    /// Sends a request on `connection`, which is made if there is none. Where there is no container yet, `signal` ends
+    /// the VM.
+    fn pass(&self, connection: &mut Option<Connection>, request: &Request, signal: i32) {
+        if !self.has_started.load(Ordering::SeqCst) {
+            if signal != libc::SIGWINCH {
+                self.requests.end(ExitReason::Signal(signal));
+            }
+            return;
+        }
+        if connection.is_none() {
+            *connection = Connection::open(&self.path).and_then(Connection::with_patience).ok();
+        }
+        let sent = connection.as_mut().map(|connection| {
+            connection.send(request)?;
+            match request {
+                Request::Signal { .. } => connection.receive::<Reply>(),
+                _ => Ok(Reply::Done),
+            }
+        });
+        if let Some(Err(error)) = sent {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                ?request,
+                "cannot pass a request on to the container"
+            );
+            *connection = None;
+        }
     }
 }
 

@@ -309,6 +309,41 @@ fn stop_sends_the_stop_signal_and_kills_later() {
 }
 
 #[test]
+fn a_third_signal_ends_a_container_that_hears_none() {
+    let directory = TempDir::new().unwrap();
+    let script = "trap '' TERM INT; echo ready; while :; do sleep 1; done";
+    let (mut child, _output) = start(directory.path(), "deaf", &[], script);
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    for _ in 0..3 {
+        assert_eq!(child.try_wait().unwrap(), None);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        // Two at once would be one.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+}
+
+#[test]
+fn a_signal_while_the_vm_boots_ends_it() {
+    let directory = TempDir::new().unwrap();
+    let mut command = stores().mvm();
+    command
+        .arg("--runtime-dir")
+        .arg(directory.path().join("run"))
+        .args(["run", "--name", "early", IMAGE, "sleep", "60"]);
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let is_there = || directory.path().join("run/names/early").exists();
+    while !is_there() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!is_there());
+}
+
+#[test]
 fn a_container_without_memory_is_killed_and_so_it_says() {
     let script = "tail -c 100000000 /dev/zero | cat >/dev/null; echo not here";
     let output =

@@ -1,0 +1,49 @@
+"""Containers beside podman's: a whole run, and what goes through standard output."""
+
+import os
+import subprocess
+import time
+
+from .process import in_turns
+from .report import row
+
+IMAGE = "localhost/busybox"
+OUTPUT = 256  # MiB
+
+
+def commands(job, *arguments):
+    work = job["work"]
+    os.environ.update(MVM_DATA_DIR=os.path.join(work, "images"), MVM_ASSETS=job["assets"])
+    podman = ["podman", "--root", os.path.join(work, "podman"), "--runroot", os.path.join(work, "podman-run")]
+    podman += ["--cgroup-manager", "cgroupfs", "--events-backend", "none"]
+    run = ["run", "--rm", "--network", "none"]
+    return {
+        "mvm": [job["mvm"], *run, IMAGE, *arguments],
+        "podman": [*podman, *run, "--log-driver", "none", IMAGE, *arguments],
+    }, [[job["mvm"], "load", "-i", job["image"]], [*podman, "load", "-i", job["image"]]]
+
+
+def seconds(command, **options):
+    start = time.monotonic()
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=True, **options)
+    return time.monotonic() - start
+
+
+def measure(job):
+    runs, loads = commands(job, "true")
+    for load in loads:
+        subprocess.run(load, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    whole, rate = ({"mvm": [], "podman": []} for _ in range(2))
+    for counts, name, command in in_turns(runs, job["runs"]):
+        took = seconds(command)
+        if counts:
+            whole[name].append(took)
+    runs, _ = commands(job, "sh", "-c", f"head -c {OUTPUT << 20} /dev/zero")
+    for counts, name, command in in_turns(runs, max(1, job["runs"] // 2)):
+        took = seconds(command, stdout=subprocess.DEVNULL)
+        if counts:
+            rate[name].append(OUTPUT / took)
+    return [
+        row("container's run of true; peer: podman", "s", whole["mvm"], whole["podman"], ratio_at_most=0.7),
+        row("container's output, whole run; peer: podman", "MiB/s", rate["mvm"], rate["podman"], ratio_at_least=1.0),
+    ], []
