@@ -40,13 +40,14 @@ use crate::process::ExitCode;
 const EXAMPLES: &str = "\
 Examples:
   mvm doctor                                               check this host
+  mvm run alpine echo hello                                run a container
   mvm boot --kernel vmlinux --rootfs rootfs.ext4           boot a VM
-  mvm ps                                                   list running VMs
+  mvm ps                                                   list what runs
   mvm stop web                                             stop one
 
 `mvm COMMAND --help` describes a command, `mvm man COMMAND` is its manual page.";
 
-/// Run Linux virtual machines on KVM
+/// Run Linux virtual machines, and containers in VMs of their own
 #[derive(Parser)]
 #[command(name = "mvm", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = EXAMPLES, disable_help_subcommand = true)]
@@ -111,7 +112,7 @@ enum Command {
     Tag(images::TagCommand),
     /// Show how an image was made
     History(images::HistoryCommand),
-    /// List running VMs
+    /// List running VMs and containers
     #[command(alias = "list", alias = "ls")]
     Ps(ps::PsCommand),
     /// Shut VMs down; kill those that take too long

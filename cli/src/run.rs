@@ -22,7 +22,7 @@ const MORE: &str = "`mvm run --help` has all options, their syntax, and examples
 
 const EXAMPLES: &str = "\
 Examples:
-  mvm run alpine echo hello                 run a command in it
+  mvm run alpine echo hello                 run a command
   mvm run -it -e A=1 -w /src alpine sh      a shell on this terminal
   mvm run -m 512m --cpus 1.5 alpine nproc   with limits
 
