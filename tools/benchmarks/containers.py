@@ -8,7 +8,7 @@ from .process import in_turns
 from .report import row
 
 IMAGE = "localhost/busybox"
-OUTPUT = 256  # MiB
+OUTPUT = 32  # MiB
 
 
 def commands(job, *arguments):
