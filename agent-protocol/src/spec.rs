@@ -33,8 +33,6 @@ pub struct Container {
     pub all_devices: bool,
     /// Its first process.
     pub process: Process,
-    /// A process of the agent's is PID 1, which forwards signals and reaps.
-    pub init: bool,
 }
 
 /// How the VM's network device is set up. IPv4 addresses are in the order of their bytes in packets.

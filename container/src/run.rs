@@ -56,7 +56,7 @@ pub enum RunError {
     /// The container could not be started.
     #[error("cannot start the container: {0}")]
     Failed(String),
-    /// There is no place for its sockets.
+    /// A VM without a directory has no sockets for the agent.
     #[error("a container needs a directory: give another --runtime-dir than none")]
     NoDirectory,
     /// The VM ended first.

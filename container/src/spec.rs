@@ -138,7 +138,6 @@ pub fn container(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<
         resources: resources(options),
         all_devices: options.privileged,
         process: process(&hostname, image, options)?,
-        init: false,
         hostname,
     })
 }

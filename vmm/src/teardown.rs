@@ -3,8 +3,8 @@
 //! The last close of a VM's descriptor frees the VM, and waits there for a grace period of SRCU: 14 to 19 ms for a VM
 //! that is younger than some 100 ms (Linux 6.18), which is most of what a short run takes. So an io_uring holds a
 //! descriptor of the VM too, among its registered files. That is then the last one, and the kernel lets go of the files
-//! of a ring that is closed in a thread of its own. The same goes for the watch on the VM's directory: inotify waits 1 to
-//! 2 ms for its grace period.
+//! of a ring that is closed in a thread of its own. The same goes for the watch on the VM's directory: inotify waits 1
+//! to 2 ms for its grace period.
 //!
 //! The VM is gone a little later than the process. What it holds until then is KVM's own: guest RAM ends with the
 //! process.
@@ -25,8 +25,8 @@ pub struct BackgroundTeardown {
 
 impl BackgroundTeardown {
     /// Prepares it for `vm`, and for another file that takes its time; `None` where the host has no io_uring or refuses
-    /// it (a seccomp filter, the sysctl `kernel.io_uring_disabled`). They are then freed by the threads that close their
-    /// last descriptors.
+    /// it (a seccomp filter, the sysctl `kernel.io_uring_disabled`). They are then freed by the threads that close
+    /// their last descriptors.
     pub fn prepare(vm: &VmFd, other: Option<BorrowedFd<'_>>) -> Option<Self> {
         let ring = setup_ring()?;
         let mut files = vec![vm.as_raw_fd()];

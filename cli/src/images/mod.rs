@@ -35,7 +35,8 @@ pub fn store() -> Result<Store, String> {
         Some(data.join("mvm/images"))
     };
     let path = given.or_else(system).or_else(own);
-    let path = path.ok_or("there is no place for images: set HOME or MVM_DATA_DIR to an absolute path")?;
+    let path =
+        path.ok_or("cannot find a directory for images: set HOME or MVM_DATA_DIR to an absolute path")?;
     Store::open(&path).map_err(|error| chain(&error))
 }
 

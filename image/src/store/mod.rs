@@ -15,9 +15,9 @@
 //! └── tmp/                what is being written; a directory for each who adds
 //! ```
 //!
-//! All content is written below `tmp/` and renamed when it is complete and its digest has been verified, so what has its
-//! final name is whole. A record is written last. What a killed process leaves is in `tmp/`, or is content that no record
-//! needs; either is removed by the next one that finds nobody adding.
+//! All content is written below `tmp/` and renamed when it is complete and its digest has been verified, so what has
+//! its final name is whole. A record is written last. What a killed process leaves is in `tmp/`, or is content that no
+//! record needs; either is removed by the next one that finds nobody adding.
 //!
 //! A layer's compressed form is kept only where it is small (see [`layers`]): beside its EROFS image it would take a
 //! third more space. Its tar stream is made again byte for byte from image and recipe.

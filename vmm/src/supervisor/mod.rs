@@ -124,9 +124,9 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the thread, which takes `signals` from now on. A VM that is built after a signal or the end of `--timeout`
-    /// ends before it runs; where there is none [`FORCED_END`] later, or there is a second request, `last_resort` ends
-    /// the process.
+    /// Starts the thread, which takes `signals` from now on. A VM that is built after a signal or the end of
+    /// `--timeout` ends before it runs; where there is none [`FORCED_END`] later, or there is a second request,
+    /// `last_resort` ends the process.
     ///
     /// # Errors
     ///

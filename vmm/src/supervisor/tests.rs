@@ -128,7 +128,7 @@ fn a_process_that_builds_no_vm_before_the_timeout_is_ended_in_time() {
 #[test]
 fn a_vm_that_is_built_after_the_timeout_ends_before_it_runs() {
     let (supervisor, ended) = supervisor(AT_ONCE);
-    // There is no sign of the thread's that it has seen the timeout, but it sees it before what comes later.
+    // The thread does not signal that it has seen the timeout, but it sees it before what comes later.
     std::thread::sleep(Duration::from_millis(100));
     let (exit, presses) = watch(&supervisor);
     let reason = ended.recv_timeout(FORCED_END + Duration::from_secs(10)).unwrap();
