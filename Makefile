@@ -24,8 +24,8 @@ check: ## check format, lints, docs, words, dependencies, scripts
 	@tests/check
 
 unit: ## run unit tests, and tiny guests where /dev/kvm exists
-	@tools/need docker-registry erofs-utils fish gdb man-db openssl skopeo umoci zsh zstd
-	cargo test --locked --workspace --exclude tests
+	@tools/need apache2-utils docker-registry erofs-utils fish gdb man-db openssl python3 skopeo strace umoci zsh zstd
+	program=$$(tools/static-build) && MVM_BIN=$$program cargo test --locked --workspace --exclude tests
 
 fuzz: ## run each fuzz target over its seeds and some seconds more
 	@tools/fuzz

@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(decoder.wants(), Err(FrameError::TooLong(0xffff_ffff)));
         assert!(decoder.take::<Request>().is_err());
         let container = "x".repeat(MAX_MESSAGE);
-        let message = Request::Attach { container, stream: Stream::Stdin };
+        let message = Request::Attach { container, stream: Stream::Stdin, position: 0 };
         assert!(matches!(encode(&message), Err(FrameError::TooLong(_))));
     }
 }

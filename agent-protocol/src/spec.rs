@@ -33,6 +33,8 @@ pub struct Container {
     pub all_devices: bool,
     /// Its first process.
     pub process: Process,
+    /// The first process is the agent's init, which starts the command, reaps orphans and passes signals on.
+    pub has_init: bool,
 }
 
 /// How the VM's network device is set up. IPv4 addresses are in the order of their bytes in packets.
@@ -44,7 +46,7 @@ pub struct Network {
     pub address: [u8; 4],
     /// The bits of it that all addresses of the network have in common.
     pub prefix: u8,
-    /// The address of the router to all others.
+    /// The address of the router to all others; zeros if there is none.
     pub router: [u8; 4],
 }
 
@@ -55,6 +57,8 @@ pub enum Writable {
     Memory(Option<u64>),
     /// This block device of the guest, an ext4 that is grown to the device's size.
     Disk(String),
+    /// The same, of which nothing is needed after the container's end: no journal is kept, and nothing is waited for.
+    Scratch(String),
 }
 
 impl Default for Writable {
@@ -85,6 +89,33 @@ pub enum MountKind {
     Share(String),
     /// The container's cgroup.
     Cgroup,
+    /// A folder or file in a virtiofs that all of them have in common.
+    Part {
+        /// The tag of the virtiofs.
+        tag: String,
+        /// Its name there.
+        name: String,
+        /// Where it is an empty directory, it gets what the image has at its place.
+        fills: bool,
+    },
+    /// A directory on this block device of the guest, an ext4 that is grown to the device's size.
+    Disk {
+        /// The device, as in `/dev/vdd`.
+        device: String,
+        /// Where it is empty, it gets what the image has at its place.
+        fills: bool,
+    },
+    /// A Unix socket. A connection to it is one to a port of the host's vsock.
+    Socket {
+        /// The port.
+        port: u32,
+        /// The mode of its file.
+        mode: u32,
+        /// The file's owner.
+        user: u32,
+        /// The file's group.
+        group: u32,
+    },
 }
 
 /// A file to be written.
@@ -109,6 +140,8 @@ pub struct Resources {
     pub cpus: Option<String>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// Bytes of memory that are taken from it last.
+    pub memory_low: Option<u64>,
 }
 
 /// A process of a container.
@@ -136,6 +169,66 @@ pub struct Process {
     pub limits: Vec<Limit>,
     /// Filters of its system calls: programs of BPF instructions of 8 bytes, loaded in this order.
     pub seccomp: Vec<Vec<u8>>,
+    /// How soon the kernel kills it for lack of memory: -1000 (never) to 1000 (first).
+    pub oom_score_adjustment: Option<i16>,
+}
+
+/// What the containers of a pod share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// The name of their host.
+    pub hostname: String,
+    /// The VM's network device, if it has one.
+    pub network: Option<Network>,
+    /// /etc/hosts, to which the containers' names are added.
+    pub hosts: String,
+    /// They see each other's processes.
+    pub shares_processes: bool,
+    /// Bytes of /dev/shm.
+    pub shm_size: u64,
+    /// What they may use together.
+    pub resources: Resources,
+}
+
+/// A container of a pod. Its network, host name, /etc/hosts and /dev/shm are the pod's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodContainer {
+    /// The container.
+    pub container: Container,
+    /// What the others can call it.
+    pub names: Vec<String>,
+    /// The disks that were put into the VM for it, which the guest's kernel may not know of yet.
+    pub disks: Vec<PodDisk>,
+}
+
+/// A disk that was put into a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodDisk {
+    /// The guest's block device, as in `/dev/vdc`.
+    pub device: String,
+    /// How many sectors of 512 bytes it has.
+    pub sectors: u64,
+}
+
+/// A further process of a container: what it has in common with the first one is not said again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// The command and its arguments.
+    pub args: Vec<String>,
+    /// `NAME=VALUE`, added to those of the first process.
+    pub env: Vec<String>,
+    /// The working directory, in place of the first process's. It has to exist.
+    pub cwd: Option<String>,
+    /// As [`Process::user`], in place of the first process's.
+    pub user: Option<String>,
+    /// The size of its terminal, where it has one.
+    pub terminal: Option<Size>,
+    /// It gets input.
+    pub has_input: bool,
+    /// What it writes is not read.
+    pub is_detached: bool,
+    /// What it may do, in place of what the first process may.
+    pub capabilities: Option<Capabilities>,
 }
 
 /// The size of a terminal in characters.

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use agent_protocol::Resources;
+use agent_protocol::{Resources, Usage};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{During, Result};
 use crate::system::set;
@@ -14,12 +15,12 @@ pub const TOP: &str = "/sys/fs/cgroup";
 /// The period of processor quotas, in microseconds.
 const PERIOD: u64 = 100_000;
 
-/// Has containers' groups control what the kernel can.
-pub fn enable_controllers() {
-    let Ok(controllers) = fs::read_to_string(format!("{TOP}/cgroup.controllers")) else { return };
+/// Has groups in the group at `path` control what the kernel can.
+pub fn enable_controllers(path: &str) {
+    let Ok(controllers) = fs::read_to_string(format!("{path}/cgroup.controllers")) else { return };
     for controller in controllers.split_whitespace() {
         // One that cannot be enabled is missed by the container that asks for a limit.
-        let _ = fs::write(format!("{TOP}/cgroup.subtree_control"), format!("+{controller}"));
+        let _ = fs::write(format!("{path}/cgroup.subtree_control"), format!("+{controller}"));
     }
 }
 
@@ -29,21 +30,25 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the group of container `id` with these limits.
-    pub fn new(id: &str, resources: &Resources) -> Result<Self> {
-        let path = format!("{TOP}/{id}");
+    /// Makes the group `id` in the group at `parent` with these limits.
+    pub fn new(parent: &str, id: &str, resources: &Resources) -> Result<Self> {
+        let path = format!("{parent}/{id}");
         fs::create_dir(&path).during(format!("make the control group {path}"))?;
         let group = Self { path };
         group.limit(resources)?;
         Ok(group)
     }
 
-    fn limit(&self, resources: &Resources) -> Result<()> {
-        let Resources { memory, cpu_quota, cpu_weight, cpus, pids } = resources;
+    /// Sets what `resources` names.
+    pub fn limit(&self, resources: &Resources) -> Result<()> {
+        let Resources { memory, cpu_quota, cpu_weight, cpus, pids, memory_low } = resources;
         if let Some(bytes) = memory {
             self.set("memory.max", &bytes.to_string())?;
             // All of a container's processes end when one has to, unless it handles that itself.
             self.set("memory.oom.group", "0")?;
+        }
+        if let Some(bytes) = memory_low {
+            self.set("memory.low", &bytes.to_string())?;
         }
         if let Some(quota) = cpu_quota {
             self.set("cpu.max", &format!("{quota} {PERIOD}"))?;
@@ -55,7 +60,8 @@ impl Cgroup {
             self.set("cpuset.cpus", cpus)?;
         }
         if let Some(most) = pids {
-            self.set("pids.max", &most.to_string())?;
+            let most = if *most == u64::MAX { "max".to_owned() } else { most.to_string() };
+            self.set("pids.max", &most)?;
         }
         Ok(())
     }
@@ -64,9 +70,69 @@ impl Cgroup {
         set(&format!("{}/{name}", self.path), value)
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Kills all processes in it.
+    pub fn kill(&self) {
+        let _ = fs::write(format!("{}/cgroup.kill", self.path), "1");
+    }
+
+    /// Removes it, with groups that the container has made; false where a process has not quite ended.
+    pub fn remove(&self) -> bool {
+        remove(std::path::Path::new(&self.path))
+    }
+
     /// The directory, for a process to be made in the group.
     pub fn directory(&self) -> io::Result<OwnedFd> {
         Ok(File::open(&self.path)?.into())
+    }
+
+    /// What its processes use; zeros for what the kernel does not say.
+    pub fn usage(&self) -> Usage {
+        let read = |name: &str| fs::read_to_string(format!("{}/{name}", self.path)).unwrap_or_default();
+        let number = |name: &str| read(name).trim().parse().unwrap_or(0);
+        let field = |name: &str, field: &str| {
+            let text = read(name);
+            let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(' '));
+            line.and_then(|number| number.parse().ok()).unwrap_or(0)
+        };
+        let time = clock_gettime(ClockId::Boottime);
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0).saturating_mul(1_000_000);
+        Usage {
+            cpu: field("cpu.stat", "usage_usec"),
+            at: seconds.saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1000),
+            memory: number("memory.current"),
+            cache: field("memory.stat", "inactive_file"),
+            pids: number("pids.current"),
+        }
+    }
+
+    /// The IDs of its processes, one a line.
+    pub fn processes(&self) -> String {
+        fs::read_to_string(format!("{}/cgroup.procs", self.path)).unwrap_or_default()
+    }
+
+    /// The file of its state.
+    pub fn events(&self) -> io::Result<OwnedFd> {
+        Ok(File::open(format!("{}/cgroup.events", self.path))?.into())
+    }
+
+    /// Has its processes stand still, or go on.
+    pub fn freeze(&self, freezes: bool) -> Result<()> {
+        self.set("cgroup.freeze", if freezes { "1" } else { "0" })
+    }
+
+    /// Whether no process can be added to it.
+    pub fn is_full(&self) -> bool {
+        let number = |name: &str| {
+            let text = fs::read_to_string(format!("{}/{name}", self.path)).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        // Without a limit the text is no number.
+        number("pids.current").zip(number("pids.max")).is_some_and(|(current, most)| current >= most)
     }
 
     /// Whether the kernel has killed a process of the group for lack of memory.
@@ -79,8 +145,25 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Both fail where the container has made groups of its own, which stay empty.
-        let _ = fs::write(format!("{}/cgroup.kill", self.path), "1");
-        let _ = fs::remove_dir(&self.path);
+        // It fails where a process has not quite ended.
+        self.kill();
+        self.remove();
     }
+}
+
+/// Removes the group at `path` with those in it.
+fn remove(path: &std::path::Path) -> bool {
+    if fs::remove_dir(path).is_ok() || !path.exists() {
+        return true;
+    }
+    let mut found = vec![path.to_owned()];
+    let mut looked_at = 0;
+    while let Some(directory) = found.get(looked_at).cloned() {
+        looked_at += 1;
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let groups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        found.extend(groups.map(|entry| entry.path()));
+    }
+    // The deepest first.
+    found.iter().rev().all(|directory| fs::remove_dir(directory).is_ok())
 }

@@ -1,23 +1,37 @@
-//! What a container's first process does before it is the user's command.
+//! What a container's process does before it is the user's command.
 
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use agent_protocol::{Capabilities, Container, Failure, FailureKind, Process, encode};
+use agent_protocol::{Capabilities, Container, Failure, FailureKind, PodDisk, Process, encode};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Gid, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::disk;
 use crate::error::{During, Result, failure};
+use crate::flow;
+use crate::init;
 use crate::mounts;
 use crate::pty;
+use crate::system::set;
 use crate::user::{Accounts, Identity};
+
+/// The most bytes of a message from a process to the agent.
+pub const MAX_SETUP: usize = 4096;
+/// The most bytes of what went wrong.
+const MAX_FAILURE: usize = 2048;
+
+/// What descriptors that a process sends to the agent are: its terminal, or its container's [`mounts::Layers`].
+pub const TERMINAL: u8 = b't';
+pub const LAYERS: u8 = b'l';
 
 /// The process's ends of what connects it with the agent.
 pub struct Ends {
@@ -27,9 +41,60 @@ pub struct Ends {
     pub agent: OwnedFd,
 }
 
-/// Becomes the user's command, or tells the agent why not and ends.
-pub fn run(container: &Container, ends: Ends) -> ! {
-    let Err(failure) = become_command(container, &ends);
+/// What a container in a pod has in common with the others.
+pub struct InPod<'a> {
+    /// The process whose namespaces they join.
+    pub first: BorrowedFd<'a>,
+    /// The disks that were put into the VM for it.
+    pub disks: &'a [PodDisk],
+}
+
+/// Becomes the command of a container's first process, or tells the agent why not and ends.
+pub fn run(container: &Container, pod: Option<InPod<'_>>, ends: Ends) -> ! {
+    reset();
+    let which = if container.has_init { Which::BelowInit } else { Which::First };
+    let made = make_container(container, pod.as_ref(), &ends);
+    let Err(failure) = made.and_then(|()| become_command(&container.process, &ends, which));
+    end(&ends, &failure)
+}
+
+/// Becomes what has the root of a container that does not run, until it is killed.
+pub fn hold(container: &Container, ends: Ends) -> ! {
+    reset();
+    let made = mounts::enter_root(container).and_then(|layers| send_layers(&ends, &layers));
+    if let Err(failure) = made {
+        end(&ends, &failure)
+    }
+    // With that, the agent knows that the root is there.
+    close_others([]);
+    loop {
+        // SAFETY: the call takes no memory.
+        unsafe { libc::pause() };
+    }
+}
+
+fn send_layers(ends: &Ends, layers: &mounts::Layers) -> Result<()> {
+    send(&ends.agent, LAYERS, &[layers.changes.as_fd(), layers.image.as_fd()])
+        .during("send the root's layers")
+}
+
+/// Becomes the command of a further process, which joins the namespaces of the first one.
+pub fn run_in(first: BorrowedFd<'_>, process: &Process, ends: Ends) -> ! {
+    // Until it is the command, the container's processes see it, and those that may trace others see what it has open.
+    let own = [&ends.input, &ends.output, &ends.errors].into_iter().flatten().chain([&ends.agent]);
+    close_others(own.map(AsFd::as_fd).chain([first]));
+    reset();
+    let joined = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::CONTROL_GROUP;
+    let joined = move_into_thread_name_spaces(first, joined).during("join the container");
+    let Err(failure) = joined.and_then(|()| become_command(process, &ends, Which::Further));
+    end(&ends, &failure)
+}
+
+fn end(ends: &Ends, failure: &Failure) -> ! {
+    let failure = Failure { message: shortened(&failure.message), ..failure.clone() };
     if let Ok(message) = encode(&failure) {
         let _ = rustix::io::write(&ends.agent, &message);
     }
@@ -38,19 +103,51 @@ pub fn run(container: &Container, ends: Ends) -> ! {
     unsafe { libc::_exit(125) }
 }
 
-fn become_command(container: &Container, ends: &Ends) -> Result<Infallible> {
-    let process = &container.process;
-    reset_signals();
-    rustix::process::umask(Mode::from_raw_mode(0o022));
+/// A text that fits into a message: words of the host's in it may be very long.
+pub fn shortened(text: &str) -> String {
+    if text.len() <= MAX_FAILURE {
+        return text.to_owned();
+    }
+    let (start, _) = text.split_at(text.floor_char_boundary(MAX_FAILURE / 2));
+    let (_, end) = text.split_at(text.ceil_char_boundary(text.len().saturating_sub(MAX_FAILURE / 2)));
+    format!("{start}…{end}")
+}
+
+/// Makes what further processes find.
+fn make_container(container: &Container, pod: Option<&InPod<'_>>, ends: &Ends) -> Result<()> {
+    if let Some(pod) = pod {
+        let joined = ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
+        move_into_thread_name_spaces(pod.first, joined).during("join the pod")?;
+        pod.disks.iter().try_for_each(disk::wait_for)?;
+    }
     // SAFETY: one thread, and no other owner of what the namespace is for.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
         .during("make a namespace of control groups")?;
-    rustix::system::sethostname(container.hostname.as_bytes()).during("set the host name")?;
-    mounts::enter(container)?;
+    if pod.is_none() {
+        rustix::system::sethostname(container.hostname.as_bytes()).during("set the host name")?;
+    }
+    let layers = mounts::enter(container, pod.is_some())?;
+    send_layers(ends, &layers)
+}
+
+/// Which process of a container.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// It has the container's console, and its working directory is made.
+    First,
+    /// The same, and the command is a child of it.
+    BelowInit,
+    Further,
+}
+
+fn become_command(process: &Process, ends: &Ends, which: Which) -> Result<Infallible> {
     let identity = Accounts::read().find(&process.user, &process.groups)?;
+    connect(process, ends, &identity, which)?;
+    enter_directory(&process.cwd, which)?;
+    set_oom_score(process)?;
+    // Last of what needs files, of which there may be few.
     set_limits(process)?;
-    connect(process, ends, &identity)?;
-    enter_directory(&process.cwd)?;
     // Without no_new_privs a filter can be set by who may administer alone.
     if !process.no_new_privileges {
         filter(&process.seccomp)?;
@@ -60,10 +157,35 @@ fn become_command(container: &Container, ends: &Ends) -> Result<Infallible> {
         rustix::thread::set_no_new_privs(true).during("set no_new_privs")?;
         filter(&process.seccomp)?;
     }
+    if which == Which::BelowInit {
+        init::split(process.terminal.is_some()).during("make a process")?;
+    }
     execute(process, &identity)
 }
 
-fn reset_signals() {
+fn set_oom_score(process: &Process) -> Result<()> {
+    let Some(adjustment) = process.oom_score_adjustment else { return Ok(()) };
+    set("/proc/self/oom_score_adj", &adjustment.to_string())
+}
+
+/// Closes all but `kept`.
+pub fn close_others<'a>(kept: impl IntoIterator<Item = BorrowedFd<'a>>) {
+    let mut kept: Vec<u32> = kept.into_iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    kept.sort_unstable();
+    let mut from = 3;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        if from < fd {
+            // SAFETY: nothing of the agent's is used in this copy of it but what stays open.
+            unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) };
+        }
+        from = fd.saturating_add(1);
+    }
+}
+
+/// Sets what the agent has in a way of its own to what a command expects.
+pub fn reset() {
+    flow::reset();
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     // SAFETY: all zeros is a valid set, and the calls change this process's signals alone.
     unsafe {
         let mut none = std::mem::zeroed();
@@ -87,15 +209,17 @@ fn set_limits(process: &Process) -> Result<()> {
 }
 
 /// Connects standard input, output and error.
-fn connect(process: &Process, ends: &Ends, identity: &Identity) -> Result<()> {
+fn connect(process: &Process, ends: &Ends, identity: &Identity, which: Which) -> Result<()> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let null = null.during("open /dev/null")?;
     if let Some(size) = process.terminal {
         let (master, terminal) = pty::open_terminal(size).during("open a terminal")?;
-        send(&ends.agent, master.as_fd()).during("send the terminal")?;
+        send(&ends.agent, TERMINAL, &[master.as_fd()]).during("send the terminal")?;
         let user = Uid::from_raw(identity.uid);
         rustix::fs::fchown(&terminal, Some(user), None).during("give the terminal to its user")?;
-        mounts::bind_console(terminal.as_fd())?;
+        if which != Which::Further {
+            mounts::bind_console(terminal.as_fd())?;
+        }
         pty::take(terminal.as_fd()).during("take the terminal")?;
         for target in 0..3 {
             duplicate(terminal.as_fd(), target).during("connect the terminal")?;
@@ -114,26 +238,29 @@ fn connect(process: &Process, ends: &Ends, identity: &Identity) -> Result<()> {
 }
 
 fn duplicate(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     // SAFETY: both are descriptors of this process, and what `target` was is of no use any more.
     if unsafe { libc::dup2(fd.as_raw_fd(), target) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sends a descriptor to the agent.
-fn send(agent: &OwnedFd, fd: BorrowedFd<'_>) -> io::Result<()> {
-    let fds = [fd];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// Sends descriptors to the agent.
+fn send(agent: &OwnedFd, what: u8, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(agent, &[IoSlice::new(b"t")], &mut ancillary, SendFlags::empty())?;
+    ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    sendmsg(agent, &[IoSlice::new(&[what])], &mut ancillary, SendFlags::empty())?;
     Ok(())
 }
 
-/// Makes `path` the working directory, which is made where there is none.
-fn enter_directory(path: &str) -> Result<()> {
+/// Makes `path` the working directory. Docker makes that of a container, and no other.
+fn enter_directory(path: &str, which: Which) -> Result<()> {
     let path = if path.is_empty() { "/" } else { path };
-    std::fs::create_dir_all(path).during(format!("make the working directory {path}"))?;
-    rustix::process::chdir(path).during(format!("enter the working directory {path}"))
+    if which != Which::Further {
+        std::fs::create_dir_all(path).during(format!("make the working directory {path}"))?;
+    }
+    rustix::process::chdir(path).map_err(|error| Failure {
+        kind: if error == Errno::NOENT { FailureKind::NotFound } else { FailureKind::Other },
+        message: format!("cannot enter the working directory {path}: {}", io::Error::from(error)),
+    })
 }
 
 /// Becomes the user, with no more than these capabilities.
@@ -269,4 +396,20 @@ fn refused(path: &str, error: &io::Error) -> Failure {
         _ => (FailureKind::NotExecutable, error.to_string()),
     };
     Failure { kind, message: format!("exec: {path:?}: {why}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_fits_into_its_message() {
+        assert_eq!(shortened("short"), "short");
+        for letter in ["x", "\u{fc}", "\u{10ffff}"] {
+            let failure = refused(&letter.repeat(100_000), &io::ErrorKind::PermissionDenied.into());
+            let failure = Failure { message: shortened(&failure.message), ..failure };
+            assert!(failure.message.starts_with("exec: ") && failure.message.ends_with("permission denied"));
+            assert!(encode(&failure).unwrap().len() <= MAX_SETUP);
+        }
+    }
 }

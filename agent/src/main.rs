@@ -1,21 +1,32 @@
 //! The agent: PID 1 of a container's VM. It runs containers as the host says over vsock (see `agent_protocol`).
 //!
-//! It is one thread, which waits for all its descriptors at once (`server`). A container's first process is made by
-//! `container`, and what that does before it becomes the user's command is in `child`.
+//! It is one thread, which waits for all its descriptors at once (`server`). Processes of containers are made by
+//! `container`, what they do before they become the user's command is in `child`, and what the agent knows of one while
+//! it runs is in `process`. Files pass through processes of their own (`copies`).
 
 mod buffer;
 mod cgroup;
 mod child;
 mod container;
+mod copies;
+mod copy;
 mod devices;
+mod disk;
 mod error;
+mod flow;
+mod init;
 mod mounts;
 mod network;
+mod pod;
+mod process;
+mod processes;
 mod pty;
 mod server;
+mod sockets;
 mod streams;
 mod system;
 mod user;
+mod volumes;
 mod vsock;
 
 use std::process::ExitCode;
@@ -25,6 +36,7 @@ fn main() -> ExitCode {
         eprintln!("agent: it is the init of a container's VM and starts nowhere else");
         return ExitCode::from(2);
     }
+    system::mark_start();
     let failure = match system::prepare().and_then(|()| server::Server::new()) {
         Ok(server) => server.serve(),
         Err(failure) => failure,

@@ -14,8 +14,12 @@ use rustix::mount::{
 };
 
 use crate::devices;
+use crate::disk;
 use crate::error::{During, Result, failure};
+use crate::pod;
+use crate::sockets;
 use crate::system::RUN;
+use crate::volumes::Volumes;
 
 /// The flags of mount(2) that a container may have.
 const ALLOWED: MountFlags = MountFlags::RDONLY
@@ -23,18 +27,54 @@ const ALLOWED: MountFlags = MountFlags::RDONLY
     .union(MountFlags::NODEV)
     .union(MountFlags::NOEXEC)
     .union(MountFlags::NOATIME)
-    .union(MountFlags::RELATIME);
+    .union(MountFlags::NODIRATIME)
+    .union(MountFlags::RELATIME)
+    .union(MountFlags::STRICTATIME)
+    .union(MountFlags::SYNCHRONOUS)
+    .union(MountFlags::DIRSYNC);
 
-/// Mounts the container's root with all that is below it, and makes it this process's root.
-pub fn enter(container: &Container) -> Result<()> {
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .during("make mounts private")?;
+/// What a root is made of. Neither has a path once the root was entered.
+pub struct Layers {
+    /// The directory that takes its changes.
+    pub changes: OwnedFd,
+    pub image: OwnedFd,
+}
+
+/// Paths, without a slash in front, that may be made in a container's root to mount on.
+pub fn targets(container: &Container) -> Vec<Vec<u8>> {
+    let mounts = container.mounts.iter().map(|mount| &mount.target);
+    let files = container.files.iter().map(|file| &file.path);
+    let mut all = Vec::new();
+    for path in mounts.chain(files) {
+        let mut path = path.trim_matches('/');
+        // With the directories on the way to it, which are made as well.
+        while !path.is_empty() {
+            all.push(path.as_bytes().to_vec());
+            path = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Mounts the container's root with all that is below it, and makes it this process's root. In a pod some of that is the
+/// pod's.
+pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
+    make_private()?;
     let place = format!("{RUN}/{}", container.id);
     let root = mount_root(container, &place)?;
+    let volumes = Volumes::new(&place);
     for mount in &container.mounts {
-        root.mount(mount, container)?;
+        match is_in_pod && mount.target == pod::SHM {
+            true => root.bind(pod::SHM_SOURCE, pod::SHM, Kind::Directory)?,
+            false => root.mount(mount, container, &volumes)?,
+        }
     }
     write_files(container, &root, &place)?;
+    if is_in_pod {
+        root.bind(pod::HOSTS_SOURCE, pod::HOSTS, Kind::File)?;
+    }
     for (name, value) in &container.sysctls {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         let file = root.open(&path, OFlags::WRONLY).during(format!("open {path}"))?;
@@ -46,16 +86,25 @@ pub fn enter(container: &Container) -> Result<()> {
     for path in &container.read_only_paths {
         root.make_read_only(path)?;
     }
-    rustix::process::fchdir(&root.directory).during("enter the root")?;
-    rustix::process::pivot_root(".", ".").during("change the root")?;
-    // The old root lies over the new one, and is all that is left of the agent's.
-    unmount(".", UnmountFlags::DETACH).during("leave the old root")?;
-    rustix::process::chdir("/").during("enter the root")?;
+    root.pivot()?;
     if container.read_only {
         let flags = MountFlags::RDONLY | MountFlags::BIND | root_flags(container);
         mount_remount("/", flags, "").during("make the root read-only")?;
     }
-    Ok(())
+    Ok(root.layers)
+}
+
+/// Mounts the container's root alone, and makes it this process's root.
+pub fn enter_root(container: &Container) -> Result<Layers> {
+    make_private()?;
+    let root = mount_root(container, &format!("{RUN}/{}", container.id))?;
+    root.pivot()?;
+    Ok(root.layers)
+}
+
+fn make_private() -> Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .during("make mounts private")
 }
 
 /// Devices in an image cannot be used: those of /dev are mounted one by one.
@@ -79,27 +128,34 @@ fn mount_root(container: &Container, place: &str) -> Result<Root> {
                 .during("mount a file system for changes")?;
         }
         Writable::Disk(device) => {
-            let flags = MountFlags::NOATIME | MountFlags::NODEV;
-            mount(device, path("changes"), "ext4", flags, c"")
+            disk::mount(device, &path("changes"), disk::Lasts::Yes)
+                .during(format!("mount {device} for changes"))?;
+        }
+        Writable::Scratch(device) => {
+            disk::mount(device, &path("changes"), disk::Lasts::No)
                 .during(format!("mount {device} for changes"))?;
         }
     }
     let (upper, work) = (path("changes/upper"), path("changes/work"));
-    for directory in [&upper, &work] {
-        match fs::create_dir(directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).during(format!("make {directory}"));
-            }
-            _ => {}
-        }
+    let make = |directory: &str| match fs::create_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.during(format!("make {directory}")),
+    };
+    make(&upper)?;
+    make(&work)?;
+    // A disk that was used before has what the overlay made in it, and in its root what the container made of that.
+    if !fs::exists(format!("{work}/work")).during("look at the disk for changes")? {
+        copy_metadata(&path("image"), &upper).during("prepare the root")?;
     }
-    copy_metadata(&path("image"), &upper).during("prepare the root")?;
     let options = format!("lowerdir={},upperdir={upper},workdir={work}", path("image"));
     let options = CString::new(options).map_err(|_| failure("the container's ID has a zero byte".into()))?;
     mount("overlay", path("root"), "overlay", root_flags(container), &*options).during("mount the root")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(path("root"), flags, Mode::empty()).during("open the root")?;
-    Ok(Root { directory })
+    let open = |path: String| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).during("open the root")
+    };
+    let layers = Layers { changes: open(upper)?, image: open(path("image"))? };
+    Ok(Root { directory: open(path("root"))?, layers })
 }
 
 /// The root directory of an overlay has the mode, owner and times of its upper directory.
@@ -113,6 +169,7 @@ fn copy_metadata(from: &str, to: &str) -> io::Result<()> {
 /// A container's root before it is this process's. Links in it stay in it.
 pub struct Root {
     directory: OwnedFd,
+    layers: Layers,
 }
 
 /// What may be mounted on something else.
@@ -128,6 +185,15 @@ fn path_of(fd: BorrowedFd<'_>) -> String {
 }
 
 impl Root {
+    /// Makes it this process's root.
+    fn pivot(&self) -> Result<()> {
+        rustix::process::fchdir(&self.directory).during("enter the root")?;
+        rustix::process::pivot_root(".", ".").during("change the root")?;
+        // The old root lies over the new one, and is all that is left of the agent's.
+        unmount(".", UnmountFlags::DETACH).during("leave the old root")?;
+        rustix::process::chdir("/").during("enter the root")
+    }
+
     /// Opens a file of the container's.
     pub fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         // openat2(2) takes few flags beside O_PATH, which opens nothing that could block.
@@ -166,12 +232,24 @@ impl Root {
         Ok(parent)
     }
 
-    fn mount(&self, wanted: &Mount, container: &Container) -> Result<()> {
+    fn mount(&self, wanted: &Mount, container: &Container, volumes: &Volumes) -> Result<()> {
         let Mount { target: path, kind, flags, options } = wanted;
-        let target = self.target(path, Kind::Directory)?;
-        let target = path_of(target.as_fd());
         let flags =
             u32::try_from(*flags).map_or(MountFlags::empty(), MountFlags::from_bits_truncate) & ALLOWED;
+        match kind {
+            MountKind::Part { tag, name, fills } => {
+                return volumes.mount_part(self, path, flags, (tag, name), *fills);
+            }
+            MountKind::Disk { device, fills } => {
+                return volumes.mount_disk(self, path, flags, device, *fills);
+            }
+            MountKind::Socket { port, .. } => {
+                return self.bind(&sockets::place(&container.id, *port), path, Kind::File);
+            }
+            MountKind::FileSystem(_) | MountKind::Share(_) | MountKind::Cgroup => {}
+        }
+        let target = self.target(path, Kind::Directory)?;
+        let target = path_of(target.as_fd());
         let options =
             CString::new(&**options).map_err(|_| failure(format!("{path} has a zero in its options")))?;
         let what = |kind: &str| format!("mount {kind} on {path}");
@@ -188,6 +266,7 @@ impl Root {
             MountKind::Cgroup => {
                 mount("cgroup", &target, "cgroup2", flags, &*options).during(what("cgroup2"))?;
             }
+            MountKind::Part { .. } | MountKind::Disk { .. } | MountKind::Socket { .. } => {}
         }
         Ok(())
     }
@@ -196,6 +275,15 @@ impl Root {
     pub fn bind(&self, source: &str, path: &str, kind: Kind) -> Result<()> {
         let target = self.target(path, kind)?;
         mount_bind(source, path_of(target.as_fd())).during(format!("mount on {path}"))
+    }
+
+    /// The same, with these flags.
+    pub fn bind_with(&self, source: &str, path: &str, kind: Kind, flags: MountFlags) -> Result<()> {
+        self.bind(source, path, kind)?;
+        let what = || format!("set how {path} is mounted");
+        // The new mount lies over what was there.
+        let target = self.open(path, OFlags::PATH).during(what())?;
+        mount_remount(path_of(target.as_fd()), MountFlags::BIND | flags, "").during(what())
     }
 
     /// Hides what is at `path`, if there is something.

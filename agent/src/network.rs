@@ -36,6 +36,9 @@ pub fn set_up(network: &Network) -> Result<()> {
     set(&socket, libc::SIOCSIFNETMASK, &mut request).during(format!("give {name} its network"))?;
     request.ifr_ifru.ifru_flags = UP;
     set(&socket, libc::SIOCSIFFLAGS, &mut request).during(format!("set {name} up"))?;
+    if network.router == [0; 4] {
+        return Ok(());
+    }
     // SAFETY: all zeros is a valid route, whose fields are integers, addresses and a pointer that may be null.
     let mut route: libc::rtentry = unsafe { MaybeUninit::zeroed().assume_init() };
     route.rt_dst = address([0; 4]);

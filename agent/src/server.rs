@@ -1,28 +1,34 @@
-//! The agent's loop: connections of the host, and the containers that they ask for.
+//! The agent's loop: connections of the host, and the processes that they ask for.
+
+mod copying;
 
 use std::collections::BTreeMap;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent_protocol::{
-    Container, Decoder, Exit, Failure, FailureKind, PORT, Reply, Request, Stream, VERSION, encode,
+    Container, Decoder, Exec, Exit, Failure, FailureKind, MAX_EXECS, PORT, PodContainer, Reply, Request,
+    Stream, VERSION, encode,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{WaitOptions, wait};
 
 use crate::cgroup::Cgroup;
-use crate::container::{self, Started};
+use crate::container::{self, Home};
 use crate::error::{During, Result, failure};
+use crate::flow::Flow;
 use crate::network;
+use crate::pod::{self, Departures, Pod};
+use crate::process::{Role, Running};
+use crate::processes;
 use crate::pty;
-use crate::streams::{ConnectionId, Input, Output};
+use crate::sockets::{self, Sockets};
+use crate::streams::{ConnectionId, Lost};
 use crate::system;
 use crate::vsock;
 
-/// The most connections at once; each container has four.
-const MAX_CONNECTIONS: usize = 256;
+/// The most connections at once; each process has up to four.
+const MAX_CONNECTIONS: usize = 512;
 /// The most bytes of answers that the host has not read.
 const MAX_UNREAD: usize = 1 << 20;
 
@@ -35,6 +41,7 @@ enum Source {
     Setup(String),
     Output(String, Stream),
     Input(String),
+    Socket(sockets::Source),
 }
 
 struct Connection {
@@ -46,55 +53,47 @@ struct Connection {
     stream: Option<(String, Stream)>,
 }
 
-/// A container.
-struct Running {
-    /// Until it has ended.
-    pid: Option<Pid>,
-    cgroup: Cgroup,
-    /// Until the first process is the user's command.
-    setup: Option<OwnedFd>,
-    failure: Option<Failure>,
-    terminal: Option<OwnedFd>,
-    input: Input,
-    output: Output,
-    errors: Output,
-    /// The connection that gets the answers about its start and its end.
-    control: ConnectionId,
-}
-
-impl Running {
-    fn output_mut(&mut self, stream: Stream) -> Option<&mut Output> {
-        match stream {
-            Stream::Stdin => None,
-            Stream::Stdout => Some(&mut self.output),
-            Stream::Stderr => Some(&mut self.errors),
-        }
-    }
-}
-
 /// The agent at work.
 pub struct Server {
     listener: OwnedFd,
     signals: OwnedFd,
     connections: BTreeMap<ConnectionId, Connection>,
     next: ConnectionId,
-    containers: BTreeMap<String, Running>,
+    /// By their IDs: the first processes of containers by those of the containers.
+    processes: BTreeMap<String, Running>,
+    /// Processes that copy files.
+    copies: Vec<copying::Copying>,
+    /// The control group of some of them, once there was one.
+    apart: Option<Cgroup>,
     /// The network device is set up.
     has_network: bool,
+    /// Sockets of the host that containers have.
+    sockets: Sockets,
+    /// What containers share, where the VM is for several.
+    pod: Option<Pod>,
+    /// Containers of the pod that have ended, or are about to.
+    departures: Departures,
+    flow: Flow,
 }
 
 impl Server {
     /// Listens, and tells the host that it does by a first connection.
     pub fn new() -> Result<Self> {
-        let signals = signals()?;
+        let signals = system::signals()?;
         let listener = vsock::listen(PORT).during("listen on vsock")?;
         let mut server = Self {
             listener,
             signals,
             connections: BTreeMap::new(),
             next: 0,
-            containers: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            copies: Vec::new(),
+            apart: None,
             has_network: false,
+            sockets: Sockets::new(),
+            pod: None,
+            departures: Departures::default(),
+            flow: Flow::default(),
         };
         let first = vsock::connect(PORT).during("connect to the host")?;
         server.add_connection(first);
@@ -112,6 +111,9 @@ impl Server {
 
     fn turn(&mut self) -> Result<()> {
         let ready = self.wait()?;
+        if ready.is_empty() || !ready.iter().all(|(source, _)| self.is_of_stream(source)) {
+            self.flow.end();
+        }
         for (source, events) in ready {
             match source {
                 Source::Listener => self.accept(),
@@ -120,23 +122,37 @@ impl Server {
                 Source::Setup(name) => self.set_up(&name),
                 Source::Output(name, stream) => {
                     if let Some(output) =
-                        self.containers.get_mut(&name).and_then(|running| running.output_mut(stream))
+                        self.processes.get_mut(&name).and_then(|running| running.output_mut(stream))
                     {
-                        output.read();
+                        let count = output.read();
+                        self.flow.add(count);
                     }
                 }
                 Source::Input(name) => {
-                    if let Some(running) = self.containers.get_mut(&name) {
+                    if let Some(running) = self.processes.get_mut(&name) {
                         running.input.write();
                     }
                 }
+                Source::Socket(source) => self.sockets.serve(source, events),
             }
         }
         self.pass_on();
+        self.release();
         Ok(())
     }
 
-    /// Waits until there is something to do.
+    /// Whether what is ready has to do with bytes of a process's streams alone.
+    fn is_of_stream(&self, source: &Source) -> bool {
+        match source {
+            Source::Output(..) | Source::Input(_) => true,
+            Source::Connection(id) => {
+                self.connections.get(id).is_some_and(|connection| connection.stream.is_some())
+            }
+            Source::Listener | Source::Signals | Source::Setup(_) | Source::Socket(_) => false,
+        }
+    }
+
+    /// Waits until there is something to do, or output flows no more.
     fn wait(&self) -> Result<Vec<(Source, PollFlags)>> {
         let mut sources = Vec::new();
         let mut fds = Vec::new();
@@ -152,7 +168,7 @@ impl Server {
         for (&id, connection) in &self.connections {
             watch(Source::Connection(id), connection.fd.as_fd(), self.interest(connection));
         }
-        for (name, running) in &self.containers {
+        for (name, running) in &self.processes {
             if let Some(setup) = &running.setup {
                 watch(Source::Setup(name.clone()), setup.as_fd(), PollFlags::IN);
             }
@@ -165,7 +181,11 @@ impl Server {
                 watch(Source::Input(name.clone()), target, PollFlags::OUT);
             }
         }
-        match poll(&mut fds, None) {
+        self.sockets.watch(|source, fd, flags| watch(Source::Socket(source), fd, flags));
+        let leaving = (!self.departures.is_empty()).then_some(pod::AGAIN);
+        let patience = self.flow.patience().into_iter().chain(leaving).min();
+        let patience = patience.and_then(|patience| patience.try_into().ok());
+        match poll(&mut fds, patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).during("wait for events"),
         }
@@ -177,7 +197,7 @@ impl Server {
     fn interest(&self, connection: &Connection) -> PollFlags {
         let mut flags = match &connection.stream {
             None => PollFlags::IN,
-            Some((name, stream)) => match (self.containers.get(name), stream) {
+            Some((name, stream)) => match (self.processes.get(name), stream) {
                 (Some(running), Stream::Stdin) => running.input.interest(),
                 (Some(running), Stream::Stdout) => running.output.interest(),
                 (Some(running), Stream::Stderr) => running.errors.interest(),
@@ -218,6 +238,9 @@ impl Server {
 
     fn send_answers(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        if connection.answers.is_empty() {
+            return;
+        }
         match rustix::io::write(&connection.fd, &connection.answers) {
             Ok(count) => drop(connection.answers.drain(..count.min(connection.answers.len()))),
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -227,14 +250,31 @@ impl Server {
 
     fn close(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.remove(&id) else { return };
-        let Some((name, stream)) = connection.stream else { return };
-        let Some(running) = self.containers.get_mut(&name) else { return };
+        let Some((name, stream)) = connection.stream else { return self.leave(id) };
+        let Some(running) = self.processes.get_mut(&name) else { return };
         if stream == Stream::Stdin && running.input.connection == Some(id) {
             running.input.connection = None;
-            running.input.end();
         }
         if let Some(output) = running.output_mut(stream).filter(|output| output.connection == Some(id)) {
             output.connection = None;
+        }
+    }
+
+    /// Has processes run on that connection `control` was for.
+    fn leave(&mut self, control: ConnectionId) {
+        let of = |(_, running): &(&String, &mut Running)| running.control == control;
+        let mut left = Vec::new();
+        for (name, running) in self.processes.iter_mut().filter(of) {
+            if running.is_in_pod
+                && let Role::First(home) = &running.role
+            {
+                home.cgroup.kill();
+            }
+            running.leave();
+            left.push(name.clone());
+        }
+        for name in left {
+            self.forget(&name);
         }
     }
 
@@ -245,19 +285,30 @@ impl Server {
         let Some(connection) = self.connections.get(&id) else { return };
         match connection.stream.clone() {
             None => self.read_requests(id),
-            Some((name, Stream::Stdin)) => {
-                let Some(running) = self.containers.get_mut(&name) else { return self.close(id) };
-                if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                    running.input.read(&connection.fd);
-                    running.input.write();
-                }
-                if running.input.is_finished() {
-                    self.close(id);
-                }
+            Some((name, stream)) if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) => {
+                self.serve_stream(id, &name, stream);
             }
-            // The host sends nothing here: what can be read is its end.
-            Some(_) if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) => self.close(id),
             Some(_) => {}
+        }
+    }
+
+    /// Takes what the host sends on the connection of a stream: input, or what it has of an output.
+    fn serve_stream(&mut self, id: ConnectionId, name: &str, stream: Stream) {
+        let (Some(connection), Some(running)) = (self.connections.get_mut(&id), self.processes.get_mut(name))
+        else {
+            return self.close(id);
+        };
+        let taken = match running.output_mut(stream) {
+            Some(output) => output.acknowledge(&connection.fd).map(|()| false),
+            None => running.input.read(&connection.fd).map(|acknowledgement| {
+                connection.answers.extend(acknowledgement.into_iter().flatten());
+                running.input.write();
+                running.input.is_finished()
+            }),
+        };
+        match taken {
+            Ok(false) => self.send_answers(id),
+            Ok(true) | Err(Lost) => self.close(id),
         }
     }
 
@@ -284,64 +335,176 @@ impl Server {
 
     fn handle(&mut self, id: ConnectionId, request: Request) {
         let reply = match request {
-            Request::Start(container) => match self.start(id, &container) {
+            Request::Start(container) => match self.start(id, &container, false) {
                 Ok(()) => return,
                 Err(failure) => Reply::Failed(failure),
             },
-            Request::Attach { container, stream } => return self.attach(id, container, stream),
+            Request::Exec { container, id: name, exec } => match self.exec(id, &container, &name, &exec) {
+                Ok(()) => return,
+                Err(failure) => Reply::Failed(failure),
+            },
+            Request::Attach { container, stream, position } => {
+                return self.attach(id, container, stream, position);
+            }
+            Request::Wait { container } => match self.wait_for(id, &container) {
+                Ok(()) => return,
+                Err(failure) => Reply::Failed(failure),
+            },
             Request::Signal { container, signal } => match self.signal(&container, signal) {
                 Ok(()) => Reply::Done,
                 Err(failure) => Reply::Failed(failure),
             },
             Request::Resize { container, size } => {
                 if let Some(terminal) =
-                    self.containers.get(&container).and_then(|running| running.terminal.as_ref())
+                    self.processes.get(&container).and_then(|running| running.terminal.as_ref())
                 {
                     let _ = pty::set_size(terminal, size);
                 }
                 return;
             }
-            Request::PowerOff => system::power_off(),
+            Request::PowerOff => {
+                // With them their mounts go, which writes those of disks as they are to be found again.
+                self.processes.clear();
+                system::power_off()
+            }
+            Request::Usage { container } => match self.home(&container) {
+                Some(home) => Reply::Usage(home.cgroup.usage()),
+                None => Reply::Failed(unknown(&container)),
+            },
+            Request::Update { container, resources } => {
+                let updated = self.home(&container).ok_or_else(|| unknown(&container));
+                match updated.and_then(|home| home.cgroup.limit(&resources)) {
+                    Ok(()) => Reply::Done,
+                    Err(failure) => Reply::Failed(failure),
+                }
+            }
+            Request::Processes { container } => match self.home(&container) {
+                Some(home) => Reply::Processes(processes::list(&home.cgroup.processes()), system::uptime()),
+                None => Reply::Failed(unknown(&container)),
+            },
+            Request::Hold(container) => match self.start(id, &container, true) {
+                Ok(()) => return,
+                Err(failure) => Reply::Failed(failure),
+            },
+            Request::Copy { container, what } => match self.copy(id, &container, &what) {
+                Ok(()) => return,
+                Err(failure) => Reply::Failed(failure),
+            },
+            Request::Pod(pod) => match self.make_pod(&pod) {
+                Ok(()) => Reply::Done,
+                Err(failure) => Reply::Failed(failure),
+            },
+            Request::StartInPod(container) => match self.start_in_pod(id, &container) {
+                Ok(()) => return,
+                Err(failure) => Reply::Failed(failure),
+            },
+            Request::Release { container, disks } => {
+                if let Some(Role::First(home)) = self.processes.get(&container).map(|running| &running.role) {
+                    home.cgroup.kill();
+                }
+                match self.departures.add(container, disks, id) {
+                    Ok(()) => return,
+                    Err(failure) => Reply::Failed(failure),
+                }
+            }
         };
         self.answer(id, &reply);
     }
 
-    fn start(&mut self, control: ConnectionId, container: &Container) -> Result<()> {
-        let is_plain = |id: &str| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if !is_plain(&container.id) || self.containers.contains_key(&container.id) {
+    /// Starts a container, or has its root alone where that `is_held`.
+    fn start(&mut self, control: ConnectionId, container: &Container, is_held: bool) -> Result<()> {
+        if !is_plain(&container.id) || self.processes.contains_key(&container.id) {
             return Err(failure(format!("cannot use {:?} as a container's ID", container.id)));
         }
         if let Some(network) = container.network.as_ref().filter(|_| !self.has_network) {
             network::set_up(network)?;
             self.has_network = true;
         }
-        let Started { pid, cgroup, setup, input, output, errors } = container::start(container)?;
-        let running = Running {
-            pid: Some(pid),
-            cgroup,
-            setup: Some(setup),
-            failure: None,
-            terminal: None,
-            input: Input::new(input),
-            output: Output::new(output),
-            errors: Output::new(errors),
-            control,
-        };
-        self.containers.insert(container.id.clone(), running);
+        self.sockets.add(container)?;
+        let (started, home) = container::start(container, is_held)?;
+        let running = Running::new(started, Role::First(Box::new(home)), control);
+        self.processes.insert(container.id.clone(), running);
         Ok(())
     }
 
-    fn attach(&mut self, id: ConnectionId, name: String, stream: Stream) {
-        let Some(running) = self.containers.get_mut(&name) else {
-            self.answer(id, &Reply::Failed(unknown(&name)));
+    fn make_pod(&mut self, pod: &agent_protocol::Pod) -> Result<()> {
+        if self.pod.is_some() || !self.processes.is_empty() {
+            return Err(failure("there is a pod, or a container, in this VM".into()));
+        }
+        self.pod = Some(Pod::new(pod, self.has_network)?);
+        self.has_network = true;
+        Ok(())
+    }
+
+    fn start_in_pod(&mut self, control: ConnectionId, started: &PodContainer) -> Result<()> {
+        let container = &started.container;
+        if !is_plain(&container.id) || self.processes.contains_key(&container.id) {
+            return Err(failure(format!("cannot use {:?} as a container's ID", container.id)));
+        }
+        let pod = self.pod.as_mut().ok_or_else(|| failure("there is no pod in this VM".into()))?;
+        pod.add(&container.id, &started.names)?;
+        let (started, home) = container::start_in(pod, started)?;
+        let role = Role::First(Box::new(home));
+        let running = Running::new(started, role, control).in_pod();
+        self.processes.insert(container.id.clone(), running);
+        Ok(())
+    }
+
+    /// Reports containers of the pod that have ended.
+    fn release(&mut self) {
+        if self.departures.is_empty() {
             return;
+        }
+        let processes = &mut self.processes;
+        let take = |container: &str| {
+            let is_further =
+                |running: &Running| matches!(&running.role, Role::Further(name) if name == container);
+            let is_alive = |(name, running): (&String, &Running)| {
+                running.pid.is_some() && (name == container || is_further(running))
+            };
+            if processes.iter().any(is_alive) {
+                return (false, None);
+            }
+            processes.retain(|_, running| !is_further(running));
+            let role = processes.remove(container).map(|running| running.role);
+            (true, if let Some(Role::First(home)) = role { Some(home) } else { None })
         };
-        let place = match stream {
-            Stream::Stdin => &mut running.input.connection,
-            Stream::Stdout => &mut running.output.connection,
-            Stream::Stderr => &mut running.errors.connection,
+        for waiter in self.departures.advance(self.pod.as_mut(), take) {
+            self.answer(waiter, &Reply::Done);
+        }
+    }
+
+    fn exec(&mut self, control: ConnectionId, container: &str, id: &str, exec: &Exec) -> Result<()> {
+        if !is_plain(id) || self.processes.contains_key(id) {
+            return Err(failure(format!("cannot use {id:?} as a process's ID")));
+        }
+        let first = self.processes.get(container).ok_or_else(|| unknown(container))?;
+        let Role::First(home) = &first.role else { return Err(unknown(container)) };
+        if !first.is_command() || home.is_held {
+            return Err(failure(format!("container {container} is not running")));
+        }
+        let is_of = |running: &&Running| matches!(&running.role, Role::Further(name) if name == container);
+        if self.processes.values().filter(is_of).count() >= MAX_EXECS {
+            return Err(failure(format!(
+                "container {container} runs {MAX_EXECS} commands beside its own, which is the most"
+            )));
+        }
+        let started = home.exec(exec)?;
+        let running = Running::new(started, Role::Further(container.to_owned()), control);
+        self.processes.insert(id.to_owned(), running);
+        Ok(())
+    }
+
+    /// Makes connection `id` that of a stream, which goes on from where the host is.
+    fn attach(&mut self, id: ConnectionId, name: String, stream: Stream, position: u64) {
+        let attached = self.processes.get_mut(&name).ok_or_else(|| unknown(&name));
+        let before = match attached.and_then(|running| running.attach(id, stream, position)) {
+            Ok((before, position)) => {
+                self.answer(id, &Reply::Attached { position });
+                before
+            }
+            Err(failure) => return self.answer(id, &Reply::Failed(failure)),
         };
-        let before = place.replace(id);
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.stream = Some((name, stream));
         }
@@ -350,55 +513,26 @@ impl Server {
         }
     }
 
-    fn signal(&mut self, name: &str, number: u8) -> Result<()> {
-        let running = self.containers.get(name).ok_or_else(|| unknown(name))?;
-        let pid = running.pid.ok_or_else(|| failure(format!("container {name} has ended")))?;
-        let signal = (1..=64).contains(&number).then_some(i32::from(number));
-        let signal = signal.ok_or_else(|| failure(format!("there is no signal {number}")))?;
-        // SAFETY: it is the number of a signal.
-        let signal = unsafe { Signal::from_raw_unchecked(signal) };
-        kill_process(pid, signal).during(format!("send signal {number}"))
+    /// Has the end of a process be told on connection `id`.
+    fn wait_for(&mut self, id: ConnectionId, name: &str) -> Result<()> {
+        let running = self.processes.get_mut(name).ok_or_else(|| unknown(name))?;
+        running.control = id;
+        if let Some(exit) = running.exit {
+            self.answer(id, &Reply::Exited(exit));
+        }
+        Ok(())
     }
 
-    /// Takes what a first process says before it is the user's command.
+    fn signal(&mut self, name: &str, number: u8) -> Result<()> {
+        self.processes.get(name).ok_or_else(|| unknown(name))?.signal(name, number)
+    }
+
+    /// Takes what a process says before it is the user's command.
     fn set_up(&mut self, name: &str) {
-        let Some(running) = self.containers.get_mut(name) else { return };
-        let Some(setup) = &running.setup else { return };
-        let mut bytes = [0; 4096];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(
-            setup,
-            &mut [std::io::IoSliceMut::new(&mut bytes)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        );
-        let count = match received {
-            Ok(received) => received.bytes,
-            Err(Errno::AGAIN | Errno::INTR) => return,
-            Err(_) => 0,
-        };
-        if count == 0 {
-            running.setup = None;
-            let control = running.control;
-            let reply = match running.failure.clone() {
-                Some(failure) => Reply::Failed(failure),
-                None => Reply::Started,
-            };
-            return self.answer(control, &reply);
-        }
-        let sent = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        if let Some(terminal) = sent {
-            running.take_terminal(terminal);
-            return;
-        }
-        let mut decoder = Decoder::default();
-        decoder.push(bytes.get(..count).unwrap_or_default());
-        if let Ok(Some(failure)) = decoder.take::<Failure>() {
-            running.failure = Some(failure);
+        let Some(running) = self.processes.get_mut(name) else { return };
+        let control = running.control;
+        if let Some(reply) = running.set_up() {
+            self.answer(control, &reply);
         }
     }
 
@@ -407,39 +541,76 @@ impl Server {
         let mut events = [0; 1024];
         while rustix::io::read(&self.signals, &mut events).is_ok_and(|count| count > 0) {}
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let ended = self.containers.iter().find(|(_, running)| running.pid == Some(pid));
+            if self.reap_copy(pid) {
+                continue;
+            }
+            let ended = self.processes.iter().find(|(_, running)| running.pid == Some(pid));
             // Others are processes whose parents ended before them.
             let Some(name) = ended.map(|(name, _)| name.clone()) else { continue };
-            // What it said before it ended comes first: a terminal, a failure, the end.
-            for _ in 0..3 {
-                self.set_up(&name);
-            }
-            let Some(running) = self.containers.get_mut(&name) else { continue };
-            running.pid = None;
             let code = match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => code,
                 (None, Some(signal)) => 128 + signal,
                 (None, None) => continue,
             };
-            let code = u8::try_from(code).unwrap_or(u8::MAX);
-            let exit = Exit { code, out_of_memory: running.cgroup.was_out_of_memory() };
+            // What it said before it ended comes first: layers, a terminal, a failure, the end.
+            for _ in 0..4 {
+                self.set_up(&name);
+            }
+            let out_of_memory = self.home(&name).is_some_and(|home| home.cgroup.was_out_of_memory());
+            let Some(running) = self.processes.get_mut(&name) else { continue };
+            running.pid = None;
+            // Others end with it also where it was not PID 1 for them.
+            if running.is_in_pod
+                && let Role::First(home) = &running.role
+            {
+                home.cgroup.kill();
+            }
+            let exit = Exit { code: u8::try_from(code).unwrap_or(u8::MAX), out_of_memory };
             let control = running.control;
+            running.exit = Some(exit);
             if running.failure.is_none() {
                 self.answer(control, &Reply::Exited(exit));
             }
+            self.forget(&name);
         }
     }
 
-    /// Passes on what processes wrote, and closes the connections of those that write no more.
+    /// What the processes of the container have in common to which the process `name` belongs.
+    fn home(&self, name: &str) -> Option<&Home> {
+        match &self.processes.get(name)?.role {
+            Role::First(home) => Some(home),
+            Role::Further(container) => match &self.processes.get(container)?.role {
+                Role::First(home) => Some(home),
+                Role::Further(_) => None,
+            },
+        }
+    }
+
+    /// Forgets a further process that has ended, and that the host asks no more about.
+    fn forget(&mut self, name: &str) {
+        let is_over = |running: &Running| {
+            matches!(running.role, Role::Further(_))
+                && running.pid.is_none()
+                && !self.connections.contains_key(&running.control)
+        };
+        if self.processes.get(name).is_some_and(is_over) {
+            self.processes.remove(name);
+        }
+    }
+
+    /// Passes on what processes wrote.
     fn pass_on(&mut self) {
         let mut closed = Vec::new();
-        for running in self.containers.values_mut() {
+        for running in self.processes.values_mut() {
             for output in [&mut running.output, &mut running.errors] {
                 let Some(id) = output.connection else { continue };
                 let Some(connection) = self.connections.get(&id) else { continue };
-                if !output.write(&connection.fd) || output.is_finished() && connection.answers.is_empty() {
+                if connection.answers.is_empty() && output.write(&connection.fd).is_err() {
                     closed.push(id);
                 }
+            }
+            if running.input.is_finished() {
+                closed.extend(running.input.connection);
             }
         }
         for id in closed {
@@ -448,35 +619,11 @@ impl Server {
     }
 }
 
-impl Running {
-    /// Input and output are those of the terminal.
-    fn take_terminal(&mut self, terminal: OwnedFd) {
-        let _ = rustix::io::ioctl_fionbio(&terminal, true);
-        let copy = || terminal.try_clone().ok();
-        let attached = (self.input.connection, self.output.connection);
-        self.input = Input::new(copy());
-        self.output = Output::new(copy());
-        (self.input.connection, self.output.connection) = attached;
-        self.terminal = Some(terminal);
-    }
+/// Whether `id` can be an ID: it becomes part of paths.
+fn is_plain(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 64 && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 fn unknown(name: &str) -> Failure {
     Failure { kind: FailureKind::Other, message: format!("there is no container {name}") }
-}
-
-/// Blocks the signal of ended children, and has it read from a descriptor.
-fn signals() -> Result<OwnedFd> {
-    // SAFETY: all zeros is a valid set; the calls change this thread's mask, which is the only one, and make a
-    // descriptor, which has no other owner.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGCHLD);
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
-            fd if fd < 0 => Err(std::io::Error::last_os_error()).during("take signals"),
-            fd => Ok(OwnedFd::from_raw_fd(fd)),
-        }
-    }
 }

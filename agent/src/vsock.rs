@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use agent_protocol::HOST_CID;
 
-/// How many connections may wait to be accepted.
-const BACKLOG: i32 = 16;
+/// How many connections may wait to be accepted: those of as many commands as there can be, and more. One that finds no
+/// room is refused.
+const BACKLOG: i32 = 512;
 
 fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
     // SAFETY: all zeros is a valid address.
@@ -53,6 +54,17 @@ pub fn connect(port: u32) -> io::Result<OwnedFd> {
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), LENGTH) })?;
     rustix::io::ioctl_fionbio(&socket, true)?;
     Ok(socket)
+}
+
+/// A connection to `port` of the host that is made while others are served: it can be written to when it is there.
+pub fn begin_to_connect(port: u32) -> io::Result<OwnedFd> {
+    let socket = socket(libc::SOCK_NONBLOCK)?;
+    let address = address(HOST_CID, port);
+    // SAFETY: the address lives until the call returns, and has that length.
+    match check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), LENGTH) }) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+        result => result.map(|()| socket),
+    }
 }
 
 /// The next connection, or `None` where there is none that comes from the host.

@@ -47,7 +47,7 @@ impl BalloonCommand {
                 Ok(targets::client(vm)?.send("PATCH", "/balloon", &BalloonUpdate { amount_mib })?)
             });
         }
-        let found = Registry::of_user().find(&self.vm).map_err(Failure::from);
+        let found = targets::find(&Registry::of_user(), &self.vm);
         match found.and_then(|vm| Ok((look(&vm)?, vm))) {
             Ok((balloon, _)) if self.json => print(json(&balloon).as_bytes(), exit_code::SUCCESS),
             Ok((balloon, vm)) => print(table(&vm, &balloon).as_bytes(), exit_code::SUCCESS),

@@ -3,11 +3,11 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::Args;
-use instance::Registry;
 use instance::console::{AttachError, Detached, attach};
+use instance::{Kind, Registry};
 
 use crate::process::ExitCode;
-use crate::targets::{Failure, complain_of};
+use crate::targets::{self, Failure, complain_of};
 use crate::{chain, complain, exit_code};
 
 const EXAMPLES: &str = "\
@@ -23,16 +23,26 @@ Keys:
 #[command(after_long_help = EXAMPLES)]
 pub struct ConsoleCommand {
     /// ID, beginning of an ID, or name of the VM
-    vm: String,
+    pub vm: String,
 }
 
 impl ConsoleCommand {
     /// Attaches to the VM's console until the user detaches or the VM ends.
     pub fn run(self) -> ExitCode {
-        let vm = match Registry::of_user().find(&self.vm) {
+        let vm = match targets::find(&Registry::of_user(), &self.vm) {
             Ok(vm) => vm,
-            Err(error) => return complain_of(&self.vm, &error.into()).into(),
+            Err(failure) => return complain_of(&self.vm, &failure).into(),
         };
+        let is_container =
+            targets::kept(vm.record.id.as_str()).is_ok_and(|kept| kept.entry.kind == Kind::Container);
+        if is_container {
+            let name = &self.vm;
+            complain(&format!(
+                "{name}: it is a container and has no console: `mvm logs -f {name}` shows its output, \
+                 `mvm exec -it {name} sh` is a shell in it"
+            ));
+            return exit_code::FAILURE.into();
+        }
         match attach(&vm.console_socket()) {
             Ok(Detached::ByUser) => {
                 self.note("keeps running");

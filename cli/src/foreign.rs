@@ -17,56 +17,52 @@ pub fn option(command: &str, word: &str) -> Option<&'static str> {
 type Words = &'static [&'static str];
 
 const COMMANDS: &[(Words, &str)] = &[
-    (&["start", "create", "launch", "up"], "use `mvm boot`"),
+    (&["launch", "up"], "use `mvm run -d` for a container, `mvm boot -d` for a VM"),
+    (&["reboot", "reset"], "use `mvm restart NAME`"),
     (&["help"], "use `mvm --help`, or `mvm COMMAND --help` for one command"),
+    (&["ssh"], "`mvm console VM` is the guest's console; for ssh, publish its port: `mvm boot … -p 2222:22`"),
+    (&["log"], "use `mvm logs`"),
+    (&["show"], "use `mvm inspect`"),
+    (&["remove", "delete", "undefine"], "use `mvm rm`"),
     (
-        &["exec", "ssh"],
-        "`mvm console VM` is the guest's console; for ssh, publish its port: `mvm boot … -p 2222:22`",
+        &["prune"],
+        "use `mvm container prune` for containers, `mvm image prune` for images, `mvm system prune` for both",
     ),
+    (&["info"], "use `mvm doctor`"),
+    (&["shutdown", "poweroff", "halt"], "use `mvm stop NAME`"),
+    (&["destroy", "terminate"], "use `mvm kill NAME`"),
+    (&["suspend"], "use `mvm pause NAME`"),
     (
-        &["logs", "log"],
-        "`mvm console VM` shows the latest output and follows it; the file console.log in the VM's directory keeps it",
+        &["build", "buildx", "builder", "bake"],
+        "images are built by docker, podman or buildah; `mvm load` and `mvm pull` take them",
     ),
-    (&["inspect", "show"], "use `mvm ps --json`, or GET /vm/config on the VM's control socket"),
-    (
-        &["rm", "remove", "delete", "undefine"],
-        "a VM's files are removed when it ends; `mvm kill VM` ends it now",
-    ),
-    (&["restart", "reboot", "reset"], "use `mvm stop VM`, then `mvm boot` again"),
-    (&["shutdown", "poweroff", "halt"], "use `mvm stop VM`"),
-    (&["destroy", "terminate"], "use `mvm kill VM`"),
-    (&["suspend"], "use `mvm pause VM`"),
-    (&["wait"], "the process of `mvm boot` ends with the VM, with its exit code"),
-    (&["cp"], "share a folder with the guest: `mvm boot … --share DIR:PATH`"),
-    (&["port"], "publish ports when the VM boots: `mvm boot … -p HOST:GUEST`"),
-    (&["build"], "images are built by docker, podman or buildah; `mvm load` and `mvm pull` take them"),
-    (&["image"], "use `mvm images`, `mvm pull`, `mvm rmi`, `mvm tag`, `mvm history`"),
-    (&["login", "logout"], "use `docker login` or `podman login`, whose credentials mvm uses"),
-    (&["snapshot", "restore"], "snapshots are not supported yet; `mvm pause VM` pauses a VM"),
+    (&["search"], "registries are searched on their web sites; `mvm pull IMAGE` takes an image"),
+    (&["compose"], "containers have no network of several yet: use `mvm run -d` for each of them"),
+    (&["snapshot", "restore"], "snapshots are not supported yet; `mvm pause NAME` pauses a VM"),
     (&["metrics"], "use `mvm stats`, or GET /metrics on the VM's control socket"),
-    (&["update"], "use `mvm balloon VM SIZE` for memory, and `mvm resize VM DISK SIZE` for disks"),
+    (&["network"], "networks are options: `mvm run --network user`, `mvm boot --net user`"),
+    (&["manifest", "scout"], "use `mvm image inspect`"),
+    (&["volumes"], "use `mvm volume ls`"),
+    (&["mount"], "share a folder, as in `mvm run -v ./src:/work`"),
+    (&["dockerd", "daemon"], "mvm has no daemon: run containers with `mvm run`"),
     (
-        &["network", "volume"],
-        "a VM's networks and folders are options: `mvm boot … --net user --share DIR:PATH`",
+        &["context", "swarm", "service", "stack", "node", "plugin", "secret", "config", "trust"],
+        "mvm has neither a daemon nor a cluster",
     ),
 ];
 
 const BOOT: Words = &["boot"];
+const RUN: Words = &["run", "create"];
 const SIGNALLED: Words = &["stop", "kill", "pause", "resume"];
 
 const OPTIONS: &[(Words, Words, &str)] = &[
+    (BOOT, &["-dit", "-itd", "--daemonize", "-daemonize"], "use --detach"),
     (
-        BOOT,
-        &["-d", "-dit", "-itd", "--detach", "--daemonize", "-daemonize"],
-        "a VM runs in the foreground; to leave it in the background: `nohup mvm boot … --console off &`",
-    ),
-    (
-        &[],
+        &["boot", "console"],
         &["-i", "-t", "-it", "-ti", "--interactive", "--tty"],
         "leave it out: on a terminal, the console is interactive",
     ),
     (BOOT, &["-e", "--env", "--env-file"], "a VM has no environment; pass kernel arguments with --append"),
-    (BOOT, &["--rm"], "leave it out: a VM's files are removed when it ends"),
     (BOOT, &["-c", "-smp", "--smp", "--cpu", "--vcpus", "--vcpu-count"], "use --cpus N"),
     (BOOT, &["--ram", "--mem-size", "--mem-size-mib"], "use --memory SIZE"),
     (
@@ -131,18 +127,146 @@ const OPTIONS: &[(Words, Words, &str)] = &[
     (
         BOOT,
         &["--hostname", "--user", "-u", "--workdir", "-w", "--entrypoint"],
-        "containers are not supported yet; set it in the guest",
+        "those are options of `mvm run`; in a VM, set it in the guest",
     ),
     (BOOT, &["--label", "-l"], "a VM has no labels; name it with --name"),
+    (RUN, &["--volumes-from"], "name the volumes and folders, as in -v NAME:PATH"),
+    (
+        RUN,
+        &["--volume-driver"],
+        "use --mount type=volume,volume-driver=shared,… or `mvm volume create --driver`",
+    ),
+    (
+        RUN,
+        &["--link", "--network-alias", "--net-alias"],
+        "containers cannot reach each other yet; a port that one publishes is at host.docker.internal for one \
+         with --network user,host",
+    ),
+    (
+        RUN,
+        &["--device", "--device-cgroup-rule", "--gpus"],
+        "a container has its VM's devices and none of the host's: use --privileged for those of the VM, -v for folders",
+    ),
+    (RUN, &["--oom-kill-disable"], "use --oom-score-adj: with control groups v2 nothing switches this off"),
+    (RUN, &["-a", "--attach"], "leave it out, or use --detach: all streams are attached, and input with -i"),
+    (RUN, &["--cidfile"], "`mvm run -d` prints the ID, and --name gives a name"),
+    (RUN, &["--annotation"], "use --label KEY=VALUE"),
+    (RUN, &["--runtime", "--cgroup-parent"], "leave it out: each container has a VM of its own"),
+    (
+        RUN,
+        &[
+            "--blkio-weight",
+            "--blkio-weight-device",
+            "--device-read-bps",
+            "--device-read-iops",
+            "--device-write-bps",
+            "--device-write-iops",
+        ],
+        "the disks of containers have no limits yet; those of `mvm boot` have",
+    ),
+    (
+        RUN,
+        &["--cpu-count", "--cpu-percent", "--io-maxbandwidth", "--io-maxiops"],
+        "leave it out: it is for containers of Windows; use --cpus N",
+    ),
+    (
+        RUN,
+        &["--cpu-rt-period", "--cpu-rt-runtime"],
+        "leave it out: control groups v2 have no limits of real-time processes; use --cap-add SYS_NICE --ulimit rtprio=N",
+    ),
+    (RUN, &["--kernel-memory"], "leave it out: --memory counts the kernel's memory too"),
+    (RUN, &["--link-local-ip"], "use --network tap=NAME,ip=ADDRESS/PREFIX or bridge=NAME,ip=ADDRESS/PREFIX"),
+    (RUN, &["--use-api-socket"], "leave it out: mvm has no daemon and no socket of one"),
+    (RUN, &["--volume-driver"], "leave it out: volumes are folders, files and disks of this host"),
+    (RUN, &["--ip", "--ip6"], "use --network tap=NAME,ip=ADDRESS/PREFIX or bridge=NAME,ip=ADDRESS/PREFIX"),
+    (&[""], &["-H", "--host", "-c", "--context"], "mvm has no daemon, so it works on this host only"),
+    (&[""], &["-D", "--debug"], "use --log-level debug"),
     (&[""], &["-v"], "use --version"),
-    (&["ps"], &["-a", "--all"], "only running VMs are listed; nothing is kept of one that has ended"),
-    (&["ps", "stats"], &["-f", "--filter", "--format"], "use --json"),
-    (&["stats"], &["-a", "--all"], "leave it out: without a VM, all that run are shown"),
-    (SIGNALLED, &["-a", "--all"], "name the VMs, as in `mvm stop $(mvm ps --quiet)`"),
-    (&["stop"], &["-f", "--force"], "use `mvm kill VM`"),
+    (
+        &["update"],
+        &["--cpu-period", "--cpu-quota", "--cpu-rt-period", "--cpu-rt-runtime"],
+        "use --cpus N, as in 1.5",
+    ),
+    (&["update"], &["--memory-swap"], "leave it out: there is no swap in the VM"),
+    (&["update"], &["--cpuset-mems"], "leave it out: the VM's memory is one node"),
+    (
+        &["update"],
+        &["--blkio-weight"],
+        "the disks of containers have no limits yet; those of `mvm boot` have",
+    ),
+    (&["start"], &["--checkpoint", "--checkpoint-dir"], "leave it out: snapshots are not supported yet"),
+    (&["restart"], &["-s", "--signal"], "use --stop-signal of `mvm run`"),
+    (&["rm"], &["-l", "--link"], "leave it out: containers have no links"),
+    (&["inspect"], &["-s", "--size"], "use `mvm ps --size`"),
+    (&["logs"], &["--details"], "leave it out: `mvm inspect` shows options and labels"),
+    (&["stop"], &["-s", "--signal"], "use `mvm kill --signal`, or --stop-signal of `mvm run`"),
+    (&["stats"], &["-f", "--filter"], "name them, as in `mvm stats web db`"),
+    (SIGNALLED, &["-a", "--all"], "name them, as in `mvm stop $(mvm ps --quiet)`"),
+    (&["stop"], &["-f", "--force"], "use `mvm kill NAME`"),
     (
         &["kill"],
         &["-9", "-KILL", "-15", "-TERM", "-f", "--force"],
-        "use --signal, as in `mvm kill --signal TERM VM`",
+        "use --signal, as in `mvm kill --signal TERM NAME`",
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::CommandFactory;
+
+    use super::option;
+
+    const DOCS: &str = include_str!("../../docs/containers.md");
+    const DOCKERS: &str = include_str!("docker-options.txt");
+
+    /// The table of docs/containers.md: what is said of each option of each command.
+    fn table() -> BTreeMap<(&'static str, &'static str), &'static str> {
+        let (_, rest) = DOCS.split_once("\n## Docker's options\n").unwrap();
+        let (section, _) = rest.split_once("\n## ").unwrap();
+        let rows = section.lines().filter_map(|line| {
+            let [_, command, option, says, _] = *line.split('|').map(str::trim).collect::<Vec<_>>() else {
+                return None;
+            };
+            Some(((command, option.strip_prefix('`')?.strip_suffix('`')?), says))
+        });
+        let (count, table) = (rows.clone().count(), rows.collect::<BTreeMap<_, _>>());
+        assert_eq!(count, table.len(), "no row is there twice");
+        table
+    }
+
+    #[test]
+    fn each_option_of_docker_has_a_row_that_is_true() {
+        let table = table();
+        let mut mvm = crate::Cli::command();
+        mvm.build();
+        let dockers = DOCKERS.lines().filter(|line| !line.starts_with('#'));
+        let dockers: Vec<_> = dockers.map(|line| line.split_once(' ').unwrap()).collect();
+        for (command, long) in &dockers {
+            // They have a table.
+            let row = if *command == "create" { "run" } else { *command };
+            let says = table.get(&(row, *long));
+            let described = mvm.find_subcommand(command).unwrap();
+            let is_taken = described.get_arguments().any(|arg| {
+                let aliases = arg.get_all_aliases().unwrap_or_default();
+                arg.get_long().into_iter().chain(aliases).any(|name| Some(name) == long.strip_prefix("--"))
+            });
+            // Those of the command that starts it are of none that only makes it.
+            if *command == "create" && ["--detach", "--detach-keys", "--sig-proxy"].contains(long) {
+                continue;
+            }
+            match says.map(|says| says.split_once(": ").unwrap_or((says, ""))) {
+                Some(("works" | "differs", _)) => assert!(is_taken, "{command} {long}"),
+                Some(("refused", advice)) => {
+                    assert!(!is_taken, "{command} {long}");
+                    assert_eq!(option(command, long), Some(advice), "{command} {long}");
+                }
+                says => panic!("{command} {long}: {says:?}"),
+            }
+        }
+        for (command, long) in table.keys() {
+            assert!(dockers.contains(&(*command, *long)), "docker has no {command} {long}");
+        }
+    }
+}

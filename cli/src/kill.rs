@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use instance::Running;
 use instance::api::{Action, ActionType};
+use instance::{Archive, Entry, Kind, OpenProcess, Running};
 use rustix::process::Signal;
 
+use crate::events;
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 
@@ -16,66 +17,108 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const EXAMPLES: &str = "\
 Examples:
   mvm kill web
-  mvm kill --signal TERM web";
+  mvm kill --signal USR1 web";
 
 /// Arguments of `mvm kill`.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct KillCommand {
-    /// IDs, beginnings of IDs, or names of VMs
-    #[arg(required = true, value_name = "VM")]
+    /// IDs, beginnings of IDs, or names
+    #[arg(required = true, value_name = "NAME")]
     vms: Vec<String>,
 
-    /// Signal to send: HUP, INT, QUIT, KILL, TERM, CONT or STOP
+    /// Signal to send: a name as in USR1, or a number from 1 to 64
     ///
-    /// KILL ends the VM at once. TERM presses its power button, and ends it when sent again.
+    /// KILL ends it at once. A container's command gets any other one. A VM's power button is pressed by HUP, INT, QUIT
+    /// and TERM, and the VM ended when they are sent again; its process gets CONT and STOP.
     #[arg(long, short, value_name = "SIGNAL", default_value = "KILL", value_parser = signal)]
-    signal: Signal,
+    signal: u8,
 }
 
+/// The signals of a VM besides KILL.
+const OF_VMS: [Signal; 6] =
+    [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::CONT, Signal::STOP];
+
 impl KillCommand {
-    /// Ends the VMs, or signals their processes.
+    /// Ends the VMs and containers, or signals them.
     pub fn run(self) -> ExitCode {
         targets::each(&self.vms, |vm| {
-            if self.signal == Signal::KILL {
-                kill(vm)
-            } else {
-                Ok(vm.record.process.open()?.signal(self.signal)?)
+            events::note_of(vm.record.id.as_str(), "kill", &[("signal", &self.signal.to_string())]);
+            let is_kill = i32::from(self.signal) == libc::SIGKILL;
+            if let Ok(kept) = targets::kept(vm.record.id.as_str())
+                && (is_kill || self.signal == stop_signal(&kept.entry))
+            {
+                // It is not started again.
+                Archive::of_user()?.set_stopped(&kept.entry.id, true)?;
             }
+            if is_kill { kill(vm) } else { send(vm, self.signal) }
         })
     }
 }
 
+/// The signal that asks a container to end.
+fn stop_signal(entry: &Entry) -> u8 {
+    let name = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
+    name.and_then(container::signal_number).unwrap_or(15)
+}
+
+/// Sends a signal to a container's command, or what it stands for to a VM.
+pub fn send(vm: &Running, number: u8) -> Result<(), Failure> {
+    let id = vm.record.id.as_str();
+    let entry = targets::kept(id).map(|kept| kept.entry).ok().filter(|entry| entry.kind == Kind::Container);
+    if entry.as_ref().is_some_and(|entry| entry.started.is_some()) {
+        return Ok(container::send_signal(&vm.directory, id, number)?);
+    }
+    // The keeper of a container that has not started yet ends it.
+    let signal = OF_VMS.into_iter().find(|signal| signal.as_raw() == i32::from(number));
+    match (signal, entry) {
+        (Some(signal), _) => Ok(vm.record.process.open()?.signal(signal)?),
+        (None, Some(_)) => Err(Failure::NotStarted),
+        (None, None) => Err(Failure::Signal),
+    }
+}
+
 /// Ends a VM through its control socket, so that it restores the terminal and removes its directory; kills its process
-/// where it does not answer.
+/// where it does not answer. That of a container is not the one that keeps it, which notes the end then.
 pub fn kill(vm: &Running) -> Result<(), Failure> {
     let process = vm.record.process.open()?;
-    let asked = targets::quick_client(vm).and_then(|mut client| {
-        Ok(client.send("PUT", "/actions", &Action { action_type: ActionType::Kill })?)
-    });
-    if asked.is_err() || !process.wait(Some(DEADLINE)) {
+    if container::pod_directory(&vm.directory).is_some() {
+        return kill_in_pod(vm, &process);
+    }
+    let mut client = targets::quick_client(vm);
+    let asked = match &mut client {
+        Ok(client) => client.send("PUT", "/actions", &Action { action_type: ActionType::Kill }).is_ok(),
+        Err(_) => false,
+    };
+    if asked && process.wait(Some(DEADLINE)) {
+        return Ok(());
+    }
+    let killed = client.is_ok_and(|client| client.kill_server().is_ok());
+    if !killed || !process.wait(Some(DEADLINE)) {
         process.signal(Signal::KILL)?;
-        process.wait(None);
+        if !process.wait(Some(DEADLINE)) {
+            return Err(Failure::Unkillable);
+        }
     }
     Ok(())
 }
 
-/// Reads a signal that a VM handles: 9, KILL or SIGKILL.
-fn signal(text: &str) -> Result<Signal, String> {
-    const SIGNALS: [(&str, Signal); 7] = [
-        ("HUP", Signal::HUP),
-        ("INT", Signal::INT),
-        ("QUIT", Signal::QUIT),
-        ("KILL", Signal::KILL),
-        ("TERM", Signal::TERM),
-        ("CONT", Signal::CONT),
-        ("STOP", Signal::STOP),
-    ];
-    let name = text.to_ascii_uppercase();
-    let name = name.strip_prefix("SIG").unwrap_or(&name);
-    let found = SIGNALS.iter().find(|(known, signal)| *known == name || signal.as_raw().to_string() == name);
-    let known = || SIGNALS.map(|(known, _)| known).join(", ");
-    found.map(|(_, signal)| *signal).ok_or_else(|| format!("unknown signal {text:?}: use {}", known()))
+/// Kills a container of a pod: its keeper notes the end. Where the pod's VM does not answer its keeper is killed, with which
+/// it ends too.
+fn kill_in_pod(vm: &Running, process: &OpenProcess) -> Result<(), Failure> {
+    let number = u8::try_from(libc::SIGKILL).unwrap_or_default();
+    let asked = container::send_signal(&vm.directory, vm.record.id.as_str(), number).is_ok();
+    if asked && process.wait(Some(DEADLINE)) {
+        return Ok(());
+    }
+    process.signal(Signal::KILL)?;
+    if process.wait(Some(DEADLINE)) { Ok(()) } else { Err(Failure::Unkillable) }
+}
+
+/// Reads a signal, by name or number.
+pub fn signal(text: &str) -> Result<u8, String> {
+    let unknown = || format!("unknown signal {text:?}: use a name such as TERM, or a number from 1 to 64");
+    container::signal_number(text).ok_or_else(unknown)
 }
 
 #[cfg(test)]
@@ -85,9 +128,9 @@ mod tests {
     #[test]
     fn signals_have_names_and_numbers() {
         for text in ["15", "TERM", "sigterm"] {
-            assert_eq!(signal(text), Ok(Signal::TERM), "{text}");
+            assert_eq!(signal(text), Ok(15), "{text}");
         }
-        for text in ["", "SIG", "0", "99", "SEGV"] {
+        for text in ["", "SIG", "0", "65", "99", "FOO", "RTMIN+31"] {
             assert!(signal(text).unwrap_err().contains("TERM"), "{text}");
         }
     }

@@ -19,7 +19,7 @@ Examples:
 pub struct ManCommand {
     /// Command that the page is about [default: mvm itself]
     #[arg(value_name = "COMMAND")]
-    subcommand: Option<String>,
+    subcommand: Vec<String>,
 
     /// Write all pages to the directory DIR
     #[arg(long, value_name = "DIR", conflicts_with = "subcommand")]
@@ -35,27 +35,27 @@ impl ManCommand {
         if let Some(directory) = self.all {
             return write_all(&root, &directory);
         }
-        let command = match &self.subcommand {
-            None => &root,
-            Some(name) => match root.find_subcommand(name) {
-                Some(command) => command,
-                None => {
-                    complain(&format!("unknown command {name:?}; see `mvm --help`"));
-                    return exit_code::USAGE.into();
-                }
-            },
-        };
+        let mut command = &root;
+        for name in &self.subcommand {
+            let Some(found) = command.find_subcommand(name) else {
+                let words = self.subcommand.join(" ");
+                complain(&format!("unknown command {words:?}; see `mvm --help`"));
+                return exit_code::USAGE.into();
+            };
+            command = found;
+        }
         print(page(&root, command).as_bytes(), exit_code::SUCCESS)
     }
 }
 
-/// The commands that have a page besides mvm itself.
+/// The commands of `root` that have a page of their own.
 fn documented(root: &Command) -> impl Iterator<Item = &Command> {
     root.get_subcommands().filter(|command| !command.is_hide_set())
 }
 
 fn write_all(root: &Command, directory: &Path) -> ExitCode {
-    for command in std::iter::once(root).chain(documented(root)) {
+    let inner = documented(root).flat_map(documented);
+    for command in std::iter::once(root).chain(documented(root)).chain(inner) {
         let path = directory.join(format!("{}.1", name(command)));
         if let Err(error) = std::fs::write(&path, page(root, command)) {
             complain(&format!("cannot write {}: {error}", path.display()));
@@ -65,12 +65,9 @@ fn write_all(root: &Command, directory: &Path) -> ExitCode {
     exit_code::SUCCESS.into()
 }
 
-/// The name of a command's page.
+/// The name of a command's page, as `mvm-image-ls`.
 fn name(command: &Command) -> String {
-    match command.get_name() {
-        "mvm" => "mvm".into(),
-        name => format!("mvm-{name}"),
-    }
+    command.get_display_name().unwrap_or("mvm").to_owned()
 }
 
 /// `text` in roff: nothing in it is a request or an escape, and its dashes can be copied.
@@ -96,13 +93,17 @@ fn page(root: &Command, command: &Command) -> String {
         env!("CARGO_PKG_VERSION")
     ));
     put(&format!(".SH NAME\n{} \\- {}", roff(&name(command)), roff(&lower_first(&about))));
-    put(&format!(".SH SYNOPSIS\n{}", synopsis(command, is_root)));
+    put(&format!(".SH SYNOPSIS\n{}", synopsis(command)));
     let description = command.get_long_about().map_or(about, ToString::to_string);
     put(&format!(".SH DESCRIPTION\n{}.", roff(description.trim_end_matches('.'))));
     if is_root {
-        put("mvm has no daemon: each VM is a process, and the other commands find it by its name or ID.");
+        put(
+            "mvm has no daemon: each container and each VM is kept by a process of its own, and the other commands find it by its name or ID.",
+        );
+    }
+    if command.has_subcommands() {
         put(".SH COMMANDS");
-        for command in documented(root) {
+        for command in documented(command) {
             let about = command.get_about().map(ToString::to_string).unwrap_or_default();
             put(&format!(".TP\n.BR {} (1)\n{}", roff(&name(command)), roff(&about)));
         }
@@ -115,7 +116,7 @@ fn page(root: &Command, command: &Command) -> String {
         put(EXIT_STATUS);
     }
     put(&environment(command, is_root));
-    if is_root || command.get_name() == "boot" {
+    if is_root || matches!(command.get_name(), "boot" | "run" | "create") {
         put(FILES);
     }
     put(".SH SEE ALSO");
@@ -135,7 +136,7 @@ const EXIT_STATUS: &str = "\
 Success.
 .TP
 1
-There is no such VM, or the command failed for it.
+There is no such container, VM or image, or the command failed for it.
 .TP
 2
 Wrong usage.
@@ -147,21 +148,33 @@ const FILES: &str = "\
 .SH FILES
 .TP
 .I $XDG_RUNTIME_DIR/mvm/ID/
-The directory of a running VM; /run/mvm/ID/ for root, /tmp/mvm\\-UID/ID/ where XDG_RUNTIME_DIR is not set. In it are
+The directory of a container or VM that runs; /run/mvm/ID/ for root, /tmp/mvm\\-UID/ID/ where XDG_RUNTIME_DIR is not set. In it are
 .I control.sock
-(HTTP),
+(HTTP) and, of a VM,
 .I console.sock
 and
 .IR console.log ,
-the console's latest output.";
+the console's latest output.
+.TP
+.I $XDG_DATA_HOME/mvm/instances/ID/
+What is kept of a container, or of a VM in the background, until
+.BR mvm\\-rm (1):
+its options, its output and how it ended; ~/.local/share where XDG_DATA_HOME is not set, /var/lib/mvm/instances/ID/ for root.
+.TP
+.I $XDG_DATA_HOME/mvm/images/
+The store of images; /var/lib/mvm/images/ for root.
+.TP
+.IR /etc/mvm/config.toml ,\\ $XDG_CONFIG_HOME/mvm/config.toml
+What containers have where no option says it.";
 
 fn environment(command: &Command, is_root: bool) -> String {
     let mut text = ".SH ENVIRONMENT\n.TP\n.B MVM_LOG\nThe level of the log, as \\-\\-log\\-level.".to_owned();
-    if is_root || command.get_name() == "boot" {
-        text += "\n.TP\n.B MVM_VIRTIOFSD\nThe program that serves \\-\\-share.";
-        text += "\n.TP\n.B MVM_PASST\nThe program behind \\-\\-net user.";
+    if is_root || matches!(command.get_name(), "boot" | "run" | "create") {
+        text += "\n.TP\n.B MVM_DATA_DIR\nWhere images are, and what is kept of containers and VMs.";
+        text += "\n.TP\n.B MVM_VIRTIOFSD\nThe program that serves shared folders.";
+        text += "\n.TP\n.B MVM_PASST\nThe program behind user networks.";
     }
-    text + "\n.TP\n.B XDG_RUNTIME_DIR\nWhere the directories of VMs are."
+    text + "\n.TP\n.B XDG_RUNTIME_DIR\nWhere the directories of what runs are."
 }
 
 fn lower_first(text: &str) -> String {
@@ -179,9 +192,9 @@ fn shown_options(command: &Command, with_global: bool) -> impl Iterator<Item = &
         .filter(own)
 }
 
-fn synopsis(command: &Command, is_root: bool) -> String {
+fn synopsis(command: &Command) -> String {
     let mut line = format!(".B {}\n", roff(&name(command).replace('-', " ")).replace("\\-", " "));
-    if is_root {
+    if command.has_subcommands() {
         return line + "[\\fIOPTION\\fR]... \\fICOMMAND\\fR [\\fIARGUMENT\\fR]...";
     }
     if shown_options(command, false).count() > 4 {

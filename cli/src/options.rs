@@ -269,6 +269,7 @@ impl BootOptions {
         let default = VmConfig::new(&kernel);
         // Every field is named, so that a new one cannot be forgotten here.
         Ok(VmConfig {
+            slots: 0,
             kernel,
             initrd: self.initrd,
             rootfs: self.rootfs,

@@ -3,6 +3,7 @@
 use clap::Args;
 use instance::api::{VmUpdate, WantedState};
 
+use crate::events;
 use crate::process::ExitCode;
 use crate::targets;
 
@@ -19,8 +20,8 @@ Examples:
 #[derive(Args)]
 #[command(after_long_help = PAUSE_EXAMPLES)]
 pub struct PauseCommand {
-    /// IDs, beginnings of IDs, or names of VMs
-    #[arg(required = true, value_name = "VM")]
+    /// IDs, beginnings of IDs, or names
+    #[arg(required = true, value_name = "NAME")]
     vms: Vec<String>,
 }
 
@@ -28,8 +29,8 @@ pub struct PauseCommand {
 #[derive(Args)]
 #[command(after_long_help = RESUME_EXAMPLES)]
 pub struct ResumeCommand {
-    /// IDs, beginnings of IDs, or names of VMs
-    #[arg(required = true, value_name = "VM")]
+    /// IDs, beginnings of IDs, or names
+    #[arg(required = true, value_name = "NAME")]
     vms: Vec<String>,
 }
 
@@ -48,5 +49,10 @@ impl ResumeCommand {
 }
 
 fn update(vms: &[String], state: WantedState) -> ExitCode {
-    targets::each(vms, |vm| Ok(targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state })?))
+    let action = if state == WantedState::Paused { "pause" } else { "unpause" };
+    targets::each(vms, |vm| {
+        targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state })?;
+        events::note_of(vm.record.id.as_str(), action, &[]);
+        Ok(())
+    })
 }

@@ -52,7 +52,7 @@ impl ResizeCommand {
     }
 
     fn resize(&self) -> Result<Drive, Failure> {
-        let mut client = targets::client(&Registry::of_user().find(&self.vm)?)?;
+        let mut client = targets::client(&targets::find(&Registry::of_user(), &self.vm)?)?;
         let path = format!("/drives/{}", self.disk);
         let update = DriveUpdate { drive_id: self.disk.clone(), size_bytes: self.size, shrink: self.shrink };
         client.send("PATCH", &path, &update)?;

@@ -6,11 +6,11 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use instance::MetricsReport;
-use instance::VmId;
-use instance::{InstanceError, Registry, Running};
+use instance::{Archive, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use crate::format::{Column, Format};
 use crate::process::ExitCode;
 use crate::table::{self, Cut, Table, bytes};
 use crate::targets::{self, Failure};
@@ -24,14 +24,34 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 const EXAMPLES: &str = "\
 Examples:
   mvm stats
-  mvm stats --no-stream --json web";
+  mvm stats --no-stream --json web
+  mvm stats --format '{{.Name}}: {{.CPUPerc}}'
+
+The first columns are docker's: what a container uses of its VM, with the
+caches of files left out; of a VM itself, what its process uses. The last
+ones are the VM's on the host.
+Fields of templates: ID, Container, Name, CPUPerc, MemUsage, MemPerc, NetIO,
+BlockIO, PIDs.";
+
+/// Fields of a row, and docker's headings.
+const COLUMNS: &[Column] = &[
+    ("Container", "CONTAINER"),
+    ("ID", "CONTAINER ID"),
+    ("Name", "NAME"),
+    ("CPUPerc", "CPU %"),
+    ("MemUsage", "MEM USAGE / LIMIT"),
+    ("MemPerc", "MEM %"),
+    ("NetIO", "NET I/O"),
+    ("BlockIO", "BLOCK I/O"),
+    ("PIDs", "PIDS"),
+];
 
 /// Arguments of `mvm stats`.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct StatsCommand {
-    /// IDs, beginnings of IDs, or names of VMs [default: all that run]
-    #[arg(value_name = "VM")]
+    /// IDs, beginnings of IDs, or names [default: all that run]
+    #[arg(value_name = "NAME")]
     vms: Vec<String>,
 
     /// Print once instead of each second
@@ -44,16 +64,34 @@ pub struct StatsCommand {
     #[arg(long)]
     json: bool,
 
-    /// Do not shorten names to the terminal's width
+    /// Print json, "table TEMPLATE" or a Go template
+    #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
+    format: Option<Format>,
+
+    /// Show those that do not run too
+    #[arg(long, short)]
+    all: bool,
+
+    /// Do not shorten the table to the terminal's width
+    ///
+    /// On a terminal, names that do not fit are cut, and columns from the right are left out where that is not enough.
+    /// Output to a file or pipe is complete.
     #[arg(long, conflicts_with = "json")]
     no_trunc: bool,
 }
 
+/// Those of `running` that have a VM: what containers of a pod use is counted to the pod.
+fn with_vms(running: Vec<Running>) -> Vec<Running> {
+    running.into_iter().filter(|vm| container::pod_directory(&vm.directory).is_none()).collect()
+}
+
 /// The resources that a VM uses.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Usage {
     id: String,
     name: Option<String>,
+    /// What the container in it uses, where it is that of one that answers.
+    container: Option<ContainerUsage>,
     /// Percent of one CPU: a VM with two busy vCPUs has 200.
     cpu_percent: f64,
     resident_bytes: u64,
@@ -64,10 +102,40 @@ struct Usage {
     net_receive_bytes_per_second: u64,
     net_transmit_bytes_per_second: u64,
     exits_per_second: u64,
+    disk_read_bytes: u64,
+    disk_write_bytes: u64,
+    net_receive_bytes: u64,
+    net_transmit_bytes: u64,
+    /// It does not run, and uses nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ended: bool,
+}
+
+/// What a container uses of its VM.
+#[derive(Clone, Copy, Serialize)]
+struct ContainerUsage {
+    /// Percent of one CPU.
+    cpu_percent: f64,
+    /// Without the caches of files.
+    memory_bytes: u64,
+    /// That of the VM where it has none of its own.
+    memory_limit_bytes: u64,
+    pids: u64,
 }
 
 /// The counters of each VM at one time.
-type Sample = HashMap<VmId, (Running, MetricsReport)>;
+type Sample = HashMap<VmId, (Running, Counters)>;
+
+/// What one VM has counted.
+struct Counters {
+    report: MetricsReport,
+    /// The resident memory of the process that runs it, and how much of that is shared, in bytes.
+    memory: (u64, u64),
+    /// Of a container that answers.
+    container: Option<container::Usage>,
+    /// The container's own limit.
+    memory_limit: Option<u64>,
+}
 
 impl StatsCommand {
     /// Shows the table until its reader closes the pipe, or until none of the named VMs is left.
@@ -93,19 +161,26 @@ impl StatsCommand {
         loop {
             std::thread::sleep(INTERVAL);
             let vms = if self.vms.is_empty() {
-                registry.running().map(|(running, _)| running).unwrap_or_default()
+                registry.running().map(|(running, _)| with_vms(running)).unwrap_or_default()
             } else {
                 before.values().map(|(vm, _)| vm.clone()).collect()
             };
             let after = sample(vms);
             let mut rows: Vec<Usage> =
                 after.iter().filter_map(|(id, (vm, now))| Some(usage(vm, &before.get(id)?.1, now))).collect();
+            if self.all && self.vms.is_empty() {
+                rows.extend(ended());
+            }
             rows.sort_by(|one, other| (&one.name, &one.id).cmp(&(&other.name, &other.id)));
             let done = self.no_stream || (!self.vms.is_empty() && after.is_empty());
             match self.show(&rows) {
                 Ok(()) if done => return code.into(),
                 Ok(()) => before = after,
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return code.into(),
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    complain(&error.to_string());
+                    return exit_code::USAGE.into();
+                }
                 Err(error) => {
                     complain(&format!("cannot write to standard output: {error}"));
                     return exit_code::HOST.into();
@@ -120,13 +195,13 @@ impl StatsCommand {
         if self.vms.is_empty() {
             let (running, damaged) = registry.running()?;
             damaged.iter().for_each(|error| complain(&chain(error)));
-            return Ok((running, code));
+            return Ok((with_vms(running), code));
         }
         let mut vms = Vec::new();
         for word in &self.vms {
-            match registry.find(word) {
+            match targets::find(registry, word) {
                 Ok(vm) => vms.push(vm),
-                Err(error) => code = code.max(targets::complain_of(word, &error.into())),
+                Err(failure) => code = code.max(targets::complain_of(word, &failure)),
             }
         }
         Ok((vms, code))
@@ -139,6 +214,13 @@ impl StatsCommand {
             writeln!(out)?;
         } else {
             let clear = if out.is_terminal() && !self.no_stream { CLEAR } else { "" };
+            if let Some(format) = self.format.as_ref().filter(|format| !format.is_default()) {
+                let rows: Vec<Value> = rows.iter().map(Usage::fields).collect();
+                let text = format.list(COLUMNS, &[], &rows);
+                let text = text.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+                write!(out, "{clear}{text}")?;
+                return out.flush();
+            }
             let width = if self.no_trunc { None } else { table::terminal_width() };
             write!(out, "{clear}{}", table(rows, width))?;
         }
@@ -148,27 +230,67 @@ impl StatsCommand {
 
 /// Reads the counters of each VM. One that has ended or does not answer is left out.
 fn sample(vms: Vec<Running>) -> Sample {
-    let ask = |vm: &Running| Ok::<_, Failure>(targets::quick_client(vm)?.get("/metrics.json")?);
-    let answers = targets::at_once(&vms, ask);
+    let answers = targets::at_once(&vms, counters);
     let answers = vms.into_iter().zip(answers);
     answers.filter_map(|(vm, now)| now.ok().map(|now| (vm.record.id.clone(), (vm, now)))).collect()
 }
 
+fn counters(vm: &Running) -> Result<Counters, Failure> {
+    let mut client = targets::quick_client(vm)?;
+    // Of a container it is not the process in the record, which keeps it. It is open before the process answers: the
+    // number may be another one's afterwards.
+    let rollup = client.server().and_then(|pid| File::open(format!("/proc/{pid}/smaps_rollup")));
+    let report: MetricsReport = client.get("/metrics.json")?;
+    // The kernel counts by page what is shared; the VM's own metrics count all pages of files.
+    let memory = rollup.and_then(io::read_to_string).ok().and_then(|rollup| resident_and_shared(&rollup));
+    let memory = memory.unwrap_or((report.process.resident_bytes, report.process.shared_bytes));
+    let (container, memory_limit) = of_container(vm);
+    Ok(Counters { report, memory, container, memory_limit })
+}
+
+/// What the container of `vm` uses, if there is one and its agent answers, and its limit of memory.
+fn of_container(vm: &Running) -> (Option<container::Usage>, Option<u64>) {
+    let id = vm.record.id.as_str();
+    let kept = Archive::of_user().and_then(|archive| archive.find(id));
+    let Some(entry) = kept.ok().map(|kept| kept.entry).filter(|entry| entry.kind == Kind::Container) else {
+        return (None, None);
+    };
+    let limit =
+        entry.details.pointer("/HostConfig/Memory").and_then(Value::as_u64).filter(|limit| *limit > 0);
+    (container::usage(&vm.directory, id).ok(), limit)
+}
+
+/// Those that have ended or not started, which use nothing.
+fn ended() -> Vec<Usage> {
+    let kept = Archive::of_user().and_then(|archive| archive.all()).map(|(kept, _)| kept).unwrap_or_default();
+    let ended = kept.into_iter().filter(|kept| !kept.is_running && kept.entry.kind != Kind::Pod);
+    ended
+        .map(|kept| Usage {
+            id: kept.entry.id.to_string(),
+            name: kept.entry.name.as_ref().map(ToString::to_string),
+            ended: true,
+            ..Usage::default()
+        })
+        .collect()
+}
+
 /// What `vm` used between two samples.
-fn usage(vm: &Running, before: &MetricsReport, now: &MetricsReport) -> Usage {
+fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
+    let memory = now.memory;
+    let limit = now.memory_limit.unwrap_or(vm.record.config.memory);
+    let container = now.container.map(|now| of_agent(before.container, now, limit));
+    let (before, now) = (&before.report, &now.report);
     let time = now.process.time_nanoseconds.saturating_sub(before.process.time_nanoseconds).max(1);
     let cpu = now.process.cpu_nanoseconds.saturating_sub(before.process.cpu_nanoseconds);
     let difference =
         |kind: &str, counter: &str| now.sum(kind, counter).saturating_sub(before.sum(kind, counter));
     let rate = |kind: &str, counter: &str| per_second(difference(kind, counter), time);
     let exits = now.total("vcpu").saturating_sub(before.total("vcpu"));
-    let memory = memory(vm).unwrap_or((now.process.resident_bytes, now.process.shared_bytes));
     Usage {
         id: vm.record.id.to_string(),
         name: vm.record.name.as_ref().map(ToString::to_string),
-        // Rounded to a tenth of a percent.
-        cpu_percent: f64::from(u32::try_from(u128::from(cpu) * 1000 / u128::from(time)).unwrap_or(u32::MAX))
-            / 10.0,
+        container,
+        cpu_percent: percent(cpu, time),
         resident_bytes: memory.0,
         shared_bytes: memory.1,
         memory_bytes: vm.record.config.memory,
@@ -177,20 +299,74 @@ fn usage(vm: &Running, before: &MetricsReport, now: &MetricsReport) -> Usage {
         net_receive_bytes_per_second: rate("net", "rx_bytes"),
         net_transmit_bytes_per_second: rate("net", "tx_bytes"),
         exits_per_second: per_second(exits, time),
+        disk_read_bytes: now.sum("block", "read_bytes"),
+        disk_write_bytes: now.sum("block", "write_bytes"),
+        net_receive_bytes: now.sum("net", "rx_bytes"),
+        net_transmit_bytes: now.sum("net", "tx_bytes"),
+        ended: false,
+    }
+}
+
+/// `part` of `whole` in percent, rounded to a tenth; 0 of nothing.
+fn percent(part: u64, whole: u64) -> f64 {
+    let tenths = (u128::from(part) * 1000).checked_div(whole.into()).unwrap_or(0);
+    f64::from(u32::try_from(tenths).unwrap_or(u32::MAX)) / 10.0
+}
+
+/// What a container used, whose agent may say anything.
+fn of_agent(before: Option<container::Usage>, now: container::Usage, limit: u64) -> ContainerUsage {
+    let difference =
+        |of: fn(&container::Usage) -> u64| of(&now).saturating_sub(before.as_ref().map_or(0, of));
+    ContainerUsage {
+        cpu_percent: if before.is_some() {
+            percent(difference(|usage| usage.cpu), difference(|usage| usage.at))
+        } else {
+            0.0
+        },
+        memory_bytes: now.memory.saturating_sub(now.cache),
+        memory_limit_bytes: limit,
+        pids: now.pids,
+    }
+}
+
+impl Usage {
+    /// CPU, and bytes of memory and of their limit, as docker's columns show them.
+    fn shown(&self) -> (f64, u64, u64) {
+        self.container.map_or((self.cpu_percent, self.resident_bytes, self.memory_bytes), |container| {
+            (container.cpu_percent, container.memory_bytes, container.memory_limit_bytes)
+        })
+    }
+
+    /// The cells of docker's columns behind the name; dashes of one that does not run.
+    fn cells(&self) -> [String; 6] {
+        if self.ended {
+            return ["--", "-- / --", "--", "-- / --", "-- / --", "--"].map(str::to_owned);
+        }
+        let (cpu, memory, limit) = self.shown();
+        let both = |one, other| format!("{} / {}", bytes(one), bytes(other));
+        [
+            format!("{cpu:.1}%"),
+            both(memory, limit),
+            format!("{:.1}%", percent(memory, limit)),
+            both(self.net_receive_bytes, self.net_transmit_bytes),
+            both(self.disk_read_bytes, self.disk_write_bytes),
+            self.container.map_or_else(|| "--".into(), |container| container.pids.to_string()),
+        ]
+    }
+
+    /// The fields of a template.
+    fn fields(&self) -> Value {
+        let name = self.name.as_deref().unwrap_or(&self.id);
+        let [cpu, memory, share, net, block, pids] = self.cells();
+        json!({
+            "Container": self.id, "ID": self.id, "Name": name, "CPUPerc": cpu, "MemUsage": memory,
+            "MemPerc": share, "NetIO": net, "BlockIO": block, "PIDs": pids,
+        })
     }
 }
 
 fn per_second(count: u64, nanoseconds: u64) -> u64 {
     u64::try_from(u128::from(count) * 1_000_000_000 / u128::from(nanoseconds)).unwrap_or(u64::MAX)
-}
-
-/// The resident memory of the VM's process, and how much of it is shared with other processes. The kernel counts the
-/// latter by page; the VM's own metrics count all pages of files as shared.
-fn memory(vm: &Running) -> Option<(u64, u64)> {
-    // Checked after the file is open: the process ID may have been reused.
-    let file = File::open(format!("/proc/{}/smaps_rollup", vm.record.process.pid)).ok()?;
-    vm.record.process.open().ok()?;
-    resident_and_shared(&io::read_to_string(file).ok()?)
 }
 
 /// Bytes by the lines of a smaps_rollup file (proc_pid_smaps(5)).
@@ -207,31 +383,35 @@ fn table(rows: &[Usage], width: Option<usize>) -> String {
         "ID",
         "NAME",
         "CPU %",
+        "MEM USAGE / LIMIT",
+        "MEM %",
+        "NET I/O",
+        "BLOCK I/O",
+        "PIDS",
+        "VM CPU %",
         "RESIDENT / MEMORY",
         "SHARED",
-        "DISK READ/s",
-        "WRITE/s",
-        "NET RX/s",
-        "TX/s",
         "EXITS/s",
     ];
     let mut table = Table::new(&heading);
     for row in rows {
-        table.row([
-            row.id.clone(),
-            row.name.clone().unwrap_or_else(|| "-".into()),
-            format!("{:.1}", row.cpu_percent),
-            format!("{} / {}", bytes(row.resident_bytes), bytes(row.memory_bytes)),
-            bytes(row.shared_bytes),
-            bytes(row.disk_read_bytes_per_second),
-            bytes(row.disk_write_bytes_per_second),
-            bytes(row.net_receive_bytes_per_second),
-            bytes(row.net_transmit_bytes_per_second),
-            row.exits_per_second.to_string(),
-        ]);
+        let of_vm = if row.ended {
+            ["--", "-- / --", "--", "--"].map(str::to_owned)
+        } else {
+            [
+                format!("{:.1}%", row.cpu_percent),
+                format!("{} / {}", bytes(row.resident_bytes), bytes(row.memory_bytes)),
+                bytes(row.shared_bytes),
+                row.exits_per_second.to_string(),
+            ]
+        };
+        let named = [row.id.clone(), row.name.clone().unwrap_or_else(|| "-".into())];
+        table.row(named.into_iter().chain(row.cells()).chain(of_vm));
     }
     if let Some(width) = width {
-        table.fit(width, &[(1, Cut::End)]);
+        // The last columns are left out one after the other; none of their cells is so wide that it is cut.
+        let rest = (4..heading.len()).map(|column| (column, Cut::End));
+        table.fit(width, &[(1, Cut::End)].into_iter().chain(rest).collect::<Vec<_>>());
     }
     table.to_string()
 }
@@ -249,6 +429,62 @@ mod tests {
         assert_eq!(resident_and_shared(""), None);
         let own = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
         assert!(resident_and_shared(&own).is_some_and(|(resident, shared)| resident > shared), "{own}");
+    }
+
+    #[test]
+    fn the_table_fits_a_terminal() {
+        let usage = |name: &str| Usage {
+            id: "0123456789ab".into(),
+            name: Some(name.into()),
+            container: Some(ContainerUsage {
+                cpu_percent: 6399.9,
+                memory_bytes: 1023 << 30,
+                memory_limit_bytes: 1023 << 30,
+                pids: 4_194_304,
+            }),
+            cpu_percent: 6399.9,
+            resident_bytes: 1023 << 30,
+            shared_bytes: 1023 << 30,
+            memory_bytes: 1023 << 30,
+            disk_read_bytes: 1023 << 30,
+            disk_write_bytes: 1023 << 30,
+            net_receive_bytes: 1023 << 30,
+            net_transmit_bytes: 1023 << 30,
+            exits_per_second: 10_000_000,
+            ..Usage::default()
+        };
+        let rows = [usage("web"), usage(&"n".repeat(63))];
+        let widest = |width| table(&rows, width).lines().map(|line| line.chars().count()).max().unwrap();
+        assert!((60..=80).contains(&widest(Some(80))), "{}", table(&rows, Some(80)));
+        assert!((81..=120).contains(&widest(Some(120))), "{}", table(&rows, Some(120)));
+        let (narrow, all) = (table(&rows, Some(80)), table(&rows, None));
+        assert!(narrow.contains("MEM USAGE / LIMIT") && narrow.contains("1023.0GiB / 1023.0GiB"), "{narrow}");
+        assert!(!narrow.contains("EXITS/s") && all.contains("EXITS/s"), "{narrow}");
+    }
+
+    #[test]
+    fn fields_are_dockers_and_an_agent_can_say_anything() {
+        let usage = |cpu, at| container::Usage { cpu, at, memory: 3 << 20, cache: 1 << 20, pids: 2 };
+        let half = of_agent(Some(usage(1_000_000, 5_000_000)), usage(1_500_000, 6_000_000), 8 << 20);
+        let row = Usage {
+            id: "0123456789ab".into(),
+            container: Some(half),
+            disk_read_bytes: 5 << 20,
+            ..Usage::default()
+        };
+        let expected = json!({
+            "Container": "0123456789ab", "ID": "0123456789ab", "Name": "0123456789ab", "CPUPerc": "50.0%",
+            "MemUsage": "2.0MiB / 8.0MiB", "MemPerc": "25.0%", "NetIO": "0B / 0B", "BlockIO": "5.0MiB / 0B", "PIDs": "2",
+        });
+        assert_eq!(row.fields(), expected);
+        let all =
+            |value| container::Usage { cpu: value, at: value, memory: value, cache: value, pids: value };
+        for (before, now) in [(0, u64::MAX), (u64::MAX, 0), (7, 7)] {
+            let usage = of_agent(Some(all(before)), all(now), 0);
+            assert!((0.0..=100.0).contains(&usage.cpu_percent) && usage.memory_bytes == 0);
+        }
+        let ended = Usage { ended: true, ..row };
+        assert_eq!(ended.fields()["MemUsage"], "-- / --");
     }
 
     #[test]

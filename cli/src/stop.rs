@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use instance::Running;
 use instance::api::{Action, ActionType};
+use instance::{Archive, Process, ProcessError, Registry, Running};
+use rustix::process::Signal;
 
-use crate::complain;
 use crate::kill::kill;
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
+use crate::{complain, events};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,50 +22,110 @@ Examples:
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct StopCommand {
-    /// IDs, beginnings of IDs, or names of VMs
-    #[arg(required = true, value_name = "VM")]
+    /// IDs, beginnings of IDs, or names
+    #[arg(required = true, value_name = "NAME")]
     vms: Vec<String>,
 
-    /// Seconds that the guest has to power off before it is killed [default: the VM's own --stop-timeout]
-    #[arg(long, short, value_name = "SECONDS", value_parser = crate::values::seconds)]
+    /// Seconds that it has to end before it is killed [default: its own --stop-timeout]
+    #[arg(long, short, alias = "timeout", value_name = "SECONDS", value_parser = crate::values::seconds)]
     time: Option<u64>,
 }
 
 impl StopCommand {
-    /// Shuts down the VMs.
+    /// Stops the containers and VMs.
     pub fn run(self) -> ExitCode {
-        targets::each(&self.vms, |vm| {
-            let own = vm.record.config.stop_timeout_ms.map_or(DEFAULT, Duration::from_millis);
-            stop(vm, self.time.map_or(own, Duration::from_secs))
-        })
+        targets::each_word(&self.vms, |word| stop_word(word, self.time))
     }
 }
 
+/// Stops the container or VM that `word` means, for good: one whose policy is to be started again is not. One that has
+/// ended is no error.
+pub fn stop_word(word: &str, seconds: Option<u64>) -> Result<(), Failure> {
+    let kept = targets::kept(word).ok().filter(|kept| kept.is_running);
+    if let Some(kept) = &kept {
+        Archive::of_user()?.set_stopped(&kept.entry.id, true)?;
+    }
+    match targets::find(&Registry::of_user(), word) {
+        Err(Failure::NotRunning(_) | Failure::Created) => Ok(()),
+        // Its keeper waits, or is about to start it.
+        Err(failure) => match kept {
+            Some(kept) => end_keeper(&kept.entry.process),
+            None => Err(failure),
+        },
+        Ok(vm) => {
+            stop(&vm, time_of(&vm, seconds))?;
+            kept.iter().for_each(|kept| events::note(&kept.entry, "stop", &[]));
+            Ok(())
+        }
+    }
+}
+
+/// Ends a keeper whose container has no VM now.
+pub fn end_keeper(process: &Process) -> Result<(), Failure> {
+    let process = match process.open() {
+        Ok(process) => process,
+        Err(ProcessError::Ended(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for signal in [Signal::TERM, Signal::KILL] {
+        match process.signal(signal) {
+            Err(ProcessError::Ended(_)) => return Ok(()),
+            sent => sent?,
+        }
+        if process.wait(Some(DEADLINE)) {
+            return Ok(());
+        }
+    }
+    Err(Failure::Unkillable)
+}
+
+/// How long a keeper has to end that has no VM.
+const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a guest has whose record does not say it: as long as one that was booted without --stop-timeout.
 const DEFAULT: Duration = Duration::from_secs(10);
+/// The signal that asks a container to end: SIGTERM.
+const DEFAULT_SIGNAL: u8 = 15;
 /// How often the power button is pressed: what listens to it in the guest may not have started yet.
 const PRESS_AGAIN: Duration = Duration::from_secs(1);
 
-fn stop(vm: &Running, time: Duration) -> Result<(), Failure> {
+/// How long a VM has to end, where it was asked for so many `seconds`.
+pub fn time_of(vm: &Running, seconds: Option<u64>) -> Duration {
+    let own = vm.record.config.stop_timeout_ms.map_or(DEFAULT, Duration::from_millis);
+    seconds.map_or(own, Duration::from_secs)
+}
+
+/// Asks a VM or container to end, and kills it where it has not after so long.
+pub fn stop(vm: &Running, time: Duration) -> Result<(), Failure> {
     let process = vm.record.process.open()?;
+    let is_in_pod = container::pod_directory(&vm.directory).is_some();
     let start = Instant::now();
     let mut answered = false;
     while start.elapsed() < time {
-        answered |= press(vm).is_ok();
+        // A press is passed on once, however often it comes.
+        answered |= if is_in_pod { answered || ask(vm).is_ok() } else { press(vm).is_ok() };
         if process.wait(Some(time.saturating_sub(start.elapsed()).min(PRESS_AGAIN))) {
             return Ok(());
         }
     }
     match kill(vm) {
         // It ended in the meantime.
-        Err(Failure::Process(instance::ProcessError::Ended(_))) => return Ok(()),
+        Err(Failure::Process(ProcessError::Ended(_))) => return Ok(()),
         result => result?,
     }
     let record = &vm.record;
     let name = record.name.as_ref().map_or_else(|| record.id.to_string(), ToString::to_string);
-    let why = if answered { "" } else { "no answer, " };
-    complain(&format!("VM {name}: {why}killed after {} s", start.elapsed().as_secs()));
+    let why = if answered || time.is_zero() { "" } else { "no answer, " };
+    complain(&format!("{name}: {why}killed after {} s", start.elapsed().as_secs()));
     Ok(())
+}
+
+/// Sends a container of a pod its stop signal.
+fn ask(vm: &Running) -> Result<(), Failure> {
+    let id = vm.record.id.as_str();
+    let entry = targets::kept(id)?.entry;
+    let own = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
+    let signal = own.and_then(container::signal_number).unwrap_or(DEFAULT_SIGNAL);
+    Ok(container::send_signal(&vm.directory, id, signal)?)
 }
 
 /// Presses the power button; a VM that is paused is resumed by that.

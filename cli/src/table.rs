@@ -90,6 +90,27 @@ impl Table {
         }
     }
 
+    /// Breaks the cells of the last column between words, until a line has at most `width` characters. The column has at
+    /// least 20.
+    pub fn wrap(&mut self, width: usize) {
+        let mut widths = self.widths();
+        let Some(_) = widths.pop() else { return };
+        let before = widths.iter().map(|width| width + GAP.len()).sum::<usize>();
+        let room = width.saturating_sub(before).max(20);
+        for row in std::mem::take(&mut self.0) {
+            let Some((last, first)) = row.split_last() else { continue };
+            let mut lines = wrapped(last, room).into_iter();
+            let mut cells = first.to_vec();
+            cells.push(lines.next().unwrap_or_default());
+            self.0.push(cells);
+            for line in lines {
+                let mut cells = vec![String::new(); widths.len()];
+                cells.push(line);
+                self.0.push(cells);
+            }
+        }
+    }
+
     fn widths(&self) -> Vec<usize> {
         let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
         let cells = |column| self.0.iter().filter_map(move |row| row.get(column));
@@ -99,8 +120,33 @@ impl Table {
     }
 }
 
+/// `text` in lines of at most `width` characters, broken between words. A longer word has a line of its own.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut length = 0;
+    for word in text.split(' ') {
+        let added = word.chars().count();
+        match lines.last_mut() {
+            Some(line) if length > 0 && length + 1 + added <= width => {
+                *line += " ";
+                *line += word;
+                length += 1 + added;
+            }
+            Some(line) if length == 0 => {
+                *line += word;
+                length = added;
+            }
+            _ => {
+                lines.push(word.to_owned());
+                length = added;
+            }
+        }
+    }
+    lines
+}
+
 /// `cell` with at most `width` characters, an ellipsis among them where some are left out.
-fn shortened(cell: &str, width: usize, cut: Cut) -> String {
+pub fn shortened(cell: &str, width: usize, cut: Cut) -> String {
     let length = cell.chars().count();
     let kept = width.saturating_sub(1);
     match cut {
@@ -121,17 +167,6 @@ impl fmt::Display for Table {
             writeln!(f, "{}", line.trim_end())?;
         }
         Ok(())
-    }
-}
-
-/// A time in the two largest units that it has.
-pub fn duration(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{minutes}m{}s", seconds % 60),
-        3600..86400 => format!("{hours}h{}m", minutes % 60),
-        _ => format!("{days}d{}h", hours % 24),
     }
 }
 
@@ -179,6 +214,17 @@ mod tests {
     }
 
     #[test]
+    fn the_last_column_is_wrapped_between_words() {
+        assert_eq!(wrapped("", 5), [""]);
+        assert_eq!(wrapped("a bc def", 4), ["a bc", "def"]);
+        assert_eq!(wrapped("longer-than that", 4), ["longer-than", "that"]);
+        let mut table = Table::new(&["A", "TEXT"]);
+        table.row(["x".into(), "words that need more than one line of it".into()]);
+        table.wrap(30);
+        assert_eq!(table.to_string(), "A   TEXT\nx   words that need more than\n    one line of it\n");
+    }
+
+    #[test]
     fn control_characters_are_escaped() {
         let mut table = Table::new(&["A"]);
         table.row(["\x1b[31mred\r\n\u{9b}".into()]);
@@ -186,9 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_sizes_are_short() {
-        let times = [0, 59, 60, 3599, 3600, 86399, 86400, 90000].map(duration);
-        assert_eq!(times, ["0s", "59s", "1m0s", "59m59s", "1h0m", "23h59m", "1d0h", "1d1h"]);
+    fn sizes_are_short() {
         let sizes = [0, 1023, 1024, 1536, 5 << 30, u64::MAX].map(bytes);
         assert_eq!(sizes, ["0B", "1023B", "1.0KiB", "1.5KiB", "5.0GiB", "16777215.9TiB"]);
     }

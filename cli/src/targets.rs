@@ -3,9 +3,10 @@
 use std::panic::resume_unwind;
 use std::time::Duration;
 
+use container::ExecError;
+use instance::api::{InstanceInfo, State};
 use instance::console::AttachError;
-use instance::{Client, ClientError};
-use instance::{InstanceError, ProcessError, Registry, Running};
+use instance::{Archive, Client, ClientError, InstanceError, Kept, Kind, ProcessError, Registry, Running};
 use thiserror::Error;
 
 use crate::process::ExitCode;
@@ -17,6 +18,54 @@ pub enum Failure {
     /// There is no such VM.
     #[error(transparent)]
     Instance(#[from] InstanceError),
+    /// It has ended, with this exit code.
+    #[error("it is not running: it ended with {0}")]
+    NotRunning(u8),
+    /// It was made and not started.
+    #[error("it is not running: it was created, and `mvm start` starts it")]
+    Created,
+    /// It can't be started.
+    #[error("{0}")]
+    Start(String),
+    /// One can't be attached to it.
+    #[error("{0}")]
+    Attach(String),
+    /// It waits to be started again.
+    #[error("it is not running: it ended with {0}, and is started again soon")]
+    Restarting(u8),
+    /// A VM is not started again.
+    #[error("it is a VM, which is not started again: use `mvm boot -d`")]
+    IsVm,
+    /// A pod can't be made, or does not do what it is asked.
+    #[error("{0}")]
+    Pod(String),
+    /// What is done to VMs is done to all of a pod.
+    #[error("it is in a pod, and shares its VM: use `mvm pod` for all of the pod")]
+    InPod,
+    /// It is gone at its end.
+    #[error("it runs with --rm, and is removed when it ends: use `mvm run` again")]
+    Removes,
+    /// It runs, and has to have ended.
+    #[error("it is running: `mvm stop` it first, or use --force")]
+    Running,
+    /// It does not run, and a process copies its files.
+    #[error("its files are being copied: try again when that is done")]
+    Visited,
+    /// It was killed, or starts.
+    #[error("it was killed, and has not ended yet: try again")]
+    NotEnded,
+    /// The kernel does not end its process.
+    #[error("its process was killed, and does not end: the host may be waiting for a disk")]
+    Unkillable,
+    /// A container whose command has not started yet.
+    #[error("it has not started yet")]
+    NotStarted,
+    /// A VM has no use for that signal.
+    #[error("it is a VM, which takes the signals HUP, INT, QUIT, KILL, TERM, CONT and STOP only")]
+    Signal,
+    /// The container's agent can't be asked.
+    #[error(transparent)]
+    Agent(#[from] ExecError),
     /// The VM's process can't be signalled.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -30,6 +79,8 @@ pub enum Failure {
 
 /// How long a VM has to answer a question that takes it no time. One whose process is stopped does not answer at all.
 pub const ANSWER: Duration = Duration::from_secs(1);
+/// How long a process that copies files of a container is waited for.
+const VISIT: Duration = Duration::from_secs(20);
 /// How many VMs are asked at the same time.
 const AT_ONCE: usize = 64;
 
@@ -54,9 +105,14 @@ pub fn at_once<I: Sync, T: Send>(items: &[I], ask: impl Fn(&I) -> T + Sync) -> V
 /// those for which it succeeded, as docker does.
 pub fn each(words: &[String], action: impl Fn(&Running) -> Result<(), Failure> + Sync) -> ExitCode {
     let registry = Registry::of_user();
+    each_word(words, |word| action(&find(&registry, word)?))
+}
+
+/// Calls `act` for each of `words`, for many of them at the same time, and prints those for which it succeeded.
+pub fn each_word(words: &[String], act: impl Fn(&str) -> Result<(), Failure> + Sync) -> ExitCode {
     let mut code = exit_code::SUCCESS;
     let mut done = String::new();
-    let act = |word: &String| registry.find(word).map_err(Failure::from).and_then(|vm| action(&vm));
+    let act = |word: &String| act(word);
     for (word, result) in words.iter().zip(at_once(words, act)) {
         match result {
             Ok(()) => done += &format!("{word}\n"),
@@ -64,25 +120,76 @@ pub fn each(words: &[String], action: impl Fn(&Running) -> Result<(), Failure> +
         }
     }
     // A process that was killed leaves its directory behind.
-    registry.sweep();
+    Registry::of_user().sweep();
     print(done.as_bytes(), code)
+}
+
+/// The VM or container that `word` means, which has to run.
+pub fn find(registry: &Registry, word: &str) -> Result<Running, Failure> {
+    let found = registry.find(word);
+    if found.as_ref().is_ok_and(|vm| container::is_pod(&vm.directory)) {
+        return Err(InstanceError::IsPod(word.into()).into());
+    }
+    found.map_err(|error| {
+        let kept = matches!(error, InstanceError::NotFound(_)).then(|| kept(word).ok()).flatten();
+        match kept {
+            Some(kept) if kept.is_created() && !kept.is_running => Failure::Created,
+            Some(kept) if kept.is_restarting() => Failure::Restarting(kept.last_end().code),
+            Some(kept) => kept.end().map_or_else(|| error.into(), |end| Failure::NotRunning(end.code)),
+            None => error.into(),
+        }
+    })
+}
+
+/// The VM or container that `word` means, of which something is kept, whether it runs or not.
+pub fn kept(word: &str) -> Result<Kept, InstanceError> {
+    let kept = Archive::of_user()?.find(word)?;
+    if kept.entry.kind == Kind::Pod { Err(InstanceError::IsPod(word.into())) } else { Ok(kept) }
+}
+
+/// The same, once no process copies files of one that does not run.
+pub fn kept_alone(word: &str) -> Result<Kept, Failure> {
+    let kept = kept(word)?;
+    let Some(visitor) = kept.visitor() else { return Ok(kept) };
+    match visitor.open() {
+        Ok(process) if !process.wait(Some(VISIT)) => Err(Failure::Visited),
+        _ => Ok(self::kept(word)?),
+    }
 }
 
 /// Prints the failure on one line; returns the exit code for it.
 pub fn complain_of(word: &str, failure: &Failure) -> u8 {
-    match failure {
-        Failure::Instance(error) => complain(&chain(error)),
-        failure => complain(&format!("VM {word}: {}", chain(failure))),
-    }
+    complain(&message(word, failure));
     exit_code::FAILURE
+}
+
+/// The failure in one line, with what `word` means in it.
+pub fn message(word: &str, failure: &Failure) -> String {
+    match failure {
+        Failure::Instance(error) => chain(error),
+        failure => format!("{word}: {}", chain(failure)),
+    }
+}
+
+/// Whether the VM is paused, as far as it says so.
+pub fn is_paused(vm: &Running) -> bool {
+    let state = quick_client(vm).and_then(|mut client| Ok(client.get::<InstanceInfo>("/")?.state));
+    state.is_ok_and(|state| state == State::Paused)
 }
 
 /// A connection to the VM's control socket.
 pub fn client(vm: &Running) -> Result<Client, Failure> {
+    check_vm(vm)?;
     Ok(Client::connect(&vm.control_socket())?)
 }
 
 /// The same for questions that take the VM no time, see [`ANSWER`].
 pub fn quick_client(vm: &Running) -> Result<Client, Failure> {
+    check_vm(vm)?;
     Ok(Client::connect_with_limit(&vm.control_socket(), ANSWER)?)
+}
+
+/// Refuses a container that has no VM of its own.
+fn check_vm(vm: &Running) -> Result<(), Failure> {
+    if container::pod_directory(&vm.directory).is_some() { Err(Failure::InPod) } else { Ok(()) }
 }

@@ -1,6 +1,8 @@
 //! What is wrong with a command line, in one line.
 
 use std::error::Error as _;
+use std::net::AddrParseError;
+use std::num::ParseIntError;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory};
@@ -26,9 +28,10 @@ pub fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
         }
         _ => {
             complain(&message(error, arguments));
-            // As docker's command that runs containers.
-            let is_run =
-                subcommand(&Cli::command(), arguments).is_some_and(|command| command.get_name() == "run");
+            // As docker's commands that make containers.
+            let is_run = subcommand(&Cli::command(), arguments).is_some_and(|(name, _)| {
+                matches!(name.as_str(), "run" | "create" | "container run" | "container create")
+            });
             if is_run { exit_code::CONTAINER } else { exit_code::USAGE }.into()
         }
     }
@@ -40,8 +43,8 @@ fn message(error: &clap::Error, arguments: &[String]) -> String {
         return line;
     }
     let root = Cli::command();
-    let command = subcommand(&root, arguments);
-    let name = command.map_or("", Command::get_name);
+    let (name, command) = subcommand(&root, arguments).unzip();
+    let name = name.as_deref().unwrap_or_default();
     let what = explain(error, command, name);
     if what.contains([':', ';']) && error.kind() != ErrorKind::MissingSubcommand {
         return what;
@@ -53,23 +56,27 @@ fn message(error: &clap::Error, arguments: &[String]) -> String {
 /// What to write in place of an option of QEMU's: it has one dash, so that clap takes it for several short flags.
 fn qemu_option(arguments: &[String]) -> Option<String> {
     let root = Cli::command();
-    let name = subcommand(&root, arguments).map_or("", Command::get_name);
+    let name = subcommand(&root, arguments).map(|(name, _)| name).unwrap_or_default();
     let qemu = |word: &&String| word.starts_with('-') && !word.starts_with("--") && word.len() > 2;
     let mut before_dashes = arguments.iter().skip(1).take_while(|word| *word != "--").filter(qemu);
-    before_dashes.find_map(|word| Some(format!("unknown option {word}: {}", foreign::option(name, word)?)))
+    before_dashes.find_map(|word| Some(format!("unknown option {word}: {}", foreign::option(&name, word)?)))
 }
 
-/// The subcommand that `arguments` name.
-fn subcommand<'a>(root: &'a Command, arguments: &[String]) -> Option<&'a Command> {
+/// The subcommand that `arguments` name, and its name with that of its group, as in `image ls`.
+fn subcommand<'a>(root: &'a Command, arguments: &[String]) -> Option<(String, &'a Command)> {
     let mut words = arguments.iter().skip(1);
+    let mut found: Option<(String, &Command)> = None;
     while let Some(word) = words.next() {
         if word == "--log-level" || word == "--runtime-dir" {
             words.next();
         } else if !word.starts_with('-') {
-            return root.find_subcommand(word);
+            let (name, command) =
+                found.as_ref().map_or(("", root), |(name, command)| (name.as_str(), *command));
+            let Some(inner) = command.find_subcommand(word) else { break };
+            found = Some((format!("{name} {}", inner.get_name()).trim_start().to_owned(), inner));
         }
     }
-    None
+    found
 }
 
 fn explain(error: &clap::Error, subcommand: Option<&Command>, command: &str) -> String {
@@ -87,7 +94,10 @@ fn explain(error: &clap::Error, subcommand: Option<&Command>, command: &str) -> 
         ErrorKind::UnknownArgument => unknown_argument(command, &argument, &text(ContextKind::SuggestedArg)),
         ErrorKind::InvalidSubcommand => {
             let word = text(ContextKind::InvalidSubcommand);
-            let similar = text(ContextKind::SuggestedSubcommand);
+            // The best one comes last.
+            let similar =
+                texts(ContextKind::SuggestedSubcommand).pop().filter(|similar| is_near(&word, similar));
+            let similar = similar.unwrap_or_default();
             match foreign::command(&word) {
                 Some(advice) => format!("unknown command {word:?}: {advice}"),
                 None if similar.is_empty() => format!("unknown command {word:?}"),
@@ -99,8 +109,9 @@ fn explain(error: &clap::Error, subcommand: Option<&Command>, command: &str) -> 
             format!("{flag}: invalid value {value:?}: use {}", text(ContextKind::ValidValue))
         }
         ErrorKind::ValueValidation => {
-            let cause =
-                error.source().map_or_else(|| format!("invalid value {value:?}"), ToString::to_string);
+            let cause = error
+                .source()
+                .map_or_else(|| format!("invalid value {value:?}"), |cause| of_value(cause, &value));
             format!("{}: {cause}", flag.trim_matches(['[', ']', '<', '>', '.']))
         }
         ErrorKind::TooManyValues | ErrorKind::WrongNumberOfValues => {
@@ -113,19 +124,47 @@ fn explain(error: &clap::Error, subcommand: Option<&Command>, command: &str) -> 
                 format!("{flag} and {prior} cannot be used together")
             }
         },
+        // An option that another one requires; positional arguments are named all together.
+        ErrorKind::MissingRequiredArgument if argument.starts_with("--") => {
+            format!("an option that is given needs {flag}")
+        }
         ErrorKind::MissingRequiredArgument => {
             let required = subcommand.into_iter().flat_map(Command::get_positionals);
             let required = required.filter(|argument| argument.is_required_set()).map(ToString::to_string);
             let required = required.collect::<Vec<_>>().join(" ").replace(['<', '>'], "");
             format!("missing argument: mvm {command} {required}")
         }
-        ErrorKind::MissingSubcommand => "missing command: mvm COMMAND".into(),
+        ErrorKind::MissingSubcommand => {
+            format!("missing command: {} COMMAND", format!("mvm {command}").trim_end())
+        }
         ErrorKind::InvalidUtf8 => "an argument is not UTF-8 text".into(),
         _ => {
             let rendered = error.render().to_string();
             let line = rendered.lines().next().unwrap_or_default();
             line.strip_prefix("error: ").unwrap_or(line).to_owned()
         }
+    }
+}
+
+/// Whether `similar` is a likely mistake for `word`: a letter in three may be another one. clap guesses further.
+fn is_near(word: &str, similar: &str) -> bool {
+    let word = word.split_once('=').map_or(word, |(word, _)| word);
+    3 * strsim::osa_distance(word, similar) <= word.trim_start_matches('-').chars().count()
+}
+
+/// Why a value is invalid. Texts of the standard library and of clap do not say what to use.
+fn of_value(cause: &(dyn std::error::Error + 'static), value: &str) -> String {
+    let text = cause.to_string();
+    if cause.is::<ParseIntError>() {
+        format!("invalid number {value:?}: use a whole one")
+    } else if cause.is::<AddrParseError>() {
+        format!("invalid address {value:?}: use one as in 1.1.1.1")
+    } else if let Some((low, high)) =
+        text.split_once(" is not in ").and_then(|(_, range)| range.split_once("..="))
+    {
+        format!("invalid number {value:?}: use {low} to {high}")
+    } else {
+        text
     }
 }
 
@@ -140,7 +179,7 @@ fn unknown_argument(command: &str, argument: &str, similar: &str) -> String {
         };
     }
     let similar = similar.split_once(' ').map_or(similar, |(flag, _)| flag);
-    if similar.is_empty() {
+    if !is_near(argument, similar) {
         format!("unknown option {argument}")
     } else {
         format!("unknown option {argument}: did you mean {similar}?")

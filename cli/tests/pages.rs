@@ -26,6 +26,7 @@ fn run(program: &str, arguments: &[&str], directory: &Path) -> Option<Output> {
         .args(arguments)
         .env("PATH", path)
         .env("HOME", directory)
+        .env("MVM_DATA_DIR", directory.join("data"))
         .env("XDG_RUNTIME_DIR", directory)
         .current_dir(directory);
     let output = command.output();
@@ -92,7 +93,7 @@ fn manual_pages_have_the_usual_sections_and_refer_to_pages_that_exist() {
         assert!(boot.contains(&format!(".SS {heading}\n")), "{heading}");
     }
     let stop = fs::read_to_string(directory.path().join("mvm-stop.1")).unwrap();
-    assert!(stop.contains("[\\fB\\-\\-time\\fR \\fISECONDS\\fR]\n\\fIVM\\fR..."), "{stop}");
+    assert!(stop.contains("[\\fB\\-\\-time\\fR \\fISECONDS\\fR]\n\\fINAME\\fR..."), "{stop}");
 }
 
 /// Every option of the help is in the manual page and is offered by completion.
@@ -120,13 +121,24 @@ fn pages_and_completions_have_every_option() {
 #[case("mvm kill --signal T", &["TERM"])]
 #[case("mvm boot --kernel vml", &["vmlinux"])]
 #[case("mvm boot --share s", &["subfolder"])]
-#[case("mvm com", &["completions"])]
+#[case("mvm comp", &["completions"])]
+#[case("mvm run lo", &["localhost:5000/tools:1"])]
+#[case("mvm run localhost:5000/to", &["5000/tools:1"])]
+#[case("mvm rmi localhost:5000/tools:", &["1"])]
 fn bash_completes(#[case] line: &str, #[case] expected: &[&str]) {
     let directory = TempDir::new().unwrap();
     fs::write(directory.path().join("vmlinux"), "").unwrap();
     fs::create_dir(directory.path().join("subfolder")).unwrap();
-    // As readline splits a line: at blanks and at each '='.
-    let words: Vec<_> = line.replace('=', " = ").split(' ').map(|word| format!("'{word}'")).collect();
+    fs::write(directory.path().join("layer.tar"), [0; 1024]).unwrap();
+    run(env!("CARGO_BIN_EXE_mvm"), &["import", "layer.tar", "localhost:5000/tools:1"], directory.path())
+        .unwrap();
+    // As readline splits a line: at blanks and at each '=' and ':'.
+    let line = line.replace('=', " = ").replace(':', " : ");
+    let words: Vec<_> = line
+        .trim_end_matches(|last| last == ' ' && line.ends_with(": "))
+        .split(' ')
+        .map(|word| format!("'{word}'"))
+        .collect();
     let script = format!(
         "compopt() {{ :; }}; eval \"$(mvm completions bash)\"; COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
          _mvm; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
@@ -142,7 +154,7 @@ fn bash_completes(#[case] line: &str, #[case] expected: &[&str]) {
 #[case("mvm boot --console s", &["stdio", "subfolder/"])]
 #[case("mvm boot --console=v", &["--console=virtio"])]
 #[case("mvm kill --signal T", &["TERM"])]
-#[case("mvm com", &["completions"])]
+#[case("mvm comp", &["completions"])]
 fn fish_completes(#[case] line: &str, #[case] expected: &[&str]) {
     let directory = TempDir::new().unwrap();
     fs::create_dir(directory.path().join("subfolder")).unwrap();

@@ -12,10 +12,16 @@ mod commands;
 mod image;
 #[path = "process/job_control.rs"]
 mod job_control;
+#[path = "process/keepers.rs"]
+mod keepers;
+#[path = "process/kept.rs"]
+mod kept;
 #[path = "process/signals.rs"]
 mod signals;
 #[path = "process/stalled_files.rs"]
 mod stalled_files;
+#[path = "process/storm.rs"]
+mod storm;
 #[path = "process/stuck.rs"]
 mod stuck;
 #[path = "process/system_calls.rs"]

@@ -11,8 +11,11 @@ use tempfile::TempDir;
 
 /// Runs mvm in a directory of its own, where it finds no VMs.
 fn mvm(directory: &TempDir, arguments: &[&str]) -> Output {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_mvm"));
+    // What says no line may go on without end.
+    let mut program = Command::new("timeout");
+    program.args(["--signal", "KILL", "60", env!("CARGO_BIN_EXE_mvm")]);
     program.args(arguments).current_dir(directory.path()).env("XDG_RUNTIME_DIR", directory.path());
+    program.env("MVM_DATA_DIR", directory.path().join("data"));
     program.env_remove("MVM_LOG").output().unwrap()
 }
 
@@ -37,29 +40,94 @@ fn check(rows: &[(&str, &str)]) {
 }
 
 #[test]
+fn options_of_containers_are_checked() {
+    let directory = TempDir::new().unwrap();
+    for (arguments, expected) in [
+        (
+            "run --storage-opt size=1m x",
+            "invalid storage option \"size=1m\": write size=SIZE, from 256M to 1T, or memory",
+        ),
+        ("run --storage-opt 20G x", "invalid storage option \"20G\""),
+        ("run --dns x y", "--dns: invalid address \"x\": use one as in 1.1.1.1"),
+        ("run --oom-score-adj 9999 y", "invalid number \"9999\": use -1000 to 1000"),
+        ("run -c x y", "invalid number \"x\": use a whole one"),
+        ("run --isolation x y", "a VM of its own"),
+        ("run --network host x", "unknown network \"host\": use `user` (the host's networks)"),
+        ("run --network bridge=br0 x", "bridge=br0 needs the container's address"),
+        ("run --network tap=t,ip=10.0.0.2 x", "invalid address \"10.0.0.2\""),
+        ("run -p 80/sctp x", "unknown protocol \"sctp\""),
+        ("run -p [::1]:80:80 x", "the container has IPv4 only"),
+        ("run -p 1-2:1-3 x", "differ in length"),
+        ("run --expose 0 x", "invalid port \"0\""),
+        ("run --mac-address zz x", "invalid MAC address \"zz\""),
+        ("run --add-host up x", "write NAME:IP"),
+        ("run", "missing argument: mvm run IMAGE"),
+        ("create --gpus all x", "has its VM's devices and none of the host's"),
+        ("create -d x", "unknown option -d"),
+        ("run --restart never x", "use no, on-failure[:TIMES], always or unless-stopped"),
+        ("run --rm --restart always x", "--rm and --restart exclude each other"),
+        ("run --detach-keys ctrl-1 x", "as in ctrl-p,ctrl-q"),
+        ("run --mount type=bind,src=/a x", "--mount needs a target: add target=PATH"),
+        (
+            "run --mount type=npipe,dst=/a x",
+            "invalid value \"npipe\" of type in --mount: use bind, volume or tmpfs",
+        ),
+        ("run -v /a:/b:shiny x", "invalid mode \"shiny\" of volume \"/a:/b:shiny\": use ro or rw"),
+        ("run --tmpfs /a:huge=always x", "invalid tmpfs option \"huge=always\""),
+        ("run --volumes-from web x", "name the volumes and folders"),
+        ("run --gpus all x", "has its VM's devices and none of the host's"),
+        ("run --platform linux/arm64 x", "images are for linux/amd64"),
+        ("run --link db x", "host.docker.internal"),
+        ("run --health-interval 5 x", "invalid time \"5\": use a number and a unit"),
+        ("run --pid host x", "a container has a kernel of its own"),
+        ("run -v ../data:/data:rslave x", "bind propagation \"rslave\" is not possible"),
+        ("run -v a/b:/data x", "invalid volume name \"a/b\": use 2 to 255 letters"),
+    ] {
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        expect(&mvm(&directory, &words), 125, &[expected], &format!("mvm {arguments}"));
+    }
+}
+
+#[test]
+fn a_wrong_file_of_defaults_is_named_with_its_line() {
+    let directory = TempDir::new().unwrap();
+    fs::create_dir(directory.path().join("mvm")).unwrap();
+    fs::write(directory.path().join("mvm/config.toml"), "cpus = 2\nmemroy = '1G'\n").unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_mvm"));
+    program.args(["run", "x"]).env("XDG_CONFIG_HOME", directory.path()).env_remove("MVM_LOG");
+    expect(&program.output().unwrap(), 125, &["config.toml, line 2: unknown key \"memroy\""], "mvm run");
+}
+
+#[test]
 fn words_of_other_programs_are_answered_with_the_word_to_use() {
     check(&[
-        ("start web", "use `mvm boot`"),
-        ("create web", "use `mvm boot`"),
-        ("exec web ls", "unknown command \"exec\": `mvm console VM`"),
-        ("logs web", "console.log"),
-        ("inspect web", "use `mvm ps --json`"),
-        ("rm web", "`mvm kill VM`"),
-        ("restart web", "use `mvm stop VM`, then `mvm boot`"),
-        ("shutdown web", "use `mvm stop VM`"),
-        ("destroy web", "use `mvm kill VM`"),
-        ("suspend web", "use `mvm pause VM`"),
-        ("wait web", "`mvm boot` ends with the VM"),
+        ("prune", "`mvm system prune` for both"),
+        ("port web 0", "invalid port \"0\": write 80 or 53/udp"),
+        ("update web", "nothing to update"),
+        ("update --cpus 0 web", "invalid number of CPUs"),
+        ("rename web -", "invalid name \"-\""),
+        ("events --since x", "invalid time \"x\""),
+        ("search nginx", "`mvm pull IMAGE`"),
+        ("compose up", "use `mvm run -d` for each"),
+        ("network ls", "`mvm run --network user`"),
+        ("volumes", "use `mvm volume ls`"),
+        ("system info", "use `mvm doctor`"),
+        ("swarm init", "neither a daemon nor a cluster"),
+        ("shutdown web", "use `mvm stop NAME`"),
+        ("destroy web", "use `mvm kill NAME`"),
+        ("suspend web", "use `mvm pause NAME`"),
+        ("logs --details web", "`mvm inspect`"),
+        ("stop --signal INT web", "use `mvm kill --signal`"),
+        ("exec web", "missing argument: mvm exec CONTAINER COMMAND"),
+        ("rm", "missing argument: mvm rm NAME"),
         ("build .", "docker, podman or buildah"),
-        ("login", "docker login"),
         ("boot -it --kernel x", "unknown option -it: leave it out"),
         ("boot -i --kernel x", "unknown option -i: leave it out"),
         ("boot -t", "unknown option -t: leave it out"),
-        ("boot -d --kernel x", "`nohup mvm boot … --console off &`"),
-        ("boot --detach", "`nohup mvm boot … --console off &`"),
+        ("boot -dit --kernel x", "use --detach"),
+        ("boot --daemonize", "use --detach"),
         ("boot -e A=b", "pass kernel arguments with --append"),
         ("boot --env A=b", "pass kernel arguments with --append"),
-        ("boot --rm", "unknown option --rm: leave it out"),
         ("boot --smp 4", "unknown option --smp: use --cpus N"),
         ("boot -smp 4", "unknown option -smp: use --cpus N"),
         ("boot --vcpus=4", "unknown option --vcpus: use --cpus N"),
@@ -76,10 +144,8 @@ fn words_of_other_programs_are_answered_with_the_word_to_use() {
         ("boot --image d.img", "use --rootfs PATH"),
         ("boot --mount x", "use --share DIR:PATH"),
         ("boot --privileged", "use --nested"),
-        ("ps -a", "only running VMs are listed"),
-        ("ps --format json", "use --json"),
         ("stop --all", "mvm stop $(mvm ps --quiet)"),
-        ("stop --force web", "use `mvm kill VM`"),
+        ("stop --force web", "use `mvm kill NAME`"),
         ("kill -9 web", "use --signal"),
         ("help", "use `mvm --help`"),
         ("help boot", "`mvm COMMAND --help`"),
@@ -89,9 +155,14 @@ fn words_of_other_programs_are_answered_with_the_word_to_use() {
         ("boot -device virtio-net-pci", "use --disk, --net"),
         ("boot --hostname web", "set it in the guest"),
         ("boot --label a=b", "name it with --name"),
-        ("stats --format json", "use --json"),
-        ("stats -a", "leave it out"),
-        ("--runtime-dir /tmp boot -d", "`nohup mvm boot … --console off &`"),
+        ("stats -f name=web", "name them, as in `mvm stats web db`"),
+        ("stats --no-stream --format {{.", "invalid template"),
+        ("login -p x --password-stdin", "--password and --password-stdin cannot be used together"),
+        ("login a.io b.io", "unexpected argument \"b.io\""),
+        ("logout --all", "unknown option --all"),
+        ("pull --max-unpacked big alpine", "--max-unpacked: invalid"),
+        ("load --max-unpacked", "--max-unpacked needs a value"),
+        ("worker", "mvm runs this command itself"),
         ("console -it web", "unknown option -it: leave it out"),
     ]);
 }
@@ -107,9 +178,13 @@ fn wrong_arguments_say_what_to_write() {
         ("boot", "no kernel: use --kernel FILE"),
         ("boot --kernel", "--kernel needs a value: --kernel <FILE>"),
         ("boot --kernel a --kernel b", "--kernel is given twice"),
+        ("boot --kernel x --ready a", "an option that is given needs --detach"),
+        ("boot --kernel x -d --ready-timeout 3s", "an option that is given needs --ready"),
+        ("boot --kernel x -d --ready=", "--ready: the text is empty"),
+        ("boot --kernel x -d --ready a --ready-timeout x", "--ready-timeout: invalid time \"x\""),
         ("boot --balloon=big", "--balloon takes no value"),
         ("ps --json --quiet", "--json and --quiet cannot be used together"),
-        ("kill", "missing argument: mvm kill VM"),
+        ("kill", "missing argument: mvm kill NAME"),
         ("console", "missing argument: mvm console VM"),
         ("balloon", "missing argument: mvm balloon VM"),
         ("resize web", "missing argument: mvm resize VM DISK"),
@@ -120,7 +195,12 @@ fn wrong_arguments_say_what_to_write() {
             "--log-level verbose ps",
             "--log-level: invalid value \"verbose\": use off, error, warn, info, debug, trace",
         ),
-        ("kill --signal SEGV x", "--signal: unknown signal \"SEGV\": use HUP, INT"),
+        (
+            "kill --signal SEGF x",
+            "--signal: unknown signal \"SEGF\": use a name such as TERM, or a number from 1 to 64",
+        ),
+        ("kill --signal 65 x", "unknown signal \"65\""),
+        ("kill --signal RTMIN+31 x", "unknown signal \"RTMIN+31\""),
         ("stop --time abc x", "--time: invalid time \"abc\": use a number of seconds, as in 30"),
         ("stop -t abc x", "use a number of seconds, as in 30"),
         ("balloon x much", "SIZE: invalid size \"much\""),
@@ -269,8 +349,19 @@ fn wrong_configuration_files_name_line_and_key() {
 #[test]
 fn a_vm_that_does_not_exist_is_one_message_and_code_1() {
     let directory = TempDir::new().unwrap();
-    for command in ["stop", "kill", "pause", "resume", "console", "balloon", "stats"] {
+    for command in
+        ["stop", "kill", "pause", "resume", "console", "balloon", "stats", "logs", "rm", "wait", "exec"]
+    {
         for word in ["web", "0123456789ab", "../x", ""] {
+            if command == "exec" {
+                expect(
+                    &mvm(&directory, &[command, word, "true"]),
+                    1,
+                    &["mvm: there is no VM or container"],
+                    command,
+                );
+                continue;
+            }
             expect(&mvm(&directory, &[command, word]), 1, &["there is no VM", "mvm ps"], command);
         }
     }
@@ -289,8 +380,7 @@ fn other_names_of_commands_work() {
             concat!("mvm ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()
         );
     }
-    for (other, name) in [("attach", "console"), ("unpause", "resume"), ("top", "stats"), ("info", "doctor")]
-    {
+    for (other, name) in [("unpause", "resume"), ("info", "doctor")] {
         let help = |command| mvm(&directory, &[command, "--help"]).stdout;
         assert_eq!(help(other), help(name), "{other}");
     }

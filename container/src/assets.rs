@@ -6,39 +6,57 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Where they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assets {
     /// The guest kernel.
     pub kernel: PathBuf,
     /// The root file system with the agent, an EROFS.
     pub root: PathBuf,
+    /// The templates of the disks that take containers' changes.
+    pub changes: PathBuf,
 }
 
-/// They are nowhere.
+/// Some are nowhere.
 #[derive(Debug, Error)]
 #[error("{}: {}", self.found(), self.advice())]
 pub struct AssetsError {
-    what: &'static str,
-    name: &'static str,
+    /// What is missing, and the name of its file.
+    missing: Vec<(&'static str, &'static str)>,
     searched: Vec<PathBuf>,
 }
 
 impl AssetsError {
     /// What is missing, and where it was looked for.
     pub fn found(&self) -> String {
-        let Self { what, name, searched } = self;
-        let searched: Vec<_> = searched.iter().map(|path| path.display().to_string()).collect();
-        format!("cannot find the {what} ({name}) of containers' VMs in {}", searched.join(", "))
+        let missing: Vec<_> =
+            self.missing.iter().map(|(what, name)| format!("the {what} ({name})")).collect();
+        let searched: Vec<_> = self.searched.iter().map(|path| path.display().to_string()).collect();
+        format!("cannot find {} of containers' VMs in {}", list(&missing), searched.join(", "))
     }
 
     /// What to do about it.
     pub fn advice(&self) -> &'static str {
-        "run `make install`, or set MVM_ASSETS to the directory that has it"
+        if env::var_os("MVM_ASSETS").is_some() {
+            return "MVM_ASSETS names the only directory that is searched: correct it, or unset it";
+        }
+        "run `make install` in mvm's sources, or set MVM_ASSETS to the directory that has them"
+    }
+}
+
+/// "A", "A and B", "A, B and C".
+fn list(words: &[String]) -> String {
+    match words {
+        [most @ .., before, last] => {
+            let most: String = most.iter().map(|word| format!("{word}, ")).collect();
+            format!("{most}{before} and {last}")
+        }
+        words => words.concat(),
     }
 }
 
 const KERNEL: &str = "vmlinux";
 const ROOT: &str = "agent.erofs";
+const CHANGES: &str = "changes.templates";
 
 impl Assets {
     /// Looks in `$MVM_ASSETS`; or else beside the program, in `share/mvm` of its prefix, and in the user's cache.
@@ -75,11 +93,17 @@ impl Assets {
     pub fn find_in(searched: Vec<PathBuf>) -> Result<Self, AssetsError> {
         let find =
             |name: &str| searched.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
-        let (kernel, root) = (find(KERNEL), find(ROOT));
-        match (kernel, root) {
-            (Some(kernel), Some(root)) => Ok(Self { kernel, root }),
-            (None, _) => Err(AssetsError { what: "kernel", name: KERNEL, searched }),
-            (_, None) => Err(AssetsError { what: "agent's root", name: ROOT, searched }),
+        match (find(KERNEL), find(ROOT), find(CHANGES)) {
+            (Some(kernel), Some(root), Some(changes)) => Ok(Self { kernel, root, changes }),
+            (kernel, root, changes) => {
+                let all = [
+                    (kernel.is_none(), "kernel", KERNEL),
+                    (root.is_none(), "agent's root", ROOT),
+                    (changes.is_none(), "templates of disks", CHANGES),
+                ];
+                let missing = all.into_iter().filter(|(is_missing, ..)| *is_missing);
+                Err(AssetsError { missing: missing.map(|(_, what, name)| (what, name)).collect(), searched })
+            }
         }
     }
 }
@@ -96,7 +120,8 @@ mod tests {
         let searched = vec![one.path().to_owned(), other.path().to_owned()];
         let error = Assets::find_in(searched.clone()).unwrap_err().to_string();
         assert!(
-            error.contains("the kernel (vmlinux)") && error.contains(one.path().to_str().unwrap()),
+            error.contains("the kernel (vmlinux), the agent's root (agent.erofs) and the templates")
+                && error.contains(one.path().to_str().unwrap()),
             "{error}"
         );
         write(other.path().join(KERNEL), "").unwrap();
@@ -105,7 +130,14 @@ mod tests {
         for directory in [&one, &other] {
             write(directory.path().join(ROOT), "").unwrap();
         }
-        let expected = Assets { kernel: other.path().join(KERNEL), root: one.path().join(ROOT) };
+        let error = Assets::find_in(searched.clone()).unwrap_err().to_string();
+        assert!(error.contains("the templates of disks (changes.templates)"), "{error}");
+        write(other.path().join(CHANGES), "").unwrap();
+        let expected = Assets {
+            kernel: other.path().join(KERNEL),
+            root: one.path().join(ROOT),
+            changes: other.path().join(CHANGES),
+        };
         assert_eq!(Assets::find_in(searched).unwrap(), expected);
     }
 }

@@ -2,9 +2,13 @@
 
 use vmm::Piece;
 
+use crate::health::ImageHealth;
+
 /// An image that is ready to be used.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
+    /// Its ID, as in `sha256:…`.
+    pub id: String,
     /// What it says about its containers.
     pub config: ImageConfig,
     /// The files of its disk.
@@ -24,6 +28,12 @@ pub struct ImageConfig {
     pub working_directory: String,
     /// The user, as in `www-data` or `33:33`.
     pub user: String,
+    /// Ports that it listens on, as in `80/tcp`.
+    pub exposed: Vec<String>,
+    /// Paths for which its containers have volumes.
+    pub volumes: Vec<String>,
     /// The signal that asks a container to end.
     pub stop_signal: Option<String>,
+    /// How their health is checked.
+    pub health: Option<ImageHealth>,
 }

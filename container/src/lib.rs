@@ -4,19 +4,62 @@
 //! agent connects over vsock and is told what to run; standard input and output are connections of their own.
 
 mod assets;
+mod attach;
+mod changes;
 mod connection;
+mod ender;
+mod exec;
+mod files;
+mod health;
 mod image;
+mod limits;
 mod machine;
+mod mounts;
+mod network;
 mod options;
+mod output;
+mod pod;
+mod ports;
 mod run;
 mod seccomp;
 mod session;
 mod signal;
+mod sockets;
 mod spec;
 mod stdio;
+mod streams;
+mod timing;
+mod update;
+mod visit;
+mod vm;
 
+pub use agent_protocol::{ProcessEntry, Usage};
 pub use assets::{Assets, AssetsError};
+pub use attach::{
+    AttachError, AttachOptions, Attached, Attachments, DetachKeys, KeysError, attach,
+    connect as connect_to_keeper,
+};
+pub use exec::{ExecError, exec, send_signal, usage};
+pub use files::{Files, FilesError, Incoming, Outgoing};
+pub use health::{
+    Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth, watch as watch_health,
+};
 pub use image::{Image, ImageConfig};
+pub use limits::{CpuSet, LimitError, Ulimit};
 pub use machine::size;
-pub use options::{NetworkOption, OptionsError, RunOptions, Volume};
-pub use run::{Ended, RunError, run};
+pub use mounts::{
+    LongMount, MountError, MountOption, MountSource, PrepareError, Prepared, ShortMount, Tmpfs, VolumeMount,
+    create as create_volume, make_volumes, prepare, record as volume_record, settle, volume_size,
+};
+pub use network::{HOST_GATEWAY, NetworkOption, StaticAddress, container_address};
+pub use options::{ExecOptions, OptionsError, RunOptions, Storage};
+pub use output::{LogLimits, LogOptions, LogReader, follow, parse_time};
+pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod, pod_directory};
+pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
+pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};
+pub use signal::number as signal_number;
+pub use spec::{command, storage};
+pub use timing::{Step, Timing};
+pub use update::{Update, processes, update};
+pub use visit::Visit;
+pub use vm::{Split, VmEnd};

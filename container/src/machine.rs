@@ -1,16 +1,19 @@
 //! The VM of a container.
 
-use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use vmm::{
-    ConsoleConfig, DiskConfig, MemorySize, NetBackend, NetConfig, Sandbox, ShareConfig, UserAddresses,
-    VmConfig, VsockConfig,
+    ConsoleConfig, DeviceKind, DiskConfig, ImageFormat, MemorySize, PublishConfig, Sandbox, ShareConfig,
+    SharedPart, VmConfig, VsockConfig,
 };
 
 use crate::assets::Assets;
 use crate::image::Image;
-use crate::options::{NetworkOption, RunOptions, Volume};
+use crate::mounts::Prepared;
+use crate::network;
+use crate::options::{RunOptions, Storage};
+use crate::spec::storage;
 
 /// Bytes of memory of a container without a limit.
 const DEFAULT_MEMORY: u64 = 1 << 30;
@@ -18,7 +21,7 @@ const DEFAULT_MEMORY: u64 = 1 << 30;
 const DEFAULT_CPUS: u32 = 4;
 /// What a container's VM has beyond the container's limit: for the kernel and the agent, and 1/16 of the limit for the
 /// kernel's descriptions of pages and its caches.
-const OVERHEAD: u64 = 96 << 20;
+pub const OVERHEAD: u64 = 96 << 20;
 
 /// The socket of the VM's vsock device, in its directory.
 pub const VSOCK: &str = "vsock.sock";
@@ -32,78 +35,115 @@ fn default_memory() -> u64 {
     }
 }
 
-/// vCPUs of a container without a limit on this host.
-fn default_cpus() -> u32 {
-    let host =
-        std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
-    host.clamp(1, DEFAULT_CPUS)
+/// Processors of the host.
+fn host_cpus() -> u32 {
+    // Reading the limits of control groups takes a dozen system calls.
+    static HOST: OnceLock<u32> = OnceLock::new();
+    *HOST.get_or_init(|| {
+        let host = std::thread::available_parallelism();
+        host.map_or(1, |count| u32::try_from(count.get()).unwrap_or(1))
+    })
+}
+
+/// vCPUs that `--cpus` asks for.
+fn asked_cpus(options: &RunOptions) -> Option<u32> {
+    options.milli_cpus.map(|milli| u32::try_from(milli.div_ceil(1000)).unwrap_or(u32::MAX))
+}
+
+/// Processors that a container with `options` can name: the host's, or those of `--cpus` where they are more.
+pub fn available_cpus(options: &RunOptions) -> u32 {
+    host_cpus().max(asked_cpus(options).unwrap_or(1))
 }
 
 /// vCPUs and bytes of memory of the VM for a container with `options`.
 pub fn size(options: &RunOptions) -> (u32, u64) {
-    let cpus = options.milli_cpus.map(|milli| u32::try_from(milli.div_ceil(1000)).unwrap_or(u32::MAX));
+    let cpus = asked_cpus(options).unwrap_or_else(|| host_cpus().clamp(1, DEFAULT_CPUS));
+    // A processor keeps its number, and so those before it are there too.
+    let least = options.cpu_set.as_ref().map_or(1, |set| set.last().saturating_add(1));
     let memory =
         options.memory.map_or_else(default_memory, |limit| limit.saturating_add(OVERHEAD + limit / 16));
-    (cpus.unwrap_or_else(default_cpus).max(1), memory.next_multiple_of(2 << 20))
+    (cpus.max(least), memory.next_multiple_of(2 << 20))
 }
 
-/// The addresses of a container's network, which no other can see.
-pub const ADDRESSES: UserAddresses = UserAddresses {
-    guest: Ipv4Addr::new(10, 88, 0, 2),
-    prefix: 24,
-    router: Ipv4Addr::new(10, 88, 0, 1),
-    resolver: Ipv4Addr::new(10, 88, 0, 3),
-};
+/// The tag by which the VM mounts the tree of folders and files of the host.
+pub const SHARE_TAG: &str = "mounts";
 
-fn network(option: NetworkOption) -> Option<NetConfig> {
-    match option {
-        NetworkOption::None => None,
-        NetworkOption::User { reaches_host } => Some(NetConfig {
-            backend: NetBackend::User { reaches_host },
-            addresses: Some(ADDRESSES),
-            ..NetConfig::user()
-        }),
-    }
+/// How many volumes can be disks of the VM for a container with `options`, which has folders or files of the host if it
+/// `shares`.
+pub fn room_for_volumes(options: &RunOptions, shares: bool) -> usize {
+    // The agent's root, the image, vsock, balloon and random numbers.
+    let own = 5;
+    let changes = usize::from(storage(options) != Storage::Memory);
+    let network = usize::from(network::device(options).is_some());
+    vmm::MAX_DEVICES.saturating_sub(own + changes + network + usize::from(shares))
 }
 
-/// The tag of the volume with this number.
-pub fn volume_tag(number: usize) -> String {
-    format!("volume{number}")
+/// The folders and files of the host, which one process serves. They hide `directory`, the VM's, from it.
+fn share(parts: &[SharedPart], directory: &Path) -> Option<ShareConfig> {
+    let tag = SHARE_TAG.parse().ok().filter(|_| !parts.is_empty())?;
+    let (path, parts) = (directory.to_owned(), parts.to_vec());
+    Some(ShareConfig { path, parts, tag, read_only: false, sandbox: Sandbox::default() })
 }
 
-fn shares(options: &RunOptions) -> Vec<ShareConfig> {
-    let share = |(number, volume): (usize, &Volume)| {
-        let tag = volume_tag(number).parse().ok()?;
-        let (path, read_only) = (volume.path.clone(), volume.read_only);
-        Some(ShareConfig { path, tag, read_only, sandbox: Sandbox::default() })
-    };
-    options.volumes.iter().enumerate().filter_map(share).collect()
+/// Disks that containers of a pod can have: of the 18 devices of a VM, its root, network, sockets, balloon and source of
+/// random numbers take five, and one is left.
+pub const SLOTS: usize = 12;
+
+/// The guest's block device that is the slot with that index: behind the agent's root.
+pub fn slot_device(slot: usize) -> String {
+    format!("/dev/{}", DeviceKind::Block.id(slot.saturating_add(1)))
 }
 
-/// The VM for a container of `image` with `options`, whose directory is `directory`.
-pub fn machine(assets: &Assets, image: &Image, options: &RunOptions, directory: &Path) -> VmConfig {
+/// The VM for a pod with `options`, whose directory is `directory`.
+pub fn pod_machine(
+    assets: &Assets,
+    options: &RunOptions,
+    directory: &Path,
+    publish: Vec<PublishConfig>,
+) -> VmConfig {
+    let of_container =
+        machine(assets, &Image::default(), options, directory, None, &Prepared::default(), publish);
+    VmConfig { disks: Vec::new(), slots: SLOTS, ..of_container }
+}
+
+/// The VM for a container of `image` with `options`, whose directory is `directory`. `changes` is the disk that takes its
+/// changes, if it has one; `mounts` is what it has besides; `publish` are its published ports.
+pub fn machine(
+    assets: &Assets,
+    image: &Image,
+    options: &RunOptions,
+    directory: &Path,
+    changes: Option<&Path>,
+    mounts: &Prepared,
+    publish: Vec<PublishConfig>,
+) -> VmConfig {
     let disk = |path: &Path, pieces| DiskConfig {
         path: path.to_owned(),
         pieces,
-        format: Default::default(),
+        format: ImageFormat::Detect,
         read_only: true,
         id: None,
         limits: Default::default(),
     };
+    // What a guest wrote says nothing of the format.
+    let writable =
+        |path: &Path| DiskConfig { read_only: false, format: ImageFormat::Raw, ..disk(path, Vec::new()) };
+    let changes = changes.into_iter().chain(mounts.disks.iter().map(PathBuf::as_path)).map(writable);
     let (first, rest) = match image.disk.split_first() {
         Some((first, rest)) => (first.path.as_path(), rest.to_vec()),
         None => (Path::new(""), Vec::new()),
     };
     let (cpus, memory) = size(options);
     // The kernel says no more than what is wrong; its end is the VM's.
-    let cmdline = "console=ttyS0 quiet loglevel=4 panic=-1 root=/dev/vda ro rootfstype=erofs init=/sbin/init";
+    // The kernel makes a dummy interface of its own accord, which no container has.
+    let cmdline = "console=ttyS0 quiet loglevel=4 panic=-1 root=/dev/vda ro rootfstype=erofs init=/sbin/init dummy.numdummies=0";
     VmConfig {
         rootfs: Some(disk(&assets.root, Vec::new())),
-        disks: vec![disk(first, rest)],
+        disks: [disk(first, rest)].into_iter().chain(changes).collect(),
         vsock: Some(VsockConfig { path: directory.join(VSOCK), cid: VsockConfig::MIN_CID }),
-        shares: shares(options),
-        nets: network(options.network).into_iter().collect(),
-        publish: options.publish.clone(),
+        shares: share(&mounts.parts, directory).into_iter().collect(),
+        nets: network::device(options).into_iter().collect(),
+        publish,
         cpus,
         memory: MemorySize::from_bytes(memory),
         cmdline: Some(cmdline.to_owned()),

@@ -1,21 +1,41 @@
-//! Running a container in the foreground.
+//! Running a container: the keeper's part.
 
-use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::io::{self, PipeWriter, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use agent_protocol::{Exit, FailureKind};
-use instance::{Identity, RemovalWatch, Signals};
+use agent_protocol::{Container, Exit, FailureKind, Mount, MountKind, Writable};
+use instance::{Instance, Keep, Signals};
 use thiserror::Error;
-use vmm::{ExitReason, Frontend, Requests, Timeline, VmError};
+use vmm::PublishConfig;
 
 use crate::assets::Assets;
-use crate::image::Image;
+use crate::attach::{Attachments, Console, Input};
+use crate::changes;
+use crate::ender::Ender;
+use crate::exec;
+use crate::image::{Image, ImageConfig};
 use crate::machine::machine;
-use crate::options::{OptionsError, RunOptions};
-use crate::session::{Listener, Session, SessionError};
+use crate::mounts::Prepared;
+use crate::options::{OptionsError, RunOptions, Storage};
+use crate::output::{LogLimits, OutputLog};
+use crate::ports::PortsError;
+use crate::session::{Listener, Session, SessionError, Way};
 use crate::signal::stop_signal;
-use crate::spec::container;
+use crate::sockets::Forwards;
+use crate::spec::{container, filters, storage};
+use crate::stdio::Outputs;
+use crate::timing::{Step, Timing};
+use crate::vm::{FromVm, Split, VmEnd, VmProcess};
+
+/// How long the VM's process may take to end after it has said how the VM ended.
+pub const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// The exit code of a process that was killed.
+const KILLED: u8 = 137;
 
 /// How a container ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +52,12 @@ pub enum RunError {
     /// An option.
     #[error(transparent)]
     Options(#[from] OptionsError),
-    /// The VM can't be built.
+    /// A port that can't be published.
     #[error(transparent)]
-    Vm(#[from] VmError),
+    Ports(#[from] PortsError),
+    /// The VM can't be built.
+    #[error("{0}")]
+    Vm(String),
     /// The host can't do it.
     #[error("cannot {doing}")]
     Host {
@@ -56,64 +79,291 @@ pub enum RunError {
     /// The container could not be started.
     #[error("cannot start the container: {0}")]
     Failed(String),
-    /// A VM without a directory has no sockets for the agent.
-    #[error("a container needs a directory: give another --runtime-dir than none")]
-    NoDirectory,
     /// The VM ended first.
-    #[error("the container's VM ended before the container did: {0}")]
-    VmEnded(ExitReason),
+    #[error("the container's VM ended before the container did: {}", .0.text)]
+    VmEnded(VmEnd),
+    /// The pod of the container can't do it.
+    #[error("{0}")]
+    Pod(String),
+    /// The pod has ended, or is about to.
+    #[error("the pod has ended, or is about to")]
+    PodEnding,
+    /// By `mvm kill` where the VM did not answer, or by the host for lack of memory.
+    #[error("the container's VM was killed: its process ended with {KILLED}")]
+    VmKilled,
 }
 
-/// Runs a container of `image` in a VM that `identity`, which has an ID and a directory, is for, until it ends.
-/// `requests` lead to the supervisor of the VM, which says so when `removal` notices that the directory is gone;
-/// `signals` are those that are passed on to the container.
+/// What a container is made of.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// Kernel and agent of its VM.
+    pub assets: &'a Assets,
+    /// The image.
+    pub image: &'a Image,
+    /// What the user asks for.
+    pub options: &'a RunOptions,
+    /// The ports that are published.
+    pub publish: &'a [PublishConfig],
+    /// What it has below its root.
+    pub mounts: &'a Prepared,
+    /// How much of its output is kept, if any is.
+    pub log: Option<LogLimits>,
+    /// What notes when each step is reached.
+    pub timing: &'a Timing,
+}
+
+/// Checks that a container `id` of `image` can be made with `options`.
 ///
 /// # Errors
 ///
-/// [`RunError`].
-pub fn run(
-    (assets, image, options): (&Assets, &Image, &RunOptions),
-    (identity, removal): (&Identity, Option<RemovalWatch>),
-    requests: Requests,
-    signals: Option<Signals>,
-    timeline: &Arc<Timeline>,
-) -> Result<Ended, RunError> {
-    let (Some(id), Some(directory)) = (&identity.id, &identity.directory) else {
-        return Err(RunError::NoDirectory);
+/// [`OptionsError`] names the option that can't be used.
+pub fn check(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<(), OptionsError> {
+    stop_signal(image, options)?;
+    container(id, image, options, &Prepared::default()).map(drop)
+}
+
+/// A container whose VM starts, kept by this process.
+pub struct Keeper {
+    vm: Arc<VmProcess>,
+    instance: Instance,
+    keep: Keep,
+    listener: Listener,
+    forwards: Forwards,
+    container: Container,
+    stop_signal: u8,
+    log: Option<LogLimits>,
+    timing: Timing,
+}
+
+/// How a container's command is run.
+pub struct Attachment {
+    /// With this process's standard input and output.
+    pub is_attached: bool,
+    /// The socket of the user's command, which is attached from the beginning.
+    pub front: Option<UnixStream>,
+    /// Its input ends with that of the first one who is attached.
+    pub input_once: bool,
+    /// What is passed on to it.
+    pub signals: Option<Signals>,
+    /// Called when it runs.
+    pub on_started: Box<dyn FnOnce() + Send>,
+}
+
+/// What is left of a container.
+pub struct Left {
+    /// How it ended.
+    pub result: Result<Ended, RunError>,
+    /// Its VM's directory.
+    pub instance: Instance,
+    /// What is kept of it.
+    pub keep: Arc<Mutex<Keep>>,
+    /// Those who are attached, and have to be told how it ended.
+    pub attachments: Option<Arc<Attachments>>,
+}
+
+impl Keeper {
+    /// Starts the VM of a container in a process of its own, which gets what `split` says. `instance` is its directory and
+    /// `keep` what is kept of it; this process has one thread yet.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`]; of the VM nothing is left behind.
+    pub fn start(plan: Plan<'_>, instance: Instance, keep: Keep, split: Split<'_>) -> Result<Self, RunError> {
+        let Plan { assets, image, options, publish, mounts, log, timing } = plan;
+        let mut container = container(instance.id().as_str(), &image.config, options, mounts)?;
+        if let Writable::Disk(disk) = &mut container.writable
+            && keep.entry().removes
+        {
+            container.writable = Writable::Scratch(std::mem::take(disk));
+        }
+        let stop_signal = stop_signal(&image.config, options)?;
+        let host = |doing| move |source| RunError::Host { doing, source };
+        let changes = match storage(options) {
+            Storage::Memory => None,
+            Storage::Disk(size) => Some(
+                changes::open_or_create(assets, keep.directory(), size)
+                    .map_err(host("make the disk for the container's changes"))?,
+            ),
+        };
+        timing.mark(Step::Disk);
+        let (changes, publish) = (changes.as_deref(), publish.to_vec());
+        let config = machine(assets, image, options, instance.path(), changes, mounts, publish);
+        let listener = Listener::open(instance.path()).map_err(host("make a socket for the agent"))?;
+        let forwards = Forwards::open(instance.path(), &mounts.sockets)
+            .map_err(host("make sockets for those of the host"))?;
+        let (vm, instance, (keep, listener, forwards)) =
+            VmProcess::start(&config, instance, (keep, listener, forwards), split, timing.start())
+                .map_err(host("make a process for the VM"))?;
+        timing.mark(Step::Process);
+        // While the VM's process builds the VM.
+        container.process.seccomp = filters(options).inspect_err(|_| {
+            vm.kill();
+            vm.wait(LAST_WORDS);
+        })?;
+        let timing = timing.clone();
+        let vm = Arc::new(vm);
+        Ok(Self { vm, instance, keep, listener, forwards, container, stop_signal, log, timing })
+    }
+
+    /// Runs the container's command to its end.
+    pub fn run(self, attachment: Attachment) -> Left {
+        let Self { vm, instance, keep, listener, forwards, container, stop_signal, log, timing } = self;
+        let is_disk = |mount: &Mount| matches!(mount.kind, MountKind::Disk { .. });
+        let is_kept = !keep.entry().removes && matches!(container.writable, Writable::Disk(_))
+            || container.mounts.iter().any(is_disk);
+        let forwarded = forwards
+            .start()
+            .map_err(|source| RunError::Host { doing: "start a thread for sockets of the host", source });
+        let log = forwarded.and_then(|()| log.map(|limits| open_log(&keep.output(), limits)).transpose());
+        let keep = Arc::new(Mutex::new(keep));
+        let Attachment { is_attached, front, input_once, signals, on_started } = attachment;
+        let attached = attachments(&instance, &container, is_attached, input_once, front);
+        let (attachments, source) = attached
+            .map_or_else(|error| (Err(error), None), |(attachments, source)| (Ok(attachments), source));
+        let left = attachments.as_ref().ok().cloned();
+        let result = log.and_then(|log| Ok((log, attachments?))).and_then(|(log, attachments)| {
+            let outputs = Outputs {
+                is_attached,
+                log,
+                attachments,
+                ender: Ender::Vm(vm.clone()),
+                timing: timing.clone(),
+            };
+            let input = if is_attached { Some(Input::Standard) } else { source.map(Input::Attached) };
+            let session = |stop| Session {
+                way: Way::Own(listener),
+                directory: instance.path().to_owned(),
+                container,
+                ender: Ender::Vm(vm.clone()),
+                is_kept,
+                outputs,
+                input,
+                on_started: started(keep.clone(), on_started),
+                signals,
+                stop,
+                stop_signal,
+                timing: timing.clone(),
+            };
+            serve(&vm, session, &timing)
+        });
+        if result.is_err() {
+            vm.end(None);
+        }
+        vm.wait(LAST_WORDS);
+        timing.mark(Step::End);
+        Left { result, instance, keep, attachments: left }
+    }
+}
+
+/// Those who are attached, and where the container's input comes from if it is from them.
+pub fn attachments(
+    instance: &Instance,
+    container: &Container,
+    is_attached: bool,
+    input_once: bool,
+    front: Option<UnixStream>,
+) -> Result<(Arc<Attachments>, Option<UnixStream>), RunError> {
+    let console = Console {
+        has_terminal: container.process.terminal.is_some(),
+        has_input: container.process.has_input && !is_attached,
+        input_once,
     };
-    let container = container(id.as_str(), &image.config, options)?;
-    let config = machine(assets, image, options, directory);
+    let (directory, id) = (instance.path().to_owned(), container.id.clone());
+    let resize = move |size| {
+        if let Err(error) = exec::resize(&directory, &id, size) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot set the size of the terminal");
+        }
+    };
+    Attachments::open(instance.path(), console, front, Box::new(resize))
+        .map_err(|source| RunError::Host { doing: "listen for those who attach to the container", source })
+}
+
+/// The log of a container's output.
+pub fn open_log(path: &Path, limits: LogLimits) -> Result<Arc<Mutex<OutputLog>>, RunError> {
+    let log = OutputLog::open(path, limits);
+    let log = log.map_err(|source| RunError::Host { doing: "write the container's log", source })?;
+    Ok(Arc::new(Mutex::new(log)))
+}
+
+/// What is done when the command runs: it is noted, and `then` is called.
+pub fn started(keep: Arc<Mutex<Keep>>, then: Box<dyn FnOnce() + Send>) -> Box<dyn FnOnce() + Send> {
+    Box::new(move || {
+        let noted = keep.lock().map(|mut keep| keep.started());
+        if let Ok(Err(error)) = noted {
+            tracing::warn!(%error, "cannot note that the container has started");
+        }
+        then();
+    })
+}
+
+/// Starts the session, and listens to the VM until its end. Returns what came of the container; `timing` gets the VM's
+/// phases.
+fn serve(
+    vm: &Arc<VmProcess>,
+    session: impl FnOnce(io::PipeReader) -> Session,
+    timing: &Timing,
+) -> Result<Ended, RunError> {
     let host = |doing| move |source| RunError::Host { doing, source };
-    let listener = Listener::open(directory).map_err(host("make a socket for the agent"))?;
     let (stop, asked) = io::pipe().map_err(host("make a pipe"))?;
     rustix::io::ioctl_fionbio(&asked, true).map_err(|error| host("make a pipe")(error.into()))?;
-    // One that has been asked already is not asked again.
-    let on_press = Box::new(move || drop((&asked).write(&[1])));
-    let frontend = Frontend::of_process(&config.console, Some(directory), requests.clone())?
-        .watching(removal)
-        .on_power_button(on_press);
     let (sender, receiver) = channel();
-    let stop_signal = stop_signal(&image.config, options)?;
-    let session = Session {
-        listener,
-        directory: directory.to_owned(),
-        container,
-        requests,
-        signals,
-        stop,
-        stop_signal,
-    };
-    session.start(sender).map_err(host("start a thread"))?;
-    let reason = vmm::launch(&config, identity, frontend, timeline)?;
+    session(stop).start(sender).map_err(host("start a thread"))?;
+    listen(vm, &receiver, &asked, timing)
+}
+
+/// Listens to the VM until its end. A press of its button is noted in `asked`, as long as there is room.
+fn listen(
+    vm: &Arc<VmProcess>,
+    receiver: &Receiver<Result<Exit, SessionError>>,
+    mut asked: &PipeWriter,
+    timing: &Timing,
+) -> Result<Ended, RunError> {
+    loop {
+        match vm.receive() {
+            // One that has been asked already is not asked again.
+            Some(FromVm::Pressed) => drop(asked.write(&[1])),
+            Some(FromVm::Ended(end)) => {
+                timing.set_vm(end.timing.clone());
+                return outcome(receiver, end);
+            }
+            Some(FromVm::Failed(message)) => return Err(RunError::Vm(message)),
+            // A container's own VM has none.
+            Some(FromVm::Slot { .. }) => {}
+            None => {
+                let code = vm.wait(LAST_WORDS).unwrap_or(0);
+                let text = format!("its process ended with {code}");
+                let end = VmEnd { is_power_off: false, signal: vm.ended_by(), text, timing: Vec::new() };
+                return outcome(receiver, end).map_err(|error| match error {
+                    RunError::VmEnded(VmEnd { signal: None, .. }) if code == KILLED => RunError::VmKilled,
+                    error => error,
+                });
+            }
+        }
+    }
+}
+
+fn outcome(receiver: &Receiver<Result<Exit, SessionError>>, end: VmEnd) -> Result<Ended, RunError> {
     match receiver.try_recv() {
-        Ok(Ok(Exit { code, out_of_memory })) => Ok(Ended { code, out_of_memory }),
-        Ok(Err(SessionError::Failed(failure))) => Err(match failure.kind {
+        Ok(result @ (Ok(_) | Err(SessionError::Failed(_)))) => outcome_of(result),
+        // The VM's end is the reason for what the session has seen.
+        Ok(result) if end.is_power_off => outcome_of(result),
+        _ => Err(RunError::VmEnded(end)),
+    }
+}
+
+/// What came of a container, by what its session says.
+pub fn outcome_of(result: Result<Exit, SessionError>) -> Result<Ended, RunError> {
+    match result {
+        Ok(Exit { code, out_of_memory }) => Ok(Ended { code, out_of_memory }),
+        Err(SessionError::Failed(failure)) => Err(match failure.kind {
             FailureKind::NotFound => RunError::NotFound(failure.message),
             FailureKind::NotExecutable => RunError::NotExecutable(failure.message),
             FailureKind::Other => RunError::Failed(failure.message),
         }),
-        // The VM's end is the reason for what the session has seen.
-        Ok(Err(error)) if reason == ExitReason::PowerOff => Err(RunError::Session(Box::new(error))),
-        _ => Err(RunError::VmEnded(reason)),
+        Err(error) => Err(RunError::Session(Box::new(error))),
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -1,22 +1,36 @@
 //! What this process does with a container while it runs.
 
 use std::io::{self, PipeReader, Read};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::thread::Builder;
+use std::time::Duration;
 
-use agent_protocol::{Container, Exit, Failure, PORT, Reply, Request, Size, Stream};
+use agent_protocol::{
+    Container, Exit, Failure, Mount, MountKind, OLDEST, PORT, PodContainer, PodDisk, Reply, Request, Size,
+    Stream,
+};
 use instance::{ENDING, Signals};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
-use vmm::{ExitReason, Requests};
 
+use crate::attach::{Attachments, Input};
 use crate::connection::{Connection, ConnectionError};
+use crate::ender::{Control, Ender};
 use crate::machine::VSOCK;
-use crate::stdio;
+use crate::stdio::{self, Outputs};
+use crate::streams::Place;
+use crate::timing::{Step, Timing};
+
+/// How long the agent may take to start a container: it mounts file systems and starts a process.
+pub const START: Duration = Duration::from_secs(60);
+/// The same where it copies what the image has to a volume.
+const FILL: Duration = Duration::from_secs(15 * 60);
+/// The first version of the agent's messages with volumes, and parts and sockets of the host.
+const WITH_VOLUMES: u32 = 4;
 
 /// Why a container did not come to its end.
 #[derive(Debug, Error)]
@@ -33,43 +47,121 @@ pub enum SessionError {
 }
 
 /// Where the agent connects to.
-pub struct Listener(UnixListener);
+pub struct Listener(pub UnixListener);
 
 impl Listener {
     /// Listens in the VM's directory.
     pub fn open(directory: &Path) -> io::Result<Self> {
         UnixListener::bind(directory.join(format!("{VSOCK}_{PORT}"))).map(Self)
     }
+
+    /// Waits for the agent to connect, for `limit` at the most.
+    pub fn accept_within(&self, limit: Duration) -> Result<UnixStream, ConnectionError> {
+        let limit_left = Timespec::try_from(limit).ok();
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        match poll(&mut fds, limit_left.as_ref()) {
+            Ok(0) => Err(ConnectionError::Silent(limit)),
+            // What interrupts it is handled elsewhere, and rare.
+            _ => Ok(self.0.accept().map_err(ConnectionError::Io)?.0),
+        }
+    }
+}
+
+/// How a container is started.
+pub enum Way {
+    /// In a VM of its own, whose agent connects.
+    Own(Listener),
+    /// In the VM of a pod.
+    Pod {
+        /// What the others can call it.
+        names: Vec<String>,
+        /// The disks that were put into the VM for it.
+        disks: Vec<PodDisk>,
+        /// What gets the connection that it is started on.
+        control: Arc<Control>,
+    },
+}
+
+impl Way {
+    /// A connection to the agent, and what it is asked for on it.
+    fn begin(self, path: &Path, container: Container) -> Result<(Connection, Request), ConnectionError> {
+        match self {
+            Self::Own(listener) => {
+                let (socket, _) = listener.0.accept().map_err(ConnectionError::Io)?;
+                Ok((Connection::greet(socket)?, Request::Start(Box::new(container))))
+            }
+            Self::Pod { names, disks, control } => {
+                let connection = Connection::open(path)?;
+                connection.set_deadline(false)?;
+                if !control.set(connection.try_clone()?) {
+                    return Err(ConnectionError::Closed);
+                }
+                let container = PodContainer { container, names, disks };
+                Ok((connection, Request::StartInPod(Box::new(container))))
+            }
+        }
+    }
 }
 
 /// A container that is to be run in a VM.
 pub struct Session {
-    pub listener: Listener,
+    pub way: Way,
     pub directory: PathBuf,
     pub container: Container,
-    pub requests: Requests,
+    pub ender: Ender,
+    /// What it has written outlives it: that is on its disks before the VM ends.
+    pub is_kept: bool,
+    /// Where its output goes.
+    pub outputs: Outputs,
+    /// Where its input comes from, if it has some.
+    pub input: Option<Input>,
+    /// Called when its command runs.
+    pub on_started: Box<dyn FnOnce() + Send>,
     /// What is passed on to the container.
     pub signals: Option<Signals>,
     /// Becomes readable when the container is asked to end.
     pub stop: PipeReader,
     /// What asks it to.
     pub stop_signal: u8,
+    /// What notes when each step is reached.
+    pub timing: Timing,
 }
 
 impl Session {
     /// Runs the container on a thread of its own, which sends what came of it and then ends the VM.
     pub fn start(self, ended: Sender<Result<Exit, SessionError>>) -> io::Result<()> {
         Builder::new().name("container".into()).stack_size(256 << 10).spawn(move || {
-            let requests = self.requests.clone();
+            let ender = self.ender.clone();
             // The receiver outlives the VM.
-            let _ = ended.send(self.run());
-            requests.end(ExitReason::PowerOff);
+            let result = self.run();
+            let is_powering_off = matches!(result, Ok((_, true)));
+            let _ = ended.send(result.map(|(exit, _)| exit));
+            match ender {
+                Ender::Vm(vm) if is_powering_off => vm.end_within(POWER_OFF),
+                Ender::Vm(vm) => vm.end(None),
+                // The pod's VM runs on.
+                Ender::Control(_) => {}
+            }
         })?;
         Ok(())
     }
 
-    fn run(self) -> Result<Exit, SessionError> {
-        let Self { listener, directory, container, requests, signals, stop, stop_signal } = self;
+    /// Returns how the container ended, and whether the VM ends by itself.
+    fn run(self) -> Result<(Exit, bool), SessionError> {
+        let Self {
+            way,
+            directory,
+            container,
+            ender,
+            is_kept,
+            outputs,
+            input,
+            on_started,
+            signals,
+            stop,
+            stop_signal,
+            timing,
+        } = self;
         let has_started = Arc::new(AtomicBool::new(false));
         let passed = Passed {
             signals,
@@ -78,51 +170,78 @@ impl Session {
             has_terminal: container.process.terminal.is_some(),
             container: container.id.clone(),
             path: directory.join(VSOCK),
-            requests,
+            ender,
+            attachments: outputs.attachments.clone(),
             has_started: has_started.clone(),
         };
         passed.start().map_err(SessionError::Stdio)?;
-        let (socket, _) = listener.0.accept().map_err(ConnectionError::Io)?;
-        let mut control = Connection::greet(socket)?;
+        timing.mark(Step::Ready);
+        let path = directory.join(VSOCK);
+        let needed = if container.mounts.iter().any(is_new) { WITH_VOLUMES } else { OLDEST };
+        let limit = if container.mounts.iter().any(fills) { FILL } else { START };
         let id = container.id.clone();
         let (has_input, has_terminal) = (container.process.has_input, container.process.terminal.is_some());
-        control.send(&Request::Start(Box::new(container)))?;
-        let path = directory.join(VSOCK);
+        let (mut control, request) = way.begin(&path, container)?;
+        timing.mark(Step::Agent);
+        if control.version() < needed {
+            return Err(ConnectionError::TooOldFor("-v and --mount", control.version(), needed).into());
+        }
+        control.send(&request)?;
         // Made while the container is.
         let output = Connection::open(&path)?;
         let errors = if has_terminal { None } else { Some(Connection::open(&path)?) };
-        let input = if has_input { Some(Connection::open(&path)?) } else { None };
-        match control.receive()? {
-            Reply::Started => {}
+        let connection = if has_input { Some(Connection::open(&path)?) } else { None };
+        match control.receive_within(limit)? {
+            Reply::Started => timing.mark(Step::Started),
             Reply::Failed(failure) => return Err(SessionError::Failed(failure)),
             other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
         }
-        let output = output.attach(&id, Stream::Stdout)?;
-        let output = stdio::pass_output(output, libc::STDOUT_FILENO).map_err(SessionError::Stdio)?;
-        let mut outputs = vec![output];
-        if let Some(errors) = errors {
-            let errors = errors.attach(&id, Stream::Stderr)?;
-            outputs.push(stdio::pass_output(errors, libc::STDERR_FILENO).map_err(SessionError::Stdio)?);
+        let place = |stream| Place { path: path.clone(), id: id.clone(), stream };
+        let mut threads = Vec::new();
+        for (stream, connection) in [(Stream::Stdout, Some(output)), (Stream::Stderr, errors)] {
+            let Some(connection) = connection else { continue };
+            threads.push(outputs.pass(connection, place(stream)).map_err(SessionError::Stdio)?);
         }
-        if let Some(input) = input {
-            stdio::pass_input(input.attach(&id, Stream::Stdin)?).map_err(SessionError::Stdio)?;
+        if let Some((connection, input)) = connection.zip(input) {
+            stdio::pass_input(connection, place(Stream::Stdin), input).map_err(SessionError::Stdio)?;
         }
         has_started.store(true, Ordering::SeqCst);
+        outputs.attachments.started();
+        on_started();
         let exit = match control.receive()? {
             Reply::Exited(exit) => exit,
             Reply::Failed(failure) => return Err(SessionError::Failed(failure)),
             other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
         };
-        for output in outputs {
+        timing.mark(Step::Exited);
+        outputs.attachments.ending();
+        for thread in threads {
             // A reader that has gone does not change how the container ended.
-            let _ = output.join();
+            let _ = thread.join();
         }
-        Ok(exit)
+        outputs.finish();
+        let is_powering_off = is_kept && control.send(&Request::PowerOff).is_ok();
+        Ok((exit, is_powering_off))
     }
 }
 
+/// Whether older agents do not know this kind of mount.
+fn is_new(mount: &Mount) -> bool {
+    matches!(mount.kind, MountKind::Part { .. } | MountKind::Disk { .. } | MountKind::Socket { .. })
+}
+
+/// Whether the agent may have to copy files to it.
+fn fills(mount: &Mount) -> bool {
+    matches!(mount.kind, MountKind::Part { fills: true, .. } | MountKind::Disk { fills: true, .. })
+}
+
+/// How long the agent has to write everything to the disks and to power the VM off.
+pub const POWER_OFF: Duration = Duration::from_secs(10);
+
 /// As many signals that ask the container to end end its VM, whatever it does with them, as with docker.
 const FORCE: u32 = 3;
+/// How many requests wait for the agent at most.
+const WAITING: usize = 64;
 
 /// What is passed on to a container: signals that this process gets, the size of its terminal, and the first request to
 /// end.
@@ -133,7 +252,8 @@ struct Passed {
     has_terminal: bool,
     container: String,
     path: PathBuf,
-    requests: Requests,
+    ender: Ender,
+    attachments: Arc<Attachments>,
     /// The container runs. Before that, what asks it to end ends the VM.
     has_started: Arc<AtomicBool>,
 }
@@ -145,8 +265,15 @@ impl Passed {
         Ok(())
     }
 
+    /// Takes signals at once, whatever the agent does: the third one is for an agent that does not answer.
     fn run(mut self) {
-        let mut connection = None;
+        let (requests, to_pass) = sync_channel(WAITING);
+        let (path, mut connection) = (self.path.clone(), None);
+        let pass = move || to_pass.iter().for_each(|request| pass(&path, &mut connection, &request));
+        let passes = Builder::new().name("requests".into()).stack_size(256 << 10).spawn(pass);
+        if let Err(error) = passes {
+            tracing::warn!(%error, "cannot start a thread: signals are not passed on to the container");
+        }
         let (mut is_stopped, mut asked) = (false, 0);
         loop {
             let mut fds = Vec::new();
@@ -159,47 +286,55 @@ impl Passed {
                 is_stopped = true;
                 let _ = self.stop.read(&mut [0]);
                 let request = Request::Signal { container: self.container.clone(), signal: self.stop_signal };
-                self.pass(&mut connection, &request, libc::SIGTERM);
+                self.pass(&requests, request, libc::SIGTERM);
             }
             while let Some(signal) = self.signals.as_ref().and_then(Signals::next) {
                 asked += u32::from(ENDING.contains(&signal));
+                if signal == libc::SIGTERM {
+                    self.attachments.end_for_good();
+                }
                 if asked >= FORCE {
-                    self.requests.end(ExitReason::Signal(signal));
+                    self.ender.end(Some(signal));
                 }
                 if let Some(request) = request(signal, &self.container, self.has_terminal) {
-                    self.pass(&mut connection, &request, signal);
+                    self.pass(&requests, request, signal);
                 }
             }
         }
     }
 
-    /// Sends a request on `connection`, which is made if there is none. Where there is no container yet, `signal` ends
-    /// the VM.
-    fn pass(&self, connection: &mut Option<Connection>, request: &Request, signal: i32) {
+    /// Has a request sent. Where there is no container yet, `signal` ends the VM.
+    fn pass(&self, requests: &SyncSender<Request>, request: Request, signal: i32) {
         if !self.has_started.load(Ordering::SeqCst) {
             if signal != libc::SIGWINCH {
-                self.requests.end(ExitReason::Signal(signal));
+                self.ender.end(Some(signal));
             }
             return;
         }
-        if connection.is_none() {
-            *connection = Connection::open(&self.path).and_then(Connection::with_patience).ok();
+        // An agent that lets so many wait does not answer.
+        let _ = requests.try_send(request);
+    }
+}
+
+/// Sends a request on `connection`, which is made if there is none, to the agent behind the socket at `path`.
+fn pass(path: &Path, connection: &mut Option<Connection>, request: &Request) {
+    if connection.is_none() {
+        *connection = Connection::open(path).and_then(Connection::with_patience).ok();
+    }
+    let sent = connection.as_mut().map(|connection| {
+        connection.send(request)?;
+        match request {
+            Request::Signal { .. } => connection.receive::<Reply>(),
+            _ => Ok(Reply::Done),
         }
-        let sent = connection.as_mut().map(|connection| {
-            connection.send(request)?;
-            match request {
-                Request::Signal { .. } => connection.receive::<Reply>(),
-                _ => Ok(Reply::Done),
-            }
-        });
-        if let Some(Err(error)) = sent {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                ?request,
-                "cannot pass a request on to the container"
-            );
-            *connection = None;
-        }
+    });
+    if let Some(Err(error)) = sent {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            ?request,
+            "cannot pass a request on to the container"
+        );
+        *connection = None;
     }
 }
 

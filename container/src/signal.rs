@@ -24,8 +24,8 @@ pub fn stop_signal(image: &ImageConfig, options: &RunOptions) -> Result<u8, Opti
     }
 }
 
-/// Reads a name, with or without `SIG` in front, or a number.
-fn number(text: &str) -> Option<u8> {
+/// Reads a name, with or without `SIG` in front, or a number from 1 to 64.
+pub fn number(text: &str) -> Option<u8> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(place) = NAMES.iter().position(|known| *known == name) {

@@ -1,20 +1,24 @@
 //! A container as the agent gets it.
 
-use agent_protocol::{
-    Capabilities, Container, File, Limit, Mount, MountKind, Network, Process, Resources, Writable,
-};
+use agent_protocol::{Capabilities, Container, Limit, Mount, MountKind, Process, Resources, Writable};
 
 use crate::image::ImageConfig;
-use crate::machine::{ADDRESSES, volume_tag};
-use crate::options::{NetworkOption, OptionsError, RunOptions};
+use crate::limits::{MAX_FILES, weight};
+use crate::machine::available_cpus;
+use crate::mounts::{Prepared, Tmpfs};
+use crate::network;
+use crate::options::{OptionsError, RunOptions, Storage};
 use crate::seccomp;
 
 /// The search path of an image that has none, as docker's.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Bytes of /dev/shm, as docker's.
-const SHM_SIZE: u64 = 64 << 20;
+pub const SHM_SIZE: u64 = 64 << 20;
 /// The disk with the image.
 const IMAGE: &str = "/dev/vdb";
+
+/// The disk for changes.
+const CHANGES: &str = "/dev/vdc";
 
 /// Capabilities by number (capabilities(7)).
 const CAPABILITIES: [&str; 41] = [
@@ -105,41 +109,81 @@ const RDONLY: u64 = libc::MS_RDONLY;
 /// # Errors
 ///
 /// [`OptionsError`] names the option that can't be used.
-pub fn container(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<Container, OptionsError> {
+pub fn container(
+    id: &str,
+    image: &ImageConfig,
+    options: &RunOptions,
+    prepared: &Prepared,
+) -> Result<Container, OptionsError> {
     let hostname = options.hostname.clone().unwrap_or_else(|| id.to_owned());
-    let is_plain =
-        |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
-    if hostname.is_empty() || hostname.len() > 63 || !is_plain(&hostname) {
+    if !is_name(&hostname, b"-.") {
         return Err(OptionsError::Hostname(hostname));
     }
+    let users = users_mounts(options, prepared)?;
+    let is_replaced = |path: &str| users.iter().any(|mount| mount.target == path);
     let mut mounts = mounts(options);
-    for (target, flags) in &options.tmpfs {
-        absolute("--tmpfs", target)?;
-        let options = if flags.is_empty() { "mode=1777".to_owned() } else { flags.clone() };
-        mounts.push(file_system(target, "tmpfs", NOSUID | NODEV | NOEXEC, &options));
-    }
-    for (number, volume) in options.volumes.iter().enumerate() {
-        let kind = MountKind::Share(volume_tag(number));
-        let flags = if volume.read_only { NOSUID | NODEV | RDONLY } else { NOSUID | NODEV };
-        mounts.push(Mount { target: volume.target.clone(), kind, flags, options: String::new() });
-    }
+    mounts.retain(|mount| !is_replaced(&mount.target));
+    let mut files = network::files(&hostname, options)?;
+    files.retain(|file| !is_replaced(&file.path));
+    mounts.extend(users);
     Ok(Container {
         id: id.to_owned(),
         image: IMAGE.to_owned(),
-        // What is in it counts as the container's memory: more than half, and its programs' own pages would go first.
-        writable: Writable::Memory(options.memory.map(|limit| limit / 2)),
+        writable: match storage(options) {
+            // What is in it counts as the container's memory: more than half, and its programs' own pages would go
+            // first.
+            Storage::Memory => Writable::Memory(options.memory.map(|limit| limit / 2)),
+            Storage::Disk(_) => Writable::Disk(CHANGES.to_owned()),
+        },
         read_only: options.read_only,
         mounts,
-        files: files(&hostname, options),
+        files,
         masked_paths: strings(&MASKED, options.privileged),
         read_only_paths: strings(&READ_ONLY, options.privileged),
-        network: network(options.network),
-        sysctls: options.sysctls.clone(),
-        resources: resources(options),
+        network: network::interface(options),
+        sysctls: sysctls(options)?,
+        resources: resources(options)?,
         all_devices: options.privileged,
         process: process(&hostname, image, options)?,
+        has_init: options.init,
         hostname,
     })
+}
+
+/// What the user mounts: what lies below another one behind it.
+fn users_mounts(options: &RunOptions, prepared: &Prepared) -> Result<Vec<Mount>, OptionsError> {
+    let mut mounts = Vec::new();
+    for (target, words) in &options.tmpfs {
+        absolute("--tmpfs", target)?;
+        let Tmpfs { flags, data } = Tmpfs::read(words)?;
+        mounts.push(file_system(target.trim_end_matches('/'), "tmpfs", flags, &data));
+    }
+    mounts.extend(prepared.mounts.iter().cloned());
+    mounts.sort_by_key(|mount| mount.target.split('/').count());
+    Ok(mounts)
+}
+
+/// Whether Linux takes it for the name of a host.
+pub fn is_name(name: &str, others: &[u8]) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || others.contains(&byte);
+    (1..=63).contains(&name.len()) && name.bytes().all(is_plain)
+}
+
+/// Kernel parameters: those that the user gives, and the domain.
+fn sysctls(options: &RunOptions) -> Result<Vec<(String, String)>, OptionsError> {
+    let mut sysctls = options.sysctls.clone();
+    if let Some(domain) = &options.domain {
+        if !is_name(domain, b"-_.") {
+            return Err(OptionsError::Domain(domain.clone()));
+        }
+        sysctls.push(("kernel.domainname".into(), domain.clone()));
+    }
+    Ok(sysctls)
+}
+
+/// What takes the container's changes: a root that can't be changed takes directories to mount on and no more.
+pub fn storage(options: &RunOptions) -> Storage {
+    if options.read_only { Storage::Memory } else { options.storage }
 }
 
 fn strings(paths: &[&str], is_privileged: bool) -> Vec<String> {
@@ -147,7 +191,8 @@ fn strings(paths: &[&str], is_privileged: bool) -> Vec<String> {
     if is_privileged { Vec::new() } else { all.collect() }
 }
 
-fn absolute(option: &'static str, path: &str) -> Result<(), OptionsError> {
+/// Refuses paths of options that are not absolute.
+pub fn absolute(option: &'static str, path: &str) -> Result<(), OptionsError> {
     if path.starts_with('/') { Ok(()) } else { Err(OptionsError::Relative { option, path: path.to_owned() }) }
 }
 
@@ -180,59 +225,37 @@ fn mounts(options: &RunOptions) -> Vec<Mount> {
     ]
 }
 
-fn network(option: NetworkOption) -> Option<Network> {
-    let NetworkOption::User { .. } = option else { return None };
-    Some(Network {
-        interface: "eth0".into(),
-        address: ADDRESSES.guest.octets(),
-        prefix: ADDRESSES.prefix,
-        router: ADDRESSES.router.octets(),
-    })
-}
-
-/// The container's resolvers: those that the user gives, or the network's own.
-fn resolvers(options: &RunOptions) -> String {
-    let own = match options.network {
-        NetworkOption::User { .. } => Some(ADDRESSES.resolver.into()),
-        NetworkOption::None => None,
-    };
-    let given = if options.dns.is_empty() { Vec::from_iter(own) } else { options.dns.clone() };
-    given.iter().map(|address| format!("nameserver {address}\n")).collect()
-}
-
-fn files(hostname: &str, options: &RunOptions) -> Vec<File> {
-    let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    hosts.push_str(
-        "fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
-    );
-    if let NetworkOption::User { reaches_host } = options.network {
-        hosts.push_str(&format!("{}\t{hostname}\n", ADDRESSES.guest));
-        if reaches_host {
-            hosts.push_str(&format!("{}\thost.docker.internal\n", ADDRESSES.router));
-        }
+fn resources(options: &RunOptions) -> Result<Resources, OptionsError> {
+    let available = available_cpus(options);
+    if let Some(set) = options.cpu_set.as_ref().filter(|set| set.last() >= available) {
+        return Err(OptionsError::NoCpu(set.last(), available));
     }
-    for (name, address) in &options.hosts {
-        hosts.push_str(&format!("{address}\t{name}\n"));
+    if options.memory_reservation.zip(options.memory).is_some_and(|(kept, memory)| kept > memory) {
+        return Err(OptionsError::Reservation);
     }
-    let file = |path: &str, content: String| File { path: path.into(), content: content.into_bytes() };
-    vec![
-        file("/etc/hosts", hosts),
-        file("/etc/hostname", format!("{hostname}\n")),
-        file("/etc/resolv.conf", resolvers(options)),
-    ]
-}
-
-fn resources(options: &RunOptions) -> Resources {
-    Resources {
+    Ok(Resources {
         memory: options.memory,
         // In each period of 100 ms.
         cpu_quota: options.milli_cpus.map(|milli| milli.saturating_mul(100)),
+        cpu_weight: options.cpu_shares.map(weight),
+        cpus: options.cpu_set.as_ref().map(ToString::to_string),
         pids: options.pids,
-        ..Resources::default()
-    }
+        memory_low: options.memory_reservation,
+    })
 }
 
-fn process(hostname: &str, image: &ImageConfig, options: &RunOptions) -> Result<Process, OptionsError> {
+/// Docker's own limit, and those of the user.
+fn limits(options: &RunOptions) -> Vec<Limit> {
+    let mut limits = vec![Limit { resource: libc::RLIMIT_NOFILE, soft: MAX_FILES, hard: MAX_FILES }];
+    for ulimit in &options.limits {
+        limits.retain(|limit| limit.resource != ulimit.limit.resource);
+        limits.push(ulimit.limit);
+    }
+    limits
+}
+
+/// The command of a container of `image` with `options`, and its arguments; empty where neither says what to run.
+pub fn command(image: &ImageConfig, options: &RunOptions) -> Vec<String> {
     let entrypoint = match &options.entrypoint {
         Some(text) => Some(text).filter(|text| !text.is_empty()).cloned().into_iter().collect(),
         None => image.entrypoint.clone(),
@@ -242,7 +265,11 @@ fn process(hostname: &str, image: &ImageConfig, options: &RunOptions) -> Result<
         (None, true) => image.command.clone(),
         _ => options.command.clone(),
     };
-    let args = [entrypoint, command].concat();
+    [entrypoint, command].concat()
+}
+
+fn process(hostname: &str, image: &ImageConfig, options: &RunOptions) -> Result<Process, OptionsError> {
+    let args = command(image, options);
     if args.is_empty() {
         return Err(OptionsError::NoCommand);
     }
@@ -261,41 +288,40 @@ fn process(hostname: &str, image: &ImageConfig, options: &RunOptions) -> Result<
         has_input: options.interactive,
         capabilities: Capabilities { bounding: capabilities, ambient: 0 },
         no_new_privileges: options.no_new_privileges,
-        limits: vec![Limit { resource: libc::RLIMIT_NOFILE, soft: 1 << 20, hard: 1 << 20 }],
-        seccomp: filters(options, capabilities)?,
+        limits: limits(options),
+        // See `filters`.
+        seccomp: Vec::new(),
+        oom_score_adjustment: options.oom_score_adjustment,
     })
 }
 
-/// The filters of its system calls, for these capabilities.
-fn filters(options: &RunOptions, capabilities: u64) -> Result<Vec<Vec<u8>>, OptionsError> {
+/// The filters of a container's system calls. They take a while to make, and no option makes them fail: what else there
+/// is of a container comes first.
+///
+/// # Errors
+///
+/// [`OptionsError`].
+pub fn filters(options: &RunOptions) -> Result<Vec<Vec<u8>>, OptionsError> {
     if options.privileged || options.is_unconfined {
         return Ok(Vec::new());
     }
+    let capabilities = capabilities(options)?;
     let has = |name: &str| bit(name).is_ok_and(|bit| capabilities & bit != 0);
     seccomp::programs(has).map_err(|error| OptionsError::Filter(error.to_string()))
 }
 
 /// Later values replace earlier ones, at their place.
 fn environment(hostname: &str, image: &ImageConfig, options: &RunOptions) -> Vec<String> {
-    let mut env: Vec<String> = Vec::new();
-    let mut set = |variable: &str| {
-        let name = variable.split('=').next().unwrap_or_default();
-        let is_same = |known: &&mut String| known.split('=').next() == Some(name);
-        match env.iter_mut().find(is_same) {
-            Some(known) => *known = variable.to_owned(),
-            None => env.push(variable.to_owned()),
-        }
-    };
-    set(PATH);
-    set(&format!("HOSTNAME={hostname}"));
+    let mut env = vec![PATH.to_owned(), format!("HOSTNAME={hostname}")];
     if options.terminal.is_some() {
-        set("TERM=xterm");
+        env.push("TERM=xterm".to_owned());
     }
-    image.env.iter().chain(&options.env).for_each(|variable| set(variable));
+    agent_protocol::set_variables(&mut env, image.env.iter().chain(&options.env));
     env
 }
 
-fn all_capabilities() -> u64 {
+/// All that there are.
+pub fn all_capabilities() -> u64 {
     (1 << CAPABILITIES.len()) - 1
 }
 
@@ -355,13 +381,16 @@ mod tests {
             command: words(command),
             ..RunOptions::default()
         };
-        assert_eq!(container("c", &image(), &options).unwrap().process.args, words(args));
+        assert_eq!(
+            container("c", &image(), &options, &Prepared::default()).unwrap().process.args,
+            words(args)
+        );
     }
 
     #[test]
     fn variables_replace_those_before_them() {
         let options = RunOptions { env: words(&["A=2", "B=3"]), ..RunOptions::default() };
-        let process = container("c0de", &image(), &options).unwrap().process;
+        let process = container("c0de", &image(), &options, &Prepared::default()).unwrap().process;
         assert_eq!(process.env, ["PATH=/x", "HOSTNAME=c0de", "A=2", "B=3"]);
         assert_eq!((&*process.user, &*process.cwd), ("web", "/srv"));
     }
@@ -388,20 +417,54 @@ mod tests {
     fn device_nodes_in_dev_are_of_no_use_without_privileges() {
         for privileged in [false, true] {
             let options = RunOptions { privileged, ..RunOptions::default() };
-            let mounts = container("c", &image(), &options).unwrap().mounts;
+            let mounts = container("c", &image(), &options, &Prepared::default()).unwrap().mounts;
             let dev = mounts.iter().find(|mount| mount.target == "/dev").unwrap();
             assert_eq!(dev.flags & NODEV == 0, privileged);
         }
     }
 
+    #[test]
+    fn later_limits_replace_earlier_ones() {
+        let limits = words(&["nofile=5", "core=0", "nofile=7:8"]);
+        let limits = limits.iter().map(|text| text.parse().unwrap()).collect();
+        let limits =
+            container("c", &image(), &RunOptions { limits, ..RunOptions::default() }, &Prepared::default())
+                .unwrap()
+                .process
+                .limits;
+        let plain = limits.iter().map(|limit| (limit.resource, limit.soft, limit.hard));
+        assert_eq!(plain.collect::<Vec<_>>(), [(libc::RLIMIT_CORE, 0, 0), (libc::RLIMIT_NOFILE, 7, 8)]);
+    }
+
+    #[test]
+    fn processors_are_those_that_the_vm_has() {
+        let options = RunOptions {
+            milli_cpus: Some(200_500),
+            cpu_set: Some("200,2".parse().unwrap()),
+            cpu_shares: Some(1024),
+            ..RunOptions::default()
+        };
+        let resources = container("c", &image(), &options, &Prepared::default()).unwrap().resources;
+        assert_eq!((resources.cpus.as_deref(), resources.cpu_weight), (Some("2,200"), Some(39)));
+        assert_eq!(crate::size(&options).0, 201);
+        let options = RunOptions { cpu_set: Some("0-253".parse().unwrap()), ..RunOptions::default() };
+        // Hosts of 254 processors have them.
+        if available_cpus(&options) < 254 {
+            let error = container("c", &image(), &options, &Prepared::default()).unwrap_err().to_string();
+            assert!(error.contains("there is no CPU 253: use 0 to "), "{error}");
+        }
+    }
+
     #[rstest]
+    #[case(RunOptions { memory: Some(1 << 20), memory_reservation: Some(2 << 20), ..RunOptions::default() }, "--memory-reservation is more")]
     #[case(RunOptions { hostname: Some("a b".into()), ..RunOptions::default() }, "invalid host name")]
+    #[case(RunOptions { domain: Some("a b".into()), ..RunOptions::default() }, "invalid domain")]
     #[case(RunOptions { working_directory: Some("x".into()), ..RunOptions::default() }, "--workdir \"x\" is not an absolute")]
     #[case(RunOptions { tmpfs: vec![("x".into(), String::new())], ..RunOptions::default() }, "--tmpfs \"x\"")]
     #[case(RunOptions { added_capabilities: vec!["FLY".into()], ..RunOptions::default() }, "unknown capability \"FLY\"")]
     #[case(RunOptions { entrypoint: Some(String::new()), ..RunOptions::default() }, "no command specified")]
     fn bad_options_are_named(#[case] options: RunOptions, #[case] says: &str) {
-        let error = container("c", &image(), &options).unwrap_err().to_string();
+        let error = container("c", &image(), &options, &Prepared::default()).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
 }

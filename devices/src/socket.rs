@@ -293,6 +293,41 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
+    /// Another user may do so in a directory that both may write to. The moment is a short one, so that it is tried
+    /// until a link was there right after the socket a number of times.
+    #[test]
+    fn a_link_in_its_place_changes_the_mode_of_nothing_else() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let (directory, path) = place();
+        let [precious, link] = ["precious", "link"].map(|name| directory.path().join(name));
+        fs::write(&precious, "").unwrap();
+        fs::set_permissions(&precious, PermissionsExt::from_mode(0o644)).unwrap();
+        let is_over = AtomicBool::new(false);
+        let mut swapped = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = symlink(&precious, &link);
+                    if fs::symlink_metadata(&path).is_ok_and(|file| file.file_type().is_socket()) {
+                        let _ = fs::rename(&link, &path);
+                    }
+                }
+            });
+            for _ in 0..100_000 {
+                let socket = open(&path);
+                swapped += usize::from(fs::read_link(&path).is_ok());
+                drop(socket);
+                let _ = fs::remove_file(&path);
+                if swapped == 100 {
+                    break;
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert!(swapped > 0, "the link was never there in time");
+        assert_eq!(fs::metadata(&precious).unwrap().permissions().mode() & 0o777, 0o644);
+    }
+
     #[test]
     fn what_the_host_refuses_is_said() {
         let (directory, _) = place();

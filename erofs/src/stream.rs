@@ -21,13 +21,16 @@ const MAX_SEGMENTS: usize = 1 << 16;
 #[derive(Debug, Error)]
 pub enum StreamError {
     /// The stream itself: a disk, a network, a decompressor.
-    #[error("cannot read the layer")]
+    #[error("cannot read the tar stream")]
     Read(#[source] io::Error),
     /// It ends inside of an entry.
     #[error("the tar stream ends early, after {0} bytes")]
     Truncated(u64),
+    /// It does not begin with a header.
+    #[error("it is not a tar archive, plain or compressed with gzip or zstd")]
+    NotTar,
     /// Not a header.
-    #[error("not a tar stream: the header at byte {0} has a wrong checksum")]
+    #[error("the archive is damaged: the header at byte {0} has a wrong checksum")]
     Checksum(u64),
     /// A field of a header is not a number.
     #[error("the header at byte {at} has an invalid {field}")]
@@ -347,6 +350,7 @@ impl<R: Read> Stream<R> {
         let sum: u32 = sum.sum();
         match header.cksum() {
             Ok(stored) if stored == sum => Ok(Some(header)),
+            _ if at == 0 => Err(StreamError::NotTar),
             _ => Err(StreamError::Checksum(at)),
         }
     }

@@ -2,6 +2,7 @@
 //! registers. It stands where a guest stands: at the transport's registers and in guest memory.
 
 mod ledger;
+pub mod tar_pieces;
 
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::AtomicUsize;
@@ -602,4 +603,16 @@ pub fn memory_file(length: u64) -> (std::fs::File, std::path::PathBuf) {
     file.set_len(length).expect("a file in memory can have any size");
     let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
     (file, path)
+}
+
+/// What `open` opens and locks. Another device may be about to let go of it.
+pub fn opened<T, E: std::fmt::Debug>(open: impl Fn() -> Result<T, E>) -> T {
+    let start = Instant::now();
+    loop {
+        match open() {
+            Ok(opened) => return opened,
+            Err(_) if start.elapsed() < SLACK => std::thread::yield_now(),
+            Err(error) => panic!("it does not open: {error:?}"),
+        }
+    }
 }

@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["save", names @ ..] => store.save(names, SaveFormat::Docker, io::stdout().lock())?,
         ["pull", name] => println!("{:?}", store.pull(&client, &name.parse()?, &())?),
         ["push", image, name] => println!("{}", store.push(&client, image, &name.parse()?)?),
-        ["remove", name] => store.remove(name)?,
+        ["remove", name] => drop(store.remove(name)?),
         _ => {
             for image in store.images()? {
                 println!("{} {} {:?}", image.id, image.size, store.disk(&image)?);

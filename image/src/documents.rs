@@ -134,7 +134,8 @@ pub(crate) fn kind(
 /// Reads a manifest of up to 127 layers.
 pub(crate) fn manifest(digest: Digest, bytes: &[u8], media_type: &str) -> Result<Manifest, DocumentError> {
     let invalid = |reason: String| DocumentError::Invalid { what: "manifest", digest, reason };
-    let manifest = ImageManifest::from_reader(bytes).map_err(|error| invalid(error.to_string()))?;
+    let manifest: ImageManifest =
+        serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
     let config = blob(manifest.config())?;
     if !matches!(&*config.media_type, OCI_CONFIG | DOCKER_CONFIG) {
         let media_type = config.media_type.chars().take(80).collect();
@@ -151,7 +152,7 @@ pub(crate) fn manifest(digest: Digest, bytes: &[u8], media_type: &str) -> Result
 /// Reads an index.
 pub(crate) fn index(digest: Digest, bytes: &[u8]) -> Result<Vec<IndexEntry>, DocumentError> {
     let invalid = |reason: String| DocumentError::Invalid { what: "index", digest, reason };
-    let index = ImageIndex::from_reader(bytes).map_err(|error| invalid(error.to_string()))?;
+    let index: ImageIndex = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
     let entry = |descriptor: &Descriptor| {
         let BlobInfo { media_type, digest, .. } = blob(descriptor)?;
         let annotations = descriptor.annotations().clone().unwrap_or_default();

@@ -1,10 +1,12 @@
 //! OCI images: references, registries, and the store of images and layers.
 
+mod commit;
 mod compression;
 mod digest;
 mod documents;
 #[cfg(test)]
 mod fixtures;
+mod import;
 mod load;
 mod platform;
 mod recipe;
@@ -13,12 +15,18 @@ mod registry;
 mod save;
 mod store;
 
+pub use commit::Commit;
 pub use digest::{Digest, DigestError};
 pub use documents::DocumentError;
+pub use import::ImportError;
 pub use load::{LoadError, Loaded};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
-    Client, Credentials, Mirror, Progress, PullEvent, Pulled, RegistryError, RegistryOptions, Timeouts,
+    Client, CredentialFiles, CredentialSource, Credentials, Mirror, Progress, PullEvent, Pulled,
+    RegistryError, RegistryOptions, StoredIn, Timeouts, registry_of,
 };
 pub use save::{SaveError, SaveFormat};
-pub use store::{FlatDisk, HistoryEntry, Hold, Image, InvalidConfig, LayerInfo, Part, Store, StoreError};
+pub use store::{
+    FlatDisk, HistoryEntry, Hold, Image, InvalidConfig, LayerInfo, MAX_UNPACKED, Part, Removed, Store,
+    StoreError,
+};

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::archive::Archive;
 use super::lock::DirectoryLock;
 use super::place::create_private;
-use super::registry::{NAMES, Registry};
+use super::record::Format;
+use super::registry::{NAMES, Registry, renamed};
 use super::removal::RemovalWatch;
 use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName};
 
@@ -33,6 +35,8 @@ pub struct Instance {
     lock: DirectoryLock,
     /// Its removal has been reported, or is this process's own doing.
     removal_reported: Arc<AtomicBool>,
+    /// Another process has it.
+    is_left: bool,
 }
 
 impl Instance {
@@ -42,6 +46,12 @@ impl Instance {
     ///
     /// [`InstanceError`]; nothing is left behind.
     pub fn claim(identity: &Identity, summary: Summary) -> Result<Self, InstanceError> {
+        if let Some(name) = &identity.name
+            && let Some(id) = Archive::of_user().ok().and_then(|archive| archive.owner_of(name))
+            && identity.id.as_ref() != Some(&id)
+        {
+            return Err(InstanceError::NameKept { name: name.clone(), id: id.to_string() });
+        }
         Self::claim_at(Registry::of_user(), identity, summary)
     }
 
@@ -56,10 +66,18 @@ impl Instance {
         let (id, path) = make_directory(base, identity.id.as_ref())?;
         let lock = DirectoryLock::wait(&path).map_err(InstanceError::directory("lock", &path))?;
         // From here on dropping it removes the directory.
-        let mut instance =
-            Self { id, name: None, path, base: base.to_owned(), lock, removal_reported: Arc::default() };
+        let mut instance = Self {
+            id,
+            name: None,
+            path,
+            base: base.to_owned(),
+            lock,
+            removal_reported: Arc::default(),
+            is_left: false,
+        };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let record = Record {
+            format: Format::default(),
             id: instance.id.clone(),
             name: identity.name.clone(),
             process,
@@ -98,6 +116,11 @@ impl Instance {
         RemovalWatch::new(&self.path, self.removal_reported.clone())
     }
 
+    /// Leaves the directory to the process that this one is a copy of.
+    pub fn leave(mut self) {
+        self.is_left = true;
+    }
+
     /// Makes `name` this VM's. Only who has the lock of the base directory calls it.
     fn take_name(&mut self, registry: &Registry, name: &VmName) -> Result<(), InstanceError> {
         let link = registry.make_names()?.join(name.as_str());
@@ -124,7 +147,7 @@ impl Instance {
 impl Instance {
     /// Removes the link from the VM's name, where it is still this VM's.
     fn remove_name(&self) -> io::Result<()> {
-        let Some(name) = &self.name else { return Ok(()) };
+        let Some(name) = renamed(&self.path).or_else(|| self.name.clone()) else { return Ok(()) };
         let link = self.base.join(NAMES).join(name.as_str());
         if fs::read_link(&link).is_ok_and(|target| target.as_os_str() == self.id.as_str()) {
             fs::remove_file(link)?;
@@ -135,6 +158,9 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         // Before anything is removed, so that the watch does not report what happens here.
         let reported = self.removal_reported.swap(true, Ordering::SeqCst);
         // Where it was removed while the VM ran, another VM may have got the name since, and the ID as well.
@@ -169,7 +195,7 @@ fn make_directory(base: &Path, asked: Option<&VmId>) -> Result<(VmId, PathBuf), 
     loop {
         let id = match asked {
             Some(id) => id.clone(),
-            None => random_id().map_err(InstanceError::directory("draw a random ID for a VM in", base))?,
+            None => VmId::random().map_err(InstanceError::directory("draw a random ID for a VM in", base))?,
         };
         let path = base.join(id.as_str());
         if path.as_os_str().len() + 1 + LONGEST_SOCKET.len() > MAX_SOCKET_PATH {
@@ -190,11 +216,4 @@ fn make_directory(base: &Path, asked: Option<&VmId>) -> Result<(VmId, PathBuf), 
             Err(_) => {}
         }
     }
-}
-
-fn random_id() -> io::Result<VmId> {
-    let mut bytes = [0; VmId::DIGITS / 2];
-    // So few bytes are never cut short (getrandom(2)).
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(VmId::from_bytes(bytes))
 }

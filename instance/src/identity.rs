@@ -1,6 +1,7 @@
 //! By what a VM is called.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -56,6 +57,18 @@ impl VmId {
     /// The ID whose digits are those of `bytes`.
     pub fn from_bytes(bytes: [u8; Self::DIGITS / 2]) -> Self {
         Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// A random ID.
+    ///
+    /// # Errors
+    ///
+    /// Those of getrandom(2).
+    pub fn random() -> io::Result<Self> {
+        let mut bytes = [0; Self::DIGITS / 2];
+        // So few bytes are never cut short (getrandom(2)).
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(Self::from_bytes(bytes))
     }
 
     /// The ID as text.

@@ -17,11 +17,15 @@
 //! other, and so that cleaners of temporary files leave the directory alone.
 
 pub mod api;
+mod archive;
+mod bounded;
 mod client;
 pub mod console;
 mod directory;
+mod events;
 mod gauges;
 mod identity;
+pub mod keeper;
 mod lock;
 mod metrics;
 mod place;
@@ -30,37 +34,74 @@ mod record;
 mod registry;
 mod removal;
 mod signals;
+pub mod time;
+mod volumes;
 
 use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
+pub use archive::{Archive, End, Entry, EntryError, Keep, Kept, Kind, Phase, write_health};
+pub use bounded::{BoundedFile, earlier, open_output};
 pub use client::{Client, ClientError};
 pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
+pub use events::{Event, EventReader};
 pub use gauges::{ProcessGauges, ProcessMeter};
 pub use identity::{Identity, IdentityError, VmId, VmName};
 pub use metrics::{Counters, MetricsReport};
-pub use place::set_runtime_directory;
-pub use process::{Process, ProcessError, exit_now};
-pub use record::{Record, RecordError, Summary};
+pub use place::{data_directory, runtime_directory, set_runtime_directory};
+pub use process::{OpenProcess, Process, ProcessError, exit_now};
+pub use record::{Format, Record, RecordError, Summary};
 pub use registry::{Registry, Running};
 pub use removal::RemovalWatch;
 pub use signals::{
     ENDING, Signals, ignore_limits_and_terminal, name_of, restore_defaults, start_without_signals,
     take_ending, take_for_container,
 };
+pub use volumes::{
+    Volume, VolumeDriver, VolumeError, VolumeHold, VolumeName, VolumeNameError, VolumeRecord, Volumes,
+};
 
 /// Why a VM has no directory, or others' can't be seen.
 #[derive(Debug, Error)]
 pub enum InstanceError {
     /// The name belongs to a VM that runs.
-    #[error("the name {name} is in use by VM {id}: give another --name, or `mvm stop {name}`")]
+    #[error("the name {name} is in use by {id}: give another --name, or `mvm stop {name}`")]
     NameTaken {
         /// The name.
         name: VmName,
         /// Whose it is.
         id: String,
+    },
+    /// The name belongs to a VM or container that is kept.
+    #[error("the name {name} is in use by {id}: give another --name, or `mvm rm -f {name}`")]
+    NameKept {
+        /// The name.
+        name: VmName,
+        /// Whose it is.
+        id: String,
+    },
+    /// What is kept has no place.
+    #[error("cannot find a directory for data: set HOME or MVM_DATA_DIR to an absolute path")]
+    NoDataDirectory,
+    /// What is kept of one can't be used.
+    #[error("the record of {id} is damaged")]
+    Kept {
+        /// Whose.
+        id: VmId,
+        /// What is wrong with it.
+        #[source]
+        source: EntryError,
+    },
+    /// It can't be started again.
+    #[error("cannot start {id} again")]
+    Order {
+        /// Which.
+        id: VmId,
+        /// Why not.
+        #[source]
+        source: EntryError,
     },
     /// A VM with that ID runs.
     #[error("there is a VM with the ID {0} already: give another --id, or none")]
@@ -89,10 +130,16 @@ pub enum InstanceError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// Nothing runs by that name.
-    #[error("there is no VM {0:?}: `mvm ps` lists those that run")]
+    #[error("there is no VM or container {0:?}: `mvm ps -a` lists them")]
     NotFound(String),
+    /// It is a pod.
+    #[error("{0:?} is a pod, which has containers: use `mvm pod`, or name one of them")]
+    IsPod(String),
+    /// There is no such pod.
+    #[error("there is no pod {0:?}: `mvm pod ps` lists them")]
+    NoPod(String),
     /// More than one ID begins so.
-    #[error("{0:?} could be more than one VM: give more digits of its ID")]
+    #[error("{0:?} could be more than one: give more digits of the ID")]
     Ambiguous(String),
     /// Its record can't be used.
     #[error("the directory of VM {id} is damaged")]
@@ -108,7 +155,16 @@ pub enum InstanceError {
 impl InstanceError {
     /// Whether the host is at fault, and not what it was asked for.
     pub fn is_the_hosts(&self) -> bool {
-        !matches!(self, Self::NameTaken { .. } | Self::IdTaken(_) | Self::NotFound(_) | Self::Ambiguous(_))
+        !matches!(
+            self,
+            Self::NameTaken { .. }
+                | Self::NameKept { .. }
+                | Self::IdTaken(_)
+                | Self::NotFound(_)
+                | Self::IsPod(_)
+                | Self::NoPod(_)
+                | Self::Ambiguous(_)
+        )
     }
 
     fn directory(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {

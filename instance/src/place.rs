@@ -28,6 +28,11 @@ pub fn set_runtime_directory(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The directory that [`set_runtime_directory`] has set.
+pub fn runtime_directory() -> Option<&'static Path> {
+    CHOSEN.get().map(PathBuf::as_path)
+}
+
 /// The directory of all of this user's VMs: the chosen one, or in $XDG_RUNTIME_DIR where that is the user's own, else
 /// in /run for root and in /tmp for anybody else.
 ///
@@ -43,6 +48,22 @@ pub(super) fn base() -> PathBuf {
         None if user.is_root() => PathBuf::from("/run/mvm"),
         None => PathBuf::from(format!("/tmp/mvm-{}", user.as_raw())),
     }
+}
+
+/// The directory of what a user's VMs and containers leave, and of images: `$MVM_DATA_DIR`, or for root /var/lib/mvm, or
+/// else `mvm` in `$XDG_DATA_HOME` or in `~/.local/share`, which have to be absolute. `None` where there is none of them.
+pub fn data_directory() -> Option<PathBuf> {
+    let given = env::var_os("MVM_DATA_DIR").filter(|path| !path.is_empty());
+    if let Some(given) = given {
+        return std::path::absolute(given).ok();
+    }
+    let of = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let system = || geteuid().is_root().then(|| PathBuf::from("/var/lib/mvm"));
+    let own = || {
+        let data = of("XDG_DATA_HOME").or_else(|| Some(of("HOME")?.join(".local/share")))?;
+        Some(data.join("mvm"))
+    };
+    system().or_else(own)
 }
 
 fn belongs_to(path: &Path, user: Uid) -> bool {

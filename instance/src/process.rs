@@ -1,7 +1,7 @@
 //! Which process a VM is, beyond its process ID: that is given to another process after the VM's end.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -162,6 +162,13 @@ impl OpenProcess {
                 Err(_) => return false,
             }
         }
+    }
+}
+
+impl AsFd for OpenProcess {
+    /// Readable when the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 }
 

@@ -15,10 +15,48 @@ const FILE: &str = "vm.json";
 /// A record is some hundred bytes and two paths.
 const MAX_SIZE: u64 = 64 << 10;
 
+/// The version of a record. One that is newer than this program's is refused when it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32")]
+pub struct Format(u32);
+
+impl Format {
+    /// That of records which do not name it.
+    pub(crate) fn first() -> Self {
+        Self(1)
+    }
+}
+
+impl Default for Format {
+    /// This program's.
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl TryFrom<u32> for Format {
+    type Error = String;
+
+    fn try_from(number: u32) -> Result<Self, String> {
+        let own = Self::default();
+        if number <= own.0 {
+            Ok(Self(number))
+        } else {
+            Err(format!(
+                "its format {number} is newer than {}, the newest that this mvm reads: use a newer mvm",
+                own.0
+            ))
+        }
+    }
+}
+
 /// Who a VM is. It is written once, before the VM runs; fields that another version of mvm has beyond these are
 /// passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    /// The version of the record.
+    #[serde(default = "Format::first")]
+    pub format: Format,
     /// The VM's ID, which is the directory's name too.
     pub id: VmId,
     /// Its name.
@@ -100,11 +138,14 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use proptest::prelude::*;
+    use rstest::rstest;
+    use serde_json::{Value, json};
 
     use super::*;
 
     fn record(name: Option<VmName>, kernel: String) -> Record {
         Record {
+            format: Format::default(),
             id: VmId::from_bytes([1, 2, 3, 4, 5, 6]),
             name,
             process: Process { pid: 1, start_time: 2, boot_id: "x".into() },
@@ -141,6 +182,49 @@ mod tests {
             if let Ok(read) = Record::read(directory.path(), &good.id) {
                 prop_assert_eq!(read.id, good.id);
             }
+        }
+    }
+
+    /// Records as other versions write them.
+    #[rstest]
+    #[case::of_the_first_version(&["format"], json!({}), None)]
+    #[case::without_later_fields(&["format", "config.stop_timeout_ms"], json!({}), None)]
+    #[case::with_unknown_fields(&[], json!({"later": {"a": [1]}, "config": {"gpus": 3}, "process": {"x": null}}), None)]
+    #[case::of_an_unknown_format(&[], json!({"format": 99}), Some("its format 99 is newer than 1, the newest that this mvm reads: use a newer mvm"))]
+    #[case::of_a_format_that_is_no_number(&[], json!({"format": "x"}), Some("invalid type"))]
+    #[case::without_its_process(&["process"], json!({}), Some("missing field `process`"))]
+    fn records_of_other_versions_are_read_or_named(
+        #[case] removed: &[&str],
+        #[case] added: Value,
+        #[case] says: Option<&str>,
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let good = record(Some("web".parse().unwrap()), "vmlinux".into());
+        let mut content = serde_json::to_value(&good).unwrap();
+        for path in removed {
+            let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
+            let parent = if parent.is_empty() { &mut content } else { &mut content[parent] };
+            parent.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        merge(&mut content, added);
+        fs::write(directory.path().join(FILE), content.to_string()).unwrap();
+        match (Record::read(directory.path(), &good.id), says) {
+            (Ok(read), None) => assert_eq!((read.id, read.name), (good.id, good.name)),
+            (Err(RecordError::Content(error)), Some(says)) => {
+                assert!(error.to_string().contains(says), "{error}")
+            }
+            (read, _) => panic!("{read:?}"),
+        }
+    }
+
+    fn merge(into: &mut Value, added: Value) {
+        match (into, added) {
+            (Value::Object(into), Value::Object(added)) => {
+                added
+                    .into_iter()
+                    .for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));
+            }
+            (into, added) => *into = added,
         }
     }
 

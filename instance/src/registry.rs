@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::directory::{CONSOLE_SOCKET, CONTROL_SOCKET};
@@ -12,6 +13,8 @@ use super::{InstanceError, VmId, VmName, place};
 
 /// The directory of names.
 pub(super) const NAMES: &str = "names";
+/// The file of the name that a VM was given while it ran.
+const RENAMED: &str = "name";
 /// How many directories a VM looks at when it starts, for remains of others: enough to remove more than it can leave
 /// behind itself, few enough to cost nothing.
 const SWEPT_AT_START: usize = 8;
@@ -104,25 +107,20 @@ impl Registry {
     ///
     /// [`InstanceError::NotFound`], [`InstanceError::Ambiguous`] and what else can be wrong with a directory.
     pub fn find(&self, word: &str) -> Result<Running, InstanceError> {
-        if let Ok(id) = word.parse::<VmId>() {
-            return if self.lives(&id)? { self.read(&id) } else { Err(InstanceError::NotFound(word.into())) };
-        }
         let ids = self.ids()?;
-        if let Some(id) = word.parse().ok().and_then(|name| self.owner_of(&name)) {
-            return self.read(&id);
-        }
-        let mut matches = Vec::new();
-        if !word.is_empty() && begins_an_id(word) {
-            for id in ids {
-                if id.as_str().starts_with(word) && self.lives(&id)? {
-                    matches.push(id);
-                }
+        let id = match word.parse().ok().and_then(|name| self.owner_of(&name)) {
+            Some(id) => id,
+            None => {
+                let lives = |id: &VmId| DirectoryLock::is_held(&self.directory(id));
+                find_among(word, ids.into_iter().filter(lives))?
             }
-        }
-        match matches.as_slice() {
-            [id] => self.read(id),
-            [] => Err(InstanceError::NotFound(word.into())),
-            _ => Err(InstanceError::Ambiguous(word.into())),
+        };
+        match self.read(&id) {
+            // It has ended meanwhile.
+            Err(_) if !DirectoryLock::is_held(&self.directory(&id)) => {
+                Err(InstanceError::NotFound(word.into()))
+            }
+            read => read,
         }
     }
 
@@ -148,16 +146,49 @@ impl Registry {
     fn remove_remains(&self, id: &VmId) {
         let directory = self.directory(id);
         let Ok(Some(_lock)) = DirectoryLock::attempt(&directory) else { return };
-        let name = Record::read(&directory, id).ok().and_then(|record| record.name);
+        let name = renamed(&directory).or_else(|| Record::read(&directory, id).ok()?.name);
         if let Some(name) = name.filter(|name| self.link_of(name).as_ref() == Some(id)) {
             let _ = fs::remove_file(self.base.join(NAMES).join(name.as_str()));
         }
         match fs::remove_dir_all(&directory) {
+            // Its keeper was killed, and the VM's process has not quite ended: another one comes by.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(%error, "cannot remove {}", directory.display());
             }
             _ => tracing::info!(%id, "removed what a killed VM left behind"),
         }
+    }
+
+    /// Gives `id` the name `name`, in place of `earlier`, if it runs.
+    pub(super) fn rename(
+        &self,
+        id: &VmId,
+        earlier: Option<&VmName>,
+        name: &VmName,
+    ) -> Result<(), InstanceError> {
+        if !self.base.is_dir() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        if let Some(owner) = self.owner_of(name) {
+            return Err(InstanceError::NameTaken { name: name.clone(), id: owner.to_string() });
+        }
+        let directory = self.directory(id);
+        if !DirectoryLock::is_held(&directory) {
+            return Ok(());
+        }
+        let link = self.make_names()?.join(name.as_str());
+        // It was that of one that has ended.
+        let _ = fs::remove_file(&link);
+        symlink(id.as_str(), &link).map_err(InstanceError::directory("make", link))?;
+        // Who removes the directory removes the name.
+        fs::write(directory.join(RENAMED), name.as_str())
+            .map_err(InstanceError::directory("write to", &directory))?;
+        if let Some(earlier) = earlier.filter(|earlier| self.link_of(earlier).as_ref() == Some(id)) {
+            let _ = fs::remove_file(self.base.join(NAMES).join(earlier.as_str()));
+        }
+        Ok(())
     }
 
     /// The running VM that has `name`.
@@ -169,13 +200,6 @@ impl Registry {
     fn link_of(&self, name: &VmName) -> Option<VmId> {
         let target = fs::read_link(self.base.join(NAMES).join(name.as_str())).ok()?;
         target.to_str()?.parse().ok()
-    }
-
-    fn lives(&self, id: &VmId) -> Result<bool, InstanceError> {
-        match place::check(&self.base) {
-            Err(error) if is_missing(&error) => Ok(false),
-            checked => checked.map(|()| DirectoryLock::is_held(&self.directory(id))),
-        }
     }
 
     fn read(&self, id: &VmId) -> Result<Running, InstanceError> {
@@ -198,6 +222,23 @@ impl Registry {
         }
         let entries = fs::read_dir(&self.base).map_err(InstanceError::directory("read", &self.base))?;
         Ok(entries.flatten().filter_map(|entry| id_of(&entry)).collect())
+    }
+}
+
+/// The name that the VM in `directory` was given while it ran.
+pub(super) fn renamed(directory: &Path) -> Option<VmName> {
+    // This user alone writes there.
+    fs::read_to_string(directory.join(RENAMED)).ok()?.parse().ok()
+}
+
+/// The one of `ids` that `word` is, or is the beginning of.
+pub(super) fn find_among(word: &str, ids: impl Iterator<Item = VmId>) -> Result<VmId, InstanceError> {
+    let mut matches =
+        ids.filter(|id| !word.is_empty() && begins_an_id(word) && id.as_str().starts_with(word));
+    match (matches.next(), matches.next()) {
+        (Some(id), None) => Ok(id),
+        (None, _) => Err(InstanceError::NotFound(word.into())),
+        (Some(_), Some(_)) => Err(InstanceError::Ambiguous(word.into())),
     }
 }
 

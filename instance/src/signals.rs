@@ -46,7 +46,7 @@ pub fn start_without_signals<T>(start: impl FnOnce() -> io::Result<T>) -> io::Re
     started
 }
 
-/// Signals that are blocked forevery thread and readable from a descriptor.
+/// Signals that are blocked for every thread and readable from a descriptor.
 pub struct Signals(OwnedFd);
 
 impl Signals {

@@ -8,6 +8,8 @@
  *   vsock many PORT COUNT    has COUNT connections to the host at once and sees that each gets back what it sent
  *   vsock hold PORT COUNT    opens COUNT connections to the host, says so, and keeps them until it is killed
  *
+ *   vsock unix PATH          the same as connect, to the Unix socket at PATH
+ *
  * What there is to say goes to standard error; what fails is said by the name of the call and of its error, as in
  * "connect: ECONNRESET".
  */
@@ -20,6 +22,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <linux/vm_sockets.h>
 
@@ -47,6 +50,18 @@ static int dial(unsigned int port)
 	int fd = vsock();
 	/* Two seconds are short where the processor is emulated. */
 	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof(patience));
+	if (connect(fd, (struct sockaddr *)&to, sizeof(to)))
+		fail("connect");
+	return fd;
+}
+
+static int dial_unix(const char *path)
+{
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (fd < 0)
+		fail("socket");
+	snprintf(to.sun_path, sizeof(to.sun_path), "%s", path);
 	if (connect(fd, (struct sockaddr *)&to, sizeof(to)))
 		fail("connect");
 	return fd;
@@ -159,6 +174,8 @@ int main(int argc, char **argv)
 	setrlimit(RLIMIT_NOFILE, &files);
 	if (!strcmp(what, "connect")) {
 		relay(dial(port));
+	} else if (!strcmp(what, "unix")) {
+		relay(dial_unix(argv[2]));
 	} else if (!strcmp(what, "listen")) {
 		int fd = accept(listener(port), NULL, NULL);
 		if (fd < 0)
@@ -169,7 +186,7 @@ int main(int argc, char **argv)
 	} else if (!strcmp(what, "many") || !strcmp(what, "hold")) {
 		many(port, count < MOST ? count : MOST, !strcmp(what, "hold"));
 	} else {
-		fprintf(stderr, "usage: vsock connect|listen|echo|many|hold PORT [COUNT]\n");
+		fprintf(stderr, "usage: vsock connect|listen|echo|many|hold PORT [COUNT], or vsock unix PATH\n");
 		return 2;
 	}
 	return 0;

@@ -16,7 +16,7 @@ use std::process::{Command, Output, Stdio};
 
 pub use guest::{Boot, Guest, Outcome};
 pub use network::{HostLink, host};
-pub use ram::RamChecksums;
+pub use ram::RamCopy;
 pub use terminal::Terminal;
 
 /// What `tests/run` says in the variable `name`.
@@ -90,6 +90,11 @@ pub fn container_image() -> PathBuf {
     from_environment("MVM_CONTAINER_IMAGE")
 }
 
+/// The OCI layout of `tools/debian-containers`.
+pub fn debian_containers() -> PathBuf {
+    from_environment("MVM_DEBIAN_CONTAINERS")
+}
+
 /// A file of `length` bytes in `directory`, all holes.
 pub fn sparse_file(directory: &Path, name: &str, length: u64) -> PathBuf {
     let path = directory.join(name);
@@ -100,4 +105,9 @@ pub fn sparse_file(directory: &Path, name: &str, length: u64) -> PathBuf {
 /// Runs mvm with `arguments` to its end, without input.
 pub fn run_mvm<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
     Command::new(mvm()).args(arguments).stdin(Stdio::null()).output().expect("mvm can be run")
+}
+
+/// The program `tests/programs/hostile.c`, for a container.
+pub fn hostile_program() -> PathBuf {
+    from_environment("MVM_HOSTILE")
 }

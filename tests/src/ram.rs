@@ -8,14 +8,12 @@ use rustix::process::Pid;
 
 const PAGE: usize = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
-/// How much is read at once, in bytes.
-const PIECE: usize = 1 << 20;
 
-/// A checksum of each page of a guest's RAM, in the order of host addresses.
+/// A copy of a guest's RAM, in the order of host addresses.
 #[derive(PartialEq, Eq)]
-pub struct RamChecksums(Vec<u64>);
+pub struct RamCopy(Vec<u8>);
 
-impl RamChecksums {
+impl RamCopy {
     /// Reads the RAM of the guest of mvm's process `pid`, which has `bytes` of it.
     ///
     /// # Panics
@@ -25,20 +23,14 @@ impl RamChecksums {
         let pid = pid.as_raw_nonzero();
         let start = ram_start(&format!("/proc/{pid}/maps"), bytes);
         let memory = File::open(format!("/proc/{pid}/mem")).expect("the memory of mvm can be opened");
-        let mut piece = vec![0; PIECE];
-        let mut checksums = Vec::new();
-        let mut offset = 0;
-        while offset < bytes {
-            memory.read_exact_at(&mut piece, start + offset).expect("the guest's RAM can be read");
-            checksums.extend(piece.chunks_exact(PAGE).map(checksum));
-            offset += PIECE as u64;
-        }
-        Self(checksums)
+        let mut copy = vec![0; usize::try_from(bytes).expect("it fits into this process")];
+        memory.read_exact_at(&mut copy, start).expect("the guest's RAM can be read");
+        Self(copy)
     }
 
     /// The numbers of the pages that differ, at most ten of them.
     pub fn changed_pages(&self, other: &Self) -> Vec<usize> {
-        let pages = self.0.iter().zip(&other.0).enumerate();
+        let pages = self.0.chunks(PAGE).zip(other.0.chunks(PAGE)).enumerate();
         pages.filter(|(_, (before, after))| before != after).map(|(page, _)| page).take(10).collect()
     }
 }
@@ -55,10 +47,4 @@ fn ram_start(maps: &str, bytes: u64) -> u64 {
         (rest.starts_with("rw") && end - start >= bytes - HUGE_PAGE).then_some(end)
     });
     end.unwrap_or_else(|| panic!("no mapping of {bytes} bytes in:\n{text}")) - bytes
-}
-
-/// Fast, and not meant to resist an attacker.
-fn checksum(page: &[u8]) -> u64 {
-    let words = page.chunks_exact(8).filter_map(|word| word.try_into().ok()).map(u64::from_le_bytes);
-    words.fold(0, |sum, word| (u64::rotate_left(sum, 5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95))
 }

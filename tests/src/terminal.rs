@@ -35,6 +35,11 @@ impl Terminal {
     pub fn run(arguments: &[&str]) -> Self {
         let mut command = Command::new(mvm());
         command.args(arguments);
+        Self::of(command)
+    }
+
+    /// Runs `command` on a new terminal of that size.
+    pub fn of(command: Command) -> Self {
         Self::start(command, None)
     }
 

@@ -259,12 +259,15 @@ fn a_process_that_only_has_the_number_is_not_signalled() {
     flock(&lock, FlockOperation::LockExclusive).unwrap();
     let listed = with_runtime_dir(directory.path(), &["ps"]);
     let listed = String::from_utf8(listed.stdout).unwrap();
-    assert!(listed.contains("0123456789ab   -      not responding"), "{listed}");
+    assert!(
+        listed.contains("0123456789ab   vm     -       Up ") && listed.contains("(not responding)"),
+        "{listed}"
+    );
     assert!(!listed.contains('\u{1b}'), "the terminal is given a command");
     for arguments in
         [&["kill", "0123456789ab"][..], &["kill", "--signal", "TERM", "01"], &["stop", "--time", "0", "01"]]
     {
-        expect(&with_runtime_dir(directory.path(), arguments), 1, &["VM 01", "has ended"]);
+        expect(&with_runtime_dir(directory.path(), arguments), 1, &["01", "has ended"]);
     }
     assert!(stranger.try_wait().unwrap().is_none(), "it was signalled");
     stranger.kill().and_then(|()| stranger.wait()).unwrap();
@@ -333,7 +336,15 @@ fn without_virtiofsd_the_package_is_named() {
     let mut command = Command::new(mvm());
     command.args(["boot", "--share", &share, "--kernel"]).arg(kernel("vmlinux"));
     let output = command.env_remove("MVM_VIRTIOFSD").env("PATH", "/missing").output().unwrap();
-    expect(&output, 3, &["virtiofsd is not installed, which --share needs: ", "virtiofsd", "MVM_VIRTIOFSD"]);
+    expect(
+        &output,
+        3,
+        &[
+            "virtiofsd is not installed, which shared folders need (-v, --share): ",
+            "virtiofsd",
+            "MVM_VIRTIOFSD",
+        ],
+    );
 }
 
 #[test]

@@ -9,31 +9,74 @@ mod balloon;
 mod boots;
 #[path = "guests/console.rs"]
 mod console;
+#[path = "guests/container_disks.rs"]
+mod container_disks;
+#[path = "guests/container_networks.rs"]
+mod container_networks;
 #[path = "guests/containers.rs"]
 mod containers;
 #[path = "guests/control.rs"]
 mod control;
+#[path = "guests/copies.rs"]
+mod copies;
 #[path = "guests/disks.rs"]
 mod disks;
 #[path = "guests/ends.rs"]
 mod ends;
+#[path = "guests/exec.rs"]
+mod exec;
 #[path = "guests/gdb.rs"]
 mod gdb;
+#[path = "guests/hostile.rs"]
+mod hostile;
+#[path = "guests/keepers.rs"]
+mod keepers;
+#[path = "guests/life.rs"]
+mod life;
+#[path = "guests/lives.rs"]
+mod lives;
 #[path = "guests/machine.rs"]
 mod machine;
 #[path = "guests/nesting.rs"]
 mod nesting;
 #[path = "guests/net.rs"]
 mod net;
+#[path = "guests/output.rs"]
+mod output;
 #[path = "guests/passt.rs"]
 mod passt;
 #[path = "guests/pause.rs"]
 mod pause;
+#[path = "guests/peers.rs"]
+mod peers;
+#[path = "../../cli/tests/registry/place.rs"]
+#[allow(dead_code, reason = "another package's tests use more of it")]
+mod place;
 #[path = "guests/pmem.rs"]
 mod pmem;
+#[path = "guests/pods.rs"]
+mod pods;
 #[path = "guests/readme.rs"]
 mod readme;
+#[path = "guests/registry.rs"]
+mod registry;
+#[path = "../../cli/tests/registry/server.rs"]
+#[allow(dead_code, reason = "another package's tests use more of it")]
+mod server;
 #[path = "guests/shares.rs"]
 mod shares;
+#[path = "guests/stopped.rs"]
+mod stopped;
+#[path = "guests/table.rs"]
+mod table;
+#[path = "guests/table_docker.rs"]
+mod table_docker;
+#[path = "guests/table_life.rs"]
+mod table_life;
+#[path = "../../cli/tests/registry/tls.rs"]
+#[allow(dead_code, reason = "another package's tests use more of it")]
+mod tls;
+#[path = "guests/volumes.rs"]
+mod volumes;
 #[path = "guests/vsock.rs"]
 mod vsock;

@@ -11,6 +11,22 @@ pub enum Verdict {
     Bad,
 }
 
+/// A command that mends something without a decision of the user's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// To install a package.
+    Package {
+        /// The command that the package's name follows; it needs root.
+        installer: &'static str,
+        /// The package.
+        name: &'static str,
+    },
+    /// A simple command for root.
+    Root(String),
+    /// A command for the user.
+    User(String),
+}
+
 /// One line of the doctor's report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
@@ -22,18 +38,26 @@ pub struct Check {
     pub found: String,
     /// How to fix it, if it is not good.
     pub fix: Option<String>,
+    /// The commands that do so, in order, where there are any that always do.
+    pub remedies: Vec<Remedy>,
 }
 
 impl Check {
     pub(crate) fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Good, found: found.into(), fix: None }
+        Self { name, verdict: Verdict::Good, found: found.into(), fix: None, remedies: Vec::new() }
     }
 
     pub(crate) fn poor(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Poor, found: found.into(), fix: Some(fix.into()) }
+        let fix = Some(fix.into());
+        Self { name, verdict: Verdict::Poor, found: found.into(), fix, remedies: Vec::new() }
     }
 
     pub(crate) fn bad(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Bad, found: found.into(), fix: Some(fix.into()) }
+        Self { verdict: Verdict::Bad, ..Self::poor(name, found, fix) }
+    }
+
+    /// The same, which commands mend.
+    pub(crate) fn mended_by(self, remedies: impl IntoIterator<Item = Remedy>) -> Self {
+        Self { remedies: remedies.into_iter().collect(), ..self }
     }
 }

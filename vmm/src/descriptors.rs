@@ -15,6 +15,8 @@ const DEVICE: u64 = 16;
 const QUEUE: u64 = 2;
 /// Descriptors of a pair of network queues: both queues, and tap, epoll, timers and commands of the pair's thread.
 const PAIR: u64 = 2 * QUEUE + 8;
+/// Files of a disk that is put into a slot: an image of 127 layers, and the zeros between them.
+const SLOT: u64 = 256;
 /// The most queues of a device that is not a network.
 const QUEUES: u64 = 8;
 
@@ -34,6 +36,7 @@ pub fn needed(config: &VmConfig) -> u64 {
         + (DEVICE + QUEUE) * networks
         + PAIR * pairs
         + pieces
+        + (DEVICE + QUEUES * QUEUE + SLOT) * count(config.slots)
 }
 
 /// Raises this process's limit of open files to `count` if it is lower, as far as the hard limit allows, and returns
@@ -67,6 +70,7 @@ mod tests {
         assert_eq!(with(|config| config.cpus += 3), 3 * VCPU);
         let device = DEVICE + QUEUES * QUEUE;
         assert_eq!(with(|config| config.disks.push("d".parse().unwrap())), device);
+        assert_eq!(with(|config| config.slots += 2), 2 * (device + SLOT));
         assert_eq!(with(|config| config.shares.push("s:t".parse().unwrap())), device);
         assert_eq!(with(|config| config.vhost_user.push("fs=s,tag=t".parse().unwrap())), device);
         assert_eq!(with(|config| config.pmem.push("p".parse().unwrap())), device);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use instance::RemovalWatch;
 
+use crate::console::AwaitedText;
 use crate::console::Sink;
 use crate::power_button::OnPress;
 use crate::supervisor::Requests;
@@ -31,6 +32,8 @@ pub struct Frontend {
     pub(crate) removal: Option<RemovalWatch>,
     /// What a press of the guest's power button does besides.
     pub(crate) on_press: Option<OnPress>,
+    /// What is called when the guest outputs a text.
+    pub(crate) awaited: Option<AwaitedText>,
 }
 
 impl Frontend {
@@ -54,13 +57,26 @@ impl Frontend {
             supervisor: Some(requests),
             removal: None,
             on_press: None,
+            awaited: None,
         })
+    }
+
+    /// The same, with the log elsewhere.
+    #[must_use]
+    pub fn logging_to(self, log: PathBuf) -> Self {
+        Self { log: Some(log), ..self }
     }
 
     /// The same, whose supervisor also says so when `removal` notices that the VM's directory is gone.
     #[must_use]
     pub fn watching(self, removal: Option<RemovalWatch>) -> Self {
         Self { removal, ..self }
+    }
+
+    /// The same, which also looks for a text in the output.
+    #[must_use]
+    pub fn awaiting(self, awaited: Option<AwaitedText>) -> Self {
+        Self { awaited, ..self }
     }
 
     /// The same, where each request to power the guest off also calls `on_press`, on any thread.

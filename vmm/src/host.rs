@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 
-use crate::arch::current::host::{nested_paging, nesting, processor, timer};
-use crate::check::Check;
+use crate::arch::current::host::{module, nested_paging, nesting, processor, timer};
+use crate::check::{Check, Remedy};
 use crate::kvm;
 use crate::passt::PASST;
 use crate::shares::VIRTIOFSD;
@@ -25,7 +25,7 @@ pub fn examine() -> Vec<Check> {
         Err(error) => {
             let text = error.to_string();
             let (found, fix) = text.split_once(": ").unwrap_or((&text, "see `dmesg | grep kvm`"));
-            Check::bad("KVM", found, fix)
+            Check::bad("KVM", found, fix).mended_by(kvm_remedy(error, &cpuinfo))
         }
     });
     if let Ok(kvm) = kvm {
@@ -44,6 +44,28 @@ pub fn examine() -> Vec<Check> {
         memory(),
     ]);
     checks
+}
+
+/// What gives this user KVM, where a command does.
+fn kvm_remedy(error: &kvm::KvmError, cpuinfo: &str) -> Option<Remedy> {
+    match error {
+        kvm::KvmError::NoDevice => module(cpuinfo).map(|module| Remedy::Root(format!("modprobe {module}"))),
+        kvm::KvmError::NoPermission(kvm::Access::Group(group)) => {
+            let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+            let group = group_name(&groups, *group)?;
+            Some(Remedy::Root(format!("usermod -aG {group} \"$(id -un)\"")))
+        }
+        _ => None,
+    }
+}
+
+/// The name of a group in the lines of group(5); not that of root.
+fn group_name(groups: &str, id: u32) -> Option<&str> {
+    let mut lines = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    lines.find_map(|fields| match *fields.as_slice() {
+        [name, _, number, ..] if id != 0 && number.parse() == Ok(id) => Some(name),
+        _ => None,
+    })
 }
 
 fn vm(kvm: &Kvm) -> Check {
@@ -108,7 +130,10 @@ fn huge_pages() -> Check {
             NAME,
             format!("transparent huge pages are off ({choice})"),
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled: guests fault less",
-        ),
+        )
+        .mended_by([Remedy::Root(
+            "sh -c 'echo madvise > /sys/kernel/mm/transparent_hugepage/enabled'".into(),
+        )]),
         None => Check::poor(
             NAME,
             "this kernel has no transparent huge pages",
@@ -128,7 +153,8 @@ fn io_uring() -> Check {
             NAME,
             "forbidden; disks fall back to one request at a time",
             "sysctl kernel.io_uring_disabled=0, or allow it in the container's seccomp profile",
-        ),
+        )
+        .mended_by(is_disabled().then(|| Remedy::Root("sysctl kernel.io_uring_disabled=0".into()))),
         _ => Check::poor(
             NAME,
             "not in this kernel; disks fall back to one request at a time",
@@ -137,11 +163,17 @@ fn io_uring() -> Check {
     }
 }
 
+/// io_uring is off by the host's own choice, which is not the only thing that forbids it.
+fn is_disabled() -> bool {
+    fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|value| value.trim() != "0")
+}
+
 fn shared_folders() -> Check {
     const NAME: &str = "shared folders";
     match VIRTIOFSD.find() {
         Some(program) => Check::good(NAME, format!("served by {}", program.display())),
-        None => Check::poor(NAME, "virtiofsd is not installed, which --share needs", VIRTIOFSD.advice()),
+        None => Check::poor(NAME, "virtiofsd is not installed, which --share needs", VIRTIOFSD.advice())
+            .mended_by(VIRTIOFSD.remedies()),
     }
 }
 
@@ -151,6 +183,7 @@ fn user_networks() -> Check {
         Some(program) => Check::good(NAME, format!("through {}", program.display())),
         None => {
             Check::poor(NAME, "passt is not installed, which --net user and --publish need", PASST.advice())
+                .mended_by(PASST.remedies())
         }
     }
 }
@@ -190,6 +223,20 @@ mod tests {
         let slow = judge_first_vcpu(Duration::from_millis(17));
         assert_eq!((slow.verdict, slow.found.as_str()), (Verdict::Poor, "KVM creates it in 17.0 ms"));
         assert!(slow.fix.is_some());
+    }
+
+    #[test]
+    fn kvm_is_got_by_its_module_or_its_group() {
+        let remedy = |error, cpuinfo| kvm_remedy(&error, cpuinfo);
+        let modprobe = |module| Some(Remedy::Root(format!("modprobe {module}")));
+        assert_eq!(remedy(kvm::KvmError::NoDevice, "flags : svm"), modprobe("kvm_amd"));
+        assert_eq!(remedy(kvm::KvmError::NoDevice, "flags : vmx"), modprobe("kvm_intel"));
+        assert_eq!(remedy(kvm::KvmError::NoDevice, "flags : fpu"), None);
+        let groups = "root:x:0:\nkvm:x:104:a,b\nbroken\n";
+        assert_eq!(
+            (group_name(groups, 104), group_name(groups, 0), group_name(groups, 7)),
+            (Some("kvm"), None, None)
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! KVM, opened and checked.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -35,10 +36,8 @@ pub enum KvmError {
     )]
     NoDevice,
     /// The device may not be opened.
-    #[error(
-        "no permission to open {DEVICE}: join its group (usermod -aG kvm USER, then log in again), or run as root"
-    )]
-    NoPermission,
+    #[error("no permission to open {DEVICE}: {}", .0.advice())]
+    NoPermission(Access),
     /// The device can't be opened for another reason.
     #[error("cannot open {DEVICE}")]
     Open(#[source] io::Error),
@@ -57,6 +56,36 @@ pub enum KvmError {
         #[source]
         source: kvm_ioctls::Error,
     },
+}
+
+/// Who may open the device beside root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The members of this group.
+    Group(u32),
+    /// Nobody, or root's group.
+    Root,
+}
+
+impl Access {
+    /// As the device's mode says.
+    fn of_device() -> Self {
+        std::fs::metadata(DEVICE).map_or(Self::Root, |device| Self::of(device.mode(), device.gid()))
+    }
+
+    fn of(mode: u32, group: u32) -> Self {
+        if mode & 0o060 == 0o060 && group != 0 { Self::Group(group) } else { Self::Root }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Group(_) => "join its group (usermod -aG kvm USER, then log in again), or run as root",
+            Self::Root => {
+                "it is root's alone: run as root, or as root give it to a group (chgrp kvm /dev/kvm && chmod 660 \
+                 /dev/kvm; a rule of udev keeps it so) and join that"
+            }
+        }
+    }
 }
 
 impl KvmError {
@@ -97,7 +126,7 @@ fn missing_where(has: impl Fn(Cap) -> bool) -> Option<&'static str> {
 pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::NoDevice,
-        libc::EACCES | libc::EPERM => KvmError::NoPermission,
+        libc::EACCES | libc::EPERM => KvmError::NoPermission(Access::of_device()),
         errno => KvmError::Open(io::Error::from_raw_os_error(errno)),
     })?;
     match kvm.get_api_version() {
@@ -148,6 +177,15 @@ mod tests {
             assert_eq!(missing, Some(*name));
             let said = KvmError::Capability(name).to_string();
             assert_eq!(said, format!("this host's KVM lacks {name}: use a newer kernel"));
+        }
+    }
+
+    #[test]
+    fn who_may_not_open_the_device_is_told_what_helps() {
+        let said = |mode, group| KvmError::NoPermission(Access::of(mode, group)).to_string();
+        assert!(said(0o20660, 104).contains("join its group"));
+        for (mode, group) in [(0o20600, 104), (0o20660, 0), (0o20640, 104)] {
+            assert!(said(mode, group).contains("it is root's alone: run as root"), "{mode:o}");
         }
     }
 

@@ -38,13 +38,17 @@ mod vsock;
 
 pub use arch::current::layout;
 pub use arch::current::vcpu::ProcessorError;
-pub use check::{Check, Verdict};
+pub use check::{Check, Remedy, Verdict};
 pub use config::{
     Bandwidth, ConfigError, ConsoleConfig, DeviceConfig, DeviceKind, DiskConfig, GdbConfig, MAX_CPUS,
-    MemorySize, NetBackend, NetConfig, PmemConfig, PublishConfig, Rate, Sandbox, ShareConfig, TimeLimit,
-    UserAddresses, VhostUserConfig, VmConfig, VsockConfig,
+    MemorySize, NetBackend, NetConfig, PmemConfig, Protocol, PublishConfig, Rate, Sandbox, ShareConfig,
+    SharedPart, TimeLimit, UserAddresses, VhostUserConfig, VmConfig, VsockConfig, disk_name, port_range,
 };
-pub use devices::virtio::block::Piece;
+pub use console::{AwaitedText, OnText};
+pub use devices::virtio::block::{
+    BlockHandle, Disk, DiskError, ImageFormat, MAX_PARTS, Part, Piece, SlotError, WeakBlockHandle,
+};
+pub use devices::virtio::net::{InterfaceName, MacAddress};
 pub use error::VmError;
 pub use exit::{ExitReason, ExitSlot};
 pub use frontend::Frontend;
@@ -54,9 +58,12 @@ pub use launch::{Resources, launch, open, seal};
 pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};
-pub use timing::{Phase, Timeline};
+pub use timing::{Phase, Timeline, phases, timing_table};
 pub use vcpu::{Gate, GateError, Holder};
 pub use vm::{Vm, build};
+
+/// The most virtio devices of a VM, which has so many interrupt lines for them.
+pub const MAX_DEVICES: usize = layout::VIRTIO_GSIS.len();
 
 /// Parts that are tried by themselves, with whatever a client or a file may say.
 pub mod parts {

@@ -67,28 +67,46 @@ impl Timeline {
         let nanoseconds = self.marks.get(phase as usize)?.load(Ordering::Relaxed);
         (nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds))
     }
+
+    /// Nanoseconds from the start to each phase, in the order of [`Phase`]; 0 where it was not reached.
+    pub fn nanoseconds(&self) -> Vec<u64> {
+        self.marks.iter().map(|mark| mark.load(Ordering::Relaxed)).collect()
+    }
 }
 
-/// A table, a line a phase in the order in which they were reached: what it took, and the time since the start. Phases
-/// that were not reached come last.
+/// The name and the time of each phase, of which `nanoseconds` says when it was reached, as [`Timeline::nanoseconds`]
+/// does. What it has beyond all phases is passed over.
+pub fn phases(nanoseconds: &[u64]) -> impl Iterator<Item = (&'static str, Option<Duration>)> {
+    Phase::ALL.iter().enumerate().map(|(index, (_, name))| {
+        let reached = nanoseconds.get(index).copied().filter(|nanoseconds| *nanoseconds > 0);
+        (*name, reached.map(Duration::from_nanos))
+    })
+}
+
+/// A table with a line for each of `marks`, in the order in which they were reached: what it took, and the time since the
+/// start. What was not reached comes last.
+pub fn timing_table<'a>(marks: impl IntoIterator<Item = (&'a str, Option<Duration>)>) -> String {
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    let mut marks: Vec<_> = marks.into_iter().collect();
+    marks.sort_by_key(|(_, reached)| reached.unwrap_or(Duration::MAX));
+    let mut table = format!("{:<24} {:>10} {:>10}\n", "phase", "took ms", "at ms");
+    let mut before = Duration::ZERO;
+    for (name, reached) in marks {
+        let Some(at) = reached else {
+            table.push_str(&format!("{name:<24} {:>10} {:>10}\n", "-", "-"));
+            continue;
+        };
+        let took = milliseconds(at.saturating_sub(before));
+        table.push_str(&format!("{name:<24} {took:>10.3} {:>10.3}\n", milliseconds(at)));
+        before = at;
+    }
+    table
+}
+
+/// [`timing_table`] of all phases.
 impl fmt::Display for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<24} {:>10} {:>10}", "phase", "took ms", "at ms")?;
-        let mut before = Duration::ZERO;
-        let mut phases = Phase::ALL.map(|(phase, name)| (self.reached(phase), name));
-        phases.sort_by_key(|(reached, _)| reached.unwrap_or(Duration::MAX));
-        for (reached, name) in phases {
-            match reached {
-                Some(at) => {
-                    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-                    let took = milliseconds(at.saturating_sub(before));
-                    writeln!(f, "{name:<24} {took:>10.3} {:>10.3}", milliseconds(at))?;
-                    before = at;
-                }
-                None => writeln!(f, "{name:<24} {:>10} {:>10}", "-", "-")?,
-            }
-        }
-        Ok(())
+        f.write_str(&timing_table(phases(&self.nanoseconds())))
     }
 }
 

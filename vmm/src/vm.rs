@@ -17,6 +17,7 @@ use crate::arch::current::boot::{self, BootInformation};
 use crate::arch::current::layout;
 use crate::arch::current::vcpu::Processor;
 use crate::background::Background;
+use crate::config::ConfigError;
 use crate::console::Console;
 use crate::control::ControlServer;
 use crate::device_manager::{
@@ -53,6 +54,7 @@ pub struct Vm {
     console: Console,
     given: Given,
     pauser: Arc<Pauser>,
+    slots: Vec<BlockHandle>,
     memory: Arc<GuestMemoryMmap>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
     vm: VmFd,
@@ -95,15 +97,20 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     outside.timeline.mark(Phase::Devices);
 
     let (cpus, memory_size) = (config.cpus, config.memory.bytes());
-    let virtio = &devices.virtio;
-    let information = BootInformation { arguments: &arguments, initrd, memory_size, cpus, virtio };
+    let information = BootInformation {
+        arguments: &arguments,
+        initrd,
+        memory_size,
+        cpus: u8::try_from(cpus).map_err(|_| ConfigError::Cpus(cpus))?,
+        virtio: &devices.virtio,
+    };
     boot::write(&memory, &kernel, &information)?;
     let processor = Processor { cpus, nested: config.nested, pmu: config.pmu };
     let vcpus = arch::vcpu::create_vcpus(&kvm, &vm, processor, kernel.entry, &dma)?;
     outside.timeline.mark(Phase::Vcpus);
 
     let gate = Arc::new(Gate::new(cpus));
-    let counters = vcpu_counters(cpus, &mut devices.metrics);
+    let vcpus = with_counters(vcpus, &mut devices.metrics);
     let pauser = Arc::new(Pauser::new(gate.clone(), devices.suspends));
     let unbuilt = Unbuilt(Some(pauser.clone()));
     let control = Control { power_button, pauser: pauser.clone(), metrics: devices.metrics };
@@ -117,12 +124,13 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let stops = stops.map_err(VmError::host("make an eventfd"))?.map(Arc::new);
     let hook = stops.clone().map(|stops| stops as Arc<dyn DebugHook>);
     let (ports, mmio) = (devices.ports, devices.mmio);
-    let shared = Arc::new(VcpuShared { ports, mmio, exit, gate, debugger: hook, counters, timeline });
+    let shared = Arc::new(VcpuShared { ports, mmio, exit, gate, debugger: hook, timeline });
     let vcpus = start_vcpus(vcpus, &shared)?;
     let debugger = start_debugger(debugger, stops, &shared, memory.clone())?;
-    let (helpers, console, given) = (devices.helpers, devices.console, Given::from(config));
+    let (helpers, console, slots) = (devices.helpers, devices.console, devices.slots);
+    let given = Given::from(config);
     unbuilt.done();
-    Ok(Vm { vcpus, debugger, events, shared, helpers, console, given, pauser, memory, vm, teardown })
+    Ok(Vm { vcpus, debugger, events, shared, helpers, console, given, pauser, slots, memory, vm, teardown })
 }
 
 /// A VM whose building may still fail, when its devices have to let go of what they hold, such as sockets: the supervisor
@@ -230,7 +238,7 @@ impl Control {
 }
 
 /// Starts the threads of `vcpus`, which wait until the VM runs, or with a debugger until its client lets them go.
-fn start_vcpus(vcpus: Vec<VcpuFd>, shared: &Arc<VcpuShared>) -> Result<Vcpus, VmError> {
+fn start_vcpus(vcpus: Vec<(VcpuFd, Arc<ExitCounters>)>, shared: &Arc<VcpuShared>) -> Result<Vcpus, VmError> {
     shared.gate.hold(Holder::Launch);
     if shared.debugger.is_some() {
         shared.gate.hold(Holder::Debugger);
@@ -247,6 +255,11 @@ impl Vm {
     /// What pauses and resumes the VM with its devices.
     pub fn pauser(&self) -> &Arc<Pauser> {
         &self.pauser
+    }
+
+    /// The disks without a file, of `VmConfig::slots`: what they get while the VM runs comes as open files.
+    pub fn slots(&self) -> &[BlockHandle] {
+        &self.slots
     }
 
     /// Where the VM's end is said.
@@ -274,6 +287,7 @@ impl Vm {
             console,
             given,
             pauser,
+            slots,
             memory: _,
             vm,
             teardown,
@@ -288,7 +302,7 @@ impl Vm {
         console.flush();
         let reason = end_of(&shared.exit, &console, given);
         let devices = pauser.end();
-        devices::virtio::drop_together(|| drop((events, shared, devices)));
+        devices::virtio::drop_together(|| drop((events, shared, slots, devices)));
         drop(helpers);
         console.finish();
         drop(vm);
@@ -369,13 +383,14 @@ fn register_region(vm: &VmFd, slot: u32, flags: u32, region: &GuestRegionMmap) -
     ))
 }
 
-/// What each vCPU counts, made known to `metrics`.
-fn vcpu_counters(cpus: u32, metrics: &mut MetricsRegistry) -> Box<[Arc<ExitCounters>]> {
-    let counters: Box<[_]> = (0..cpus).map(|_| Arc::new(ExitCounters::default())).collect();
-    for (id, counters) in counters.iter().enumerate() {
+/// Each vCPU with what it counts, made known to `metrics`.
+fn with_counters(vcpus: Vec<VcpuFd>, metrics: &mut MetricsRegistry) -> Vec<(VcpuFd, Arc<ExitCounters>)> {
+    let with_counters = |(id, vcpu): (usize, _)| {
+        let counters = Arc::new(ExitCounters::default());
         metrics.add("vcpu", id.to_string(), counters.clone());
-    }
-    counters
+        (vcpu, counters)
+    };
+    vcpus.into_iter().enumerate().map(with_counters).collect()
 }
 
 /// Wakes the event loop when the VM has ended.

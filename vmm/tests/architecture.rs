@@ -131,16 +131,17 @@ mod tests {
     }
 
     /// The crates of the workspace, and what each may depend on.
-    const CRATES: [(&str, &[&str]); 10] = [
+    const CRATES: [(&str, &[&str]); 11] = [
         ("devices", &[]),
         ("instance", &[]),
         ("erofs", &[]),
+        ("copies", &["erofs"]),
         ("image", &["erofs"]),
         ("agent-protocol", &[]),
-        ("agent", &["agent-protocol"]),
+        ("agent", &["agent-protocol", "copies"]),
         ("vmm", &["devices", "instance"]),
-        ("container", &["agent-protocol", "instance", "vmm"]),
-        ("cli", &["agent-protocol", "container", "devices", "image", "instance", "vmm"]),
+        ("container", &["agent-protocol", "devices", "instance", "vmm"]),
+        ("cli", &["agent-protocol", "container", "copies", "devices", "image", "instance", "vmm"]),
         ("tests", &["instance"]),
     ];
 

@@ -1,10 +1,13 @@
 //! `mvm completions` prints a script for a shell, and `mvm complete` answers these scripts.
 //!
 //! The scripts only ask. The candidates are found here, from the same description of the command line that parses it,
-//! and from the VMs that run.
+//! and from the containers, VMs and images that there are.
 
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, ValueEnum};
-use instance::Registry;
+use image::{Image, Store};
+use instance::{Archive, Kept, Kind, Registry, Volume, Volumes};
+
+use crate::images::{human, list};
 
 use crate::process::ExitCode;
 use crate::{Cli, exit_code, print};
@@ -54,25 +57,17 @@ pub struct CompleteCommand {
 impl CompleteCommand {
     /// Prints a line for each candidate: the word, a tab, and what it means; or `:files` or `:directories`.
     pub fn run(self) -> ExitCode {
-        let vms = Registry::of_user().running().map(|(running, _)| running).unwrap_or_default();
-        let vms: Vec<_> = vms
-            .iter()
-            .map(|vm| {
-                let (id, kernel) = (vm.record.id.to_string(), vm.record.config.kernel.clone());
-                match &vm.record.name {
-                    Some(name) => (name.to_string(), id),
-                    None => (id, kernel),
+        let lines = complete(&self.words, &What { known: &known, images: &images, volumes: &volumes })
+            .into_iter()
+            .map(|found| match found {
+                Candidate::Word(word, meaning) => {
+                    let meaning: String =
+                        meaning.chars().filter(|character| !character.is_control()).collect();
+                    format!("{word}\t{meaning}\n")
                 }
-            })
-            .collect();
-        let lines = complete(&self.words, &vms).into_iter().map(|found| match found {
-            Candidate::Word(word, meaning) => {
-                let meaning: String = meaning.chars().filter(|character| !character.is_control()).collect();
-                format!("{word}\t{meaning}\n")
-            }
-            Candidate::Files => ":files\n".into(),
-            Candidate::Directories => ":directories\n".into(),
-        });
+                Candidate::Files => ":files\n".into(),
+                Candidate::Directories => ":directories\n".into(),
+            });
         print(lines.collect::<String>().as_bytes(), exit_code::SUCCESS)
     }
 }
@@ -88,12 +83,74 @@ enum Candidate {
     Directories,
 }
 
-/// The candidates for the last of `words`, where `vms` run.
-fn complete(words: &[String], vms: &[(String, String)]) -> Vec<Candidate> {
+/// A container or VM.
+struct Known {
+    /// Its name, or its ID where it has none.
+    word: String,
+    /// Its image, or its kernel.
+    meaning: String,
+    kind: Kind,
+    is_running: bool,
+}
+
+/// What there is, for where it is needed.
+#[derive(Clone, Copy)]
+struct What<'a> {
+    known: &'a dyn Fn() -> Vec<Known>,
+    /// References, and the IDs of images without any, with the size of each.
+    images: &'a dyn Fn() -> Vec<(String, String)>,
+    /// Names of volumes, with the driver of each.
+    volumes: &'a dyn Fn() -> Vec<(String, String)>,
+}
+
+/// This user's images; a store is not made for them.
+fn images() -> Vec<(String, String)> {
+    let directory = instance::data_directory().map(|data| data.join("images"));
+    let store = directory.filter(|directory| directory.is_dir()).and_then(|path| Store::open(&path).ok());
+    let images = store.and_then(|store| store.images().ok()).unwrap_or_default();
+    let names = |image: &Image| {
+        let size = human::size(image.size);
+        let names: Vec<_> = image.references.iter().map(ToString::to_string).collect();
+        let names = if names.is_empty() { vec![list::short(image)] } else { names };
+        names.into_iter().map(|name| (name, size.clone())).collect::<Vec<_>>()
+    };
+    images.iter().flat_map(names).collect()
+}
+
+/// This user's volumes.
+fn volumes() -> Vec<(String, String)> {
+    let all = Volumes::of_user().ok().and_then(|volumes| volumes.all().ok()).map(|(all, _)| all);
+    let name = |volume: Volume| (volume.record.name.to_string(), volume.record.driver.as_str().to_owned());
+    all.unwrap_or_default().into_iter().map(name).collect()
+}
+
+/// This user's containers and VMs, with those that have ended.
+fn known() -> Vec<Known> {
+    let kept = Archive::of_user().and_then(|archive| archive.all()).map(|(kept, _)| kept).unwrap_or_default();
+    let running = Registry::of_user().running().map(|(running, _)| running).unwrap_or_default();
+    // Nothing is kept of a VM in the foreground.
+    let others = running.iter().filter(|vm| kept.iter().all(|kept| kept.entry.id != vm.record.id));
+    let others = others.map(|vm| Known {
+        word: vm.record.name.as_ref().map_or_else(|| vm.record.id.to_string(), ToString::to_string),
+        meaning: vm.record.config.kernel.clone(),
+        kind: Kind::Vm,
+        is_running: true,
+    });
+    let kept = kept.iter().map(|Kept { entry, is_running, .. }| Known {
+        word: entry.name.as_ref().map_or_else(|| entry.id.to_string(), ToString::to_string),
+        meaning: entry.image.clone(),
+        kind: entry.kind,
+        is_running: *is_running,
+    });
+    kept.chain(others).collect()
+}
+
+/// The candidates for the last of `words`.
+fn complete(words: &[String], what: &What<'_>) -> Vec<Candidate> {
     let mut root = Cli::command();
     root.build();
     let Some((current, before)) = words.split_last() else { return Vec::new() };
-    let (mut command, mut option) = (&root, None);
+    let (mut command, mut option, mut arguments) = (&root, None, 0);
     for word in before {
         if word == "=" {
             // bash makes three words of --option=value.
@@ -103,6 +160,8 @@ fn complete(words: &[String], vms: &[(String, String)]) -> Vec<Candidate> {
             option = option_named(command, word);
         } else if let Some(sub) = command.find_subcommand(word) {
             command = sub;
+        } else {
+            arguments += 1;
         }
     }
     let (prefix, current) = match current.split_once('=') {
@@ -120,7 +179,13 @@ fn complete(words: &[String], vms: &[(String, String)]) -> Vec<Candidate> {
         None => command
             .get_positionals()
             .next()
-            .map(|argument| positional(argument, &root, vms))
+            // The others have no usual values.
+            .filter(|argument| {
+                arguments == 0
+                    || matches!(argument.get_action(), ArgAction::Append)
+                    || command.get_name() == "cp" && arguments == 1
+            })
+            .map(|argument| positional(command, argument, &root, what))
             .unwrap_or_default(),
     };
     let fits = |candidate: Candidate| match candidate {
@@ -160,11 +225,44 @@ fn commands(command: &Command) -> Vec<Candidate> {
     shown.map(|command| word(command.get_name(), command.get_about().cloned().unwrap_or_default())).collect()
 }
 
-fn positional(argument: &Arg, root: &Command, vms: &[(String, String)]) -> Vec<Candidate> {
-    match argument.get_id().as_str() {
-        "vm" | "vms" => vms.iter().map(|(name, meaning)| word(name, meaning)).collect(),
-        "subcommand" => commands(root),
-        _ => values(argument),
+fn positional(command: &Command, argument: &Arg, root: &Command, what: &What<'_>) -> Vec<Candidate> {
+    let images = || (what.images)().into_iter().map(|(name, size)| word(name, size));
+    let fits: fn(&Known) -> bool = match &*command
+        .get_display_name()
+        .unwrap_or_default()
+        .replace("mvm-container-", "mvm-")
+    {
+        "mvm-exec" | "mvm-attach" | "mvm-top" => |known| known.is_running && known.kind == Kind::Container,
+        "mvm-console" | "mvm-balloon" | "mvm-resize" => |known| known.is_running && known.kind == Kind::Vm,
+        "mvm-stop" | "mvm-kill" | "mvm-pause" | "mvm-resume" | "mvm-stats" => |known| known.is_running,
+        "mvm-diff" | "mvm-export" | "mvm-commit" => |known| known.kind == Kind::Container,
+        "mvm-cp" => {
+            let known = (what.known)().into_iter().filter(|known| known.kind == Kind::Container);
+            let paths = known.map(|known| word(format!("{}:", known.word), known.meaning));
+            return paths.chain([Candidate::Files]).collect();
+        }
+        "mvm-start" => |known| !known.is_running && known.kind == Kind::Container,
+        "mvm-restart" | "mvm-update" => |known| known.kind == Kind::Container,
+        "mvm-logs" | "mvm-rm" | "mvm-rename" | "mvm-port" | "mvm-wait" | "mvm-inspect" => |_| true,
+        "mvm-run" | "mvm-create" | "mvm-pull" | "mvm-push" | "mvm-rmi" | "mvm-tag" | "mvm-save"
+        | "mvm-history" | "mvm-image-pull" | "mvm-image-push" | "mvm-image-rm" | "mvm-image-tag"
+        | "mvm-image-save" | "mvm-image-history" | "mvm-image-inspect" => return images().collect(),
+        "mvm-volume-inspect" | "mvm-volume-rm" => {
+            return (what.volumes)().into_iter().map(|(name, driver)| word(name, driver)).collect();
+        }
+        "mvm-man" => return commands(root),
+        name if name.starts_with("mvm-pod-") => |known| known.kind == Kind::Pod,
+        _ => return values(argument),
+    };
+    let is_of_pods = command.get_display_name().is_some_and(|name| name.starts_with("mvm-pod-"));
+    let known = (what.known)();
+    let found = known
+        .iter()
+        .filter(|known| fits(known) && (known.kind == Kind::Pod) == is_of_pods)
+        .map(|known| word(&known.word, &known.meaning));
+    match command.get_name() {
+        "inspect" => found.chain(images()).collect(),
+        _ => found.collect(),
     }
 }
 
@@ -188,11 +286,14 @@ fn values(argument: &Arg) -> Vec<Candidate> {
             ("bridge=", "a new tap on a bridge"),
         ]),
         "signal" => fixed(&[
-            ("KILL", "end the VM at once"),
-            ("TERM", "press the power button"),
-            ("INT", "press the power button"),
-            ("HUP", "press the power button"),
-            ("QUIT", "press the power button"),
+            ("KILL", "end it at once"),
+            ("TERM", "to a container's command; presses a VM's power button"),
+            ("INT", "to a container's command; presses a VM's power button"),
+            ("HUP", "to a container's command; presses a VM's power button"),
+            ("QUIT", "to a container's command; presses a VM's power button"),
+            ("USR1", "to a container's command"),
+            ("USR2", "to a container's command"),
+            ("WINCH", "to a container's command"),
             ("STOP", "stop the process"),
             ("CONT", "continue the process"),
         ]),
@@ -200,7 +301,8 @@ fn values(argument: &Arg) -> Vec<Candidate> {
         "memory" => fixed(&[("256M", ""), ("512M", ""), ("1G", ""), ("2G", ""), ("4G", "")]),
         "vhost_user" => fixed(&[("fs=", "a file system")]),
         "share" | "all" | "runtime_dir" => vec![Candidate::Directories],
-        "config" | "kernel" | "initrd" | "rootfs" | "disk" | "pmem" | "vsock" | "gdb" => {
+        "config" | "kernel" | "initrd" | "rootfs" | "disk" | "pmem" | "vsock" | "gdb" | "input"
+        | "output" | "file" => {
             vec![Candidate::Files]
         }
         _ => {
@@ -218,26 +320,70 @@ mod tests {
 
     use super::*;
 
+    const NOTHING: What<'static> = What { known: &Vec::new, images: &Vec::new, volumes: &Vec::new };
+
     /// The candidates for the last word of `line`, without their meanings.
     fn completed(line: &str) -> Vec<String> {
         let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
-        let vms = [("web".to_owned(), "id".to_owned()), ("db".to_owned(), "id".to_owned())];
+        let known = || {
+            let known = |(word, kind, is_running): (&str, _, _)| Known {
+                word: word.into(),
+                meaning: String::new(),
+                kind,
+                is_running,
+            };
+            [("web", Kind::Container, true), ("db", Kind::Vm, true), ("old", Kind::Container, false)]
+                .map(known)
+                .into()
+        };
         let text = |candidate| match candidate {
             Candidate::Word(word, _) => word,
             other => format!("{other:?}"),
         };
-        complete(&words, &vms).into_iter().map(text).collect()
+        let image = |name: &str| (name.to_owned(), "1MB".to_owned());
+        let images = || ["alpine:3.20", "localhost:5000/tools:1", "0123456789ab"].map(image).to_vec();
+        let volumes = || vec![("data".to_owned(), "local".to_owned())];
+        let what = What { known: &known, images: &images, volumes: &volumes };
+        complete(&words, &what).into_iter().map(text).collect()
     }
 
     #[rstest]
-    #[case("st", &["stop", "stats"])]
+    #[case("st", &["start", "stop", "stats"])]
     #[case("stop ", &["web", "db"])]
     #[case("stop --time 5 w", &["web"])]
     #[case("stop -t 5 web d", &["db"])]
+    #[case("exec ", &["web"])]
+    #[case("exec -it w", &["web"])]
+    #[case("exec web ", &[])]
+    #[case("cp ", &["web:", "old:", "Files"])]
+    #[case("cp web:/etc o", &["old:", "Files"])]
+    #[case("cp a b ", &[])]
+    #[case("diff ", &["web", "old"])]
+    #[case("commit o", &["old"])]
+    #[case("export --output ", &["Files"])]
+    #[case("logs ", &["web", "db", "old"])]
+    #[case("logs web ", &[])]
+    #[case("rm old ", &["web", "db", "old"])]
+    #[case("wait o", &["old"])]
+    #[case("inspect o", &["old"])]
+    #[case("image inspect o", &[])]
+    #[case("image inspect a", &["alpine:3.20"])]
+    #[case("inspect ", &["web", "db", "old", "alpine:3.20", "localhost:5000/tools:1", "0123456789ab"])]
+    #[case("run -it --name x a", &["alpine:3.20"])]
+    #[case("run alpine:3.20 ", &[])]
+    #[case("rmi alpine:3.20 l", &["localhost:5000/tools:1"])]
+    #[case("image rm 0", &["0123456789ab"])]
+    #[case("volume rm ", &["data"])]
+    #[case("volume create ", &[])]
+    #[case("history ", &["alpine:3.20", "localhost:5000/tools:1", "0123456789ab"])]
+    #[case("start ", &["old"])]
+    #[case("console ", &["db"])]
+    #[case("resize db ", &[])]
+    #[case("pause ", &["web", "db"])]
     #[case("kill --signal T", &["TERM"])]
     #[case("kill --signal=T", &["--signal=TERM"])]
     #[case("kill --signal = T", &["TERM"])]
-    #[case("kill --signal =", &["KILL", "TERM", "INT", "HUP", "QUIT", "STOP", "CONT"])]
+    #[case("kill --signal =", &["KILL", "TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "WINCH", "STOP", "CONT"])]
     #[case("--log-level deb", &["debug"])]
     #[case("boot --log-level=w", &["--log-level=warn"])]
     #[case("boot --cons", &["--console"])]
@@ -249,6 +395,9 @@ mod tests {
     #[case("boot -v ", &["Directories"])]
     #[case("completions ", &["bash", "fish", "zsh"])]
     #[case("man bo", &["boot"])]
+    #[case("image p", &["pull", "push", "prune"])]
+    #[case("image ls --dig", &["--digests"])]
+    #[case("import ", &["Files"])]
     #[case("boot ", &[])]
     #[case("frobnicate", &[])]
     fn words_are_completed(#[case] line: &str, #[case] expected: &[&str]) {
@@ -261,8 +410,9 @@ mod tests {
         root.build();
         for command in root.get_subcommands().filter(|command| !command.is_hide_set()) {
             assert!(completed("").contains(&command.get_name().to_owned()));
-            let found = complete(&[command.get_name().to_owned(), "--".into()], &[]);
-            for option in command.get_opts().filter_map(Arg::get_long) {
+            let found = complete(&[command.get_name().to_owned(), "--".into()], &NOTHING);
+            for option in command.get_opts().filter(|option| !option.is_hide_set()).filter_map(Arg::get_long)
+            {
                 let offered = |candidate: &Candidate| match candidate {
                     Candidate::Word(word, meaning) => *word == format!("--{option}") && !meaning.is_empty(),
                     _ => false,
@@ -274,6 +424,6 @@ mod tests {
 
     #[test]
     fn no_words_have_no_candidates() {
-        assert_eq!(complete(&[], &[]), []);
+        assert_eq!(complete(&[], &NOTHING), []);
     }
 }

@@ -1,6 +1,6 @@
 //! Sizes and times as docker shows them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use instance::time;
 
 /// A size with three significant digits in powers of 1,000, as in `7.83MB`.
 pub fn size(bytes: u64) -> String {
@@ -27,14 +27,26 @@ pub fn size(bytes: u64) -> String {
     format!("{text}{unit}")
 }
 
+/// A time in seconds since 1970, as Go writes it: `2024-05-06 07:08:09 +0000 UTC`.
+fn date(seconds: i64) -> String {
+    let [year, month, day, hour, minute, second] = time::civil(seconds);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 UTC")
+}
+
+/// [`date`] of `created` (RFC 3339); `N/A` where it is not a time.
+pub fn date_of(created: Option<&str>) -> String {
+    created.and_then(time::parse_seconds).map_or_else(|| "N/A".into(), date)
+}
+
 /// How long ago `created` (RFC 3339) was, as in `3 weeks ago`; `N/A` where it is not a time.
 pub fn age(created: Option<&str>) -> String {
-    let Some(then) = created.and_then(seconds) else { return "N/A".into() };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    let Some(then) = created.and_then(time::parse_seconds) else { return "N/A".into() };
+    let now = i64::try_from(time::since_1970().as_secs()).unwrap_or(i64::MAX);
     format!("{} ago", duration(now.saturating_sub(then).max(0)))
 }
 
-fn duration(seconds: i64) -> String {
+/// A number of seconds as docker shows it, as in `3 weeks`.
+pub fn duration(seconds: i64) -> String {
     let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
     match seconds {
         ..1 => "Less than a second".into(),
@@ -49,37 +61,6 @@ fn duration(seconds: i64) -> String {
         _ if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
         _ => format!("{} years", hours / 24 / 365),
     }
-}
-
-/// Seconds since 1970 of a time such as `2024-05-06T07:08:09.123Z` or `…+02:00`.
-fn seconds(text: &str) -> Option<i64> {
-    let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
-    let at = |place: usize, sign: &str| text.get(place..=place) == Some(sign);
-    let is_time = at(4, "-") && at(7, "-") && (at(10, "T") || at(10, "t") || at(10, " ")) && at(13, ":");
-    is_time.then_some(())?;
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    let zone = text.get(19..)?.trim_start_matches(|sign: char| sign == '.' || sign.is_ascii_digit());
-    let offset = match zone.split_at_checked(1)? {
-        ("Z" | "z", "") => 0,
-        (sign @ ("+" | "-"), offset) => {
-            let (hours, minutes) = offset.split_once(':')?;
-            let offset = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
-            if sign == "-" { -offset } else { offset }
-        }
-        _ => return None,
-    };
-    let is_valid = (1..=12).contains(&month) && (1..=31).contains(&day);
-    is_valid.then_some(())?;
-    // Days since 1970 of the Gregorian calendar, in years that begin in March.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let era = year.div_euclid(400);
-    let day_of_era = {
-        let year = year.rem_euclid(400);
-        year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 + day - 1
-    };
-    let days = era * 146_097 + day_of_era - 719_468;
-    Some(days * 86_400 + hour * 3600 + minute * 60 + second - offset)
 }
 
 #[cfg(test)]
@@ -101,15 +82,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case("1970-01-01T00:00:00Z", Some(0))]
-    #[case("2024-02-29T12:34:56.789Z", Some(1_709_210_096))]
-    #[case("2024-02-29T12:34:56+01:00", Some(1_709_206_496))]
-    #[case("0001-01-01T00:00:00Z", Some(-62_135_596_800))]
-    #[case("2024-13-01T00:00:00Z", None)]
-    #[case("yesterday", None)]
-    #[case("", None)]
-    fn times_are_read(#[case] text: &str, #[case] expected: Option<i64>) {
-        assert_eq!(seconds(text), expected);
+    #[case(0, "1970-01-01 00:00:00 +0000 UTC")]
+    #[case(1_709_210_096, "2024-02-29 12:34:56 +0000 UTC")]
+    #[case(-62_135_596_800, "0001-01-01 00:00:00 +0000 UTC")]
+    fn dates_are_those_of_go(#[case] seconds: i64, #[case] text: &str) {
+        assert_eq!(date(seconds), text);
     }
 
     #[rstest]

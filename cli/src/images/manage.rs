@@ -1,21 +1,28 @@
 //! `mvm rmi` and `mvm tag`.
 
 use clap::Args;
-use image::Reference;
+use image::{Reference, Removed, StoreError};
 
-use super::{complete, store};
+use super::{complete, is_used, store};
 use crate::process::ExitCode;
-use crate::{chain, complain, exit_code, print};
+use crate::{chain, complain, events, exit_code, print};
 
 const RMI_EXAMPLES: &str = "\
 Examples:
   mvm rmi alpine:3.19 e13e74ceb895
-  mvm rmi $(mvm images --quiet)";
+  mvm rmi --force $(mvm images --quiet)";
 
 /// Arguments of `mvm rmi`.
 #[derive(Args)]
 #[command(after_long_help = RMI_EXAMPLES)]
 pub struct RmiCommand {
+    /// Remove images with all their references; images that do not exist are no error
+    ///
+    /// An image that a container uses loses its references, and stays until the container is removed and `mvm image
+    /// prune` finds it.
+    #[arg(long, short)]
+    force: bool,
+
     /// The images: references or IDs
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -31,8 +38,13 @@ impl RmiCommand {
         let mut code = exit_code::SUCCESS;
         let mut removed = String::new();
         for image in self.images {
-            match store.remove(&image) {
-                Ok(()) => removed.push_str(&format!("Removed: {image}\n")),
+            let result = store.remove_unused(&image, self.force, is_used);
+            match result {
+                Ok(what) => {
+                    note(&what);
+                    removed.push_str(&said(&what));
+                }
+                Err(StoreError::NoImage(_)) if self.force => {}
                 Err(error) => {
                     complain(&chain(&error));
                     code = exit_code::FAILURE;
@@ -41,6 +53,23 @@ impl RmiCommand {
         }
         print(removed.as_bytes(), code)
     }
+}
+
+/// Notes what was removed.
+pub fn note(removed: &Removed) {
+    for reference in &removed.references {
+        events::note_image("untag", reference, reference);
+    }
+    if let Some(id) = removed.image {
+        events::note_image("delete", &id.to_string(), &id.to_string());
+    }
+}
+
+/// What was removed, in docker's words.
+pub fn said(removed: &Removed) -> String {
+    let references = removed.references.iter().map(|reference| format!("Untagged: {reference}\n"));
+    let image = removed.image.iter().map(|id| format!("Deleted: {id}\n"));
+    references.chain(image).collect()
 }
 
 const TAG_EXAMPLES: &str = "\
@@ -65,7 +94,10 @@ impl TagCommand {
         complete(
             store()
                 .and_then(|store| store.tag(&self.image, &self.reference).map_err(|error| chain(&error)))
-                .map(|()| exit_code::SUCCESS.into()),
+                .map(|()| {
+                    events::note_image("tag", &self.image, &self.reference.to_string());
+                    exit_code::SUCCESS.into()
+                }),
         )
     }
 }

@@ -5,12 +5,14 @@ use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
-use image::{Client, Digest, Mirror, Progress, PullEvent, Pulled, Reference, RegistryOptions, Store};
+use image::{Digest, Mirror, Progress, PullEvent, Pulled, Reference, Store};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use vmm::MemorySize;
 
+use super::worker::{Input, Job, Outcome, Task};
 use super::{complete, store};
 use crate::process::ExitCode;
-use crate::{chain, exit_code, print};
+use crate::{events, exit_code, print};
 
 /// A registry, or several with commas between them, that is asked before Docker Hub.
 const MIRRORS: &str = "MVM_REGISTRY_MIRROR";
@@ -21,25 +23,48 @@ Examples:
   mvm pull ghcr.io/owner/image@sha256:…
   mvm pull --plain-http registry.lan:5000/tools
 
-Credentials are those of `docker login` and `podman login`. MVM_REGISTRY_MIRROR=HOST names
-a registry that is asked before Docker Hub.";
+Credentials are those of `mvm login`, `docker login` and `podman login`.
+MVM_REGISTRY_MIRROR=HOST names a registry that is asked before Docker Hub.";
 
 /// How registries are reached.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone, Copy, Default)]
 pub struct RegistryArguments {
     /// Use plain HTTP, as is tried for registries on this host
     #[arg(long)]
-    plain_http: bool,
+    pub plain_http: bool,
+
+    #[command(flatten)]
+    pub unpacked: UnpackedArguments,
+}
+
+/// How much may be unpacked.
+#[derive(Args, Clone, Copy, Default)]
+pub struct UnpackedArguments {
+    /// Refuse an image whose layers are larger than this: 64G
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
+    max_unpacked: Option<MemorySize>,
+}
+
+impl UnpackedArguments {
+    /// Bytes that the layers may have together.
+    pub fn max_unpacked(self) -> u64 {
+        self.max_unpacked.map_or(image::MAX_UNPACKED, MemorySize::bytes)
+    }
 }
 
 impl RegistryArguments {
-    fn client(self) -> Client {
-        let given = std::env::var(MIRRORS).unwrap_or_default();
+    /// Registries that are asked before Docker Hub.
+    pub fn mirrors() -> Vec<Mirror> {
+        let given = std::env::var(MIRRORS).unwrap_or_else(|_| crate::defaults::registry_mirrors());
         let hosts = given.split(',').map(str::trim).filter(|host| !host.is_empty());
-        let mirrors = hosts.map(|host| Mirror { of: "docker.io".into(), host: host.to_owned() }).collect();
-        let plain_http = self.plain_http;
-        Client::new(RegistryOptions { plain_http, mirrors, ..RegistryOptions::default() })
+        hosts.map(|host| Mirror { of: "docker.io".into(), host: host.to_owned() }).collect()
     }
+}
+
+/// The registries that a reference is pulled from.
+fn registries(reference: &Reference) -> Vec<String> {
+    let mirrors = RegistryArguments::mirrors().into_iter().filter(|mirror| mirror.of == reference.registry());
+    mirrors.map(|mirror| mirror.host).chain([reference.registry().to_owned()]).collect()
 }
 
 /// Arguments of `mvm pull`.
@@ -49,6 +74,10 @@ pub struct PullCommand {
     /// Print only the image's name
     #[arg(long, short)]
     quiet: bool,
+
+    /// Pull the image of this platform: linux/amd64
+    #[arg(long, value_name = "PLATFORM", value_parser = crate::run::platform, hide = true)]
+    platform: Option<String>,
 
     #[command(flatten)]
     registry: RegistryArguments,
@@ -89,10 +118,24 @@ pub fn pull(
     quiet: bool,
 ) -> Result<Pulled, String> {
     let bars = Bars::default();
-    let progress: &dyn Progress = if !quiet && io::stderr().is_terminal() { &bars } else { &() };
-    let pulled = store.pull(&registry.client(), reference, progress);
+    let task = Task {
+        job: Job::Pull(reference.to_string()),
+        store: Some(store.root()),
+        registry: &registry,
+        registries: registries(reference),
+        input: Input::None,
+        progress: if !quiet && io::stderr().is_terminal() { &bars } else { &() },
+    };
+    let pulled = task.run();
     bars.finish();
-    pulled.map_err(|error| format!("cannot pull {reference}: {}", chain(&error)))
+    match pulled {
+        Ok(Outcome::Pulled(pulled)) => {
+            events::note_image("pull", &reference.to_string(), &reference.to_string());
+            Ok(pulled)
+        }
+        Ok(_) => Err(format!("cannot pull {reference}")),
+        Err(error) => Err(format!("cannot pull {reference}: {}", error.into_line())),
+    }
 }
 
 const PUSH_EXAMPLES: &str = "\
@@ -119,16 +162,32 @@ impl PushCommand {
     }
 
     fn push(self) -> Result<ExitCode, String> {
-        let pushed = store()?.push(&self.registry.client(), &self.reference.to_string(), &self.reference);
-        let digest = pushed.map_err(|error| format!("cannot push {}: {}", self.reference, chain(&error)))?;
+        let store = store()?;
+        let task = Task {
+            job: Job::Push(self.reference.to_string()),
+            store: Some(store.root()),
+            registry: &self.registry,
+            registries: vec![self.reference.registry().to_owned()],
+            input: Input::None,
+            progress: &(),
+        };
+        let cannot = |line: &str| format!("cannot push {}{line}", self.reference);
+        let digest = match task.run() {
+            Ok(Outcome::Pushed(digest)) => digest,
+            Ok(_) => return Err(cannot("")),
+            Err(error) => return Err(cannot(&format!(": {}", error.into_line()))),
+        };
         let tag = self.reference.tag().unwrap_or("latest");
         Ok(print(format!("{tag}: digest: {digest}\n").as_bytes(), exit_code::SUCCESS))
     }
 }
 
+/// The most layers of an image.
+pub const MAX_BARS: usize = 127;
+
 /// A bar for each layer.
 #[derive(Default)]
-struct Bars {
+pub struct Bars {
     all: MultiProgress,
     layers: Mutex<HashMap<Digest, ProgressBar>>,
 }
@@ -140,8 +199,16 @@ impl Bars {
         }
     }
 
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn set(&self, digest: Digest, change: impl FnOnce(&ProgressBar)) {
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        if layers.len() >= MAX_BARS && !layers.contains_key(&digest) {
+            return;
+        }
         let bar = layers.entry(digest).or_insert_with(|| {
             let bar = self.all.add(ProgressBar::new(1));
             let style = ProgressStyle::with_template("{prefix}: {msg:12} {bar:30} {bytes} of {total_bytes}");

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use image::SaveFormat;
 
+use super::registry::{RegistryArguments, UnpackedArguments};
+use super::worker::{Failure, Input, Job, Outcome, Task};
 use super::{complete, store};
+use crate::output::to_file;
 use crate::process::ExitCode;
 use crate::{chain, exit_code, print};
 
@@ -28,6 +31,9 @@ pub struct LoadCommand {
     /// Print only IDs
     #[arg(long, short)]
     quiet: bool,
+
+    #[command(flatten)]
+    unpacked: UnpackedArguments,
 }
 
 impl LoadCommand {
@@ -38,19 +44,30 @@ impl LoadCommand {
 
     fn load(self) -> Result<ExitCode, String> {
         let store = store()?;
-        let loaded = match &self.input {
-            Some(path) if path.is_dir() => store.load_directory(path),
+        let (job, input) = match &self.input {
+            Some(path) if path.is_dir() => (Job::LoadDirectory, Input::Directory(path.clone())),
             Some(path) => {
                 let file =
                     File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-                store.load(file)
+                (Job::Load, Input::File(file.into()))
             }
             None if io::stdin().is_terminal() => {
                 return Err("standard input is a terminal: give an archive by `-i FILE` or `< FILE`".into());
             }
-            None => store.load(io::stdin().lock()),
+            None => (Job::Load, Input::Stdin),
         };
-        let loaded = loaded.map_err(|error| chain(&error))?;
+        let task = Task {
+            job,
+            store: Some(store.root()),
+            registry: &RegistryArguments { plain_http: false, unpacked: self.unpacked },
+            registries: Vec::new(),
+            input,
+            progress: &(),
+        };
+        let loaded = match task.run().map_err(Failure::into_line)? {
+            Outcome::Loaded(loaded) => loaded,
+            _ => Vec::new(),
+        };
         let mut said = String::new();
         for image in loaded {
             if self.quiet {
@@ -111,18 +128,7 @@ impl SaveCommand {
         let store = store()?;
         match &self.output {
             Some(path) => {
-                // Beside it, so that a file that was there stays until the new one is whole.
-                let mut name = path.clone().into_os_string();
-                name.push(".new");
-                let new = PathBuf::from(name);
-                let cannot = |error: io::Error| format!("cannot write {}: {error}", path.display());
-                let file = File::create(&new).map_err(cannot)?;
-                let saved = store.save(&names, format, &file).map_err(|error| chain(&error));
-                let saved = saved.and_then(|()| std::fs::rename(&new, path).map_err(cannot));
-                if saved.is_err() {
-                    let _ = std::fs::remove_file(&new);
-                }
-                saved?;
+                to_file(path, |file| store.save(&names, format, &*file).map_err(|error| chain(&error)))?
             }
             None if io::stdout().is_terminal() => {
                 return Err("standard output is a terminal: give a file by `-o FILE` or `> FILE`".into());

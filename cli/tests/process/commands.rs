@@ -30,7 +30,25 @@ fn a_vm_whose_process_is_stopped_is_listed_as_not_responding_and_holds_nothing_u
     let (_, said) = run(&["stats", "--no-stream"]);
     assert!(said.contains("not responding"), "{said}");
     let (code, said) = run(&["stop", "--time", "1", "vm"]);
-    assert!(code == Some(0) && said.contains("VM vm: no answer, killed after"), "{said}");
+    assert!(code == Some(0) && said.contains("mvm: vm: no answer, killed after"), "{said}");
+}
+
+/// One after the other they would take as many deadlines as there are VMs.
+#[test]
+fn any_number_of_stopped_vms_costs_a_list_one_deadline() {
+    const VMS: usize = 8;
+    // `targets::ANSWER`.
+    const DEADLINE: Duration = Duration::from_secs(1);
+    let Some(place) = Place::new(IDLE) else { return };
+    let mut vms: Vec<_> =
+        (0..VMS).map(|id| Vm(place.boot_named(&format!("vm{id}"), &[]).spawn().unwrap())).collect();
+    vms.iter_mut().for_each(Vm::wait_until_ready);
+    vms.iter().for_each(|vm| vm.signal(Signal::STOP));
+    let start = Instant::now();
+    let said = text_of(&place, &["ps"]);
+    let took = start.elapsed();
+    assert_eq!(said.matches("not responding").count(), VMS, "{said}");
+    assert!((DEADLINE..4 * DEADLINE).contains(&took), "{took:?}");
 }
 
 #[test]
@@ -56,7 +74,7 @@ fn stop_says_when_it_had_to_kill() {
     let vm = place.start(&[]);
     let output = place.mvm().args(["stop", "--time", "2", "vm"]).output().unwrap();
     assert_eq!(output.stdout, b"vm\n");
-    assert!(text(&output).contains("mvm: VM vm: killed after 2 s"), "{}", text(&output));
+    assert!(text(&output).contains("mvm: vm: killed after 2 s"), "{}", text(&output));
     assert_eq!(vm.finish().0, Some(137));
 }
 
@@ -72,6 +90,22 @@ fn a_vm_is_found_in_the_runtime_directory_that_it_was_given() {
     vm.signal(Signal::TERM);
     assert_eq!(vm.finish().0, Some(143));
     assert_eq!(ids(&["--runtime-dir", elsewhere]), "");
+}
+
+#[test]
+fn lists_of_a_runtime_directory_that_is_missing_are_empty_and_say_so() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let missing = place.path("missing");
+    let missing = missing.to_str().unwrap();
+    for arguments in [&["ps"][..], &["ps", "--quiet"], &["stats", "--no-stream"]] {
+        let output = place.mvm().args(arguments).args(["--runtime-dir", missing]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("mvm: --runtime-dir {missing} does not exist: no VM was started there\n");
+        assert_eq!(errors, expected, "{arguments:?}");
+    }
+    // Without the option, this user has just not started a VM yet.
+    assert_eq!(place.mvm().arg("ps").output().unwrap().stderr, b"");
 }
 
 #[test]
@@ -145,12 +179,12 @@ fn a_table_fits_the_terminal_and_a_file_gets_all_of_it() {
     shell.run("$M boot --kernel $K --name $N --memory 32M </dev/null &", "r");
     shell.run("stty cols 80", "$ ");
     let said = shell.run("$M ps; echo \"code=$?\"", "code=0");
-    assert!(said.contains("n…   running") && !said.contains(&name), "{said}");
+    assert!(said.contains("n…   Up ") && !said.contains(&name), "{said}");
     assert!(said.lines().all(|line| line.chars().count() <= 80), "{said}");
     let said = shell.run("$M ps --no-trunc; echo \"code=$?\"", "code=0");
     assert!(said.contains(&name), "{said}");
     let said = text_of(&place, &["ps"]);
-    assert!(said.contains(&name) && said.contains("ROOTFS"), "{said}");
+    assert!(said.contains(&name) && said.contains("COMMAND"), "{said}");
     let said = shell.run("$M stats --no-stream; echo \"code=$?\"", "code=0");
     assert!(said.contains("nnnnnnnnnnn…") && !said.contains(&name), "{said}");
     shell.run("$M kill $N; wait; echo ended", "ended");

@@ -2,9 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use instance::api::{Action, ActionType, InstanceInfo, State, VmUpdate, WantedState};
+use rustix::io::ioctl_fionread;
+use rustix::pipe::fcntl_getpipe_size;
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
 use crate::vm::{ENDS, FORCED_END, IDLE, Place, TALKS, TALKS_AND_ENDS, Vm, WATCHDOG, text};
@@ -42,6 +45,7 @@ fn a_second_request_ends_it_at_once_and_signals_at_once_are_no_second_request() 
     while vm.0.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < WATCHDOG, "mvm does not end");
         vm.signal(Signal::INT);
+        // Time is what makes a request the second one.
         std::thread::sleep(Duration::from_millis(50));
     }
     errors.read_to_string(&mut said).unwrap();
@@ -140,12 +144,24 @@ fn a_paused_vm_is_resumed_before_its_button_is_pressed() {
     let vm = place.start(&["--stop-timeout", "1h"]);
     let run = |arguments: &[&str]| text(&place.mvm().args(arguments).output().unwrap());
     assert_eq!(run(&["pause", "vm"]).trim(), "vm");
-    assert!(run(&["ps"]).contains("paused"));
+    assert!(run(&["ps"]).contains("(Paused)"));
     vm.signal(Signal::TERM);
     let start = Instant::now();
-    while !run(&["ps"]).contains("running") {
+    while run(&["ps"]).contains("(Paused)") {
         assert!(start.elapsed() < Duration::from_secs(20), "{}", run(&["ps"]));
     }
+}
+
+#[test]
+fn a_paused_vm_is_resumed_before_its_button_is_pressed_by_a_request() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let _vm = place.start(&["--stop-timeout", "1h"]);
+    let mut client = place.client("vm");
+    client.send("PATCH", "/vm", &VmUpdate { state: WantedState::Paused }).unwrap();
+    assert_eq!(client.get::<InstanceInfo>("/").unwrap().state, State::Paused);
+    client.send("PUT", "/actions", &Action { action_type: ActionType::SendCtrlAltDel }).unwrap();
+    // The answer comes after the press.
+    assert_eq!(client.get::<InstanceInfo>("/").unwrap().state, State::Running);
 }
 
 #[test]
@@ -160,18 +176,28 @@ fn a_vm_ends_in_time_though_its_output_is_not_read() {
     assert!(place.is_clean());
 }
 
+/// Waits until the guest has filled `pipe`, as far as writes of any length fill it.
+fn wait_until_full(pipe: &ChildStdout) {
+    let size = fcntl_getpipe_size(pipe).unwrap() as u64;
+    let start = Instant::now();
+    while ioctl_fionread(pipe).unwrap() < size / 2 {
+        assert!(start.elapsed() < WATCHDOG, "the guest does not write");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_vm_that_is_ended_by_force_does_not_wait_for_a_slow_reader() {
     let Some(place) = Place::new(TALKS) else { return };
     let mut vm = place.start(&["--stop-timeout", "0s"]);
     let mut output = vm.0.stdout.take().unwrap();
-    // So slow that all that waits would take a minute, but never standing still.
+    wait_until_full(&output);
+    // So slow that all that waits would take a minute, but never standing still: its time is what is tested.
     let reader = std::thread::spawn(move || {
         while let Ok(1..) = output.read(&mut [0; 4096]) {
             std::thread::sleep(Duration::from_millis(200));
         }
     });
-    std::thread::sleep(Duration::from_millis(500));
     vm.signal(Signal::TERM);
     vm.finish_forced(&place);
     reader.join().unwrap();
@@ -194,6 +220,31 @@ fn a_file_size_limit_is_an_error_and_not_an_end() {
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(0), "--console {console}: {} {}", output.status, text(&output));
     }
+}
+
+/// Memory that is shared with other processes is a file, whose size a limit bounds as well.
+#[test]
+fn a_file_size_limit_below_the_shared_memory_is_the_hosts() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(place) = Place::new(IDLE) else { return };
+    let script = place.path("virtiofsd");
+    std::fs::write(&script, "#!/bin/sh\nexec sleep 60\n").unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = place.boot(&["--share", "/tmp:/work"]);
+    command.env("MVM_VIRTIOFSD", &script);
+    // SAFETY: the call sets a limit of the new process and nothing else.
+    unsafe {
+        command.pre_exec(|| {
+            let limit = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
+            Ok(setrlimit(Resource::Fsize, limit)?)
+        });
+    }
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{} {}", output.status, text(&output));
+    let expected =
+        "mvm: cannot reserve 32M of memory for the guest (give a smaller --memory): File too large";
+    assert!(text(&output).contains(expected), "{}", text(&output));
+    assert!(place.is_clean());
 }
 
 /// Whichever descriptor is the one too many, from the first to the last that building a VM takes.

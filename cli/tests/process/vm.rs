@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use instance::Client;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 
 use crate::image::{Entry, elf};
@@ -79,12 +81,17 @@ impl Place {
 
     /// `mvm boot` with `arguments`, not started yet.
     pub(crate) fn boot(&self, arguments: &[&str]) -> Command {
+        self.boot_named("vm", arguments)
+    }
+
+    /// The same for a VM called `name`.
+    pub(crate) fn boot_named(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = self.mvm();
         command
             .arg("boot")
             .arg("--kernel")
             .arg(self.path("kernel"))
-            .args(["--name", "vm", "--memory", "32M"]);
+            .args(["--name", name, "--memory", "32M"]);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -92,9 +99,21 @@ impl Place {
     /// The same started, once its guest has said something.
     pub(crate) fn start(&self, arguments: &[&str]) -> Vm {
         let mut vm = Vm(self.boot(arguments).spawn().unwrap());
-        let said = vm.0.stdout.as_mut().unwrap().read(&mut [0; 1]).unwrap();
-        assert_eq!(said, 1, "the guest does not start: {:?}", vm.0.wait());
+        vm.wait_until_ready();
         vm
+    }
+
+    /// A client of the VM called `name`.
+    pub(crate) fn client(&self, name: &str) -> Client {
+        Client::connect(&self.control_socket(name)).unwrap()
+    }
+
+    /// The control socket of the VM called `name`.
+    pub(crate) fn control_socket(&self, name: &str) -> PathBuf {
+        let listed = self.mvm().args(["ps", "--json"]).output().unwrap().stdout;
+        let listed: Vec<serde_json::Value> = serde_json::from_slice(&listed).unwrap();
+        let vm = listed.into_iter().find(|vm| vm["name"] == name).unwrap();
+        vm["control_socket"].as_str().unwrap().into()
     }
 
     /// Whether the VM has left nothing in the runtime directory.
@@ -109,6 +128,12 @@ impl Place {
 pub(crate) struct Vm(pub(crate) Child);
 
 impl Vm {
+    /// Waits until the guest says something.
+    pub(crate) fn wait_until_ready(&mut self) {
+        let said = self.0.stdout.as_mut().unwrap().read(&mut [0; 1]).unwrap();
+        assert_eq!(said, 1, "the guest does not start: {:?}", self.0.wait());
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
@@ -117,7 +142,7 @@ impl Vm {
     pub(crate) fn signal_twice(&mut self, signal: Signal) {
         self.signal(signal);
         self.wait_for("pressed the power button");
-        // That is what keeps requests apart.
+        // Time is what keeps requests apart.
         std::thread::sleep(Duration::from_millis(1100));
         self.signal(signal);
     }
@@ -126,7 +151,10 @@ impl Vm {
     pub(crate) fn wait_for(&mut self, words: &str) -> String {
         let (mut said, mut byte) = (Vec::new(), [0]);
         let errors = self.0.stderr.as_mut().unwrap();
+        let timeout = Timespec::try_from(WATCHDOG).unwrap();
         while !said.ends_with(words.as_bytes()) {
+            let ready = poll(&mut [PollFd::new(errors, PollFlags::IN)], Some(&timeout)).unwrap();
+            assert_eq!(ready, 1, "{words:?} is not said: {}", String::from_utf8_lossy(&said));
             assert_eq!(errors.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
             said.extend(byte);
         }
@@ -135,14 +163,14 @@ impl Vm {
 
     /// Waits for the end, but not for readers of its output.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < WATCHDOG, "mvm does not end");
-            std::thread::sleep(Duration::from_millis(5));
+        if let Some(status) = self.0.try_wait().unwrap() {
+            return status;
         }
+        let process = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()).unwrap();
+        let timeout = Timespec::try_from(WATCHDOG).unwrap();
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)).unwrap();
+        assert_eq!(ended, 1, "mvm does not end");
+        self.0.wait().unwrap()
     }
 
     /// Waits for the end; the exit code and what it said on standard error.

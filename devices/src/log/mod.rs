@@ -1,7 +1,7 @@
 //! What mvm says on standard error.
 //!
 //! A guest, a helper process or a client can cause most of these lines, as often as it likes, from vCPU threads and
-//! from the event loop. Three rules hold forevery line, because they are rules of the
+//! from the event loop. Three rules hold for every line, because they are rules of the
 //! [`tracing::Subscriber`] itself ([`init`]) and not of the places that log:
 //!
 //! * each place in the source has a token bucket for each device (`limit`); a place names the device in the field
@@ -67,6 +67,17 @@ fn shared() -> &'static Arc<Log> {
 pub fn init(level: LevelFilter) {
     // It fails only where a subscriber was set before.
     let _ = tracing::subscriber::set_global_default(LogSubscriber::new(level, Arc::clone(shared())));
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
 }
 
 /// Says `message` on a line of its own, as the answer to what the user asked for: no level hides it and no bucket

@@ -11,15 +11,15 @@ use devices::virtio::balloon::{Balloon, BalloonHandle};
 use event_manager::{EventManager, SubscriberOps};
 use instance::Identity;
 use libfuzzer_sys::fuzz_target;
-use vmm::VmConfig;
-use vmm::parts::ControlServer;
 use vmm::ExitSlot;
-use vmm::parts::VmHandle;
-use vmm::parts::MetricsRegistry;
-use vmm::Pauser;
-use vmm::parts::Background;
-use vmm::parts::PowerButton;
 use vmm::Gate;
+use vmm::Pauser;
+use vmm::VmConfig;
+use vmm::parts::Background;
+use vmm::parts::ControlServer;
+use vmm::parts::MetricsRegistry;
+use vmm::parts::PowerButton;
+use vmm::parts::VmHandle;
 
 /// Where what the client says is cut into pieces, which come one after the other. HTTP does not use this byte.
 const CUT: u8 = 0xff;
@@ -31,7 +31,14 @@ fuzz_target!(|said: &[u8]| {
     let line = Arc::new(AtomicUsize::new(0));
     let button = Arc::new(PowerButton::new(Default::default(), line).expect("a timer"));
     let pauser = Arc::new(Pauser::new(Arc::new(Gate::new(0)), Vec::new()));
-    let vm = VmHandle::new(Identity::default(), VmConfig::new("vmlinux"), exit, button, pauser, MetricsRegistry::default());
+    let vm = VmHandle::new(
+        Identity::default(),
+        VmConfig::new("vmlinux"),
+        exit,
+        button,
+        pauser,
+        MetricsRegistry::default(),
+    );
     let balloon = Balloon::new(512 << 20).expect("a timer");
     let vm = vm.with_balloon(Some(BalloonHandle::new(Arc::new(Mutex::new(balloon)))));
     let path = fuzz::directory().join("control");

@@ -1,14 +1,14 @@
-//! The network device, with a process at the other end of its socket that keeps to the protocol or not.
+//! The network device, with a process at the other end of its socket that keeps to the protocol or not, or with a tap.
 
 #![no_main]
 
 use std::cell::RefCell;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::rc::Rc;
 use std::time::Duration;
 
-use devices::virtio::net::{Backend, MacAddress, Net, NetSettings, Stream};
+use devices::virtio::net::{Backend, MacAddress, Net, NetSettings, Stream, Tap};
 use fuzz::{HostSide, MAX_STEPS, Rig, Script, Step};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -55,45 +55,106 @@ fn make_room(rig: &mut Rig<Net>, lengths: &[u16]) {
     }
 }
 
-/// Both ends of the socket; the far one is `None` once it has gone.
-struct Wire {
-    near: UnixStream,
-    far: Rc<RefCell<Option<UnixStream>>>,
+/// An end of what the device is connected by: a stream of frames, or packets as those of a tap.
+enum End {
+    Stream(UnixStream),
+    Tap(UnixDatagram),
 }
 
-impl HostSide for Wire {
-    /// The far end reads nothing, and the socket is full.
-    fn stall(&mut self) {
-        while self.near.write(&[0; 1 << 16]).is_ok() {}
+/// The header of a packet of a tap's (`virtio_net_hdr`).
+const HEADER: [u8; 12] = [0; 12];
+
+impl End {
+    /// The device's end and the other one.
+    fn pair(is_tap: bool) -> (Self, Self) {
+        if is_tap {
+            let (near, far) = UnixDatagram::pair().expect("sockets");
+            far.set_nonblocking(true).expect("a socket that does not wait");
+            return (Self::Tap(near), Self::Tap(far));
+        }
+        let (near, far) = UnixStream::pair().expect("sockets");
+        far.set_nonblocking(true).expect("a socket that does not wait");
+        (Self::Stream(near), Self::Stream(far))
     }
 
-    fn release(&mut self) {
-        if let Some(far) = &mut *self.far.borrow_mut() {
-            take(far);
+    fn backend(&self) -> Backend {
+        match self {
+            Self::Stream(near) => {
+                let near = near.try_clone().expect("a descriptor is left");
+                Backend::Stream(Stream::new(near).expect("a socket that does not wait"))
+            }
+            Self::Tap(near) => Backend::Tap(Tap::stand_in(near.try_clone().expect("a descriptor is left"))),
+        }
+    }
+
+    fn another(&self) -> Self {
+        match self {
+            Self::Stream(end) => Self::Stream(end.try_clone().expect("a descriptor is left")),
+            Self::Tap(end) => Self::Tap(end.try_clone().expect("a descriptor is left")),
+        }
+    }
+
+    /// Writes until there is no room for more.
+    fn fill(&self) {
+        match self {
+            Self::Stream(end) => while (&mut &*end).write(&[0; 1 << 16]).is_ok() {},
+            Self::Tap(end) => while end.send(&[0; 1 << 10]).is_ok() {},
+        }
+    }
+
+    /// Reads what there is.
+    fn take(&self) {
+        match self {
+            Self::Stream(end) => while (&mut &*end).read(&mut [0; 1 << 16]).is_ok_and(|length| length > 0) {},
+            Self::Tap(end) => while end.recv(&mut [0; 1 << 16]).is_ok() {},
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        let _ = match self {
+            Self::Stream(end) => (&mut &*end).write_all(bytes),
+            Self::Tap(end) => end.send(bytes).map(drop),
+        };
+    }
+
+    fn send_frame(&self, frame: &[u8]) {
+        match self {
+            Self::Stream(_) => self.send(&[&(frame.len() as u32).to_be_bytes(), frame].concat()),
+            Self::Tap(_) => self.send(&[&HEADER, frame].concat()),
         }
     }
 }
 
-/// The far end reads what there is.
-fn take(far: &mut UnixStream) {
-    while far.read(&mut [0; 1 << 16]).is_ok_and(|length| length > 0) {}
+/// Both ends; the far one is `None` once it has gone.
+struct Wire {
+    near: End,
+    far: Rc<RefCell<Option<End>>>,
+}
+
+impl HostSide for Wire {
+    /// The far end reads nothing, and there is no room.
+    fn stall(&mut self) {
+        self.near.fill();
+    }
+
+    fn release(&mut self) {
+        if let Some(far) = &*self.far.borrow() {
+            far.take();
+        }
+    }
 }
 
 fuzz_target!(|script: Script<Action>| {
-    let (near, far) = UnixStream::pair().expect("sockets");
-    far.set_nonblocking(true).expect("a socket that does not wait");
+    // A bit that no feature of the device has.
+    let (near, far) = End::pair(script.declined >> 61 & 1 == 1);
     let settings = NetSettings {
         mac: MacAddress::new([2, 0, 0, 0, 0, 1]).expect("an address"),
         mtu: Some(1500),
         limits: Default::default(),
     };
     let far = Rc::new(RefCell::new(Some(far)));
-    let wire = Wire { near: near.try_clone().expect("a descriptor is left"), far: far.clone() };
-    let make = move || {
-        let near = near.try_clone().expect("a descriptor is left");
-        let backend = Backend::Stream(Stream::new(near).expect("a socket that does not wait"));
-        Net::new(settings, vec![backend]).expect("a device")
-    };
+    let wire = Wire { near: near.another(), far: far.clone() };
+    let make = move || Net::new(settings, vec![near.backend()]).expect("a device");
     let rig = Rig::new(make, script.declined, script.halvings % 5);
     let mut rig = rig.with_host(wire, Duration::from_secs(5), &[TRANSMIT]);
     make_room(&mut rig, &[2000; 8]);
@@ -116,12 +177,10 @@ fuzz_target!(|script: Script<Action>| {
                     &[(BUFFERS, 2, 0), (BUFFERS + 2, bytes.len() as u32, 0), (BUFFERS, 1, WRITE)],
                 );
             }
-            (Action::Frame(frame), Some(far)) => {
-                let _ = far.write_all(&[&(frame.len() as u32).to_be_bytes(), frame.as_slice()].concat());
-            }
-            (Action::Bytes(bytes), Some(far)) => drop(far.write_all(bytes)),
+            (Action::Frame(frame), Some(far)) => far.send_frame(frame),
+            (Action::Bytes(bytes), Some(far)) => far.send(bytes),
             (Action::Take, Some(_)) if rig.is_stalled() => {}
-            (Action::Take, Some(far)) => take(far),
+            (Action::Take, Some(far)) => far.take(),
             (Action::Close, _) => *end = None,
             (_, None) => {}
         }

@@ -5,9 +5,9 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
+use instance::Record;
 use libfuzzer_sys::fuzz_target;
 use vmm::{Bandwidth, Rate};
-use instance::Record;
 
 fn check<T: FromStr + Display + PartialEq + Debug>(text: &str) {
     if let Ok(value) = text.parse::<T>() {

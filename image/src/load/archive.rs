@@ -13,7 +13,7 @@ pub(super) fn load(session: &Session<'_>, input: impl Read) -> Result<Vec<Loaded
     let (_, content) = decompressed(input).map_err(LoadError::Read)?;
     let spool = match Spool::read(session, content) {
         // The first header is not one.
-        Err(LoadError::Archive(erofs::StreamError::Checksum(0))) => return Err(LoadError::NotAnImage),
+        Err(LoadError::Archive(erofs::StreamError::NotTar)) => return Err(LoadError::NotAnImage),
         spool => spool?,
     };
     if let Some((_, manifest)) = spool.named("manifest.json") {

@@ -11,8 +11,6 @@ use crate::store::{Session, StoreError, create_file};
 
 /// The most entries of an archive.
 const MAX_ENTRIES: u64 = 16_384;
-/// The most bytes of all files of an archive together.
-const MAX_BYTES: u64 = 128 << 30;
 /// How many links may follow each other.
 const MAX_LINKS: usize = 8;
 
@@ -37,16 +35,14 @@ impl Spool {
         let mut stream = Stream::new(input);
         let mut spool = Self::default();
         let mut entries = 0;
-        let mut bytes = 0_u64;
+        let mut left = session.store.max_unpacked();
         while let Some(entry) = stream.next()? {
             entries += 1;
-            bytes = bytes.saturating_add(entry.size);
             if entries > MAX_ENTRIES {
                 return Err(LoadError::Limit { what: "entries", most: MAX_ENTRIES });
             }
-            if bytes > MAX_BYTES {
-                return Err(LoadError::Limit { what: "bytes", most: MAX_BYTES });
-            }
+            // The files are layers, compressed or not.
+            left = left.checked_sub(entry.size).ok_or_else(|| session.too_much())?;
             let Some(name) = normalized(b"", &entry.path) else { continue };
             let named = match entry.kind {
                 EntryKind::File if entry.segments.is_none() => match known(session, &name) {

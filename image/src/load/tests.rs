@@ -164,7 +164,17 @@ fn removing_the_last_reference_removes_all_that_no_other_image_needs() {
     let store = Store::open(store.root()).unwrap();
     assert!(!disk.parts[2].path.exists() && disk.parts[1].path.exists());
     is_whole(&store, &two);
+    // One that is used keeps its content, and with force loses its names.
+    let used = |id| id == two.id();
+    let refused = store.remove_unused(&two.id().hex(), false, used);
+    assert!(matches!(&refused, Err(StoreError::Used(_))), "{refused:?}");
+    assert!(refused.unwrap_err().to_string().contains("`mvm rm` the container first"));
+    let untagged = store.remove_unused(&two.id().hex(), true, used).unwrap();
+    assert_eq!((untagged.references.is_empty(), untagged.image), (false, None));
+    assert!(store.hold().unwrap().has(two.id()).unwrap());
+    assert!(matches!(store.remove_unused(&two.id().hex(), true, used), Err(StoreError::Used(_))));
     store.remove(&two.id().hex()[..12]).unwrap();
+    assert!(!store.hold().unwrap().has(two.id()).unwrap());
     assert_eq!(entries(&store), Vec::<String>::new());
     assert!(store.images().unwrap().is_empty());
 }
@@ -232,6 +242,29 @@ fn bomb() -> Vec<u8> {
     gzip(&[large.as_bytes(), &vec![0; 1 << 20][..]].concat())
 }
 
+/// What is small until it is unpacked is given up when it becomes larger than is allowed, all layers together.
+#[test]
+fn what_may_be_unpacked_is_bounded() {
+    let (_directory, mut store) = store();
+    let layers = [1, 2].map(|number| tar(&[("zeros", &vec![0; 1 << 20]), ("number", &[number])]));
+    let both: u64 = layers.iter().map(|layer| u64::try_from(layer.len()).unwrap()).sum();
+    let fixture = Fixture::of_tars(layers.to_vec());
+    let archive = fixture.oci_archive("a:1", "+gzip", gzip);
+    assert!(archive.len() < 50_000);
+    for most in [both - 1, both / 2 + 10, 100_000, 0] {
+        store.set_max_unpacked(most);
+        let error = store.load(&archive[..]).unwrap_err().to_string();
+        let expected = format!("more than {most} bytes when they are unpacked");
+        assert!(error.contains(&expected), "{error}");
+        assert_eq!(entries(&store), Vec::<String>::new(), "{most}");
+        // An archive that is compressed itself is not put aside without end either.
+        let error = store.load(&gzip(&fixture.docker_archive(&["a:1"]))[..]).unwrap_err().to_string();
+        assert!(error.contains(&expected), "{error}");
+    }
+    store.set_max_unpacked(both);
+    store.load(&archive[..]).unwrap();
+}
+
 /// What the store writes it can read again, however many names its images have.
 #[test]
 fn names_that_the_store_has_no_room_for_are_refused() {
@@ -295,7 +328,7 @@ fn hostile_archives_leave_nothing() {
         (good.docker_archive(&["../../etc"]), "invalid manifest.json"),
         (good.docker_archive(&["a"; 1025]), "more than 1024 names of an image"),
         (tar(&[("manifest.json", &vec![b' '; 100 << 20])]), "more than 4 MiB"),
-        (of_layer(&bomb), "cannot store layer"),
+        (of_layer(&bomb), "allow more by --max-unpacked SIZE"),
         (of_layer(&gzip(b"not a tar stream".repeat(1000).as_slice())), "cannot store layer"),
         (of_layer(&gzip(&tar(&[(&"n".repeat(5000), b"")]))), "cannot store layer"),
         (of_config(b"{}"), "invalid image configuration"),

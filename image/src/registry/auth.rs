@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use ureq::http::{Method, StatusCode};
 
-use super::credentials::{self, Credentials};
+use super::credentials::Credentials;
 use super::endpoint::Endpoint;
 use super::http::{Answer, Call, Payload};
 use super::url::{Url, encode};
@@ -14,7 +14,7 @@ const MAX_TOKEN: u64 = 1 << 20;
 
 /// What a registry asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Challenge {
+pub(super) enum Challenge {
     Basic,
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
@@ -25,6 +25,26 @@ struct TokenAnswer {
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
+    #[serde(default)]
+    refresh_token: Option<String>,
+}
+
+/// What a token is asked for.
+pub(super) struct TokenRequest<'a> {
+    pub(super) realm: &'a Url,
+    pub(super) service: Option<&'a str>,
+    /// What may be done with it; none for a login.
+    pub(super) scope: Option<&'a str>,
+    pub(super) credentials: Option<&'a Credentials>,
+    /// Whether an identity token is wanted as well.
+    pub(super) is_offline: bool,
+}
+
+/// What a token server gives.
+pub(super) struct Token {
+    pub(super) token: String,
+    /// Stands for the credentials from now on.
+    pub(super) identity: Option<String>,
 }
 
 impl Client {
@@ -36,30 +56,24 @@ impl Client {
 
     /// The header that the registry asks for in `answer`.
     pub(super) fn authorize(&self, endpoint: &Endpoint, answer: &Answer) -> Result<String, RegistryError> {
-        let headers = answer.headers.get_all("www-authenticate").iter();
-        let challenges: Vec<Challenge> =
-            headers.filter_map(|header| header.to_str().ok()).filter_map(Challenge::parse).collect();
-        let bearer = challenges.iter().find(|challenge| **challenge != Challenge::Basic);
+        let challenge = Challenge::best(answer);
         let credentials = match &self.options.credentials {
-            Some(credentials) => Some(credentials.clone()),
-            None => {
-                let files = self.options.auth_files.clone().unwrap_or_else(credentials::files);
-                credentials::find(&files, &endpoint.registry)?
-            }
+            Some(source) => source.find(&endpoint.registry, &endpoint.repository)?,
+            None => None,
         };
-        let authorization = match bearer.or(challenges.first()) {
+        let authorization = match &challenge {
             Some(Challenge::Bearer { realm, service, scope }) => {
-                let realm = Url::parse(realm).ok_or_else(|| RegistryError::Invalid {
-                    url: answer.url.to_string(),
-                    reason: "the token server is not a URL of http or https".to_owned(),
-                })?;
-                if answer.url.is_secure() && !realm.is_secure() {
-                    let url = answer.url.to_string();
-                    return Err(RegistryError::Redirect { url, target: realm.to_string() });
-                }
+                let realm = token_server(realm, answer)?;
                 let scope = scope.clone().unwrap_or_else(|| endpoint.scope());
-                let token = self.token(endpoint, &realm, service.as_deref(), &scope, credentials.as_ref())?;
-                format!("Bearer {token}")
+                let request = TokenRequest {
+                    realm: &realm,
+                    service: service.as_deref(),
+                    scope: Some(&scope),
+                    credentials: credentials.as_ref(),
+                    is_offline: false,
+                };
+                let token = self.token(endpoint, &request)?.ok_or_else(|| endpoint.denied())?;
+                format!("Bearer {}", token.token)
             }
             Some(Challenge::Basic) => {
                 let usable = credentials.filter(|credentials| !credentials.is_token());
@@ -73,34 +87,42 @@ impl Client {
         Ok(authorization)
     }
 
-    fn token(
+    /// A token, or none where the server refuses the credentials.
+    pub(super) fn token(
         &self,
         endpoint: &Endpoint,
-        realm: &Url,
-        service: Option<&str>,
-        scope: &str,
-        credentials: Option<&Credentials>,
-    ) -> Result<String, RegistryError> {
-        let service = service.map(|service| format!("service={}&", encode(service))).unwrap_or_default();
-        let query = format!("{service}scope={}", encode(scope));
+        request: &TokenRequest<'_>,
+    ) -> Result<Option<Token>, RegistryError> {
+        let &TokenRequest { realm, service, scope, credentials, is_offline } = request;
+        let service = service.map(|service| format!("service={}", encode(service)));
+        let scope = scope.map(|scope| format!("scope={}", encode(scope)));
+        let mut query: Vec<String> = service.into_iter().chain(scope).collect();
         let form;
-        let call = match credentials {
+        let mut call = match credentials {
             Some(credentials) if credentials.is_token() => {
                 let secret = encode(&credentials.secret);
-                form = format!("grant_type=refresh_token&client_id=mvm&refresh_token={secret}&{query}");
+                query.push(format!("grant_type=refresh_token&client_id=mvm&refresh_token={secret}"));
+                form = query.join("&");
                 Call::new(Method::POST, realm.clone())
                     .header("content-type", "application/x-www-form-urlencoded")
                     .payload(Payload::Bytes(form.as_bytes()))
             }
             _ => {
-                let mut call = Call::new(Method::GET, realm.with_query(&query));
+                if is_offline {
+                    let user = credentials.map_or("", |credentials| &credentials.user);
+                    query.push(format!("account={}&client_id=mvm&offline_token=true", encode(user)));
+                }
+                let url = if query.is_empty() { realm.clone() } else { realm.with_query(&query.join("&")) };
+                let mut call = Call::new(Method::GET, url);
                 call.authorization = credentials.map(Credentials::basic);
                 call
             }
         };
+        // As docker does: what is trusted for a registry is so for its token server.
+        call.trusted = endpoint.base().authority().to_owned();
         let answer = self.http.send(&call)?;
         if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Err(endpoint.denied());
+            return Ok(None);
         }
         if answer.status != StatusCode::OK {
             return Err(endpoint.error(answer, "token"));
@@ -111,15 +133,41 @@ impl Client {
         let parsed: TokenAnswer = serde_json::from_slice(&body).map_err(|_| invalid("it is not a token"))?;
         let token = parsed.token.or(parsed.access_token).filter(|token| !token.is_empty());
         let token = token.ok_or_else(|| invalid("it has no token"))?;
-        if token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            Ok(token)
+        let identity = parsed.refresh_token.filter(|token| !token.is_empty());
+        let is_token = |token: &String| token.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_token(&token) && identity.iter().all(is_token) {
+            Ok(Some(Token { token, identity }))
         } else {
             Err(invalid("it is not a token"))
         }
     }
 }
 
+/// The token server that a challenge names. It must be reached by HTTPS where the registry is.
+pub(super) fn token_server(realm: &str, answer: &Answer) -> Result<Url, RegistryError> {
+    let url = answer.url.to_string();
+    match Url::parse(realm) {
+        Some(realm) if answer.url.is_secure() && !realm.is_secure() => {
+            Err(RegistryError::Redirect { url, target: realm.to_string() })
+        }
+        Some(realm) => Ok(realm),
+        None => {
+            let reason = "the token server is not a URL of http or https".to_owned();
+            Err(RegistryError::Invalid { url, reason })
+        }
+    }
+}
+
 impl Challenge {
+    /// What an answer asks for: a token rather than the credentials themselves.
+    pub(super) fn best(answer: &Answer) -> Option<Self> {
+        let headers = answer.headers.get_all("www-authenticate").iter();
+        let mut all: Vec<Self> =
+            headers.filter_map(|header| header.to_str().ok()).filter_map(Self::parse).collect();
+        let bearer = all.iter().position(|challenge| *challenge != Self::Basic).unwrap_or(0);
+        (bearer < all.len()).then(|| all.swap_remove(bearer))
+    }
+
     /// Reads a header `WWW-Authenticate` (RFC 9110, 11.6.1) of one challenge.
     fn parse(header: &str) -> Option<Self> {
         let (scheme, rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));

@@ -9,7 +9,7 @@ use super::{Client, RegistryError};
 use crate::reference::Reference;
 
 /// What Docker Hub's registry is.
-const HUB: &str = "registry-1.docker.io";
+pub(super) const HUB: &str = "registry-1.docker.io";
 /// The most bytes of an error's text.
 const MAX_ERROR: u64 = 64 << 10;
 
@@ -45,6 +45,11 @@ impl Endpoint {
         Url::new(self.is_secure, &self.host, &format!("/v2/{}/{rest}", self.repository))
     }
 
+    /// The URL by which a registry says that it is one.
+    pub(super) fn base(&self) -> Url {
+        Url::new(self.is_secure, &self.host, "/v2/")
+    }
+
     /// What a token is asked for.
     pub(super) fn scope(&self) -> String {
         format!("repository:{}:{}", self.repository, self.actions)
@@ -76,6 +81,17 @@ impl Client {
             host: host.clone(),
             is_secure: self.is_secure(host)?,
             actions,
+        })
+    }
+
+    /// A registry itself, without a repository.
+    pub(super) fn endpoint_of(&self, registry: &str, host: &str) -> Result<Endpoint, RegistryError> {
+        Ok(Endpoint {
+            registry: registry.to_owned(),
+            repository: String::new(),
+            host: host.to_owned(),
+            is_secure: self.is_secure(host)?,
+            actions: "",
         })
     }
 

@@ -1,31 +1,23 @@
 //! HTTP for registries: connections, certificates, proxies, redirects, deadlines.
 
-use std::fs::{self, File};
+use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use ureq::config::ConfigBuilder;
 use ureq::http::{HeaderMap, Method, Request, Response, StatusCode};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+use ureq::typestate::AgentScope;
 use ureq::{Agent, Body, Proxy, SendBody};
 
 use super::RegistryError;
+use super::certificates::Certificates;
 use super::url::Url;
 
 /// How many redirects may follow each other.
 const MAX_REDIRECTS: usize = 5;
-/// Where systems have the certificates that they trust.
-const ROOTS: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-/// The most bytes of a file of certificates.
-const MAX_ROOTS: u64 = 16 << 20;
-
 /// How long to wait for a registry.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
@@ -35,6 +27,8 @@ pub struct Timeouts {
     pub response: Duration,
     /// For the next bytes of one.
     pub read: Duration,
+    /// For all of a manifest, a configuration, or another answer that is not a blob.
+    pub document: Duration,
 }
 
 impl Default for Timeouts {
@@ -43,6 +37,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(15),
             response: Duration::from_secs(60),
             read: Duration::from_secs(30),
+            document: Duration::from_secs(120),
         }
     }
 }
@@ -51,12 +46,11 @@ impl Default for Timeouts {
 #[derive(Debug)]
 pub(super) struct Http {
     timeouts: Timeouts,
-    /// Certificates that are trusted besides the system's.
-    certificates: Vec<PathBuf>,
+    certificates: Certificates,
     plain: OnceLock<Agent>,
     plain_by_proxy: OnceLock<Agent>,
-    secure: OnceLock<Agent>,
-    secure_by_proxy: OnceLock<Agent>,
+    /// By their proxy, and the host where it has certificates of its own.
+    secure: Mutex<HashMap<(bool, Option<String>), Agent>>,
 }
 
 /// What is sent with a request.
@@ -77,11 +71,14 @@ pub(super) struct Call<'a> {
     /// The header `Authorization`, which is sent to the host of `url` alone.
     pub(super) authorization: Option<String>,
     pub(super) payload: Payload<'a>,
+    /// The host whose own certificates are trusted for the request, wherever it leads to.
+    pub(super) trusted: String,
 }
 
 impl<'a> Call<'a> {
     pub(super) fn new(method: Method, url: Url) -> Self {
-        Self { method, url, headers: Vec::new(), authorization: None, payload: Payload::None }
+        let trusted = url.authority().to_owned();
+        Self { method, url, headers: Vec::new(), authorization: None, payload: Payload::None, trusted }
     }
 
     pub(super) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -101,6 +98,8 @@ pub(super) struct Answer {
     pub(super) headers: HeaderMap,
     pub(super) url: Url,
     body: Body,
+    /// How long all of it may take to come.
+    time: Duration,
 }
 
 impl Answer {
@@ -113,11 +112,11 @@ impl Answer {
         self.body.into_reader()
     }
 
-    /// The whole body, of up to `most` bytes, within two minutes.
+    /// The whole body, of up to `most` bytes.
     pub(super) fn bounded(self, most: u64) -> Result<Vec<u8>, RegistryError> {
         let url = self.url.clone();
         let failed = |source: io::Error| RegistryError::Read { url: url.to_string(), source };
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + self.time;
         let mut reader = self.body.into_reader().take(most + 1);
         let mut bytes = Vec::new();
         let mut buffer = vec![0; 32 << 10];
@@ -138,14 +137,13 @@ impl Answer {
 }
 
 impl Http {
-    pub(super) fn new(timeouts: Timeouts, certificates: Vec<PathBuf>) -> Self {
+    pub(super) fn new(timeouts: Timeouts, certificates: Certificates) -> Self {
         Self {
             timeouts,
             certificates,
             plain: OnceLock::new(),
             plain_by_proxy: OnceLock::new(),
-            secure: OnceLock::new(),
-            secure_by_proxy: OnceLock::new(),
+            secure: Mutex::default(),
         }
     }
 
@@ -160,7 +158,8 @@ impl Http {
             let next = location.filter(|_| is_read && response.status().is_redirection());
             let Some(location) = next else {
                 let (parts, body) = response.into_parts();
-                return Ok(Answer { status: parts.status, headers: parts.headers, url, body });
+                let time = self.timeouts.document;
+                return Ok(Answer { status: parts.status, headers: parts.headers, url, body, time });
             };
             let target = url.join(location).ok_or_else(|| RegistryError::Redirect {
                 url: url.to_string(),
@@ -188,7 +187,7 @@ impl Http {
         if let Some(authorization) = authorization {
             request = request.header("authorization", authorization);
         }
-        let agent = self.agent(url)?;
+        let agent = self.agent(url, &call.trusted)?;
         match call.payload {
             Payload::None => {
                 request.body(SendBody::none()).map_err(Into::into).and_then(|call| agent.run(call))
@@ -204,21 +203,30 @@ impl Http {
         .map_err(failed)
     }
 
-    /// The agent for this URL.
-    fn agent(&self, url: &Url) -> Result<&Agent, RegistryError> {
+    /// The agent for this URL, where the own certificates of `host` are trusted.
+    fn agent(&self, url: &Url, host: &str) -> Result<Agent, RegistryError> {
         let proxy = proxy_of(url);
-        let (place, is_secure) = match (url.is_secure(), proxy.is_some()) {
-            (false, false) => (&self.plain, false),
-            (false, true) => (&self.plain_by_proxy, false),
-            (true, false) => (&self.secure, true),
-            (true, true) => (&self.secure_by_proxy, true),
-        };
-        if let Some(agent) = place.get() {
-            return Ok(agent);
+        if !url.is_secure() {
+            let place = if proxy.is_some() { &self.plain_by_proxy } else { &self.plain };
+            return Ok(place.get_or_init(|| Agent::new_with_config(self.config(proxy).build())).clone());
         }
+        let own = self.certificates.of_host(host);
+        let key = (proxy.is_some(), Some(host.to_owned()).filter(|_| !own.is_empty()));
+        let mut agents = self.secure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = agents.get(&key) {
+            return Ok(agent.clone());
+        }
+        let roots = RootCerts::new_with_certs(&self.certificates.roots(&own)?);
+        let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots).build();
+        let agent = Agent::new_with_config(self.config(proxy).tls_config(tls).build());
+        agents.insert(key, agent.clone());
+        Ok(agent)
+    }
+
+    fn config(&self, proxy: Option<Proxy>) -> ConfigBuilder<AgentScope> {
         use_static_resolver();
         let read = Some(self.timeouts.read);
-        let mut config = Agent::config_builder()
+        Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -229,37 +237,8 @@ impl Http {
             .timeout_connect(Some(self.timeouts.connect))
             .timeout_recv_response(Some(self.timeouts.response))
             .timeout_per_read(read)
-            .timeout_per_write(read);
-        if is_secure {
-            let roots = RootCerts::new_with_certs(&self.roots()?);
-            config = config
-                .tls_config(TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots).build());
-        }
-        Ok(place.get_or_init(|| Agent::new_with_config(config.build())))
+            .timeout_per_write(read)
     }
-
-    /// The certificates that are trusted: of the file that SSL_CERT_FILE names or the system's, and those of the user.
-    fn roots(&self) -> Result<Vec<Certificate<'static>>, RegistryError> {
-        let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from).into_iter();
-        let system = named.chain(ROOTS.iter().map(PathBuf::from)).find(|path| path.exists());
-        let mut certificates = Vec::new();
-        for path in system.iter().chain(&self.certificates) {
-            let text =
-                read_roots(path).map_err(|source| RegistryError::Roots { path: path.clone(), source })?;
-            let items = parse_pem(&text).filter_map(Result::ok);
-            certificates.extend(items.filter_map(|item| match item {
-                PemItem::Certificate(certificate) => Some(certificate),
-                _ => None,
-            }));
-        }
-        if certificates.is_empty() { Err(RegistryError::NoRoots) } else { Ok(certificates) }
-    }
-}
-
-fn read_roots(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    fs::File::open(path)?.take(MAX_ROOTS).read_to_end(&mut text)?;
-    Ok(text)
 }
 
 /// The proxy for a URL, from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY. The machine itself needs none.

@@ -5,10 +5,12 @@
 //! to another one.
 
 mod auth;
+mod certificates;
 mod credentials;
 mod download;
 mod endpoint;
 mod http;
+mod login;
 mod pull;
 mod push;
 #[cfg(test)]
@@ -18,18 +20,21 @@ mod url;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::digest::Digest;
 use crate::documents::DocumentError;
 use crate::store::{InvalidConfig, StoreError};
 
-pub use credentials::Credentials;
+pub use credentials::{CredentialFiles, CredentialSource, Credentials, StoredIn};
 pub use http::Timeouts;
+pub use login::registry_of;
 pub use pull::{Progress, PullEvent, Pulled};
 
+use certificates::Certificates;
 use http::Http;
 
 /// How to reach registries.
@@ -39,10 +44,8 @@ pub struct RegistryOptions {
     pub plain_http: bool,
     /// Certificates (PEM) that are trusted besides the system's.
     pub certificates: Vec<PathBuf>,
-    /// Credentials for every registry that asks for some. Otherwise docker's and podman's files are searched.
-    pub credentials: Option<Credentials>,
-    /// Files of credentials in place of docker's and podman's.
-    pub auth_files: Option<Vec<PathBuf>>,
+    /// Who is asked for the credentials of a registry that wants some.
+    pub credentials: Option<Arc<dyn CredentialSource>>,
     /// Registries that are asked before another one when an image is pulled.
     pub mirrors: Vec<Mirror>,
     /// How long to wait.
@@ -50,7 +53,7 @@ pub struct RegistryOptions {
 }
 
 /// A registry that has what another one has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mirror {
     /// Whose images it has, as `docker.io`.
     pub of: String,
@@ -72,7 +75,7 @@ pub struct Client {
 impl Client {
     /// A client with these options. Nothing is read or connected yet.
     pub fn new(options: RegistryOptions) -> Self {
-        let http = Http::new(options.timeouts, options.certificates.clone());
+        let http = Http::new(options.timeouts, Certificates { more: options.certificates.clone() });
         Self { options, http, authorizations: Mutex::default(), secure: Mutex::default() }
     }
 }
@@ -141,12 +144,18 @@ pub enum RegistryError {
         hint: &'static str,
     },
     /// The registry wants other credentials, or some.
-    #[error("{registry} denies access to {what}: check its name, and `docker login {registry}`")]
+    #[error("{registry} denies access to {what}: check its name, and `mvm login {registry}`")]
     Denied {
         /// The registry.
         registry: String,
         /// What was asked for.
         what: String,
+    },
+    /// The registry does not take a user's credentials.
+    #[error("{registry} refuses the user name or the password")]
+    Refused {
+        /// The registry.
+        registry: String,
     },
     /// Another status.
     #[error("{url} answers with status {status}{message}")]
@@ -194,6 +203,9 @@ pub enum RegistryError {
         /// Why.
         reason: String,
     },
+    /// No credentials can be had.
+    #[error("cannot get credentials: {0}")]
+    Credentials(String),
     /// A manifest or an index.
     #[error(transparent)]
     Document(#[from] DocumentError),

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
 use ureq::http::{Method, StatusCode};
 
 use super::download::{Download, Partial};
@@ -25,7 +26,7 @@ use crate::store::{
 const AT_ONCE: usize = 3;
 
 /// An image that was pulled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pulled {
     /// Its ID.
     pub id: Digest,
@@ -36,7 +37,7 @@ pub struct Pulled {
 }
 
 /// What happens while an image is pulled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PullEvent {
     /// The store has the layer already.
     Exists {

@@ -64,6 +64,11 @@ impl Url {
         self.is_secure
     }
 
+    /// The host, and the port where it is given.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
     pub(super) fn host(&self) -> &str {
         let authority = &self.authority;
         match authority.rfind(':').filter(|_| !authority.ends_with(']')) {

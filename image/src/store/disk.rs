@@ -57,13 +57,17 @@ impl Store {
             Some(merged) => merged,
             None => self.merged(image.id, &diff_ids, &self.session()?)?,
         };
-        let length = |blocks: u32| u64::from(blocks) * erofs::BLOCK;
+        let length_of = |blocks: u32| u64::from(blocks) * erofs::BLOCK;
         let path = self.merged_file(&diff_ids, "merged.erofs");
-        let mut parts = vec![Part { path, offset: 0, length: length(merged.blocks) }];
-        for (diff_id, at) in diff_ids.iter().zip(merged.layers_at) {
-            let path = self.layer_image(*diff_id);
-            let Some(layer) = self.layer(*diff_id)? else { return Err(StoreError::Damaged { path }) };
-            parts.push(Part { path, offset: length(at), length: layer.image_size });
+        let mut parts = vec![Part { path, offset: 0, length: length_of(merged.blocks) }];
+        for (layer, at) in image.layers.iter().zip(merged.layers_at) {
+            let path = self.layer_image(layer.diff_id);
+            let size = match layer.image_size {
+                Some(size) => Some(size),
+                None => self.layer(layer.diff_id)?.map(|layer| layer.image_size),
+            };
+            let Some(length) = size else { return Err(StoreError::Damaged { path }) };
+            parts.push(Part { path, offset: length_of(at), length });
         }
         Ok(FlatDisk { parts })
     }
@@ -92,7 +96,7 @@ impl Store {
         }
         let open = |diff_id: &Digest| {
             let path = self.layer_image(*diff_id);
-            File::open(&path).map_err(io_error("read", path))
+            files::open(&path)
         };
         let layers: Vec<File> = diff_ids.iter().map(open).collect::<Result<_, _>>()?;
         let directory = session.temporary();

@@ -4,13 +4,13 @@
 //! form would add a third. So it is kept where all of it is within an eighth of the tar stream, or where it is small; what
 //! mvm writes of other layers is their tar streams, byte for byte. No compressor gives the bytes of another one again.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use erofs::{Limits, write_layer_observed};
+use erofs::{LayerError, Limits, write_layer_observed};
 use serde::{Deserialize, Serialize};
 
 use super::{Session, Store, StoreError, files, io_error};
@@ -20,8 +20,6 @@ use crate::recipe::{Rebuilt, RecipeWriter, Recorded};
 
 /// The version of what is in a layer's directory.
 const FORMAT: u32 = 1;
-/// The most bytes of a layer's tar stream.
-const MAX_TAR: u64 = 96 << 30;
 /// A compressed layer up to this size is kept.
 const SMALL: u64 = 64 << 10;
 
@@ -41,6 +39,8 @@ pub struct LayerInfo {
     pub diff_id: Digest,
     /// Bytes of its tar stream.
     pub size: u64,
+    /// Bytes of its EROFS image, where it is there and whole.
+    pub(crate) image_size: Option<u64>,
 }
 
 /// What a layer's directory says of it.
@@ -75,10 +75,12 @@ impl Store {
     /// What the store has of a layer, if it has it.
     pub(crate) fn layer(&self, diff_id: Digest) -> Result<Option<StoredLayer>, StoreError> {
         let path = self.layer_file(diff_id, "layer.json");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let layer: StoredLayer = files::read_json(&path)?;
+        let layer: StoredLayer = match files::read_json(&path) {
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            read => read?,
+        };
         let image = self.layer_image(diff_id);
         let is_whole = fs::metadata(&image).is_ok_and(|data| data.len() == layer.image_size);
         if layer.format == FORMAT && is_whole {
@@ -90,7 +92,7 @@ impl Store {
 
     /// A layer's tar stream, byte for byte.
     pub(crate) fn layer_tar(&self, diff_id: Digest) -> Result<Rebuilt, StoreError> {
-        let open = |path: PathBuf| File::open(&path).map_err(io_error("read", path));
+        let open = |path: PathBuf| files::open(&path);
         Ok(Rebuilt::new(open(self.layer_file(diff_id, "tar.gz"))?, open(self.layer_image(diff_id))?))
     }
 }
@@ -107,7 +109,7 @@ impl Session<'_> {
         };
         let directory = self.temporary();
         fs::create_dir(&directory).map_err(io_error("create", &directory))?;
-        let layer = write(diff_id, input, &directory)?;
+        let layer = self.write(diff_id, input, &directory)?;
         let path = self.store.path("layers").join(diff_id.hex());
         if damaged {
             files::rename(&path, &self.temporary())?;
@@ -137,53 +139,70 @@ impl Session<'_> {
             _ => Ok(()),
         }
     }
+
+    /// Writes all files of a layer to `directory`.
+    fn write(&self, diff_id: Digest, input: impl Read, directory: &Path) -> Result<StoredLayer, StoreError> {
+        let unreadable = |source| StoreError::ReadLayer { diff_id, source };
+        let image_path = directory.join("layer.erofs");
+        let image = files::create(&image_path)?;
+        let recipe_path = directory.join("tar.gz");
+        let recipe = RefCell::new(RecipeWriter::new(files::create(&recipe_path)?));
+        let (compression, content) = decompressed(input).map_err(unreadable)?;
+        let exceeded = Cell::new(false);
+        let bounded = Bounded { input: content, session: self, exceeded: &exceeded };
+        let mut hashed = Hashed::new(bounded);
+        let mut recorded = Recorded { input: &mut hashed, recipe: &recipe };
+        let mut observe = |extent| recipe.borrow_mut().extent(extent);
+        let default = Limits::default();
+        let limits = Limits { bytes: default.bytes.min(self.store.max_unpacked()), ..default };
+        let written = write_layer_observed(&mut recorded, &image, diff_id.uuid(), &limits, &mut observe);
+        let written = written
+            .map_err(|source| StoreError::Layer { diff_id, source })
+            .and_then(|_| io::copy(&mut recorded, &mut io::sink()).map_err(unreadable));
+        let is_limit = |error: &StoreError| {
+            let StoreError::Layer { source: LayerError::Limit { most, .. }, .. } = error else {
+                return false;
+            };
+            *most == self.store.max_unpacked()
+        };
+        if exceeded.get() || written.as_ref().is_err_and(is_limit) {
+            return Err(self.too_much());
+        }
+        written?;
+        let (found, size) = hashed.finish();
+        if found != diff_id {
+            let what = if compression == Compression::None { "layer" } else { "decompressed layer" };
+            return Err(StoreError::Digest { what, expected: diff_id, found });
+        }
+        let (recipe, _) = recipe.into_inner().finish().map_err(io_error("write", &recipe_path))?;
+        let mut used = 0;
+        for (file, path) in [(&recipe, &recipe_path), (&image, &image_path)] {
+            file.sync_data().map_err(io_error("write", path))?;
+            used += file.metadata().map_err(io_error("read", path))?.blocks() * 512;
+        }
+        let image_size = image.metadata().map_err(io_error("read", &image_path))?.len();
+        let layer = StoredLayer { format: FORMAT, size, image_size, used };
+        let path = directory.join("layer.json");
+        let bytes = serde_json::to_vec(&layer).map_err(io::Error::from).map_err(io_error("write", &path))?;
+        files::write_synced(&path, &bytes)?;
+        Ok(layer)
+    }
 }
 
-/// Writes all files of a layer to `directory`.
-fn write(diff_id: Digest, input: impl Read, directory: &Path) -> Result<StoredLayer, StoreError> {
-    let unreadable = |source| StoreError::ReadLayer { diff_id, source };
-    let image_path = directory.join("layer.erofs");
-    let image = files::create(&image_path)?;
-    let recipe_path = directory.join("tar.gz");
-    let recipe = RefCell::new(RecipeWriter::new(files::create(&recipe_path)?));
-    let (compression, content) = decompressed(input).map_err(unreadable)?;
-    let mut hashed = Hashed::new(Bounded { input: content, left: MAX_TAR });
-    let mut recorded = Recorded { input: &mut hashed, recipe: &recipe };
-    let mut observe = |extent| recipe.borrow_mut().extent(extent);
-    let limits = Limits::default();
-    let written = write_layer_observed(&mut recorded, &image, diff_id.uuid(), &limits, &mut observe);
-    written.map_err(|source| StoreError::Layer { diff_id, source })?;
-    io::copy(&mut recorded, &mut io::sink()).map_err(unreadable)?;
-    let (found, size) = hashed.finish();
-    if found != diff_id {
-        let what = if compression == Compression::None { "layer" } else { "decompressed layer" };
-        return Err(StoreError::Digest { what, expected: diff_id, found });
-    }
-    let (recipe, _) = recipe.into_inner().finish().map_err(io_error("write", &recipe_path))?;
-    let mut used = 0;
-    for (file, path) in [(&recipe, &recipe_path), (&image, &image_path)] {
-        file.sync_data().map_err(io_error("write", path))?;
-        used += file.metadata().map_err(io_error("read", path))?.blocks() * 512;
-    }
-    let image_size = image.metadata().map_err(io_error("read", &image_path))?.len();
-    let layer = StoredLayer { format: FORMAT, size, image_size, used };
-    let path = directory.join("layer.json");
-    let bytes = serde_json::to_vec(&layer).map_err(io::Error::from).map_err(io_error("write", &path))?;
-    files::write_synced(&path, &bytes)?;
-    Ok(layer)
-}
-
-/// Fails where there is more to read than there may be.
-struct Bounded<R> {
+/// Fails where there is more to read than the session may unpack.
+struct Bounded<'a, R> {
     input: R,
-    left: u64,
+    session: &'a Session<'a>,
+    exceeded: &'a Cell<bool>,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for Bounded<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.input.read(buffer)?;
-        let left = self.left.checked_sub(u64::try_from(count).unwrap_or(u64::MAX));
-        self.left = left.ok_or_else(|| io::Error::other("it has more than 96 GiB"))?;
-        Ok(count)
+        if self.session.take_unpacked(u64::try_from(count).unwrap_or(u64::MAX)) {
+            return Ok(count);
+        }
+        self.exceeded.set(true);
+        Err(io::Error::other("it has more bytes than may be unpacked"))
     }
 }

@@ -5,7 +5,9 @@
 //! ├── version             the layout's version
 //! ├── lock                held (flock) while records, references or what they need are changed
 //! ├── adding              held shared by those who add or use content, exclusively while content is removed
+//! ├── naming              the ID of a new image that is recorded and not named yet
 //! ├── unswept             is there where something may be left to remove
+//! ├── reserve             some of the disk, so that images can be removed from a full one
 //! ├── references.json     which reference stands for which image
 //! ├── images/HEX          an image's record, by its ID
 //! ├── blobs/HEX           configurations, manifests and small compressed layers, as they came
@@ -29,6 +31,7 @@ mod lock;
 #[cfg(test)]
 mod mounted;
 mod records;
+mod remove;
 mod resolve;
 mod session;
 mod sweep;
@@ -43,6 +46,7 @@ use thiserror::Error;
 
 pub use disk::{FlatDisk, Part};
 pub use layers::LayerInfo;
+pub use remove::Removed;
 pub use resolve::{HistoryEntry, Image};
 pub use session::Hold;
 
@@ -60,6 +64,9 @@ use crate::reference::{Reference, ReferenceError};
 const VERSION: &str = "1\n";
 /// The most bytes of a manifest, an index or a configuration.
 pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
+/// The most bytes that the layers of one pull or load have together when they are unpacked, unless another number is
+/// set: 64 GiB.
+pub const MAX_UNPACKED: u64 = 64 << 30;
 /// The most layers of an image.
 pub(crate) const MAX_LAYERS: usize = erofs::MAX_LAYERS;
 
@@ -88,6 +95,20 @@ pub enum StoreError {
         /// What its file `version` says.
         found: String,
     },
+    /// Another user could put images into it.
+    #[error("{} is not this user's alone: {}", path.display(), advice)]
+    NotOurs {
+        /// The store.
+        path: PathBuf,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The file with the names of images is not as it was written.
+    #[error("{} is damaged: remove it, then images have no names until `mvm tag` gives them some", path.display())]
+    References {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file of the store that is not as it was written.
     #[error("{} is damaged: remove the image and pull or load it again", path.display())]
     Damaged {
@@ -104,6 +125,9 @@ pub enum StoreError {
         /// What came.
         found: Digest,
     },
+    /// More than [`Store::set_max_unpacked`] allows.
+    #[error("the layers have more than {0} bytes when they are unpacked: allow more by --max-unpacked SIZE")]
+    Unpacked(u64),
     /// A layer's compressed stream, or the end of its tar stream.
     #[error("cannot read layer {diff_id}")]
     ReadLayer {
@@ -150,16 +174,21 @@ pub enum StoreError {
     #[error("{0:?} is the beginning of several images' IDs: give more of it")]
     Ambiguous(String),
     /// No such image.
-    #[error("there is no image {0:?}: `mvm pull` or `mvm load` it")]
+    #[error(
+        "there is no image {0:?}: `mvm pull` and `mvm load` put one into the store, `mvm images` lists those that are there"
+    )]
     NoImage(String),
     /// An image that has several references.
-    #[error("image {id} has several references ({references}): remove each of them")]
+    #[error("image {id} has several references ({references}): remove each of them, or use --force")]
     Referenced {
         /// The image.
         id: String,
         /// Its references.
         references: String,
     },
+    /// An image that a container needs.
+    #[error("conflict: a container uses image {0}: `mvm rm` the container first (`mvm ps -a` lists it)")]
+    Used(String),
     /// Not a reference.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
@@ -194,9 +223,11 @@ pub enum InvalidConfig {
 }
 
 /// A store of images. Any number of them, in any number of processes, may be open for one directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// [`Store::set_max_unpacked`].
+    max_unpacked: u64,
 }
 
 impl Store {
@@ -205,19 +236,45 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Io`], [`StoreError::Version`].
+    /// [`StoreError::Io`], [`StoreError::Version`], [`StoreError::NotOurs`].
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned() };
-        match fs::read_to_string(store.path("version")) {
-            Ok(version) if version == VERSION => {}
-            Ok(found) => {
-                return Err(StoreError::Version { path: store.root, found: found.trim().to_owned() });
+        let store = Self { root: root.to_owned(), max_unpacked: MAX_UNPACKED };
+        store.check_owner()?;
+        match records::none_if_missing(files::read_bounded(&store.path("version")))? {
+            Some(version) if version == VERSION.as_bytes() => {}
+            Some(found) => {
+                let found = String::from_utf8_lossy(&found).trim().chars().take(20).collect();
+                return Err(StoreError::Version { path: store.root, found });
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => store.create()?,
-            Err(source) => return Err(io_error("read", store.path("version"))(source)),
+            None => store.create()?,
         }
         store.sweep_if_needed()?;
         Ok(store)
+    }
+
+    /// Only this user and root may change what is in it; it may be missing yet.
+    fn check_owner(&self) -> Result<(), StoreError> {
+        use std::os::unix::fs::MetadataExt;
+        let Ok(metadata) = fs::metadata(&self.root) else { return Ok(()) };
+        let not_ours = |advice| StoreError::NotOurs { path: self.root.clone(), advice };
+        let user = rustix::process::geteuid();
+        if metadata.uid() != user.as_raw() && metadata.uid() != 0 {
+            return Err(not_ours("it belongs to another: use a directory of your own"));
+        }
+        if metadata.is_dir() && metadata.mode() & 0o022 != 0 {
+            return Err(not_ours("chmod 700 it"));
+        }
+        Ok(())
+    }
+
+    /// Bounds the bytes that the layers of one pull or load may have together when they are unpacked, against archives
+    /// that are small until then. It is [`MAX_UNPACKED`] at first.
+    pub fn set_max_unpacked(&mut self, bytes: u64) {
+        self.max_unpacked = bytes;
+    }
+
+    pub(crate) fn max_unpacked(&self) -> u64 {
+        self.max_unpacked
     }
 
     /// The directory.
@@ -254,7 +311,7 @@ impl Store {
     /// Waits for the lock on records and references, which is held for moments only.
     fn lock(&self) -> Result<FileLock, StoreError> {
         let path = self.path("lock");
-        FileLock::exclusive(&path).map_err(io_error("lock", path))
+        FileLock::soon(&path).map_err(io_error("lock", path))
     }
 
     /// The bytes of a manifest or configuration, whose digest is verified.
@@ -277,36 +334,6 @@ impl Store {
             references.set(reference, id, None);
             self.mark_unswept()?;
             self.write_references(&references)?;
-        }
-        self.sweep_if_needed()
-    }
-
-    /// Removes the reference, or the image with this ID. An image without references is removed with all content that
-    /// no other has; content that is in use goes when it is not in use any longer.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::NoImage`], [`StoreError::Ambiguous`], [`StoreError::Referenced`], [`StoreError::Io`].
-    pub fn remove(&self, image: &str) -> Result<(), StoreError> {
-        {
-            let _lock = self.lock()?;
-            let id = self.resolve_id(image)?.ok_or_else(|| StoreError::NoImage(image.to_owned()))?;
-            let mut references = self.references()?;
-            let key = references.key_of(image, id);
-            if key.is_none() && references.of(id).len() > 1 {
-                let references = references.of(id).join(", ");
-                return Err(StoreError::Referenced { id: id.to_string(), references });
-            }
-            match key {
-                Some(key) => references.remove(&key),
-                None => references.remove_all(id),
-            }
-            self.mark_unswept()?;
-            self.write_references(&references)?;
-            if references.of(id).is_empty() {
-                let path = self.record_path(id);
-                fs::remove_file(&path).map_err(io_error("remove", path))?;
-            }
         }
         self.sweep_if_needed()
     }

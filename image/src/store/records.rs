@@ -91,10 +91,6 @@ impl References {
     pub(crate) fn remove(&mut self, key: &str) {
         self.0.remove(key);
     }
-
-    pub(crate) fn remove_all(&mut self, id: Digest) {
-        self.0.retain(|_, target| target.id != id);
-    }
 }
 
 impl Store {
@@ -117,8 +113,12 @@ impl Store {
     }
 
     pub(crate) fn references(&self) -> Result<References, StoreError> {
-        let references = none_if_missing(files::read_json(&self.path("references.json")))?;
-        Ok(references.unwrap_or_default())
+        let references = none_if_missing(files::read_json(&self.path("references.json")));
+        let references = references.map_err(|error| match error {
+            StoreError::Damaged { path } => StoreError::References { path },
+            error => error,
+        });
+        Ok(references?.unwrap_or_default())
     }
 
     /// Replaces the references. The caller has the lock.
@@ -143,7 +143,7 @@ impl Store {
     }
 }
 
-fn none_if_missing<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+pub(super) fn none_if_missing<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match result {
         Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),

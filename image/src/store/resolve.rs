@@ -71,8 +71,8 @@ pub(crate) fn read_config(
     bytes: &[u8],
     manifest: Option<usize>,
 ) -> Result<(ImageConfiguration, Vec<Digest>), InvalidConfig> {
-    let config =
-        ImageConfiguration::from_reader(bytes).map_err(|error| InvalidConfig::Json(error.to_string()))?;
+    let config: ImageConfiguration =
+        serde_json::from_slice(bytes).map_err(|error| InvalidConfig::Json(error.to_string()))?;
     let diff_ids = config.rootfs().diff_ids();
     if diff_ids.len() > MAX_LAYERS {
         return Err(InvalidConfig::Layers(diff_ids.len()));
@@ -131,6 +131,8 @@ impl Store {
     ///
     /// [`StoreError::Io`].
     pub fn images(&self) -> Result<Vec<Image>, StoreError> {
+        // Without names none could be shown.
+        self.references()?;
         let mut images = Vec::new();
         for id in self.ids()? {
             // An image may be removed meanwhile. A damaged one must not hide the others.
@@ -140,6 +142,15 @@ impl Store {
         Ok(images)
     }
 
+    /// An image's configuration as it came: JSON of up to 4 MiB.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`], [`StoreError::Io`].
+    pub fn configuration(&self, id: Digest) -> Result<Vec<u8>, StoreError> {
+        self.document(id)
+    }
+
     fn image(&self, id: Digest) -> Result<Image, StoreError> {
         let bytes = self.document(id)?;
         let invalid = |source| StoreError::Config { id, source };
@@ -147,8 +158,9 @@ impl Store {
         let mut layers = Vec::new();
         for diff_id in diff_ids {
             // Who wants to use a layer that is missing or damaged is told so then.
-            let size = self.layer(diff_id).ok().flatten().map_or(0, |layer| layer.size);
-            layers.push(LayerInfo { diff_id, size });
+            let layer = self.layer(diff_id).ok().flatten();
+            let (size, image_size) = layer.map(|layer| (layer.size, layer.image_size)).unzip();
+            layers.push(LayerInfo { diff_id, size: size.unwrap_or_default(), image_size });
         }
         let mut references = Vec::new();
         let mut digests = Vec::new();

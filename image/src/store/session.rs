@@ -14,6 +14,19 @@ use crate::reference::Reference;
 #[derive(Debug)]
 pub struct Hold {
     _adding: FileLock,
+    store: Store,
+}
+
+impl Hold {
+    /// Whether the store has the image, when all that remove one at this moment have done so.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Io`].
+    pub fn has(&self, id: Digest) -> Result<bool, StoreError> {
+        let _lock = self.store.lock()?;
+        Ok(self.store.record_path(id).exists())
+    }
 }
 
 /// One who adds content. What it has added stays until it ends, though no image needs it yet; its temporary files are
@@ -23,6 +36,8 @@ pub(crate) struct Session<'a> {
     hold: Option<Hold>,
     directory: PathBuf,
     next: AtomicU64,
+    /// How many more bytes layers may have when they are unpacked.
+    unpacked_left: AtomicU64,
 }
 
 impl Store {
@@ -33,19 +48,27 @@ impl Store {
     /// [`StoreError::Io`].
     pub fn hold(&self) -> Result<Hold, StoreError> {
         let path = self.path("adding");
-        Ok(Hold { _adding: FileLock::shared(&path).map_err(io_error("lock", path))? })
+        let adding = FileLock::shared(&path).map_err(io_error("lock", path))?;
+        Ok(Hold { _adding: adding, store: self.clone() })
     }
 
     pub(crate) fn session(&self) -> Result<Session<'_>, StoreError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let hold = self.hold()?;
         self.mark_unswept()?;
+        self.keep_reserve();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         // A process of another container may have the same ID.
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let directory = self.path("tmp").join(format!("{}-{count}-{time}", std::process::id()));
         fs::create_dir(&directory).map_err(io_error("create", &directory))?;
-        Ok(Session { store: self, hold: Some(hold), directory, next: AtomicU64::new(0) })
+        Ok(Session {
+            store: self,
+            hold: Some(hold),
+            directory,
+            next: AtomicU64::new(0),
+            unpacked_left: AtomicU64::new(self.max_unpacked),
+        })
     }
 }
 
@@ -53,6 +76,19 @@ impl Session<'_> {
     /// A path for a new temporary file or directory.
     pub(crate) fn temporary(&self) -> PathBuf {
         self.directory.join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Takes bytes of what may be unpacked, and says whether that is possible.
+    pub(crate) fn take_unpacked(&self, bytes: u64) -> bool {
+        let taken = self
+            .unpacked_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        taken.is_ok()
+    }
+
+    /// The error of a layer for which too little was left.
+    pub(crate) fn too_much(&self) -> StoreError {
+        StoreError::Unpacked(self.store.max_unpacked)
     }
 
     /// Stores a manifest or a configuration.
@@ -82,13 +118,19 @@ impl Session<'_> {
         let diff_ids: Vec<Digest> = record.layers.iter().map(|layer| layer.diff_id).collect();
         self.store.merged(id, &diff_ids, self)?;
         let _lock = self.store.lock()?;
+        self.store.finish_naming()?;
+        let is_new = self.store.record(id)?.is_none() && !references.is_empty();
+        if is_new {
+            files::write_synced(&self.store.path("naming"), id.hex().as_bytes())?;
+        }
         let record = self.with_known(id, record)?;
         self.store.replace_json(&self.store.record_path(id), &record)?;
         let mut all = self.store.references()?;
         for (reference, digest) in references {
             all.set(reference, id, *digest);
         }
-        self.store.write_references(&all)
+        self.store.write_references(&all)?;
+        if is_new { self.store.finish_naming() } else { Ok(()) }
     }
 
     /// The record with what an earlier one knows more.

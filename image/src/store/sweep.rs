@@ -26,6 +26,10 @@ impl Store {
         if !marker.exists() {
             return Ok(());
         }
+        if self.path("naming").exists() {
+            let _lock = self.lock()?;
+            self.finish_naming()?;
+        }
         let path = self.path("adding");
         let Some(_adding) = FileLock::try_exclusive(&path).map_err(io_error("lock", path))? else {
             return Ok(());
@@ -46,6 +50,23 @@ impl Store {
             fs::remove_file(&marker).map_err(io_error("remove", marker))?;
         }
         Ok(())
+    }
+
+    /// Removes the image that was recorded and then not named, as its process was killed in between. The caller has the
+    /// lock.
+    pub(super) fn finish_naming(&self) -> Result<(), StoreError> {
+        let path = self.path("naming");
+        if !path.exists() {
+            return Ok(());
+        }
+        let text = files::read_bounded(&path)?;
+        let id = std::str::from_utf8(&text).ok().and_then(Digest::from_hex);
+        if let Some(id) = id
+            && self.references()?.of(id).is_empty()
+        {
+            remove(&self.record_path(id))?;
+        }
+        remove(&path)
     }
 
     /// Removes entries of a directory. A directory is renamed first, so that it is never there in part.

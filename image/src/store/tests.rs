@@ -172,3 +172,52 @@ fn the_beginning_of_an_id_names_an_image_if_it_is_of_one() {
         assert!(store.resolve(text).unwrap().is_none(), "{text}");
     }
 }
+
+/// A process was killed after it had recorded an image and before it had named it.
+#[test]
+fn an_image_that_was_recorded_and_not_named_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("images")).unwrap();
+    let image = Fixture::new(&[&[("a", b"x")]]);
+    store.load(&image.docker_archive(&["a:1"])[..]).unwrap();
+    let (naming, references) = (store.root().join("naming"), store.root().join("references.json"));
+    assert!(!naming.exists());
+    fs::write(&naming, image.id().hex()).unwrap();
+    fs::write(store.root().join("unswept"), "").unwrap();
+    Store::open(store.root()).unwrap();
+    assert!(!naming.exists() && store.images().unwrap().len() == 1, "it has its name");
+    fs::write(&naming, image.id().hex()).unwrap();
+    fs::write(store.root().join("unswept"), "").unwrap();
+    fs::remove_file(&references).unwrap();
+    Store::open(store.root()).unwrap();
+    assert!(!naming.exists() && store.images().unwrap().is_empty());
+    assert_eq!(fs::read_dir(store.root().join("layers")).unwrap().count(), 0);
+}
+
+#[test]
+fn damaged_references_are_said_and_nothing_is_removed_for_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("images")).unwrap();
+    let image = Fixture::new(&[&[("a", b"x")]]);
+    store.load(&image.docker_archive(&["a:1"])[..]).unwrap();
+    let references = store.root().join("references.json");
+    let good = fs::read(&references).unwrap();
+    for damaged in [&b"{"[..], b"", b"[1]", b"\xff", &good[..good.len() - 1]] {
+        fs::write(&references, damaged).unwrap();
+        fs::write(store.root().join("unswept"), "").unwrap();
+        let store = Store::open(store.root()).unwrap();
+        let resolved = store.resolve("a:1").unwrap_err().to_string();
+        let loaded = store.load(&image.docker_archive(&["b:1"])[..]).unwrap_err().to_string();
+        for error in [resolved, loaded] {
+            assert!(error.contains("references.json is damaged: remove it"), "{error}");
+        }
+        assert_eq!(fs::read(&references).unwrap(), damaged);
+    }
+    fs::write(&references, good).unwrap();
+    let found = store.resolve("a:1").unwrap().unwrap();
+    store.disk(&found).unwrap();
+    // As the message advises.
+    fs::remove_file(&references).unwrap();
+    assert!(store.resolve("a:1").unwrap().is_none());
+    store.disk(&store.resolve(&image.id().hex()).unwrap().unwrap()).unwrap();
+}

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static FOUND: OnceLock<libc::termios> = OnceLock::new();
 /// There is a [`RawTerminal`].
 static ENTERED: AtomicBool = AtomicBool::new(false);
+/// What is output is not changed either.
+static OUTPUT: AtomicBool = AtomicBool::new(false);
 /// The terminal is in raw mode now.
 static RAW: AtomicBool = AtomicBool::new(false);
 
@@ -31,10 +33,25 @@ impl RawTerminal {
     ///
     /// Those of reading and setting the terminal's attributes.
     pub fn enter() -> io::Result<Option<Self>> {
+        Self::enter_with(false)
+    }
+
+    /// The same for output too, as for a terminal of a container's, which has put a carriage return before each line's end
+    /// where one belongs. Lines of mvm's own do not begin at the left then.
+    ///
+    /// # Errors
+    ///
+    /// As for [`enter`](Self::enter).
+    pub fn enter_for_output() -> io::Result<Option<Self>> {
+        Self::enter_with(true)
+    }
+
+    fn enter_with(output: bool) -> io::Result<Option<Self>> {
         if !io::stdin().is_terminal() {
             return Ok(None);
         }
         restore_on_fatal_signals()?;
+        OUTPUT.store(output, Ordering::SeqCst);
         ENTERED.store(true, Ordering::SeqCst);
         take_terminal()?;
         Ok(Some(Self(())))
@@ -78,8 +95,10 @@ pub fn take_terminal() -> io::Result<bool> {
     let mut raw = *FOUND.get_or_init(|| attributes);
     // SAFETY: the attributes are initialized.
     unsafe { libc::cfmakeraw(&raw mut raw) };
-    // Output stays as it was, so that mvm's own lines begin at the left.
-    raw.c_oflag |= libc::OPOST;
+    if !OUTPUT.load(Ordering::SeqCst) {
+        // It stays as it was, so that mvm's own lines begin at the left.
+        raw.c_oflag |= libc::OPOST;
+    }
     RAW.store(true, Ordering::SeqCst);
     // SAFETY: the attributes are initialized.
     check(unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const raw) })?;

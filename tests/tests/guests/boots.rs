@@ -61,6 +61,22 @@ fn debians_real_time_kernel_boots_without_acpi() {
     assert!(outcome.output.contains("acpi=0 cpus=2"), "{outcome}");
 }
 
+/// There is no timer to measure the frequency of the TSC with, which kvmclock tells otherwise.
+#[test]
+fn our_kernel_boots_without_kvmclock_where_it_is_told_the_frequency_of_the_tsc() {
+    let script =
+        "dmesg | sed -n 's/.*tsc: Detected \\([0-9]*\\)\\.\\([0-9]*\\) MHz processor.*/khz=\\1\\2/p'";
+    let khz = Boot::new().script(script).run().expect_code(0).number("khz");
+    let script = "echo clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+        before=$(date +%s); sleep 2; echo slept=$(($(date +%s) - before))";
+    let boot = Boot::new()
+        .append(&format!("no-kvmclock tsc=reliable tsc_early_khz={khz}"))
+        .flag("--timeout", "100s");
+    let outcome = boot.flag("--stop-timeout", "1s").append("loglevel=7").script(script).run().expect_code(0);
+    assert_eq!(outcome.value("clock"), "tsc", "{outcome}");
+    assert!((1..60).contains(&outcome.number("slept")), "{outcome}");
+}
+
 #[rstest]
 #[case(1)]
 #[case(2)]

@@ -32,9 +32,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The words of the line of `mvm ps` that has `name`.
+/// The ID, the name and the state of the one that is called `name`, as `mvm ps` has them.
 fn listed(name: &str) -> Option<Vec<String>> {
-    let list = mvm_says(&["ps"]);
+    let list = mvm_says(&["ps", "--format", "{{.ID}} {{.Names}} {{.State}}"]);
     let mut lines = list.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
     lines.find(|words| words.get(1).is_some_and(|word| word == name))
 }
@@ -70,7 +70,8 @@ fn a_guest_is_listed_until_it_is_stopped_by_its_power_button() {
     let guest = start("listed", LISTENS);
     let words = listed("listed").expect("it is listed");
     let pid = guest.pid().as_raw_nonzero().to_string();
-    assert!(words[2] == "running" && words.contains(&pid), "{words:?}");
+    assert_eq!(words[2], "running");
+    assert_eq!(mvm_says(&["inspect", "--format", "{{.State.Pid}}", "listed"]).trim(), pid);
     assert_eq!(mvm_says(&["stop", "--time", "100", "listed"]), "listed\n");
     guest.finish().expect_code(0).expect_line("pressed");
     assert_eq!(listed("listed"), None);
@@ -113,8 +114,16 @@ fn a_paused_guest_does_nothing_until_it_is_resumed() {
     // Reading the counts takes many times what a guest that runs would need to answer; what it waits for is the
     // process's own clock of processor time, which stands still as well.
     let usage = mvm_says(&["stats", "--no-stream", "paused"]);
-    let percent: f64 =
-        usage.lines().nth(1).expect("a row").split_whitespace().nth(2).expect("CPU").parse().unwrap();
+    let percent: f64 = usage
+        .lines()
+        .nth(1)
+        .expect("a row")
+        .split_whitespace()
+        .nth(2)
+        .expect("CPU")
+        .trim_end_matches('%')
+        .parse()
+        .unwrap();
     assert!(percent < 50.0, "{usage}");
     assert_eq!(count(), before);
     mvm_says(&["resume", "paused"]);
@@ -175,7 +184,7 @@ fn curl_controls_a_guest() {
     }
     let balloon = run_mvm(["balloon", "curled"]);
     assert_eq!(balloon.status.code(), Some(1));
-    assert_eq!(text(&balloon.stderr), "mvm: VM curled: this VM has no balloon: boot it with --balloon\n");
+    assert_eq!(text(&balloon.stderr), "mvm: curled: this VM has no balloon: boot it with --balloon\n");
     let action = "{\"action_type\":\"SendCtrlAltDel\"}";
     let pressed = curl(&socket, &["--request", "PUT", "--data", action], "/actions");
     assert!(pressed.starts_with("HTTP/1.1 204"), "{pressed}");
@@ -186,7 +195,7 @@ fn curl_controls_a_guest() {
 fn a_name_is_had_by_one_guest() {
     let guest = start("taken", DOES_NOT_LISTEN);
     let outcome =
-        Boot::new().flag("--name", "taken").run().expect_code(2).expect("the name taken is in use by VM");
+        Boot::new().flag("--name", "taken").run().expect_code(2).expect("the name taken is in use by");
     assert_eq!(outcome.errors.lines().count(), 1, "{outcome}");
     mvm_says(&["kill", "taken"]);
     guest.finish().expect_code(137);
@@ -203,7 +212,7 @@ fn what_a_killed_process_leaves_is_removed_by_the_next() {
     assert!(directory.exists());
     let gone: Output = run_mvm(["kill", "dead"]);
     assert_eq!(gone.status.code(), Some(1), "{}", text(&gone.stderr));
-    assert!(text(&gone.stderr).contains("there is no VM \"dead\""));
+    assert!(text(&gone.stderr).contains("there is no VM or container \"dead\""));
     assert_eq!(listed("dead"), None);
     assert!(!directory.exists(), "its directory is left");
 }

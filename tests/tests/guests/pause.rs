@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tests::{Boot, Guest, HostLink, RamChecksums, fio_rootfs, run_mvm, sparse_file, vsock_program};
+use tests::{Boot, Guest, HostLink, RamCopy, fio_rootfs, run_mvm, sparse_file, vsock_program};
 
 const MEMORY: u64 = 96 << 20;
 /// How often the VM is paused, and in how many of these its RAM is compared.
@@ -134,9 +134,9 @@ impl Control {
 /// Pauses the VM, has `provoke` do what would change its RAM if it ran, checks that nothing did, and resumes it.
 fn pause_and_compare(guest: &mut Guest, name: &str, provoke: impl FnOnce(&mut Guest)) {
     mvm_does("pause", name);
-    let before = RamChecksums::read(guest.pid(), MEMORY);
+    let before = RamCopy::read(guest.pid(), MEMORY);
     provoke(guest);
-    let after = RamChecksums::read(guest.pid(), MEMORY);
+    let after = RamCopy::read(guest.pid(), MEMORY);
     assert!(before == after, "pages of RAM have changed: {:?}", before.changed_pages(&after));
     mvm_does("resume", name);
 }

@@ -16,9 +16,10 @@ fn the_commands_of_the_readme_work() {
     let readme = include_str!("../../../README.md");
     let blocks: Vec<&str> =
         readme.split("```sh\n").skip(1).filter_map(|rest| rest.split("\n```").next()).collect();
-    let named = blocks.iter().position(|block| block.contains("--name")).unwrap();
+    let named =
+        blocks.iter().position(|block| block.contains("mvm boot") && block.contains("--name")).unwrap();
     let (first, other, last) = (&blocks[..=named], blocks[named + 1], &blocks[named + 2..]);
-    assert!(blocks.len() >= 4 && other.contains("mvm stop web"), "{blocks:?}");
+    assert!(blocks.len() >= 5 && other.contains("mvm stop web"), "{blocks:?}");
     let script = [first, last].concat().join("\n");
 
     let home = TempDir::new().unwrap();
@@ -52,12 +53,13 @@ fn the_commands_of_the_readme_work() {
             let output = terminal(&["-ec", other]).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-            assert!(text.contains("web") && text.contains("running"), "{text}");
+            assert!(text.contains("web") && text.contains("Up "), "{text}");
         } else if !boot.contains("id=script") {
             guest.type_text("poweroff -f\n");
         }
     }
     let outcome = guest.finish().expect_code(0).expect_line("exit code 7");
     let outcome = outcome.expect_line("hello from a container").expect_line("the container ended with 3");
+    let outcome = outcome.expect_line("ready").expect("Exited (0)");
     assert!(home.path().join(".local/share/man/man1/mvm-boot.1").exists(), "{outcome}");
 }

@@ -67,6 +67,8 @@ pub enum DeviceConfig<'a> {
     Console,
     /// A disk.
     Disk(&'a DiskConfig),
+    /// A disk that has no file yet.
+    Slot,
     /// A network interface.
     Net(&'a NetConfig),
     /// Sockets between guest and host.
@@ -88,7 +90,7 @@ impl DeviceConfig<'_> {
     pub const fn kind(&self) -> DeviceKind {
         match self {
             Self::Console => DeviceKind::Console,
-            Self::Disk(_) => DeviceKind::Block,
+            Self::Disk(_) | Self::Slot => DeviceKind::Block,
             Self::Net(_) => DeviceKind::Net,
             Self::Vsock(_) => DeviceKind::Vsock,
             Self::Share(_) | Self::VhostUser(VhostUserConfig::Fs { .. }) => DeviceKind::Fs,
@@ -104,10 +106,12 @@ impl VmConfig {
     pub fn devices(&self) -> impl Iterator<Item = DeviceConfig<'_>> + Clone {
         let console = (self.console == ConsoleConfig::Virtio).then_some(DeviceConfig::Console);
         let disks = self.rootfs.iter().chain(&self.disks).map(DeviceConfig::Disk);
+        let slots = std::iter::repeat_n(DeviceConfig::Slot, self.slots);
         let shares = self.shares.iter().map(DeviceConfig::Share);
         let served = self.vhost_user.iter().map(DeviceConfig::VhostUser);
         (console.into_iter())
             .chain(disks)
+            .chain(slots)
             .chain(self.nets.iter().map(DeviceConfig::Net))
             .chain(self.vsock.iter().map(DeviceConfig::Vsock))
             .chain(shares.chain(served))
@@ -118,7 +122,7 @@ impl VmConfig {
 }
 
 /// The name of the disk with that index in the guest: vda to vdz, vdaa and so on.
-fn disk_name(index: usize) -> String {
+pub fn disk_name(index: usize) -> String {
     let mut letters = Vec::new();
     let mut rest = index + 1;
     while rest > 0 {
@@ -145,6 +149,7 @@ mod tests {
             console: ConsoleConfig::Virtio,
             rootfs: Some("root".parse().unwrap()),
             disks: vec!["a".parse().unwrap()],
+            slots: 2,
             nets: vec!["user".parse().unwrap()],
             vsock: Some("./v".parse().unwrap()),
             shares: vec!["src:/work".parse().unwrap()],
@@ -161,7 +166,7 @@ mod tests {
         let mut kinds: Vec<_> = config.devices().map(|device| device.kind()).collect();
         kinds.dedup();
         assert_eq!(kinds, DeviceKind::ALL);
-        assert_eq!(config.devices().count(), 10);
+        assert_eq!(config.devices().count(), 12);
         let plain = VmConfig::new("vmlinux");
         assert_eq!(plain.devices().map(|device| device.kind()).collect::<Vec<_>>(), [DeviceKind::Rng]);
     }

@@ -24,15 +24,15 @@ use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 pub use console::ConsoleConfig;
-pub use device_list::{DeviceConfig, DeviceKind};
+pub use device_list::{DeviceConfig, DeviceKind, disk_name};
 pub use disk::DiskConfig;
 pub use gdb::GdbConfig;
 pub use limit::{Bandwidth, Rate};
 pub use net::{NetBackend, NetConfig, NetConfigError, UserAddresses};
 pub use pmem::PmemConfig;
 pub(crate) use publish::range;
-pub use publish::{Protocol, PublishConfig, PublishError};
-pub use share::{Sandbox, ShareConfig, VhostUserConfig};
+pub use publish::{Protocol, PublishConfig, PublishError, port_range};
+pub use share::{Sandbox, ShareConfig, SharedPart, VhostUserConfig};
 pub use size::MemorySize;
 pub use time_limit::TimeLimit;
 pub use vsock::VsockConfig;
@@ -52,6 +52,9 @@ pub struct VmConfig {
     /// Further disks, in order.
     #[serde(rename = "disk")]
     pub disks: Vec<DiskConfig>,
+    /// Disks behind those that have no file yet: disks are put into them while the VM runs (see `Vm::slots`).
+    #[serde(skip)]
+    pub slots: usize,
     /// Sockets between guest and host.
     pub vsock: Option<VsockConfig>,
     /// Files that the guest has as persistent memory, in order.
@@ -233,6 +236,7 @@ impl VmConfig {
             initrd: None,
             rootfs: None,
             disks: Vec::new(),
+            slots: 0,
             nets: Vec::new(),
             publish: Vec::new(),
             vsock: None,

@@ -11,7 +11,8 @@ use thiserror::Error;
 use super::{ConfigError, serde_as_text};
 
 /// The transport protocol of a port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
     #[default]
@@ -106,16 +107,18 @@ fn read_address(text: &str) -> Result<IpAddr, PublishError> {
     address.map_err(|_| PublishError::Address(text.to_owned()))
 }
 
-fn read_ports(text: &str) -> Result<RangeInclusive<u16>, PublishError> {
-    let error = || PublishError::Port(text.to_owned());
-    let port = |text: &str| {
-        // `parse` would take a sign.
-        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse().ok().filter(|port: &u16| is_number && *port > 0).ok_or_else(error)
-    };
+/// Reads `PORT` or `FIRST-LAST`; `None` where it is neither, or a port is 0.
+pub fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    // `parse` would take a sign.
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let port = |text: &str| text.parse().ok().filter(|port: &u16| is_number(text) && *port > 0);
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (port(first)?, port(last)?);
-    if first > last { Err(error()) } else { Ok(first..=last) }
+    (first <= last).then_some(first..=last)
+}
+
+fn read_ports(text: &str) -> Result<RangeInclusive<u16>, PublishError> {
+    port_range(text).ok_or_else(|| PublishError::Port(text.to_owned()))
 }
 
 impl PublishConfig {

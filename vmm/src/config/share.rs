@@ -47,12 +47,25 @@ fn read_only(word: &str) -> Option<bool> {
 /// Options that docker has behind the second colon of a volume, and mvm has not.
 const OF_DOCKER_ONLY: [&str; 6] = ["z", "Z", "cached", "delegated", "consistent", "nocopy"];
 
+/// A folder or file of the host that is a part of a [`ShareConfig`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedPart {
+    /// What the guest finds it by: a name without a slash, which no other part has.
+    pub name: String,
+    /// The folder or file.
+    pub path: PathBuf,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
+}
+
 /// A folder of the host that the guest can mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ShareConfig {
-    /// The folder.
+    /// The folder; or, with parts, a directory that they hide from the process that serves them.
     pub path: PathBuf,
+    /// Folders and files that it is composed of. They have no text form.
+    pub parts: Vec<SharedPart>,
     /// The name by which the guest mounts it. If it is an absolute path, mvm's init mounts the folder there.
     pub tag: ShareTag,
     /// Whether the guest can only read it.
@@ -81,7 +94,7 @@ impl FromStr for ShareConfig {
             }
         }
         let (path, tag, sandbox) = (path.into(), tag.parse()?, Sandbox::default());
-        let mut share = Self { path, tag, read_only: is_read_only, sandbox };
+        let mut share = Self { path, parts: Vec::new(), tag, read_only: is_read_only, sandbox };
         for word in words {
             let named = |name: &str| Sandbox::ALL.into_iter().find(|sandbox| sandbox.name() == name);
             match word.split_once('=') {
@@ -176,7 +189,7 @@ mod tests {
     use super::*;
 
     fn share(path: &str, tag: &str, read_only: bool, sandbox: Sandbox) -> ShareConfig {
-        ShareConfig { path: path.into(), tag: tag.parse().unwrap(), read_only, sandbox }
+        ShareConfig { path: path.into(), parts: Vec::new(), tag: tag.parse().unwrap(), read_only, sandbox }
     }
 
     #[rstest]

@@ -9,6 +9,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use instance::CONSOLE_SOCKET;
 
 use super::ConsoleError;
+use super::awaited::{Awaited, AwaitedText};
 use super::hub::Hub;
 use super::input::InputPort;
 use super::keyboard::Keyboard;
@@ -30,13 +31,15 @@ pub struct ConsoleEvents {
     port: InputPort,
     keyboard: Option<Keyboard>,
     log: Option<Log>,
+    /// Until the text was output.
+    awaited: Option<Awaited>,
     server: Option<Server>,
 }
 
 impl ConsoleEvents {
     /// A console without a keyboard and without clients, whose input goes to `port`.
     pub(super) fn new(hub: &Arc<Hub>, port: InputPort) -> Self {
-        Self { hub: Arc::clone(hub), port, keyboard: None, log: None, server: None }
+        Self { hub: Arc::clone(hub), port, keyboard: None, log: None, awaited: None, server: None }
     }
 
     /// Adds the keyboard `source`. If it `is_terminal`, it has an escape character, with which the user can end the VM
@@ -66,6 +69,11 @@ impl ConsoleEvents {
         Ok(())
     }
 
+    /// Looks for a text in the output.
+    pub(super) fn add_awaited(&mut self, text: AwaitedText) {
+        self.awaited = Some(Awaited::new(text, self.hub.reader()));
+    }
+
     /// Adds the console socket, in `directory`, which is the VM's own.
     ///
     /// # Errors
@@ -79,7 +87,12 @@ impl ConsoleEvents {
     fn output(&mut self) {
         self.hub.tick();
         self.log.iter_mut().for_each(Log::write);
+        // Behind the log, which has the text by then.
+        if self.awaited.as_mut().is_some_and(Awaited::look) {
+            self.awaited = None;
+        }
         self.server.iter_mut().for_each(Server::send);
+        self.server.iter_mut().for_each(Server::tick);
     }
 
     fn settle(&mut self, ops: &mut EventOps<'_>) {

@@ -157,6 +157,13 @@ impl Hub {
         }
     }
 
+    /// Has a batch be complete after `wait`, even an empty one, or sooner where there is output.
+    pub(super) fn tick_in(&self, wait: Duration) {
+        if !self.lock().ticking {
+            set(&self.tick, wait);
+        }
+    }
+
     /// The latest output, at least the last [`HISTORY`] bytes of it if there were as many.
     pub(super) fn latest(&self) -> Vec<u8> {
         let state = self.lock();

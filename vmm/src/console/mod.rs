@@ -3,6 +3,7 @@
 //! Devices write to a hub, from which standard output or a file ([`Sink`]), the log and all who are attached
 //! ([`instance::console::attach`]) read, each at its own pace. What any of them types goes to one device.
 
+mod awaited;
 mod client;
 mod events;
 mod file;
@@ -29,6 +30,7 @@ use event_manager::MutEventSubscriber;
 use instance::console::RawTerminal;
 use thiserror::Error;
 
+pub use awaited::{AwaitedText, OnText};
 pub use events::ConsoleEvents;
 pub use input::InputPort;
 pub use sink::Sink;
@@ -140,6 +142,9 @@ impl Console {
         let mut events = ConsoleEvents::new(&self.hub, port);
         if let Some(log) = &frontend.log {
             events.add_log(log)?;
+        }
+        if let Some(text) = &frontend.awaited {
+            events.add_awaited(text.clone());
         }
         if let Some(directory) = directory {
             events.add_server(directory)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use devices::socket::ListeningSocket;
 use event_manager::{EventOps, EventSet};
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::ConsoleError;
@@ -20,6 +21,8 @@ use super::watch::{Watch, Watched};
 const MOST_CLIENTS: usize = 16;
 /// How many may wait to be accepted.
 const BACKLOG: i32 = 128;
+/// How long it is waited for a descriptor to be free.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long the end of a VM waits for all clients together.
 const END: Duration = Duration::from_secs(1);
 
@@ -27,6 +30,8 @@ const END: Duration = Duration::from_secs(1);
 pub(super) struct Server {
     listener: ListeningSocket,
     watch: Watch,
+    /// The host has no descriptor for another client; with the next tick of the hub it is tried again.
+    paused: bool,
     hub: Arc<Hub>,
     first_token: u32,
     /// Each at the place that its token says.
@@ -45,7 +50,7 @@ impl Server {
             .map_err(|source| ConsoleError::Socket { path, source })?;
         let watch = Watch::new(listener.as_raw_fd(), token);
         let (hub, clients) = (Arc::clone(hub), Default::default());
-        Ok(Self { listener, watch, hub, first_token: token + 1, clients })
+        Ok(Self { listener, watch, paused: false, hub, first_token: token + 1, clients })
     }
 
     /// The event loop has seen `events` for `token`, which is the socket's or a client's.
@@ -61,8 +66,19 @@ impl Server {
         // One a turn; the event loop comes again where there are more.
         match self.listener.accept(SocketFlags::NONBLOCK) {
             Ok(stream) => self.admit(UnixStream::from(stream), ops),
-            Err(error) => tracing::debug!(%error, "cannot accept a client of the console"),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+            Err(error) => {
+                // The client waits in the socket's queue, and the event loop would come back for it forever.
+                tracing::warn!(%error, "the console's socket cannot accept a client; it is tried again");
+                self.paused = true;
+                self.hub.tick_in(RETRY);
+            }
         }
+    }
+
+    /// The hub has ticked: clients are accepted again.
+    pub(super) fn tick(&mut self) {
+        self.paused = false;
     }
 
     fn admit(&mut self, stream: UnixStream, ops: &mut EventOps<'_>) {
@@ -91,7 +107,8 @@ impl Server {
 
     /// After an event: removes clients that have disconnected, and sets what the event loop watches for the others.
     pub(super) fn settle(&mut self, port: &InputPort, ops: &mut EventOps<'_>) {
-        if self.watch.set(Some(EventSet::IN), ops) != Watched::Yes {
+        let wanted = (!self.paused).then_some(EventSet::IN);
+        if self.watch.set(wanted, ops) != Watched::Yes {
             tracing::warn!("the console's socket cannot be watched: no client can attach");
         }
         for place in &mut self.clients {

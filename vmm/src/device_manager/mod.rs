@@ -88,6 +88,8 @@ pub struct DeviceManager<'a> {
     pub suspends: Vec<Arc<dyn Suspend>>,
     /// The disks, in their order.
     pub disks: Vec<BlockHandle>,
+    /// Those that disks can be put into, in their order.
+    pub slots: Vec<BlockHandle>,
     /// The memory balloon, where there is one.
     pub balloon: Option<BalloonHandle>,
     /// What the consoles have in common.
@@ -123,6 +125,7 @@ impl<'a> DeviceManager<'a> {
             metrics: MetricsRegistry::default(),
             suspends: Vec::new(),
             disks: Vec::new(),
+            slots: Vec::new(),
             balloon: None,
             console,
             input: None,

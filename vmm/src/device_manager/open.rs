@@ -24,6 +24,8 @@ pub enum OpenDevice {
     Console,
     /// A disk.
     Disk(Disk, DiskId, RateLimits),
+    /// A disk that has no file yet.
+    Slot,
     /// A network interface.
     Net(Network),
     /// Sockets between guest and host.
@@ -74,6 +76,7 @@ impl Opener<'_> {
         Ok(match device {
             DeviceConfig::Console => OpenDevice::Console,
             DeviceConfig::Disk(disk) => open_disk(disk)?,
+            DeviceConfig::Slot => OpenDevice::Slot,
             DeviceConfig::Net(net) => OpenDevice::Net(self.open_network(net)?),
             DeviceConfig::Vsock(config) => OpenDevice::Vsock(vsock::open(config, self.descriptors)?),
             DeviceConfig::Share(share) => OpenDevice::Share(shares::start(share)?),
@@ -122,6 +125,12 @@ impl OpenDevice {
                 let block = Block::new(disk, id, limits).map_err(VmError::host("make a disk"))?;
                 let block = devices.add_virtio(DeviceKind::Block, block)?;
                 devices.disks.push(BlockHandle::new(block));
+                Ok(())
+            }
+            Self::Slot => {
+                let block = Block::slot().map_err(VmError::host("make a disk"))?;
+                let block = devices.add_virtio(DeviceKind::Block, block)?;
+                devices.slots.push(BlockHandle::new(block));
                 Ok(())
             }
             Self::Net(net) => {

@@ -6,7 +6,7 @@ mod process;
 mod program;
 
 pub(crate) use self::command::confine;
-pub use self::package::Package;
+pub use self::package::{Build, Package};
 pub use self::process::Helper;
 pub(crate) use self::process::becomes_readable;
 pub use self::program::Program;

@@ -1,6 +1,8 @@
 //! How a program is installed on this host.
 
-use std::fs;
+use std::{env, fs};
+
+use crate::Remedy;
 
 /// Where the distribution says what it is (os-release(5)).
 const OS_RELEASE: &str = "/etc/os-release";
@@ -13,6 +15,19 @@ pub struct Package {
     pub since: &'static [(&'static str, Version)],
     /// What to do where the distribution is older than that.
     pub otherwise: &'static str,
+    /// What builds it there.
+    pub build: Option<Build>,
+}
+
+/// How a program is built where there is no package.
+#[derive(Debug)]
+pub struct Build {
+    /// Debian's packages that it needs.
+    pub packages: &'static [&'static str],
+    /// The program that builds it; where it is missing, there is none.
+    pub builder: &'static str,
+    /// The command.
+    pub command: &'static str,
 }
 
 /// A distribution's version: 12 is (12, 0), 24.04 is (24, 4).
@@ -32,13 +47,37 @@ impl Package {
         self.advice_for(name, &fs::read_to_string(OS_RELEASE).unwrap_or_default())
     }
 
-    fn advice_for(&self, name: &str, os_release: &str) -> String {
+    /// Commands that install it on this host, where there are any.
+    pub(super) fn remedies(&self, name: &'static str) -> Vec<Remedy> {
+        let search = env::var_os("PATH").unwrap_or_default();
+        let has =
+            |program: &str| env::split_paths(&search).any(|directory| directory.join(program).is_file());
+        self.remedies_for(name, &fs::read_to_string(OS_RELEASE).unwrap_or_default(), has)
+    }
+
+    fn remedies_for(&self, name: &'static str, os_release: &str, has: impl Fn(&str) -> bool) -> Vec<Remedy> {
         let distribution = Distribution::read(os_release);
-        let is_older = |(id, since): &(&str, Version)| {
+        let Some(installer) = distribution.ids.iter().find_map(|id| unattended(id)) else {
+            return Vec::new();
+        };
+        if !self.is_missing_from(&distribution) {
+            return vec![Remedy::Package { installer, name }];
+        }
+        let Some(build) = self.build.as_ref().filter(|build| has(build.builder)) else { return Vec::new() };
+        let packages = build.packages.iter().map(|name| Remedy::Package { installer, name });
+        packages.chain([Remedy::User(build.command.to_owned())]).collect()
+    }
+
+    fn is_missing_from(&self, distribution: &Distribution<'_>) -> bool {
+        self.since.iter().any(|(id, since)| {
             distribution.ids.first() == Some(id)
                 && distribution.version.is_some_and(|version| version < *since)
-        };
-        if self.since.iter().any(is_older) {
+        })
+    }
+
+    fn advice_for(&self, name: &str, os_release: &str) -> String {
+        let distribution = Distribution::read(os_release);
+        if self.is_missing_from(&distribution) {
             return format!("{} has no package {name}, so {}", distribution.name, self.otherwise);
         }
         match distribution.ids.iter().find_map(|id| installer(id)) {
@@ -56,6 +95,17 @@ fn installer(id: &str) -> Option<&'static str> {
         "alpine" => "apk add",
         "suse" | "opensuse" => "zypper install",
         _ => return None,
+    })
+}
+
+/// The same command, which asks nothing.
+fn unattended(id: &str) -> Option<&'static str> {
+    Some(match installer(id)? {
+        "apt install" => "apt-get install -y",
+        "dnf install" => "dnf install -y",
+        "pacman -S" => "pacman -S --noconfirm",
+        "zypper install" => "zypper --non-interactive install",
+        other => other,
     })
 }
 
@@ -82,8 +132,36 @@ mod tests {
 
     use super::*;
 
-    const PACKAGE: Package =
-        Package { since: &[("debian", (13, 0)), ("ubuntu", (23, 4))], otherwise: "build it" };
+    const PACKAGE: Package = Package {
+        since: &[("debian", (13, 0)), ("ubuntu", (23, 4))],
+        otherwise: "build it",
+        build: Some(BUILD),
+    };
+    const BUILD: Build =
+        Build { packages: &["gcc", "libx-dev"], builder: "rustup", command: "cargo install x" };
+
+    #[rstest]
+    #[case("VERSION_ID=\"13\"\nID=debian\n", true, "apt-get install -y x")]
+    #[case("ID=fedora\n", true, "dnf install -y x")]
+    #[case(
+        "VERSION_ID=\"12\"\nID=debian\n",
+        true,
+        "apt-get install -y gcc, apt-get install -y libx-dev, cargo install x"
+    )]
+    #[case("VERSION_ID=\"12\"\nID=debian\n", false, "")]
+    #[case("ID=nixos\n", true, "")]
+    fn commands_install_it_where_there_are_some(
+        #[case] os_release: &str,
+        #[case] has_builder: bool,
+        #[case] expected: &str,
+    ) {
+        let remedies = PACKAGE.remedies_for("x", os_release, |_| has_builder);
+        let commands = remedies.into_iter().map(|remedy| match remedy {
+            Remedy::Package { installer, name } => format!("{installer} {name}"),
+            Remedy::Root(command) | Remedy::User(command) => command,
+        });
+        assert_eq!(commands.collect::<Vec<_>>().join(", "), expected);
+    }
 
     #[rstest]
     #[case(

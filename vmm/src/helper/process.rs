@@ -84,6 +84,12 @@ impl Helper {
         Some(message)
     }
 
+    /// The number of its process.
+    #[cfg(test)]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Discards the messages so far.
     pub(crate) fn forget_messages(&mut self) {
         let mut waste = Vec::new();
@@ -221,7 +227,7 @@ mod tests {
         name: "sh",
         variable: "",
         places: &[],
-        package: Package { since: &[], otherwise: "" },
+        package: Package { since: &[], otherwise: "", build: None },
         message: str::trim,
     };
 

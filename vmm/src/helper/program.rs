@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Package;
+use crate::Remedy;
 
 /// A program that can be a helper.
 #[derive(Debug)]
@@ -28,12 +29,20 @@ impl Program {
         format!("{}, or set {} to the program's path", self.package.advice(self.name), self.variable)
     }
 
-    /// The program that the user chose, or the first in PATH or where distributions install it.
-    pub fn find(&self) -> Option<PathBuf> {
-        self.find_in(env::var_os(self.variable).as_deref(), env::var_os("PATH").as_deref(), self.places)
+    /// Commands that get it on this host, where there are any.
+    pub fn remedies(&self) -> Vec<Remedy> {
+        self.package.remedies(self.name)
     }
 
-    fn find_in(&self, named: Option<&OsStr>, search: Option<&OsStr>, places: &[&str]) -> Option<PathBuf> {
+    /// The program that the user chose, or the first in PATH, beside this program or where distributions install it.
+    pub fn find(&self) -> Option<PathBuf> {
+        let own = env::current_exe().ok();
+        let beside = own.as_deref().and_then(Path::parent).map(|directory| directory.join(self.name));
+        let places: Vec<PathBuf> = beside.into_iter().chain(self.places.iter().map(PathBuf::from)).collect();
+        self.find_in(env::var_os(self.variable).as_deref(), env::var_os("PATH").as_deref(), &places)
+    }
+
+    fn find_in(&self, named: Option<&OsStr>, search: Option<&OsStr>, places: &[PathBuf]) -> Option<PathBuf> {
         if let Some(named) = named.filter(|named| !named.is_empty()) {
             return Some(named.into());
         }
@@ -41,7 +50,7 @@ impl Program {
         let in_path = directories
             .filter(|directory| directory.is_absolute())
             .map(|directory| directory.join(self.name));
-        in_path.chain(places.iter().map(PathBuf::from)).find(|path| is_executable(path))
+        in_path.chain(places.iter().cloned()).find(|path| is_executable(path))
     }
 }
 
@@ -57,10 +66,10 @@ mod tests {
 
     #[test]
     fn the_users_choice_goes_before_path_and_path_before_the_usual_places() {
-        const PACKAGE: Package = Package { since: &[], otherwise: "" };
+        const PACKAGE: Package = Package { since: &[], otherwise: "", build: None };
         const HELPER: Program =
             Program { name: "helper", variable: "", places: &[], package: PACKAGE, message: str::trim };
-        let find = |named: Option<&OsStr>, search: Option<&OsStr>, places: &[&str]| {
+        let find = |named: Option<&OsStr>, search: Option<&OsStr>, places: &[PathBuf]| {
             HELPER.find_in(named, search, places)
         };
         let directory = tempfile::tempdir().unwrap();
@@ -74,7 +83,7 @@ mod tests {
         let (dull, first, usual) = (program("dull", 0o644), program("first", 0o755), program("usual", 0o755));
         let parent = |path: &Path| path.parent().unwrap().to_owned();
         let search = env::join_paths([parent(&dull), parent(&first), parent(&usual)]).unwrap();
-        let places = [usual.to_str().unwrap()];
+        let places = [usual.clone()];
         assert_eq!(find(Some(OsStr::new("/x")), Some(search.as_os_str()), &places), Some("/x".into()));
         assert_eq!(find(None, Some(search.as_os_str()), &places), Some(first));
         assert_eq!(find(Some(OsStr::new("")), Some(parent(&dull).as_os_str()), &places), Some(usual));

@@ -17,11 +17,11 @@ pub fn load(memory: &GuestMemoryMmap, kernel: &Kernel, initrd: BootFile) -> Resu
         let room = top.saturating_sub(kernel.end.next_multiple_of(PAGE));
         let start = top.checked_sub(length).map(|start| start / PAGE * PAGE);
         let start = start.filter(|start| *start >= kernel.end);
-        let (Some(start), Ok(size)) = (start, u32::try_from(length)) else {
+        let start = start.and_then(|start| u32::try_from(start).ok());
+        let (Some(address), Ok(size)) = (start, u32::try_from(length)) else {
             return Err(Problem::NoRoom { length, room });
         };
-        let address = GuestAddress(start);
-        read_file(memory, address, &file, 0, length).map_err(Problem::Memory)?;
+        read_file(memory, GuestAddress(address.into()), &file, 0, length).map_err(Problem::Memory)?;
         Ok(Initrd { address, length: size })
     };
     load().map_err(|problem| problem.of(what, &path))
@@ -48,7 +48,7 @@ mod tests {
         let memory = reserve(&[(GuestAddress(0), 16 * MIB)]).unwrap();
         let initrd = BootFile::initrd(file.path()).and_then(|file| load(&memory, kernel, file));
         let initrd = initrd.map_err(|error| error.problem.to_string())?;
-        let end = initrd.address.0 + length;
+        let end = u64::from(initrd.address) + length;
         assert_eq!(memory.read_obj::<u8>(GuestAddress(end - 1)).unwrap(), 3);
         Ok(initrd)
     }
@@ -56,14 +56,14 @@ mod tests {
     #[test]
     fn it_comes_to_the_top_of_ram_at_a_page() {
         let initrd = initrd_of(5000, &kernel(2 * MIB)).unwrap();
-        assert_eq!(initrd, Initrd { address: GuestAddress(16 * MIB - 8192), length: 5000 });
+        assert_eq!(initrd, Initrd { address: 0x100_0000 - 8192, length: 5000 });
     }
 
     #[test]
     fn it_stays_below_the_address_that_the_kernel_says() {
         let header = setup_header { initrd_addr_max: 0x7f_ffff, ..Default::default() };
         let kernel = Kernel { setup_header: Some(Box::new(header)), ..kernel(2 * MIB) };
-        assert_eq!(initrd_of(4096, &kernel).unwrap().address, GuestAddress(8 * MIB - 4096));
+        assert_eq!(initrd_of(4096, &kernel).unwrap().address, 0x80_0000 - 4096);
     }
 
     #[test]

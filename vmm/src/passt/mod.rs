@@ -24,6 +24,7 @@ pub static PASST: Program = Program {
     package: Package {
         since: &[("debian", (12, 0)), ("ubuntu", (23, 4))],
         otherwise: "use --net tap=NAME or --net bridge=NAME instead, or build passt from its source",
+        build: None,
     },
     message,
 };
@@ -37,7 +38,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug, Error)]
 pub enum PasstError {
     /// No passt on this host.
-    #[error("passt is not installed, which --net user and --publish need: {}", PASST.advice())]
+    #[error("passt is not installed, which user networks and published ports need (--network user, --net user, -p): {}", PASST.advice())]
     NoProgram,
     /// A port to publish.
     #[error(transparent)]

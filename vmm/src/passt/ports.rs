@@ -11,7 +11,9 @@ use crate::config::{Protocol, PublishConfig};
 #[derive(Debug, Error)]
 pub enum PortError {
     /// The port is in use.
-    #[error("port {port}/{protocol} of the host is in use: publish another, or find the user with `ss -lp`")]
+    #[error(
+        "port {port}/{protocol} of the host is in use: publish another; `ss -lp` shows the process that has it"
+    )]
     Taken {
         /// The port.
         port: u16,

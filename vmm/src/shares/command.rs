@@ -6,6 +6,7 @@ use std::process::Command;
 
 use rustix::process::{Resource, getegid, geteuid, getrlimit};
 
+use super::tree::Tree;
 use crate::helper::confine;
 use crate::{Sandbox, ShareConfig};
 
@@ -13,11 +14,20 @@ use crate::{Sandbox, ShareConfig};
 /// each takes about 1 KiB of the host's memory.
 const MAX_FILES: u64 = 1_000_000;
 
-/// The command that serves `folder` as `share` says, to the first connection to `listener`.
-pub(super) fn command(program: &Path, share: &ShareConfig, folder: &Path, listener: OwnedFd) -> Command {
+/// The command that serves `folder`, in which there is `tree`, as `share` says, to the first connection to `listener`.
+pub(super) fn command(
+    program: &Path,
+    share: &ShareConfig,
+    folder: &Path,
+    tree: Option<Tree>,
+    listener: OwnedFd,
+) -> Command {
     let mut command = Command::new(program);
     command.args(options(share)).arg("--shared-dir").arg(folder);
     command.arg(format!("--fd={}", listener.as_raw_fd()));
+    if let Some(tree) = tree {
+        tree.make_for(&mut command);
+    }
     confine(&mut command, vec![listener]);
     command
 }
@@ -39,7 +49,8 @@ fn options(share: &ShareConfig) -> Vec<String> {
     if share.read_only {
         options.push("--readonly".to_owned());
     }
-    if !geteuid().is_root() {
+    // In the namespace of a tree this user is root.
+    if !geteuid().is_root() && share.parts.is_empty() {
         options.extend(unprivileged(share.sandbox));
     }
     options

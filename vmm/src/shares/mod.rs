@@ -2,6 +2,7 @@
 
 mod command;
 mod socket;
+mod tree;
 mod virtiofsd;
 
 use std::io;
@@ -30,8 +31,11 @@ pub enum ShareError {
     /// Not a directory.
     #[error("cannot share {}: it is not a folder", .0.display())]
     NotAFolder(PathBuf),
+    /// A part that is a device, a FIFO or a socket.
+    #[error("cannot share {}: it is neither a folder nor a file", .0.display())]
+    Kind(PathBuf),
     /// No virtiofsd on this host.
-    #[error("virtiofsd is not installed, which --share needs: {}", VIRTIOFSD.advice())]
+    #[error("virtiofsd is not installed, which shared folders need (-v, --share): {}", VIRTIOFSD.advice())]
     NoProgram,
     /// virtiofsd can't be started.
     #[error("cannot start {} to share {tag}", program.display())]
@@ -78,7 +82,7 @@ impl ShareError {
     /// Whether the cause is the host, not the configuration.
     pub fn is_the_hosts(&self) -> bool {
         match self {
-            Self::Folder { .. } | Self::NotAFolder(_) | Self::Socket { .. } => false,
+            Self::Folder { .. } | Self::NotAFolder(_) | Self::Kind(_) | Self::Socket { .. } => false,
             Self::NoProgram | Self::Start { .. } | Self::Ended { .. } | Self::BackEnd { .. } => true,
         }
     }
@@ -89,6 +93,8 @@ pub struct Share {
     tag: ShareTag,
     socket: UnixStream,
     process: Option<Helper>,
+    /// It is composed of parts.
+    is_tree: bool,
 }
 
 /// Starts a virtiofsd for `share`. It starts up while the VM is built.
@@ -98,7 +104,7 @@ pub struct Share {
 /// [`ShareError`]: there is no such folder, or no virtiofsd.
 pub fn start(share: &ShareConfig) -> Result<Share, ShareError> {
     let (process, socket) = virtiofsd::start(share)?;
-    Ok(Share { tag: share.tag.clone(), socket, process: Some(process) })
+    Ok(Share { tag: share.tag.clone(), socket, process: Some(process), is_tree: !share.parts.is_empty() })
 }
 
 /// Connects to a back end that runs already.
@@ -110,7 +116,7 @@ pub fn connect(device: &VhostUserConfig) -> Result<Share, ShareError> {
     let VhostUserConfig::Fs { socket: path, tag } = device;
     let error = |source| ShareError::Socket { path: path.clone(), source };
     let socket = socket::connect(path).map_err(error)?;
-    Ok(Share { tag: tag.clone(), socket, process: None })
+    Ok(Share { tag: tag.clone(), socket, process: None, is_tree: false })
 }
 
 impl Share {
@@ -120,11 +126,11 @@ impl Share {
     ///
     /// [`ShareError`] says why the process can't be used, with the process's last messages.
     pub fn into_device(self) -> Result<(VhostUser, Option<Helper>), ShareError> {
-        let Self { tag, socket, process } = self;
+        let Self { tag, socket, process, is_tree } = self;
         match VhostUser::fs(socket, &tag) {
             Ok(device) => Ok((device, process)),
             Err(source) => Err(process
-                .and_then(|process| virtiofsd::failure(process, &tag))
+                .and_then(|process| virtiofsd::failure(process, &tag, is_tree))
                 .unwrap_or(ShareError::BackEnd { tag, source })),
         }
     }

@@ -5,9 +5,10 @@ use std::os::unix::net::UnixStream;
 use devices::virtio::vhost_user::ShareTag;
 
 use super::command::command;
+use super::tree::Tree;
 use super::{ShareError, socket};
 use crate::ShareConfig;
-use crate::helper::{Helper, Package, Program};
+use crate::helper::{Build, Helper, Package, Program};
 
 /// The program. Not /usr/lib/qemu/virtiofsd of QEMU before 8.0: it has the same name, but other options, and can't
 /// share read-only.
@@ -19,6 +20,11 @@ pub static VIRTIOFSD: Program = Program {
         since: &[("debian", (13, 0)), ("ubuntu", (23, 4))],
         otherwise: "build it: `apt install gcc libcap-ng-dev libseccomp-dev`, then `cargo install --locked virtiofsd` \
                     with the cargo of rustup",
+        build: Some(Build {
+            packages: &["gcc", "libcap-ng-dev", "libseccomp-dev"],
+            builder: "rustup",
+            command: "cargo install --locked virtiofsd",
+        }),
     },
     message,
 };
@@ -35,19 +41,26 @@ pub(super) fn start(share: &ShareConfig) -> Result<(Helper, UnixStream), ShareEr
         return Err(ShareError::NotAFolder(share.path.clone()));
     }
     let program = VIRTIOFSD.find().ok_or(ShareError::NoProgram)?;
+    let tree = match share.parts.is_empty() {
+        true => None,
+        false => Some(Tree::new(&path, &share.parts)?),
+    };
     let start = || {
         let (listener, stream) = socket::connected_listener()?;
-        let command = command(&program, share, &path, listener);
+        let command = command(&program, share, &path, tree, listener);
         Ok((Helper::start(&VIRTIOFSD, format!("share {}", share.tag), command)?, stream))
     };
     start().map_err(|source| ShareError::Start { program: program.clone(), tag: share.tag.clone(), source })
 }
 
 /// Why it ended, in its own words; `None` if it still runs.
-pub(super) fn failure(process: Helper, tag: &ShareTag) -> Option<ShareError> {
+pub(super) fn failure(process: Helper, tag: &ShareTag, is_tree: bool) -> Option<ShareError> {
     let message = process.into_last_words()?;
     // virtiofsd says so of everything that its sandbox needs and the host does not allow.
-    let hint = if message.contains("sandbox") {
+    let hint = if message.contains("sandbox") && is_tree {
+        " (it needs root, or a host on which users make namespaces: see the limits user.max_user_namespaces, \
+         kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns of sysctl)"
+    } else if message.contains("sandbox") {
         " (add ,sandbox=chroot, which needs root, or ,sandbox=none, which isolates virtiofsd less)"
     } else {
         ""
@@ -84,7 +97,7 @@ mod tests {
         command.args(["-c", script]);
         confine(&mut command, Vec::new());
         let process = Helper::start(&VIRTIOFSD, String::new(), command).unwrap();
-        let said = failure(process, &"/work".parse().unwrap()).unwrap().to_string();
+        let said = failure(process, &"/work".parse().unwrap(), false).unwrap().to_string();
         assert!(
             said.contains("failed to share /work: Error entering sandbox: Unshare (add ,sandbox=chroot"),
             "{said}"

@@ -1,6 +1,6 @@
 //! The pause gate: keeps vCPUs out of the guest.
 //!
-//! Each vCPU has a word with a bit forevery [`Holder`]. Its thread reads that word before it enters the guest, which
+//! Each vCPU has a word with a bit for every [`Holder`]. Its thread reads that word before it enters the guest, which
 //! is all that the gate costs a running VM. While a bit is set the thread is *parked*: it has completed the instruction
 //! whose exit it handled last, its registers can be read and changed, and it makes the calls on its descriptor that
 //! other threads ask for, as the ioctls of a vCPU have to come from one thread (KVM API, 2).

@@ -32,8 +32,6 @@ pub struct VcpuShared {
     pub gate: Arc<Gate>,
     /// Where a debugger learns of what it waits for, if there is one.
     pub debugger: Option<Arc<dyn DebugHook>>,
-    /// What each vCPU counts, by its index.
-    pub counters: Box<[Arc<ExitCounters>]>,
     /// Where the first entry is marked.
     pub timeline: Arc<Timeline>,
 }
@@ -83,20 +81,23 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU; the first of `vcpus` is the boot vCPU.
+    /// Starts a thread for each vCPU, which counts its exits in what comes with it; the first of `vcpus` is the boot vCPU.
     ///
     /// # Errors
     ///
     /// [`VcpuError`]; threads that were started are stopped.
-    pub fn start(vcpus: Vec<VcpuFd>, shared: Arc<VcpuShared>) -> Result<Self, VcpuError> {
+    pub fn start(
+        vcpus: Vec<(VcpuFd, Arc<ExitCounters>)>,
+        shared: Arc<VcpuShared>,
+    ) -> Result<Self, VcpuError> {
         kick::install().map_err(VcpuError::Signal)?;
         let mut started = Self { threads: Vec::new(), shared };
         // The boot vCPU comes last, so that those which it calls are there.
-        for (id, vcpu) in (0_u32..).zip(vcpus).collect::<Vec<_>>().into_iter().rev() {
+        for (id, (vcpu, counters)) in (0_u32..).zip(vcpus).collect::<Vec<_>>().into_iter().rev() {
             let shared = started.shared.clone();
             shared.gate.expect(id as usize);
             let thread = devices::thread(&format!("vcpu{id}"))
-                .spawn(move || run(id, vcpu, &shared))
+                .spawn(move || run(id, vcpu, &counters, &shared))
                 .map_err(|source| VcpuError::Thread { id, source })?;
             started.threads.push(thread);
         }
@@ -117,11 +118,10 @@ impl Drop for Vcpus {
     }
 }
 
-fn run(id: u32, mut vcpu: VcpuFd, shared: &VcpuShared) {
+fn run(id: u32, mut vcpu: VcpuFd, counters: &ExitCounters, shared: &VcpuShared) {
     let _registration = kick::Registration::new(&mut vcpu);
     let index = id as usize;
     let _present = shared.gate.enter(index);
-    let counters = shared.counters.get(index).cloned().unwrap_or_default();
     if shared.gate.holds(index) {
         shared.gate.park_before_start(index, &mut vcpu);
     }

@@ -198,3 +198,62 @@ fn the_processors_virtualization_is_for_guests_that_shall_have_it() {
         }
     }
 }
+
+guest!(
+    counters,
+    "
+        // The leaf of Intel's counters: EAX, EBX, EDX. Zeros where there is none.
+        xor edi, edi
+        xor esi, esi
+        xor ebp, ebp
+        xor eax, eax
+        cpuid
+        cmp eax, 0xa
+        jb 2f
+        mov eax, 0xa
+        xor ecx, ecx
+        cpuid
+        mov edi, eax
+        mov esi, ebx
+        mov ebp, edx
+    2:
+        mov eax, edi
+        put32
+        mov eax, esi
+        put32
+        mov eax, ebp
+        put32
+        // The register of their capabilities (PDCM), and AMD's counters.
+        mov eax, 1
+        cpuid
+        mov eax, ecx
+        and eax, 1 << 15
+        put32
+        mov eax, 0x80000001
+        cpuid
+        mov eax, ecx
+        and eax, 1 << 23 | 1 << 24 | 1 << 28
+        put32
+        power_off
+    "
+);
+
+#[test]
+fn performance_counters_are_those_that_kvm_has_for_guests_that_shall_have_them() {
+    let Some(machine) = Machine::new(counters()) else { return };
+    assert_eq!(machine.run().numbers(), [0; 5]);
+    let Some(mut machine) = Machine::new(counters()) else { return };
+    machine.config.pmu = true;
+    let supported =
+        vmm::open_kvm().unwrap().get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).unwrap();
+    let leaf = |function: u32| {
+        let entries = supported.as_slice();
+        entries.iter().find(|entry| entry.function == function).copied().unwrap_or_default()
+    };
+    let (intel, amd) = (leaf(0xa), leaf(0x8000_0001).ecx & (1 << 23 | 1 << 24 | 1 << 28));
+    let expected = [intel.eax, intel.ebx, intel.edx, leaf(1).ecx & 1 << 15, amd];
+    assert_eq!(machine.run().numbers(), expected);
+    if expected == [0; 5] {
+        eprintln!("this KVM has no performance counters");
+    }
+}

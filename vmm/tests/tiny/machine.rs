@@ -327,7 +327,7 @@ fn becomes_readable(file: &File) -> bool {
 fn kvm_is_there() -> bool {
     match vmm::open_kvm() {
         Ok(_) => true,
-        Err(error @ (KvmError::NoDevice | KvmError::NoPermission | KvmError::Open(_))) => {
+        Err(error @ (KvmError::NoDevice | KvmError::NoPermission(_) | KvmError::Open(_))) => {
             let thread = std::thread::current();
             let _ = writeln!(io::stderr(), "skipped {}: {error}", thread.name().unwrap_or("a test"));
             false

@@ -1,7 +1,7 @@
 //! The queues whose requests name pages: what the driver gives up, and what it takes back.
 
 use super::device::BalloonMetrics;
-use super::ranges::{PAGE, Ranges};
+use super::ranges::{PAGE, Ranges, stop_huge_pages};
 use crate::virtio::queue::{ActiveQueue, Chain, Head};
 
 /// The most pages that the device takes from one chain: 64 MiB. Linux names 256.
@@ -33,11 +33,13 @@ pub(super) struct Discarder {
     ranges: Ranges,
     /// The chain at work.
     head: Option<Head>,
+    /// The driver reports parts of huge pages.
+    has_parts: bool,
 }
 
 impl Discarder {
     pub(super) fn new(reported: bool) -> Self {
-        Self { reported, ranges: Ranges::default(), head: None }
+        Self { reported, ranges: Ranges::default(), head: None, has_parts: false }
     }
 
     /// Takes what the driver has available.
@@ -72,6 +74,10 @@ impl Discarder {
             collect_pages(chain, queue, &mut self.ranges);
         }
         self.ranges.merge();
+        if self.reported && !self.has_parts && self.ranges.split_huge_pages() {
+            self.has_parts = true;
+            stop_huge_pages(queue.memory());
+        }
         chain.head
     }
 

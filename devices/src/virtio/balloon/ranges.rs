@@ -9,6 +9,9 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 /// The size of a page, for the balloon (5.5.6) as for the host.
 pub(super) const PAGE: u64 = 4096;
 
+/// The size of a huge page of the host. Regions of guest memory start with one.
+const HUGE_PAGE: u64 = 2 << 20;
+
 /// The most bytes that one system call gives back.
 const PIECE: u64 = 8 << 20;
 
@@ -78,6 +81,11 @@ impl Ranges {
         self.0.iter().map(|(start, end)| end - start).sum()
     }
 
+    /// Whether a range has a part of a huge page, and the rest of it stays.
+    pub(super) fn split_huge_pages(&self) -> bool {
+        self.0.iter().any(|(start, end)| start % HUGE_PAGE != 0 || end % HUGE_PAGE != 0)
+    }
+
     /// Takes the first range off, or a piece of it, and gives its pages that are pages of `memory` back to the host.
     /// The guest finds them zeroed.
     pub(super) fn discard_some(&mut self, memory: &GuestMemoryMmap) -> Discarded {
@@ -115,13 +123,32 @@ fn discard_part(region: &GuestRegionMmap, start: u64, end: u64) -> Result<u64, E
     // Shared memory belongs to a file, and leaves the host only with the file's pages.
     let shared = region.flags() & libc::MAP_SHARED != 0;
     let advice = if shared { Advice::LinuxRemove } else { Advice::LinuxDontNeed };
+    let has_part = !(first | length).is_multiple_of(HUGE_PAGE);
     // Both are within the region, whose size is a `usize`.
     let (first, bytes) = (usize::try_from(first).unwrap_or(0), usize::try_from(length).unwrap_or(0));
+    let start = region.as_ptr().wrapping_add(first).cast();
+    if !shared && has_part {
+        // What is taken out of the middle of a huge page stays there until the host runs short of memory, unless the
+        // huge page is split first. Linux does that for other advice on a part of it, whatever comes of that.
+        // SAFETY: the range is as below, and its contents stay.
+        let _ = unsafe { madvise(start, bytes, Advice::LinuxCold) };
+    }
     // SAFETY: `first..first + bytes` is within the region, which is a mapping of guest memory that `memory` keeps. Its
     // pages become zeros, which is what any byte of guest memory may become at any time: nothing in Rust holds a
     // reference to it.
-    unsafe { madvise(region.as_ptr().wrapping_add(first).cast(), bytes, advice) }?;
+    unsafe { madvise(start, bytes, advice) }?;
     Ok(length)
+}
+
+/// Has the host make no more huge pages of `memory`: those that it has stay. It would fill what a guest has given back of
+/// one.
+pub(super) fn stop_huge_pages(memory: &GuestMemoryMmap) {
+    for region in memory.iter() {
+        let size = usize::try_from(region.len()).unwrap_or(0);
+        // SAFETY: the range is a mapping of guest memory that `memory` keeps, and its contents stay. Without huge pages in
+        // the host's kernel the call fails, and nothing depends on it.
+        let _ = unsafe { madvise(region.as_ptr().cast(), size, Advice::LinuxNoHugepage) };
+    }
 }
 
 #[cfg(test)]
@@ -138,6 +165,41 @@ mod tests {
         }
         ranges.merge();
         assert_eq!(ranges.0, [(3 * PAGE, 8 * PAGE), (9 * PAGE, 10 * PAGE)]);
+    }
+
+    #[test]
+    fn huge_pages_are_split_by_parts_of_them_alone() {
+        for (ranges, expected) in [
+            (vec![], false),
+            (vec![(HUGE_PAGE, 3 * HUGE_PAGE)], false),
+            (vec![(0, HUGE_PAGE), (2 * HUGE_PAGE, 2 * HUGE_PAGE + PAGE)], true),
+            (vec![(HUGE_PAGE - PAGE, HUGE_PAGE)], true),
+        ] {
+            assert_eq!(Ranges(ranges.clone().into()).split_huge_pages(), expected, "{ranges:?}");
+        }
+    }
+
+    /// The flags of the mapping that has the first byte of `memory`.
+    fn flags(memory: &GuestMemoryMmap) -> String {
+        let start = memory.iter().next().unwrap().as_ptr() as usize;
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let number = |text| usize::from_str_radix(text, 16).ok();
+            let range = range.and_then(|(from, to)| Some(number(from)?..number(to)?));
+            range.is_none_or(|range| !range.contains(&start))
+        });
+        lines.find(|line| line.starts_with("VmFlags:")).unwrap().to_owned()
+    }
+
+    #[test]
+    fn memory_has_no_more_huge_pages_once_it_was_said() {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+        assert!(!flags(&memory).contains(" nh"));
+        stop_huge_pages(&memory);
+        // A kernel without huge pages has no flag for them.
+        let has = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+        assert_eq!(flags(&memory).contains(" nh"), has);
     }
 
     #[test]

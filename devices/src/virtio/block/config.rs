@@ -28,21 +28,21 @@ const DISCARD_ALIGNMENT: u32 = 8;
 /// The length of `struct virtio_blk_config` up to and with `write_zeroes_may_unmap` and its padding.
 const LENGTH: usize = 60;
 
-/// The feature bits that a device with `disk` offers.
-pub(super) fn features(disk: &Disk) -> u64 {
+/// The feature bits that a device offers whose driver may write unless it is `read_only`.
+pub(super) fn features(read_only: bool) -> u64 {
     let always = 1 << VIRTIO_BLK_F_SIZE_MAX
         | 1 << VIRTIO_BLK_F_SEG_MAX
         | 1 << VIRTIO_BLK_F_BLK_SIZE
         | 1 << VIRTIO_BLK_F_FLUSH;
-    if disk.read_only {
+    if read_only {
         always | 1 << VIRTIO_BLK_F_RO
     } else {
         always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
     }
 }
 
-/// The config space of a device with `disk`; fields of features that are not offered are zero.
-pub(super) fn space(disk: &Disk) -> [u8; LENGTH] {
+/// The config space of such a device with `disk`; fields of features that are not offered are zero.
+pub(super) fn space(disk: &Disk, read_only: bool) -> [u8; LENGTH] {
     let mut space = [0; LENGTH];
     let mut put = |offset: usize, value: &[u8]| {
         if let Some(place) = space.get_mut(offset..offset + value.len()) {
@@ -53,7 +53,7 @@ pub(super) fn space(disk: &Disk) -> [u8; LENGTH] {
     put(8, &SIZE_MAX.to_le_bytes()); // size_max
     put(12, &u32::from(SEG_MAX).to_le_bytes()); // seg_max
     put(20, &disk.block_size.to_le_bytes()); // blk_size
-    if !disk.read_only {
+    if !read_only {
         put(36, &MAX_DISCARD_SECTORS.to_le_bytes()); // max_discard_sectors
         put(40, &RANGES.to_le_bytes()); // max_discard_seg
         put(44, &DISCARD_ALIGNMENT.to_le_bytes()); // discard_sector_alignment

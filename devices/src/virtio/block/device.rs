@@ -39,6 +39,10 @@ pub struct BlockState {
 pub struct Block {
     thread: DeviceThread<Command, Answer>,
     disk: Arc<Disk>,
+    /// The driver was told that it may only read.
+    read_only: bool,
+    /// Disks may be put into it and taken out.
+    is_slot: bool,
     /// It stays through resets: a guest must not get a full bucket by a reset.
     allowance: Allowance,
     /// Of the driver that works with the device.
@@ -58,6 +62,33 @@ impl Block {
     pub fn new(disk: Disk, id: DiskId, limits: RateLimits) -> io::Result<Self> {
         let engine = Engine::open();
         Self::with_engine(disk, id, limits, engine, DEADLINE)
+    }
+
+    /// Makes a device without a disk: it has no sector, and every request fails (5.2). A disk can be put into it later, see
+    /// [`BlockHandle::insert`](super::BlockHandle::insert); the driver may write, as far as that disk allows.
+    ///
+    /// # Errors
+    ///
+    /// The process has no file descriptor or no thread left.
+    pub fn slot() -> io::Result<Self> {
+        Self::slot_with_engine(Engine::open(), DEADLINE)
+    }
+
+    /// The same with `engine`, and with another deadline for the thread's answers.
+    pub(super) fn slot_with_engine(engine: Engine, deadline: Duration) -> io::Result<Self> {
+        let (id, limits) = (DiskId::default(), RateLimits::default());
+        let block = Self::with_engine(Disk::empty(), id, limits, engine, deadline)?;
+        Ok(Self { read_only: false, is_slot: true, ..block })
+    }
+
+    /// A slot whose disks carry nothing out while `valve` is closed, as [`stalled`](Self::stalled).
+    ///
+    /// # Errors
+    ///
+    /// The process has no file descriptor or no thread left.
+    #[cfg(any(test, fuzzing))]
+    pub fn stalled_slot(valve: &Valve, blocks: bool, deadline: Duration) -> io::Result<Self> {
+        Self::slot_with_engine(Engine::Stalled(Stalled::new(valve.clone(), blocks)), deadline)
     }
 
     /// A device of a disk that carries nothing out while `valve` is closed, and whose thread, if it `blocks`, is stuck
@@ -80,13 +111,24 @@ impl Block {
         engine: Engine,
         deadline: Duration,
     ) -> io::Result<Self> {
+        let read_only = disk.read_only;
         let (disk, metrics) = (Arc::new(disk), Arc::<BlockMetrics>::default());
         let allowance = Allowance::new(limits);
         let limiter = allowance.limiter()?;
         let host = Host { disk: Arc::clone(&disk), id, engine, limiter, metrics: Arc::clone(&metrics) };
         let run = |mailbox| DiskThread::run(mailbox, host);
         let thread = DeviceThread::with_deadline("block", deadline, run)?;
-        Ok(Self { thread, disk, allowance, interrupt: None, is_suspended: false, resized: false, metrics })
+        Ok(Self {
+            thread,
+            disk,
+            read_only,
+            is_slot: false,
+            allowance,
+            interrupt: None,
+            is_suspended: false,
+            resized: false,
+            metrics,
+        })
     }
 }
 
@@ -97,12 +139,53 @@ impl Block {
 
     /// Changes the capacity, and interrupts the driver for that (5.2.5.1), or will when the device is resumed.
     pub(super) fn set_sectors(&mut self, sectors: u64) {
-        if !self.disk.set_sectors(sectors) {
-            return;
+        if self.disk.set_sectors(sectors) {
+            self.tell_size();
         }
+    }
+
+    fn tell_size(&mut self) {
         match &self.interrupt {
-            Some(interrupt) => interrupt.config_changed(&config::space(&self.disk)),
+            Some(interrupt) => interrupt.config_changed(&config::space(&self.disk, self.read_only)),
             None => self.resized = self.is_suspended,
+        }
+    }
+
+    /// Whether disks may be put into it.
+    pub(super) fn is_slot(&self) -> bool {
+        self.is_slot
+    }
+
+    /// Has the device work on `disk` once what is in flight on the one before is answered. Its capacity is told to the
+    /// driver.
+    ///
+    /// # Errors
+    ///
+    /// The thread has not done it by its deadline: the device goes on with the disk that it had.
+    pub(super) fn set_disk(&mut self, disk: Disk) -> Result<(), StopError> {
+        let (disk, before) = (Arc::new(disk), self.disk.sectors());
+        // First, so that nothing more is started on it.
+        if disk.is_empty() {
+            self.set_sectors(0);
+        }
+        match self.thread.call(Command::Replace(Arc::clone(&disk))) {
+            // The old one is closed here, and not by the thread later.
+            Ok(Answer::Replaced(_)) => {
+                let had = self.disk.sectors();
+                self.disk = disk;
+                if self.disk.sectors() != had {
+                    self.tell_size();
+                }
+                Ok(())
+            }
+            failed => {
+                let error = failed.err().unwrap_or(CallError::Ended);
+                if matches!(error, CallError::NotAnswered(_)) {
+                    let _ = self.thread.call(Command::Continue);
+                }
+                self.set_sectors(before);
+                Err(error.into())
+            }
         }
     }
 }
@@ -115,7 +198,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        config::features(&self.disk)
+        config::features(self.read_only)
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -123,14 +206,14 @@ impl VirtioDevice for Block {
     }
 
     fn config_space(&self) -> Vec<u8> {
-        config::space(&self.disk).to_vec()
+        config::space(&self.disk, self.read_only).to_vec()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let interrupt = Arc::clone(&activation.interrupt);
         match self.thread.call(Command::Activate(Box::new(activation)))? {
             Answer::Refused(error) => Err(error),
-            Answer::Done | Answer::Suspended(_) => {
+            Answer::Done | Answer::Suspended(_) | Answer::Replaced(_) => {
                 self.interrupt = Some(interrupt);
                 Ok(())
             }
@@ -152,7 +235,7 @@ impl VirtioDevice for Block {
                 Ok(queue.map(|queue| vec![Some(queue)]).unwrap_or_default())
             }
             // A thread answers what it was asked.
-            Ok(Answer::Done | Answer::Refused(_)) => Err(CallError::Ended.into()),
+            Ok(Answer::Done | Answer::Refused(_) | Answer::Replaced(_)) => Err(CallError::Ended.into()),
             Err(error) => {
                 if matches!(error, CallError::NotAnswered(_)) {
                     // It waits for the host's storage and can go on meanwhile. If it does not take this message either,
@@ -165,7 +248,7 @@ impl VirtioDevice for Block {
     }
 
     fn resume(&mut self, activation: Option<Activation>, state: BlockState) -> Result<(), ActivateError> {
-        let (sectors, read_only) = (self.disk.sectors(), self.disk.read_only);
+        let (sectors, read_only) = (self.disk.sectors(), self.read_only);
         if (state.sectors, state.read_only) != (sectors, read_only) {
             return Err(ActivateError::State(format!(
                 "the disk had {} sectors (read-only: {}) and has {sectors} (read-only: {read_only})",
@@ -181,7 +264,7 @@ impl VirtioDevice for Block {
         if let Some(interrupt) = &self.interrupt
             && std::mem::take(&mut self.resized)
         {
-            interrupt.config_changed(&config::space(&self.disk));
+            interrupt.config_changed(&config::space(&self.disk, self.read_only));
         }
         Ok(())
     }
@@ -193,7 +276,7 @@ impl VirtioDevice for Block {
     fn state(&self) -> BlockState {
         BlockState {
             sectors: self.disk.sectors(),
-            read_only: self.disk.read_only,
+            read_only: self.read_only,
             resized: self.resized,
             limits: self.allowance.state(),
         }

@@ -2,13 +2,13 @@
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, OFlags, fcntl_setfl, flock, ioctl_blksszget};
+use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock, ioctl_blksszget, major, minor};
 use rustix::io::Errno;
 use rustix::ioctl;
 use thiserror::Error;
@@ -97,6 +97,9 @@ pub enum DiskError {
         /// Where it was to begin.
         start: u64,
     },
+    /// Files that another process has opened, and that make no disk.
+    #[error("cannot make a disk of the files that were passed: {0}")]
+    Parts(&'static str),
     /// Another VM has it.
     #[error("disk {path} is in use by another VM; stop that VM, or let both open the disk with `,readonly`")]
     InUse {
@@ -131,10 +134,32 @@ struct OpenPiece {
     end: u64,
 }
 
-/// A file or block device of the host, open and locked for one VM, or for several that only read.
+/// An open file of a disk, as one process passes it to another.
+#[derive(Debug)]
+pub struct Part<T> {
+    /// The file, which is open.
+    pub file: T,
+    /// Where it begins on the disk, in bytes; a multiple of 512.
+    pub start: u64,
+    /// Where it ends there.
+    pub end: u64,
+}
+
+/// The most files that a disk is composed of where it comes from another process: as many as a message takes (unix(7),
+/// `SCM_RIGHTS`).
+pub const MAX_PARTS: usize = 253;
+
+/// What is read where a disk has no piece.
+fn open_zeros() -> Result<Arc<File>, DiskError> {
+    let path = Path::new("/dev/zero");
+    File::open(path).map(Arc::new).map_err(|source| DiskError::Open { path: path.into(), source })
+}
+
+/// A file or block device of the host, open and locked for one VM, or for several that only read; or none.
 #[derive(Debug)]
 pub struct Disk {
-    file: Arc<File>,
+    /// `None` for the disk that an empty slot has.
+    file: Option<Arc<File>>,
     /// The files of a disk that is composed of several.
     pieces: Vec<OpenPiece>,
     pub(super) read_only: bool,
@@ -190,7 +215,7 @@ impl Disk {
             );
         }
         Ok(Self {
-            file: Arc::new(file),
+            file: Some(Arc::new(file)),
             pieces: Vec::new(),
             read_only,
             sectors: AtomicU64::new(bytes / SECTOR),
@@ -208,6 +233,7 @@ impl Disk {
     pub fn compose(pieces: &[Piece]) -> Result<Self, DiskError> {
         let mut first: Option<Self> = None;
         let mut open = Vec::new();
+        let mut zeros: Option<Arc<File>> = None;
         let mut end = 0;
         for Piece { path, start } in pieces {
             let invalid = || DiskError::Piece { path: path.clone(), start: *start };
@@ -215,20 +241,84 @@ impl Disk {
                 return Err(invalid());
             }
             if *start > end {
-                let zeros = Path::new("/dev/zero");
-                let file =
-                    File::open(zeros).map_err(|source| DiskError::Open { path: zeros.into(), source })?;
-                open.push(OpenPiece { file: Arc::new(file), start: end, end: *start });
+                let file = match &zeros {
+                    Some(file) => Arc::clone(file),
+                    None => open_zeros()?,
+                };
+                zeros = Some(Arc::clone(&file));
+                open.push(OpenPiece { file, start: end, end: *start });
             }
             let piece = Self::open(path, true, ImageFormat::Raw)?;
             end = start.checked_add(piece.size()).ok_or_else(invalid)?;
-            open.push(OpenPiece { file: Arc::clone(&piece.file), start: *start, end });
+            open.extend(piece.file.iter().map(|file| OpenPiece {
+                file: Arc::clone(file),
+                start: *start,
+                end,
+            }));
             first.get_or_insert(piece);
         }
         let mut disk = first.ok_or(DiskError::NoPieces)?;
         disk.pieces = open;
         disk.set_sectors(end / SECTOR);
         Ok(disk)
+    }
+
+    /// No disk: it has no sector.
+    pub fn empty() -> Self {
+        Self {
+            file: None,
+            pieces: Vec::new(),
+            read_only: true,
+            sectors: AtomicU64::new(0),
+            block_size: 512,
+            is_block_device: false,
+        }
+    }
+
+    /// The open files that it is made of, in the order of their places, for another process to make the same disk of. The
+    /// locks go with them.
+    pub fn parts<'a>(&'a self) -> Vec<Part<BorrowedFd<'a>>> {
+        if self.pieces.is_empty() {
+            let end = self.size();
+            return self.file.iter().map(|file| Part { file: file.as_fd(), start: 0, end }).collect();
+        }
+        let part =
+            |piece: &'a OpenPiece| Part { file: piece.file.as_fd(), start: piece.start, end: piece.end };
+        self.pieces.iter().map(part).collect()
+    }
+
+    /// Makes a disk of regular files that another process has opened and locked, see [`parts`](Self::parts). One that is
+    /// not read-only has one part.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Parts`] says what is wrong with them.
+    pub fn of_parts(parts: Vec<Part<OwnedFd>>, read_only: bool) -> Result<Self, DiskError> {
+        if parts.is_empty() || parts.len() > MAX_PARTS || (parts.len() > 1 && !read_only) {
+            return Err(DiskError::Parts("there are none, or too many"));
+        }
+        let mut end = 0;
+        let mut pieces = Vec::with_capacity(parts.len());
+        for part in parts {
+            if part.start != end || part.end <= end || !part.end.is_multiple_of(SECTOR) {
+                return Err(DiskError::Parts("their places do not follow each other"));
+            }
+            end = part.end;
+            let file = File::from(part.file);
+            check_part(&file, part.end - part.start, read_only)?;
+            pieces.push(OpenPiece { file: Arc::new(file), start: part.start, end });
+        }
+        let file = pieces.first().map(|piece| Arc::clone(&piece.file));
+        if !read_only {
+            pieces.clear();
+        }
+        let sectors = AtomicU64::new(end / SECTOR);
+        Ok(Self { file, pieces, read_only, sectors, block_size: 512, is_block_device: false })
+    }
+
+    /// Whether there is no disk.
+    pub(super) fn is_empty(&self) -> bool {
+        self.file.is_none()
     }
 
     /// The file that has what is at `offset`, where it is there, and up to how many bytes follow in that file.
@@ -239,13 +329,13 @@ impl Disk {
                 let place = Place { fd: piece.file.as_raw_fd(), offset: offset.saturating_sub(piece.start) };
                 (place, piece.end.saturating_sub(offset))
             }
-            None => (Place { fd: self.file.as_raw_fd(), offset }, u64::MAX),
+            None => (Place { fd: self.file.as_ref().map_or(NO_FILE, AsRawFd::as_raw_fd), offset }, u64::MAX),
         }
     }
 
     /// The open file, with its lock; the first one, where there are several.
-    pub(in crate::virtio) fn file(&self) -> &Arc<File> {
-        &self.file
+    pub(in crate::virtio) fn file(&self) -> Option<&Arc<File>> {
+        self.file.as_ref()
     }
 
     /// The size in bytes that a guest sees.
@@ -268,7 +358,8 @@ impl Disk {
         if !self.pieces.is_empty() {
             return Ok(self.size());
         }
-        let bytes = length(&self.file)?;
+        let file = self.file.as_ref().ok_or_else(|| io::Error::other("there is no disk in it"))?;
+        let bytes = length(file)?;
         if bytes < SECTOR {
             Err(io::Error::other("it is smaller than a sector of 512 bytes"))
         } else {
@@ -278,7 +369,10 @@ impl Disk {
 
     /// Sets the length of the file, unless it has it, in whole sectors.
     pub(super) fn set_length(&self, bytes: u64) -> io::Result<()> {
-        if self.measure()? / SECTOR == bytes / SECTOR { Ok(()) } else { self.file.set_len(bytes) }
+        match &self.file {
+            Some(file) if self.measure()? / SECTOR != bytes / SECTOR => file.set_len(bytes),
+            _ => Ok(()),
+        }
     }
 
     /// Sets the capacity; whether it was another.
@@ -290,6 +384,29 @@ impl Disk {
     pub(super) fn sectors(&self) -> u64 {
         self.sectors.load(Ordering::Acquire)
     }
+}
+
+/// In place of a descriptor, for a system call that fails.
+const NO_FILE: i32 = -1;
+
+/// Checks that `file` can have `length` bytes of a disk: a regular file that is open for what the guest may do, or the
+/// zeros between files.
+fn check_part(file: &File, length: u64, read_only: bool) -> Result<(), DiskError> {
+    let unknown = |_| DiskError::Parts("one of them cannot be looked at");
+    let metadata = file.metadata().map_err(unknown)?;
+    let device = metadata.rdev();
+    // /dev/zero (Documentation/admin-guide/devices.txt of Linux).
+    let is_zeros = metadata.file_type().is_char_device() && (major(device), minor(device)) == (1, 5);
+    if !(metadata.is_file() && metadata.len() >= length || is_zeros && read_only) {
+        return Err(DiskError::Parts("one of them is no regular file, or shorter than its place"));
+    }
+    let flags = fcntl_getfl(file).map_err(|error| unknown(error.into()))?;
+    let mode = flags & OFlags::RWMODE;
+    let is_open = mode == OFlags::RDWR || (read_only && mode == OFlags::RDONLY);
+    if !is_open || flags.contains(OFlags::PATH) {
+        return Err(DiskError::Parts("one of them is not open to be read, or not to be written"));
+    }
+    Ok(())
 }
 
 fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {

@@ -11,6 +11,7 @@ mod format;
 mod metrics;
 mod request;
 mod resize;
+mod slot;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -18,8 +19,9 @@ mod transfer;
 mod worker;
 
 pub use self::device::{Block, BlockState};
-pub use self::disk::{Disk, DiskError, DiskId, DiskIdError, Piece};
+pub use self::disk::{Disk, DiskError, DiskId, DiskIdError, MAX_PARTS, Part, Piece};
 #[cfg(any(test, fuzzing))]
 pub use self::engine::stalled::Valve;
 pub use self::format::ImageFormat;
-pub use self::resize::{BlockHandle, ResizeError};
+pub use self::resize::{BlockHandle, ResizeError, WeakBlockHandle};
+pub use self::slot::SlotError;

@@ -122,6 +122,9 @@ fn action(
     memory: &GuestMemoryMmap,
     disk: &Disk,
 ) -> Result<Action, Status> {
+    if disk.is_empty() {
+        return Err(Status::IoError);
+    }
     let writes = matches!(kind, VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES);
     if writes && disk.read_only {
         return Err(Status::IoError);

@@ -1,7 +1,7 @@
 //! Changing the size of a disk while a guest uses it.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use thiserror::Error;
 
@@ -15,6 +15,9 @@ pub enum ResizeError {
     /// The guest only reads the disk, and so does mvm.
     #[error("it is read-only: change the size of the file yourself, then resize without a size")]
     ReadOnly,
+    /// There is no disk.
+    #[error("there is no disk in it")]
+    Empty,
     /// The size of a block device is not mvm's to change.
     #[error("it is a block device: change its size with the host's tools, then resize without a size")]
     BlockDevice,
@@ -38,12 +41,28 @@ pub enum ResizeError {
 
 /// What changes the size of a disk while the VM runs. Any thread may use it.
 #[derive(Clone)]
-pub struct BlockHandle(Arc<Mutex<Block>>);
+pub struct BlockHandle(pub(super) Arc<Mutex<Block>>);
+
+/// A handle on a device that may be gone.
+#[derive(Clone)]
+pub struct WeakBlockHandle(Weak<Mutex<Block>>);
+
+impl WeakBlockHandle {
+    /// A handle on the device, if there still is one.
+    pub fn upgrade(&self) -> Option<BlockHandle> {
+        self.0.upgrade().map(BlockHandle)
+    }
+}
 
 impl BlockHandle {
     /// A handle on `block`.
     pub fn new(block: Arc<Mutex<Block>>) -> Self {
         Self(block)
+    }
+
+    /// The same for who may outlive the VM: it does not keep the device.
+    pub fn downgrade(&self) -> WeakBlockHandle {
+        WeakBlockHandle(Arc::downgrade(&self.0))
     }
 
     /// The size in bytes that the guest sees.
@@ -92,7 +111,9 @@ impl BlockHandle {
 
 /// Whether mvm can give `disk` that size.
 fn check(disk: &Disk, size: u64) -> Result<(), ResizeError> {
-    if disk.is_block_device() {
+    if disk.is_empty() {
+        Err(ResizeError::Empty)
+    } else if disk.is_block_device() {
         Err(ResizeError::BlockDevice)
     } else if disk.is_read_only() {
         Err(ResizeError::ReadOnly)

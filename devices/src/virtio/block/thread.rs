@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::disk::Disk;
 use super::engine::{Source, Wakes};
 use super::worker::{Host, Worker};
 use crate::virtio::events::drain;
@@ -26,7 +27,9 @@ pub(super) enum Command {
     Reset,
     /// Give the queue back, once everything in flight is answered.
     Suspend,
-    /// Go on, where the caller of [`Suspend`](Self::Suspend) has given up waiting.
+    /// Work on this disk, once everything in flight is answered.
+    Replace(Arc<Disk>),
+    /// Go on, where the caller of [`Suspend`](Self::Suspend) or [`Replace`](Self::Replace) has given up waiting.
     Continue,
 }
 
@@ -35,6 +38,8 @@ pub(super) enum Answer {
     Done,
     Refused(ActivateError),
     Suspended(Option<Queue>),
+    /// What the device had before.
+    Replaced(Arc<Disk>),
 }
 
 /// What the thread does.
@@ -45,10 +50,11 @@ enum State {
     Stopping(Box<Worker>, Stop, Letter<Command, Answer>),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Stop {
     Reset,
     Suspend,
+    Replace(Arc<Disk>),
 }
 
 /// The thread's own.
@@ -107,6 +113,7 @@ impl DiskThread {
                 }
                 Some(Command::Reset) => self.stop(Stop::Reset, letter),
                 Some(Command::Suspend) => self.stop(Stop::Suspend, letter),
+                Some(Command::Replace(disk)) => self.stop(Stop::Replace(disk), letter),
                 Some(Command::Continue) => {
                     self.go_on();
                     let _ = letter.answer(Answer::Done);
@@ -135,14 +142,15 @@ impl DiskThread {
     /// Begins to stop; [`work`](Self::work) answers the letter when nothing is in flight any more.
     fn stop(&mut self, stop: Stop, letter: Letter<Command, Answer>) {
         match std::mem::replace(&mut self.state, State::Idle) {
-            State::Idle => {
-                let answer = if stop == Stop::Suspend { Answer::Suspended(None) } else { Answer::Done };
-                let _ = letter.answer(answer);
-            }
+            State::Idle => match stop {
+                Stop::Suspend => drop(letter.answer(Answer::Suspended(None))),
+                Stop::Reset => drop(letter.answer(Answer::Done)),
+                Stop::Replace(disk) => self.replace(disk, letter),
+            },
             State::Active(worker) => self.state = State::Stopping(worker, stop, letter),
             // A driver that has reset the device must not see it go on: it stays so.
             State::Stopping(worker, before, _) => {
-                let stop = if before == Stop::Reset { before } else { stop };
+                let stop = if matches!(before, Stop::Reset) { before } else { stop };
                 self.state = State::Stopping(worker, stop, letter);
             }
         }
@@ -151,7 +159,7 @@ impl DiskThread {
     /// Gives up suspending.
     fn go_on(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Stopping(worker, Stop::Suspend, _) => State::Active(worker),
+            State::Stopping(worker, Stop::Suspend | Stop::Replace(_), _) => State::Active(worker),
             other => other,
         };
     }
@@ -163,7 +171,7 @@ impl DiskThread {
             State::Active(worker) => worker.turn(&mut self.host),
             State::Stopping(worker, stop, _) => {
                 let has_more = match stop {
-                    Stop::Suspend => worker.drain(&mut self.host),
+                    Stop::Suspend | Stop::Replace(_) => worker.drain(&mut self.host),
                     Stop::Reset => {
                         worker.discard(&mut self.host);
                         false
@@ -184,11 +192,18 @@ impl DiskThread {
         let State::Stopping(worker, stop, letter) = std::mem::replace(&mut self.state, State::Idle) else {
             return;
         };
-        if stop == Stop::Reset {
-            drop(worker);
-            // Where the caller waits no more, a later reset finds nothing to stop.
-            let _ = letter.answer(Answer::Done);
-            return;
+        match stop {
+            Stop::Reset => {
+                drop(worker);
+                // Where the caller waits no more, a later reset finds nothing to stop.
+                let _ = letter.answer(Answer::Done);
+                return;
+            }
+            Stop::Replace(disk) => {
+                self.state = State::Active(worker);
+                return self.replace(disk, letter);
+            }
+            Stop::Suspend => {}
         }
         let (queue, activation) = worker.into_queue();
         if let Err(Answer::Suspended(Some(queue))) = letter.answer(Answer::Suspended(Some(queue))) {
@@ -196,6 +211,15 @@ impl DiskThread {
             let activation = Activation { queues: vec![Some(queue)], ..activation };
             self.state =
                 Worker::new(activation).map_or(State::Idle, |worker| State::Active(Box::new(worker)));
+        }
+    }
+
+    /// Works on `disk` from now on. Nothing is in flight.
+    fn replace(&mut self, disk: Arc<Disk>, letter: Letter<Command, Answer>) {
+        let before = std::mem::replace(&mut self.host.disk, disk);
+        if let Err(Answer::Replaced(before)) = letter.answer(Answer::Replaced(before)) {
+            // The caller has given up, and takes the device for one with the disk that it had.
+            self.host.disk = before;
         }
     }
 

@@ -40,6 +40,8 @@ enum Work {
 
 /// A request in flight.
 pub(super) struct Transfer {
+    /// Whether the host has it, or will get it. Between requests it does not.
+    pub(super) in_flight: bool,
     pub(super) head: Head,
     pub(super) status: GuestAddress,
     /// What the driver asked for.
@@ -72,6 +74,7 @@ pub(super) enum Next {
 impl Transfer {
     pub(super) fn new() -> Self {
         Self {
+            in_flight: false,
             head: Head::default(),
             status: GuestAddress(0),
             action: Action::Flush,

@@ -68,7 +68,22 @@ impl Transfers {
             }
             None => return None,
         };
-        self.all.get_mut(usize::from(number)).map(|transfer| (number, transfer))
+        let transfer = self.all.get_mut(usize::from(number))?;
+        transfer.in_flight = true;
+        Some((number, transfer))
+    }
+
+    /// The transfer that `number` was given to, where it is in flight.
+    fn get(&mut self, number: u16) -> Option<&mut Transfer> {
+        self.all.get_mut(usize::from(number)).filter(|transfer| transfer.in_flight)
+    }
+
+    /// The transfer is over, and its number free for another one. A number that is free already stays so, once.
+    fn release(&mut self, number: u16) {
+        if let Some(transfer) = self.get(number) {
+            transfer.in_flight = false;
+            self.free.push(number);
+        }
     }
 }
 
@@ -131,9 +146,11 @@ impl Worker {
 
     /// Forgets what is complete: the driver has reset the device.
     pub(super) fn discard(&mut self, host: &mut Host) {
-        self.transfers.free.extend(self.deferred.drain(..));
+        for number in self.deferred.drain(..) {
+            self.transfers.release(number);
+        }
         while let Some(Completion { number, .. }) = host.engine.pop() {
-            self.transfers.free.push(number);
+            self.transfers.release(number);
         }
     }
 
@@ -219,13 +236,13 @@ impl Worker {
         transfer.reserved = reserved;
         let set_up = transfer.set_up(action, &self.chain, self.queue.dma());
         if set_up.is_err() {
-            self.transfers.free.push(number);
+            self.transfers.release(number);
         }
         set_up.map(|()| number)
     }
 
     fn start_operation(&mut self, host: &mut Host, number: u16) {
-        let Some(transfer) = self.transfers.all.get_mut(usize::from(number)) else {
+        let Some(transfer) = self.transfers.get(number) else {
             return self.lost(number);
         };
         self.queue.spend(transfer.operation_bytes(), 1);
@@ -244,7 +261,7 @@ impl Worker {
             self.start_operation(host, number);
         }
         while let Some(Completion { number, result }) = host.engine.pop() {
-            let Some(transfer) = self.transfers.all.get_mut(usize::from(number)) else {
+            let Some(transfer) = self.transfers.get(number) else {
                 self.lost(number);
                 continue;
             };
@@ -265,16 +282,16 @@ impl Worker {
 
     /// The transfer is over.
     fn finished(&mut self, host: &mut Host, number: u16) {
-        if let Some(transfer) = self.transfers.all.get_mut(usize::from(number)) {
+        if let Some(transfer) = self.transfers.get(number) {
             self.bytes_in_flight = self.bytes_in_flight.saturating_sub(transfer.action.data_bytes());
             if transfer.freed() {
                 host.limiter.correct(&mut transfer.reserved, 0);
             }
         }
-        self.transfers.free.push(number);
+        self.transfers.release(number);
     }
 
-    /// A completion that belongs to no request: the request that it was for is never answered, so the device needs
+    /// A completion that belongs to no request in flight: the request that it was for is never answered, so the device needs
     /// a reset.
     fn lost(&mut self, number: u16) {
         tracing::error!(number, "the host completed disk I/O that was not started; the device needs a reset");

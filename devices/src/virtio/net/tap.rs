@@ -87,7 +87,7 @@ impl TapError {
 }
 
 /// The ioctls that a test's stand-in for a tap got.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(super) type Ioctls = Arc<std::sync::Mutex<Vec<String>>>;
 
 /// One queue of a tap.
@@ -98,7 +98,7 @@ pub struct Tap {
     /// System calls for packets, to be counted for a turn.
     calls: u64,
     /// A test's stand-in for the interface: the ioctls that it got.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     ioctls: Option<Ioctls>,
 }
 
@@ -177,11 +177,17 @@ impl Tap {
 
     /// A datagram socket in place of a tap, which notes its ioctls in `ioctls`. An ioctl blocks as long as a test holds
     /// the lock.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn of_socket(socket: std::os::unix::net::UnixDatagram, ioctls: Ioctls) -> Self {
         let _ = socket.set_nonblocking(true);
         let file = Arc::new(File::from(std::os::fd::OwnedFd::from(socket)));
         Self { file, has_udp_segmentation: true, calls: 0, ioctls: Some(ioctls) }
+    }
+
+    /// One whose packets are those of `socket`, for a fuzzer.
+    #[cfg(fuzzing)]
+    pub fn stand_in(socket: std::os::unix::net::UnixDatagram) -> Self {
+        Self::of_socket(socket, Ioctls::default())
     }
 
     /// Opens the driver and attaches to the tap that `request` names; the inner error is the kernel's refusal of that.
@@ -202,7 +208,7 @@ impl Tap {
                 file: Arc::new(file),
                 has_udp_segmentation: false,
                 calls: 0,
-                #[cfg(test)]
+                #[cfg(any(test, fuzzing))]
                 ioctls: None,
             };
             tap.has_udp_segmentation = tap.set_offloads(libc::TUN_F_CSUM | UDP_SEGMENTATION).is_ok();
@@ -229,7 +235,7 @@ impl Tap {
     /// Sets the offloads of packets to the guest, `TUN_F_*`. Without any, they have their checksums and are not longer
     /// than the interface's MTU. The call takes the host's RTNL lock.
     pub(super) fn set_offloads(&self, offloads: c_uint) -> io::Result<()> {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if let Some(ioctls) = &self.ioctls {
             crate::lock(ioctls).push(format!("offloads {offloads:#x}"));
             return Ok(());
@@ -241,7 +247,7 @@ impl Tap {
     /// Attaches this queue, so that packets come by it, or detaches it. It is an error if that is so already. The call
     /// takes the host's RTNL lock.
     pub(super) fn set_attached(&self, attached: bool) -> io::Result<()> {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if let Some(ioctls) = &self.ioctls {
             crate::lock(ioctls).push(format!("attached {attached}"));
             return Ok(());

@@ -12,6 +12,8 @@ use vm_memory::GuestAddress;
 use super::file::{PmemFile, PmemMode};
 use super::flusher::{self, Answer, Command, FlushThread, Flusher, Target};
 use crate::metrics::Metrics;
+#[cfg(any(test, fuzzing))]
+use crate::virtio::block::Valve;
 use crate::virtio::mailbox::{CallError, DEADLINE};
 use crate::virtio::{ActivateError, Activation, Queue, StopError, VirtioDevice};
 
@@ -73,6 +75,23 @@ impl Pmem {
         let storage = writes_through.then(|| Arc::clone(&file.file) as Arc<_>);
         let target = Target { storage, failed: Arc::new(AtomicBool::new(false)), metrics: Arc::default() };
         Ok(Self { worker, file, start, target })
+    }
+
+    /// A device of a file whose flushes wait while `valve` is closed. Its thread has to answer within `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// The process has no file descriptor or no thread left.
+    #[cfg(any(test, fuzzing))]
+    pub fn stalled(
+        file: PmemFile,
+        start: GuestAddress,
+        valve: &Valve,
+        deadline: Duration,
+    ) -> io::Result<Self> {
+        let mut pmem = Self::with_deadline(file, start, deadline)?;
+        pmem.target.storage = pmem.target.storage.map(|_| Arc::new(valve.clone()) as Arc<_>);
+        Ok(pmem)
     }
 
     /// Has flushes go to `storage`.

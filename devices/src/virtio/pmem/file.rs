@@ -62,7 +62,7 @@ impl PmemFile {
             DiskError::TooSmall { path, bytes: bytes @ 1.. } => PmemError::Unaligned { path, bytes },
             error => error.into(),
         })?;
-        let file = disk.file().clone();
+        let file = disk.file().cloned().ok_or(DiskError::NoPieces)?;
         // A disk leaves out a last, partial sector; memory does not.
         let bytes = file.metadata().map_or(0, |metadata| metadata.len()).max(disk.size());
         if !bytes.is_multiple_of(PMEM_ALIGNMENT) {

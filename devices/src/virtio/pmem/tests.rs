@@ -1,8 +1,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -10,9 +10,8 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use tempfile::TempDir;
 use vm_memory::GuestAddress;
 
-use super::flusher::Storage;
 use super::{PMEM_ALIGNMENT, Pmem, PmemError, PmemFile, PmemMode, PmemState};
-use crate::virtio::block::ImageFormat;
+use crate::virtio::block::{ImageFormat, Valve};
 use crate::virtio::testing::machine::{Machine, steps};
 use crate::virtio::testing::{Driver, FREE, WRITE};
 use crate::virtio::{ActivateError, StopError, VirtioDevice};
@@ -195,41 +194,18 @@ fn a_file_that_is_no_multiple_of_2_mib_is_refused_with_the_way_to_mend_it() {
     ));
 }
 
-/// Storage that does not answer until it is told to.
-#[derive(Default)]
-struct Stalled {
-    is_open: Mutex<bool>,
-    opened: Condvar,
-    syncs: AtomicUsize,
-}
-
-impl Stalled {
-    fn open(&self) {
-        *self.is_open.lock().unwrap() = true;
-        self.opened.notify_all();
-    }
-}
-
-impl Storage for Stalled {
-    fn sync(&self) -> std::io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::SeqCst);
-        drop(self.opened.wait_while(self.is_open.lock().unwrap(), |is_open| !*is_open));
-        Ok(())
-    }
-}
-
 #[test]
 fn storage_that_does_not_answer_stops_nothing_for_longer_than_the_deadline() {
     let directory = tempfile::tempdir().unwrap();
     let file = PmemFile::open(&file(&directory, PMEM_ALIGNMENT), PmemMode::Shared, ImageFormat::Detect);
     let mut pmem = Pmem::with_deadline(file.unwrap(), START, Duration::from_millis(50)).unwrap();
-    let storage = Arc::new(Stalled::default());
+    let storage = Arc::new(Valve::closed().unwrap());
     pmem.set_storage(storage.clone());
     let mut driver = Driver::new(16);
     pmem.activate(driver.activation(0)).unwrap();
     driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
     driver.notifier.write(1).unwrap();
-    wait_until(|| storage.syncs.load(Ordering::SeqCst) == 1);
+    wait_until(|| storage.started() == 1);
     assert!(matches!(pmem.suspend(), Err(StopError::Thread(_))));
     assert!(matches!(pmem.reset(), Err(StopError::Thread(_))));
     assert!(pmem.activate(Driver::new(16).activation(0)).is_err());
@@ -239,13 +215,13 @@ fn storage_that_does_not_answer_stops_nothing_for_longer_than_the_deadline() {
     pmem.reset().unwrap();
 
     // The memory of a request stays as long as it is used.
-    let storage = Arc::new(Stalled::default());
+    let storage = Arc::new(Valve::closed().unwrap());
     pmem.set_storage(storage.clone());
     let mut driver = Driver::new(16);
     pmem.activate(driver.activation(0)).unwrap();
     driver.add(&[(FREE, 4, 0), (FREE + 16, 4, WRITE)]);
     driver.notifier.write(1).unwrap();
-    wait_until(|| storage.syncs.load(Ordering::SeqCst) == 1);
+    wait_until(|| storage.started() == 1);
     drop(pmem);
     let memory = Arc::downgrade(&driver.memory);
     drop(driver);

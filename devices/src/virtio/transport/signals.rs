@@ -37,7 +37,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// One interrupt foreverything.
+    /// One interrupt for everything.
     pub fn shared(line: Arc<dyn Interrupt>) -> Self {
         Self { config: line, queues: None }
     }

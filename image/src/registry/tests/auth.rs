@@ -5,9 +5,13 @@ use std::sync::Arc;
 use super::fake::{Content, Fake, Reply, Seen};
 use super::*;
 
+fn known_as(user: &str, secret: &str) -> RegistryOptions {
+    let credentials = Credentials { user: user.to_owned(), secret: secret.to_owned() };
+    RegistryOptions { credentials: Some(Arc::new(credentials)), ..options() }
+}
+
 fn with_credentials() -> RegistryOptions {
-    let credentials = Some(Credentials { user: "me".to_owned(), secret: "secret".to_owned() });
-    RegistryOptions { credentials, ..options() }
+    known_as("me", "secret")
 }
 
 /// `me:secret`.
@@ -30,7 +34,7 @@ fn basic_authentication() {
     let denied = fake.seen().iter().filter(|seen| authorization(seen).is_none()).count();
     assert_eq!(denied, 1, "credentials that worked are used again");
     let error = store.pull(&client(), &name, &()).unwrap_err();
-    let expected = format!("{0} denies access to a: check its name, and `docker login {0}`", fake.host);
+    let expected = format!("{0} denies access to a: check its name, and `mvm login {0}`", fake.host);
     assert_eq!(error.to_string(), expected);
 }
 
@@ -45,7 +49,8 @@ fn credentials_come_from_the_file_of_docker() {
     let path = directory.path().join("config.json");
     let text = serde_json::json!({"auths": {&fake.host: {"auth": "bWU6c2VjcmV0"}}});
     fs::write(&path, text.to_string()).unwrap();
-    let options = RegistryOptions { auth_files: Some(vec![path]), ..options() };
+    let options =
+        RegistryOptions { credentials: Some(Arc::new(CredentialFiles::new(vec![path]))), ..options() };
     store.pull(&Client::new(options), &reference(&fake.host, "a:1"), &()).unwrap();
 }
 
@@ -69,8 +74,7 @@ fn a_token_is_got_from_the_server_that_the_registry_names() {
     let (_directory, store) = self::store();
     store.pull(&client(), &reference(&fake.host, "a:1"), &()).unwrap();
     assert_eq!(authorization(&tokens.seen()[1]), None);
-    let credentials = Some(Credentials { user: "<token>".to_owned(), secret: "identity".to_owned() });
-    let client = Client::new(RegistryOptions { credentials, ..options() });
+    let client = Client::new(known_as("<token>", "identity"));
     store.pull(&client, &reference(&fake.host, "a:1"), &()).unwrap();
     assert_eq!((&*tokens.seen()[2].method, authorization(&tokens.seen()[2])), ("POST", None));
 }

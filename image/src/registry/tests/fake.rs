@@ -27,11 +27,20 @@ pub(super) struct Reply {
     pub(super) cut: Option<usize>,
     /// Whether the rest never comes while the connection stays.
     pub(super) hangs: bool,
+    /// Which part comes a byte at a time, ten in a second: the head, or the body.
+    pub(super) drips: Option<Part>,
+}
+
+/// A part of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Head,
+    Body,
 }
 
 impl Reply {
     pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut: None, hangs: false }
+        Self { status, headers: Vec::new(), body: body.into(), cut: None, hangs: false, drips: None }
     }
 
     pub(super) fn header(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -106,10 +115,20 @@ fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
     }
-    stream.write_all((head + "\r\n").as_bytes())?;
+    head += "\r\n";
+    let mut send = |bytes: &[u8], part| {
+        let size = if reply.drips == Some(part) { 1 } else { bytes.len().max(1) };
+        bytes.chunks(size).try_for_each(|chunk| {
+            if reply.drips == Some(part) {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+            stream.write_all(chunk)
+        })
+    };
+    send(head.as_bytes(), Part::Head)?;
     if seen.method != "HEAD" {
         let end = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
-        stream.write_all(&reply.body[..end])?;
+        send(&reply.body[..end], Part::Body)?;
     }
     if reply.hangs {
         // Until the client has gone.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use rstest::rstest;
 use serde_json::json;
 
-use super::fake::{Content, Fake, Reply, Seen};
+use super::fake::{Content, Fake, Part, Reply, Seen};
 use super::*;
 use crate::documents::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use crate::fixtures::{descriptor, gzip};
@@ -63,9 +63,11 @@ fn content_that_is_not_what_its_digest_says_is_refused() {
 #[test]
 fn bodies_are_bounded() {
     let long = |length: usize| Reply::new(200, vec![b' '; length]);
-    let error =
-        changed(move |seen, reply| if seen.path.contains("/manifests/") { long(5 << 20) } else { reply });
-    assert!(error.contains("more than 4194304 bytes"), "{error}");
+    for length in [5 << 20, 100 << 20] {
+        let error =
+            changed(move |seen, reply| if seen.path.contains("/manifests/") { long(length) } else { reply });
+        assert!(error.contains("more than 4194304 bytes"), "{error}");
+    }
     // A length that is not announced.
     let error = changed(move |seen, reply| {
         if !is_blob(seen) {
@@ -93,6 +95,100 @@ fn waits_have_deadlines() {
         );
         assert!(error.contains("cannot read"), "{error}");
     }
+}
+
+/// Bytes that come, but never all of them in the time that they may take.
+#[test]
+fn who_sends_a_byte_at_a_time_is_given_up() {
+    for (part, expected) in [(Part::Head, "cannot reach"), (Part::Body, "cannot read the answer")] {
+        let error = changed(move |seen, reply| match seen.path.contains("/manifests/") {
+            true => Reply { drips: Some(part), ..reply },
+            false => reply,
+        });
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_connection_that_always_ends_early_is_given_up() {
+    for (cut, expected) in [(0, "cannot read"), (5, "cannot read"), (1000, "cannot read")] {
+        let error = changed(move |seen, reply| if is_blob(seen) { reply.cut(cut) } else { reply });
+        assert!(error.contains(expected), "{error}");
+        let error = changed(
+            move |seen, reply| if seen.path.contains("/manifests/") { reply.cut(cut / 10) } else { reply },
+        );
+        assert!(error.contains("cannot read"), "{error}");
+    }
+}
+
+#[test]
+fn ranges_that_were_not_asked_for_are_refused() {
+    for range in ["bytes 5-9/10", "bytes */10", "items 0-1/2", ""] {
+        let error = changed(move |seen, reply| {
+            if !is_blob(seen) {
+                return reply;
+            }
+            Reply { status: 206, ..reply }.header("content-range", range)
+        });
+        assert!(error.contains("not the range that was asked for"), "{range:?}: {error}");
+    }
+}
+
+#[test]
+fn statuses_that_make_no_sense_are_errors() {
+    for (status, expected) in
+        [(204, "204"), (206, "206"), (304, "304"), (401, "denies"), (429, "429"), (500, "500")]
+    {
+        let error = changed(move |seen, reply| match seen.path.contains("/manifests/") {
+            true => Reply { status, ..reply },
+            false => reply,
+        });
+        assert!(error.contains(expected), "{status}: {error}");
+        let error = changed(move |seen, reply| if is_blob(seen) { Reply { status, ..reply } } else { reply });
+        assert!(!error.is_empty(), "{status}: {error}");
+    }
+}
+
+/// What does not speak HTTP at all.
+#[test]
+fn what_is_not_http_is_an_error() {
+    use std::io::{Read, Write};
+    for answer in
+        [&b"SSH-2.0-OpenSSH_9.2\r\n"[..], b"\x15\x03\x03\0\x02\x02\x0a", b"HTTP/1.1 200\r\nx", b"\0\0\0\0"]
+    {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                // The client may go away.
+                let _ = stream.and_then(|mut stream| {
+                    let _ = stream.read(&mut [0; 1024])?;
+                    stream.write_all(answer)
+                });
+            }
+        });
+        let (_directory, store) = store();
+        let error = store.pull(&client(), &reference(&host, "a:1"), &()).unwrap_err();
+        assert!(chain(&error).contains(&host), "{answer:?}: {}", chain(&error));
+    }
+}
+
+/// Layers that are small until they are unpacked.
+#[test]
+fn what_is_unpacked_is_bounded() {
+    let fixture =
+        crate::fixtures::Fixture::new(&[&[("zeros", &vec![0; 8 << 20])], &[("more", &vec![0; 8 << 20])]]);
+    let content = Content::of(&fixture);
+    let fake = Fake::new(move |seen| content.reply(seen));
+    let (_directory, mut store) = store();
+    store.set_max_unpacked(10 << 20);
+    let error = store.pull(&client(), &reference(&fake.host, "a:1"), &()).unwrap_err();
+    assert!(error.to_string().contains("more than 10485760 bytes when they are unpacked"), "{error}");
+    for directory in ["images", "layers", "merged", "tmp", "partial"] {
+        assert_eq!(count(&store, directory), 0, "{directory}");
+    }
+    store.set_max_unpacked(20 << 20);
+    store.pull(&client(), &reference(&fake.host, "a:1"), &()).unwrap();
 }
 
 #[rstest]

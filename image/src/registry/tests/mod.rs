@@ -33,8 +33,7 @@ fn client() -> Client {
 fn options() -> RegistryOptions {
     let short = Duration::from_millis(600);
     RegistryOptions {
-        auth_files: Some(Vec::new()),
-        timeouts: Timeouts { connect: short, response: short, read: short },
+        timeouts: Timeouts { connect: short, response: short, read: short, document: 3 * short },
         ..RegistryOptions::default()
     }
 }

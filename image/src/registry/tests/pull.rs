@@ -1,8 +1,11 @@
 //! Pulling: what is asked for, resumed and shared.
 
+use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
 use serde_json::json;
 
 use super::fake::{Content, Fake, Reply};
@@ -195,6 +198,19 @@ fn pull_as_a_process() {
     store.pull(&Client::new(RegistryOptions::default()), &reference(&host, "a:1"), &()).unwrap();
 }
 
+/// Waits until the file at `path`, whose directory is there, has `length` bytes.
+fn wait_for_length(path: &Path, length: u64) {
+    let changes = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    let what = inotify::WatchFlags::CREATE | inotify::WatchFlags::MODIFY;
+    inotify::add_watch(&changes, path.parent().unwrap(), what).unwrap();
+    let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
+    while fs::metadata(path).map_or(0, |data| data.len()) < length {
+        let changed = poll(&mut [PollFd::new(&changes, PollFlags::IN)], Some(&timeout)).unwrap();
+        assert_eq!(changed, 1, "nothing was downloaded");
+        rustix::io::read(&changes, &mut [0; 4096]).unwrap();
+    }
+}
+
 /// A process is killed in the middle of a layer; the next one goes on from there.
 #[test]
 fn a_killed_pull_is_resumed() {
@@ -216,11 +232,7 @@ fn a_killed_pull_is_resumed() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let start = std::time::Instant::now();
-    while fs::metadata(&partial).map_or(0, |data| data.len()) < 300_000 {
-        assert!(start.elapsed() < Duration::from_secs(20), "nothing was downloaded");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_length(&partial, 300_000);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(store.images().unwrap().is_empty());

@@ -45,7 +45,7 @@ pub enum AcpiError {
 /// # Errors
 ///
 /// [`AcpiError`].
-pub fn write(memory: &GuestMemoryMmap, cpus: u32, virtio: &[VirtioPlace]) -> Result<GuestAddress, AcpiError> {
+pub fn write(memory: &GuestMemoryMmap, cpus: u8, virtio: &[VirtioPlace]) -> Result<GuestAddress, AcpiError> {
     let rsdp = layout::ACPI_TABLES;
     let mut tables = Tables { bytes: vec![0; Rsdp::len().next_multiple_of(16)] };
     let dsdt = tables.add(&dsdt(virtio));
@@ -108,16 +108,14 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(cpus: u32) -> MADT {
+fn madt(cpus: u8) -> MADT {
     let local_apic = LocalInterruptController::Address(layout::LOCAL_APIC);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, local_apic);
-    // The configuration keeps the number of vCPUs below what 8 bits hold.
-    let ids = 0..u8::try_from(cpus).unwrap_or(u8::MAX);
-    let io_apic_id = ids.end;
-    for id in ids {
+    for id in 0..cpus {
         madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
-    madt.add_structure(IoApic::new(io_apic_id, layout::IO_APIC, 0));
+    // The I/O APIC has the ID behind those of the vCPUs.
+    madt.add_structure(IoApic::new(cpus, layout::IO_APIC, 0));
     madt
 }
 
@@ -127,7 +125,7 @@ fn dsdt(virtio: &[VirtioPlace]) -> Sdt {
     clock(&mut body);
     panic_device(&mut body);
     power_button(&mut body);
-    for (index, node) in virtio.iter().enumerate() {
+    for (index, node) in (0..).zip(virtio) {
         virtio_mmio(&mut body, index, node);
     }
     // `\_S5`: what to write to the sleep control register for soft off.
@@ -143,8 +141,11 @@ fn interrupt(gsi: u32) -> aml::Interrupt {
     aml::Interrupt::new(true, true, false, false, gsi)
 }
 
-fn ports(first: u16, count: u16) -> aml::IO {
-    aml::IO::new(first, first, 1, u8::try_from(count).unwrap_or(u8::MAX))
+/// `COUNT` ports, at most 255, from `FIRST` on.
+fn ports<const FIRST: u16, const COUNT: u16>() -> aml::IO {
+    const { assert!(COUNT <= u8::MAX as u16) };
+    let [count, _] = COUNT.to_le_bytes();
+    aml::IO::new(FIRST, FIRST, 1, count)
 }
 
 /// Adds the device `path` with a hardware ID, a unique ID, resources, and what else it has.
@@ -166,19 +167,19 @@ fn device(
 
 fn serial_port(sink: &mut Vec<u8>) {
     let hid = aml::EISAName::new("PNP0501");
-    let (ports, interrupt) = (ports(Serial::PORT, Serial::PORTS), interrupt(Serial::GSI));
+    let (ports, interrupt) = (ports::<{ Serial::PORT }, { Serial::PORTS }>(), interrupt(Serial::GSI));
     device(sink, "_SB_.COM1", &hid, 0, vec![&ports, &interrupt], vec![]);
 }
 
 fn clock(sink: &mut Vec<u8>) {
     let hid = aml::EISAName::new("PNP0B00");
-    device(sink, "_SB_.RTC_", &hid, 0, vec![&ports(Cmos::PORT, Cmos::PORTS)], vec![]);
+    device(sink, "_SB_.RTC_", &hid, 0, vec![&ports::<{ Cmos::PORT }, { Cmos::PORTS }>()], vec![]);
 }
 
 /// pvpanic, by the name that QEMU gave it and Linux's driver looks for.
 fn panic_device(sink: &mut Vec<u8>) {
     let status = aml::Name::new("_STA".into(), &0xf_u32);
-    let ports = ports(PvPanic::PORT, PvPanic::PORTS);
+    let ports = ports::<{ PvPanic::PORT }, { PvPanic::PORTS }>();
     device(sink, "_SB_.PEVT", &"QEMU0001", 0, vec![&ports], vec![&status]);
 }
 
@@ -217,20 +218,19 @@ fn power_button(sink: &mut Vec<u8>) {
     device(sink, "_SB_.GED_", &"ACPI0013", 0, vec![&interrupt], vec![&region, &field, &event]);
 }
 
-fn virtio_mmio(sink: &mut Vec<u8>, index: usize, node: &VirtioPlace) {
-    let length = u32::try_from(MMIO_LENGTH).unwrap_or(u32::MAX);
-    let registers = aml::Memory32Fixed::new(true, node.address, length);
-    let uid = u32::try_from(index).unwrap_or(u32::MAX);
+fn virtio_mmio(sink: &mut Vec<u8>, index: u32, node: &VirtioPlace) {
+    const LENGTH: u32 = layout::in_32_bits(GuestAddress(MMIO_LENGTH));
+    let registers = aml::Memory32Fixed::new(true, node.address, LENGTH);
     let cache_coherent = aml::Name::new("_CCA".into(), &aml::ONE);
     let (path, interrupt) = (format!("_SB_.V{index:03}"), interrupt(node.gsi));
-    device(sink, &path, &"LNRO0005", uid, vec![&registers, &interrupt], vec![&cache_coherent]);
+    device(sink, &path, &"LNRO0005", index, vec![&registers, &interrupt], vec![&cache_coherent]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tables(cpus: u32, devices: usize) -> Vec<u8> {
+    fn tables(cpus: u8, devices: usize) -> Vec<u8> {
         let memory = crate::memory::reserve(&[(GuestAddress(0), 2 << 20)]).unwrap();
         let nodes: Vec<_> = layout::VIRTIO_GSIS
             .iter()

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 
 use devices::legacy::{PowerRegisters, registers};
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
@@ -25,8 +25,8 @@ pub struct BootInformation<'a> {
     pub initrd: Option<Initrd>,
     /// The size of RAM in bytes.
     pub memory_size: u64,
-    /// The number of vCPUs.
-    pub cpus: u32,
+    /// The number of vCPUs, at most [`MAX_CPUS`](super::vcpu::MAX_CPUS).
+    pub cpus: u8,
     /// Where the virtio devices are.
     pub virtio: &'a [VirtioPlace],
 }
@@ -37,6 +37,9 @@ pub enum BootError {
     /// The ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
+    /// More arguments than there is room for.
+    #[error("the kernel's arguments have {0} bytes, the limit is {limit}", limit = layout::CMDLINE_CAPACITY - 1)]
+    Arguments(usize),
     /// Guest memory.
     #[error("cannot write the boot structures to guest memory")]
     Memory(#[from] GuestMemoryError),
@@ -67,7 +70,7 @@ pub fn write(
     let rsdp = acpi::write(memory, information.cpus, information.virtio)?;
     mp_table::write(memory, information.cpus)?;
     write_boot_tables(memory, kernel.entry)?;
-    Ok(write_parameters(memory, kernel, information, rsdp)?)
+    write_parameters(memory, kernel, information, rsdp)
 }
 
 /// Writes what `kernel` expects for its entry point. The root of the ACPI tables is at `rsdp`.
@@ -76,13 +79,21 @@ fn write_parameters(
     kernel: &Kernel,
     information: &BootInformation<'_>,
     rsdp: GuestAddress,
-) -> Result<(), GuestMemoryError> {
-    memory.write_slice(information.arguments.to_bytes_with_nul(), layout::CMDLINE)?;
+) -> Result<(), BootError> {
+    let arguments = information.arguments.to_bytes_with_nul();
+    let room = u32::try_from(arguments.len()).ok().filter(|_| arguments.len() <= layout::CMDLINE_CAPACITY);
+    let arguments_size = room.ok_or_else(|| BootError::Arguments(arguments.len() - 1))?;
+    memory.write_slice(arguments, layout::CMDLINE)?;
     memory.write_slice(&reset_code(), layout::RESET_VECTOR)?;
     match kernel.entry {
-        EntryPoint::Pvh(_) => write_start_info(memory, information, rsdp),
-        EntryPoint::Linux64(_) => write_zero_page(memory, kernel, information, rsdp),
+        EntryPoint::Pvh(_) => write_start_info(memory, information, rsdp)?,
+        EntryPoint::Linux64(_) => {
+            let mut params = boot_params { acpi_rsdp_addr: rsdp.0, ..Default::default() };
+            params.hdr = setup_header(kernel, information, arguments_size);
+            write_zero_page(memory, params, information.memory_size)?;
+        }
     }
+    Ok(())
 }
 
 /// The code at [`layout::RESET_VECTOR`], for real mode: it writes the reset register and halts.
@@ -117,8 +128,11 @@ fn write_start_info(
         ..Default::default()
     };
     if let Some(initrd) = information.initrd {
-        let module =
-            hvm_modlist_entry { paddr: initrd.address.0, size: initrd.length.into(), ..Default::default() };
+        let module = hvm_modlist_entry {
+            paddr: initrd.address.into(),
+            size: initrd.length.into(),
+            ..Default::default()
+        };
         memory.write_obj(module, layout::PVH_MODULES)?;
         start_info.nr_modules = 1;
         start_info.modlist_paddr = layout::PVH_MODULES.0;
@@ -133,34 +147,32 @@ fn write_start_info(
     memory.write_obj(start_info, layout::PVH_START_INFO)
 }
 
+/// The kernel's setup header with what the boot loader fills in.
+fn setup_header(kernel: &Kernel, information: &BootInformation<'_>, arguments_size: u32) -> setup_header {
+    const CMDLINE: u32 = layout::in_32_bits(layout::CMDLINE);
+    let without = || setup_header {
+        boot_flag: BOOT_FLAG,
+        header: SETUP_HEADER_MAGIC,
+        kernel_alignment: 0x0100_0000,
+        ..Default::default()
+    };
+    let mut header = kernel.setup_header.as_deref().copied().unwrap_or_else(without);
+    header.type_of_loader = LOADER_UNDEFINED;
+    (header.cmd_line_ptr, header.cmdline_size) = (CMDLINE, arguments_size);
+    if let Some(initrd) = information.initrd {
+        (header.ramdisk_image, header.ramdisk_size) = (initrd.address, initrd.length);
+    }
+    header
+}
+
 /// The zero page (Linux, `Documentation/arch/x86/boot.rst`).
 fn write_zero_page(
     memory: &GuestMemoryMmap,
-    kernel: &Kernel,
-    information: &BootInformation<'_>,
-    rsdp: GuestAddress,
+    mut params: boot_params,
+    memory_size: u64,
 ) -> Result<(), GuestMemoryError> {
-    let mut params = boot_params::default();
-    match &kernel.setup_header {
-        Some(header) => params.hdr = **header,
-        None => {
-            params.hdr.boot_flag = BOOT_FLAG;
-            params.hdr.header = SETUP_HEADER_MAGIC;
-            params.hdr.kernel_alignment = 0x0100_0000;
-        }
-    }
-    params.hdr.type_of_loader = LOADER_UNDEFINED;
-    // All addresses here are below 4 GiB by the layout; the kernel's limits keep the initrd there too.
-    params.hdr.cmd_line_ptr = u32::try_from(layout::CMDLINE.0).unwrap_or_default();
-    params.hdr.cmdline_size =
-        u32::try_from(information.arguments.to_bytes_with_nul().len()).unwrap_or_default();
-    if let Some(initrd) = information.initrd {
-        params.hdr.ramdisk_image = u32::try_from(initrd.address.0).unwrap_or_default();
-        params.hdr.ramdisk_size = initrd.length;
-    }
-    params.acpi_rsdp_addr = rsdp.0;
     for ((start, size, kind), entry) in
-        layout::memory_map(information.memory_size).into_iter().zip(&mut params.e820_table)
+        layout::memory_map(memory_size).into_iter().zip(&mut params.e820_table)
     {
         *entry = boot_e820_entry { addr: start.0, size, r#type: kind as u32 };
         params.e820_entries += 1;
@@ -177,7 +189,7 @@ mod tests {
         let memory = reserve(&layout::ram_regions(4 << 30)).unwrap();
         let information = BootInformation {
             arguments: c"console=ttyS0",
-            initrd: Some(Initrd { address: GuestAddress(0x800_0000), length: 1234 }),
+            initrd: Some(Initrd { address: 0x800_0000, length: 1234 }),
             memory_size: 4 << 30,
             cpus: 1,
             virtio: &[],

@@ -30,6 +30,11 @@ pub(crate) fn processor(cpuinfo: &str) -> Check {
     }
 }
 
+/// The module of KVM for this processor.
+pub(crate) fn module(cpuinfo: &str) -> Option<&'static str> {
+    extension(cpuinfo).map(|extension| if extension == "svm" { "kvm_amd" } else { "kvm_intel" })
+}
+
 pub(crate) fn timer(kvm: &Kvm) -> Check {
     const NAME: &str = "timer";
     if kvm.check_extension(Cap::TscDeadlineTimer) {

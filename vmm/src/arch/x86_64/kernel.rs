@@ -1,7 +1,6 @@
 //! A kernel and an initrd in guest RAM: what the loader found, and what the boot structures say about it.
 
 use linux_loader::loader::bootparam::setup_header;
-use vm_memory::GuestAddress;
 
 /// How to enter a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +61,8 @@ impl Kernel {
 /// Where the initrd is in guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Initrd {
-    /// Its first byte, at a page.
-    pub address: GuestAddress,
+    /// The guest physical address of its first byte, at a page.
+    pub address: u32,
     /// Its size in bytes.
     pub length: u32,
 }

@@ -36,6 +36,14 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// The most bytes that x86 Linux takes as its arguments, with the terminating zero (COMMAND_LINE_SIZE).
 pub const CMDLINE_CAPACITY: usize = 2048;
 
+/// `address` as the 32 bits that a boot structure has for it. Where it has more, a constant made of it is an error of
+/// the compiler's.
+#[allow(clippy::cast_possible_truncation, reason = "checked")]
+pub(super) const fn in_32_bits(address: GuestAddress) -> u32 {
+    assert!(address.0 <= u32::MAX as u64);
+    address.0 as u32
+}
+
 /// The end of the RAM below the ISA hole; above it a PC has its extended BIOS data.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The RSDP and all tables behind it.

@@ -28,15 +28,15 @@ const BOOT_PROCESSOR: u8 = 1 << 1;
 /// # Errors
 ///
 /// Those of writing to guest memory.
-pub fn write(memory: &GuestMemoryMmap, cpus: u32) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &GuestMemoryMmap, cpus: u8) -> Result<(), GuestMemoryError> {
     memory.write_slice(&tables(cpus), layout::MP_TABLE)
 }
 
 /// The floating pointer structure (4.1), and behind it the configuration table (4.2).
-fn tables(cpus: u32) -> Vec<u8> {
+fn tables(cpus: u8) -> Vec<u8> {
+    const CONFIGURATION: u32 = layout::in_32_bits(layout::MP_TABLE) + 16;
     let mut tables = Vec::from(*b"_MP_");
-    let configuration = u32::try_from(layout::MP_TABLE.0).unwrap_or_default() + 16;
-    tables.extend(configuration.to_le_bytes());
+    tables.extend(CONFIGURATION.to_le_bytes());
     // Its length in paragraphs, the version, the checksum, and no feature.
     tables.extend([1, VERSION, 0, 0, 0, 0, 0, 0]);
     set_checksum(&mut tables, 10);
@@ -44,19 +44,19 @@ fn tables(cpus: u32) -> Vec<u8> {
     tables
 }
 
-fn configuration_table(cpus: u32) -> Vec<u8> {
-    // The configuration keeps the number of vCPUs below what 8 bits hold.
-    let ids = 0..u8::try_from(cpus).unwrap_or(u8::MAX);
-    let io_apic = ids.end;
-    let mut entries: Vec<Vec<u8>> = ids.map(processor).collect();
+fn configuration_table(cpus: u8) -> Vec<u8> {
+    // The I/O APIC has the ID behind those of the vCPUs.
+    let io_apic = cpus;
+    let mut entries: Vec<Vec<u8>> = (0..cpus).map(processor).collect();
     entries.push([&[BUS, ISA][..], b"ISA   "].concat());
     entries
         .push([&[IO_APIC, io_apic, IO_APIC_VERSION, ENABLED][..], &layout::IO_APIC.to_le_bytes()].concat());
     entries.extend((0..INTERRUPTS).map(|gsi| vec![IO_INTERRUPT, 0, 0, 0, ISA, gsi, io_apic, gsi]));
 
-    let count = u16::try_from(entries.len()).unwrap_or(u16::MAX);
-    let entries = entries.concat();
-    let length = u16::try_from(HEADER + entries.len()).unwrap_or(u16::MAX);
+    // One entry for the bus and one for the I/O APIC.
+    let others = 2 + u16::from(INTERRUPTS);
+    let count = u16::from(cpus) + others;
+    let length = HEADER + PROCESSOR_LENGTH * u16::from(cpus) + ENTRY_LENGTH * others;
     let mut table = Vec::from(*b"PCMP");
     table.extend(length.to_le_bytes());
     table.extend([VERSION, 0]);
@@ -66,13 +66,15 @@ fn configuration_table(cpus: u32) -> Vec<u8> {
     table.extend(count.to_le_bytes());
     table.extend(layout::LOCAL_APIC.to_le_bytes());
     table.extend([0; 4]);
-    table.extend(entries);
+    table.extend(entries.concat());
     set_checksum(&mut table, 7);
     table
 }
 
-/// The length of the configuration table's header.
-const HEADER: usize = 44;
+/// Lengths of the configuration table's header, of a processor's entry, and of all other entries, in bytes.
+const HEADER: u16 = 44;
+const PROCESSOR_LENGTH: u16 = 20;
+const ENTRY_LENGTH: u16 = 8;
 
 fn processor(id: u8) -> Vec<u8> {
     let flags = if id == 0 { ENABLED | BOOT_PROCESSOR } else { ENABLED };
@@ -103,7 +105,7 @@ mod tests {
     #[rstest]
     #[case(1)]
     #[case(254)]
-    fn each_processor_and_interrupt_is_found(#[case] cpus: u32) {
+    fn each_processor_and_interrupt_is_found(#[case] cpus: u8) {
         let tables = tables(cpus);
         assert!(tables.len() as u64 <= layout::RESET_PAGE.0 - layout::MP_TABLE.0, "{:#x}", tables.len());
         let (pointer, table) = tables.split_at(16);
@@ -112,11 +114,12 @@ mod tests {
         assert_eq!((&table[..4], sum(table)), (&b"PCMP"[..], 0));
         assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
 
-        let (mut rest, mut count, mut ids, mut gsis) = (&table[HEADER..], 0, Vec::new(), Vec::new());
+        let (mut rest, mut count, mut ids, mut gsis) =
+            (&table[usize::from(HEADER)..], 0, Vec::new(), Vec::new());
         while let [kind, ..] = rest {
             match kind {
                 0 => ids.push((rest[1], rest[3])),
-                2 => assert_eq!(u32::from(rest[1]), cpus, "the I/O APIC has an ID of its own"),
+                2 => assert_eq!(rest[1], cpus, "the I/O APIC has an ID of its own"),
                 3 => gsis.push((rest[5], rest[7])),
                 1 => assert_eq!(&rest[2..8], b"ISA   "),
                 other => panic!("entry of type {other}"),
@@ -125,7 +128,7 @@ mod tests {
             count += 1;
         }
         assert_eq!(u16::from_le_bytes([table[34], table[35]]), count);
-        let expected = (0..cpus).map(|id| (u8::try_from(id).unwrap(), if id == 0 { 3 } else { 1 }));
+        let expected = (0..cpus).map(|id| (id, if id == 0 { 3 } else { 1 }));
         assert!(ids.into_iter().eq(expected));
         assert!(gsis.into_iter().eq((0..24).map(|gsi| (gsi, gsi))));
     }

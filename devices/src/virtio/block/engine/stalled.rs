@@ -55,6 +55,13 @@ impl Valve {
         let _ = self.0.wake.write(1);
     }
 
+    /// Returns once it is open, as a system call that waits for storage.
+    pub(in crate::virtio) fn pass(&self) {
+        self.0.started.fetch_add(1, Ordering::SeqCst);
+        let closed = lock(&self.0.is_open);
+        drop(self.0.opened.wait_while(closed, |is_open| !*is_open));
+    }
+
     fn is_open(&self) -> bool {
         *lock(&self.0.is_open)
     }
@@ -87,10 +94,10 @@ impl Stalled {
     ///
     /// The memory that is left of `ranges` has to be valid until the completion was taken.
     pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, place: Place, ranges: &IoVecs) {
-        self.valve.0.started.fetch_add(1, Ordering::SeqCst);
         if self.blocks {
-            let closed = lock(&self.valve.0.is_open);
-            drop(self.valve.0.opened.wait_while(closed, |is_open| !*is_open));
+            self.valve.pass();
+        } else {
+            self.valve.0.started.fetch_add(1, Ordering::SeqCst);
         }
         let mut copy = IoVecs::default();
         ranges.copy_part(0, usize::MAX, &mut copy);

@@ -4,10 +4,12 @@ mod composed;
 mod errors;
 mod hostile;
 mod limits;
+mod lost;
 mod model;
 mod pmem;
 mod requests;
 mod resized;
+mod slots;
 mod stalls;
 mod suspended;
 

@@ -32,6 +32,7 @@ fn a_suspended_device_touches_nothing_and_goes_on_with_its_connections() {
     let mut process = guest.dial("CONNECT 52\n");
     guest.post(Header { op: op::RW, len: 5, ..header(80, 1025) }, b"hello");
     let posted = dump(&guest.drivers[0].memory);
+    // What does not happen has no event: the time for it is what is given.
     std::thread::sleep(Duration::from_millis(50));
     assert!(dump(&guest.drivers[0].memory) == posted && posted != before);
     guest.resume(&saved);
@@ -61,7 +62,7 @@ fn no_time_passes_for_a_suspended_device() {
     // It has been accepted before the packet is answered.
     guest.expect_silence();
     let saved = guest.suspend();
-    // Longer than a process has for its line.
+    // Time is what is tested: longer than a process has for its line.
     std::thread::sleep(Duration::from_millis(2200));
     guest.resume(&saved);
     silent.write_all(b"CONNECT 52\n").unwrap();

@@ -1,0 +1,324 @@
+//! `mvm boot`.
+
+mod kept;
+mod ready;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use instance::{Identity, Instance, InstanceError, Summary};
+use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
+
+use self::ready::{Awaited, ReadyArguments};
+use crate::background::{self, Report, Reporter, SharedReporter};
+use crate::options::BootOptions;
+use crate::process::ExitCode;
+use crate::supervise::{self, lock};
+use crate::{chain, complain, config_file, exit_code, print};
+
+const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
+
+const EXAMPLES: &str = "\
+Examples:
+  A VM with a console on this terminal:
+    mvm boot --kernel vmlinux --rootfs rootfs.ext4
+
+  A distribution's kernel with its initial RAM disk, and more of everything:
+    mvm boot --kernel /boot/vmlinuz --initrd initrd.img --rootfs debian.img \\
+        --cpus 4 --memory 2G --disk data.img --disk seed.iso,readonly
+
+  A network without root, and ssh to the guest through port 2222:
+    mvm boot --kernel vmlinux --rootfs rootfs.ext4 --net user -p 2222:22
+
+  Two shared folders:
+    mvm boot --kernel vmlinux --rootfs rootfs.ext4 \\
+        --share src:/work --share /usr:/host,readonly
+
+  A configuration file; options win over it:
+    mvm boot --config vm.toml --memory 4G
+
+Configuration file:
+  Keys are the names of the options; paths are relative to the file.
+    kernel = \"vmlinux\"
+    rootfs = \"rootfs.ext4\"
+    disk = [\"data.img\", \"seed.iso,readonly\"]
+    net = \"user\"
+    publish = \"8080:80\"
+    cpus = 4
+    memory = \"2G\"
+
+Keys and signals:
+  On a terminal, Ctrl-A x stops the VM and Ctrl-A h shows help; all other keys
+  go to the guest. SIGTERM, SIGINT, SIGHUP and SIGQUIT press the guest's power
+  button. If the guest does not power off within --stop-timeout, or at another
+  signal a second or more later, the VM ends by force.
+
+Exit codes:
+  0        the guest powered off or rebooted
+  N        the guest set exit code N and powered off or rebooted
+  2        wrong usage or configuration
+  3        the host cannot run the VM
+  4        the guest crashed
+  124      --timeout expired
+  128 + N  stopped by signal N (137: mvm kill)";
+
+/// Arguments of `mvm boot`.
+#[derive(Args)]
+#[command(after_help = MORE, after_long_help = EXAMPLES)]
+pub struct BootCommand {
+    /// Read options from a TOML file
+    ///
+    /// Its keys are the names of the options. An option on the command line wins over the file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    options: BootOptions,
+
+    /// Run in the background, and print the VM's ID
+    ///
+    /// `mvm logs` shows what its console showed, `mvm wait` waits for its end, and what is kept of it stays until
+    /// `mvm rm`.
+    #[arg(long, short)]
+    detach: bool,
+
+    /// Remove what is kept of a VM in the background when it ends; of others nothing is
+    #[arg(long, hide_short_help = true)]
+    rm: bool,
+
+    #[command(flatten)]
+    ready: ReadyArguments,
+
+    /// Print how long each phase of the start took
+    #[arg(long, help_heading = "Console and debugging", hide_short_help = true)]
+    timing: bool,
+}
+
+/// Boots a VM and runs it to its end, or has it run in the background. `start` is when the process started. Without a
+/// directory of its own (`has_directory`) the VM cannot be found by other commands.
+pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCode {
+    let (config, asked) = match configuration(command.options, command.config) {
+        Ok(described) => described,
+        Err(message) => {
+            complain(&message);
+            return exit_code::USAGE.into();
+        }
+    };
+    let ready = command.ready.into_awaited();
+    let order = Order { config, asked, removes: command.rm, ready, timing: command.timing, start };
+    if !command.detach {
+        return boot(order, has_directory, None).into();
+    }
+    if !has_directory {
+        complain("a VM in the background needs a directory: leave --runtime-dir none or --detach out");
+        return exit_code::USAGE.into();
+    }
+    match background::start(|reporter| boot(order, true, Some(reporter))) {
+        Ok(Report::Started { id }) => print(format!("{id}\n").as_bytes(), exit_code::SUCCESS),
+        Ok(Report::Failed { code, message }) => {
+            complain(&message);
+            code.into()
+        }
+        Err(error) => {
+            complain(&format!("cannot run in the background: {error}"));
+            exit_code::HOST.into()
+        }
+    }
+}
+
+/// What the user has ordered.
+struct Order {
+    config: VmConfig,
+    asked: Identity,
+    /// What is kept of it in the background is removed when it ends.
+    removes: bool,
+    /// In the background, what tells that the guest is ready.
+    ready: Option<Awaited>,
+    timing: bool,
+    start: Instant,
+}
+
+/// What ends mvm before there is a VM.
+struct Refusal {
+    code: u8,
+    message: String,
+}
+
+impl Refusal {
+    fn host(what: &str, error: &dyn std::error::Error) -> Self {
+        Self { code: exit_code::HOST, message: format!("cannot {what}: {}", chain(error)) }
+    }
+}
+
+/// Runs the VM; in the background, with a `reporter`, something is kept of it. Returns the exit code.
+fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
+    let reporter = SharedReporter::new(reporter);
+    // Started before the VM: log lines that the VM causes then never wait for the reader of standard error.
+    let _writer = match devices::log::Writer::start() {
+        Ok(writer) => writer,
+        Err(error) => {
+            complain(&format!("cannot start a thread: {error}"));
+            return exit_code::HOST;
+        }
+    };
+    match try_boot(order, has_directory, &reporter) {
+        Ok(code) => code,
+        Err(Refusal { code, message }) => {
+            if !reporter.report(&Report::Failed { code, message: message.clone() }) {
+                complain(&message);
+            }
+            code
+        }
+    }
+}
+
+fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Result<u8, Refusal> {
+    let Order { config, asked, ready, timing, start, removes } = order;
+    instance::ignore_limits_and_terminal();
+    let (place, supervisor) = instance::take_ending()
+        .and_then(|signals| supervise::start(Some(signals), (&config).into(), exit_code::of_exit))
+        .map_err(|error| Refusal::host("take signals", &error))?;
+    let instance = claim(has_directory, &asked, &config)?;
+    // Without a watch, where the user has no inotify instance left, a removal is reported at the VM's end.
+    let removal = instance.as_ref().and_then(|instance| instance.watch_removal().ok());
+    let identity = instance.as_ref().map_or(asked, Instance::identity);
+    let keep = match (&instance, &mut *reporter.lock()) {
+        (Some(instance), Some(reporter)) => Some(kept::keep(instance, &config, removes, reporter)?),
+        _ => None,
+    };
+    let id = identity.id.as_ref().map(ToString::to_string).unwrap_or_default();
+    let started = Report::Started { id: id.clone() };
+    let watch = |ready: &Awaited| ready.watch(reporter.clone(), started.clone(), supervisor.requests());
+    let awaited = ready.as_ref().map(watch).transpose();
+    let awaited = awaited.map_err(|error| Refusal::host("start a thread", &error))?.flatten();
+    *lock(&place) = instance;
+    let timeline = Arc::new(Timeline::starting_at(start));
+    let directory = identity.directory.as_deref();
+    let result =
+        Frontend::of_process(&config.console, directory, supervisor.requests()).and_then(|frontend| {
+            let frontend = match &keep {
+                Some(keep) => frontend.logging_to(keep.output()),
+                None => frontend,
+            };
+            let resources = vmm::open(&config, &identity)?;
+            let vm = vmm::seal(vmm::build(
+                resources,
+                frontend.watching(removal).awaiting(awaited),
+                timeline.clone(),
+            )?)?;
+            if ready.is_none() {
+                reporter.report(&started);
+            }
+            vm.run()
+        });
+    drop(lock(&place).take());
+    if timing && result.is_ok() {
+        devices::log::print(&timeline.to_string());
+    }
+    let code = match (result, keep) {
+        (Err(error), Some(keep)) => {
+            kept::forget(keep);
+            return Err(Refusal { code: exit_code::of_error(&error), message: chain(&error) });
+        }
+        (result, None) => ending(result),
+        (Ok(reason), Some(keep)) => {
+            let code = ending(Ok(reason.clone()));
+            let failure = ready.and_then(|ready| ready.failure(&id, &reason, code));
+            let error = match &failure {
+                Some((_, message)) => message.clone(),
+                None if code == exit_code::SUCCESS => String::new(),
+                None => reason.to_string(),
+            };
+            kept::finish(keep, code, error);
+            if let Some((code, message)) = failure {
+                reporter.report(&Report::Failed { code, message });
+            }
+            code
+        }
+    };
+    // Until the process ends: another thread may still keep it from ending.
+    std::mem::forget(supervisor);
+    Ok(code)
+}
+
+fn claim(has_directory: bool, asked: &Identity, config: &VmConfig) -> Result<Option<Instance>, Refusal> {
+    let claim = || has_directory.then(|| Instance::claim(asked, Summary::from(config))).transpose();
+    claim().map_err(|error| match error {
+        InstanceError::Directory { .. } => Refusal {
+            code: exit_code::HOST,
+            message: format!(
+                "{}: --runtime-dir DIR keeps VMs elsewhere, --runtime-dir none runs this one without a directory",
+                chain(&error)
+            ),
+        },
+        error => {
+            let code = if error.is_the_hosts() { exit_code::HOST } else { exit_code::USAGE };
+            Refusal { code, message: chain(&error) }
+        }
+    })
+}
+
+/// Says how the VM ended, and returns the exit code for it.
+fn ending(result: Result<ExitReason, VmError>) -> u8 {
+    match result {
+        Ok(reason) => {
+            let code = exit_code::of_exit(&reason);
+            if reason == ExitReason::Stopped {
+                // The guest's last line has no end.
+                devices::log::print("\n");
+                complain(&reason.to_string());
+            } else if code == exit_code::SUCCESS {
+                tracing::info!("{reason}");
+            } else {
+                complain(&reason.to_string());
+                if let Some(hint) = reason.hint() {
+                    complain(hint);
+                }
+            }
+            code
+        }
+        Err(error) => {
+            complain(&chain(&error));
+            exit_code::of_error(&error)
+        }
+    }
+}
+
+/// The VM's configuration and its identity.
+fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<(VmConfig, Identity), String> {
+    let options = match file {
+        Some(path) => flags.or(config_file::read(&path).map_err(|error| chain(&error))?),
+        None => flags,
+    };
+    let identity = options.identity();
+    let config = options.into_config()?;
+    if let Some(warning) = memory_warning(config.memory.bytes(), vmm::total_memory()) {
+        tracing::warn!("{warning}");
+    }
+    Ok((config, identity))
+}
+
+/// A warning if a guest of `memory` bytes does not fit into a host of `total` bytes.
+fn memory_warning(memory: u64, total: u64) -> Option<String> {
+    let asked = vmm::MemorySize::from_bytes(memory);
+    (memory > total).then(|| {
+        format!(
+            "--memory {asked} is more than this host's {}: a guest that uses it all swaps, or is killed",
+            crate::table::bytes(total)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory_warning;
+
+    #[test]
+    fn memory_beyond_the_hosts_is_warned_of() {
+        let warning = memory_warning(900 << 30, 24 << 30).unwrap();
+        assert!(warning.starts_with("--memory 900G is more than this host's 24.0GiB"), "{warning}");
+        assert_eq!(memory_warning(24 << 30, 24 << 30), None);
+    }
+}

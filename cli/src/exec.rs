@@ -1,0 +1,153 @@
+//! `mvm exec`.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::Args;
+use container::{DetachKeys, ExecError, ExecOptions};
+use instance::Registry;
+use instance::console::RawTerminal;
+
+use crate::process::ExitCode;
+use crate::run::{environment, terminal_size};
+use crate::targets;
+use crate::{chain, complain, events, exit_code};
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm exec web ls -l /srv         run a command
+  mvm exec -it web sh             a shell on this terminal
+  mvm exec -d web make            one in the background
+
+Exit codes:
+  N      that of the command (128 + signal where it was killed)
+  1      there is no such container, or mvm itself failed
+  126    the command can't be executed
+  127    there is no such command";
+
+/// Arguments of `mvm exec`, which are those of `docker exec`.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct ExecCommand {
+    /// Pass standard input on
+    #[arg(long, short)]
+    interactive: bool,
+
+    /// Give the command a terminal
+    #[arg(long, short)]
+    tty: bool,
+
+    /// Do not wait for the command, and drop what it writes
+    #[arg(long, short)]
+    detach: bool,
+
+    /// Set a variable: NAME=VALUE
+    ///
+    /// Without =VALUE, the one that the variable has here. May be given more than once.
+    #[arg(long, short, value_name = "VAR")]
+    env: Vec<String>,
+
+    /// Read variables from a file, one a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+
+    /// Set the working directory
+    #[arg(long, short, value_name = "DIR")]
+    workdir: Option<String>,
+
+    /// Set the user, and the group: USER or USER:GROUP
+    #[arg(long, short, value_name = "USER")]
+    user: Option<String>,
+
+    /// Give the command all capabilities
+    #[arg(long)]
+    privileged: bool,
+
+    /// Set the keys that leave the command, which runs on [default: ctrl-p,ctrl-q]
+    #[arg(long, value_name = "KEYS")]
+    detach_keys: Option<DetachKeys>,
+
+    /// The container: its ID, the beginning of that, or its name
+    #[arg(value_name = "CONTAINER")]
+    container: String,
+
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl ExecCommand {
+    /// Runs the command.
+    pub fn run(self) -> ExitCode {
+        match self.try_run() {
+            Ok(code) => code.into(),
+            Err(Failure { code, message }) => {
+                complain(&message);
+                code.into()
+            }
+        }
+    }
+
+    fn try_run(self) -> Result<u8, Failure> {
+        let terminal = terminal_size(self.tty, self.interactive && !self.detach)?;
+        let options = ExecOptions {
+            command: self.command,
+            env: environment(&self.env_file, &self.env)?,
+            working_directory: self.workdir,
+            user: self.user,
+            interactive: self.interactive,
+            terminal,
+            detached: self.detach,
+            privileged: self.privileged,
+            detach_keys: self.detach_keys.unwrap_or_default(),
+        };
+        let vm = targets::find(&Registry::of_user(), &self.container)
+            .map_err(|failure| targets::message(&self.container, &failure))?;
+        let host = |what: &'static str| move |error: io::Error| format!("cannot {what}: {error}");
+        instance::ignore_limits_and_terminal();
+        // The command gets them.
+        let signals = (!options.detached).then(instance::take_for_container).transpose();
+        let signals = signals.map_err(host("take signals"))?;
+        let raw = options
+            .terminal
+            .filter(|_| !options.detached)
+            .map(|_| RawTerminal::enter_for_output())
+            .transpose();
+        let _raw = raw.map_err(host("set up the terminal"))?.flatten();
+        let id = vm.record.id.as_str();
+        let command = options.command.join(" ");
+        events::note_of(id, &format!("exec_start: {command}"), &[]);
+        let ended = container::exec(&vm.directory, id, &options, signals.as_ref());
+        if let (Ok(ended), false) = (&ended, options.detached) {
+            events::note_of(id, "exec_die", &[("exitCode", &ended.code.to_string())]);
+        }
+        ended.map(|ended| ended.code).map_err(|error| {
+            let code = match &error {
+                ExecError::NotFound(_) => exit_code::NOT_FOUND,
+                ExecError::Failed(_) => exit_code::NOT_EXECUTABLE,
+                ExecError::Signal(signal) => exit_code::of_signal(*signal),
+                // As where the kernel kills it with the container's first process.
+                ExecError::ContainerEnded => exit_code::of_signal(libc::SIGKILL),
+                _ => exit_code::FAILURE,
+            };
+            let name = &self.container;
+            let message = match matches!(error, ExecError::Connection(_)) && targets::is_paused(&vm) {
+                true => format!("{name}: it is paused: `mvm resume {name}`"),
+                false => format!("{name}: {}", chain(&error)),
+            };
+            Failure { code, message }
+        })
+    }
+}
+
+/// What ends mvm with a code of its own.
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self { code: exit_code::FAILURE, message }
+    }
+}

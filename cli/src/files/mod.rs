@@ -1,0 +1,122 @@
+//! Files of containers: `mvm cp`, `mvm diff`, `mvm export` and `mvm commit`.
+
+mod commit;
+mod cp;
+mod diff;
+mod export;
+mod paths;
+mod progress;
+mod relay;
+mod stopped;
+
+use std::path::PathBuf;
+
+use container::{Files, FilesError, Visit};
+use instance::{Entry, InstanceError, Kind, Registry, Running};
+
+pub use commit::CommitCommand;
+pub use cp::{CpCommand, raise_open_files};
+pub use diff::DiffCommand;
+pub use export::ExportCommand;
+
+use crate::process::ExitCode;
+use crate::targets::Failure;
+use crate::{chain, complain, exit_code, targets};
+
+/// A container whose files can be reached.
+struct Opened {
+    files: Files,
+    /// As the user calls it.
+    word: String,
+    /// What is kept of it.
+    entry: Entry,
+    reached: Reached,
+}
+
+/// How files are reached.
+enum Reached {
+    /// The container runs.
+    Running(Box<Running>),
+    /// It does not: a VM has its root meanwhile. In it are none of the folders that are shared with it: their paths.
+    Stopped(Box<Visit>, Vec<PathBuf>),
+}
+
+/// Calls `act` with the container that `word` means; the exit code.
+fn with(word: &str, act: impl FnOnce(&Opened) -> Result<ExitCode, String>) -> ExitCode {
+    let done = Opened::find(word).and_then(|opened| {
+        let done = act(&opened);
+        opened.close();
+        done
+    });
+    done.unwrap_or_else(|message| {
+        complain(&message);
+        exit_code::FAILURE.into()
+    })
+}
+
+impl Opened {
+    /// The container that `word` means. This process has one thread yet.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user.
+    fn find(word: &str) -> Result<Self, String> {
+        let line = |error: &FilesError| format!("{word}: {}", chain(error));
+        let kept = match targets::kept_alone(word) {
+            Ok(kept) => kept,
+            // A VM without a record may run.
+            Err(Failure::Instance(InstanceError::NotFound(_))) if Registry::of_user().find(word).is_ok() => {
+                return Err(line(&FilesError::NotAContainer));
+            }
+            Err(failure) => return Err(targets::message(word, &failure)),
+        };
+        if kept.entry.kind == Kind::Vm {
+            return Err(line(&FilesError::NotAContainer));
+        }
+        let (entry, word) = (kept.entry.clone(), word.to_owned());
+        if !kept.is_running {
+            let (visit, shared) = stopped::visit(&kept).map_err(|why| format!("{word}: {why}"))?;
+            let files = visit.files().map_err(|error| line(&error))?;
+            return Ok(Self { files, word, entry, reached: Reached::Stopped(Box::new(visit), shared) });
+        }
+        let vm = targets::find(&Registry::of_user(), &word);
+        let vm = vm.map_err(|failure| targets::message(&word, &failure))?;
+        let files = Files::of(&vm.directory, vm.record.id.as_str()).map_err(|error| line(&error))?;
+        Ok(Self { files, word, entry, reached: Reached::Running(Box::new(vm)) })
+    }
+
+    /// Ends what was started to reach its files.
+    fn close(self) {
+        if let Reached::Stopped(visit, _) = self.reached {
+            visit.finish();
+        }
+    }
+
+    /// Refuses a path, in its shortest form, that is in a folder which is shared with the container while it runs.
+    fn check_path(&self, path: &[u8]) -> Result<(), String> {
+        use std::os::unix::ffi::OsStrExt;
+        let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+        match &self.reached {
+            Reached::Stopped(_, shared) if shared.iter().any(|folder| path.starts_with(folder)) => {
+                Err(format!(
+                    "{}: {} is in a folder of this host or a volume, which the container has while it runs only: start it, or \
+                 copy from there",
+                    self.word,
+                    path.display()
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The failure in a line for the user.
+    fn line(&self, error: &FilesError) -> String {
+        let name = &self.word;
+        match &self.reached {
+            Reached::Running(vm) if matches!(error, FilesError::Connection(_)) && targets::is_paused(vm) => {
+                format!("{name}: it is paused: `mvm resume {name}`")
+            }
+            _ => format!("{name}: {}", chain(error)),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `mvm inspect`.
+
+use clap::Args;
+use instance::{InstanceError, Registry};
+use serde_json::Value;
+
+use crate::format::Format;
+use crate::images;
+use crate::process::ExitCode;
+use crate::ps::{Item, items};
+use crate::{chain, complain, exit_code, print, targets};
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm inspect web
+  mvm inspect --format '{{.State.ExitCode}}' web";
+
+/// Arguments of `mvm inspect`.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct InspectCommand {
+    /// IDs, beginnings of IDs, or names
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+
+    /// Look for one kind only: container, vm or image
+    #[arg(long = "type", value_name = "KIND", value_parser = ["container", "vm", "image"], hide_possible_values = true)]
+    kind: Option<String>,
+
+    /// Print in a form: json, or a Go template
+    #[arg(long, short, value_name = "FORM")]
+    format: Option<Format>,
+}
+
+impl InspectCommand {
+    /// Prints what is known of VMs and containers.
+    pub fn run(self) -> ExitCode {
+        let items = match items(true) {
+            Ok((items, _)) => items,
+            Err(error) => {
+                complain(&chain(&error));
+                return exit_code::HOST.into();
+            }
+        };
+        let mut code = exit_code::SUCCESS;
+        let mut values: Vec<Value> = Vec::new();
+        for word in &self.names {
+            match self.find(&items, word) {
+                Ok(value) => values.push(value),
+                Err(message) => {
+                    complain(&message);
+                    code = exit_code::FAILURE;
+                }
+            }
+        }
+        match Format::inspect(self.format.as_ref(), &values) {
+            Ok(text) => print(text.as_bytes(), code),
+            Err(error) => {
+                complain(&chain(&error));
+                exit_code::USAGE.into()
+            }
+        }
+    }
+}
+
+impl InspectCommand {
+    /// What is known of the one that `word` means: an image only where there is nothing else of that name.
+    fn find(&self, items: &[Item], word: &str) -> Result<Value, String> {
+        let kind = self.kind.as_deref();
+        let found = match find(items, word) {
+            Ok(item) if kind.is_none_or(|kind| kind == item.kind().as_str()) => return Ok(item.inspect()),
+            Ok(_) => chain(&InstanceError::NotFound(word.into())),
+            Err(message) => unreadable(word).map_or(Ok(message), Err)?,
+        };
+        let image = kind.is_none_or(|kind| kind == "image").then(|| images::inspect::inspect(word));
+        image.transpose()?.flatten().ok_or(found)
+    }
+}
+
+/// What is wrong with the record of what `word` means, where it has one that can't be read.
+fn unreadable(word: &str) -> Option<String> {
+    let is_record =
+        |error: &InstanceError| matches!(error, InstanceError::Record { .. } | InstanceError::Kept { .. });
+    let running = Registry::of_user().find(word).err().filter(is_record);
+    let error = running.or_else(|| targets::kept(word).err().filter(is_record));
+    error.map(|error| chain(&error))
+}
+
+/// The one of `items` that `word` means.
+fn find<'a>(items: &'a [Item], word: &str) -> Result<&'a Item, String> {
+    let named = items.iter().find(|item| item.name().as_deref() == Some(word) || item.id() == word);
+    if let Some(item) = named {
+        return Ok(item);
+    }
+    let mut begun = items.iter().filter(|item| !word.is_empty() && item.id().starts_with(word));
+    match (begun.next(), begun.next()) {
+        (Some(item), None) => Ok(item),
+        (None, _) => Err(chain(&InstanceError::NotFound(word.into()))),
+        (Some(_), Some(_)) => Err(chain(&InstanceError::Ambiguous(word.into()))),
+    }
+}

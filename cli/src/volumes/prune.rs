@@ -1,0 +1,66 @@
+//! `mvm volume prune`.
+
+use clap::Args;
+
+use super::list::chosen;
+use super::{all, remove};
+use crate::format::{Filter, Filters};
+use crate::images::{complete, human, is_confirmed};
+use crate::process::ExitCode;
+use crate::{exit_code, print};
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm volume prune --force
+  mvm volume prune --all --filter label!=keep
+
+Filters: all=true|false, label=KEY[=VALUE], label!=KEY[=VALUE].";
+
+const FILTERS: &[&str] = &["all", "label", "label!"];
+
+/// Arguments of `mvm volume prune`.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct PruneCommand {
+    /// Remove all that no container uses, not only anonymous ones
+    #[arg(long, short)]
+    all: bool,
+
+    /// Remove only volumes that fit, as in label!=keep
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<Filter>,
+
+    /// Do not ask
+    #[arg(long, short)]
+    force: bool,
+}
+
+impl PruneCommand {
+    /// Removes volumes that no container uses.
+    pub fn run(self) -> ExitCode {
+        complete(self.prune())
+    }
+
+    fn prune(self) -> Result<ExitCode, String> {
+        let filters = Filters::new(&self.filter, FILTERS).map_err(|error| error.to_string())?;
+        let all_of_them = self.all || filters.flag("all").map_err(|error| error.to_string())? == Some(true);
+        let which = if all_of_them { "all" } else { "anonymous" };
+        let warning =
+            format!("WARNING! This will remove {which} local volumes not used by at least one container.\n");
+        if !self.force && !is_confirmed(&warning)? {
+            return Ok(exit_code::SUCCESS.into());
+        }
+        let (mut removed, mut freed) = (String::new(), 0_u64);
+        for one in chosen(all()?, &filters)? {
+            let is_meant = all_of_them || one.volume.record.is_anonymous;
+            // One that a container has meanwhile stays.
+            if is_meant && one.links == 0 && remove(&one.volume.record.name).is_ok() {
+                removed += &format!("{}\n", one.volume.record.name);
+                freed = freed.saturating_add(one.size);
+            }
+        }
+        let (heading, end) = if removed.is_empty() { ("", "") } else { ("Deleted Volumes:\n", "\n") };
+        let text = format!("{heading}{removed}{end}Total reclaimed space: {}\n", human::size(freed));
+        Ok(print(text.as_bytes(), exit_code::SUCCESS))
+    }
+}

@@ -1,0 +1,250 @@
+//! What of the user's a container has below its root: folders, files and sockets of the host, volumes, and temporary file
+//! systems.
+
+mod long;
+mod prepare;
+mod settle;
+mod short;
+mod tmpfs;
+
+use std::path::PathBuf;
+
+use instance::{VolumeDriver, VolumeName};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use self::long::LongMount;
+pub use self::prepare::{Forward, PrepareError, Prepared, create, make_volumes, prepare};
+pub use self::settle::{record, settle};
+pub use self::short::ShortMount;
+pub use self::tmpfs::Tmpfs;
+
+/// One thing that a container has below its root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountOption {
+    /// Where the container has it.
+    pub target: String,
+    /// The container can only read it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// What it is.
+    pub source: MountSource,
+}
+
+/// What a container has below its root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountSource {
+    /// A folder, file or socket of the host.
+    Bind {
+        /// Its path.
+        path: PathBuf,
+        /// A folder is made where there is nothing.
+        #[serde(default)]
+        is_made: bool,
+    },
+    /// A volume.
+    Volume(VolumeMount),
+    /// A temporary file system with these options.
+    Tmpfs(String),
+}
+
+/// A volume as a container has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// Its name; one without gets one before the container is made.
+    pub name: Option<VolumeName>,
+    /// It goes with the container.
+    #[serde(default)]
+    pub is_anonymous: bool,
+    /// It does not begin with what the image has at its place.
+    #[serde(default)]
+    pub is_empty: bool,
+    /// What it is made of, where it is new.
+    #[serde(default)]
+    pub driver: VolumeDriver,
+    /// What it is made with, where it is new.
+    #[serde(default)]
+    pub options: Vec<(String, String)>,
+    /// What it is called besides, where it is new.
+    #[serde(default)]
+    pub labels: Vec<(String, String)>,
+}
+
+/// What is wrong with a mount that a user asks for.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum MountError {
+    /// Nothing of the form of `-v`.
+    #[error(
+        "invalid volume {0:?}: write HOSTPATH:PATH, NAME:PATH or PATH, and :ro behind it to read only; PATH begins with /"
+    )]
+    Short(String),
+    /// A mode of `-v` that does not exist.
+    #[error("invalid mode {mode:?} of volume {volume:?}: use ro or rw, z or Z, and nocopy")]
+    Mode {
+        /// The volume.
+        volume: String,
+        /// The mode.
+        mode: String,
+    },
+    /// A propagation that would need the host's mounts.
+    #[error(
+        "bind propagation {0:?} is not possible, as the VM has mounts of its own: leave it out, or use rprivate"
+    )]
+    Propagation(String),
+    /// The container's root.
+    #[error("invalid mount target {0:?}: it can't be the root")]
+    Root(String),
+    /// A path in the container that begins anywhere.
+    #[error("invalid mount target {0:?}: begin it with /")]
+    Target(String),
+    /// Two at one place.
+    #[error("duplicate mount point {0}: mount one thing there")]
+    Duplicate(String),
+    /// A name that no volume can have.
+    #[error(transparent)]
+    Name(#[from] instance::VolumeNameError),
+    /// Not a list of `--mount`.
+    #[error(
+        "invalid mount {0:?}: write type=bind,source=HOSTPATH,target=PATH or type=volume,source=NAME,target=PATH"
+    )]
+    Quotes(String),
+    /// A word of `--mount` without a value.
+    #[error("invalid field {0:?} of --mount: write KEY=VALUE")]
+    Field(String),
+    /// A key that `--mount` does not have.
+    #[error(
+        "unknown key {0:?} of --mount: use type, source, target, readonly, volume-nocopy, volume-driver, volume-opt, \
+         volume-label, tmpfs-size, tmpfs-mode or bind-propagation"
+    )]
+    Key(String),
+    /// A key that is for something else, or that has no use here.
+    #[error("--mount with {key} {why}")]
+    NoUse {
+        /// The key.
+        key: String,
+        /// Why it has no use.
+        why: &'static str,
+    },
+    /// A value that a key does not take.
+    #[error("invalid value {value:?} of {key} in --mount: use {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What it takes.
+        expected: &'static str,
+    },
+    /// No target.
+    #[error("--mount needs a target: add target=PATH")]
+    NoTarget,
+    /// No source.
+    #[error("--mount of type bind needs a source: add source=HOSTPATH")]
+    NoSource,
+    /// A source that is not a path.
+    #[error("invalid source {0:?} of --mount type=bind: begin it with / or ./, or use type=volume")]
+    Source(String),
+    /// An option of a temporary file system.
+    #[error(
+        "invalid tmpfs option {0:?}: use size=SIZE, mode=MODE, uid=ID, gid=ID, nr_inodes=N, nr_blocks=N, and rw, ro, exec, \
+         noexec, suid, nosuid, dev or nodev"
+    )]
+    Tmpfs(String),
+    /// An option of a volume.
+    #[error("invalid volume option {0:?}: use size=SIZE, from 256M to 1T, with the driver local")]
+    VolumeOption(String),
+}
+
+/// `path` without `.`, `..` and double slashes: where a container has something.
+///
+/// # Errors
+///
+/// [`MountError`] for the root, and for a path that is not absolute.
+fn clean_target(path: &str) -> Result<String, MountError> {
+    if !path.starts_with('/') {
+        return Err(MountError::Target(path.to_owned()));
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    if parts.is_empty() {
+        Err(MountError::Root(path.to_owned()))
+    } else {
+        Ok(format!("/{}", parts.join("/")))
+    }
+}
+
+/// The size of a new volume's disk in bytes: that of `size=SIZE`, or else as much as a container's disk for changes has.
+///
+/// # Errors
+///
+/// [`MountError::VolumeOption`].
+pub fn volume_size<'a>(
+    driver: VolumeDriver,
+    options: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> Result<u64, MountError> {
+    use crate::options::Storage;
+    let mut size = Storage::default();
+    for (name, value) in options {
+        let invalid = || MountError::VolumeOption(format!("{name}={value}"));
+        if name != "size" || driver != VolumeDriver::Local {
+            return Err(invalid());
+        }
+        size = format!("size={value}").parse().map_err(|_| invalid())?;
+    }
+    match size {
+        Storage::Disk(bytes) => Ok(bytes),
+        Storage::Memory => Err(MountError::VolumeOption("size=0".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("/a", "/a")]
+    #[case("/a//b/", "/a/b")]
+    #[case("/a/./b/../c", "/a/c")]
+    #[case("/../../a", "/a")]
+    fn targets_are_cleaned(#[case] path: &str, #[case] expected: &str) {
+        assert_eq!(clean_target(path).unwrap(), expected);
+    }
+
+    #[rstest]
+    #[case("", "begin it with /")]
+    #[case("a/b", "begin it with /")]
+    #[case("/", "can't be the root")]
+    #[case("/a/..", "can't be the root")]
+    fn other_targets_are_refused(#[case] path: &str, #[case] says: &str) {
+        let error = clean_target(path).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+
+    #[rstest]
+    #[case(VolumeDriver::Local, &[], Some(20 << 30))]
+    #[case(VolumeDriver::Local, &[("size", "1G")], Some(1 << 30))]
+    #[case(VolumeDriver::Local, &[("size", "0")], None)]
+    #[case(VolumeDriver::Local, &[("size", "1M")], None)]
+    #[case(VolumeDriver::Local, &[("size", "2T")], None)]
+    #[case(VolumeDriver::Local, &[("type", "nfs")], None)]
+    #[case(VolumeDriver::Shared, &[], Some(20 << 30))]
+    #[case(VolumeDriver::Shared, &[("size", "1G")], None)]
+    fn volumes_have_a_size(
+        #[case] driver: VolumeDriver,
+        #[case] options: &[(&str, &str)],
+        #[case] expected: Option<u64>,
+    ) {
+        let options: Vec<_> = options.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let size = volume_size(driver, options.iter().map(|(name, value)| (name, value)));
+        assert_eq!(size.as_ref().ok(), expected.as_ref());
+        assert!(expected.is_some() || size.unwrap_err().to_string().contains("invalid volume option"));
+    }
+}

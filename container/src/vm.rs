@@ -1,0 +1,337 @@
+//! The process of a container's VM, and what it and the keeper tell each other.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use instance::keeper::{Child, Tie, fork, leave_the_terminal};
+use instance::{Identity, Instance};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use vmm::{
+    BlockHandle, Disk, ExitReason, Frontend, Limits, Part, Supervisor, Timeline, VmConfig, VmError,
+    WeakBlockHandle,
+};
+
+/// How long the process may take to end once it was told to: its own supervisor ends it in less.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// What the keeper says.
+#[derive(Debug, Serialize, Deserialize)]
+enum ToVm {
+    /// End at once: what the guest was for is done, or this signal ends it.
+    End { signal: Option<i32> },
+    /// Put a disk into a slot. Its open files come with the message; they follow each other up to these places.
+    Insert { number: u64, slot: usize, read_only: bool, ends: Vec<u64> },
+    /// Take the disk out of a slot.
+    Eject { number: u64, slot: usize },
+}
+
+/// What the VM's process says. A guest that has taken it over may say anything.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromVm {
+    /// Its power button was pressed.
+    Pressed,
+    /// The VM has ended.
+    Ended(VmEnd),
+    /// It could not be built: a line for the user.
+    Failed(String),
+    /// What was asked of a slot was done, or why not.
+    Slot {
+        /// Which request.
+        number: u64,
+        /// Why not.
+        failure: Option<String>,
+    },
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmEnd {
+    /// The guest powered off, or what it was for was done.
+    pub is_power_off: bool,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// How it ended, in words.
+    pub text: String,
+    /// When each phase of the start was reached, as `vmm::Timeline::nanoseconds`.
+    #[serde(default)]
+    pub timing: Vec<u64>,
+}
+
+/// What the process that starts a VM's has, and the VM's is to have for some time or not at all.
+pub struct Split<'a> {
+    /// What keeps the VM's files there until its process has opened them, which drops it then. The other process drops it
+    /// at once.
+    pub until_open: Box<dyn Any>,
+    /// Called in the VM's process alone, to close what is not its own.
+    pub leave: Box<dyn FnOnce() + 'a>,
+}
+
+/// The process of a VM, which the keeper has made.
+pub struct VmProcess {
+    tie: Tie,
+    child: Child,
+    /// The signal that it was first told to end by; 0 before.
+    ended_by: AtomicI32,
+}
+
+impl VmProcess {
+    /// Makes the process, which builds the VM of `config` and runs it. `instance` is its directory, and stays that of this
+    /// process; what is in `of_keeper` is dropped in the new one, which gives the rest to `split`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system calls. This process may have one thread alone.
+    pub fn start<T>(
+        config: &VmConfig,
+        instance: Instance,
+        of_keeper: T,
+        split: Split<'_>,
+        start: Instant,
+    ) -> io::Result<(Self, Instance, T)> {
+        let (tie, other) = Tie::pair()?;
+        let mut mine = Some((tie, instance, of_keeper));
+        // In this process it drops what the new one has until its files are open.
+        let child = fork(|| {
+            let Some((tie, instance, of_keeper)) = mine.take() else { return 0 };
+            drop((tie, of_keeper));
+            (split.leave)();
+            run(config, instance, other, split.until_open, start)
+        })?;
+        match mine {
+            Some((tie, instance, of_keeper)) => {
+                Ok((Self { tie, child, ended_by: AtomicI32::new(0) }, instance, of_keeper))
+            }
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// One that is there already.
+    #[cfg(test)]
+    pub fn of(tie: Tie, child: Child) -> Self {
+        Self { tie, child, ended_by: AtomicI32::new(0) }
+    }
+
+    /// Waits for what it says; `None` when it has ended. One that says what can't be understood is killed.
+    pub fn receive(&self) -> Option<FromVm> {
+        self.tie.receive().unwrap_or_else(|_| {
+            self.child.kill();
+            Some(FromVm::Failed("its process said what is not understood, and was killed".into()))
+        })
+    }
+
+    /// Has the VM end, by a signal or since what it was for is done. Where it does not, its process is killed.
+    pub fn end(self: &Arc<Self>, signal: Option<i32>) {
+        if let Some(signal) = signal {
+            let _ = self.ended_by.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        // Where the process does not read, it is killed later.
+        let _ = self.tie.send(&ToVm::End { signal });
+        self.end_within(ENDING);
+    }
+
+    /// Asks for a disk to be put into a slot, which is answered by [`FromVm::Slot`].
+    pub fn insert(&self, number: u64, slot: usize, read_only: bool, files: &Files) -> io::Result<()> {
+        let ends = files.ends.clone();
+        let files: Vec<_> = files.files.iter().map(AsFd::as_fd).collect();
+        self.tie.send_with(&ToVm::Insert { number, slot, read_only, ends }, &files)
+    }
+
+    /// The same for a disk to be taken out.
+    pub fn eject(&self, number: u64, slot: usize) -> io::Result<()> {
+        self.tie.send(&ToVm::Eject { number, slot })
+    }
+
+    /// Kills the process at once.
+    pub fn kill(&self) {
+        self.child.kill();
+    }
+
+    /// The signal that it was told to end by, which its process may not have lived to say.
+    pub fn ended_by(&self) -> Option<i32> {
+        Some(self.ended_by.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
+    }
+
+    /// Kills the process if it has not ended after so long.
+    pub fn end_within(self: &Arc<Self>, limit: Duration) {
+        let this = self.clone();
+        let waited = Builder::new().name("end".into()).stack_size(64 << 10).spawn(move || this.wait(limit));
+        if waited.is_err() {
+            self.child.kill();
+        }
+    }
+
+    /// Waits until the process has ended, and kills it where that takes longer than `limit`; returns its exit code.
+    pub fn wait(&self, limit: Duration) -> Option<u8> {
+        self.child.wait(Some(limit)).or_else(|| {
+            self.child.kill();
+            self.child.wait(Some(limit))
+        })
+    }
+}
+
+/// The open files of a disk, and where each ends on it; each begins where the one before ends.
+pub struct Files {
+    pub files: Vec<OwnedFd>,
+    pub ends: Vec<u64>,
+}
+
+/// How many requests for slots wait at most.
+const WAITING: usize = 64;
+
+/// What is asked of the VM's slots while it runs.
+type SlotRequest = (ToVm, Vec<OwnedFd>);
+
+/// The slots of a VM, once it is built.
+type Slots = Arc<OnceLock<Vec<WeakBlockHandle>>>;
+
+/// Serves requests for slots, on a thread that lives as long as the process.
+fn serve_slots(slots: Slots, tie: Arc<Tie>) -> io::Result<SyncSender<SlotRequest>> {
+    let (sender, requests) = sync_channel::<SlotRequest>(WAITING);
+    Builder::new().name("slots".into()).stack_size(128 << 10).spawn(move || {
+        for (request, files) in requests {
+            let (number, done) = match request {
+                ToVm::Insert { number, slot, read_only, ends } => {
+                    (number, slot_of(&slots, slot).and_then(|slot| insert(&slot, read_only, &ends, files)))
+                }
+                ToVm::Eject { number, slot } => {
+                    let eject = |slot: BlockHandle| slot.eject().map_err(|error| devices::log::chain(&error));
+                    (number, slot_of(&slots, slot).and_then(eject))
+                }
+                ToVm::End { .. } => continue,
+            };
+            // The keeper has gone, if this fails.
+            let _ = tie.send(&FromVm::Slot { number, failure: done.err() });
+        }
+    })?;
+    Ok(sender)
+}
+
+fn slot_of(slots: &Slots, slot: usize) -> Result<BlockHandle, String> {
+    let handle = slots.get().ok_or("the VM is not built yet")?.get(slot).ok_or("there is no such slot")?;
+    handle.upgrade().ok_or_else(|| "the VM has ended".to_owned())
+}
+
+fn insert(slot: &BlockHandle, read_only: bool, ends: &[u64], files: Vec<OwnedFd>) -> Result<(), String> {
+    if ends.len() != files.len() {
+        return Err("files of the disk are missing".into());
+    }
+    let starts = [0].into_iter().chain(ends.iter().copied());
+    let parts =
+        files.into_iter().zip(starts.zip(ends)).map(|(file, (start, end))| Part { file, start, end: *end });
+    let disk = Disk::of_parts(parts.collect(), read_only).map_err(|error| devices::log::chain(&error))?;
+    slot.insert(disk).map_err(|error| devices::log::chain(&error))
+}
+
+/// How the VM ended, and what that usually means.
+fn in_words(reason: &ExitReason) -> String {
+    reason.hint().map_or_else(|| reason.to_string(), |hint| format!("{reason}; {hint}"))
+}
+
+/// What the VM's process does.
+fn run(config: &VmConfig, instance: Instance, tie: Tie, until_open: Box<dyn Any>, start: Instant) -> u8 {
+    // A terminal's signals and the command's input and output are the keeper's.
+    let left = leave_the_terminal();
+    // One that was stopped goes on when its keeper ends, and so sees that.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::CONT));
+    let tie = Arc::new(tie);
+    let timeline = Arc::new(Timeline::starting_at(start));
+    let ran = left
+        .map_err(|error| format!("cannot leave the terminal: {error}"))
+        .and_then(|()| try_run(config, instance, &tie, until_open, &timeline));
+    let (message, code) = match ran {
+        Ok(reason) => {
+            let signal = if let ExitReason::Signal(signal) = &reason { Some(*signal) } else { None };
+            let is_power_off = reason == ExitReason::PowerOff;
+            let end = VmEnd { is_power_off, signal, text: in_words(&reason), timing: timeline.nanoseconds() };
+            (FromVm::Ended(end), 0)
+        }
+        Err(message) => (FromVm::Failed(message), 1),
+    };
+    // The keeper has gone, if this fails.
+    let _ = tie.send(&message);
+    devices::log::finish_quickly();
+    code
+}
+
+fn try_run(
+    config: &VmConfig,
+    instance: Instance,
+    tie: &Arc<Tie>,
+    until_open: Box<dyn Any>,
+    timeline: &Arc<Timeline>,
+) -> Result<ExitReason, String> {
+    let thread = |error: io::Error| format!("cannot start a thread: {error}");
+    let writer = devices::log::Writer::start().map_err(thread)?;
+    let (identity, removal) = (instance.identity(), instance.watch_removal().ok());
+    instance.leave();
+    let limits = Limits { stop_timeout: Duration::ZERO, timeout: None };
+    let (of_last_resort, of_timeline) = (tie.clone(), timeline.clone());
+    let last_resort = move |reason: &ExitReason| {
+        let signal = if let ExitReason::Signal(signal) = reason { Some(*signal) } else { None };
+        let text = in_words(reason);
+        let end = VmEnd { is_power_off: false, signal, text, timing: of_timeline.nanoseconds() };
+        let _ = of_last_resort.send(&FromVm::Ended(end));
+        devices::socket::remove_files();
+        devices::log::finish_quickly();
+        instance::exit_now(1)
+    };
+    let supervisor = Supervisor::start(None, limits, Box::new(last_resort)).map_err(thread)?;
+    let requests = supervisor.requests();
+    let (of_thread, to_end) = (tie.clone(), requests.clone());
+    let slots = Slots::default();
+    let to_slots = (config.slots > 0).then(|| serve_slots(slots.clone(), tie.clone())).transpose();
+    let to_slots = to_slots.map_err(thread)?;
+    Builder::new()
+        .name("keeper".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            let reason = loop {
+                match of_thread.receive_with() {
+                    Ok(Some((ToVm::End { signal: None }, _))) => break ExitReason::PowerOff,
+                    Ok(Some((ToVm::End { signal: Some(signal) }, _))) => break ExitReason::Signal(signal),
+                    Ok(Some(request)) => {
+                        // One that is dropped is not answered, which its deadline is for.
+                        let _ = to_slots.as_ref().map(|slots| slots.try_send(request));
+                    }
+                    // The keeper has gone.
+                    Ok(None) | Err(_) => break ExitReason::Signal(libc::SIGKILL),
+                }
+            };
+            to_end.end(reason);
+        })
+        .map_err(thread)?;
+    let of_button = tie.clone();
+    let on_press = Box::new(move || drop(of_button.send(&FromVm::Pressed)));
+    let chain = |error: vmm::VmError| devices::log::chain(&error);
+    let frontend = Frontend::of_process(&config.console, identity.directory.as_deref(), requests)
+        .map_err(chain)?
+        .watching(removal)
+        .on_power_button(on_press);
+    let reason = launch(config, &identity, frontend, (until_open, slots), timeline).map_err(chain);
+    // Until the process ends: another thread may still keep it from ending.
+    std::mem::forget(supervisor);
+    drop(writer);
+    reason
+}
+
+/// [`vmm::launch`], which drops `until_open` when everything that `config` names is open, and says what slots there are.
+fn launch(
+    config: &VmConfig,
+    identity: &Identity,
+    frontend: Frontend,
+    (until_open, slots): (Box<dyn Any>, Slots),
+    timeline: &Arc<Timeline>,
+) -> Result<ExitReason, VmError> {
+    let resources = vmm::open(config, identity)?;
+    drop(until_open);
+    let vm = vmm::build(resources, frontend, timeline.clone())?;
+    let _ = slots.set(vm.slots().iter().map(BlockHandle::downgrade).collect());
+    vmm::seal(vm)?.run()
+}

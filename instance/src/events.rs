@@ -1,0 +1,247 @@
+//! What has happened to containers and images: a file of the user's, a line for each event.
+//!
+//! `events.log` in the directory of data, and `events.log.1` with what was before, have up to 1 MiB each. Who causes an
+//! event writes it; nothing else depends on it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::bounded::{BoundedFile, earlier, open_output};
+use crate::{place, time};
+
+const FILE: &str = "events.log";
+const LOCK: &str = "events.lock";
+/// The most bytes of a file, of which there are two.
+const MAX_FILE: u64 = 1 << 20;
+/// The most bytes of an event.
+const MAX_EVENT: usize = 16 << 10;
+
+/// Something that has happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, in nanoseconds since 1970.
+    pub time: u64,
+    /// To what kind of thing: `container` or `image`.
+    pub kind: String,
+    /// What, in docker's words.
+    pub action: String,
+    /// To which.
+    pub id: String,
+    /// What else there is to say: its image, its name, its labels.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+}
+
+impl Event {
+    /// One that happens now.
+    pub fn now(kind: &str, action: &str, id: &str, attributes: BTreeMap<String, String>) -> Self {
+        let time = u64::try_from(time::since_1970().as_nanos()).unwrap_or(u64::MAX);
+        Self { time, kind: kind.into(), action: action.into(), id: id.into(), attributes }
+    }
+
+    /// Writes it. Where that fails it is missing, which is logged.
+    pub fn note(&self) {
+        let Some(directory) = place::data_directory() else { return };
+        if let Err(error) = self.write(&directory) {
+            tracing::debug!(%error, "cannot write {FILE}");
+        }
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        if line.len() > MAX_EVENT {
+            // Labels may be of any length.
+            line = serde_json::to_vec(&Self { attributes: BTreeMap::new(), ..self.clone() })?;
+        }
+        line.push(b'\n');
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(directory.join(LOCK))?;
+        // Who has it writes a line.
+        flock(&lock, FlockOperation::LockExclusive)?;
+        BoundedFile::open(&directory.join(FILE), MAX_FILE, 2)?.write(&line)
+    }
+}
+
+/// Reads events, the oldest first.
+pub struct EventReader {
+    path: PathBuf,
+    /// What is read, the newest last.
+    files: Vec<File>,
+    current: Option<BufReader<File>>,
+    partial: Vec<u8>,
+    changes: OwnedFd,
+}
+
+impl EventReader {
+    /// Those of this process's user.
+    ///
+    /// # Errors
+    ///
+    /// Those of the file system and of inotify.
+    pub fn of_user() -> io::Result<Self> {
+        let directory = place::data_directory().ok_or(io::ErrorKind::NotFound)?;
+        fs::create_dir_all(&directory)?;
+        Self::open(&directory)
+    }
+
+    fn open(directory: &Path) -> io::Result<Self> {
+        let changes = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let flags = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+        inotify::add_watch(&changes, directory, flags)?;
+        let path = directory.join(FILE);
+        let mut files = Vec::new();
+        // The newer one first, so that none is missed where they are renamed in between.
+        for number in [0, 1] {
+            match open_output(&earlier(&path, number)) {
+                Ok(file) => files.push(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if let [newer, older] = files.as_slice()
+            && identity(newer)? == identity(older)?
+        {
+            files.pop();
+        }
+        Ok(Self { path, files, current: None, partial: Vec::new(), changes })
+    }
+
+    /// The next event, if there is one by now.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub fn next_event(&mut self) -> io::Result<Option<Event>> {
+        loop {
+            if self.current.is_none() {
+                self.current = self.files.pop().map(BufReader::new);
+            }
+            let Some(file) = &mut self.current else {
+                match open_output(&self.path) {
+                    Ok(file) => self.files.push(file),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(error) => return Err(error),
+                }
+                continue;
+            };
+            let room = (2 * MAX_EVENT).saturating_sub(self.partial.len());
+            file.by_ref().take(room as u64).read_until(b'\n', &mut self.partial)?;
+            if self.partial.ends_with(b"\n") || self.partial.len() >= 2 * MAX_EVENT {
+                let event = serde_json::from_slice(&self.partial).ok();
+                self.partial.clear();
+                // A host that went down may have left half of a line.
+                match event {
+                    Some(event) => return Ok(Some(event)),
+                    None => continue,
+                }
+            }
+            if self.files.is_empty() && !self.is_renamed()? {
+                return Ok(None);
+            }
+            self.partial.clear();
+            self.current = None;
+        }
+    }
+
+    /// Whether another file has the name of the one that was read to its end.
+    fn is_renamed(&mut self) -> io::Result<bool> {
+        let Some(file) = &self.current else { return Ok(false) };
+        let own = identity(file.get_ref())?;
+        match open_output(&self.path) {
+            Ok(there) if identity(&there)? != own => {
+                // What was written before it was renamed comes first.
+                let is_read = file.get_ref().metadata()?.len() <= position(file.get_ref())?;
+                if is_read {
+                    self.files.push(there);
+                }
+                Ok(is_read)
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(false),
+        }
+    }
+
+    /// Forgets that there was something new, before it is read.
+    pub fn clear(&self) {
+        while rustix::io::read(&self.changes, &mut [0; 4096]).is_ok() {}
+    }
+}
+
+fn position(mut file: &File) -> io::Result<u64> {
+    io::Seek::stream_position(&mut file)
+}
+
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+impl AsFd for EventReader {
+    /// Readable when there may be something new.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.changes.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(number: u64) -> Event {
+        let attributes = BTreeMap::from([("name".to_owned(), "web".repeat(100))]);
+        Event { time: number, kind: "container".into(), action: "start".into(), id: "x".into(), attributes }
+    }
+
+    fn all(reader: &mut EventReader) -> Vec<u64> {
+        std::iter::from_fn(|| reader.next_event().unwrap()).map(|event| event.time).collect()
+    }
+
+    #[test]
+    fn events_are_read_as_written_also_where_files_are_renamed() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut reader = EventReader::open(directory.path()).unwrap();
+        assert!(all(&mut reader).is_empty());
+        let mut read = Vec::new();
+        for number in 0..6000 {
+            event(number).write(directory.path()).unwrap();
+            if number % 1000 == 999 {
+                read.extend(all(&mut reader));
+            }
+        }
+        assert_eq!(read, (0..6000).collect::<Vec<_>>());
+        // Two files of a bounded size.
+        let size = |name: &str| fs::metadata(directory.path().join(name)).unwrap().len();
+        assert!(size("events.log") <= MAX_FILE && size("events.log.1") <= MAX_FILE);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
+        let later = all(&mut EventReader::open(directory.path()).unwrap());
+        assert!(later.len() > 2000 && later.ends_with(&[5998, 5999]) && later.is_sorted());
+    }
+
+    #[test]
+    fn many_write_at_once_and_what_is_no_event_is_passed_over() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), "{\"half\n").unwrap();
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = directory.path();
+                scope.spawn(move || {
+                    (0..50).for_each(|number| event(writer * 100 + number).write(path).unwrap())
+                });
+            }
+        });
+        let mut reader = EventReader::open(directory.path()).unwrap();
+        assert_eq!(all(&mut reader).len(), 200);
+        let long = Event { attributes: BTreeMap::from([("a".into(), "x".repeat(1 << 20))]), ..event(7) };
+        long.write(directory.path()).unwrap();
+        let read = reader.next_event().unwrap().unwrap();
+        assert!(read.time == 7 && read.attributes.is_empty());
+    }
+}

@@ -1,0 +1,428 @@
+//! What ties a VM's process and the process that keeps it, and those whose containers are in its VM.
+//!
+//! The keeper has the user's side: terminal, signals, output, records. The VM's process has KVM and the devices. Either
+//! ends when the other one does, which the hang-up of their socket tells.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+    listen, recv, recvmsg, send, sendmsg, socket_with, socketpair,
+};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The most bytes of a message.
+const MAX_MESSAGE: usize = 64 << 10;
+/// The most open files that come with one (unix(7), `SCM_RIGHTS`).
+pub const MAX_FILES: usize = 253;
+/// How many may wait to be taken as clients.
+const BACKLOG: i32 = 64;
+
+/// One end of the socket between a VM's process and its keeper. A message is a value as JSON.
+pub struct Tie(OwnedFd);
+
+impl Tie {
+    /// Both ends.
+    ///
+    /// # Errors
+    ///
+    /// Those of socketpair(2).
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let flags = SocketFlags::CLOEXEC;
+        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Ok((Self(one), Self(other)))
+    }
+
+    /// A connection to what listens at `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of connect(2): `NotFound` and `ConnectionRefused` where nothing listens.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Self(socket))
+    }
+
+    /// Sends a message with open files, up to [`MAX_FILES`], of which the receiver gets its own copies.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send); `InvalidInput` where there are more files.
+    pub fn send_with(&self, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = serde_json::to_vec(message)?;
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if files.len() > MAX_FILES
+            || !(files.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(files)))
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "there are too many files for a message",
+            ));
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags)?;
+        Ok(())
+    }
+
+    /// Waits for a message and the files that come with it; `None` when the other process has ended.
+    ///
+    /// # Errors
+    ///
+    /// It can't be understood.
+    pub fn receive_with<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let mut bytes = vec![0; MAX_MESSAGE];
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let count = loop {
+            match recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Ok(None),
+                received => break received?.bytes,
+            }
+        };
+        let mut files = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(sent) = message {
+                files.extend(sent);
+            }
+        }
+        if count == 0 {
+            return Ok(None);
+        }
+        Ok(Some((serde_json::from_slice(bytes.get(..count).unwrap_or_default())?, files)))
+    }
+
+    /// Waits for a message until `deadline`; `None` when the other process has ended.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, or it can't be understood.
+    pub fn receive_by<T: DeserializeOwned>(&self, deadline: Instant) -> io::Result<Option<T>> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).ok();
+            match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], left.as_ref()) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) => return self.receive(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends a message, from any thread.
+    ///
+    /// # Errors
+    ///
+    /// The other process has ended, or has not read what was sent before: this does not wait for it.
+    pub fn send(&self, message: &impl Serialize) -> io::Result<()> {
+        let bytes = serde_json::to_vec(message)?;
+        send(&self.0, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        Ok(())
+    }
+
+    /// Waits for a message; `None` when the other process has ended.
+    ///
+    /// # Errors
+    ///
+    /// It can't be understood.
+    pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
+        let mut bytes = vec![0; MAX_MESSAGE];
+        loop {
+            match recv(&self.0, &mut *bytes, RecvFlags::empty()) {
+                Ok((0, _)) | Err(Errno::CONNRESET) => return Ok(None),
+                Ok((count, _)) => {
+                    return Ok(Some(serde_json::from_slice(bytes.get(..count).unwrap_or_default())?));
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Tie {
+    /// Readable when there is a message.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Where other processes connect to one.
+pub struct TieListener(OwnedFd);
+
+impl TieListener {
+    /// Listens at `path`, where nothing is.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system calls.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        listen(&socket, BACKLOG)?;
+        Ok(Self(socket))
+    }
+
+    /// Waits for the next that connects.
+    ///
+    /// # Errors
+    ///
+    /// Those of accept(2).
+    pub fn accept(&self) -> io::Result<Tie> {
+        loop {
+            match accept_with(&self.0, SocketFlags::CLOEXEC) {
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                accepted => return Ok(Tie(accepted?)),
+            }
+        }
+    }
+}
+
+/// A process that [`fork`] made.
+pub struct Child {
+    pid: Pid,
+    descriptor: OwnedFd,
+}
+
+/// Makes a copy of this process, which calls `run` and ends with the exit code that it returns. The copy has all open
+/// files; what it does not drop it keeps open.
+///
+/// # Errors
+///
+/// Those of fork(2), and [`io::ErrorKind::ResourceBusy`] where this process has more than one thread: the copy would
+/// have locks that no thread opens.
+pub fn fork(run: impl FnOnce() -> u8) -> io::Result<Child> {
+    // A directory has a link from each of those in it, and two of its own.
+    if std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() != 3) {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
+    // SAFETY: there is no other thread, so that the copy may do all that this process may.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = run();
+            crate::exit_now(code)
+        }
+        pid => {
+            let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)?;
+            // It can't be another process: as long as no thread waits for it, its number is its own.
+            let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+            Ok(Child { pid, descriptor })
+        }
+    }
+}
+
+/// The same, whose copy has nothing open but standard input and output and what is in `kept`: no lock of this process's
+/// is held by it. `run` uses none of the other files that this process has open.
+///
+/// # Errors
+///
+/// As [`fork`].
+pub fn fork_alone(kept: &[RawFd], run: impl FnOnce() -> u8) -> io::Result<Child> {
+    let mut kept: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    kept.sort_unstable();
+    fork(|| {
+        let mut first = 3;
+        for end in kept.into_iter().map(Some).chain([None]) {
+            let last = end.map_or(u32::MAX, |end| end.saturating_sub(1));
+            if first <= last {
+                // SAFETY: the copy never returns to those who own them, and `run` uses none.
+                unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            }
+            first = end.map_or(first, |end| first.max(end.saturating_add(1)));
+        }
+        run()
+    })
+}
+
+impl Child {
+    /// One that was started as another program.
+    ///
+    /// # Errors
+    ///
+    /// Those of pidfd_open(2).
+    pub fn of(child: &std::process::Child) -> io::Result<Self> {
+        let pid = Pid::from_child(child);
+        Ok(Self { pid, descriptor: pidfd_open(pid, PidfdFlags::empty())? })
+    }
+
+    /// Its process ID.
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Kills it.
+    pub fn kill(&self) {
+        // It has ended, if this fails.
+        let _ = pidfd_send_signal(&self.descriptor, Signal::KILL);
+    }
+
+    /// Waits until it has ended; returns its exit code, or 128 and the number of the signal that killed it. `None` where
+    /// that takes longer than `limit`.
+    pub fn wait(&self, limit: Option<Duration>) -> Option<u8> {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut polled = [PollFd::new(&self.descriptor, PollFlags::IN)];
+            match poll(&mut polled, left.as_ref()) {
+                Ok(0) => return None,
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(_) => return None,
+            }
+        }
+        let status = waitid(WaitId::PidFd(self.descriptor.as_fd()), WaitIdOptions::EXITED).ok().flatten()?;
+        let code = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => code,
+            (None, Some(signal)) => 128 + signal,
+            (None, None) => return None,
+        };
+        u8::try_from(code).ok()
+    }
+}
+
+/// Has this process run in the background: in a session of its own, without the terminal or other files of the one
+/// that started it, and with standard error going to `messages`.
+///
+/// # Errors
+///
+/// Those of the system calls.
+pub fn go_to_the_background(messages: BorrowedFd<'_>) -> io::Result<()> {
+    become_standard(messages, 2)?;
+    leave_the_terminal()
+}
+
+/// The same, with standard error as it is.
+///
+/// # Errors
+///
+/// Those of the system calls.
+pub fn leave_the_terminal() -> io::Result<()> {
+    // It fails where this process leads a group already.
+    let _ = rustix::process::setsid();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())?;
+    become_standard(null.as_fd(), 0)?;
+    become_standard(null.as_fd(), 1)?;
+    close_inherited();
+    Ok(())
+}
+
+fn become_standard(source: BorrowedFd<'_>, stream: RawFd) -> io::Result<()> {
+    // SAFETY: the standard streams belong to the process as a whole, and what this one was is of no use any more.
+    match unsafe { libc::dup2(source.as_raw_fd(), stream) } {
+        ..0 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Closes what this process has from the one that started it, beyond the standard streams: a lock or a pipe of a shell
+/// would stay for as long as this process. Its own descriptors are all closed by exec, by which they are told apart.
+fn close_inherited() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
+    for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
+        // SAFETY: F_GETFD and close(2) do nothing to memory, and nothing in this process has a descriptor that exec keeps.
+        unsafe {
+            if libc::fcntl(number, libc::F_GETFD) == 0 {
+                libc::close(number);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_whole_and_in_order_and_then_the_end() {
+        let (one, other) = Tie::pair().unwrap();
+        one.send(&"first").unwrap();
+        one.send(&"second").unwrap();
+        assert_eq!(other.receive::<String>().unwrap().unwrap(), "first");
+        assert!(other.receive::<u32>().is_err());
+        drop(one);
+        assert!(other.receive::<String>().unwrap().is_none());
+        assert!(other.send(&1).is_err());
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_not_waited_for() {
+        let (one, _other) = Tie::pair().unwrap();
+        let sent = (0..100_000).take_while(|number| one.send(number).is_ok()).count();
+        assert!((1..100_000).contains(&sent));
+    }
+
+    #[test]
+    fn open_files_come_with_messages_and_no_more_than_fit() {
+        use std::fs::File;
+        use std::io::Read;
+        use std::os::unix::fs::FileExt;
+        let (one, other) = Tie::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.write_at(b"text", 0).unwrap();
+        one.send_with(&"plain", &[]).unwrap();
+        one.send_with(&"many", &vec![file.as_fd(); MAX_FILES]).unwrap();
+        one.send_with(&"dropped", &[file.as_fd()]).unwrap();
+        let too_many = one.send_with(&"too many", &vec![file.as_fd(); MAX_FILES + 1]).unwrap_err();
+        assert_eq!(too_many.kind(), io::ErrorKind::InvalidInput);
+        let (message, files) = other.receive_with::<String>().unwrap().unwrap();
+        assert_eq!((&*message, files.len()), ("plain", 0));
+        let (message, files) = other.receive_with::<String>().unwrap().unwrap();
+        assert_eq!((&*message, files.len()), ("many", MAX_FILES));
+        let mut text = String::new();
+        File::from(files.into_iter().next_back().unwrap()).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
+        // Who expects no files gets none.
+        assert_eq!(other.receive::<String>().unwrap().unwrap(), "dropped");
+        drop(one);
+        assert!(other.receive_with::<String>().unwrap().is_none());
+    }
+
+    #[test]
+    fn clients_connect_by_a_path_and_are_not_waited_for_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pod.sock");
+        assert_eq!(Tie::connect(&path).err().unwrap().kind(), io::ErrorKind::NotFound);
+        let listener = TieListener::bind(&path).unwrap();
+        assert!(TieListener::bind(&path).is_err());
+        let client = Tie::connect(&path).unwrap();
+        client.send(&7).unwrap();
+        let server = listener.accept().unwrap();
+        assert_eq!(server.receive_by::<u32>(Instant::now() + Duration::from_secs(10)).unwrap(), Some(7));
+        let error = server.receive_by::<u32>(Instant::now() + Duration::from_millis(5)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(client);
+        assert_eq!(server.receive_by::<u32>(Instant::now() + Duration::from_secs(10)).unwrap(), None);
+        drop((listener, server));
+        assert_eq!(Tie::connect(&path).err().unwrap().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_process_with_threads_is_not_copied() {
+        // The test harness has some.
+        let error = fork(|| 0).err().map(|error| error.kind());
+        assert_eq!(error, Some(io::ErrorKind::ResourceBusy));
+    }
+}

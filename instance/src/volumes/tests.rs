@@ -1,0 +1,152 @@
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use rstest::rstest;
+
+use super::*;
+
+fn record(name: &str, driver: VolumeDriver) -> VolumeRecord {
+    VolumeRecord {
+        format: Format::default(),
+        name: name.parse().unwrap(),
+        driver,
+        created: 7,
+        is_anonymous: false,
+        labels: BTreeMap::from([("a".into(), "b".into())]),
+        options: BTreeMap::new(),
+    }
+}
+
+fn fill(path: &Path) -> io::Result<()> {
+    fs::write(path, [7; 100])
+}
+
+#[rstest]
+#[case("ab", true)]
+#[case("a.b-c_1", true)]
+#[case(&"a".repeat(255), true)]
+#[case(&"a".repeat(256), false)]
+#[case(&"a".repeat(300), false)]
+#[case("a", false)]
+#[case("", false)]
+#[case("../x", false)]
+#[case("..", false)]
+#[case(".ab", false)]
+#[case("a/b", false)]
+#[case("a b", false)]
+#[case("a\0b", false)]
+#[case("ä1", false)]
+fn names_are_dockers(#[case] text: &str, #[case] is_good: bool) {
+    let read = text.parse::<VolumeName>();
+    assert_eq!(read.is_ok(), is_good, "{text:?}");
+    if let Err(error) = read {
+        let said = error.to_string();
+        assert!(said.contains("invalid volume name") && said.len() < 500, "{said}");
+    }
+}
+
+#[test]
+fn random_names_are_long_and_differ() {
+    let names = [VolumeName::random().unwrap(), VolumeName::random().unwrap()];
+    assert!(names[0] != names[1] && names[0].as_str().len() == 64);
+    assert_eq!(names[0].as_str().parse(), Ok(names[0].clone()));
+}
+
+#[test]
+fn a_volume_is_made_once_and_found_again() {
+    let data = tempfile::tempdir().unwrap();
+    let volumes = Volumes::beside(data.path());
+    assert!(volumes.all().unwrap().0.is_empty());
+    let record = record("data", VolumeDriver::Local);
+    let (volume, is_new) = volumes.create(&record, fill).unwrap();
+    assert!(is_new && fs::read(volume.content()).unwrap() == [7; 100]);
+    assert_eq!(volume.directory.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    let fails = |_: &Path| Err(io::ErrorKind::Other.into());
+    assert!(!volumes.create(&record, fails).unwrap().1);
+    assert_eq!(volumes.find(&record.name).unwrap().record, record);
+    assert_eq!(volumes.all().unwrap().0.len(), 1);
+    let other = VolumeRecord { driver: VolumeDriver::Shared, ..record.clone() };
+    let error = volumes.create(&other, fails).unwrap_err().to_string();
+    assert!(error.contains("exists with the driver local"), "{error}");
+    assert!(volumes.remove(&record.name, || false).unwrap());
+    assert!(matches!(volumes.find(&record.name), Err(VolumeError::NotFound(_))));
+    assert!(matches!(volumes.remove(&record.name, || false), Err(VolumeError::NotFound(_))));
+}
+
+#[test]
+fn nothing_is_left_of_a_volume_that_cannot_be_made() {
+    let data = tempfile::tempdir().unwrap();
+    let volumes = Volumes::beside(data.path());
+    let record = record("data", VolumeDriver::Local);
+    let fails = |path: &Path| {
+        fs::write(path, "half")?;
+        Err(io::ErrorKind::StorageFull.into())
+    };
+    assert!(volumes.create(&record, fails).is_err());
+    assert!(!data.path().join("volumes/data").exists());
+    // What a killed process leaves is no volume, and is replaced.
+    fs::create_dir(data.path().join("volumes/data")).unwrap();
+    fs::write(data.path().join("volumes/data/disk.ext4"), "half").unwrap();
+    assert!(matches!(volumes.find(&record.name), Err(VolumeError::NotFound(_))));
+    let (volume, is_new) = volumes.create(&record, fill).unwrap();
+    assert!(is_new && fs::read(volume.content()).unwrap() == [7; 100]);
+}
+
+#[test]
+fn a_disk_is_held_by_one_and_a_directory_by_many() {
+    let data = tempfile::tempdir().unwrap();
+    let volumes = Volumes::beside(data.path());
+    let disk = record("disk", VolumeDriver::Local);
+    volumes.create(&disk, fill).unwrap();
+    let hold = volumes.hold(&disk.name).unwrap();
+    let error = volumes.hold(&disk.name).err().unwrap().to_string();
+    assert!(error.contains("volume disk is in use by another container"), "{error}");
+    assert!(!volumes.remove(&disk.name, || false).unwrap());
+    drop(hold);
+    assert!(!volumes.remove(&disk.name, || true).unwrap());
+    drop(volumes.hold(&disk.name).unwrap());
+    let shared = record("shared", VolumeDriver::Shared);
+    volumes.create(&shared, |path| fs::create_dir(path)).unwrap();
+    let holds = [volumes.hold(&shared.name).unwrap(), volumes.hold(&shared.name).unwrap()];
+    assert!(!volumes.remove(&shared.name, || false).unwrap());
+    drop(holds);
+    assert!(volumes.remove(&shared.name, || false).unwrap());
+    let missing = volumes.hold(&shared.name).err().unwrap();
+    assert!(matches!(missing, VolumeError::NotFound(_)));
+}
+
+#[rstest]
+#[case::not_json(b"{", "damaged")]
+#[case::of_another(br#"{"name":"other","created":1}"#, "damaged")]
+#[case::newer(br#"{"format":99,"name":"data","created":1}"#, "damaged")]
+fn damaged_records_are_said_and_can_be_removed(#[case] content: &[u8], #[case] says: &str) {
+    let data = tempfile::tempdir().unwrap();
+    let volumes = Volumes::beside(data.path());
+    let name: VolumeName = "data".parse().unwrap();
+    fs::create_dir_all(data.path().join("volumes/data")).unwrap();
+    fs::write(data.path().join("volumes/data/volume.json"), content).unwrap();
+    let error = volumes.find(&name).unwrap_err().to_string();
+    assert!(error.contains(says), "{error}");
+    assert_eq!(volumes.all().unwrap().1.len(), 1);
+    assert!(volumes.remove(&name, || false).unwrap());
+}
+
+#[test]
+fn what_lies_there_in_place_of_a_record_is_not_followed_and_ends_soon() {
+    let data = tempfile::tempdir().unwrap();
+    let volumes = Volumes::beside(data.path());
+    let name: VolumeName = "data".parse().unwrap();
+    let directory = data.path().join("volumes/data");
+    fs::create_dir_all(&directory).unwrap();
+    symlink("/dev/zero", directory.join("volume.json")).unwrap();
+    assert!(volumes.find(&name).is_err());
+    fs::remove_file(directory.join("volume.json")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        directory.join("volume.json"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    assert!(volumes.find(&name).is_err());
+}

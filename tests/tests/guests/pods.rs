@@ -1,0 +1,195 @@
+//! Pods: several containers in one VM, each with a keeper of its own.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use super::containers::{IMAGE, text};
+use super::life::{mvm, said};
+use super::passt::Uplink;
+
+/// Makes a pod without a network.
+fn pod(name: &str, options: &[&str]) -> Pod {
+    let created = ["pod", "create", "--name", name, "--network", "none"];
+    said(&[&created[..], options].concat());
+    Pod(name.to_owned())
+}
+
+/// A pod that does not outlive its test.
+struct Pod(String);
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let removed = mvm(&["pod", "rm", "--force", &self.0]);
+        if !std::thread::panicking() {
+            assert!(removed.status.success(), "{removed:?}");
+        }
+    }
+}
+
+impl Pod {
+    /// Starts a container in it in the background.
+    fn start(&self, name: &str, options: &[&str], script: &str) -> String {
+        let run = ["run", "-d", "--pod", &self.0, "--name", name];
+        said(&[&run[..], options, &[IMAGE, "sh", "-c", script]].concat())
+    }
+
+    /// What a container in it prints, which ends then.
+    fn run(&self, options: &[&str], script: &str) -> (Option<i32>, String, String) {
+        let run = ["run", "--rm", "--pod", &self.0];
+        let output = mvm(&[&run[..], options, &[IMAGE, "sh", "-c", script]].concat());
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+const SLEEP: &str = "trap 'exit 7' TERM; while :; do sleep 0.1; done";
+
+#[test]
+fn containers_of_a_pod_share_what_podmans_do_and_nothing_else() {
+    let pod = pod("shared", &["--hostname", "both", "--add-host", "other:10.1.2.3"]);
+    let one = pod.start(
+        "one",
+        &["-m", "32m", "-e", "SECRET=x"],
+        "echo hello | nc -l -p 80 & echo in-shm >/dev/shm/file; touch /only-here; echo log-of-one; wait; sleep 1000",
+    );
+    // Over 127.0.0.1, by name, by /dev/shm; with roots, processes and limits of their own.
+    let script = "
+        hostname; for i in 1 2 3 4 5 6 7 8 9; do nc one 80 2>/dev/null && break; sleep 0.2; done; cat /dev/shm/file
+        grep -c -e '127.0.0.1.one' -e '127.0.0.1.two' -e '10.1.2.3.other' /etc/hosts
+        ls /only-here 2>/dev/null; ps | grep -c '[s]leep 1000'; echo $$; cat /sys/fs/cgroup/memory.max; exit 3";
+    let (code, out, errors) = pod.run(&["--name", "two"], script);
+    assert_eq!(code, Some(3), "{errors}");
+    assert_eq!(out, "both\nhello\nin-shm\n3\n0\n1\nmax\n", "{errors}");
+    assert_eq!(said(&["exec", "one", "cat", "/sys/fs/cgroup/memory.max"]), (32 << 20).to_string());
+    assert_eq!(said(&["exec", "one", "sh", "-c", "echo $SECRET; grep -c two /etc/hosts || true"]), "x\n0");
+    assert_eq!(said(&["logs", "one"]), "log-of-one");
+    let listed = said(&["ps", "--pod", "--format", "{{.Names}} {{.PodName}} {{.State}}"]);
+    assert!(listed.lines().any(|line| line == "one shared running"), "{listed}");
+    assert_eq!(said(&["pod", "inspect", "-f", "{{.State}} {{.NumContainers}}", "shared"]), "Running 1");
+    // By its keeper alone.
+    let refused = mvm(&["pause", "one"]);
+    assert!(text(&refused.stderr).contains("it is in a pod"), "{refused:?}");
+    assert_eq!(said(&["stop", "-t", "0", "one"]), "one");
+    assert_eq!(said(&["wait", &one]), "137");
+}
+
+#[test]
+fn one_that_ends_by_whatever_leaves_the_others() {
+    let pod = pod("apart", &[]);
+    pod.start("first", &[], SLEEP);
+    pod.start("second", &[], "echo kept >/file; sleep 1000");
+    pod.start("third", &["--init"], SLEEP);
+    assert_eq!(said(&["stop", "first"]), "first");
+    assert_eq!(said(&["wait", "first"]), "7");
+    assert_eq!(said(&["kill", "second"]), "second");
+    assert_eq!(said(&["wait", "second"]), "137");
+    // Its keeper, as by the host for lack of memory: the container is gone, and the VM is not.
+    let pid = said(&["inspect", "-f", "{{.State.Pid}}", "third"]);
+    let killed = std::process::Command::new("kill").args(["-KILL", &pid]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(said(&["wait", "third"]), "255");
+    // What was written is there in another life, in the same VM.
+    assert_eq!(said(&["start", "second"]), "second");
+    assert_eq!(said(&["exec", "second", "cat", "/file"]), "kept");
+    let (code, out, errors) = pod.run(&[], "ps | grep -c '[t]rap '; hostname");
+    assert_eq!((code, &*out), (Some(0), "0\napart\n"), "{errors}");
+    // The one with which the pod was started has nothing in common with it: it goes while the pod runs.
+    assert_eq!(said(&["ps", "-a", "--filter", "name=first", "--format", "{{.State}}"]), "exited");
+    assert_eq!(said(&["rm", "first"]), "first");
+    assert_eq!(said(&["pod", "stop", "-t", "1", "apart"]).len(), 12);
+    assert_eq!(said(&["pod", "inspect", "-f", "{{.State}}", "apart"]), "Exited");
+    let refused = mvm(&["pod", "rm", "apart"]);
+    assert!(text(&refused.stderr).contains("it has 2 containers"), "{refused:?}");
+}
+
+#[test]
+fn slots_run_out_with_one_line_and_are_free_again() {
+    let pod = pod("full", &["-m", "512m"]);
+    // One for the image, and one for each.
+    for number in 0..11 {
+        pod.start(&format!("slot{number}"), &["--storage-opt", "size=256m"], "sleep 1000");
+    }
+    let (code, _, errors) = pod.run(&[], "true");
+    assert_eq!((code, errors.lines().count()), (Some(125), 1), "{errors}");
+    assert!(errors.contains("has no place for another disk: it has 12"), "{errors}");
+    let (code, out, errors) = pod.run(&["--storage-opt", "memory"], "echo fits");
+    assert_eq!((code, &*out), (Some(0), "fits\n"), "{errors}");
+    said(&["rm", "--force", "slot3"]);
+    let (code, out, errors) = pod.run(&[], "echo fits");
+    assert_eq!((code, &*out), (Some(0), "fits\n"), "{errors}");
+}
+
+#[test]
+fn the_pods_keeper_takes_all_with_it_and_an_idle_pod_ends() {
+    let pod = pod("whole", &[]);
+    pod.start("left", &[], "sleep 1000");
+    pod.start("right", &[], "sleep 1000");
+    let pid = said(&["pod", "inspect", "-f", "{{.Pid}}", "whole"]);
+    assert!(std::process::Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+    for name in ["left", "right"] {
+        assert_eq!(said(&["wait", name]), "137");
+    }
+    // The next one starts it again, and it ends some time after that.
+    let (code, out, errors) = pod.run(&[], "echo again");
+    assert_eq!((code, &*out), (Some(0), "again\n"), "{errors}");
+    let start = Instant::now();
+    while said(&["pod", "ps", "-q", "--filter", "name=whole", "--filter", "status=exited"]).is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(60), "the pod does not end");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn processes_are_shared_where_that_is_asked_for() {
+    let pod = pod("open", &["--share", "pid"]);
+    pod.start("seen", &[], "sleep 1234");
+    let (code, out, errors) = pod.run(&[], "ps -o args | grep -c '^sleep 1234'; test $$ != 1");
+    assert_eq!((code, &*out), (Some(0), "1\n"), "{errors}");
+    assert_eq!(said(&["kill", "seen"]), "seen");
+    assert_eq!(said(&["wait", "seen"]), "137");
+}
+
+#[test]
+fn ports_are_the_pods_and_reach_whichever_container_listens() {
+    let Some(_uplink) = Uplink::new(false) else { return };
+    let refused = mvm(&["run", "--rm", "--pod", "new:ports", "-p", "80", IMAGE, "true"]);
+    assert!(text(&refused.stderr).contains("--publish is the pod's"), "{refused:?}");
+    said(&["pod", "create", "--name", "ports", "-p", "127.0.0.1:18080:80"]);
+    let pod = Pod("ports".to_owned());
+    pod.start("idle", &[], "sleep 1000");
+    pod.start("web", &[], "while :; do echo answer | nc -l -p 80; done");
+    let start = Instant::now();
+    loop {
+        let mut answer = String::new();
+        let read = TcpStream::connect("127.0.0.1:18080").and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let _ = stream.write_all(b"\n");
+            stream.read_to_string(&mut answer)
+        });
+        if read.is_ok() && answer == "answer\n" {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "{read:?} {answer:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(said(&["pod", "ps", "--format", "{{.Ports}}"]).contains("127.0.0.1:18080->80/tcp"));
+}
+
+/// Namespaces, and whether podman's pods share them without options (podman-pod-create(1), `--share`).
+const NAMESPACES: [(&str, bool); 6] =
+    [("ipc", true), ("uts", true), ("net", true), ("mnt", false), ("pid", false), ("cgroup", false)];
+
+#[test]
+fn two_containers_share_the_namespaces_that_podmans_share() {
+    let script =
+        "for n in ipc uts net mnt pid cgroup; do readlink /proc/self/ns/$n; done; stat -c %d /dev/shm";
+    let pod = pod("judged", &[]);
+    // Both at the same time, as numbers of namespaces are used again.
+    pod.start("held", &[], "sleep 1000");
+    let one = said(&["exec", "held", "sh", "-c", script]);
+    let (code, other, errors) = pod.run(&[], script);
+    assert_eq!(code, Some(0), "{errors}");
+    let same: Vec<bool> = one.lines().zip(other.lines()).map(|(one, other)| one == other).collect();
+    let expected: Vec<bool> = NAMESPACES.iter().map(|(_, is_shared)| *is_shared).chain([true]).collect();
+    assert_eq!(same, expected, "{one}\n{other}");
+}

@@ -1,0 +1,341 @@
+//! Volumes, folders, files and sockets of the host in containers.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use tempfile::TempDir;
+use tests::vsock_program;
+
+use super::containers::{IMAGE, run, stores, text};
+use super::life::{mvm, said};
+use super::peers::{Tool, compare_scripts};
+
+/// Runs a script in a container with these options; what it prints.
+fn script(options: &[&str], script: &str) -> String {
+    let output = ran(options, script);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn ran(options: &[&str], script: &str) -> Output {
+    run(&[&["--rm", "--network", "none"], options, &[IMAGE, "sh", "-c", script]].concat())
+}
+
+/// A container that says a line and waits for one.
+struct Waiting {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Waiting {
+    fn start(options: &[&str], script: &str) -> Self {
+        let mut command = stores().mvm();
+        command.args(["run", "--rm", "-i", "--network", "none"]).args(options);
+        command.args([IMAGE, "sh", "-c", script]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut waiting = Self { output: BufReader::new(child.stdout.take().unwrap()), child };
+        assert_eq!(waiting.line(), "ready");
+        waiting
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn end(mut self) -> String {
+        drop(self.child.stdin.take());
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{rest}");
+        rest
+    }
+}
+
+#[test]
+fn what_is_in_a_volume_survives_and_one_vm_has_it_at_a_time() {
+    let first = Waiting::start(
+        &["-v", "kept:/data"],
+        "echo text >/data/file; echo ready; read x; echo more >>/data/file",
+    );
+    let refused = ran(&["-v", "kept:/data"], "true");
+    let line = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(125), "{line}");
+    assert!(
+        line.contains("volume kept is in use by another container") && line.lines().count() == 1,
+        "{line}"
+    );
+    let line = text(&mvm(&["volume", "rm", "kept"]).stderr);
+    assert!(line.contains("volume kept is in use by "), "{line}");
+    first.end();
+    let seen = script(
+        &["-v", "kept:/data:ro"],
+        "cat /data/file; touch /data/x 2>/dev/null; echo $?; df -k /data | awk 'NR == 2 {print ($2 > 18000000)}'",
+    );
+    assert_eq!(seen, "text\nmore\n1\n1\n");
+    // A volume of its own for each, which goes with its container.
+    let before = said(&["volume", "ls", "-q"]);
+    assert_eq!(
+        script(&["-v", "/scratch"], "touch /scratch/x; ls /scratch; grep -c ' /scratch ext4 ' /proc/mounts"),
+        "x\n1\n"
+    );
+    assert_eq!(said(&["volume", "ls", "-q"]), before);
+    // Two places, a size, and a VM that is killed.
+    said(&["volume", "create", "-o", "size=256M", "small"]);
+    let sizes = "mkdir /a/sub; ls /b; df -k /a | awk 'NR == 2 {print ($2 < 262144)}'; sync; touch /b/flushed; sync; echo ready; read x";
+    let mut two = Waiting::start_two(sizes);
+    assert_eq!(two.line(), "ready");
+    two.child.kill().unwrap();
+    two.child.wait().unwrap();
+    assert_eq!(script(&["-v", "small:/c"], "ls /c"), "flushed\nsub\n");
+    said(&["volume", "rm", "small", "kept"]);
+}
+
+impl Waiting {
+    /// One with the volume `small` in two places, of which the first lines are looked at here.
+    fn start_two(script: &str) -> Self {
+        let mut command = stores().mvm();
+        command.args(["run", "--rm", "-i", "--network", "none", "-v", "small:/a", "-v", "small:/b"]);
+        command.args([IMAGE, "sh", "-c", script]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut waiting = Self { output: BufReader::new(child.stdout.take().unwrap()), child };
+        assert_eq!([waiting.line(), waiting.line()], ["sub", "1"]);
+        waiting
+    }
+}
+
+/// An image with a directory whose files have owners, modes and links, and a volume there.
+fn image_with_content(name: &str) {
+    let place = TempDir::new().unwrap();
+    let root = place.path().join("root");
+    let data = root.join("data");
+    fs::create_dir_all(data.join("sub")).unwrap();
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    fs::hard_link(root.join("bin/busybox"), root.join("bin/sh")).unwrap();
+    fs::write(data.join("file"), "of the image\n").unwrap();
+    fs::set_permissions(data.join("file"), fs::Permissions::from_mode(0o4640)).unwrap();
+    chown(data.join("file"), Some(33), Some(44)).unwrap();
+    // The owner takes the bit away.
+    fs::set_permissions(data.join("file"), fs::Permissions::from_mode(0o4640)).unwrap();
+    fs::hard_link(data.join("file"), data.join("sub/again")).unwrap();
+    std::os::unix::fs::symlink("../etc/passwd", data.join("link")).unwrap();
+    chown(&data, Some(7), Some(8)).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o750)).unwrap();
+    let tar = place.path().join("image.tar");
+    let made = Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".").status();
+    assert!(made.unwrap().success());
+    let changes = ["--change", "VOLUME /data", "--change", "ENV PATH=/bin"];
+    said(&[&["import"], &changes[..], &[tar.to_str().unwrap(), name]].concat());
+}
+
+#[test]
+fn a_new_volume_gets_what_the_image_has_there() {
+    let image = "localhost/with-content";
+    image_with_content(image);
+    let look = "cd /data; busybox stat -c '%n %a %u %g %h' . file sub/again; busybox readlink link; busybox cat file";
+    let expected = ". 750 7 8 3\nfile 4640 33 44 2\nsub/again 4640 33 44 2\n../etc/passwd\nof the image\n";
+    let look_at = |options: &[&str], script: &str| {
+        let output = run(&[&["--rm", "--network", "none"], options, &[image, "sh", "-c", script]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    // The image's own volume, one by name, and one that several VMs share.
+    assert_eq!(look_at(&[], look), expected);
+    assert_eq!(look_at(&["-v", "filled:/data"], look), expected);
+    said(&["volume", "create", "-d", "shared", "pool"]);
+    assert_eq!(look_at(&["-v", "pool:/data"], look), expected);
+    // Once only: what was changed stays changed.
+    look_at(&["-v", "filled:/data"], "busybox rm -r /data/sub /data/link; echo mine >/data/file");
+    assert_eq!(look_at(&["-v", "filled:/data"], "busybox ls /data; busybox cat /data/file"), "file\nmine\n");
+    assert_eq!(look_at(&["--mount", "src=empty,dst=/data,volume-nocopy"], "busybox ls /data"), "");
+    // A folder of the host is not filled.
+    let folder = TempDir::new().unwrap();
+    let mount = format!("{}:/data", folder.path().display());
+    assert_eq!(look_at(&["-v", &mount], "busybox ls /data"), "");
+    said(&["volume", "rm", "filled", "pool", "empty"]);
+    said(&["rmi", image]);
+}
+
+#[test]
+fn a_single_file_shows_nothing_beside_it_even_to_root_of_the_vm() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("file"), "shown\n").unwrap();
+    fs::write(path("secret"), "not shown\n").unwrap();
+    fs::create_dir(path("other")).unwrap();
+    fs::write(path("other/inside"), "").unwrap();
+    let mounts = [format!("{}:/etc/given", path("file")), format!("{}:/other:ro", path("other"))];
+    let hunt = "cat /etc/given; mkdir /v && mount -t virtiofs mounts /v && ls /v; cat /v/0; ls /v/0/.. 2>/dev/null
+        touch /v/new 2>/dev/null; echo $?; rm /v/0 2>/dev/null; echo $?; find /v /etc -name secret | wc -l; echo changed >/etc/given";
+    let seen = ran(&["--privileged", "-v", &mounts[0]], hunt);
+    assert_eq!(text(&seen.stdout), "shown\n0\nshown\n1\n1\n0\n", "{}", text(&seen.stderr));
+    // A folder is what a second mount of the same virtiofs shows, and its host has it read-only.
+    let hunt =
+        "mkdir /v && mount -t virtiofs mounts /v; find /v | grep -c inside; find / -xdev -name secret | wc -l
+        mount -o remount,rw /other; touch /other/x /v/x /v/0/x 2>/dev/null; find /v /other | grep -c x";
+    let seen = ran(&["--privileged", "-v", &mounts[1], "-v", &mounts[0]], hunt);
+    assert_eq!(text(&seen.stdout), "1\n0\n0\n", "{}", text(&seen.stderr));
+    assert_eq!(fs::read_to_string(path("file")).unwrap(), "changed\n");
+    // An editor that replaces a file by another one replaces it for the host alone, as with docker.
+    let mut container = Waiting::start(
+        &["-v", &mounts[0]],
+        "echo ready; cat /etc/given; read x; cat /etc/given; echo old >>/etc/given",
+    );
+    assert_eq!(container.line(), "changed");
+    fs::write(path("new"), "replaced\n").unwrap();
+    fs::rename(path("new"), path("file")).unwrap();
+    assert_eq!(container.end(), "changed\n");
+    assert_eq!(fs::read_to_string(path("file")).unwrap(), "replaced\n");
+}
+
+#[test]
+fn sockets_of_the_host_are_forwarded() {
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("host.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o660)).unwrap();
+    chown(&socket, Some(12), Some(34)).unwrap();
+    // Each gets back what it sent, once it has sent all of it.
+    let server = std::thread::spawn(move || {
+        for _ in 0..4 {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).unwrap();
+                stream.write_all(&bytes).unwrap();
+            });
+        }
+    });
+    let mounts = [
+        format!("{}:/run/given.sock", socket.display()),
+        format!("{}:/client:ro", vsock_program().display()),
+    ];
+    let talk = "stat -c '%F %a %u %g' /run/given.sock; echo hello | /client unix /run/given.sock
+        head -c 1000000 /dev/zero | /client unix /run/given.sock | wc -c
+        (echo one | /client unix /run/given.sock) & echo two | /client unix /run/given.sock; wait";
+    let seen = script(&["-v", &mounts[0], "-v", &mounts[1]], talk);
+    let mut lines: Vec<_> = seen.lines().collect();
+    lines[3..].sort_unstable();
+    assert_eq!(lines, ["socket 660 12 34", "hello", "1000000", "one", "two"]);
+    server.join().unwrap();
+    // No process listens any more.
+    let seen = script(&["-v", &mounts[0], "-v", &mounts[1]], "echo x | /client unix /run/given.sock | wc -c");
+    assert_eq!(seen, "0\n");
+}
+
+#[test]
+fn folders_have_sparse_files_and_locks_and_several_writers() {
+    let folder = TempDir::new().unwrap();
+    said(&["volume", "create", "-d", "shared", "board"]);
+    let mount = format!("{}:/data", folder.path().display());
+    let work = "cd /data; truncate -s 1G sparse; echo end >>sparse; sync
+        for n in 1 2 3 4; do (for i in $(seq 10); do until mkdir lock 2>/dev/null; do :; done
+            echo $(($(cat count 2>/dev/null) + 1)) >new; mv new count; rmdir lock; done) & done; wait
+        cat count; stat -c '%s' sparse; for n in 1 2 3; do (head -c 300000 /dev/zero | tr '\\0' $n >part$n) & done; wait; cat part? | md5sum";
+    let seen = script(&["-v", &mount], work);
+    let expected = {
+        let parts = b"123".map(|digit| vec![digit; 300_000]).concat();
+        let mut sum = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        sum.stdin.take().unwrap().write_all(&parts).unwrap();
+        text(&sum.wait_with_output().unwrap().stdout)
+    };
+    assert_eq!(seen, format!("40\n{}\n{expected}", (1 << 30) + 4));
+    let sparse = folder.path().join("sparse").metadata().unwrap();
+    assert!(sparse.blocks() * 512 < 1 << 20, "{}", sparse.blocks());
+    // Two VMs write to one directory of the host, each to a file of its own and both to the end of a third one.
+    let write = |name: &str| {
+        format!(
+            "echo ready; read x; for i in $(seq 100); do echo {name}$i >>/board/{name}; echo {name}$i >>/board/both; done"
+        )
+    };
+    let (one, two) = (
+        Waiting::start(&["-v", "board:/board"], &write("a")),
+        Waiting::start(&["-v", "board:/board"], &write("b")),
+    );
+    one.end();
+    two.end();
+    let seen = script(
+        &["-v", "board:/board:ro"],
+        "cat /board/a /board/b | wc -l; sort -u /board/a | wc -l; touch /board/x 2>/dev/null; echo $?",
+    );
+    assert_eq!(seen, "200\n100\n1\n");
+    said(&["volume", "rm", "board"]);
+}
+
+#[test]
+fn many_folders_and_files_take_one_device() {
+    let folder = TempDir::new().unwrap();
+    let mut options = Vec::new();
+    for number in 0..24 {
+        let path = folder.path().join(format!("f{number}"));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("name"), format!("{number}\n")).unwrap();
+        options.extend(["-v".to_owned(), format!("{}:/many/{number}", path.display())]);
+    }
+    let options: Vec<_> = options.iter().map(String::as_str).collect();
+    let seen = script(
+        &options,
+        "cat /many/*/name | sort -n | tail -1; ls /many | wc -l; ls -d /sys/bus/virtio/drivers/virtiofs/virtio* | wc -l",
+    );
+    assert_eq!(seen, "23\n24\n1\n");
+}
+
+#[test]
+fn temporary_file_systems_have_dockers_options() {
+    let options = [
+        "--tmpfs",
+        "/a:size=1m,mode=700,uid=5,exec",
+        "--mount",
+        "type=tmpfs,dst=/b,tmpfs-size=2m,tmpfs-mode=0750",
+        "--mount",
+        "type=tmpfs,dst=/c,ro",
+    ];
+    let look = "stat -c '%a %u' /a /b; df -k /a /b | awk 'NR > 1 {print $2}'; cp /bin/busybox /a/sh 2>/dev/null; awk '$2 ~ \"^/[abc]$\" {print $2, $4}' /proc/mounts | sed 's/,\\(size\\|inode64\\|relatime\\).*//' | sort; touch /c/x 2>/dev/null; echo $?";
+    let seen = script(&options, look);
+    let expected = "700 5\n750 0\n1024\n2048\n/a rw,nosuid,nodev\n/b rw,nosuid,nodev,noexec\n/c ro,nosuid,nodev,noexec\n1\n";
+    assert_eq!(seen, expected);
+}
+
+/// Scripts of the host's shell that mvm and podman run. Unlike docker, podman makes no folder for -v, does not know all keys
+/// of --mount, and ends with 126 where the target is the root.
+const BINDS: &[&str] = &[
+    r#"d=$(mktemp -d); echo given >$d/file; R="$T run --rm --network none"
+        $R -v $d:/data $I sh -c 'cat /data/file; echo made >/data/new; stat -c %u:%g:%a /data/new'; cat $d/new
+        $R -v $d:/data:ro $I touch /data/x 2>/dev/null; echo $?; ls $d
+        $R --mount type=bind,src=$d/missing,dst=/data $I true 2>/dev/null; echo $?; ls $d; rm -r $d"#,
+    r#"d=$(mktemp -d); echo given >$d/file; R="$T run --rm --network none"
+        $R --mount type=bind,source=$d,destination=/data,readonly $I sh -c 'cat /data/file; touch /data/x 2>/dev/null; echo $?'
+        $R -v $d/file:/etc/passwd:ro $I sh -c 'cat /etc/passwd; echo x 2>/dev/null >>/etc/passwd; echo $?'
+        $R -v $d:/deep/er/and/deeper $I ls /deep/er/and/deeper; rm -r $d"#,
+];
+
+const VOLUMES: &[&str] = &[
+    r#"R="$T run --rm --network none"; $R -v vol:/v $I sh -c 'echo one >/v/a; ls /v'
+        $R --mount type=volume,src=vol,dst=/w,ro $I sh -c 'cat /w/a; touch /w/b 2>/dev/null; echo $?'
+        $T volume ls -q | grep -x vol; $T volume inspect -f '{{.Name}} {{.Driver}}' vol; $T volume rm vol; $T volume ls -q | grep -c -x vol
+        $T volume create --label a=b labelled; $T volume ls -q --filter label=a; $T volume inspect -f '{{.Labels.a}}' labelled; $T volume rm labelled
+        $T volume rm missing 2>/dev/null; echo $?; $T volume inspect missing >/dev/null 2>&1; test $? -gt 0; echo $?"#,
+    r#"R="$T run --rm --network none"; $R -v vol:/bin2 -v /anon $I sh -c 'ls /bin2 | wc -l; touch /anon/x; ls /anon'; $T volume rm vol
+        $R -v full:/etc $I sh -c 'ls /etc/passwd'; $R -v full:/x $I sh -c 'ls /x/passwd'; $T volume rm full
+        $R -v full:/etc:nocopy $I sh -c 'ls /etc/passwd 2>/dev/null; echo $?'; $T volume rm full"#,
+    r#"R="$T run --rm --network none"; $R -v a/b:/x $I true 2>/dev/null; echo $?; $R -v :/x $I true 2>/dev/null; echo $?
+        $R -v /tmp:/x:bogus $I true 2>/dev/null; echo $?; $R --mount type=bogus,dst=/x $I true 2>/dev/null; echo $?
+        $R --mount type=bind,src=/tmp $I true 2>/dev/null; echo $?; $R -v /tmp:/x -v /var:/x $I true 2>/dev/null; echo $?"#,
+    r#"R="$T run --rm --network none"; $R --tmpfs /t:size=64k,mode=700 $I sh -c 'stat -c %a /t; df -k /t | tail -1 | awk "{print \$2}"'
+        $R --mount type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=1770 $I sh -c 'stat -c %a /t; df -k /t | tail -1 | awk "{print \$2}"; touch /t/x; ls /t'"#,
+];
+
+#[test]
+fn folders_and_files_are_those_of_podman() {
+    compare_scripts(Tool::Podman, BINDS);
+}
+
+#[test]
+fn volumes_are_those_of_podman() {
+    compare_scripts(Tool::Podman, VOLUMES);
+}
