@@ -43,7 +43,7 @@ pub struct CpCommand {
     #[arg(long, short = 'L')]
     follow_link: bool,
 
-    /// Do not show how it goes
+    /// Do not show progress
     ///
     /// That is shown on a terminal only.
     #[arg(long, short)]

@@ -1,18 +1,24 @@
 //! The backing file of a block device, open and locked.
 
+mod error;
+mod id;
+mod parts;
+
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock, ioctl_blksszget, major, minor};
+use rustix::fs::{FlockOperation, OFlags, fcntl_setfl, flock, ioctl_blksszget};
 use rustix::io::Errno;
 use rustix::ioctl;
-use thiserror::Error;
-use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+
+pub use self::error::DiskError;
+pub use self::id::{DiskId, DiskIdError};
+pub use self::parts::{MAX_PARTS, Part};
 
 use super::engine::Place;
 use super::format::{ForeignFormat, ImageFormat};
@@ -22,100 +28,6 @@ const BLKROGET: ioctl::Opcode = ioctl::opcode::none(0x12, 94);
 
 /// Bytes in a sector, the unit of a block device's capacity and addresses (5.2.4).
 pub(super) const SECTOR: u64 = 512;
-
-/// Why a file can't be used as a disk.
-#[derive(Debug, Error)]
-pub enum DiskError {
-    /// The file can't be opened.
-    #[error("cannot open disk {path}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The file or device can be read but not written.
-    #[error("cannot write to disk {path}; add `,readonly` to use it without writing")]
-    NotWritable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// Neither a regular file nor a block device.
-    #[error("cannot use {path} as a disk: it is {kind}; give a disk image or a block device")]
-    Kind {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// Not a raw image.
-    #[error(
-        "disk {path} is {name}, and a guest needs a raw image: make one with `{command}`, or add `,format=raw` if the \
-         guest is to have the file as it is"
-    )]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        name: &'static str,
-        /// The command that makes a raw image of it.
-        command: String,
-    },
-    /// Its size or block size is not known.
-    #[error("cannot get the size of disk {path}")]
-    Size {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// Smaller than a sector.
-    #[error(
-        "disk {path} is too small: it has {bytes} bytes and needs at least 512; `truncate -s 1G {path}` makes it larger"
-    )]
-    TooSmall {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-    },
-    /// A disk that is composed of no file.
-    #[error("cannot compose a disk of no files")]
-    NoPieces,
-    /// Pieces of a disk that do not follow each other.
-    #[error(
-        "cannot compose a disk: {path} would begin at byte {start}, which is inside of the file before it or of a sector"
-    )]
-    Piece {
-        /// The file.
-        path: PathBuf,
-        /// Where it was to begin.
-        start: u64,
-    },
-    /// Files that another process has opened, and that make no disk.
-    #[error("cannot make a disk of the files that were passed: {0}")]
-    Parts(&'static str),
-    /// Another VM has it.
-    #[error("disk {path} is in use by another VM; stop that VM, or let both open the disk with `,readonly`")]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It can't be locked for another reason.
-    #[error("cannot lock disk {path}")]
-    Lock {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// A file that a disk is composed of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,21 +45,6 @@ struct OpenPiece {
     start: u64,
     end: u64,
 }
-
-/// An open file of a disk, as one process passes it to another.
-#[derive(Debug)]
-pub struct Part<T> {
-    /// The file, which is open.
-    pub file: T,
-    /// Where it begins on the disk, in bytes; a multiple of 512.
-    pub start: u64,
-    /// Where it ends there.
-    pub end: u64,
-}
-
-/// The most files that a disk is composed of where it comes from another process: as many as a message takes (unix(7),
-/// `SCM_RIGHTS`).
-pub const MAX_PARTS: usize = 253;
 
 /// What is read where a disk has no piece.
 fn open_zeros() -> Result<Arc<File>, DiskError> {
@@ -275,47 +172,6 @@ impl Disk {
         }
     }
 
-    /// The open files that it is made of, in the order of their places, for another process to make the same disk of. The
-    /// locks go with them.
-    pub fn parts<'a>(&'a self) -> Vec<Part<BorrowedFd<'a>>> {
-        if self.pieces.is_empty() {
-            let end = self.size();
-            return self.file.iter().map(|file| Part { file: file.as_fd(), start: 0, end }).collect();
-        }
-        let part =
-            |piece: &'a OpenPiece| Part { file: piece.file.as_fd(), start: piece.start, end: piece.end };
-        self.pieces.iter().map(part).collect()
-    }
-
-    /// Makes a disk of regular files that another process has opened and locked, see [`parts`](Self::parts). One that is
-    /// not read-only has one part.
-    ///
-    /// # Errors
-    ///
-    /// [`DiskError::Parts`] says what is wrong with them.
-    pub fn of_parts(parts: Vec<Part<OwnedFd>>, read_only: bool) -> Result<Self, DiskError> {
-        if parts.is_empty() || parts.len() > MAX_PARTS || (parts.len() > 1 && !read_only) {
-            return Err(DiskError::Parts("there are none, or too many"));
-        }
-        let mut end = 0;
-        let mut pieces = Vec::with_capacity(parts.len());
-        for part in parts {
-            if part.start != end || part.end <= end || !part.end.is_multiple_of(SECTOR) {
-                return Err(DiskError::Parts("their places do not follow each other"));
-            }
-            end = part.end;
-            let file = File::from(part.file);
-            check_part(&file, part.end - part.start, read_only)?;
-            pieces.push(OpenPiece { file: Arc::new(file), start: part.start, end });
-        }
-        let file = pieces.first().map(|piece| Arc::clone(&piece.file));
-        if !read_only {
-            pieces.clear();
-        }
-        let sectors = AtomicU64::new(end / SECTOR);
-        Ok(Self { file, pieces, read_only, sectors, block_size: 512, is_block_device: false })
-    }
-
     /// Whether there is no disk.
     pub(super) fn is_empty(&self) -> bool {
         self.file.is_none()
@@ -389,26 +245,6 @@ impl Disk {
 /// In place of a descriptor, for a system call that fails.
 const NO_FILE: i32 = -1;
 
-/// Checks that `file` can have `length` bytes of a disk: a regular file that is open for what the guest may do, or the
-/// zeros between files.
-fn check_part(file: &File, length: u64, read_only: bool) -> Result<(), DiskError> {
-    let unknown = |_| DiskError::Parts("one of them cannot be looked at");
-    let metadata = file.metadata().map_err(unknown)?;
-    let device = metadata.rdev();
-    // /dev/zero (Documentation/admin-guide/devices.txt of Linux).
-    let is_zeros = metadata.file_type().is_char_device() && (major(device), minor(device)) == (1, 5);
-    if !(metadata.is_file() && metadata.len() >= length || is_zeros && read_only) {
-        return Err(DiskError::Parts("one of them is no regular file, or shorter than its place"));
-    }
-    let flags = fcntl_getfl(file).map_err(|error| unknown(error.into()))?;
-    let mode = flags & OFlags::RWMODE;
-    let is_open = mode == OFlags::RDWR || (read_only && mode == OFlags::RDONLY);
-    if !is_open || flags.contains(OFlags::PATH) {
-        return Err(DiskError::Parts("one of them is not open to be read, or not to be written"));
-    }
-    Ok(())
-}
-
 fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {
     let with = |write| {
         // A FIFO without a writer, or a terminal without a line, would block the opening.
@@ -474,39 +310,5 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DiskError> {
             Ok(())
         }
         Err(error) => Err(DiskError::Lock { path: path.into(), source: error.into() }),
-    }
-}
-
-/// The serial number of a disk (VIRTIO_BLK_T_GET_ID, 5.2.6): up to 20 bytes. Linux shows it as
-/// `/dev/disk/by-id/virtio-…`. Without one, the disk has no serial number; nothing of the host is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiskId([u8; VIRTIO_BLK_ID_BYTES as usize]);
-
-/// Why a text is not a valid disk ID.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("the disk ID `{0}` has to be 1 to 20 letters, digits, `-`, `_` or `.`")]
-pub struct DiskIdError(String);
-
-impl DiskId {
-    /// Makes an ID of `text`.
-    ///
-    /// # Errors
-    ///
-    /// [`DiskIdError`] where it is empty, has more than 20 bytes, or characters other than these.
-    pub fn new(text: &str) -> Result<Self, DiskIdError> {
-        let mut bytes = [0; VIRTIO_BLK_ID_BYTES as usize];
-        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        match bytes.get_mut(..text.len()) {
-            Some(place) if !text.is_empty() && text.chars().all(fits) => {
-                place.copy_from_slice(text.as_bytes());
-                Ok(Self(bytes))
-            }
-            _ => Err(DiskIdError(text.into())),
-        }
-    }
-
-    /// The ID, padded with zeros.
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.0
     }
 }
