@@ -2,9 +2,10 @@
 
 PREFIX ?= /usr/local
 DIR ?= guest
+SEED ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build install guest demo test check unit fuzz guests bench clean help
+.PHONY: build install guest demo test check unit fuzz guests bench soak clean help
 
 build: ## build the static program
 	@tools/static-build
@@ -36,6 +37,9 @@ guests: ## boot real guests, on this host's KVM or in the KVM lab
 bench: ## measure mvm against QEMU's microvm machine
 	@tools/need python3
 	@tools/bench
+
+soak: ## repeat kills, full disks and long use far more often than CI does, for hours (SEED)
+	@SEED='$(SEED)' tests/soak
 
 clean: ## remove build results; kernels and tools stay in ~/.cache/mvm
 	cargo clean

@@ -19,6 +19,8 @@ mod containers;
 mod control;
 #[path = "guests/copies.rs"]
 mod copies;
+#[path = "../../cli/tests/soak/counts.rs"]
+mod counts;
 #[path = "guests/disks.rs"]
 mod disks;
 #[path = "guests/ends.rs"]
@@ -65,6 +67,8 @@ mod registry;
 mod server;
 #[path = "guests/shares.rs"]
 mod shares;
+#[path = "guests/soak/mod.rs"]
+mod soak;
 #[path = "guests/stopped.rs"]
 mod stopped;
 #[path = "guests/table.rs"]

@@ -1,4 +1,4 @@
-//! How often each part is repeated: as CI does, or as the environment says.
+//! How often each part of `make soak` and of its small form in CI is repeated, and what that is decided by.
 //!
 //! `MVM_SOAK_SEED` repeats the moments of an earlier run, as far as the host's speed lets it.
 

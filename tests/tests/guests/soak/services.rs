@@ -1,0 +1,191 @@
+//! The units `mvm-restore` of `contrib/systemd`, with a systemd of the test's: it is the first process of a namespace, with a
+//! /run of its own, and has these units and those that end it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::super::containers::{IMAGE, text};
+use super::super::life::{ends, process};
+use super::host::{Host, Shared};
+use super::processes::spawn;
+
+const SYSTEMD: &str = "/lib/systemd/systemd";
+/// Units of systemd's own that power off.
+const OWN: &[&str] =
+    &["poweroff.target", "systemd-poweroff.service", "shutdown.target", "umount.target", "final.target"];
+/// The service that has a user's systemd, as `user@.service` does.
+const USER: &str = "[Service]\nType=notify\nDelegate=yes\nKillMode=mixed\nTimeoutStopSec=120\nExecStart=/lib/systemd/systemd --user\n";
+/// Begins in namespaces of its own.
+const INIT: &str =
+    "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd /run/user && mount -t cgroup2 none /sys/fs/cgroup &&
+    exec env -i PATH=\"$PATH\" container=test SYSTEMD_UNIT_PATH=\"$0\" SYSTEMD_GENERATOR_PATH=/nonexistent \
+    SYSTEMD_LOG_TARGET=console SYSTEMD_COLORS=0 \"$1\" --system --unit=multi-user.target";
+
+/// A system that runs.
+struct System {
+    init: Child,
+}
+
+impl System {
+    /// Boots with the units in `units`, and waits until all that is wanted has been started.
+    fn boot(units: &Path) -> Self {
+        let mut command = Command::new("unshare");
+        let namespaces = ["--pid", "--mount", "--fork", "--cgroup", "--mount-proc", "--kill-child"];
+        command.args(namespaces).args(["sh", "-c", INIT]).arg(units).arg(SYSTEMD).stdin(Stdio::null());
+        let mut system = Self { init: spawn(&mut command) };
+        let start = Instant::now();
+        loop {
+            assert_eq!(system.init.try_wait().unwrap(), None, "systemd has ended");
+            // It answers once it listens, and then when it has booted.
+            let state = system.run("timeout", &["100", "systemctl", "is-system-running", "--wait"]);
+            match text(&state.stdout).trim() {
+                "running" => return system,
+                "degraded" => {
+                    panic!("{}", text(&system.run("systemctl", &["status", "--no-pager", "*"]).stdout))
+                }
+                state => {
+                    assert!(start.elapsed() < Duration::from_secs(120), "systemd does not boot: {state}")
+                }
+            }
+        }
+    }
+
+    /// Runs a program in it.
+    fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.init.id())).unwrap();
+        let mut command = Command::new("nsenter");
+        command.arg("--all").arg(format!("--target={}", children.trim())).arg("--").arg(program);
+        command.args(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Has it power off, and waits until it has.
+    fn power_off(self) {
+        let init = process(&self.init.id().to_string());
+        self.run("systemctl", &["--no-block", "poweroff"]);
+        assert!(ends(&init), "it does not power off");
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        let _ = self.init.kill();
+        let _ = self.init.wait();
+    }
+}
+
+/// A user of mvm on the system, whose directory of data is another one than the test's.
+struct User<'a> {
+    host: &'a Host,
+    /// The name of what is the user's.
+    name: &'static str,
+}
+
+impl User<'_> {
+    fn data(&self) -> PathBuf {
+        self.host.path(self.name)
+    }
+
+    fn mvm(&self, arguments: &[&str]) -> String {
+        let output = self.host.timed(arguments).env("MVM_DATA_DIR", self.data()).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout).trim_end().to_owned()
+    }
+
+    /// Makes a container that is to run whenever the system does, of which no process is left.
+    fn prepare(&self) {
+        self.mvm(&["load", "-q", "-i", tests::container_image().to_str().unwrap()]);
+        let script = "echo up >>/lives; trap 'echo bye >>/lives; exit 7' TERM; while :; do sleep 0.1; done";
+        let run = ["run", "-d", "--restart", "unless-stopped", "--name", self.name, "--network", "none"];
+        self.mvm(&[&run[..], &[IMAGE, "sh", "-c", script]].concat());
+    }
+
+    /// Puts the unit of the repository into `units`, as `make install` and `systemctl enable` do.
+    fn enable(&self, units: &Path, target: &str) {
+        let manager = self.name;
+        let unit = format!("{}/../contrib/systemd/{manager}/mvm-restore.service", env!("CARGO_MANIFEST_DIR"));
+        let unit = fs::read_to_string(unit).unwrap();
+        assert!(unit.contains(&format!("WantedBy={target}\n")));
+        let program = tests::mvm().display().to_string();
+        fs::write(units.join("mvm-restore.service"), unit.replace("/usr/local/bin/mvm", &program)).unwrap();
+        let (data, assets) = (self.data(), tests::container_assets());
+        let (data, assets) = (data.display(), assets.display());
+        let environment = format!("Environment=MVM_DATA_DIR={data} MVM_ASSETS={assets}");
+        let drop_in = format!("[Service]\n{environment}\nStandardOutput=append:{data}.log\n");
+        fs::create_dir(units.join("mvm-restore.service.d")).unwrap();
+        fs::write(units.join("mvm-restore.service.d/test.conf"), drop_in).unwrap();
+        fs::write(units.join(target), "[Unit]\nDescription=What is wanted\n").unwrap();
+        let wants = units.join(format!("{target}.wants"));
+        fs::create_dir(&wants).unwrap();
+        symlink(units.join("mvm-restore.service"), wants.join("mvm-restore.service")).unwrap();
+    }
+
+    /// What it has written in all its lives, once it runs no more.
+    fn lives(&self) -> String {
+        let copy = self.host.path("lives").display().to_string();
+        self.mvm(&["cp", "-q", &format!("{}:/lives", self.name), &copy]);
+        fs::read_to_string(copy).unwrap()
+    }
+}
+
+#[test]
+fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
+    if !Path::new(SYSTEMD).exists() || !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: it needs systemd, and root");
+        return;
+    }
+    let host = Shared::take();
+    let units = [host.path("units"), host.path("units/user")];
+    units.iter().for_each(|units| fs::create_dir(units).unwrap());
+    let users = ["system", "user"].map(|name| User { host: &host, name });
+    users.iter().for_each(User::prepare);
+    host.go_down();
+
+    users[0].enable(&units[0], "multi-user.target");
+    users[1].enable(&units[1], "default.target");
+    for unit in OWN {
+        fs::copy(Path::new("/lib/systemd/system").join(unit), units[0].join(unit)).unwrap();
+    }
+    let environment = format!(
+        "Environment=XDG_RUNTIME_DIR=/run/user HOME={} SYSTEMD_UNIT_PATH={} SYSTEMD_GENERATOR_PATH=/nonexistent\n",
+        host.path("share").display(),
+        units[1].display()
+    );
+    fs::write(units[0].join("user.service"), format!("{USER}{environment}")).unwrap();
+    symlink(units[0].join("user.service"), units[0].join("multi-user.target.wants/user.service")).unwrap();
+
+    let system = System::boot(&units[0]);
+    let program = tests::mvm().display().to_string();
+    for (user, runtime) in users.iter().zip(["/run", "/run/user"]) {
+        let (data, start) = (format!("MVM_DATA_DIR={}", user.data().display()), Instant::now());
+        let runtime = format!("XDG_RUNTIME_DIR={runtime}");
+        // A user's systemd has been started before what it starts.
+        let state =
+            ["-u", "MVM_RUNTIME_DIR", &data, &runtime, &program, "ps", "--format", "{{.Names}} {{.State}}"];
+        loop {
+            let listed = system.run("env", &state);
+            if text(&listed.stdout) == format!("{} running\n", user.name) {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "{}: {listed:?}", user.name);
+        }
+        // They are the service's: its end is theirs.
+        let log = fs::read_to_string(host.path(&format!("{}.log", user.name))).unwrap();
+        assert_eq!(log, format!("{}\n", user.name));
+        let pid = user.mvm(&["inspect", "-f", "{{.State.Pid}}", user.name]);
+        let group = text(&system.run("cat", &[&format!("/proc/{pid}/cgroup")]).stdout);
+        assert!(group.contains("/mvm-restore.service\n"), "{}: {pid} in {group}", user.name);
+    }
+    system.power_off();
+    for user in &users {
+        // They were asked to end, and did; that does not count as a stop.
+        assert_eq!(
+            user.mvm(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", user.name]),
+            "exited 7"
+        );
+        assert_eq!(user.lives(), "up\nup\nbye\n", "{}", user.name);
+        assert_eq!(user.mvm(&["system", "restore"]), user.name);
+    }
+}
