@@ -1,5 +1,6 @@
 """Containers beside podman's: a whole run, and what goes through standard output."""
 
+import hashlib
 import os
 import subprocess
 import time
@@ -10,6 +11,9 @@ from .report import row
 IMAGE = "localhost/busybox"
 # MiB of two runs, the difference of which is without start and end.
 OUTPUTS = (8, 40)
+# Bytes of the run whose output is looked at, and how they are made.
+LARGE = 1_000_000_000
+LINE = b"the quick brown fox jumps over the lazy dog\n"
 
 
 def commands(job, *arguments):
@@ -50,3 +54,23 @@ def measure(job):
         row("container's run of true; peer: podman", "s", whole["mvm"], whole["podman"], ratio_at_most=0.7),
         row("container's output; peer: podman", "MiB/s", rate["mvm"], rate["podman"], ratio_at_least=1.0),
     ], []
+
+
+def measure_output(job):
+    """A large output, of which each byte counts."""
+    runs, loads = commands(job, "sh", "-c", f"yes {LINE.decode().strip()} | head -c {LARGE}")
+    for load in loads:
+        subprocess.run(load, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    expected = hashlib.sha256((LINE * (LARGE // len(LINE) + 1))[:LARGE]).hexdigest()
+    rate = {name: [] for name in runs}
+    for _, name, command in in_turns(runs, job["runs"], warm_up=False):
+        start = time.monotonic()
+        seen = hashlib.sha256()
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            while block := process.stdout.read1(1 << 20):
+                seen.update(block)
+        if process.returncode != 0 or seen.hexdigest() != expected:
+            raise RuntimeError(f"{name} ended with {process.returncode}, and its output is {seen.hexdigest()}, not {expected}")
+        rate[name].append(LARGE / 1e6 / (time.monotonic() - start))
+    what = "1 GB of a container's output, checksum compared; peer: podman"
+    return [row(what, "MB/s", rate["mvm"], rate["podman"], ratio_at_least=1.0)], []
