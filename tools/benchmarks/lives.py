@@ -51,7 +51,7 @@ def containers(programs, *arguments):
         yield
     finally:
         for program in programs.values():
-            subprocess.run([*program, "rm", "-f", "-t", "0", "bench"], stdin=subprocess.DEVNULL, check=False, **QUIETLY)
+            subprocess.run([*program, "rm", "-f", "bench"], stdin=subprocess.DEVNULL, check=False, **QUIETLY)
 
 
 def measure_execs(programs, runs):
