@@ -36,7 +36,7 @@ mod vm;
 pub use agent_protocol::{ProcessEntry, Usage};
 pub use assets::{Assets, AssetsError};
 pub use attach::{
-    AttachError, AttachOptions, Attached, Attachments, DetachKeys, KeysError, attach,
+    AttachError, AttachOptions, AttachStreams, Attached, Attachments, DetachKeys, KeysError, attach,
     connect as connect_to_keeper,
 };
 pub use exec::{ExecError, exec, send_signal, usage};

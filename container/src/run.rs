@@ -139,6 +139,8 @@ pub struct Keeper {
 pub struct Attachment {
     /// With this process's standard input and output.
     pub is_attached: bool,
+    /// Which of the outputs then: standard output, and standard error.
+    pub streams: (bool, bool),
     /// The socket of the user's command, which is attached from the beginning.
     pub front: Option<UnixStream>,
     /// Its input ends with that of the first one who is attached.
@@ -216,14 +218,15 @@ impl Keeper {
             .map_err(|source| RunError::Host { doing: "start a thread for sockets of the host", source });
         let log = forwarded.and_then(|()| log.map(|limits| open_log(&keep.output(), limits)).transpose());
         let keep = Arc::new(Mutex::new(keep));
-        let Attachment { is_attached, front, input_once, signals, on_started } = attachment;
+        let Attachment { is_attached, streams, front, input_once, signals, on_started } = attachment;
+        let attached_to = if is_attached { streams } else { (false, false) };
         let attached = attachments(&instance, &container, is_attached, input_once, front);
         let (attachments, source) = attached
             .map_or_else(|error| (Err(error), None), |(attachments, source)| (Ok(attachments), source));
         let left = attachments.as_ref().ok().cloned();
         let result = log.and_then(|log| Ok((log, attachments?))).and_then(|(log, attachments)| {
             let outputs = Outputs {
-                is_attached,
+                attached: attached_to,
                 log,
                 attachments,
                 ender: Ender::Vm(vm.clone()),

@@ -204,7 +204,7 @@ fn end(kept: &Kept) -> Result<(), Failure> {
 }
 
 fn stop_pod(kept: &Kept, time: Option<u64>) -> Result<(), Failure> {
-    each_running(kept, |id| stop::stop_word(id, time))?;
+    each_running(kept, |id| stop::stop_word(id, time, None))?;
     end(kept)
 }
 

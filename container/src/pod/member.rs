@@ -183,7 +183,8 @@ impl Member {
         // By which others find the agent.
         let linked = symlink(&vsock, instance.path().join(VSOCK))
             .map_err(|source| RunError::Host { doing: "make a link to the pod's socket", source });
-        let Attachment { is_attached, front, input_once, signals, on_started } = attachment;
+        let Attachment { is_attached, streams, front, input_once, signals, on_started } = attachment;
+        let attached_to = if is_attached { streams } else { (false, false) };
         let attached = attachments(&instance, &container.container, is_attached, input_once, front);
         let (attachments, source) = attached
             .map_or_else(|error| (Err(error), None), |(attachments, source)| (Ok(attachments), source));
@@ -191,8 +192,13 @@ impl Member {
         let prepared = linked.and(log).and_then(|log| Ok((log, attachments?)));
         let result = prepared.and_then(|(log, attachments)| {
             let ender = Ender::Control(control.clone());
-            let outputs =
-                Outputs { is_attached, log, attachments, ender: ender.clone(), timing: timing.clone() };
+            let outputs = Outputs {
+                attached: attached_to,
+                log,
+                attachments,
+                ender: ender.clone(),
+                timing: timing.clone(),
+            };
             let input = if is_attached { Some(Input::Standard) } else { source.map(Input::Attached) };
             let host = |source| RunError::Host { doing: "make a pipe", source };
             // Nothing presses a button: `mvm stop` sends the container its signal itself.
