@@ -131,7 +131,8 @@ pub enum Request {
         /// What is to be done.
         what: CopyWhat,
     },
-    /// Make the root of a container that does not run, with nothing mounted in it, so that its files can be reached by
+    /// Make the root of a container that does not run, with its volumes and folders of the host and nothing else mounted in
+    /// it, so that its files can be reached by
     /// [`Request::Copy`]. No process of its own runs. The answers are those of [`Request::Start`].
     Hold(Box<Container>),
     /// Make what the containers of a pod share. The answer is [`Reply::Done`] or [`Reply::Failed`]. Since version 4, as those

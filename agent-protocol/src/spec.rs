@@ -116,6 +116,22 @@ pub enum MountKind {
         /// The file's group.
         group: u32,
     },
+    /// What is below a folder in a virtiofs that all of them have in common.
+    PartBelow {
+        /// The tag of the virtiofs.
+        tag: String,
+        /// The folder's name there.
+        name: String,
+        /// The path in the folder, of which no part is a link.
+        path: String,
+    },
+    /// What is below the directory of [`MountKind::Disk`].
+    DiskBelow {
+        /// The device, as in `/dev/vdd`.
+        device: String,
+        /// The path in the directory, of which no part is a link.
+        path: String,
+    },
 }
 
 /// A file to be written.

@@ -95,6 +95,9 @@ impl LogsCommand {
     }
 
     fn print(&self, kept: &Kept) -> io::Result<()> {
+        if let Some(line) = run::in_journal(kept) {
+            return Err(io::Error::other(line));
+        }
         let path = kept.output();
         if !path.exists() && !kept.is_running {
             return Err(io::Error::other("none is kept: it ran with --log-driver none, or did not start"));

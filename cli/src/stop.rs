@@ -7,7 +7,7 @@ use instance::api::{Action, ActionType, VmUpdate, WantedState};
 use instance::{Archive, Kind, Process, ProcessError, Registry, Running};
 use rustix::process::Signal;
 
-use crate::kill::{kill, signal};
+use crate::kill::{kill, signal, stop_signal};
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 use crate::{complain, events};
@@ -64,6 +64,10 @@ pub fn stop_word(word: &str, seconds: Option<u64>, signal: Option<u8>) -> Result
             if signal.is_some() && kept.is_none() {
                 return Err(Failure::StopSignal);
             }
+            if let Some(kept) = &kept {
+                let signal = signal.unwrap_or_else(|| stop_signal(&kept.entry)).to_string();
+                events::note(&kept.entry, "kill", &[("signal", &signal)]);
+            }
             stop(&vm, time_of(&vm, seconds), signal)?;
             kept.iter().for_each(|kept| events::note(&kept.entry, "stop", &[]));
             Ok(())
@@ -94,8 +98,6 @@ pub fn end_keeper(process: &Process) -> Result<(), Failure> {
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a guest has whose record does not say it: as long as one that was booted without --stop-timeout.
 const DEFAULT: Duration = Duration::from_secs(10);
-/// The signal that asks a container to end: SIGTERM.
-const DEFAULT_SIGNAL: u8 = 15;
 /// How often the power button is pressed: what listens to it in the guest may not have started yet.
 const PRESS_AGAIN: Duration = Duration::from_secs(1);
 
@@ -124,6 +126,7 @@ pub fn stop(vm: &Running, time: Duration, signal: Option<u8>) -> Result<(), Fail
             return Ok(());
         }
     }
+    events::note_of(vm.record.id.as_str(), "kill", &[("signal", "9")]);
     match kill(vm) {
         // It ended in the meantime.
         Err(Failure::Process(ProcessError::Ended(_))) => return Ok(()),
@@ -139,9 +142,10 @@ pub fn stop(vm: &Running, time: Duration, signal: Option<u8>) -> Result<(), Fail
 /// Sends a container `signal`, or its stop signal.
 fn ask(vm: &Running, signal: Option<u8>) -> Result<(), Failure> {
     let id = vm.record.id.as_str();
-    let entry = targets::kept(id)?.entry;
-    let own = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
-    let signal = signal.or_else(|| own.and_then(container::signal_number)).unwrap_or(DEFAULT_SIGNAL);
+    let signal = match signal {
+        Some(signal) => signal,
+        None => stop_signal(&targets::kept(id)?.entry),
+    };
     Ok(container::send_signal(&vm.directory, id, signal)?)
 }
 

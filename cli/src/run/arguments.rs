@@ -60,7 +60,7 @@ pub struct ContainerArguments {
     label_file: Vec<PathBuf>,
 
     /// Keep an annotation, which `mvm inspect` shows: NAME=VALUE, or NAME
-    #[arg(long, value_name = "ANNOTATION", value_parser = annotation, hide_short_help = true)]
+    #[arg(long, value_name = "NOTE", value_parser = annotation, hide_short_help = true)]
     annotation: Vec<(String, String)>,
 
     #[command(flatten)]
@@ -93,16 +93,16 @@ pub struct ContainerArguments {
 
     /// Mount as --volume does, or a temporary file system: KEY=VALUE,…
     ///
-    /// KEY is type (bind, volume or tmpfs), source, target, readonly, volume-nocopy, volume-driver, volume-opt, volume-label,
-    /// tmpfs-size or tmpfs-mode. A folder of the host that does not exist is not made.
+    /// KEY is type (bind, volume or tmpfs), source, target, readonly, volume-nocopy, volume-subpath, volume-driver, volume-opt,
+    /// volume-label, tmpfs-size or tmpfs-mode. A folder of the host that does not exist is not made.
     #[arg(long, value_name = "MOUNT", help_heading = "Files", hide_short_help = true)]
     mount: Vec<LongMount>,
 
-    /// Mount what another container has mounted, at the same places: CONTAINER, or CONTAINER:ro to read only
+    /// Mount what another container has mounted, at the same places: NAME, or NAME:ro to read only
     ///
     /// What is mounted at one of these places by another option goes first. A volume that is a disk is used by one VM at a time:
     /// the other container may not run then. Folders, and volumes of the driver shared, may be used at once.
-    #[arg(long, value_name = "CONTAINER", help_heading = "Files", hide_short_help = true)]
+    #[arg(long, value_name = "NAME", help_heading = "Files", hide_short_help = true)]
     pub volumes_from: Vec<VolumesFrom>,
 
     /// Mount a temporary file system: PATH or PATH:OPTIONS

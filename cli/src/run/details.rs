@@ -135,6 +135,7 @@ pub fn details(order: &Order, image: &Image, id: &str, publish: &[PublishConfig]
         },
         "HostConfig": {
             "AutoRemove": order.removes,
+            "LogConfig": order.log_details.shown(order.log),
             "ContainerIDFile": order.cid_file.clone().unwrap_or_default(),
             "VolumesFrom": order.volumes_from,
             "NetworkMode": network,

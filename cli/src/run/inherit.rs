@@ -8,7 +8,7 @@ use container::{MountOption, MountSource, RunOptions};
 use super::keep::Order;
 use crate::{chain, targets};
 
-/// One `--volumes-from CONTAINER[:ro|rw]`.
+/// One `--volumes-from NAME[:ro|rw]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumesFrom {
     container: String,
@@ -21,7 +21,7 @@ impl FromStr for VolumesFrom {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("invalid container {text:?}: use CONTAINER, or CONTAINER:ro to read only");
+        let error = || format!("invalid container {text:?}: use NAME, or NAME:ro to read only");
         let (container, modes) = text.split_once(':').unwrap_or((text, "rw"));
         let (mut read_only, mut is_labelled, mut words) = (None, false, 0_usize);
         for mode in modes.split(',') {
@@ -126,7 +126,7 @@ mod tests {
         let read = text.parse::<VolumesFrom>();
         let expected = expected.map(|(container, read_only)| (container.to_owned(), read_only));
         assert_eq!(read.as_ref().ok().map(|from| (from.container.clone(), from.read_only)), expected);
-        assert!(expected.is_some() || read.unwrap_err().contains("use CONTAINER, or CONTAINER:ro"));
+        assert!(expected.is_some() || read.unwrap_err().contains("use NAME, or NAME:ro"));
     }
 
     fn mounts(texts: &[&str]) -> Vec<MountOption> {

@@ -25,7 +25,7 @@ use super::again;
 use super::cid::CidFile;
 use super::details::{details, ports};
 use super::front::Attached;
-use super::log::LogDetails;
+use super::log::{self, LogDetails};
 use super::policy::{self, RestartPolicy};
 use crate::background::{Report, Reporter};
 use crate::{chain, complain, events, exit_code, pod};
@@ -271,6 +271,7 @@ fn try_keep(
     let mounts =
         container::prepare(&means.assets, &order.options, &volumes).map_err(|error| chain(&error))?;
     let (instance, keep, publish) = begin(order, &means, which, &archive)?;
+    events::note_mounts(keep.entry().id.as_str(), &order.options.mounts);
     let Means { assets, image, hold, shows_timing, timing, cid_file } = means;
     let id = instance.id().clone();
     let cid_file = write_id(cid_file, id.as_str()).inspect_err(|_| drop(archive.remove_own(&keep)))?;
@@ -279,13 +280,14 @@ fn try_keep(
     let check = HealthCheck::new(image.config.health.as_ref(), &order.health);
     let (healthy, stop) = channel();
     let directory = instance.path().to_owned();
+    let target = log::target(order, keep.entry());
     let plan = Plan {
         assets: &assets,
         image: &image,
         options: &order.options,
         publish: &publish,
         mounts: &mounts,
-        log: order.log,
+        log: target.as_ref(),
         timing: &timing,
     };
     timing.mark(Step::Record);
@@ -306,6 +308,7 @@ fn try_keep(
         Ok(run) => run,
         Err(message) => {
             drop(mounts);
+            events::note_unmounts(id.as_str(), &order.options.mounts);
             give_up(&archive, &id, is_new, &message);
             cid_file.iter().for_each(CidFile::forget);
             return Err(message.into());
@@ -313,6 +316,9 @@ fn try_keep(
     };
     *writer = Some(Writer::start().map_err(host("start a thread"))?);
     let is_attached = lock(reporter).is_none();
+    if is_attached || front.is_some() {
+        events::note(&entry, "attach", &[]);
+    }
     if let Some(reporter) = &mut *lock(reporter) {
         reporter.keep_messages(messages).map_err(host("write messages to a file"))?;
     }
@@ -360,7 +366,7 @@ fn try_keep(
     // A thread that waits for an agent, or for a reader of the output, may still have it.
     let mut keep = left.keep.lock().unwrap_or_else(PoisonError::into_inner);
     drop(mounts);
-    finish(&archive, &mut keep, order.removes, code, &said);
+    finish(&archive, &mut keep, order, code, &said);
     drop(left.instance);
     let is_for_good = left.attachments.as_ref().is_some_and(|attachments| attachments.is_for_good());
     let next = if is_for_good { None } else { next(order, &archive, &mut keep, code, waited) };
@@ -448,7 +454,7 @@ fn ending(result: Result<Ended, RunError>) -> (u8, Said) {
 }
 
 /// Notes how it ended, and removes what is kept of it where that is asked for.
-fn finish(archive: &Archive, keep: &mut Keep, removes: bool, code: u8, said: &Said) {
+fn finish(archive: &Archive, keep: &mut Keep, order: &Order, code: u8, said: &Said) {
     let error = if let Said::Error(message) = said { message.clone() } else { String::new() };
     let out_of_memory = matches!(said, Said::OutOfMemory);
     let end = End { code, out_of_memory, error, finished: time::now() };
@@ -462,7 +468,8 @@ fn finish(archive: &Archive, keep: &mut Keep, removes: bool, code: u8, said: &Sa
         let seconds = (end.finished.saturating_sub(started) / 1000).to_string();
         events::note(keep.entry(), "die", &[("exitCode", &code.to_string()), ("execDuration", &seconds)]);
     }
-    if removes {
+    events::note_unmounts(keep.entry().id.as_str(), &order.options.mounts);
+    if order.removes {
         match archive.remove_own(keep) {
             Ok(()) => events::note(keep.entry(), "destroy", &[]),
             Err(error) => tracing::warn!("{}", chain(&error)),

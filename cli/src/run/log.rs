@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use container::LogLimits;
+use container::{LogLimits, LogTarget};
 use instance::{Entry, Kept, VmName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,14 +16,15 @@ const MAX_TAG: usize = 1024;
 /// What becomes of a container's output.
 #[derive(Args)]
 pub struct LogArguments {
-    /// Keep the output: json-file, or none
+    /// Keep the output: json-file, journald, or none
     ///
-    /// `mvm logs` shows what is kept. local means the same as json-file.
+    /// `mvm logs` shows what is kept. local means the same as json-file. journald is systemd's journal, with docker's fields:
+    /// `journalctl CONTAINER_NAME=NAME` shows it.
     #[arg(
         long,
         value_name = "DRIVER",
         default_value = "json-file",
-        value_parser = ["json-file", "local", "none"],
+        value_parser = ["json-file", "local", "journald", "none"],
         hide_possible_values = true,
         hide_short_help = true
     )]
@@ -50,6 +51,8 @@ enum LogOption {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LogDetails {
+    /// It goes to systemd's journal.
+    pub is_journal: bool,
     /// A Go template of the container's names.
     pub tag: Option<String>,
     /// Labels by their names.
@@ -114,9 +117,22 @@ fn tag(template: &str, names: &Value) -> Result<String, String> {
 }
 
 impl LogArguments {
-    /// How much is kept of the output, if any is, and what is noted with it.
-    pub fn options(self) -> (Option<LogLimits>, LogDetails) {
-        let (mut limits, mut details) = (LogLimits::default(), LogDetails::default());
+    /// How much is kept of the output in files, if any is, and what is noted with it.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user: an option that is for files alone.
+    pub fn options(self) -> Result<(Option<LogLimits>, LogDetails), String> {
+        let is_of_files = |option: &LogOption| matches!(option, LogOption::Size(_) | LogOption::Files(_));
+        let is_journal = self.log_driver == "journald";
+        if is_journal && self.log_opt.iter().any(is_of_files) {
+            return Err(
+                "max-size and max-file are not for --log-driver journald: set SystemMaxUse= in journald.conf"
+                    .into(),
+            );
+        }
+        let (mut limits, mut details) =
+            (LogLimits::default(), LogDetails { is_journal, ..LogDetails::default() });
         for option in self.log_opt {
             match option {
                 LogOption::Size(size) => limits.size = size,
@@ -126,11 +142,33 @@ impl LogArguments {
                 LogOption::Env(env) => details.env = env,
             }
         }
-        ((self.log_driver != "none").then_some(limits), details)
+        let has_files = !is_journal && self.log_driver != "none";
+        Ok((has_files.then_some(limits), details))
     }
 }
 
 impl LogDetails {
+    /// `HostConfig.LogConfig` of docker, where the output is kept in files as `limits` says.
+    pub fn shown(&self, limits: Option<LogLimits>) -> Value {
+        let driver = match limits {
+            Some(_) => "json-file",
+            None if self.is_journal => "journald",
+            None => "none",
+        };
+        let mut config = BTreeMap::new();
+        if let Some(limits) = limits.filter(|limits| *limits != LogLimits::default()) {
+            config.insert("max-size", limits.size.to_string());
+            config.insert("max-file", limits.files.to_string());
+        }
+        config.extend(self.tag.clone().map(|tag| ("tag", tag)));
+        for (name, names) in [("labels", &self.labels), ("env", &self.env)] {
+            if !names.is_empty() {
+                config.insert(name, names.join(","));
+            }
+        }
+        json!({ "Type": driver, "Config": config })
+    }
+
     /// Names and values that are noted with the output of the container `entry`, as `mvm logs --details` shows them.
     pub fn attributes(&self, entry: &Entry) -> BTreeMap<String, String> {
         let of = |name: &String| entry.labels.get_key_value(name);
@@ -146,6 +184,35 @@ impl LogDetails {
         all.extend(tag.map(|tag| ("tag".to_owned(), tag)));
         all
     }
+}
+
+/// Where the output of the container `entry` goes that was ordered by `order`.
+pub fn target(order: &Order, entry: &Entry) -> Option<LogTarget> {
+    if !order.log_details.is_journal {
+        return order.log.map(LogTarget::Files);
+    }
+    let mut attributes = order.log_details.attributes(entry);
+    let id = entry.id.as_str();
+    let tag = attributes.remove("tag").unwrap_or_else(|| id.get(..12).unwrap_or(id).to_owned());
+    let name = entry.name.as_ref().map_or(id, VmName::as_str);
+    let own = [
+        ("CONTAINER_ID", id.get(..12).unwrap_or(id)),
+        ("CONTAINER_ID_FULL", id),
+        ("CONTAINER_NAME", name),
+        ("CONTAINER_TAG", &tag),
+        ("IMAGE_NAME", &entry.image),
+        ("SYSLOG_IDENTIFIER", &tag),
+    ];
+    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let others = attributes.iter().map(|(name, value)| (container::field_name(name), value.clone()));
+    Some(LogTarget::Journal(own.into_iter().chain(others).collect()))
+}
+
+/// Why `mvm logs` does not show the output of a container that goes to systemd's journal, and what does.
+pub fn in_journal(kept: &Kept) -> Option<String> {
+    let is_journal = kept.order::<Order>().is_ok_and(|order| order.log_details.is_journal);
+    let id = &kept.entry.id;
+    is_journal.then(|| format!("it is in systemd's journal: `journalctl CONTAINER_ID_FULL={id}` shows it"))
 }
 
 /// What `mvm logs --details` prints before each line of a container: names and values as in the query of a URL.
@@ -190,11 +257,16 @@ mod tests {
 
     #[test]
     fn options_are_dockers() {
-        let limits = |options: &[&str], driver: &str| arguments(options, driver).options().0;
+        let limits = |options: &[&str], driver: &str| arguments(options, driver).options().unwrap().0;
         assert_eq!(limits(&[], "json-file"), Some(LogLimits::default()));
         let set = limits(&["max-size=1m", "max-file=5"], "local");
         assert_eq!(set, Some(LogLimits { size: 1 << 20, files: 5 }));
         assert_eq!(limits(&["max-size=1m"], "none"), None);
+        assert_eq!(limits(&["tag=x"], "journald"), None);
+        for option in ["max-size=1m", "max-file=2"] {
+            let line = arguments(&[option], "journald").options().unwrap_err();
+            assert!(line.contains("are not for --log-driver journald"), "{line}");
+        }
     }
 
     #[rstest]
@@ -224,7 +296,7 @@ mod tests {
     #[test]
     fn labels_variables_and_the_tag_are_noted() {
         let options = ["labels=a,b,", "env=A,PATH,MISSING", "tag={{.Name}}/{{.ID}}/{{.ImageName}}"];
-        let (_, details) = arguments(&options, "local").options();
+        let (_, details) = arguments(&options, "local").options().unwrap();
         let entry: Entry = serde_json::from_value(json!({
             "id": "fedcba987654", "name": "web", "kind": "container", "created": 0,
             "process": Process::own().unwrap(),

@@ -34,7 +34,7 @@ pub use self::create::CreateCommand;
 pub use self::details::ports;
 pub use self::docker::platform;
 pub use self::keep::Means;
-pub use self::log::log_details;
+pub use self::log::{in_journal, log_details};
 pub use self::network::{default_network, host, word};
 pub use self::policy::RestartPolicy;
 pub use self::resources::milli_cpus;
@@ -273,7 +273,7 @@ impl OrderArguments {
         let volumes_from =
             self.container.volumes_from.iter().map(VolumesFrom::text).map(str::to_owned).collect();
         let attached = self.attached();
-        let (log, log_details) = self.log.options();
+        let (log, log_details) = self.log.options()?;
         let (pod, mut options) = match self.pod {
             None => (None, self.container.options(what.command, terminal)?),
             Some(word) => {
