@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 /// the process that has made it and the one that keeps the container may have it.
 #[derive(Debug)]
 pub struct CidFile {
-    file: File,
+    /// Closed once it has the ID, so that it is not open for as long as the container runs.
+    file: Option<File>,
     path: PathBuf,
+    id: String,
 }
 
 impl CidFile {
@@ -29,7 +31,7 @@ impl CidFile {
         // A process in the background has another working directory.
         let absolute = std::path::absolute(path).map_err(failed)?;
         let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
-        Ok(Self { file, path: absolute })
+        Ok(Self { file: Some(file), path: absolute, id: String::new() })
     }
 
     /// Writes the ID of the container, which was made.
@@ -38,20 +40,26 @@ impl CidFile {
     ///
     /// A line for the user; the file goes.
     pub fn write(&mut self, id: &str) -> Result<(), String> {
-        self.file.write_all(id.as_bytes()).map_err(|error| {
-            self.forget();
-            format!("cannot write --cidfile {}: {error}", self.path.display())
-        })
+        let Some(file) = &mut self.file else { return Ok(()) };
+        if let Err(error) = file.write_all(id.as_bytes()) {
+            let _ = file.set_len(0);
+            return Err(format!("cannot write --cidfile {}: {error}", self.path.display()));
+        }
+        (self.file, self.id) = (None, id.to_owned());
+        Ok(())
     }
 
-    /// The container was removed again, since it could not be started.
+    /// The container was removed again, since it could not be started: the file goes, unless it has another ID by now.
     pub fn forget(&self) {
-        let _ = self.file.set_len(0);
+        if !self.id.is_empty() && fs::read_to_string(&self.path).is_ok_and(|text| text == self.id) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 
-    /// Whether no ID is in it, and it is still at its place.
+    /// Whether it has no ID, and is still at its place.
     fn is_left(&self) -> io::Result<bool> {
-        let (own, there) = (self.file.metadata()?, fs::symlink_metadata(&self.path)?);
+        let Some(file) = &self.file else { return Ok(false) };
+        let (own, there) = (file.metadata()?, fs::symlink_metadata(&self.path)?);
         Ok(own.len() == 0 && (own.dev(), own.ino()) == (there.dev(), there.ino()))
     }
 }
@@ -85,8 +93,11 @@ mod tests {
         let mut file = CidFile::create(&path).unwrap();
         file.write("0123456789ab").unwrap();
         file.forget();
-        drop(file);
         assert!(!path.exists());
+        fs::write(&path, "of another").unwrap();
+        file.forget();
+        drop(file);
+        assert!(path.exists());
     }
 
     #[test]

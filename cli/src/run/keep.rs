@@ -271,10 +271,17 @@ fn try_keep(
     let mounts =
         container::prepare(&means.assets, &order.options, &volumes).map_err(|error| chain(&error))?;
     let (instance, keep, publish) = begin(order, &means, which, &archive)?;
-    events::note_mounts(keep.entry().id.as_str(), &order.options.mounts);
     let Means { assets, image, hold, shows_timing, timing, cid_file } = means;
     let id = instance.id().clone();
-    let cid_file = write_id(cid_file, id.as_str()).inspect_err(|_| drop(archive.remove_own(&keep)))?;
+    let cid_file = match write_id(cid_file, id.as_str()) {
+        Ok(cid_file) => cid_file,
+        Err(message) => {
+            drop(mounts);
+            let _ = archive.remove_own(&keep);
+            return Err(message.into());
+        }
+    };
+    events::note_mounts(id.as_str(), &order.options.mounts);
     let messages = keep.messages();
     let (kept, entry) = (keep.directory().to_owned(), keep.entry().clone());
     let check = HealthCheck::new(image.config.health.as_ref(), &order.health);
