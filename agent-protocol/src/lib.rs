@@ -310,6 +310,8 @@ mod tests {
             MountKind::Part { tag: text(), name: text(), fills: false },
             MountKind::Disk { device: text(), fills: false },
             MountKind::Socket { port: 0, mode: 0, user: 0, group: 0 },
+            MountKind::Below { tag: text(), name: text(), path: text() },
+            MountKind::DiskBelow { device: text(), path: text() },
         ];
         for (expected, kind) in (0..).zip(kinds) {
             assert_eq!(number(&kind), expected, "{kind:?}");

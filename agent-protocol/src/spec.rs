@@ -116,13 +116,13 @@ pub enum MountKind {
         /// The file's group.
         group: u32,
     },
-    /// What is below a folder in a virtiofs that all of them have in common.
-    PartBelow {
+    /// What is further down in a folder that is a [`MountKind::Part`].
+    Below {
         /// The tag of the virtiofs.
         tag: String,
         /// The folder's name there.
         name: String,
-        /// The path in the folder, of which no part is a link.
+        /// The path in it, without links.
         path: String,
     },
     /// What is below the directory of [`MountKind::Disk`].

@@ -106,7 +106,7 @@ pub fn enter_root(container: &Container) -> Result<Layers> {
         }
         MountKind::Part { .. }
         | MountKind::Disk { .. }
-        | MountKind::PartBelow { .. }
+        | MountKind::Below { .. }
         | MountKind::DiskBelow { .. } => true,
     };
     for mount in container.mounts.iter().filter(is_kept) {
@@ -257,8 +257,8 @@ impl Root {
             MountKind::Disk { device, fills } => {
                 return volumes.mount_disk(self, path, flags, device, *fills);
             }
-            MountKind::PartBelow { tag, name, path: below } => {
-                return volumes.mount_below_part(self, path, flags, (tag, name), below);
+            MountKind::Below { tag, name, path: below } => {
+                return volumes.mount_below(self, path, flags, (tag, name, below));
             }
             MountKind::DiskBelow { device, path: below } => {
                 return volumes.mount_below_disk(self, path, flags, device, below);
@@ -288,7 +288,7 @@ impl Root {
             }
             MountKind::Part { .. }
             | MountKind::Disk { .. }
-            | MountKind::PartBelow { .. }
+            | MountKind::Below { .. }
             | MountKind::DiskBelow { .. }
             | MountKind::Socket { .. } => {}
         }

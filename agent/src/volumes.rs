@@ -102,13 +102,12 @@ impl Volumes {
     }
 
     /// Mounts what is at `below` in the folder `name` of the virtiofs `tag` on `path`.
-    pub fn mount_below_part(
+    pub fn mount_below(
         &self,
         root: &Root,
         path: &str,
         flags: MountFlags,
-        (tag, name): (&str, &str),
-        below: &str,
+        (tag, name, below): (&str, &str, &str),
     ) -> Result<()> {
         bind_below(root, path, flags, &self.part(tag, name)?, below)
     }
@@ -155,11 +154,14 @@ impl Volumes {
     }
 }
 
-/// Opens what is at `below` in the directory `top`: no part of the path is a link, so that it leads nowhere else.
+/// Opens what is at `below` in the directory `top`: no part of the path is a link, so that it leads nowhere else. Nor is
+/// `top`, which a VM that had the volume before may have replaced.
 fn open_below(top: &str, below: &str) -> io::Result<(OwnedFd, Kind)> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let directory = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let top = rustix::fs::open(top, flags | directory, Mode::empty())?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let found = openat2(directory(top)?, below, flags, Mode::empty(), resolve)?;
+    let found = openat2(&top, below, flags, Mode::empty(), resolve)?;
     match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
         FileType::Directory => Ok((found, Kind::Directory)),
         FileType::RegularFile => Ok((found, Kind::File)),
@@ -237,6 +239,8 @@ mod tests {
             assert_eq!(open(below).err().unwrap().raw_os_error(), Some(says), "{below}");
         }
         assert!(open("fifo").is_err());
+        symlink("secret", path("replaced")).unwrap();
+        assert_eq!(open_below(&path("replaced"), ".").err().unwrap().raw_os_error(), Some(libc::ENOTDIR));
         // What a name leads above is the volume itself.
         let (top, _) = open("../..").unwrap();
         let same = rustix::fs::fstat(&top).unwrap().st_ino;

@@ -255,7 +255,7 @@ impl Prepared {
             };
             let kind = self.part(&content, read_only, false);
             return Ok(match kind {
-                MountKind::Part { tag, name, .. } => MountKind::PartBelow { tag, name, path: path.clone() },
+                MountKind::Part { tag, name, .. } => MountKind::Below { tag, name, path: path.clone() },
                 other => other,
             });
         }
