@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::containers::{IMAGE, run, stores, text, with_input};
-use super::life::{mvm, said, start};
+use super::life::{command, mvm, said, start};
 
 /// What a command says that ends with `code`, on one line.
 fn refused(arguments: &[&str], code: i32) -> String {
@@ -59,7 +61,12 @@ fn one_container_has_dockers_further_options_and_leaves_its_volumes_to_others() 
     assert_eq!(said(&["inspect", "--size", "-f", shown, "flags"]), expected);
     said(&["exec", "flags", "sh", "-c", "until test -h /data/out; do sleep 0.1; done"]);
     let details = format!("A=1,tag=flags%2F{id},team=a+b ready");
-    assert_eq!(said(&["logs", "--details", "flags"]), details);
+    let mut logs = command(&["logs", "-f", "--details", "flags"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(logs.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line.trim_end(), details);
+    logs.kill().unwrap();
+    logs.wait().unwrap();
     // A disk is that of one VM.
     let line = refused(&["run", "--rm", "--network", "none", "--volumes-from", "flags", IMAGE, "true"], 125);
     assert!(line.contains("volume flags is in use by another container"), "{line}");
@@ -144,8 +151,8 @@ fn streams_are_connected_that_are_asked_for() {
     let output = run(&["--rm", "--network", "none", "-a", "stderr", IMAGE, "sh", "-c", script]);
     assert_eq!((text(&output.stdout), text(&output.stderr)), (String::new(), "err\n".into()));
     // As with docker the ID is printed, and the container goes on with the input that it got.
-    let mut command = stores().mvm();
-    command.args([
+    let mut fed = stores().mvm();
+    fed.args([
         "run",
         "-i",
         "-a",
@@ -159,7 +166,7 @@ fn streams_are_connected_that_are_asked_for() {
         "-c",
         "cat; echo end >&2",
     ]);
-    let output = with_input(command, b"line\n");
+    let output = with_input(fed, b"line\n");
     let id = text(&output.stdout);
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
     assert_eq!(
