@@ -131,7 +131,8 @@ pub enum Request {
         /// What is to be done.
         what: CopyWhat,
     },
-    /// Make the root of a container that does not run, with nothing mounted in it, so that its files can be reached by
+    /// Make the root of a container that does not run, with its volumes and folders of the host and nothing else mounted in
+    /// it, so that its files can be reached by
     /// [`Request::Copy`]. No process of its own runs. The answers are those of [`Request::Start`].
     Hold(Box<Container>),
     /// Make what the containers of a pod share. The answer is [`Reply::Done`] or [`Reply::Failed`]. Since version 4, as those
@@ -309,6 +310,8 @@ mod tests {
             MountKind::Part { tag: text(), name: text(), fills: false },
             MountKind::Disk { device: text(), fills: false },
             MountKind::Socket { port: 0, mode: 0, user: 0, group: 0 },
+            MountKind::Below { tag: text(), name: text(), path: text() },
+            MountKind::DiskBelow { device: text(), path: text() },
         ];
         for (expected, kind) in (0..).zip(kinds) {
             assert_eq!(number(&kind), expected, "{kind:?}");

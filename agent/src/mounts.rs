@@ -94,10 +94,24 @@ pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
     Ok(root.layers)
 }
 
-/// Mounts the container's root alone, and makes it this process's root.
+/// Mounts the container's root with its volumes and folders of the host, and nothing else, and makes it this process's root.
 pub fn enter_root(container: &Container) -> Result<Layers> {
     make_private()?;
-    let root = mount_root(container, &format!("{RUN}/{}", container.id))?;
+    let place = format!("{RUN}/{}", container.id);
+    let root = mount_root(container, &place)?;
+    let volumes = Volumes::new(&place);
+    let is_kept = |mount: &&Mount| match mount.kind {
+        MountKind::FileSystem(_) | MountKind::Share(_) | MountKind::Cgroup | MountKind::Socket { .. } => {
+            false
+        }
+        MountKind::Part { .. }
+        | MountKind::Disk { .. }
+        | MountKind::Below { .. }
+        | MountKind::DiskBelow { .. } => true,
+    };
+    for mount in container.mounts.iter().filter(is_kept) {
+        root.mount(mount, container, &volumes)?;
+    }
     root.pivot()?;
     Ok(root.layers)
 }
@@ -180,7 +194,7 @@ pub enum Kind {
 }
 
 /// The path by which mount(2) finds an open file.
-fn path_of(fd: BorrowedFd<'_>) -> String {
+pub fn path_of(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
@@ -243,6 +257,12 @@ impl Root {
             MountKind::Disk { device, fills } => {
                 return volumes.mount_disk(self, path, flags, device, *fills);
             }
+            MountKind::Below { tag, name, path: below } => {
+                return volumes.mount_below(self, path, flags, (tag, name, below));
+            }
+            MountKind::DiskBelow { device, path: below } => {
+                return volumes.mount_below_disk(self, path, flags, device, below);
+            }
             MountKind::Socket { port, .. } => {
                 return self.bind(&sockets::place(&container.id, *port), path, Kind::File);
             }
@@ -266,7 +286,11 @@ impl Root {
             MountKind::Cgroup => {
                 mount("cgroup", &target, "cgroup2", flags, &*options).during(what("cgroup2"))?;
             }
-            MountKind::Part { .. } | MountKind::Disk { .. } | MountKind::Socket { .. } => {}
+            MountKind::Part { .. }
+            | MountKind::Disk { .. }
+            | MountKind::Below { .. }
+            | MountKind::DiskBelow { .. }
+            | MountKind::Socket { .. } => {}
         }
         Ok(())
     }

@@ -2,15 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, openat2, renameat_with};
 use rustix::mount::{MountFlags, mount};
 
 use crate::copy::copy_tree;
 use crate::disk;
 use crate::error::{During, Result, failure};
-use crate::mounts::{Kind, Root};
+use crate::mounts::{Kind, Root, path_of};
 
 /// The directory on a volume's disk that a container sees: beside it are lost+found and what is not complete.
 const DATA: &str = "_data";
@@ -65,16 +65,7 @@ impl Volumes {
         (tag, name): (&str, &str),
         fills: bool,
     ) -> Result<()> {
-        if !is_plain(tag) || !is_plain(name) {
-            return Err(failure(format!("cannot mount {name:?} of {tag:?}")));
-        }
-        let tree = format!("{}/share-{tag}", self.place);
-        // All have one.
-        if make(&tree).during(format!("make {tree}"))? {
-            let plain = MountFlags::NOSUID | MountFlags::NODEV;
-            mount(tag, &tree, "virtiofs", plain, c"").during(format!("mount {tag}"))?;
-        }
-        let source = format!("{tree}/{name}");
+        let source = self.part(tag, name)?;
         let metadata = fs::metadata(&source).during(format!("look at what is mounted on {path}"))?;
         let kind = if metadata.is_dir() { Kind::Directory } else { Kind::File };
         if fills && metadata.is_dir() {
@@ -98,17 +89,9 @@ impl Volumes {
         device: &str,
         fills: bool,
     ) -> Result<()> {
-        let name = device.strip_prefix("/dev/").filter(|name| is_plain(name));
-        let name = name.ok_or_else(|| failure(format!("cannot mount {device:?}")))?;
-        let disk = format!("{}/volume-{name}", self.place);
-        // One volume may be in two places.
-        if make(&disk).during(format!("make {disk}"))? {
-            disk::mount(device, &disk, disk::Lasts::Yes)
-                .during(format!("mount the volume of {path}, {device}"))?;
-        }
+        let disk = self.disk(path, device)?;
         let data = format!("{disk}/{DATA}");
         let what = || format!("copy what the image has in {path} to the volume");
-        make(&data).during(what())?;
         if fills
             && is_empty(&data).during(what())?
             && let Some(image) = of_image(root, path)
@@ -117,6 +100,81 @@ impl Volumes {
         }
         root.bind_with(&data, path, Kind::Directory, flags)
     }
+
+    /// Mounts what is at `below` in the folder `name` of the virtiofs `tag` on `path`.
+    pub fn mount_below(
+        &self,
+        root: &Root,
+        path: &str,
+        flags: MountFlags,
+        (tag, name, below): (&str, &str, &str),
+    ) -> Result<()> {
+        bind_below(root, path, flags, &self.part(tag, name)?, below)
+    }
+
+    /// Mounts what is at `below` in the volume on the disk `device` on `path`.
+    pub fn mount_below_disk(
+        &self,
+        root: &Root,
+        path: &str,
+        flags: MountFlags,
+        device: &str,
+        below: &str,
+    ) -> Result<()> {
+        let disk = self.disk(path, device)?;
+        bind_below(root, path, flags, &format!("{disk}/{DATA}"), below)
+    }
+
+    /// The path of `name` in the virtiofs `tag`, which is mounted.
+    fn part(&self, tag: &str, name: &str) -> Result<String> {
+        if !is_plain(tag) || !is_plain(name) {
+            return Err(failure(format!("cannot mount {name:?} of {tag:?}")));
+        }
+        let tree = format!("{}/share-{tag}", self.place);
+        // All have one.
+        if make(&tree).during(format!("make {tree}"))? {
+            let plain = MountFlags::NOSUID | MountFlags::NODEV;
+            mount(tag, &tree, "virtiofs", plain, c"").during(format!("mount {tag}"))?;
+        }
+        Ok(format!("{tree}/{name}"))
+    }
+
+    /// The path of the disk `device`, which is mounted and has [`DATA`]. It is the volume of `path`.
+    fn disk(&self, path: &str, device: &str) -> Result<String> {
+        let name = device.strip_prefix("/dev/").filter(|name| is_plain(name));
+        let name = name.ok_or_else(|| failure(format!("cannot mount {device:?}")))?;
+        let disk = format!("{}/volume-{name}", self.place);
+        // One volume may be in two places.
+        if make(&disk).during(format!("make {disk}"))? {
+            disk::mount(device, &disk, disk::Lasts::Yes)
+                .during(format!("mount the volume of {path}, {device}"))?;
+        }
+        make(&format!("{disk}/{DATA}")).during(format!("make the directory of the volume of {path}"))?;
+        Ok(disk)
+    }
+}
+
+/// Opens what is at `below` in the directory `top`: no part of the path is a link, so that it leads nowhere else. Nor is
+/// `top`, which a VM that had the volume before may have replaced.
+fn open_below(top: &str, below: &str) -> io::Result<(OwnedFd, Kind)> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let directory = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let top = rustix::fs::open(top, flags | directory, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let found = openat2(&top, below, flags, Mode::empty(), resolve)?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
+        FileType::Directory => Ok((found, Kind::Directory)),
+        FileType::RegularFile => Ok((found, Kind::File)),
+        _ => Err(io::Error::other("it is neither a directory nor a regular file")),
+    }
+}
+
+/// Mounts what is at `below` in the directory `top` on `path`.
+fn bind_below(root: &Root, path: &str, flags: MountFlags, top: &str, below: &str) -> Result<()> {
+    let what =
+        || format!("open {below} of the volume of {path}, which has to exist without links on the way to it");
+    let (found, kind) = open_below(top, below).during(what())?;
+    root.bind_with(&path_of(found.as_fd()), path, kind, flags)
 }
 
 /// Copies `image` to the empty directory `data` of the file system at `disk`: all of it, or nothing.
@@ -150,6 +208,43 @@ mod tests {
         assert_eq!(fs::read_to_string(path("disk/_data/sub/file")).unwrap(), "text");
         assert!(!fs::exists(path("disk/_new")).unwrap() && !fs::exists(path("disk/_data/half")).unwrap());
         assert!(!is_empty(&path("disk/_data")).unwrap());
+    }
+
+    #[test]
+    fn what_is_below_a_volume_is_found_and_links_lead_nowhere() {
+        use std::os::unix::fs::symlink;
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+        fs::create_dir_all(path("volume/a/b")).unwrap();
+        fs::create_dir(path("secret")).unwrap();
+        fs::write(path("volume/a/file"), "text").unwrap();
+        for (target, link) in [("/", "root"), ("../secret", "out"), ("a", "in"), ("b", "a/last")] {
+            symlink(target, path(&format!("volume/{link}"))).unwrap();
+        }
+        rustix::fs::mknodat(CWD, path("volume/fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let open = |below: &str| open_below(&path("volume"), below);
+        assert!(
+            matches!(open("a/b"), Ok((_, Kind::Directory))) && matches!(open("a/file"), Ok((_, Kind::File)))
+        );
+        for (below, says) in [
+            ("none", libc::ENOENT),
+            ("a/none/b", libc::ENOENT),
+            ("a/file/x", libc::ENOTDIR),
+            ("root", libc::ELOOP),
+            ("root/etc", libc::ELOOP),
+            ("out", libc::ELOOP),
+            ("in/b", libc::ELOOP),
+            ("a/last", libc::ELOOP),
+        ] {
+            assert_eq!(open(below).err().unwrap().raw_os_error(), Some(says), "{below}");
+        }
+        assert!(open("fifo").is_err());
+        symlink("secret", path("replaced")).unwrap();
+        assert_eq!(open_below(&path("replaced"), ".").err().unwrap().raw_os_error(), Some(libc::ENOTDIR));
+        // What a name leads above is the volume itself.
+        let (top, _) = open("../..").unwrap();
+        let same = rustix::fs::fstat(&top).unwrap().st_ino;
+        assert_eq!(same, rustix::fs::fstat(directory(&path("volume")).unwrap()).unwrap().st_ino);
     }
 
     #[test]

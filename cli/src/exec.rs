@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use container::{DetachKeys, ExecError, ExecOptions};
-use instance::Registry;
 use instance::console::RawTerminal;
+use instance::{Registry, VmId};
 
 use crate::process::ExitCode;
 use crate::run::{environment, terminal_size};
@@ -116,10 +116,18 @@ impl ExecCommand {
         let _raw = raw.map_err(host("set up the terminal"))?.flatten();
         let id = vm.record.id.as_str();
         let command = options.command.join(" ");
-        events::note_of(id, &format!("exec_start: {command}"), &[]);
+        // The container may be gone when the command has ended.
+        let entry = targets::kept(id).ok().map(|kept| kept.entry);
+        let exec_id = VmId::random().map(|id| id.to_string()).unwrap_or_default();
+        let note = |action: &str, more: &[(&str, &str)]| {
+            let attributes = [&[("execID", exec_id.as_str())], more].concat();
+            entry.iter().for_each(|entry| events::note(entry, action, &attributes));
+        };
+        note(&format!("exec_create: {command}"), &[]);
+        note(&format!("exec_start: {command}"), &[]);
         let ended = container::exec(&vm.directory, id, &options, signals.as_ref());
         if let (Ok(ended), false) = (&ended, options.detached) {
-            events::note_of(id, "exec_die", &[("exitCode", &ended.code.to_string())]);
+            note("exec_die", &[("exitCode", &ended.code.to_string())]);
         }
         ended.map(|ended| ended.code).map_err(|error| {
             let code = match &error {

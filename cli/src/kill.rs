@@ -57,7 +57,7 @@ impl KillCommand {
 }
 
 /// The signal that asks a container to end.
-fn stop_signal(entry: &Entry) -> u8 {
+pub fn stop_signal(entry: &Entry) -> u8 {
     let name = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
     name.and_then(container::signal_number).unwrap_or(15)
 }

@@ -9,7 +9,7 @@ use instance::{Kept, Kind, earlier, open_output};
 
 use crate::process::ExitCode;
 use crate::targets::{self, complain_of};
-use crate::{complain, exit_code};
+use crate::{complain, exit_code, run};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,6 +39,10 @@ pub struct LogsCommand {
     /// Print the time of each line
     #[arg(long, short)]
     timestamps: bool,
+
+    /// Print the labels, variables and tag that --log-opt of `mvm run` names before each line
+    #[arg(long)]
+    details: bool,
 
     /// Leave out what is older: a time, or how long ago, as in 10m
     #[arg(long, value_name = "TIME", value_parser = moment)]
@@ -91,6 +95,9 @@ impl LogsCommand {
     }
 
     fn print(&self, kept: &Kept) -> io::Result<()> {
+        if let Some(line) = run::in_journal(kept) {
+            return Err(io::Error::other(line));
+        }
         let path = kept.output();
         if !path.exists() && !kept.is_running {
             return Err(io::Error::other("none is kept: it ran with --log-driver none, or did not start"));
@@ -100,6 +107,7 @@ impl LogsCommand {
             since: self.since.clone(),
             until: self.until.clone(),
             timestamps: self.timestamps,
+            details: self.details.then(|| run::log_details(kept)),
         };
         let mut reader = LogReader::open(&path, options)?;
         let (output, errors) = (io::stdout(), io::stderr());
@@ -111,9 +119,9 @@ impl LogsCommand {
 
     /// A console has bytes and no times.
     fn print_console(&self, kept: &Kept) -> io::Result<()> {
-        if self.timestamps || self.since.is_some() || self.until.is_some() {
+        if self.timestamps || self.details || self.since.is_some() || self.until.is_some() {
             return Err(io::Error::other(
-                "a VM's console has no times: leave --timestamps, --since and --until out",
+                "a VM's console has no times: leave --timestamps, --details, --since and --until out",
             ));
         }
         if self.follow {

@@ -63,6 +63,9 @@ pub enum Failure {
     /// A VM has no use for that signal.
     #[error("it is a VM, which takes the signals HUP, INT, QUIT, KILL, TERM, CONT and STOP only")]
     Signal,
+    /// A VM's power button is all that asks it to end.
+    #[error("it is a VM, whose power button asks it to end: leave --signal out, or use `mvm kill --signal`")]
+    StopSignal,
     /// The container's agent can't be asked.
     #[error(transparent)]
     Agent(#[from] ExecError),

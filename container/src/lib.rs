@@ -36,7 +36,7 @@ mod vm;
 pub use agent_protocol::{ProcessEntry, Usage};
 pub use assets::{Assets, AssetsError};
 pub use attach::{
-    AttachError, AttachOptions, Attached, Attachments, DetachKeys, KeysError, attach,
+    AttachError, AttachOptions, AttachStreams, Attached, Attachments, DetachKeys, KeysError, attach,
     connect as connect_to_keeper,
 };
 pub use exec::{ExecError, exec, send_signal, usage};
@@ -53,7 +53,7 @@ pub use mounts::{
 };
 pub use network::{HOST_GATEWAY, NetworkOption, StaticAddress, container_address};
 pub use options::{ExecOptions, OptionsError, RunOptions, Storage};
-pub use output::{LogLimits, LogOptions, LogReader, follow, parse_time};
+pub use output::{LogLimits, LogOptions, LogReader, LogTarget, field_name, follow, parse_time};
 pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod, pod_directory};
 pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
 pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};

@@ -25,6 +25,8 @@ mod disks;
 mod ends;
 #[path = "guests/exec.rs"]
 mod exec;
+#[path = "guests/flags.rs"]
+mod flags;
 #[path = "guests/gdb.rs"]
 mod gdb;
 #[path = "guests/hostile.rs"]

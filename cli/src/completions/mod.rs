@@ -173,6 +173,7 @@ fn complete(words: &[String], what: &What<'_>) -> Vec<Candidate> {
         _ => (String::new(), current.as_str()),
     };
     let found = match option {
+        Some(option) if option.get_id() == "volumes_from" => containers(what),
         Some(option) => values(option),
         None if current.starts_with('-') => options(command),
         None if command.has_subcommands() => commands(command),
@@ -266,6 +267,12 @@ fn positional(command: &Command, argument: &Arg, root: &Command, what: &What<'_>
     }
 }
 
+/// Containers, whether they run or not.
+fn containers(what: &What<'_>) -> Vec<Candidate> {
+    let all = (what.known)().into_iter().filter(|known| known.kind == Kind::Container);
+    all.map(|known| Candidate::Word(known.word, known.meaning)).collect()
+}
+
 /// The values of `argument`, or usual ones.
 fn values(argument: &Arg) -> Vec<Candidate> {
     let fixed =
@@ -297,12 +304,15 @@ fn values(argument: &Arg) -> Vec<Candidate> {
             ("STOP", "stop the process"),
             ("CONT", "continue the process"),
         ]),
+        "streams" => {
+            fixed(&[("stdin", "its input"), ("stdout", "its output"), ("stderr", "its standard error")])
+        }
         "cpus" => fixed(&[("1", ""), ("2", ""), ("4", ""), ("8", "")]),
         "memory" => fixed(&[("256M", ""), ("512M", ""), ("1G", ""), ("2G", ""), ("4G", "")]),
         "vhost_user" => fixed(&[("fs=", "a file system")]),
         "share" | "all" | "runtime_dir" => vec![Candidate::Directories],
         "config" | "kernel" | "initrd" | "rootfs" | "disk" | "pmem" | "vsock" | "gdb" | "input"
-        | "output" | "file" => {
+        | "output" | "file" | "cidfile" => {
             vec![Candidate::Files]
         }
         _ => {
@@ -361,6 +371,10 @@ mod tests {
     #[case("diff ", &["web", "old"])]
     #[case("commit o", &["old"])]
     #[case("export --output ", &["Files"])]
+    #[case("run --volumes-from ", &["web", "old"])]
+    #[case("create --volumes-from=o", &["--volumes-from=old"])]
+    #[case("run --cidfile ", &["Files"])]
+    #[case("run -a std", &["stdin", "stdout", "stderr"])]
     #[case("logs ", &["web", "db", "old"])]
     #[case("logs web ", &[])]
     #[case("rm old ", &["web", "db", "old"])]

@@ -13,7 +13,7 @@ use super::{Opened, with};
 use crate::images::worker::{Job, Outcome, Task};
 use crate::images::{self, RegistryArguments, change};
 use crate::process::ExitCode;
-use crate::{complain, exit_code, print};
+use crate::{complain, events, exit_code, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -105,7 +105,17 @@ impl CommitCommand {
         let cannot = |line: &str| format!("cannot commit {}: {line}", self.container);
         match outcome.map_err(|line| cannot(&line))? {
             Outcome::Loaded(loaded) => match loaded.first() {
-                Some(image) => Ok(print(format!("{}\n", image.id).as_bytes(), exit_code::SUCCESS)),
+                Some(image) => {
+                    let id = image.id.to_string();
+                    let reference = self.reference.as_ref().map(ToString::to_string).unwrap_or_default();
+                    let attributes = [
+                        ("comment", self.message.as_deref().unwrap_or_default()),
+                        ("imageID", &id),
+                        ("imageRef", &reference),
+                    ];
+                    events::note(entry, "commit", &attributes);
+                    Ok(print(format!("{id}\n").as_bytes(), exit_code::SUCCESS))
+                }
                 None => Err(cannot("there is no image")),
             },
             _ => Err(cannot(&io::Error::from(io::ErrorKind::InvalidData).to_string())),

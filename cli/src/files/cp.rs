@@ -13,11 +13,11 @@ use copies::PackOptions;
 use super::paths::{Argument, Found, Target, host_source, host_target, in_container, name_of, plan};
 use super::progress::{Counted, Progress};
 use super::relay::relay;
-use super::{Opened, with};
+use super::{Opened, with_mounts};
 use crate::images::RegistryArguments;
 use crate::images::worker::{Job, Outcome, Task};
 use crate::process::ExitCode;
-use crate::{chain, complain, exit_code};
+use crate::{chain, complain, events, exit_code};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,12 +69,12 @@ impl CpCommand {
             (Argument::Container(_, path), _) | (_, Argument::Container(_, path)) if path.is_empty() => {
                 refuse("the path is empty: use CONTAINER:PATH, as in web:/etc")
             }
-            (Argument::Container(word, path), target) => {
-                with(&word, |opened| self.copy_out(opened, &path, target).map(|()| exit_code::SUCCESS.into()))
-            }
-            (source, Argument::Container(word, path)) => {
-                with(&word, |opened| self.copy_in(opened, source, &path).map(|()| exit_code::SUCCESS.into()))
-            }
+            (Argument::Container(word, path), target) => with_mounts(&word, |opened| {
+                self.copy_out(opened, &path, target).map(|()| exit_code::SUCCESS.into())
+            }),
+            (source, Argument::Container(word, path)) => with_mounts(&word, |opened| {
+                self.copy_in(opened, source, &path).map(|()| exit_code::SUCCESS.into())
+            }),
             _ => refuse("neither SOURCE nor TARGET is CONTAINER:PATH: use `cp` to copy on this host"),
         }
     }
@@ -95,9 +95,12 @@ impl CpCommand {
         let mut found = opened.files.look(&path).map_err(|error| line(&error))?;
         if let Some(link) = found.as_ref().filter(|found| self.follow_link && !found.target.is_empty()) {
             path = link.target.clone();
+            opened.check_path(&path)?;
             found = opened.files.look(&path).map_err(|error| line(&error))?;
         }
         let found = found.ok_or_else(|| missing(opened, &path))?;
+        // By the names of docker's calls.
+        events::note(&opened.entry, "archive-path", &[]);
         let is_directory = kind(found.mode) == Found::Directory;
         let Some((shown, target)) = target else { return self.to_standard(opened, &path, &name) };
         let shown = String::from_utf8_lossy(&shown).into_owned();
@@ -140,6 +143,7 @@ impl CpCommand {
         let line = |error: &FilesError| opened.line(error);
         let shown = format!("{}:{}", opened.word, String::from_utf8_lossy(path));
         let target = container_target(opened, path)?;
+        events::note(&opened.entry, "extract-to-dir", &[]);
         let mut progress = Progress::new("Copying to container", self.quiet);
         let Argument::Host(source) = source else {
             if target.found != Found::Directory {
@@ -279,6 +283,7 @@ fn container_target(opened: &Opened, path: &[u8]) -> Result<Target, String> {
     let (mut path, mut found) = (given.clone(), look(&given)?);
     if let Some(link) = found.as_ref().filter(|found| !found.target.is_empty()) {
         path = link.target.clone();
+        opened.check_path(&path)?;
         found = look(&path)?;
     }
     let Some(info) = found else { return Ok(Target { path, found: Found::Nothing }) };

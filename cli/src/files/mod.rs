@@ -9,8 +9,6 @@ mod progress;
 mod relay;
 mod stopped;
 
-use std::path::PathBuf;
-
 use container::{Files, FilesError, Visit};
 use instance::{Entry, InstanceError, Kind, Registry, Running};
 
@@ -18,6 +16,8 @@ pub use commit::CommitCommand;
 pub use cp::{CpCommand, raise_open_files};
 pub use diff::DiffCommand;
 pub use export::ExportCommand;
+
+use self::stopped::Absent;
 
 use crate::process::ExitCode;
 use crate::targets::Failure;
@@ -37,13 +37,25 @@ struct Opened {
 enum Reached {
     /// The container runs.
     Running(Box<Running>),
-    /// It does not: a VM has its root meanwhile. In it are none of the folders that are shared with it: their paths.
-    Stopped(Box<Visit>, Vec<PathBuf>),
+    /// It does not: a VM has its root meanwhile, without some of what is mounted in it.
+    Stopped(Box<Visit>, Vec<Absent>),
 }
 
 /// Calls `act` with the container that `word` means; the exit code.
 fn with(word: &str, act: impl FnOnce(&Opened) -> Result<ExitCode, String>) -> ExitCode {
-    let done = Opened::find(word).and_then(|opened| {
+    with_found(Opened::find(word, false), act)
+}
+
+/// The same, with what is mounted in it where it does not run.
+fn with_mounts(word: &str, act: impl FnOnce(&Opened) -> Result<ExitCode, String>) -> ExitCode {
+    with_found(Opened::find(word, true), act)
+}
+
+fn with_found(
+    found: Result<Opened, String>,
+    act: impl FnOnce(&Opened) -> Result<ExitCode, String>,
+) -> ExitCode {
+    let done = found.and_then(|opened| {
         let done = act(&opened);
         opened.close();
         done
@@ -55,12 +67,12 @@ fn with(word: &str, act: impl FnOnce(&Opened) -> Result<ExitCode, String>) -> Ex
 }
 
 impl Opened {
-    /// The container that `word` means. This process has one thread yet.
+    /// The container that `word` means; one that does not run, `with_mounts` of its own. This process has one thread yet.
     ///
     /// # Errors
     ///
     /// A line for the user.
-    fn find(word: &str) -> Result<Self, String> {
+    fn find(word: &str, with_mounts: bool) -> Result<Self, String> {
         let line = |error: &FilesError| format!("{word}: {}", chain(error));
         let kept = match targets::kept_alone(word) {
             Ok(kept) => kept,
@@ -75,9 +87,10 @@ impl Opened {
         }
         let (entry, word) = (kept.entry.clone(), word.to_owned());
         if !kept.is_running {
-            let (visit, shared) = stopped::visit(&kept).map_err(|why| format!("{word}: {why}"))?;
+            let (visit, absent) =
+                stopped::visit(&kept, with_mounts).map_err(|why| format!("{word}: {why}"))?;
             let files = visit.files().map_err(|error| line(&error))?;
-            return Ok(Self { files, word, entry, reached: Reached::Stopped(Box::new(visit), shared) });
+            return Ok(Self { files, word, entry, reached: Reached::Stopped(Box::new(visit), absent) });
         }
         let vm = targets::find(&Registry::of_user(), &word);
         let vm = vm.map_err(|failure| targets::message(&word, &failure))?;
@@ -92,20 +105,14 @@ impl Opened {
         }
     }
 
-    /// Refuses a path, in its shortest form, that is in a folder which is shared with the container while it runs.
+    /// Refuses a path, in its shortest form, that is in what the container has while it runs only.
     fn check_path(&self, path: &[u8]) -> Result<(), String> {
         use std::os::unix::ffi::OsStrExt;
         let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
-        match &self.reached {
-            Reached::Stopped(_, shared) if shared.iter().any(|folder| path.starts_with(folder)) => {
-                Err(format!(
-                    "{}: {} is in a folder of this host or a volume, which the container has while it runs only: start it, or \
-                 copy from there",
-                    self.word,
-                    path.display()
-                ))
-            }
-            _ => Ok(()),
+        let Reached::Stopped(_, absent) = &self.reached else { return Ok(()) };
+        match absent.iter().find_map(|absent| absent.refuse(path)) {
+            Some(why) => Err(format!("{}: {} {why}", self.word, path.display())),
+            None => Ok(()),
         }
     }
 

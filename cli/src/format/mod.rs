@@ -164,6 +164,15 @@ impl Format {
     }
 }
 
+/// `value` as the template `text` writes it, whatever the words of `--format` mean.
+///
+/// # Errors
+///
+/// [`FormatError`]: not a template, or one that does not fit the value.
+pub fn apply(text: &str, value: &Value) -> Result<String, FormatError> {
+    Template::of_value(text)?.apply(value)
+}
+
 /// The table of a command without `--format`.
 fn own_table(columns: &[Column], shown: &[&str], rows: &[Value]) -> String {
     let heading =

@@ -11,7 +11,7 @@ use vmm::MemorySize;
 use super::find;
 use crate::process::ExitCode;
 use crate::run::{default_network, host, label, milli_cpus, word};
-use crate::{chain, complain, exit_code, print};
+use crate::{chain, complain, events, exit_code, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -195,6 +195,7 @@ pub fn make(name: Option<VmName>, options: PodOptions) -> Result<(VmId, PodOptio
         let _ = archive.remove_own(&keep);
         return Err(InstanceError::Directory { doing: "write to", path, source });
     }
+    events::note(keep.entry(), "create", &[]);
     drop(keep);
     // It can be found now.
     find(id.as_str()).map(|kept| (kept.entry.id, options))

@@ -9,7 +9,7 @@ use instance::{Archive, End, Identity, Instance, InstanceError, Kept, Phase, Pro
 use super::options;
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::run::ports;
-use crate::{chain, complain, exit_code};
+use crate::{chain, complain, events, exit_code};
 
 /// Starts the VM of a pod, kept by a process in the background. It is no error where another process has just done so.
 pub fn start(kept: &Kept) -> Result<(), String> {
@@ -75,7 +75,10 @@ fn try_keep(
         reporter.keep_messages(messages).map_err(host("write messages to a file"))?;
     }
     let (of_start, started) = (reporter.clone(), Report::Started { id: id.to_string() });
+    let entry = archive.find(id.as_str()).map(|kept| kept.entry);
+    let starting = entry.as_ref().ok().cloned();
     let on_started = move || {
+        starting.iter().for_each(|entry| events::note(entry, "start", &[]));
         of_start.report(&started);
     };
     let left = keeper.run(signals, Box::new(on_started));
@@ -91,6 +94,7 @@ fn try_keep(
     if let Err(error) = keep.ended(&end) {
         tracing::warn!(%error, "cannot note how the pod ended");
     }
+    entry.iter().for_each(|entry| events::note(entry, "stop", &[]));
     drop(left.instance);
     if message.is_empty() { Ok(()) } else { Err(message) }
 }

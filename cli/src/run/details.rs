@@ -126,12 +126,18 @@ pub fn details(order: &Order, image: &Image, id: &str, publish: &[PublishConfig]
             "Image": order.image_name,
             "WorkingDir": options.working_directory.as_ref().unwrap_or(&image.config.working_directory),
             "Labels": labels,
+            "AttachStdin": order.attached.stdin,
+            "AttachStdout": order.attached.stdout,
+            "AttachStderr": order.attached.stderr,
             "StopSignal": options.stop_signal.as_ref().or(image.config.stop_signal.as_ref()),
             "StopTimeout": order.stop_timeout,
             "Healthcheck": HealthCheck::new(image.config.health.as_ref(), &order.health).map(|check| check.shown()),
         },
         "HostConfig": {
             "AutoRemove": order.removes,
+            "LogConfig": order.log_details.shown(order.log),
+            "ContainerIDFile": order.cid_file.clone().unwrap_or_default(),
+            "VolumesFrom": order.volumes_from,
             "NetworkMode": network,
             "PortBindings": bindings(publish),
             "OomScoreAdj": options.oom_score_adjustment.unwrap_or(0),
@@ -156,5 +162,11 @@ pub fn details(order: &Order, image: &Image, id: &str, publish: &[PublishConfig]
         "Vm": { "Cpus": cpus, "MemoryBytes": memory },
     });
     update(&mut details, order);
+    if let Some(config) = details.get_mut("HostConfig").and_then(Value::as_object_mut)
+        && !options.annotations.is_empty()
+    {
+        let all = options.annotations.iter().cloned().map(|(name, value)| (name, value.into()));
+        config.insert("Annotations".into(), Value::Object(all.collect()));
+    }
     details
 }

@@ -6,9 +6,9 @@ use clap::{ArgAction, Args};
 use super::milli_cpus;
 use crate::complain;
 
-/// The namespaces of a container, its platform, and its control group.
+/// What docker's users limit processor time with beside `--cpus`.
 #[derive(Args)]
-pub struct DockerArguments {
+pub struct QuotaArguments {
     /// Limit processor time to this many microseconds of each period, as --cpus does
     #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true, hide = true)]
     cpu_quota: Option<i64>,
@@ -16,6 +16,13 @@ pub struct DockerArguments {
     /// Set the period of --cpu-quota
     #[arg(long, value_name = "MICROSECONDS", value_parser = period, hide = true)]
     cpu_period: Option<u64>,
+}
+
+/// The namespaces of a container, its platform, and its control group.
+#[derive(Args)]
+pub struct DockerArguments {
+    #[command(flatten)]
+    quota: QuotaArguments,
 
     /// Use the memory of these nodes: 0
     #[arg(long, value_name = "NODES", value_parser = nodes, hide = true)]
@@ -119,6 +126,17 @@ impl DockerArguments {
         if self.memory_swappiness.is_some_and(|percent| percent > 0) {
             complain("--memory-swappiness has no effect: there is no swap in the VM");
         }
+        self.quota.milli_cpus(cpus)
+    }
+}
+
+impl QuotaArguments {
+    /// Thousandths of a processor that they allow, where they limit that, or `cpus`.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user.
+    pub fn milli_cpus(&self, cpus: Option<u64>) -> Result<Option<u64>, String> {
         let period = self.cpu_period.filter(|period| *period > 0).unwrap_or(100_000);
         let Some(quota) =
             self.cpu_quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)
@@ -134,6 +152,11 @@ impl DockerArguments {
         let milli = quota.saturating_mul(1000).div_ceil(period).max(10);
         // As --cpus has it, with the same bounds.
         milli_cpus(&format!("{}.{:03}", milli / 1000, milli % 1000)).map(Some)
+    }
+
+    /// Whether they take a limit away.
+    pub fn is_unlimited(&self) -> bool {
+        self.cpu_quota.is_some_and(|quota| quota < 0)
     }
 }
 

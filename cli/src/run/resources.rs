@@ -74,13 +74,13 @@ const MIN_MEMORY: u64 = 6 << 20;
 
 /// Memory and swap together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Swap {
+pub enum Swap {
     Unlimited,
     Bytes(u64),
 }
 
 /// Reads a size, or -1.
-fn swap(text: &str) -> Result<Swap, String> {
+pub fn swap(text: &str) -> Result<Swap, String> {
     match text {
         "-1" => Ok(Swap::Unlimited),
         _ => {
@@ -110,7 +110,7 @@ pub fn milli_cpus(text: &str) -> Result<u64, String> {
 /// # Errors
 ///
 /// A line for the user.
-fn note(swap: Option<Swap>, memory: Option<u64>) -> Result<Option<&'static str>, String> {
+pub fn note(swap: Option<Swap>, memory: Option<u64>) -> Result<Option<&'static str>, String> {
     match (swap, memory) {
         (None | Some(Swap::Unlimited | Swap::Bytes(0)), _) => Ok(None),
         (Some(Swap::Bytes(_)), None) => Err("--memory-swap needs --memory: add it".into()),

@@ -249,15 +249,26 @@ impl Prepared {
         };
         let content = volume.content();
         if volume.record.driver == VolumeDriver::Shared {
-            // What the image has there is written to it by the VM.
-            return Ok(self.part(&content, read_only && !fills, fills));
+            let Some(path) = &wanted.subpath else {
+                // What the image has there is written to it by the VM.
+                return Ok(self.part(&content, read_only && !fills, fills));
+            };
+            let kind = self.part(&content, read_only, false);
+            return Ok(match kind {
+                MountKind::Part { tag, name, .. } => MountKind::Below { tag, name, path: path.clone() },
+                other => other,
+            });
         }
         let number = self.disks.iter().position(|disk| *disk == content).unwrap_or_else(|| {
             self.disks.push(content);
             self.disks.len().saturating_sub(1)
         });
         let device = format!("/dev/{}", vmm::disk_name(first_disk.saturating_add(number)));
-        Ok(MountKind::Disk { device, fills })
+        Ok(match &wanted.subpath {
+            None => MountKind::Disk { device, fills },
+            // It exists already, and keeps what it has.
+            Some(path) => MountKind::DiskBelow { device, path: path.clone() },
+        })
     }
 
     /// Refuses more than can be served.

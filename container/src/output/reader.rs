@@ -31,6 +31,8 @@ pub struct LogOptions {
     pub until: Option<String>,
     /// Each with its time in front.
     pub timestamps: bool,
+    /// Each with this in front, behind the time.
+    pub details: Option<String>,
 }
 
 /// A line of the log.
@@ -161,6 +163,9 @@ impl LogReader {
             if let Some(at_start) = self.at_start.get_mut(stream) {
                 if self.options.timestamps && *at_start {
                     write!(target, "{} ", line.time)?;
+                }
+                if let Some(details) = self.options.details.as_ref().filter(|_| *at_start) {
+                    write!(target, "{details} ")?;
                 }
                 *at_start = line.is_whole;
             }

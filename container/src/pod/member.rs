@@ -20,7 +20,7 @@ use crate::ender::{Control, Ender};
 use crate::machine::{VSOCK, size};
 use crate::mounts::Prepared;
 use crate::options::{OptionsError, Storage};
-use crate::output::LogLimits;
+use crate::output::LogTarget;
 use crate::run::{Attachment, Ended, Left, Plan, RunError, attachments, open_log, outcome_of, started};
 use crate::session::{Session, SessionError, Way};
 use crate::signal::stop_signal;
@@ -108,7 +108,7 @@ pub struct Member {
     vsock: PathBuf,
     container: PodContainer,
     stop_signal: u8,
-    log: Option<LogLimits>,
+    log: Option<LogTarget>,
     timing: Timing,
 }
 
@@ -171,28 +171,34 @@ impl Member {
         let names = name.into_iter().chain([id]).map(str::to_owned).collect();
         let container = PodContainer { container, names, disks };
         let vsock = place.directory.join(VSOCK);
-        Ok(Self { tie, vsock, container, stop_signal, log, timing: timing.clone() })
+        Ok(Self { tie, vsock, container, stop_signal, log: log.cloned(), timing: timing.clone() })
     }
 
     /// Runs the container's command to its end. `instance` is the container's directory, and `keep` what is kept of it.
     pub fn run(self, attachment: Attachment, instance: Instance, keep: Keep) -> Left {
         let Self { tie, vsock, container, stop_signal, log, timing } = self;
-        let log = log.map(|limits| open_log(&keep.output(), limits)).transpose();
+        let log = log.map(|target| open_log(&keep.output(), &target)).transpose();
         let keep = Arc::new(Mutex::new(keep));
         let control = Arc::new(Control::default());
         // By which others find the agent.
         let linked = symlink(&vsock, instance.path().join(VSOCK))
             .map_err(|source| RunError::Host { doing: "make a link to the pod's socket", source });
-        let Attachment { is_attached, front, input_once, signals, on_started } = attachment;
-        let attached = attachments(&instance, &container.container, is_attached, input_once, front);
+        let Attachment { is_attached, streams, front, input_once, signals, on_started } = attachment;
+        let attached_to = if is_attached { streams } else { (false, false) };
+        let attached = attachments((&instance, &keep), &container.container, is_attached, input_once, front);
         let (attachments, source) = attached
             .map_or_else(|error| (Err(error), None), |(attachments, source)| (Ok(attachments), source));
         let left = attachments.as_ref().ok().cloned();
         let prepared = linked.and(log).and_then(|log| Ok((log, attachments?)));
         let result = prepared.and_then(|(log, attachments)| {
             let ender = Ender::Control(control.clone());
-            let outputs =
-                Outputs { is_attached, log, attachments, ender: ender.clone(), timing: timing.clone() };
+            let outputs = Outputs {
+                attached: attached_to,
+                log,
+                attachments,
+                ender: ender.clone(),
+                timing: timing.clone(),
+            };
             let input = if is_attached { Some(Input::Standard) } else { source.map(Input::Attached) };
             let host = |source| RunError::Host { doing: "make a pipe", source };
             // Nothing presses a button: `mvm stop` sends the container its signal itself.

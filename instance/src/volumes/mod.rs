@@ -28,7 +28,7 @@ pub use self::name::{VolumeName, VolumeNameError};
 
 use crate::lock::DirectoryLock;
 use crate::record::Format;
-use crate::{InstanceError, place};
+use crate::{Event, InstanceError, place};
 
 const RECORD: &str = "volume.json";
 const NEW_RECORD: &str = "volume.json.new";
@@ -263,6 +263,7 @@ impl Volumes {
             let _ = remove_all(&directory);
             return Err(host(error));
         }
+        self.note("create", record);
         Ok((Volume { record: record.clone(), directory }, true))
     }
 
@@ -314,8 +315,20 @@ impl Volumes {
         if is_used() || !lock.is_at(&directory) {
             return Ok(false);
         }
+        // One whose record is damaged is removed as well.
+        let record = self.find(name).map(|volume| volume.record).ok();
         remove_all(&directory).map_err(host)?;
+        record.iter().for_each(|record| self.note("destroy", record));
         Ok(true)
+    }
+
+    /// Notes what has happened to a volume.
+    fn note(&self, action: &str, record: &VolumeRecord) {
+        let driver = ("driver".to_owned(), record.driver.as_str().to_owned());
+        let event = Event::now("volume", action, record.name.as_str(), BTreeMap::from([driver]));
+        if let Some(data) = self.base.parent() {
+            event.note_in(data);
+        }
     }
 
     /// Where what is in a volume is, or will be when it is made.
