@@ -133,7 +133,7 @@ impl ExecCommand {
             let code = match &error {
                 ExecError::NotFound(_) => exit_code::NOT_FOUND,
                 ExecError::Failed(_) => exit_code::NOT_EXECUTABLE,
-                ExecError::Signal(signal) => exit_code::of_signal(*signal),
+                ExecError::Signal(signal) | ExecError::Cancelled(signal) => exit_code::of_signal(*signal),
                 // As where the kernel kills it with the container's first process.
                 ExecError::ContainerEnded => exit_code::of_signal(libc::SIGKILL),
                 _ => exit_code::FAILURE,

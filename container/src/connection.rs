@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 /// How long the agent may take to answer a connection: it does nothing else that takes time.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long it may take to answer a request that changes little.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -210,9 +210,9 @@ impl Connection {
         Ok(self.decoder.take()?)
     }
 
-    /// Waits for answers no longer than [`PATIENCE`], or as long as it takes.
-    pub fn set_deadline(&self, has_one: bool) -> Result<(), ConnectionError> {
-        Ok(self.socket.set_read_timeout(has_one.then_some(PATIENCE))?)
+    /// Waits for answers as long as it takes.
+    pub fn without_deadline(&self) -> Result<(), ConnectionError> {
+        Ok(self.socket.set_read_timeout(None)?)
     }
 
     /// Makes it the connection of a stream, of which the host has `position` bytes if it is an output; how many bytes

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use agent_protocol::{Capabilities, Exec, Exit, Failure, FailureKind, Reply, Request, Size, Stream, Usage};
 use instance::{ENDING, Signals};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::attach::{DetachFilter, Input};
-use crate::connection::{Connection, ConnectionError};
+use crate::connection::{Connection, ConnectionError, PATIENCE};
 use crate::machine::VSOCK;
 use crate::options::{ExecOptions, OptionsError};
 use crate::run::Ended;
@@ -58,6 +58,9 @@ pub enum ExecError {
     /// The container's VM has ended while the command ran.
     #[error("the container has ended, and the command with it")]
     ContainerEnded,
+    /// A signal came before the command had begun, which it does not any more.
+    #[error("ended by signal {0} before the command had started")]
+    Cancelled(i32),
     /// Signals ended the wait; the command may run on.
     #[error("ended by signal {0}, while the command runs on")]
     Signal(i32),
@@ -101,19 +104,62 @@ pub fn exec(
     let request = Request::Exec { container: container.to_owned(), id: id.clone(), exec: Box::new(exec) };
     control.send(&request)?;
     let streams = if options.detached { Vec::new() } else { connect(&path, options)? };
-    control.set_deadline(true)?;
-    match control.receive()? {
+    match started(&mut control, signals, || Connection::open(&path).map(drop))? {
         Reply::Started => {}
         Reply::Failed(failure) => return Err(failure.into()),
         other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
     }
-    control.set_deadline(false)?;
     if options.detached {
         return Ok(Ended { code: 0, out_of_memory: false });
     }
     let told = pass_streams(streams, &path, &id, options)?;
     let session = Session { control, signals, id, has_terminal: options.terminal.is_some(), asked: 0 };
     session.run(&told)
+}
+
+/// Waits for the answer to a request for a process, which takes as long as the process needs to begin. Where many begin at
+/// once that may be long, and then `greets` says whether the agent still takes connections: one that does has read the
+/// request. A signal that asks the command to end ends the wait; with the connection, the agent gives it up.
+fn started(
+    control: &mut Connection,
+    signals: Option<&Signals>,
+    greets: impl FnMut() -> Result<(), ConnectionError>,
+) -> Result<Reply, ExecError> {
+    started_within(control, signals, PATIENCE, greets)
+}
+
+/// The same, which asks each time when so long has passed.
+fn started_within(
+    control: &mut Connection,
+    signals: Option<&Signals>,
+    patience: Duration,
+    mut greets: impl FnMut() -> Result<(), ConnectionError>,
+) -> Result<Reply, ExecError> {
+    control.without_deadline()?;
+    let patience = Timespec::try_from(patience).ok();
+    loop {
+        let mut fds = vec![PollFd::new(&*control, PollFlags::IN)];
+        fds.extend(signals.map(|signals| PollFd::new(signals, PollFlags::IN)));
+        let has_answer = match poll(&mut fds, patience.as_ref()) {
+            Ok(0) => {
+                greets()?;
+                continue;
+            }
+            Ok(_) => !fds.first().is_none_or(|fd| fd.revents().is_empty()),
+            Err(Errno::INTR) => false,
+            Err(error) => {
+                return Err(ExecError::Host { doing: "wait for the command", source: error.into() });
+            }
+        };
+        if has_answer && let Some(reply) = control.receive_some()? {
+            return Ok(reply);
+        }
+        while let Some(signal) = signals.and_then(Signals::next) {
+            if ENDING.contains(&signal) {
+                return Err(ExecError::Cancelled(signal));
+            }
+        }
+    }
 }
 
 /// Sends a signal to the first process of the container `container` of the VM whose directory is `directory`.
@@ -374,6 +420,8 @@ fn terminal_size() -> Option<Size> {
 
 #[cfg(test)]
 mod tests {
+    use agent_protocol::encode;
+
     use super::*;
 
     #[test]
@@ -392,6 +440,34 @@ mod tests {
         assert!(detached.is_detached && !detached.has_input);
         let error = request(&ExecOptions { working_directory: Some("x".into()), ..options }).unwrap_err();
         assert!(error.to_string().contains("--workdir \"x\" is not an absolute"));
+    }
+
+    /// A connection to an agent that has greeted, and its end of it.
+    fn greeted() -> (Connection, UnixStream) {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(&encode(&Reply::Hello { version: agent_protocol::VERSION }).unwrap()).unwrap();
+        (Connection::greet(near).unwrap(), far)
+    }
+
+    #[test]
+    fn an_agent_that_is_busy_is_waited_for_as_long_as_it_greets() {
+        let short = Duration::from_millis(20);
+        let (mut control, mut far) = greeted();
+        let mut greetings = 0;
+        let reply = started_within(&mut control, None, short, || {
+            greetings += 1;
+            if greetings == 3 {
+                far.write_all(&encode(&Reply::Started).unwrap()).unwrap();
+            }
+            Ok(())
+        });
+        assert!(matches!(reply, Ok(Reply::Started)), "{reply:?}");
+        assert!(greetings >= 3);
+        let error = started_within(&mut control, None, short, || Err(ConnectionError::NoAnswer)).unwrap_err();
+        assert_eq!(error.to_string(), "the agent does not answer");
+        drop(far);
+        let error = started_within(&mut control, None, short, || Ok(())).unwrap_err();
+        assert_eq!(error.to_string(), "the agent closed the connection");
     }
 
     #[test]

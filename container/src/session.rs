@@ -92,7 +92,7 @@ impl Way {
             }
             Self::Pod { names, disks, control } => {
                 let connection = Connection::open(path)?;
-                connection.set_deadline(false)?;
+                connection.without_deadline()?;
                 if !control.set(connection.try_clone()?) {
                     return Err(ConnectionError::Closed);
                 }

@@ -12,7 +12,7 @@ use super::archive::Archive;
 use super::lock::DirectoryLock;
 use super::place::create_private;
 use super::record::Format;
-use super::registry::{NAMES, Registry, renamed};
+use super::registry::{NAMES, Registry, remove_links, renamed};
 use super::removal::RemovalWatch;
 use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName};
 
@@ -147,7 +147,11 @@ impl Instance {
 impl Instance {
     /// Removes the link from the VM's name, where it is still this VM's.
     fn remove_name(&self) -> io::Result<()> {
-        let Some(name) = renamed(&self.path).or_else(|| self.name.clone()) else { return Ok(()) };
+        if renamed(&self.path).is_some() {
+            remove_links(&self.base.join(NAMES), &self.id);
+            return Ok(());
+        }
+        let Some(name) = &self.name else { return Ok(()) };
         let link = self.base.join(NAMES).join(name.as_str());
         if fs::read_link(&link).is_ok_and(|target| target.as_os_str() == self.id.as_str()) {
             fs::remove_file(link)?;

@@ -146,10 +146,7 @@ impl Registry {
     fn remove_remains(&self, id: &VmId) {
         let directory = self.directory(id);
         let Ok(Some(_lock)) = DirectoryLock::attempt(&directory) else { return };
-        let name = renamed(&directory).or_else(|| Record::read(&directory, id).ok()?.name);
-        if let Some(name) = name.filter(|name| self.link_of(name).as_ref() == Some(id)) {
-            let _ = fs::remove_file(self.base.join(NAMES).join(name.as_str()));
-        }
+        remove_links(&self.base.join(NAMES), id);
         match fs::remove_dir_all(&directory) {
             // Its keeper was killed, and the VM's process has not quite ended: another one comes by.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
@@ -182,8 +179,10 @@ impl Registry {
         // It was that of one that has ended.
         let _ = fs::remove_file(&link);
         symlink(id.as_str(), &link).map_err(InstanceError::directory("make", link))?;
-        // Who removes the directory removes the name.
-        fs::write(directory.join(RENAMED), name.as_str())
+        // Who removes the directory removes the name. It is written in one step: what is there of it is read as a name.
+        let new = directory.join("name.new");
+        fs::write(&new, name.as_str())
+            .and_then(|()| fs::rename(&new, directory.join(RENAMED)))
             .map_err(InstanceError::directory("write to", &directory))?;
         if let Some(earlier) = earlier.filter(|earlier| self.link_of(earlier).as_ref() == Some(id)) {
             let _ = fs::remove_file(self.base.join(NAMES).join(earlier.as_str()));
@@ -191,9 +190,14 @@ impl Registry {
         Ok(())
     }
 
-    /// The running VM that has `name`.
+    /// The running VM that has `name`. A link to one with another name is what a process left that was killed while it
+    /// renamed it.
     pub(super) fn owner_of(&self, name: &VmName) -> Option<VmId> {
-        self.link_of(name).filter(|id| DirectoryLock::is_held(&self.directory(id)))
+        let id = self.link_of(name)?;
+        let directory = self.directory(&id);
+        let own = renamed(&directory).or_else(|| Record::read(&directory, &id).ok()?.name);
+        let is_its = own.is_none_or(|own| own == *name);
+        (is_its && DirectoryLock::is_held(&directory)).then_some(id)
     }
 
     /// Where the link of `name` points, if that could be a VM's directory.
@@ -229,6 +233,16 @@ impl Registry {
 pub(super) fn renamed(directory: &Path) -> Option<VmName> {
     // This user alone writes there.
     fs::read_to_string(directory.join(RENAMED)).ok()?.parse().ok()
+}
+
+/// Removes the links in `names` that lead to `id`: its name, and another one that a process left which was killed while it
+/// renamed it.
+pub(super) fn remove_links(names: &Path, id: &VmId) {
+    for entry in fs::read_dir(names).into_iter().flatten().flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == id.as_str()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The one of `ids` that `word` is, or is the beginning of.

@@ -58,6 +58,11 @@ impl FromStr for Filter {
 pub struct Filters(Vec<Filter>);
 
 impl Filters {
+    /// Whether they allow everything.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Of the command that knows the filters `known`.
     ///
     /// # Errors

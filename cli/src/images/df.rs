@@ -30,7 +30,8 @@ Examples:
   mvm system df --format '{{.Type}}: {{.Size}}'
 
 Sizes are those of the layers' files; a layer that several images share
-counts once.
+counts once. What interrupted pulls have left counts as images that can be
+removed: `mvm image prune` does.
 Fields of templates: Type, TotalCount, Active, Size, Reclaimable.";
 
 const COLUMNS: &[Column] = &[
@@ -110,13 +111,18 @@ impl SystemCommand {
 
 impl DfCommand {
     fn show(self) -> Result<ExitCode, String> {
-        let images = store()?.images().map_err(|error| chain(&error))?;
+        let store = store()?;
+        let images = store.images().map_err(|error| chain(&error))?;
+        let interrupted = store.interrupted().map_err(|error| chain(&error))?;
         let containers = containers();
         let volumes = volumes::all()?;
         let text = match (self.verbose, &self.format) {
             (false, format) => {
-                let rows =
-                    [images_row(&images, &containers), containers_row(&containers), volumes_row(&volumes)];
+                let rows = [
+                    images_row(&images, &containers, interrupted),
+                    containers_row(&containers),
+                    volumes_row(&volumes),
+                ];
                 let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).collect();
                 let default = Format::Table(None);
                 format
@@ -147,11 +153,12 @@ fn share(part: u64, whole: u64) -> String {
     }
 }
 
-fn images_row(images: &[Image], containers: &[ContainerUse]) -> Value {
+/// `interrupted` are the bytes of pulls that were interrupted.
+fn images_row(images: &[Image], containers: &[ContainerUse], interrupted: u64) -> Value {
     let used: HashSet<&str> = containers.iter().map(|container| container.image.as_str()).collect();
     let in_use: Vec<Image> =
         images.iter().filter(|image| used.contains(image.id.to_string().as_str())).cloned().collect();
-    let all = bytes(images);
+    let all = bytes(images).saturating_add(interrupted);
     let reclaimable = all.saturating_sub(bytes(&in_use));
     json!({
         "Type": "Images", "TotalCount": images.len().to_string(), "Active": in_use.len().to_string(),
@@ -230,9 +237,11 @@ mod tests {
     fn containers_make_images_active() {
         let (_directory, images) = two_images();
         let containers = [container(&images[0], true), container(&images[0], false)];
-        let row = images_row(&images, &containers);
+        let row = images_row(&images, &containers, 0);
         assert_eq!((&row["TotalCount"], &row["Active"]), (&json!("2"), &json!("1")));
         assert_eq!((&row["Size"], &row["Reclaimable"]), (&json!("4.1kB"), &json!("2.05kB (50%)")));
+        let row = images_row(&images, &[], 1000);
+        assert_eq!((&row["Size"], &row["Reclaimable"]), (&json!("5.1kB"), &json!("5.1kB (100%)")));
         let row = containers_row(&containers);
         assert_eq!((&row["TotalCount"], &row["Active"]), (&json!("2"), &json!("1")));
         assert_eq!((&row["Size"], &row["Reclaimable"]), (&json!("2kB"), &json!("1kB (50%)")));

@@ -69,8 +69,8 @@ impl PruneCommand {
     }
 }
 
-/// Removes images that fit `filters` and that nothing uses: those without a name, or all. What there is to say of it, and
-/// how many bytes that has freed.
+/// Removes images that fit `filters` and that nothing uses: those without a name, or all; without a filter also what pulls
+/// and loads have left that were interrupted. What there is to say of it, and how many bytes that has freed.
 ///
 /// # Errors
 ///
@@ -79,6 +79,12 @@ pub fn prune(filters: &Filters, all: bool) -> Result<(String, u64), String> {
     let store = store()?;
     let images = store.images().map_err(|error| chain(&error))?;
     let before = bytes(&images);
+    // What killed processes left has no age that a filter would ask for.
+    let left = if filters.is_empty() {
+        store.remains().saturating_add(store.remove_interrupted().map_err(|error| chain(&error))?)
+    } else {
+        0
+    };
     let mut said_of = String::new();
     for image in removable(chosen(images, filters)?, &containers(), all) {
         // Another process may have removed it, or given it a name meanwhile.
@@ -92,7 +98,7 @@ pub fn prune(filters: &Filters, all: bool) -> Result<(String, u64), String> {
     if !said_of.is_empty() {
         said_of = format!("Deleted Images:\n{said_of}\n");
     }
-    Ok((said_of, before.saturating_sub(after)))
+    Ok((said_of, before.saturating_sub(after).saturating_add(left)))
 }
 
 /// The images that no container uses, and unless `all` are wanted no reference names.

@@ -228,6 +228,8 @@ pub struct Store {
     root: PathBuf,
     /// [`Store::set_max_unpacked`].
     max_unpacked: u64,
+    /// [`Store::remains`].
+    remains: u64,
 }
 
 impl Store {
@@ -238,7 +240,7 @@ impl Store {
     ///
     /// [`StoreError::Io`], [`StoreError::Version`], [`StoreError::NotOurs`].
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned(), max_unpacked: MAX_UNPACKED };
+        let mut store = Self { root: root.to_owned(), max_unpacked: MAX_UNPACKED, remains: 0 };
         store.check_owner()?;
         match records::none_if_missing(files::read_bounded(&store.path("version")))? {
             Some(version) if version == VERSION.as_bytes() => {}
@@ -248,8 +250,14 @@ impl Store {
             }
             None => store.create()?,
         }
-        store.sweep_if_needed()?;
+        store.remains = store.sweep_if_needed()?;
         Ok(store)
+    }
+
+    /// Bytes of files that killed processes had left, or that were in use when their image was removed, and that were
+    /// removed when this store was opened.
+    pub fn remains(&self) -> u64 {
+        self.remains
     }
 
     /// Only this user and root may change what is in it; it may be missing yet.
@@ -335,7 +343,7 @@ impl Store {
             self.mark_unswept()?;
             self.write_references(&references)?;
         }
-        self.sweep_if_needed()
+        self.sweep_if_needed().map(drop)
     }
 }
 

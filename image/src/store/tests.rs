@@ -108,6 +108,28 @@ fn what_a_killed_process_leaves_is_cleaned_up_and_nothing_is_lost() {
 
 /// Three images of a Debian base (of this machine's packages) and something small.
 #[test]
+fn what_was_left_is_counted_when_it_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("images")).unwrap();
+    assert_eq!(store.remains(), 0);
+    let left = store.root().join("tmp/killed/0");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("layer.erofs"), [7; 5000]).unwrap();
+    fs::write(store.root().join("blobs/left"), [7; 100]).unwrap();
+    for name in ["interrupted", "pulled now"] {
+        fs::write(store.root().join("partial").join(name), [7; 2000]).unwrap();
+    }
+    store.mark_unswept().unwrap();
+    let store = Store::open(store.root()).unwrap();
+    assert_eq!((store.remains(), store.interrupted().unwrap()), (5100, 4000));
+    let pull = FileLock::soon(&store.root().join("partial/pulled now")).unwrap();
+    assert_eq!((store.remove_interrupted().unwrap(), store.interrupted().unwrap()), (2000, 2000));
+    drop(pull);
+    assert_eq!((store.remove_interrupted().unwrap(), store.interrupted().unwrap()), (2000, 0));
+    assert!(!store.root().join("unswept").exists());
+}
+
+#[test]
 fn images_that_share_a_base_take_little_more_than_their_layers() {
     let directory = tempfile::tempdir().unwrap();
     let base = directory.path().join("base.tar");

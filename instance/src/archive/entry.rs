@@ -515,14 +515,19 @@ impl Keep {
 
 /// Removes the record and then the rest of `directory`: what is left of it after a crash is no entry any more.
 pub(super) fn remove_files(directory: &Path) -> io::Result<()> {
+    remove_record(directory)?;
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the record of what is in `directory`, if there is one.
+pub(super) fn remove_record(directory: &Path) -> io::Result<()> {
     let record = directory.join(RECORD);
     match fs::remove_file(&record) {
         // What lies there was not put there by mvm.
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(&record)?,
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(&record),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

@@ -30,11 +30,11 @@ use std::path::PathBuf;
 
 pub use self::entry::{End, Entry, EntryError, Keep, Kept, Kind, Phase, write_health};
 
-use self::entry::{NAME, STOPPED, has_record, remove_files, write_order, write_record};
+use self::entry::{NAME, STOPPED, has_record, remove_files, remove_record, write_order, write_record};
 use serde::Serialize;
 
 use crate::lock::DirectoryLock;
-use crate::registry::{NAMES, Registry, find_among};
+use crate::registry::{NAMES, Registry, find_among, remove_links};
 use crate::{InstanceError, VmId, VmName, VolumeName, Volumes, place};
 
 /// How many directories one looks at that is added, for remains of others: few enough to cost nothing.
@@ -159,17 +159,33 @@ impl Archive {
         if let Some(owner) = self.owner_of(name) {
             return Err(InstanceError::NameKept { name: name.clone(), id: owner.to_string() });
         }
-        Registry::of_user().rename(id, kept.entry.name.as_ref(), name)?;
         let directory = self.directory(id);
+        // What may find no space on the disk comes first, and the name is another one when all is there that finds it.
         let new = directory.join("name.new");
-        fs::write(&new, name.as_str())
-            .and_then(|()| fs::rename(&new, directory.join(NAME)))
-            .map_err(InstanceError::directory("write to", &directory))?;
-        self.link(Some(name), id)?;
-        if let Some(earlier) = kept.entry.name {
-            let _ = fs::remove_file(self.base.join(NAMES).join(earlier.as_str()));
+        let renamed = fs::write(&new, name.as_str())
+            .map_err(InstanceError::directory("write to", &directory))
+            .and_then(|()| self.link(Some(name), id))
+            .and_then(|()| Registry::of_user().rename(id, kept.entry.name.as_ref(), name))
+            .and_then(|()| {
+                fs::rename(&new, directory.join(NAME))
+                    .map_err(InstanceError::directory("write to", &directory))
+            });
+        match &renamed {
+            Ok(()) => kept.entry.name.iter().for_each(|earlier| self.unlink(earlier, id)),
+            Err(_) => {
+                let _ = fs::remove_file(&new);
+                self.unlink(name, id);
+            }
         }
-        Ok(())
+        renamed
+    }
+
+    /// Removes the link of `name`, where it is that of `id`.
+    fn unlink(&self, name: &VmName, id: &VmId) {
+        let link = self.base.join(NAMES).join(name.as_str());
+        if fs::read_link(&link).is_ok_and(|target| target.as_os_str() == id.as_str()) {
+            let _ = fs::remove_file(link);
+        }
     }
 
     /// Keeps what is asked for from now on of `id`, whether it runs or not.
@@ -230,12 +246,17 @@ impl Archive {
         symlink(id.as_str(), &link).map_err(InstanceError::directory("make", link))
     }
 
-    /// Which of those that are kept has `name`. One whose keeper was killed before it removed it has none any more.
+    /// Which of those that are kept has `name`. One whose keeper was killed before it removed it has none any more, and a
+    /// link to one with another name is what a process left that was killed while it renamed it.
     pub fn owner_of(&self, name: &VmName) -> Option<VmId> {
         let target = fs::read_link(self.base.join(NAMES).join(name.as_str())).ok()?;
         let id: VmId = target.to_str()?.parse().ok()?;
-        let is_left = self.read(&id).is_ok_and(|kept| kept.is_left());
-        (has_record(&self.directory(&id)) && !is_left).then_some(id)
+        let is_its = |kept: &Kept| !kept.is_left() && kept.entry.name.as_ref() == Some(name);
+        match self.read(&id) {
+            Ok(kept) => is_its(&kept).then_some(id),
+            // One that can't be read keeps its name.
+            Err(_) => has_record(&self.directory(&id)).then_some(id),
+        }
     }
 
     /// All that are kept, the oldest first, and what is wrong with those that can't be read.
@@ -336,11 +357,13 @@ impl Archive {
 
     fn remove_unused(&self, id: &VmId) -> Result<(), InstanceError> {
         let directory = self.directory(id);
-        let name = self.read(id).ok().and_then(|kept| kept.entry.name);
-        if let Some(name) = name.filter(|name| self.owner_of(name).as_ref() == Some(id)) {
-            let _ = fs::remove_file(self.base.join(NAMES).join(name.as_str()));
-        }
-        remove_files(&directory).map_err(InstanceError::directory("remove", directory))
+        // Without a record it is nothing any more; with its directory there, what is left is found by the next process.
+        remove_record(&directory)
+            .and_then(|()| {
+                remove_links(&self.base.join(NAMES), id);
+                remove_files(&directory)
+            })
+            .map_err(InstanceError::directory("remove", directory))
     }
 
     /// Removes what killed processes left: what was to be removed with its end, and what has no record. It looks at no

@@ -283,6 +283,60 @@ fn one_that_runs_gets_another_name_and_keeps_it() {
     assert_eq!(archive.owner_of(&new), None);
 }
 
+/// The links of names, in their order.
+fn links(archive: &Archive) -> Vec<String> {
+    let links = fs::read_dir(archive.base.join(NAMES)).unwrap();
+    let mut links: Vec<_> = links.map(|link| link.unwrap().file_name().into_string().unwrap()).collect();
+    links.sort();
+    links
+}
+
+#[test]
+fn one_that_was_being_renamed_by_a_killed_process_has_one_name() {
+    let (_directory, archive) = archive();
+    let [web, new] = ["web", "new"].map(|name| name.parse::<VmName>().unwrap());
+    let keep = archive.add(entry(1, Some("web"))).unwrap();
+    let id = keep.entry.id.clone();
+    drop(keep);
+    // The link was made, and nothing else yet.
+    archive.link(Some(&new), &id).unwrap();
+    assert_eq!((archive.owner_of(&web), archive.owner_of(&new)), (Some(id.clone()), None));
+    assert!(matches!(archive.find("new"), Err(InstanceError::NotFound(_))));
+    // It got the name, and the earlier link is still there.
+    fs::write(archive.directory(&id).join(NAME), "new").unwrap();
+    assert_eq!((archive.owner_of(&web), archive.owner_of(&new)), (None, Some(id.clone())));
+    assert!(matches!(archive.find("web"), Err(InstanceError::NotFound(_))));
+    // Another one may have that name, and keeps it.
+    let other = archive.add(entry(2, Some("web"))).unwrap();
+    assert!(archive.remove(&id, false).unwrap());
+    assert_eq!((links(&archive), archive.owner_of(&web)), (vec!["web".into()], Some(other.entry.id.clone())));
+}
+
+#[test]
+fn one_that_was_being_removed_by_a_killed_process_leaves_no_name() {
+    let (_directory, archive) = archive();
+    let keep = archive.add(entry(1, Some("web"))).unwrap();
+    let id = keep.entry.id.clone();
+    drop(keep);
+    remove_record(&archive.directory(&id)).unwrap();
+    assert_eq!(links(&archive), ["web"]);
+    assert!(archive.all().unwrap().0.is_empty());
+    assert!(links(&archive).is_empty() && !archive.directory(&id).exists());
+}
+
+#[test]
+fn a_name_that_finds_no_space_is_not_taken() {
+    let (_directory, archive) = archive();
+    let keep = archive.add(entry(1, Some("web"))).unwrap();
+    // What lies there keeps it from being written, as a full disk does.
+    fs::create_dir(archive.directory(&keep.entry.id).join("name.new")).unwrap();
+    assert!(archive.rename(&keep.entry.id, &"new".parse().unwrap()).is_err());
+    assert_eq!(
+        (links(&archive), archive.find("web").unwrap().entry.id),
+        (vec!["web".into()], keep.entry.id.clone())
+    );
+}
+
 #[test]
 fn anonymous_volumes_go_with_the_one_that_used_them_last() {
     let data = tempfile::tempdir().unwrap();

@@ -194,7 +194,8 @@ impl Volumes {
         Self { base: data.join("volumes") }
     }
 
-    /// All of them by name, and what is wrong with those that can't be read.
+    /// All of them by name, and what is wrong with those that can't be read. What killed processes left is removed, unless
+    /// that would have to wait.
     ///
     /// # Errors
     ///
@@ -208,15 +209,31 @@ impl Volumes {
         let mut names: Vec<VolumeName> =
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         names.sort();
-        let (mut all, mut damaged) = (Vec::new(), Vec::new());
+        let (mut all, mut damaged, mut remains) = (Vec::new(), Vec::new(), Vec::new());
         for name in names {
             match self.find(&name) {
                 Ok(volume) => all.push(volume),
-                Err(VolumeError::NotFound(_)) => {}
+                Err(VolumeError::NotFound(name)) => remains.push(name),
                 Err(error) => damaged.push(error),
             }
         }
+        // One that is being made has no record yet either: the lock says that none is.
+        if !remains.is_empty()
+            && let Ok(Some(_adding)) = DirectoryLock::attempt(&self.base)
+        {
+            remains.iter().for_each(|name| self.remove_remains(name));
+        }
         Ok((all, damaged))
+    }
+
+    /// Removes the directory of a volume without a record, unless another process is about to.
+    fn remove_remains(&self, name: &VolumeName) {
+        let directory = self.directory(name);
+        if let Ok(Some(_free)) = DirectoryLock::attempt(&directory)
+            && matches!(self.find(name), Err(VolumeError::NotFound(_)))
+        {
+            let _ = remove_all(&directory);
+        }
     }
 
     /// The one that is called `name`.

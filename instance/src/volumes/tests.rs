@@ -73,6 +73,28 @@ fn a_volume_is_made_once_and_found_again() {
 }
 
 #[test]
+fn what_a_killed_process_left_of_a_volume_is_removed() {
+    let data = tempfile::tempdir().unwrap();
+    let volumes = Volumes::beside(data.path());
+    volumes.create(&record("kept", VolumeDriver::Local), fill).unwrap();
+    let left = data.path().join("volumes/left");
+    fs::create_dir(&left).unwrap();
+    fill(&left.join(DISK)).unwrap();
+    // While another process makes a volume, that is what it may be.
+    let making = volumes.lock().unwrap();
+    assert_eq!(volumes.all().unwrap().0.len(), 1);
+    assert!(left.exists());
+    drop(making);
+    // One that is being removed goes by who removes it.
+    let removing = DirectoryLock::wait(&left).unwrap();
+    volumes.all().unwrap();
+    assert!(left.exists());
+    drop(removing);
+    assert_eq!(volumes.all().unwrap().0.len(), 1);
+    assert!(!left.exists() && data.path().join("volumes/kept").exists());
+}
+
+#[test]
 fn nothing_is_left_of_a_volume_that_cannot_be_made() {
     let data = tempfile::tempdir().unwrap();
     let volumes = Volumes::beside(data.path());
