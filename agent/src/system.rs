@@ -48,11 +48,16 @@ pub fn prepare() -> Result<()> {
             Err(error) => return Err(error).during(format!("mount {kind} on {target}")),
         }
     }
-    // Containers' processes see the copies of this one that are about to become commands.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hide this process")?;
+    hide()?;
     report_small_pieces();
     cgroup::enable_controllers(cgroup::TOP);
     network::set_loopback_up()
+}
+
+/// Keeps others from tracing and reading this process: containers' processes and users of the guest see the copies of it
+/// that are about to become commands.
+pub fn hide() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hide this process")
 }
 
 /// Has the kernel report free memory by pieces of 128 KiB, and not by 2 MiB alone, where there is little of it. What the

@@ -167,6 +167,15 @@ pub struct BootOptions {
     #[serde(default, deserialize_with = "values::text")]
     pub vsock: Option<VsockConfig>,
 
+    /// Let `mvm exec` and `mvm cp` reach the guest
+    ///
+    /// Adds a socket device for mvm's agent, which has to run in the guest: put mvm-agent of mvm's share/mvm there, and have
+    /// the guest's init run `mvm-agent --service` as root; for systemd, mvm-agent.service beside it does. With --vsock the agent is
+    /// reached by that device without this option.
+    #[arg(long, help_heading = MACHINE, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::switch")]
+    pub agent: bool,
+
     /// Share a host folder with the guest: src:/work
     ///
     /// DIR:PATH[,readonly][,sandbox=namespace|chroot|none], or as docker has it, DIR:PATH:ro
@@ -229,6 +238,7 @@ impl BootOptions {
             rootfs: self.rootfs.or(other.rootfs),
             disk: if self.disk.is_empty() { other.disk } else { self.disk },
             vsock: self.vsock.or(other.vsock),
+            agent: self.agent || other.agent,
             pmem: if self.pmem.is_empty() { other.pmem } else { self.pmem },
             balloon: self.balloon || other.balloon,
             share: if self.share.is_empty() { other.share } else { self.share },

@@ -3,6 +3,7 @@
 //! A container's VM has three disks: the agent's root, the image (see the crate `erofs`), and what takes its changes. The
 //! agent connects over vsock and is told what to run; standard input and output are connections of their own.
 
+mod agent;
 mod assets;
 mod attach;
 mod changes;
@@ -34,6 +35,7 @@ mod visit;
 mod vm;
 
 pub use agent_protocol::{ProcessEntry, Usage};
+pub use agent::{AGENT, NoDevice};
 pub use assets::{Assets, AssetsError};
 pub use attach::{
     AttachError, AttachOptions, Attached, Attachments, DetachKeys, KeysError, attach,

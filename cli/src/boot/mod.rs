@@ -1,5 +1,6 @@
 //! `mvm boot`.
 
+mod agent;
 mod kept;
 mod ready;
 
@@ -35,6 +36,10 @@ Examples:
   Two shared folders:
     mvm boot --kernel vmlinux --rootfs rootfs.ext4 \\
         --share src:/work --share /usr:/host,readonly
+
+  In the background, with commands in the guest where it runs mvm's agent:
+    mvm boot -d --agent --name vm --ready login: --kernel vmlinux --rootfs debian.img
+    mvm exec vm uname -a; mvm cp vm:/var/log/syslog .
 
   A configuration file; options win over it:
     mvm boot --config vm.toml --memory 4G
@@ -99,7 +104,7 @@ pub struct BootCommand {
 /// Boots a VM and runs it to its end, or has it run in the background. `start` is when the process started. Without a
 /// directory of its own (`has_directory`) the VM cannot be found by other commands.
 pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCode {
-    let (config, asked) = match configuration(command.options, command.config) {
+    let Described { config, asked, has_agent } = match configuration(command.options, command.config) {
         Ok(described) => described,
         Err(message) => {
             complain(&message);
@@ -107,7 +112,7 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
         }
     };
     let ready = command.ready.into_awaited();
-    let order = Order { config, asked, removes: command.rm, ready, timing: command.timing, start };
+    let order = Order { config, asked, has_agent, removes: command.rm, ready, timing: command.timing, start };
     if !command.detach {
         return boot(order, has_directory, None).into();
     }
@@ -132,6 +137,8 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
 struct Order {
     config: VmConfig,
     asked: Identity,
+    /// The agent in its guest can be reached.
+    has_agent: bool,
     /// What is kept of it in the background is removed when it ends.
     removes: bool,
     /// In the background, what tells that the guest is ready.
@@ -175,12 +182,13 @@ fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
 }
 
 fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Result<u8, Refusal> {
-    let Order { config, asked, ready, timing, start, removes } = order;
+    let Order { mut config, asked, has_agent, ready, timing, start, removes } = order;
     instance::ignore_limits_and_terminal();
     let (place, supervisor) = instance::take_ending()
         .and_then(|signals| supervise::start(Some(signals), (&config).into(), exit_code::of_exit))
         .map_err(|error| Refusal::host("take signals", &error))?;
     let instance = claim(has_directory, &asked, &config)?;
+    agent::give_place(&mut config, has_agent, instance.as_ref().map(Instance::path))?;
     // Without a watch, where the user has no inotify instance left, a removal is reported at the VM's end.
     let removal = instance.as_ref().and_then(|instance| instance.watch_removal().ok());
     let identity = instance.as_ref().map_or(asked, Instance::identity);
@@ -286,18 +294,24 @@ fn ending(result: Result<ExitReason, VmError>) -> u8 {
     }
 }
 
-/// The VM's configuration and its identity.
-fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<(VmConfig, Identity), String> {
+/// What options and file describe.
+struct Described {
+    config: VmConfig,
+    asked: Identity,
+    has_agent: bool,
+}
+
+fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<Described, String> {
     let options = match file {
         Some(path) => flags.or(config_file::read(&path).map_err(|error| chain(&error))?),
         None => flags,
     };
-    let identity = options.identity();
+    let (asked, has_agent) = (options.identity(), options.agent);
     let config = options.into_config()?;
     if let Some(warning) = memory_warning(config.memory.bytes(), vmm::total_memory()) {
         tracing::warn!("{warning}");
     }
-    Ok((config, identity))
+    Ok(Described { config, asked, has_agent })
 }
 
 /// A warning if a guest of `memory` bytes does not fit into a host of `total` bytes.
