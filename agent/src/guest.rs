@@ -78,7 +78,8 @@ pub fn refuse(request: &Request) -> Option<Failure> {
         | Request::Processes { .. }
         | Request::PowerOff => true,
     };
-    is_of_containers.then(|| failure("the agent is a service of this VM's guest, and has no containers".into()))
+    is_of_containers
+        .then(|| failure("the agent is a service of this VM's guest, and has no containers".into()))
 }
 
 /// A copy of this process; `None` in the copy.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent_protocol::{
-    Container, Decoder, Exec, Exit, Failure, FailureKind, GUEST, MAX_EXECS, PORT, PodContainer, Reply, Request,
-    Stream, VERSION, encode,
+    Container, Decoder, Exec, Exit, Failure, FailureKind, GUEST, MAX_EXECS, PORT, PodContainer, Reply,
+    Request, Stream, VERSION, encode,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -497,7 +497,9 @@ impl Server {
         let is_full = self.processes.values().filter(is_of).count() >= MAX_EXECS;
         let started = if self.is_service && container == GUEST {
             if is_full {
-                return Err(failure(format!("the guest runs {MAX_EXECS} commands of the host's, which is the most")));
+                return Err(failure(format!(
+                    "the guest runs {MAX_EXECS} commands of the host's, which is the most"
+                )));
             }
             guest::exec(exec)?
         } else {

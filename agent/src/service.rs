@@ -61,12 +61,14 @@ fn serve() -> ExitCode {
 /// Why it can't listen, and the exit code: 0 where another start would find the same.
 fn refusal(error: &io::Error) -> (String, ExitCode) {
     match error.raw_os_error() {
-        Some(libc::EAFNOSUPPORT) => {
-            ("this kernel has no vsock (CONFIG_VIRTIO_VSOCKETS): there is nothing to do".into(), ExitCode::SUCCESS)
-        }
-        Some(libc::EADDRINUSE) => {
-            (format!("another program listens on vsock port {PORT}, as an agent does: it is left to that"), ExitCode::SUCCESS)
-        }
+        Some(libc::EAFNOSUPPORT) => (
+            "this kernel has no vsock (CONFIG_VIRTIO_VSOCKETS): there is nothing to do".into(),
+            ExitCode::SUCCESS,
+        ),
+        Some(libc::EADDRINUSE) => (
+            format!("another program listens on vsock port {PORT}, as an agent does: it is left to that"),
+            ExitCode::SUCCESS,
+        ),
         Some(libc::EACCES | libc::EPERM) => {
             (format!("cannot listen on vsock port {PORT}: run it as root"), ExitCode::from(2))
         }
@@ -98,7 +100,11 @@ mod tests {
     #[case(libc::EADDRINUSE, ExitCode::SUCCESS, "another program listens on vsock port 1000")]
     #[case(libc::EACCES, ExitCode::from(2), "run it as root")]
     #[case(libc::ENOMEM, ExitCode::FAILURE, "cannot listen on vsock port 1000: ")]
-    fn a_port_that_cannot_be_had_gets_a_line(#[case] error: i32, #[case] expected: ExitCode, #[case] says: &str) {
+    fn a_port_that_cannot_be_had_gets_a_line(
+        #[case] error: i32,
+        #[case] expected: ExitCode,
+        #[case] says: &str,
+    ) {
         let (line, code) = refusal(&io::Error::from_raw_os_error(error));
         assert!(line.contains(says) && !line.contains('\n'), "{line}");
         assert_eq!(format!("{code:?}"), format!("{expected:?}"));

@@ -10,6 +10,7 @@ use vmm::{
     TimeLimit, VhostUserConfig, VmConfig, VsockConfig,
 };
 
+use crate::root_config::RootConfig;
 use crate::values;
 
 // The headings of `mvm boot --help`.
@@ -47,7 +48,7 @@ pub struct BootOptions {
     /// Kernel: a vmlinux (ELF) or bzImage
     ///
     /// An ELF vmlinux, with or without a PVH note, or a bzImage such as a distribution's /boot/vmlinuz. Required, here
-    /// or in the file of --config.
+    /// or in the file of --config, unless --rootfs is an image.
     #[arg(long, value_name = "FILE", help_heading = KERNEL)]
     #[serde(default, deserialize_with = "values::path")]
     pub kernel: Option<PathBuf>,
@@ -105,12 +106,19 @@ pub struct BootOptions {
     #[serde(default, deserialize_with = "values::switch")]
     pub pmu: bool,
 
-    /// Disk with the root file system
+    /// Disk with the root file system, or image:IMAGE
     ///
-    /// It becomes /dev/vda, and root=/dev/vda is added to the kernel's arguments. Options as for --disk.
+    /// DISK becomes /dev/vda, and root=/dev/vda is added to the kernel's arguments. Options as for --disk.
+    ///
+    /// image:IMAGE[,changes=FILE][,size=SIZE][,memory]
+    ///
+    /// With image: the root has the files of an OCI image, which is pulled where it is missing. Its init runs (/sbin/init and the like), or
+    /// a shell where it has none. What the guest writes goes to a disk of 20G, or SIZE, and is gone when the VM ends; with
+    /// changes=FILE it stays in FILE, which is made where it is missing; with memory it is in the guest's memory. Without
+    /// --kernel the kernel is that of containers. `mvm exec` and `mvm cp` reach the guest as with --agent.
     #[arg(long, value_name = "DISK", help_heading = DISKS)]
     #[serde(default, deserialize_with = "values::text")]
-    pub rootfs: Option<DiskConfig>,
+    pub rootfs: Option<RootConfig>,
 
     /// Add a disk: a raw image or block device
     ///
@@ -282,7 +290,7 @@ impl BootOptions {
             slots: 0,
             kernel,
             initrd: self.initrd,
-            rootfs: self.rootfs,
+            rootfs: self.rootfs.and_then(RootConfig::into_disk),
             disks: self.disk,
             nets: self.net,
             publish: self.publish,

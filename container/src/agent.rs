@@ -115,7 +115,8 @@ mod tests {
             let _ = socket.write_all(&says);
         });
         let error = Agent::find(directory.path(), "").unwrap().open().err().unwrap();
-        let said = std::error::Error::source(&error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+        let said = std::error::Error::source(&error)
+            .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
         assert!(said.contains(expected) && !said.contains('\n'), "{said}");
         fake.join().unwrap();
     }

@@ -139,7 +139,7 @@ impl Connection {
             line.extend(byte);
         }
         if !line.starts_with(b"OK ") {
-            return Err(ConnectionError::Unexpected(String::from_utf8_lossy(&line).into_owned()));
+            return Err(ConnectionError::Unexpected(String::from_utf8_lossy(&line).trim_end().to_owned()));
         }
         Self::greet_within(socket, limit)
     }

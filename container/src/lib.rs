@@ -34,13 +34,14 @@ mod update;
 mod visit;
 mod vm;
 
-pub use agent_protocol::{ProcessEntry, Usage};
 pub use agent::{AGENT, NoDevice};
+pub use agent_protocol::{ProcessEntry, Usage};
 pub use assets::{Assets, AssetsError};
 pub use attach::{
     AttachError, AttachOptions, Attached, Attachments, DetachKeys, KeysError, attach,
     connect as connect_to_keeper,
 };
+pub use changes::create_at as create_changes;
 pub use exec::{ExecError, exec, send_signal, usage};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{

@@ -26,10 +26,13 @@ pub struct Copying {
 impl Server {
     /// Has a process of its own copy files, which gets the connection.
     pub(super) fn copy(&mut self, id: ConnectionId, container: &str, what: &CopyWhat) -> Result<()> {
-        let is_full = self.copies.iter().filter(|copying| copying.container == container).count() >= MAX_COPIES;
+        let is_full =
+            self.copies.iter().filter(|copying| copying.container == container).count() >= MAX_COPIES;
         if self.is_service && container == GUEST {
             if is_full {
-                return Err(failure(format!("{MAX_COPIES} copies of files are being made, which is the most")));
+                return Err(failure(format!(
+                    "{MAX_COPIES} copies of files are being made, which is the most"
+                )));
             }
             let Some(connection) = self.connections.get(&id) else { return Ok(()) };
             let pid = guest::copy(&connection.fd, &connection.answers, what)?;

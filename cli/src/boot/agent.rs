@@ -48,7 +48,11 @@ mod tests {
         assert!(give_place(&mut config, true, Some(directory.path())).is_ok());
         assert_eq!(config.vsock.as_ref().map(|vsock| (&*vsock.path, vsock.cid)), Some((&*place, 3)));
         let refused = give_place(&mut config, true, None).err().unwrap();
-        assert!(refused.code == exit_code::USAGE && refused.message.contains("--agent"), "{}", refused.message);
+        assert!(
+            refused.code == exit_code::USAGE && refused.message.contains("--agent"),
+            "{}",
+            refused.message
+        );
         for has_agent in [false, true] {
             config.vsock = Some("./v,cid=7".parse().unwrap());
             assert!(give_place(&mut config, has_agent, Some(directory.path())).is_ok());

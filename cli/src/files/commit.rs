@@ -10,11 +10,11 @@ use serde_json::{Map, Value, json};
 use super::progress::Progress;
 use super::relay::relay;
 use super::{Opened, with};
-use container::FilesError;
 use crate::images::worker::{Job, Outcome, Task};
 use crate::images::{self, RegistryArguments, change};
 use crate::process::ExitCode;
 use crate::{complain, exit_code, print};
+use container::FilesError;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -70,12 +70,12 @@ impl CpCommand {
             (Argument::Container(_, path), _) | (_, Argument::Container(_, path)) if path.is_empty() => {
                 refuse("the path is empty: use CONTAINER:PATH, as in web:/etc")
             }
-            (Argument::Container(word, path), target) => {
-                with_vm(&word, |opened| self.copy_out(opened, &path, target).map(|()| exit_code::SUCCESS.into()))
-            }
-            (source, Argument::Container(word, path)) => {
-                with_vm(&word, |opened| self.copy_in(opened, source, &path).map(|()| exit_code::SUCCESS.into()))
-            }
+            (Argument::Container(word, path), target) => with_vm(&word, |opened| {
+                self.copy_out(opened, &path, target).map(|()| exit_code::SUCCESS.into())
+            }),
+            (source, Argument::Container(word, path)) => with_vm(&word, |opened| {
+                self.copy_in(opened, source, &path).map(|()| exit_code::SUCCESS.into())
+            }),
             _ => refuse("neither SOURCE nor TARGET is CONTAINER:PATH: use `cp` to copy on this host"),
         }
     }

@@ -83,7 +83,9 @@ impl Opened {
         let kept = match targets::kept_alone(word) {
             Ok(kept) => Some(kept),
             // A VM without a record may run.
-            Err(Failure::Instance(InstanceError::NotFound(_))) if Registry::of_user().find(word).is_ok() => None,
+            Err(Failure::Instance(InstanceError::NotFound(_))) if Registry::of_user().find(word).is_ok() => {
+                None
+            }
             Err(failure) => return Err(targets::message(word, &failure)),
         };
         let Some(kept) = kept.filter(|kept| kept.entry.kind != Kind::Vm) else {
@@ -146,7 +148,9 @@ impl Opened {
     fn line(&self, error: &FilesError) -> String {
         let name = &self.word;
         match &self.reached {
-            Reached::Running(vm) | Reached::Guest(vm) if matches!(error, FilesError::Connection(_)) && targets::is_paused(vm) => {
+            Reached::Running(vm) | Reached::Guest(vm)
+                if matches!(error, FilesError::Connection(_)) && targets::is_paused(vm) =>
+            {
                 format!("{name}: it is paused: `mvm resume {name}`")
             }
             _ => format!("{name}: {}", chain(error)),
