@@ -11,7 +11,6 @@ use container::{Assets, Storage};
 use image::Hold;
 use vmm::{DiskConfig, ImageFormat, disk_name};
 
-use crate::chain;
 use crate::images::{self, PullPolicy, RegistryArguments};
 use crate::options::BootOptions;
 use crate::root_config::{ImageRoot, RootConfig};
@@ -21,9 +20,9 @@ pub struct Opened {
     /// The image, as it is shown.
     pub shown: String,
     /// Keeps the image's files there.
-    pub hold: Hold,
-    /// The disk for changes that go with the VM, which has no name.
-    pub scratch: Option<File>,
+    _hold: Hold,
+    /// Keeps the disk for changes that go with the VM, which has no name.
+    _scratch: Option<File>,
 }
 
 /// Completes `options` where their root is an image, which is pulled where it is missing.
@@ -63,7 +62,7 @@ pub fn open(options: &mut BootOptions) -> Result<Option<Opened>, String> {
     }
     options.append = Some(arguments);
     options.kernel.get_or_insert(assets.kernel);
-    Ok(Some(Opened { shown: root.to_string(), hold, scratch }))
+    Ok(Some(Opened { shown: root.to_string(), _hold: hold, _scratch: scratch }))
 }
 
 /// Refuses what has no place with an image.
