@@ -292,7 +292,7 @@ impl Raw {
             let mut bytes = vec![0; self.decoder.wants().unwrap().max(1)];
             let count = self.socket.read(&mut bytes).unwrap();
             assert!(count > 0, "the agent has closed the connection");
-            self.decoder.push(&bytes[..count]);
+            self.decoder.push(bytes.get(..count).unwrap());
         }
     }
 }
