@@ -117,7 +117,7 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
         }
     };
     let ready = command.ready.into_awaited();
-    // An image's VM has the agent, whoever asks for it.
+    // An image's VM has the agent without --agent too.
     let has_agent = has_agent || (image.is_some() && has_directory);
     let order =
         Order { config, asked, has_agent, image, removes: command.rm, ready, timing: command.timing, start };
