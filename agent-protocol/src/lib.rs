@@ -1,6 +1,6 @@
-//! The messages between the agent, which is PID 1 of a container's VM, and the host.
+//! The messages between the agent, which is PID 1 of a container's VM or a service of a VM's guest, and the host.
 //!
-//! They pass over vsock. The agent connects to [`PORT`] of the host once it is ready, and takes connections from the
+//! They pass over vsock. As PID 1 the agent connects to [`PORT`] of the host once it is ready. It takes connections from the
 //! host on [`PORT`] of its own. On every connection the agent says [`Reply::Hello`] first. Then the host makes requests;
 //! after [`Request::Attach`] the connection carries the bytes of that stream and nothing else. A stream outlives its
 //! connection: see [`Sender`] and [`Receiver`].
@@ -42,6 +42,9 @@ pub const PORT: u32 = 1000;
 pub const MAX_EXECS: usize = 64;
 /// The most requests of the kind [`Request::Copy`] that are worked on in a container at a time.
 pub const MAX_COPIES: usize = 16;
+/// What the guest itself is called in place of a container, where the agent is a service of it. There it runs commands and
+/// copies files, and refuses all that is about containers.
+pub const GUEST: &str = "guest";
 /// The host's context ID (VIRTIO 1.2, 5.10.4).
 pub const HOST_CID: u32 = 2;
 

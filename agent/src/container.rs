@@ -157,7 +157,7 @@ impl Home {
             None => {
                 let layers = self.layers.as_ref();
                 let entered = Entered {
-                    first: self.first.as_fd(),
+                    first: Some(self.first.as_fd()),
                     layers: layers.map(|layers| (layers.changes.as_fd(), layers.image.as_fd())),
                     mounted: &self.mounted,
                     user: &self.process.user,
@@ -189,7 +189,7 @@ fn further(first: &Process, exec: &Exec) -> Process {
 }
 
 /// The agent's ends of what connects it with a process.
-struct Ours {
+pub struct Ours {
     setup: OwnedFd,
     input: Option<OwnedFd>,
     output: Option<OwnedFd>,
@@ -198,7 +198,7 @@ struct Ours {
 
 impl Ours {
     /// Both ends. What is detached has no pipes.
-    fn new(process: &Process, is_detached: bool) -> Result<(Self, Ends)> {
+    pub fn new(process: &Process, is_detached: bool) -> Result<(Self, Ends)> {
         let flags = SocketFlags::CLOEXEC;
         let (setup, agent) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).during("make a socket")?;
@@ -223,7 +223,8 @@ impl Ours {
         Ok((Self { setup, input, output, errors }, ends))
     }
 
-    fn started(self, pid: Pid) -> Started {
+    /// What it is, with the process's ID.
+    pub fn started(self, pid: Pid) -> Started {
         let Self { setup, input, output, errors } = self;
         Started { pid, setup, input, output, errors }
     }

@@ -127,7 +127,7 @@ fn root_flags(container: &Container) -> MountFlags {
 }
 
 /// Mounts the image, what takes changes, and both as one at `place`/root.
-fn mount_root(container: &Container, place: &str) -> Result<Root> {
+pub fn mount_root(container: &Container, place: &str) -> Result<Root> {
     let path = |name: &str| format!("{place}/{name}");
     for name in ["", "image", "changes", "root"] {
         fs::create_dir(path(name)).during(format!("make {}", path(name)))?;
@@ -200,7 +200,7 @@ pub fn path_of(fd: BorrowedFd<'_>) -> String {
 
 impl Root {
     /// Makes it this process's root.
-    fn pivot(&self) -> Result<()> {
+    pub fn pivot(&self) -> Result<()> {
         rustix::process::fchdir(&self.directory).during("enter the root")?;
         rustix::process::pivot_root(".", ".").during("change the root")?;
         // The old root lies over the new one, and is all that is left of the agent's.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent_protocol::{
-    Container, Decoder, Exec, Exit, Failure, FailureKind, MAX_EXECS, PORT, PodContainer, Reply, Request,
-    Stream, VERSION, encode,
+    Container, Decoder, Exec, Exit, Failure, FailureKind, GUEST, MAX_EXECS, PORT, PodContainer, Reply,
+    Request, Stream, VERSION, encode,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::container::{self, Home};
 use crate::error::{During, Result, failure};
 use crate::flow::Flow;
+use crate::guest;
 use crate::network;
 use crate::pod::{self, Departures, Pod};
 use crate::process::{Role, Running};
@@ -69,6 +70,8 @@ pub struct Server {
     has_network: bool,
     /// Sockets of the host that containers have.
     sockets: Sockets,
+    /// It is a service of the guest, and has no containers.
+    is_service: bool,
     /// What containers share, where the VM is for several.
     pod: Option<Pod>,
     /// Containers of the pod that have ended, or are about to.
@@ -79,11 +82,22 @@ pub struct Server {
 impl Server {
     /// Listens, and tells the host that it does by a first connection.
     pub fn new() -> Result<Self> {
-        let signals = system::signals()?;
         let listener = vsock::listen(PORT).during("listen on vsock")?;
-        let mut server = Self {
+        let mut server = Self::listening(listener, false)?;
+        let first = vsock::connect(PORT).during("connect to the host")?;
+        server.add_connection(first);
+        Ok(server)
+    }
+
+    /// The same as a service of the guest, which the host connects to when it needs it.
+    pub fn of_guest(listener: OwnedFd) -> Result<Self> {
+        Self::listening(listener, true)
+    }
+
+    fn listening(listener: OwnedFd, is_service: bool) -> Result<Self> {
+        Ok(Self {
             listener,
-            signals,
+            signals: system::signals()?,
             connections: BTreeMap::new(),
             next: 0,
             processes: BTreeMap::new(),
@@ -91,13 +105,11 @@ impl Server {
             apart: None,
             has_network: false,
             sockets: Sockets::new(),
+            is_service,
             pod: None,
             departures: Departures::default(),
             flow: Flow::default(),
-        };
-        let first = vsock::connect(PORT).during("connect to the host")?;
-        server.add_connection(first);
-        Ok(server)
+        })
     }
 
     /// Serves until it cannot.
@@ -334,6 +346,9 @@ impl Server {
     }
 
     fn handle(&mut self, id: ConnectionId, request: Request) {
+        if let Some(failure) = guest::refuse(&request).filter(|_| self.is_service) {
+            return self.answer(id, &Reply::Failed(failure));
+        }
         let reply = match request {
             Request::Start(container) => match self.start(id, &container, false) {
                 Ok(()) => return,
@@ -478,18 +493,28 @@ impl Server {
         if !is_plain(id) || self.processes.contains_key(id) {
             return Err(failure(format!("cannot use {id:?} as a process's ID")));
         }
-        let first = self.processes.get(container).ok_or_else(|| unknown(container))?;
-        let Role::First(home) = &first.role else { return Err(unknown(container)) };
-        if !first.is_command() || home.is_held {
-            return Err(failure(format!("container {container} is not running")));
-        }
         let is_of = |running: &&Running| matches!(&running.role, Role::Further(name) if name == container);
-        if self.processes.values().filter(is_of).count() >= MAX_EXECS {
-            return Err(failure(format!(
-                "container {container} runs {MAX_EXECS} commands beside its own, which is the most"
-            )));
-        }
-        let started = home.exec(exec)?;
+        let is_full = self.processes.values().filter(is_of).count() >= MAX_EXECS;
+        let started = if self.is_service && container == GUEST {
+            if is_full {
+                return Err(failure(format!(
+                    "the guest runs {MAX_EXECS} commands of the host's, which is the most"
+                )));
+            }
+            guest::exec(exec)?
+        } else {
+            let first = self.processes.get(container).ok_or_else(|| unknown(container))?;
+            let Role::First(home) = &first.role else { return Err(unknown(container)) };
+            if !first.is_command() || home.is_held {
+                return Err(failure(format!("container {container} is not running")));
+            }
+            if is_full {
+                return Err(failure(format!(
+                    "container {container} runs {MAX_EXECS} commands beside its own, which is the most"
+                )));
+            }
+            home.exec(exec)?
+        };
         let running = Running::new(started, Role::Further(container.to_owned()), control);
         self.processes.insert(id.to_owned(), running);
         Ok(())

@@ -18,10 +18,14 @@ Examples:
   mvm exec web ls -l /srv         run a command
   mvm exec -it web sh             a shell on this terminal
   mvm exec -d web make            one in the background
+  mvm exec -u 1000 vm make        in the guest of a VM of `mvm boot --agent`
+
+In a VM the command starts in the home directory of its user, who is root
+without --user, as after a login; --privileged changes nothing there.
 
 Exit codes:
   N      that of the command (128 + signal where it was killed)
-  1      there is no such container, or mvm itself failed
+  1      there is no such container or VM, or mvm itself failed
   126    the command can't be executed
   127    there is no such command";
 
@@ -67,7 +71,7 @@ pub struct ExecCommand {
     #[arg(long, value_name = "KEYS")]
     detach_keys: Option<DetachKeys>,
 
-    /// The container: its ID, the beginning of that, or its name
+    /// The container or VM: its ID, the beginning of that, or its name
     #[arg(value_name = "CONTAINER")]
     container: String,
 
@@ -135,7 +139,7 @@ impl ExecCommand {
                 ExecError::Failed(_) => exit_code::NOT_EXECUTABLE,
                 ExecError::Signal(signal) | ExecError::Cancelled(signal) => exit_code::of_signal(*signal),
                 // As where the kernel kills it with the container's first process.
-                ExecError::ContainerEnded => exit_code::of_signal(libc::SIGKILL),
+                ExecError::ContainerEnded | ExecError::GuestEnded => exit_code::of_signal(libc::SIGKILL),
                 _ => exit_code::FAILURE,
             };
             let name = &self.container;

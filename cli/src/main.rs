@@ -34,6 +34,7 @@ mod ps;
 mod rename;
 mod resize;
 mod rm;
+mod root_config;
 mod run;
 mod stats;
 mod stop;

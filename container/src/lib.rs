@@ -3,6 +3,7 @@
 //! A container's VM has three disks: the agent's root, the image (see the crate `erofs`), and what takes its changes. The
 //! agent connects over vsock and is told what to run; standard input and output are connections of their own.
 
+mod agent;
 mod assets;
 mod attach;
 mod changes;
@@ -33,12 +34,14 @@ mod update;
 mod visit;
 mod vm;
 
+pub use agent::{AGENT, NoDevice};
 pub use agent_protocol::{ProcessEntry, Usage};
 pub use assets::{Assets, AssetsError};
 pub use attach::{
     AttachError, AttachOptions, AttachStreams, Attached, Attachments, DetachKeys, KeysError, attach,
     connect as connect_to_keeper,
 };
+pub use changes::create_at as create_changes;
 pub use exec::{ExecError, exec, send_signal, usage};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{

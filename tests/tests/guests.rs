@@ -78,6 +78,10 @@ mod table_life;
 #[path = "../../cli/tests/registry/tls.rs"]
 #[allow(dead_code, reason = "another package's tests use more of it")]
 mod tls;
+#[path = "guests/vm_exec.rs"]
+mod vm_exec;
+#[path = "guests/vm_images.rs"]
+mod vm_images;
 #[path = "guests/volumes.rs"]
 mod volumes;
 #[path = "guests/vsock.rs"]

@@ -14,6 +14,7 @@ use crate::images::worker::{Job, Outcome, Task};
 use crate::images::{self, RegistryArguments, change};
 use crate::process::ExitCode;
 use crate::{complain, events, exit_code, print};
+use container::FilesError;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,7 +77,7 @@ impl CommitCommand {
 
     fn commit(&self, opened: &Opened, changes: &Value) -> Result<ExitCode, String> {
         let store = images::store()?;
-        let entry = &opened.entry;
+        let entry = opened.entry.as_ref().ok_or_else(|| opened.line(&FilesError::NotAContainer))?;
         let parent = entry.image_id.clone().ok_or_else(|| format!("{}: it has no image", self.container))?;
         let image = images::find(&parent).map_err(|line| format!("{}: {line}", self.container))?;
         let own = of_container(entry, &serde_json::to_value(image.config.config()).unwrap_or_default());

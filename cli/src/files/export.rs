@@ -9,7 +9,7 @@ use super::cp::pass_to;
 use super::with;
 use crate::output::to_file;
 use crate::process::ExitCode;
-use crate::{complain, events, exit_code};
+use crate::{complain, exit_code};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,7 +39,7 @@ impl ExportCommand {
             return exit_code::FAILURE.into();
         }
         with(&self.container, |opened| {
-            events::note(&opened.entry, "export", &[]);
+            opened.note("export");
             let stream = opened.files.root().map_err(|error| opened.line(&error))?;
             let written = match &self.output {
                 Some(path) => to_file(path, |out| pass_to(stream, out, &path.display().to_string(), opened)),
