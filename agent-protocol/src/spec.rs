@@ -116,6 +116,15 @@ pub enum MountKind {
         /// The file's group.
         group: u32,
     },
+    /// What is further down in a folder that is a [`MountKind::Part`].
+    Below {
+        /// The tag of the virtiofs.
+        tag: String,
+        /// The folder's name there.
+        name: String,
+        /// The path in it, without links.
+        path: String,
+    },
 }
 
 /// A file to be written.

@@ -7,7 +7,7 @@ use instance::api::{Action, ActionType};
 use instance::{Archive, Process, ProcessError, Registry, Running};
 use rustix::process::Signal;
 
-use crate::kill::kill;
+use crate::kill::{kill, resume_in_pod};
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 use crate::{complain, events};
@@ -125,7 +125,9 @@ fn ask(vm: &Running) -> Result<(), Failure> {
     let entry = targets::kept(id)?.entry;
     let own = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
     let signal = own.and_then(container::signal_number).unwrap_or(DEFAULT_SIGNAL);
-    Ok(container::send_signal(&vm.directory, id, signal)?)
+    container::send_signal(&vm.directory, id, signal)?;
+    resume_in_pod(vm);
+    Ok(())
 }
 
 /// Presses the power button; a VM that is paused is resumed by that.

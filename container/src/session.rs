@@ -227,7 +227,10 @@ impl Session {
 
 /// Whether older agents do not know this kind of mount.
 fn is_new(mount: &Mount) -> bool {
-    matches!(mount.kind, MountKind::Part { .. } | MountKind::Disk { .. } | MountKind::Socket { .. })
+    matches!(
+        mount.kind,
+        MountKind::Part { .. } | MountKind::Below { .. } | MountKind::Disk { .. } | MountKind::Socket { .. }
+    )
 }
 
 /// Whether the agent may have to copy files to it.

@@ -248,11 +248,6 @@ impl ContainerArguments {
                 "{option} is the pod's, whose network and names its containers share: give it to `mvm pod create`"
             ));
         }
-        if !self.volume.is_empty() || !self.mount.is_empty() {
-            let line =
-                "-v and --mount are not there for containers in pods yet: leave --pod out, or use `mvm cp`";
-            return Err(line.into());
-        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use agent_protocol::Stream;
 use instance::{BoundedFile, time};
 use serde::{Deserialize, Serialize};
 
-pub use self::reader::{LogOptions, LogReader, follow, parse_time};
+pub use self::reader::{LogOptions, LogReader, OutputLine, follow, parse_time};
 
 /// A line without an end is cut after as many bytes.
 const MAX_LINE: usize = 16 << 10;
