@@ -152,6 +152,19 @@ pub enum Request {
         /// Block devices of the guest, as in `/dev/vdc`.
         disks: Vec<String>,
     },
+    /// Have all processes of a container stand still, or go on. The answer, [`Reply::Done`] or [`Reply::Failed`], comes when
+    /// they do.
+    Freeze {
+        /// The container.
+        container: String,
+        /// They stand still.
+        freezes: bool,
+    },
+    /// Say whether a container stands still. The answer is [`Reply::Frozen`] or [`Reply::Failed`].
+    IsFrozen {
+        /// The container.
+        container: String,
+    },
 }
 
 /// What the agent says.
@@ -181,6 +194,8 @@ pub enum Reply {
     Processes(Vec<ProcessEntry>, u64),
     /// What a file is.
     Found(FileInfo),
+    /// Whether the container stands still.
+    Frozen(bool),
 }
 
 /// The most processes that are listed, and bytes of the title of one: they fit in a message.
@@ -278,6 +293,8 @@ mod tests {
             (12, Request::Pod(Box::default())),
             (13, Request::StartInPod(Box::default())),
             (14, Request::Release { container: container(), disks: Vec::new() }),
+            (15, Request::Freeze { container: container(), freezes: true }),
+            (16, Request::IsFrozen { container: container() }),
         ];
         for (expected, request) in requests {
             assert_eq!(number(&request), expected, "{request:?}");
@@ -293,6 +310,7 @@ mod tests {
             Reply::Usage(Usage::default()),
             Reply::Processes(Vec::new(), 0),
             Reply::Found(FileInfo::default()),
+            Reply::Frozen(true),
         ];
         for (expected, reply) in (0..).zip(replies) {
             assert_eq!(number(&reply), expected, "{reply:?}");

@@ -45,6 +45,8 @@ pub struct Home {
     mounted: Vec<Vec<u8>>,
     /// The container does not run.
     pub is_held: bool,
+    /// The user has its processes stand still.
+    pub is_paused: bool,
 }
 
 /// The bytes of a pipe for output. What is in it counts as memory of the container.
@@ -103,7 +105,8 @@ fn home(
     // It is not reaped yet, and so the number is its own.
     let first = pidfd_open(pid, PidfdFlags::empty()).during("open a process")?;
     let (process, mounted) = (container.process.clone(), mounts::targets(container));
-    let home = Home { cgroup, first, _mounts: of, process, layers: None, mounted, is_held: false };
+    let home =
+        Home { cgroup, first, _mounts: of, process, layers: None, mounted, is_held: false, is_paused: false };
     Ok((ours.started(pid), home))
 }
 

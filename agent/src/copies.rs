@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::cgroup::is_frozen;
 use crate::child::{close_others, reset, shortened};
 use crate::error::{During, Result, failure};
 use crate::user::Accounts;
@@ -123,13 +124,7 @@ fn enter(entered: &Entered<'_>) -> Result<()> {
 
 fn wait_until_frozen(events: BorrowedFd<'_>) -> Result<()> {
     loop {
-        let mut text = [0; 256];
-        let count =
-            rustix::io::pread(events, &mut text, 0).during("see whether the container stands still")?;
-        if String::from_utf8_lossy(text.get(..count).unwrap_or_default())
-            .lines()
-            .any(|line| line == "frozen 1")
-        {
+        if is_frozen(events).during("see whether the container stands still")? {
             return Ok(());
         }
         match poll(&mut [PollFd::from_borrowed_fd(events, PollFlags::PRI)], Some(&FREEZE)) {

@@ -76,6 +76,8 @@ pub fn refuse(request: &Request) -> Option<Failure> {
         | Request::Usage { .. }
         | Request::Update { .. }
         | Request::Processes { .. }
+        | Request::Freeze { .. }
+        | Request::IsFrozen { .. }
         | Request::PowerOff => true,
     };
     is_of_containers

@@ -66,13 +66,14 @@ pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
     let root = mount_root(container, &place)?;
     let volumes = Volumes::new(&place);
     for mount in &container.mounts {
-        match is_in_pod && mount.target == pod::SHM {
+        let is_shm = mount.target == pod::SHM && matches!(mount.kind, MountKind::FileSystem(_));
+        match is_in_pod && is_shm {
             true => root.bind(pod::SHM_SOURCE, pod::SHM, Kind::Directory)?,
             false => root.mount(mount, container, &volumes)?,
         }
     }
     write_files(container, &root, &place)?;
-    if is_in_pod {
+    if is_in_pod && !container.mounts.iter().any(|mount| mount.target == pod::HOSTS) {
         root.bind(pod::HOSTS_SOURCE, pod::HOSTS, Kind::File)?;
     }
     for (name, value) in &container.sysctls {
@@ -254,11 +255,11 @@ impl Root {
             MountKind::Part { tag, name, fills } => {
                 return volumes.mount_part(self, path, flags, (tag, name), *fills);
             }
-            MountKind::Disk { device, fills } => {
-                return volumes.mount_disk(self, path, flags, device, *fills);
-            }
             MountKind::Below { tag, name, path: below } => {
                 return volumes.mount_below(self, path, flags, (tag, name, below));
+            }
+            MountKind::Disk { device, fills } => {
+                return volumes.mount_disk(self, path, flags, device, *fills);
             }
             MountKind::DiskBelow { device, path: below } => {
                 return volumes.mount_below_disk(self, path, flags, device, below);

@@ -1,6 +1,7 @@
 //! The agent's loop: connections of the host, and the processes that they ask for.
 
 mod copying;
+mod freezing;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -26,6 +27,7 @@ use crate::pty;
 use crate::sockets::{self, Sockets};
 use crate::streams::{ConnectionId, Lost};
 use crate::system;
+use crate::volumes;
 use crate::vsock;
 
 /// The most connections at once; each process has up to four.
@@ -43,6 +45,7 @@ enum Source {
     Output(String, Stream),
     Input(String),
     Socket(sockets::Source),
+    Freezing,
 }
 
 struct Connection {
@@ -76,6 +79,8 @@ pub struct Server {
     pod: Option<Pod>,
     /// Containers of the pod that have ended, or are about to.
     departures: Departures,
+    /// Containers that are about to stand still, or to go on.
+    freezing: Vec<freezing::Freezing>,
     flow: Flow,
 }
 
@@ -108,6 +113,7 @@ impl Server {
             is_service,
             pod: None,
             departures: Departures::default(),
+            freezing: Vec::new(),
             flow: Flow::default(),
         })
     }
@@ -146,10 +152,13 @@ impl Server {
                     }
                 }
                 Source::Socket(source) => self.sockets.serve(source, events),
+                // Of which kind it is, is looked at below.
+                Source::Freezing => {}
             }
         }
         self.pass_on();
         self.release();
+        self.report_frozen();
         Ok(())
     }
 
@@ -160,7 +169,9 @@ impl Server {
             Source::Connection(id) => {
                 self.connections.get(id).is_some_and(|connection| connection.stream.is_some())
             }
-            Source::Listener | Source::Signals | Source::Setup(_) | Source::Socket(_) => false,
+            Source::Listener | Source::Signals | Source::Setup(_) | Source::Socket(_) | Source::Freezing => {
+                false
+            }
         }
     }
 
@@ -192,6 +203,9 @@ impl Server {
             if let Some(target) = running.input.target() {
                 watch(Source::Input(name.clone()), target, PollFlags::OUT);
             }
+        }
+        for freezing in &self.freezing {
+            watch(Source::Freezing, freezing.events(), PollFlags::PRI);
         }
         self.sockets.watch(|source, fd, flags| watch(Source::Socket(source), fd, flags));
         let leaving = (!self.departures.is_empty()).then_some(pod::AGAIN);
@@ -417,10 +431,18 @@ impl Server {
                 if let Some(Role::First(home)) = self.processes.get(&container).map(|running| &running.role) {
                     home.cgroup.kill();
                 }
+                self.sockets.remove(&container);
                 match self.departures.add(container, disks, id) {
                     Ok(()) => return,
                     Err(failure) => Reply::Failed(failure),
                 }
+            }
+            Request::Freeze { container, freezes } => match self.freeze(id, &container, freezes) {
+                Ok(()) => return,
+                Err(failure) => Reply::Failed(failure),
+            },
+            Request::IsFrozen { container } => {
+                self.is_frozen(&container).map_or_else(Reply::Failed, Reply::Frozen)
             }
         };
         self.answer(id, &reply);
@@ -457,6 +479,8 @@ impl Server {
             return Err(failure(format!("cannot use {:?} as a container's ID", container.id)));
         }
         let pod = self.pod.as_mut().ok_or_else(|| failure("there is no pod in this VM".into()))?;
+        volumes::mount_for_pod(container)?;
+        self.sockets.add(container)?;
         pod.add(&container.id, &started.names)?;
         let (started, home) = container::start_in(pod, started)?;
         let role = Role::First(Box::new(home));
@@ -507,6 +531,9 @@ impl Server {
             let Role::First(home) = &first.role else { return Err(unknown(container)) };
             if !first.is_command() || home.is_held {
                 return Err(failure(format!("container {container} is not running")));
+            }
+            if home.is_paused {
+                return Err(failure(format!("container {container} is paused: `mvm unpause` it first")));
             }
             if is_full {
                 return Err(failure(format!(

@@ -7,7 +7,7 @@ use instance::api::{Action, ActionType, VmUpdate, WantedState};
 use instance::{Archive, Kind, Process, ProcessError, Registry, Running};
 use rustix::process::Signal;
 
-use crate::kill::{kill, signal, stop_signal};
+use crate::kill::{kill, resume_in_pod, signal, stop_signal};
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 use crate::{complain, events};
@@ -146,7 +146,9 @@ fn ask(vm: &Running, signal: Option<u8>) -> Result<(), Failure> {
         Some(signal) => signal,
         None => stop_signal(&targets::kept(id)?.entry),
     };
-    Ok(container::send_signal(&vm.directory, id, signal)?)
+    container::send_signal(&vm.directory, id, signal)?;
+    resume_in_pod(vm);
+    Ok(())
 }
 
 /// Presses the power button; a VM that is paused is resumed by that.

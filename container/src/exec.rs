@@ -180,6 +180,39 @@ pub fn send_signal(directory: &Path, container: &str, signal: u8) -> Result<(), 
     }
 }
 
+/// How long the processes of a container may take to stand still: one that waits for a disk does so when that has answered.
+const FREEZE: Duration = Duration::from_secs(10);
+
+/// Has the container `container` of a pod whose VM's directory, or its own, is `directory` stand still, or go on.
+///
+/// # Errors
+///
+/// [`ExecError`]: the agent does not answer, or has no such container.
+pub fn freeze(directory: &Path, container: &str, freezes: bool) -> Result<(), ExecError> {
+    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
+    control.send(&Request::Freeze { container: container.to_owned(), freezes })?;
+    match control.receive_within(FREEZE)? {
+        Reply::Done => Ok(()),
+        Reply::Failed(failure) => Err(failure.into()),
+        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
+    }
+}
+
+/// Whether it stands still. It is not waited for longer than a second.
+///
+/// # Errors
+///
+/// As [`freeze`].
+pub fn is_frozen(directory: &Path, container: &str) -> Result<bool, ExecError> {
+    let mut control = Connection::open_within(&directory.join(VSOCK), USAGE)?;
+    control.send(&Request::IsFrozen { container: container.to_owned() })?;
+    match control.receive_within(USAGE)? {
+        Reply::Frozen(is_frozen) => Ok(is_frozen),
+        Reply::Failed(failure) => Err(failure.into()),
+        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
+    }
+}
+
 /// What the container `container` of the VM whose directory is `directory` uses.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ use instance::time;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, ConnectionError};
-use crate::exec::{ExecError, random_id, send_signal};
+use crate::exec::{ExecError, is_frozen, random_id, send_signal};
 use crate::machine::VSOCK;
 use crate::streams::{self, Place};
 
@@ -233,6 +233,8 @@ fn perform(check: &HealthCheck, directory: &Path, id: &str) -> Option<HealthResu
             let text = format!("Health check exceeded timeout ({:?})", check.timeout);
             (-1, if output.is_empty() { text } else { format!("{text}: {output}") })
         }
+        // One of a pod whose VM runs.
+        Err(ExecError::Failed(_)) if is_frozen(directory, id).unwrap_or(false) => return None,
         Err(error @ (ExecError::NotFound(_) | ExecError::Failed(_))) => (-1, error.to_string()),
         Err(_) => return None,
     };

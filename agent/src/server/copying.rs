@@ -53,7 +53,7 @@ impl Server {
         let Some(connection) = self.connections.get(&id) else { return Ok(()) };
         let pauses = matches!(what, CopyWhat::Layer { pauses: true });
         // A process in the group stands still with the others, and needs room for one more.
-        let apart = if pauses || home.cgroup.is_full() {
+        let apart = if pauses || home.is_paused || home.cgroup.is_full() {
             if self.apart.is_none() {
                 let resources = Resources { memory: Some(APART_MEMORY), ..Resources::default() };
                 self.apart = Some(Cgroup::new(crate::cgroup::TOP, APART, &resources)?);
@@ -77,13 +77,20 @@ impl Server {
         Ok(())
     }
 
-    /// Has the processes of a container go on, unless another copy needs them to stand still.
-    fn thaw(&self, container: &str) {
+    /// Whether a copy needs the processes of a container to stand still.
+    pub(super) fn is_copied(&self, container: &str) -> bool {
         let mut of = self.copies.iter().filter(|copying| copying.container == container);
-        if of.any(|copying| copying.pauses) {
+        of.any(|copying| copying.pauses)
+    }
+
+    /// Has the processes of a container go on, unless another copy or the user needs them to stand still.
+    fn thaw(&self, container: &str) {
+        if self.is_copied(container) {
             return;
         }
-        if let Some(Role::First(home)) = self.processes.get(container).map(|running| &running.role) {
+        if let Some(Role::First(home)) = self.processes.get(container).map(|running| &running.role)
+            && !home.is_paused
+        {
             // It goes on by itself where there is no such group any more.
             let _ = home.cgroup.freeze(false);
         }

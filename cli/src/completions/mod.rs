@@ -173,8 +173,7 @@ fn complete(words: &[String], what: &What<'_>) -> Vec<Candidate> {
         _ => (String::new(), current.as_str()),
     };
     let found = match option {
-        Some(option) if option.get_id() == "volumes_from" => containers(what),
-        Some(option) => values(option),
+        Some(option) => value(command, option, what),
         None if current.starts_with('-') => options(command),
         None if command.has_subcommands() => commands(command),
         None => command
@@ -252,6 +251,10 @@ fn positional(command: &Command, argument: &Arg, root: &Command, what: &What<'_>
             return (what.volumes)().into_iter().map(|(name, driver)| word(name, driver)).collect();
         }
         "mvm-man" => return commands(root),
+        "mvm-pod-top" | "mvm-pod-stats" | "mvm-pod-pause" | "mvm-pod-unpause" | "mvm-pod-stop"
+        | "mvm-pod-kill" => |known| known.is_running && known.kind == Kind::Pod,
+        // The name is the user's.
+        "mvm-pod-create" => return Vec::new(),
         name if name.starts_with("mvm-pod-") => |known| known.kind == Kind::Pod,
         _ => return values(argument),
     };
@@ -267,10 +270,23 @@ fn positional(command: &Command, argument: &Arg, root: &Command, what: &What<'_>
     }
 }
 
-/// Containers, whether they run or not.
-fn containers(what: &What<'_>) -> Vec<Candidate> {
-    let all = (what.known)().into_iter().filter(|known| known.kind == Kind::Container);
-    all.map(|known| Candidate::Word(known.word, known.meaning)).collect()
+/// The values of an option of `command`: what there is, or usual ones.
+fn value(command: &Command, option: &Arg, what: &What<'_>) -> Vec<Candidate> {
+    let known = |kind: Kind| {
+        let known = (what.known)().into_iter().filter(move |known| known.kind == kind);
+        known.map(|known| word(known.word, known.meaning)).collect::<Vec<_>>()
+    };
+    match (command.get_name(), option.get_id().as_str()) {
+        ("run" | "create", "pod") => known(Kind::Pod),
+        ("run" | "create", "volumes_from") => known(Kind::Container),
+        ("logs", "container") => known(Kind::Container),
+        ("run" | "create", "volume") => {
+            let volumes = (what.volumes)().into_iter();
+            let volumes = volumes.map(|(name, driver)| word(format!("{name}:"), driver));
+            volumes.chain([Candidate::Files]).collect()
+        }
+        _ => values(option),
+    }
 }
 
 /// The values of `argument`, or usual ones.
@@ -342,9 +358,14 @@ mod tests {
                 kind,
                 is_running,
             };
-            [("web", Kind::Container, true), ("db", Kind::Vm, true), ("old", Kind::Container, false)]
-                .map(known)
-                .into()
+            let all = [
+                ("web", Kind::Container, true),
+                ("db", Kind::Vm, true),
+                ("old", Kind::Container, false),
+                ("both", Kind::Pod, true),
+                ("idle", Kind::Pod, false),
+            ];
+            all.map(known).into()
         };
         let text = |candidate| match candidate {
             Candidate::Word(word, _) => word,
@@ -391,6 +412,15 @@ mod tests {
     #[case("volume create ", &[])]
     #[case("history ", &["alpine:3.20", "localhost:5000/tools:1", "0123456789ab"])]
     #[case("start ", &["old"])]
+    #[case("pod top ", &["both"])]
+    #[case("pod stats b", &["both"])]
+    #[case("pod logs ", &["both", "idle"])]
+    #[case("pod logs --container w", &["web"])]
+    #[case("pod rm both ", &["both", "idle"])]
+    #[case("pod create ", &[])]
+    #[case("pod st", &["start", "stop", "stats"])]
+    #[case("run --pod ", &["both", "idle"])]
+    #[case("run -v d", &["data:", "Files"])]
     #[case("console ", &["db"])]
     #[case("resize db ", &[])]
     #[case("pause ", &["web", "db"])]

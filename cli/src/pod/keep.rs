@@ -2,9 +2,11 @@
 
 use std::io;
 
-use container::{Assets, ImageConfig, PodKeeper, PodOptions, PodPlan, RunError, Split};
+use container::{Assets, ImageConfig, PodFolders, PodKeeper, PodOptions, PodPlan, RunError, Split};
 use devices::log::Writer;
-use instance::{Archive, End, Identity, Instance, InstanceError, Kept, Phase, Process, Summary, VmId, time};
+use instance::{
+    Archive, End, Identity, Instance, InstanceError, Kept, Phase, Process, Summary, VmId, Volumes, time,
+};
 
 use super::options;
 use crate::background::{self, Report, Reporter, SharedReporter};
@@ -66,7 +68,9 @@ fn try_keep(
     });
     begun.map_err(host("write the pod's record"))?;
     let messages = keep.messages();
-    let plan = PodPlan { assets, options, publish: &publish };
+    let volumes = Volumes::of_user().map_err(said)?;
+    let folders = PodFolders::open(&options.folders, &volumes).map_err(|error| chain(&error))?;
+    let plan = PodPlan { assets, options, publish: &publish, folders: &folders, volumes: &volumes };
     let leave = || drop((signals.take(), reporter.lock().take()));
     let split = Split { until_open: Box::new(()), leave: Box::new(leave) };
     let keeper = PodKeeper::start(plan, instance, keep, split).map_err(|error| chain(&error))?;

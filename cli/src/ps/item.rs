@@ -95,12 +95,16 @@ pub fn items(all: bool) -> Result<(Vec<Item>, Vec<InstanceError>), InstanceError
 
 /// The state in words. One whose process is stopped or too busy to answer is "not responding".
 fn state(vm: &Running) -> &'static str {
-    // A container of a pod is paused with all of it.
+    // A container of a pod is paused with all of it, or by itself.
     let pod = container::pod_directory(&vm.directory);
     let directory = pod.as_deref().unwrap_or(&vm.directory);
     let socket = directory.join(CONTROL_SOCKET);
     let ask = || Client::connect_with_limit(&socket, ANSWER)?.get::<InstanceInfo>("/");
     match ask().map(|info| info.state) {
+        Ok(State::Running) if pod.is_some() => {
+            let is_frozen = container::is_frozen(&vm.directory, vm.record.id.as_str());
+            if is_frozen.unwrap_or(false) { "paused" } else { "running" }
+        }
         Ok(State::Running) => "running",
         Ok(State::Paused) => "paused",
         Err(_) => "not responding",

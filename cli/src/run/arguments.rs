@@ -271,11 +271,6 @@ impl ContainerArguments {
                     .into(),
             );
         }
-        if !self.volume.is_empty() || !self.mount.is_empty() {
-            let line =
-                "-v and --mount are not there for containers in pods yet: leave --pod out, or use `mvm cp`";
-            return Err(line.into());
-        }
         Ok(())
     }
 

@@ -43,7 +43,7 @@ pub struct DockerArguments {
     ipc: Option<String>,
 
     /// Set the namespace of processes: private
-    #[arg(long, value_name = "MODE", value_parser = own, hide = true)]
+    #[arg(long, value_name = "MODE", value_parser = processes, hide = true)]
     pid: Option<String>,
 
     /// Set the namespace of the host name: private
@@ -95,6 +95,11 @@ fn own(text: &str) -> Result<String, String> {
 
 fn users(text: &str) -> Result<String, String> {
     one_of(text, &["", "host"], "root of a container is root of its VM: use host, or leave it out")
+}
+
+fn processes(text: &str) -> Result<String, String> {
+    let advice = "containers see each other's processes in a pod of `mvm pod create --share pid`: use private, or --pod NAME";
+    one_of(text, &["", "private"], advice)
 }
 
 fn isolation(text: &str) -> Result<String, String> {
@@ -207,8 +212,8 @@ mod tests {
     #[rstest]
     #[case("--ipc host", "use private, or a pod")]
     #[case("--ipc none", "use private, or a pod")]
-    #[case("--pid host", "use private, or leave it out")]
-    #[case("--pid container:x", "use private, or leave it out")]
+    #[case("--pid host", "in a pod of `mvm pod create --share pid`: use private, or --pod NAME")]
+    #[case("--pid container:x", "in a pod of `mvm pod create --share pid`: use private, or --pod NAME")]
     #[case("--uts host", "use private, or leave it out")]
     #[case("--cgroupns host", "use private, or leave it out")]
     #[case("--userns keep-id", "use host, or leave it out")]

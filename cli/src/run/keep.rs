@@ -155,10 +155,16 @@ pub fn create(
     container::check(id.as_str(), &image.config, &order.options).map_err(|error| chain(&error))?;
     let keep = archive.create(order.entry(image, id, name, Phase::Created, &[])?).map_err(said)?;
     set_order(&archive, &keep, order, hold)?;
-    let made = container::make_volumes(assets, &order.options, &volumes).map_err(|error| chain(&error));
-    if let Err(error) = made.and_then(|()| write_id(cid_file, keep.entry().id.as_str()).map(drop)) {
+    let made = match &order.pod {
+        // Whether there is room for them is seen when it is started.
+        Some(pod) => pod::prepare(pod, assets, &order.options, &volumes).map(drop),
+        None => container::check_room(&order.options, &volumes)
+            .and_then(|()| container::make_volumes(assets, &order.options, &volumes))
+            .map_err(|error| chain(&error)),
+    };
+    if let Err(problem) = made.and_then(|()| write_id(cid_file, keep.entry().id.as_str()).map(drop)) {
         let _ = archive.remove_own(&keep);
-        return Err(error);
+        return Err(problem);
     }
     events::note(keep.entry(), "create", &[]);
     Ok(keep.entry().id.clone())
@@ -268,8 +274,10 @@ fn try_keep(
     let waited = if let Which::Again(_, waited) = &which { *waited } else { Duration::ZERO };
     // The volumes stay from here on, and then others find out from the record that they are used.
     let volumes = Volumes::of_user().map_err(|error| chain(&error))?;
-    let mounts =
-        container::prepare(&means.assets, &order.options, &volumes).map_err(|error| chain(&error))?;
+    let mounts = match &order.pod {
+        None => container::prepare(&means.assets, &order.options, &volumes).map_err(|error| chain(&error))?,
+        Some(pod) => pod::prepare(pod, &means.assets, &order.options, &volumes)?,
+    };
     let (instance, keep, publish) = begin(order, &means, which, &archive)?;
     let Means { assets, image, hold, shows_timing, timing, cid_file } = means;
     let id = instance.id().clone();

@@ -279,17 +279,15 @@ impl OrderArguments {
             Some(word) => {
                 let (id, pod) = pod::for_container(&word, || self.container.refuse_in_pod())?;
                 let options = self.container.options(what.command, terminal)?;
-                (Some(id), pod.of_container(&options))
+                let mut options = pod.of_container(&options);
+                pod.add_mounts(&mut options);
+                (Some(id), options)
             }
         };
         let assets = Assets::find().map_err(|error| error.to_string())?;
         // While it is pulled, signals end the process.
         let (image, hold) = images::open(&what.image, self.pull, self.registry, self.quiet)?;
         container::settle(&mut options, &image.config).map_err(|error| error.to_string())?;
-        if pod.is_some() {
-            // Volumes of the image's are directories in what takes the container's changes.
-            options.mounts.clear();
-        }
         let order = Order {
             format: Format::default(),
             image: image.id.clone(),

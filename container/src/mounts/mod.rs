@@ -1,6 +1,7 @@
 //! What of the user's a container has below its root: folders, files and sockets of the host, volumes, and temporary file
 //! systems.
 
+mod in_pod;
 mod long;
 mod prepare;
 mod settle;
@@ -13,8 +14,9 @@ use instance::{VolumeDriver, VolumeName};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::in_pod::{PodFolder, PodFolders, PodSource, PodVolume, prepare_in_pod};
 pub use self::long::LongMount;
-pub use self::prepare::{Forward, PrepareError, Prepared, create, make_volumes, prepare};
+pub use self::prepare::{Forward, PrepareError, Prepared, check_room, create, make_volumes, prepare};
 pub use self::settle::{record, settle};
 pub use self::short::ShortMount;
 pub use self::tmpfs::Tmpfs;

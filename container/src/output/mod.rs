@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use self::journal::Journal;
 pub use self::journal::field_name;
-pub use self::reader::{LogOptions, LogReader, follow, parse_time};
+pub use self::reader::{LogOptions, LogReader, OutputLine, follow, parse_time};
 
 /// A line without an end is cut after as many bytes.
 const MAX_LINE: usize = 16 << 10;

@@ -150,14 +150,7 @@ impl LogReader {
     ///
     /// Those of reading and writing.
     pub fn copy(&mut self, mut output: impl Write, mut errors: impl Write) -> io::Result<()> {
-        while let Some(line) = self.next_line()? {
-            if !self.is_wanted(&line) {
-                continue;
-            }
-            if self.skipped > 0 {
-                self.skipped -= 1;
-                continue;
-            }
+        while let Some(line) = self.next_wanted()? {
             let stream = usize::from(line.stream == Stream::Stderr);
             let target: &mut dyn Write = if stream == 1 { &mut errors } else { &mut output };
             if let Some(at_start) = self.at_start.get_mut(stream) {
@@ -176,6 +169,24 @@ impl LogReader {
         }
         output.flush()?;
         errors.flush()
+    }
+
+    /// The next line of those that are wanted, if there is one now.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub fn next_wanted(&mut self) -> io::Result<Option<OutputLine>> {
+        while let Some(line) = self.next_line()? {
+            if !self.is_wanted(&line) {
+                continue;
+            }
+            if self.skipped == 0 {
+                return Ok(Some(line));
+            }
+            self.skipped -= 1;
+        }
+        Ok(None)
     }
 
     /// The next line, if there is one.
