@@ -64,7 +64,7 @@ impl Wanted {
     }
 
     /// Makes the image the root, and becomes its init.
-    fn become_init(self) -> Result<Infallible> {
+    fn become_init(self, ending: &Ending) -> Result<Infallible> {
         let Self { image, writable, init } = self;
         let container =
             Container { id: "root".into(), image, writable, all_devices: true, ..Container::default() };
@@ -87,15 +87,16 @@ impl Wanted {
                 eprintln!("agent: cannot execute {path}: {error}");
             }
         }
-        run_shell()
+        run_shell(ending)
     }
 }
 
 /// Starts the VM from its image, and ends it where it cannot.
 pub fn run(wanted: Result<Wanted>) -> ! {
-    let Err(failure) = wanted.and_then(Wanted::become_init);
+    let ending = Ending::prepare();
+    let Err(failure) = wanted.and_then(|wanted| wanted.become_init(&ending));
     eprintln!("mvm: the VM cannot start from its image: {}", failure.message);
-    end(1)
+    ending.end(1)
 }
 
 /// Runs the service for the host's commands beside the init.
@@ -116,16 +117,16 @@ fn start_service() -> Result<()> {
 }
 
 /// Is the init of an image that has none, until a shell on the console ends or the power button is pressed.
-fn run_shell() -> ! {
+fn run_shell(ending: &Ending) -> ! {
     eprintln!(
         "\nmvm: the image has no init ({}): a shell runs in place of it, and the VM powers off when that ends\n",
         INITS.join(", ")
     );
-    let shell = match shell().spawn() {
+    let shell = match shell().and_then(|mut shell| shell.spawn()) {
         Ok(shell) => shell,
         Err(error) => {
             eprintln!("mvm: the image has no /bin/sh either ({error}): `mvm run` runs its own command");
-            end(127)
+            ending.end(127)
         }
     };
     let button = watch_button().ok();
@@ -137,21 +138,24 @@ fn run_shell() -> ! {
                 };
                 let code = status.exit_status().or_else(|| Some(128 + status.terminating_signal()?));
                 if is(&shell) {
-                    end(u8::try_from(code.unwrap_or(0)).unwrap_or(u8::MAX))
+                    ending.end(u8::try_from(code.unwrap_or(0)).unwrap_or(u8::MAX))
                 }
                 if button == Some(pid) && code == Some(0) {
-                    end(0)
+                    ending.end(0)
                 }
             }
             Ok(None) | Err(rustix::io::Errno::INTR) => {}
-            Err(_) => end(1),
+            Err(_) => ending.end(1),
         }
     }
 }
 
 /// A shell that has the console as its terminal.
-fn shell() -> Command {
+fn shell() -> io::Result<Command> {
+    // That which this process has is of the root that the kernel began with, where programs do not find its name.
+    let console = fs::OpenOptions::new().read(true).write(true).open("/dev/console")?;
     let mut shell = Command::new("/bin/sh");
+    shell.stdin(console.try_clone()?).stdout(console.try_clone()?).stderr(console);
     shell.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
     let take = || {
         rustix::process::setsid()?;
@@ -161,7 +165,7 @@ fn shell() -> Command {
     };
     // SAFETY: it makes system calls alone.
     unsafe { shell.pre_exec(take) };
-    shell
+    Ok(shell)
 }
 
 /// A process that ends with 0 when the power button is pressed.
@@ -179,12 +183,22 @@ fn watch_button() -> Result<rustix::process::Pid> {
     }
 }
 
-/// Ends the VM with an exit code.
-fn end(code: u8) -> ! {
-    // Without devtmpfs or the port the code is 0.
-    let port = fs::OpenOptions::new().write(true).open("/dev/port");
-    let _ = port.and_then(|port| port.write_at(&[code], EXIT_CODE));
-    system::power_off()
+/// What the VM ends with.
+struct Ending(Option<fs::File>);
+
+impl Ending {
+    /// Opens the ports of the processor, which are not found any more once /dev is in the image.
+    fn prepare() -> Self {
+        Self(fs::OpenOptions::new().write(true).open("/dev/port").ok())
+    }
+
+    /// Ends the VM with an exit code, which is 0 on a kernel without ports for programs. What was written to the console comes
+    /// before.
+    fn end(&self, code: u8) -> ! {
+        let _ = rustix::termios::tcdrain(io::stderr());
+        let _ = self.0.as_ref().map(|port| port.write_at(&[code], EXIT_CODE));
+        system::power_off()
+    }
 }
 
 #[cfg(test)]
