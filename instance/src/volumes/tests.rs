@@ -163,7 +163,7 @@ fn what_a_guest_has_made_is_removed_however_deep_it_is() {
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("file"), "").unwrap();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    let mut directory = openat(CWD, &volume.content(), flags, Mode::empty()).unwrap();
+    let mut directory = openat(CWD, volume.content(), flags, Mode::empty()).unwrap();
     for number in 0..5000 {
         mkdirat(&directory, "d", Mode::RWXU).unwrap();
         if number % 500 == 0 {
@@ -177,7 +177,7 @@ fn what_a_guest_has_made_is_removed_however_deep_it_is() {
     fs::create_dir_all(&locked).unwrap();
     fs::write(locked.join("file"), "").unwrap();
     for path in [&locked, locked.parent().unwrap(), &volume.content().join("d")] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
     }
     assert!(volumes.remove(&record.name, || false).unwrap());
     assert!(!volume.directory.exists() && outside.join("file").exists());
