@@ -122,7 +122,10 @@ impl Format {
             error => error,
         };
         match self {
-            Self::Json => Ok(rows.iter().map(|row| format!("{row}\n")).collect()),
+            Self::Json => {
+                Ok(crate::escaped(&rows.iter().map(|row| format!("{row}\n")).collect::<String>())
+                    .into_owned())
+            }
             Self::Table(None) => Ok(own_table(columns, shown, rows)),
             Self::Table(Some(table)) => {
                 let headings =
@@ -153,7 +156,7 @@ impl Format {
     pub fn inspect(format: Option<&Self>, values: &[Value]) -> Result<String, FormatError> {
         match format {
             None | Some(Self::Table(None)) => Ok(crate::json(&values)),
-            Some(Self::Json) => Ok(format!("{}\n", Value::from(values))),
+            Some(Self::Json) => Ok(crate::escaped(&format!("{}\n", Value::from(values))).into_owned()),
             Some(Self::Table(Some(table))) => {
                 values.iter().map(|value| Ok(table.row.apply(value)? + "\n")).collect()
             }

@@ -35,6 +35,8 @@ const MOVE: Duration = Duration::from_secs(15);
 const RELEASE: Duration = Duration::from_secs(60);
 /// How long a pod's VM runs without a container.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long no client is taken after one that could not be.
+const PAUSE: Duration = Duration::from_millis(500);
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 64;
 /// Answers of the VM that wait at most: it is asked one thing at a time, and more are not its own.
@@ -265,14 +267,16 @@ impl Shared {
         Ok(ready)
     }
 
-    /// Takes clients until it cannot.
+    /// Takes clients, for as long as this process lives.
     fn accept(self: Arc<Self>, clients: &TieListener) {
         loop {
             let client = match clients.accept() {
                 Ok(client) => client,
                 Err(error) => {
-                    tracing::warn!(%error, "the pod takes no more containers");
-                    return;
+                    // Out of descriptors or memory, which nothing tells the end of.
+                    tracing::warn!(%error, "the pod takes no container now");
+                    std::thread::sleep(PAUSE);
+                    continue;
                 }
             };
             let this = self.clone();

@@ -12,6 +12,7 @@
 //! VM has written to a disk is never read here.
 
 mod name;
+mod removal;
 #[cfg(test)]
 mod tests;
 
@@ -159,7 +160,10 @@ fn usage(path: &Path, left: &mut usize) -> u64 {
             break;
         }
         if metadata.is_dir() {
-            waiting.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+            // A guest may have made any number of them.
+            let room = left.saturating_sub(waiting.len());
+            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+            waiting.extend(entries.map(|entry| entry.path()).take(room));
         }
     }
     total
@@ -396,11 +400,15 @@ fn write_record(directory: &Path, record: &VolumeRecord) -> io::Result<()> {
 
 /// Removes the record and then the rest of `directory`: what is left of it after a crash is no volume any more.
 fn remove_all(directory: &Path) -> io::Result<()> {
-    for removed in [fs::remove_file(directory.join(RECORD)), fs::remove_dir_all(directory)] {
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    match fs::remove_file(directory.join(RECORD)) {
+        // What is no file goes with the rest.
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
+            return Err(error);
         }
+        _ => {}
     }
-    Ok(())
+    match removal::remove_tree(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
