@@ -93,6 +93,10 @@ impl LogsCommand {
     fn print(&self, kept: &Kept) -> io::Result<()> {
         let path = kept.output();
         if !path.exists() && !kept.is_running {
+            // One that was only created has written nothing yet.
+            if kept.entry.started.is_none() && !self.follow {
+                return Ok(());
+            }
             return Err(io::Error::other("none is kept: it ran with --log-driver none, or did not start"));
         }
         let options = LogOptions {

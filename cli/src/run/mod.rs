@@ -226,7 +226,8 @@ fn try_run(command: RunCommand, start: Instant) -> Result<ExitCode, Failure> {
     if !is_detached {
         let is_interactive = order.options.interactive && order.options.terminal.is_some();
         // One that can be left, or that ends more than once, is not kept by the process that ends then.
-        if is_interactive || order.restart != RestartPolicy::No {
+        let outlives_signals = !command.attach.passes_signals();
+        if is_interactive || outlives_signals || order.restart != RestartPolicy::No {
             return Ok(in_front(&order, means, which, order.options.interactive, &command.attach)?.into());
         }
         return Ok(keep(&order, means, which, Side::Foreground).into());

@@ -8,7 +8,7 @@ use vmm::MemorySize;
 use super::details;
 use super::keep::Order;
 use super::policy::RestartPolicy;
-use super::resources::milli_cpus;
+use super::resources::{check_memory, milli_cpus};
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 use crate::{chain, complain, events, exit_code};
@@ -91,6 +91,7 @@ fn change(word: &str, update: &Update, restart: Option<RestartPolicy>) -> Result
         order.restart = restart;
     }
     let refused = |error: &dyn std::error::Error| Failure::Start(chain(error));
+    check_memory(update.memory).map_err(Failure::Start)?;
     update.apply(&mut order.options).map_err(|error| refused(&error))?;
     if !update.is_empty() && kept.is_running {
         let vm = targets::find(&Registry::of_user(), id.as_str())?;
