@@ -59,6 +59,11 @@ pub struct AttachArguments {
 }
 
 impl AttachArguments {
+    /// Whether signals are for the container, or else for the command that is connected with it.
+    pub fn passes_signals(&self) -> bool {
+        self.sig_proxy
+    }
+
     /// The keys that leave it.
     pub fn keys(&self) -> DetachKeys {
         self.detach_keys.clone().unwrap_or_default()

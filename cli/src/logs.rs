@@ -132,6 +132,10 @@ impl LogsCommand {
         if let Some(line) = run::in_journal(kept) {
             return Err(io::Error::other(line));
         }
+        // One that was only created has written nothing yet.
+        if kept.entry.started.is_none() && !kept.is_running && !self.lines.follow && !kept.output().exists() {
+            return Ok(());
+        }
         let mut reader = self.lines.open(kept)?;
         let (output, errors) = (io::stdout(), io::stderr());
         if self.lines.follow {
@@ -142,7 +146,11 @@ impl LogsCommand {
 
     /// A console has bytes and no times.
     fn print_console(&self, kept: &Kept) -> io::Result<()> {
-        if self.lines.timestamps || self.lines.details || self.lines.since.is_some() || self.lines.until.is_some() {
+        if self.lines.timestamps
+            || self.lines.details
+            || self.lines.since.is_some()
+            || self.lines.until.is_some()
+        {
             return Err(io::Error::other(
                 "a VM's console has no times: leave --timestamps, --details, --since and --until out",
             ));

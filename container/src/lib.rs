@@ -62,7 +62,7 @@ pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod,
 pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
 pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};
 pub use signal::number as signal_number;
-pub use spec::{command, storage};
+pub use spec::{SHM_SIZE, command, entrypoint_and_command, storage};
 pub use timing::{Step, Timing};
 pub use update::{Update, processes, update};
 pub use visit::Visit;

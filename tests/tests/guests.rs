@@ -39,6 +39,8 @@ mod life;
 mod lives;
 #[path = "guests/machine.rs"]
 mod machine;
+#[path = "guests/makers.rs"]
+mod makers;
 #[path = "guests/nesting.rs"]
 mod nesting;
 #[path = "guests/net.rs"]

@@ -16,7 +16,7 @@ use std::str::FromStr;
 use serde_json::Value;
 use thiserror::Error;
 
-pub use filter::{Filter, FilterError, Filters, invalid};
+pub use filter::{Filter, FilterError, Filters, invalid, matches_name};
 
 use self::template::Template;
 use crate::table::Table;

@@ -7,7 +7,7 @@ use instance::{Archive, InstanceError, Kept, Kind, Registry, VmName, time};
 use serde_json::{Value, json};
 
 use super::{containers, find, options};
-use crate::format::{Column, Filter, Filters, Format};
+use crate::format::{Column, Filter, Filters, Format, matches_name};
 use crate::images::human;
 use crate::process::ExitCode;
 use crate::table::{self, Cut, Table};
@@ -235,7 +235,7 @@ impl PsCommand {
         pods.retain(|pod| {
             let labels = |name: &str| pod.kept.entry.labels.get(name).map(String::as_str);
             filters.allow("id", |id| pod.kept.entry.id.as_str().starts_with(id))
-                && filters.allow("name", |name| pod.name().contains(name))
+                && filters.allow("name", |name| matches_name(name, &pod.name()))
                 && filters.allow("status", |state| is_state(pod.status(), state))
                 && filters.allow("ctr-number", |number| pod.containers.len().to_string() == number)
                 && filters.allow_labels(labels)

@@ -126,12 +126,12 @@ fn print(mut logs: Vec<Log>, timestamps: bool) -> io::Result<()> {
         while let Some(OutputLine { time, stream, is_whole, text }) = head.take() {
             let is_error = stream == OutputStream::Stderr;
             let target: &mut dyn Write = if is_error { &mut errors } else { &mut output };
-            if let Some(at_start) = at_start.get_mut(usize::from(is_error)) {
-                if std::mem::replace(at_start, is_whole) {
-                    target.write_all(log.prefix.as_bytes())?;
-                    if timestamps {
-                        write!(target, "{time} ")?;
-                    }
+            if let Some(at_start) = at_start.get_mut(usize::from(is_error))
+                && std::mem::replace(at_start, is_whole)
+            {
+                target.write_all(log.prefix.as_bytes())?;
+                if timestamps {
+                    write!(target, "{time} ")?;
                 }
             }
             target.write_all(&text)?;

@@ -224,7 +224,7 @@ mod tests {
             "Mem": "100.00%", "NetIO": "1.0KiB / 2.0KiB", "BlockIO": "-- / --", "PIDS": "12",
         });
         let heading = |width| {
-            table(&[row.clone()], width)
+            table(std::slice::from_ref(&row), width)
                 .lines()
                 .next()
                 .unwrap()
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(heading(None), "POD CID NAME CPU % MEM USAGE/ LIMIT MEM % NET IO BLOCK IO PIDS");
         assert_eq!(heading(Some(80)), "POD CID NAME CPU % MEM USAGE/ LIMIT");
         for width in 77..200 {
-            let text = table(&[row.clone()], Some(width));
+            let text = table(std::slice::from_ref(&row), Some(width));
             assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
         }
     }

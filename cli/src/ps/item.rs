@@ -198,6 +198,11 @@ impl Item {
         }
     }
 
+    /// Its network, by docker's name of the mode.
+    pub fn network(&self) -> Option<&str> {
+        self.entry.as_ref()?.details.pointer("/HostConfig/NetworkMode")?.as_str()
+    }
+
     /// Bytes on the disk of what is kept of it.
     pub fn disk_usage(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
@@ -247,7 +252,7 @@ impl Item {
             "PodName": self.pod.as_ref().and_then(|(_, name)| name.as_ref()).map_or_else(String::new, ToString::to_string),
             "Mounts": mounts.join(","),
             "LocalVolumes": self.entry.as_ref().map_or(0, |entry| entry.volumes.len()).to_string(),
-            "Networks": details.pointer("/HostConfig/NetworkMode").cloned().unwrap_or_else(|| "".into()),
+            "Networks": self.network().unwrap_or_default(),
         })
     }
 

@@ -9,7 +9,7 @@ use super::details;
 use super::docker::QuotaArguments;
 use super::keep::Order;
 use super::policy::RestartPolicy;
-use super::resources::{Swap, milli_cpus, note, swap};
+use super::resources::{Swap, check_memory, milli_cpus, note, swap};
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 use crate::{chain, complain, events, exit_code};
@@ -115,6 +115,7 @@ fn change(
         order.restart = restart;
     }
     let refused = |error: &dyn std::error::Error| Failure::Start(chain(error));
+    check_memory(update.memory).map_err(Failure::Start)?;
     update.apply(&mut order.options).map_err(|error| refused(&error))?;
     if let Some(line) = note(swap, order.options.memory).map_err(Failure::Start)? {
         complain(line);
