@@ -1,6 +1,6 @@
-//! The messages between the agent, which is PID 1 of a container's VM, and the host.
+//! The messages between the agent, which is PID 1 of a container's VM or a service of a VM's guest, and the host.
 //!
-//! They pass over vsock. The agent connects to [`PORT`] of the host once it is ready, and takes connections from the
+//! They pass over vsock. As PID 1 the agent connects to [`PORT`] of the host once it is ready. It takes connections from the
 //! host on [`PORT`] of its own. On every connection the agent says [`Reply::Hello`] first. Then the host makes requests;
 //! after [`Request::Attach`] the connection carries the bytes of that stream and nothing else. A stream outlives its
 //! connection: see [`Sender`] and [`Receiver`].
@@ -42,6 +42,9 @@ pub const PORT: u32 = 1000;
 pub const MAX_EXECS: usize = 64;
 /// The most requests of the kind [`Request::Copy`] that are worked on in a container at a time.
 pub const MAX_COPIES: usize = 16;
+/// What the guest itself is called in place of a container, where the agent is a service of it. There it runs commands and
+/// copies files, and refuses all that is about containers.
+pub const GUEST: &str = "guest";
 /// The host's context ID (VIRTIO 1.2, 5.10.4).
 pub const HOST_CID: u32 = 2;
 
@@ -131,7 +134,8 @@ pub enum Request {
         /// What is to be done.
         what: CopyWhat,
     },
-    /// Make the root of a container that does not run, with nothing mounted in it, so that its files can be reached by
+    /// Make the root of a container that does not run, with its volumes and folders of the host and nothing else mounted in
+    /// it, so that its files can be reached by
     /// [`Request::Copy`]. No process of its own runs. The answers are those of [`Request::Start`].
     Hold(Box<Container>),
     /// Make what the containers of a pod share. The answer is [`Reply::Done`] or [`Reply::Failed`]. Since version 4, as those
@@ -147,6 +151,19 @@ pub enum Request {
         container: String,
         /// Block devices of the guest, as in `/dev/vdc`.
         disks: Vec<String>,
+    },
+    /// Have all processes of a container stand still, or go on. The answer, [`Reply::Done`] or [`Reply::Failed`], comes when
+    /// they do.
+    Freeze {
+        /// The container.
+        container: String,
+        /// They stand still.
+        freezes: bool,
+    },
+    /// Say whether a container stands still. The answer is [`Reply::Frozen`] or [`Reply::Failed`].
+    IsFrozen {
+        /// The container.
+        container: String,
     },
 }
 
@@ -177,6 +194,8 @@ pub enum Reply {
     Processes(Vec<ProcessEntry>, u64),
     /// What a file is.
     Found(FileInfo),
+    /// Whether the container stands still.
+    Frozen(bool),
 }
 
 /// The most processes that are listed, and bytes of the title of one: they fit in a message.
@@ -274,6 +293,8 @@ mod tests {
             (12, Request::Pod(Box::default())),
             (13, Request::StartInPod(Box::default())),
             (14, Request::Release { container: container(), disks: Vec::new() }),
+            (15, Request::Freeze { container: container(), freezes: true }),
+            (16, Request::IsFrozen { container: container() }),
         ];
         for (expected, request) in requests {
             assert_eq!(number(&request), expected, "{request:?}");
@@ -289,6 +310,7 @@ mod tests {
             Reply::Usage(Usage::default()),
             Reply::Processes(Vec::new(), 0),
             Reply::Found(FileInfo::default()),
+            Reply::Frozen(true),
         ];
         for (expected, reply) in (0..).zip(replies) {
             assert_eq!(number(&reply), expected, "{reply:?}");
@@ -309,6 +331,8 @@ mod tests {
             MountKind::Part { tag: text(), name: text(), fills: false },
             MountKind::Disk { device: text(), fills: false },
             MountKind::Socket { port: 0, mode: 0, user: 0, group: 0 },
+            MountKind::Below { tag: text(), name: text(), path: text() },
+            MountKind::DiskBelow { device: text(), path: text() },
         ];
         for (expected, kind) in (0..).zip(kinds) {
             assert_eq!(number(&kind), expected, "{kind:?}");

@@ -116,6 +116,22 @@ pub enum MountKind {
         /// The file's group.
         group: u32,
     },
+    /// What is further down in a folder that is a [`MountKind::Part`].
+    Below {
+        /// The tag of the virtiofs.
+        tag: String,
+        /// The folder's name there.
+        name: String,
+        /// The path in it, without links.
+        path: String,
+    },
+    /// What is below the directory of [`MountKind::Disk`].
+    DiskBelow {
+        /// The device, as in `/dev/vdd`.
+        device: String,
+        /// The path in the directory, of which no part is a link.
+        path: String,
+    },
 }
 
 /// A file to be written.

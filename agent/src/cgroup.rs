@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use agent_protocol::{Resources, Usage};
 use rustix::time::{ClockId, clock_gettime};
@@ -149,6 +149,14 @@ impl Drop for Cgroup {
         self.kill();
         self.remove();
     }
+}
+
+/// Whether the processes of a group stand still, by the file of its state.
+pub fn is_frozen(events: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut text = [0; 256];
+    let count = rustix::io::pread(events, &mut text, 0)?;
+    let text = String::from_utf8_lossy(text.get(..count).unwrap_or_default()).into_owned();
+    Ok(text.lines().any(|line| line == "frozen 1"))
 }
 
 /// Removes the group at `path` with those in it.

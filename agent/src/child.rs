@@ -93,6 +93,36 @@ pub fn run_in(first: BorrowedFd<'_>, process: &Process, ends: Ends) -> ! {
     end(&ends, &failure)
 }
 
+/// Becomes a command in the guest that the agent is a service of.
+pub fn run_in_guest(process: &Process, ends: Ends) -> ! {
+    let own = [&ends.input, &ends.output, &ends.errors].into_iter().flatten().chain([&ends.agent]);
+    close_others(own.map(AsFd::as_fd));
+    reset();
+    let Err(failure) = become_guest_command(process, &ends);
+    end(&ends, &failure)
+}
+
+/// As who logs in: the guest's own files say who the user is, and the kernel what the user may do.
+fn become_guest_command(process: &Process, ends: &Ends) -> Result<Infallible> {
+    let accounts = Accounts::read();
+    let identity = accounts.find(&process.user, &[])?;
+    connect(process, ends, &identity, Which::Further)?;
+    // The service may be the last that the kernel kills for lack of memory.
+    let _ = set("/proc/self/oom_score_adj", "0");
+    set_identity(&identity)?;
+    let home = if identity.home.starts_with('/') { &*identity.home } else { "/" };
+    if process.cwd.is_empty() {
+        if rustix::process::chdir(home).is_err() {
+            enter_directory("/", Which::Further)?;
+        }
+    } else {
+        enter_directory(&process.cwd, Which::Further)?;
+    }
+    let mut env = accounts.variables(identity.uid);
+    agent_protocol::set_variables(&mut env, &process.env);
+    execute(&Process { env, ..process.clone() }, &identity)
+}
+
 fn end(ends: &Ends, failure: &Failure) -> ! {
     let failure = Failure { message: shortened(&failure.message), ..failure.clone() };
     if let Ok(message) = encode(&failure) {
@@ -273,16 +303,11 @@ fn drop_rights(capabilities: &Capabilities, identity: &Identity) -> Result<()> {
             rustix::thread::remove_capability_from_bounding_set(one).during("drop capabilities")?;
         }
     }
-    let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    rustix::thread::set_thread_groups(&groups).during("set groups")?;
-    let gid = Gid::from_raw(identity.gid);
-    rustix::thread::set_thread_res_gid(gid, gid, gid).during("set the group")?;
     let ambient = CapabilitySet::from_bits_retain(capabilities.ambient);
     if !ambient.is_empty() {
         rustix::thread::set_keep_capabilities(true).during("keep capabilities")?;
     }
-    let uid = Uid::from_raw(identity.uid);
-    rustix::thread::set_thread_res_uid(uid, uid, uid).during("set the user")?;
+    set_identity(identity)?;
     // Another user than root has none, unless they are ambient.
     let own = if identity.uid == 0 { bounding } else { ambient };
     let sets = CapabilitySets { effective: own, permitted: own, inheritable: ambient };
@@ -294,6 +319,16 @@ fn drop_rights(capabilities: &Capabilities, identity: &Identity) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Becomes the user, with its groups.
+fn set_identity(identity: &Identity) -> Result<()> {
+    let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    rustix::thread::set_thread_groups(&groups).during("set groups")?;
+    let gid = Gid::from_raw(identity.gid);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).during("set the group")?;
+    let uid = Uid::from_raw(identity.uid);
+    rustix::thread::set_thread_res_uid(uid, uid, uid).during("set the user")
 }
 
 /// Loads filters of system calls.

@@ -45,6 +45,8 @@ pub struct Home {
     mounted: Vec<Vec<u8>>,
     /// The container does not run.
     pub is_held: bool,
+    /// The user has its processes stand still.
+    pub is_paused: bool,
 }
 
 /// The bytes of a pipe for output. What is in it counts as memory of the container.
@@ -103,7 +105,8 @@ fn home(
     // It is not reaped yet, and so the number is its own.
     let first = pidfd_open(pid, PidfdFlags::empty()).during("open a process")?;
     let (process, mounted) = (container.process.clone(), mounts::targets(container));
-    let home = Home { cgroup, first, _mounts: of, process, layers: None, mounted, is_held: false };
+    let home =
+        Home { cgroup, first, _mounts: of, process, layers: None, mounted, is_held: false, is_paused: false };
     Ok((ours.started(pid), home))
 }
 
@@ -157,7 +160,7 @@ impl Home {
             None => {
                 let layers = self.layers.as_ref();
                 let entered = Entered {
-                    first: self.first.as_fd(),
+                    first: Some(self.first.as_fd()),
                     layers: layers.map(|layers| (layers.changes.as_fd(), layers.image.as_fd())),
                     mounted: &self.mounted,
                     user: &self.process.user,
@@ -189,7 +192,7 @@ fn further(first: &Process, exec: &Exec) -> Process {
 }
 
 /// The agent's ends of what connects it with a process.
-struct Ours {
+pub struct Ours {
     setup: OwnedFd,
     input: Option<OwnedFd>,
     output: Option<OwnedFd>,
@@ -198,7 +201,7 @@ struct Ours {
 
 impl Ours {
     /// Both ends. What is detached has no pipes.
-    fn new(process: &Process, is_detached: bool) -> Result<(Self, Ends)> {
+    pub fn new(process: &Process, is_detached: bool) -> Result<(Self, Ends)> {
         let flags = SocketFlags::CLOEXEC;
         let (setup, agent) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).during("make a socket")?;
@@ -223,7 +226,8 @@ impl Ours {
         Ok((Self { setup, input, output, errors }, ends))
     }
 
-    fn started(self, pid: Pid) -> Started {
+    /// What it is, with the process's ID.
+    pub fn started(self, pid: Pid) -> Started {
         let Self { setup, input, output, errors } = self;
         Started { pid, setup, input, output, errors }
     }

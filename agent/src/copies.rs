@@ -1,4 +1,5 @@
-//! Files on their way into a container and out of it: what a process of the agent's does that has entered the container.
+//! Files on their way into a container, or the guest, and out of it: what a process of the agent's does that has entered
+//! the container.
 //!
 //! It is a copy of the agent in the container's mount namespace and root, so that no link leads out of it, and in its
 //! control group, so that what it uses is the container's. The container's processes do not see it. The host's connection
@@ -16,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::cgroup::is_frozen;
 use crate::child::{close_others, reset, shortened};
 use crate::error::{During, Result, failure};
 use crate::user::Accounts;
@@ -29,8 +31,8 @@ const FREEZE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// What the process has of its container.
 pub struct Entered<'a> {
-    /// The container's first process.
-    pub first: BorrowedFd<'a>,
+    /// The container's first process; none for the guest that this process is in already.
+    pub first: Option<BorrowedFd<'a>>,
     /// What takes its changes, and the image.
     pub layers: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
     /// What was made in its root to mount on.
@@ -44,8 +46,8 @@ pub struct Entered<'a> {
 /// Does what is asked for, and ends. `pending` was not sent yet on `connection`.
 pub fn run(entered: &Entered<'_>, connection: &OwnedFd, pending: &[u8], what: &CopyWhat) -> ! {
     let layers = entered.layers.map(|(upper, lower)| [upper, lower]);
-    let mut kept = vec![connection.as_fd(), entered.first];
-    kept.extend(layers.into_iter().flatten().chain(entered.freezes));
+    let mut kept = vec![connection.as_fd()];
+    kept.extend(layers.into_iter().flatten().chain(entered.first).chain(entered.freezes));
     close_others(kept);
     reset();
     rustix::process::umask(Mode::empty());
@@ -116,18 +118,13 @@ fn enter(entered: &Entered<'_>) -> Result<()> {
     if let Some(events) = entered.freezes {
         wait_until_frozen(events)?;
     }
-    move_into_thread_name_spaces(entered.first, ThreadNameSpaceType::MOUNT).during("join the container")
+    let Some(first) = entered.first else { return Ok(()) };
+    move_into_thread_name_spaces(first, ThreadNameSpaceType::MOUNT).during("join the container")
 }
 
 fn wait_until_frozen(events: BorrowedFd<'_>) -> Result<()> {
     loop {
-        let mut text = [0; 256];
-        let count =
-            rustix::io::pread(events, &mut text, 0).during("see whether the container stands still")?;
-        if String::from_utf8_lossy(text.get(..count).unwrap_or_default())
-            .lines()
-            .any(|line| line == "frozen 1")
-        {
+        if is_frozen(events).during("see whether the container stands still")? {
             return Ok(());
         }
         match poll(&mut [PollFd::from_borrowed_fd(events, PollFlags::PRI)], Some(&FREEZE)) {
@@ -313,9 +310,7 @@ mod tests {
     fn ask(what: CopyWhat) -> UnixStream {
         let (near, far) = UnixStream::pair().unwrap();
         thread::spawn(move || {
-            let first = fs::File::open("/").unwrap();
-            let entered =
-                Entered { first: first.as_fd(), layers: None, mounted: &[], user: "12:34", freezes: None };
+            let entered = Entered { first: None, layers: None, mounted: &[], user: "12:34", freezes: None };
             let mut host = Host(far.as_fd());
             if let Err(failure) = work(&entered, &mut host, &what) {
                 host.say(&Reply::Failed(failure));

@@ -46,6 +46,11 @@ pub fn copy_tree(from: &OwnedFd, to: &OwnedFd, is_strict: bool) -> io::Result<()
     Ok(())
 }
 
+/// Gives the directory `to` what `from` has beside its content: mode, owner, times, attributes.
+pub fn copy_metadata(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    Copy { from, to, is_strict: true, links: HashMap::new() }.finish(from, to)
+}
+
 impl Copy<'_> {
     /// Opens a directory on both sides. No link on the way is followed.
     fn open(&self, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use agent_protocol::PodDisk;
-use rustix::fs::{Mode, OFlags, SeekFrom, seek};
+use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, flock, seek};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
@@ -75,6 +75,12 @@ pub fn mount(device: &str, place: &str, lasts: Lasts) -> io::Result<()> {
         return Ok(());
     }
     let root = File::open(place)?;
+    // Containers of a pod may have the same disk, and one of them grows it.
+    flock(&root, FlockOperation::LockExclusive)?;
+    disk.read_exact_at(&mut first, 0)?;
+    if blocks_in(&first) >= blocks {
+        return Ok(());
+    }
     // SAFETY: the kernel reads the number, which lives until the call returns.
     match unsafe { libc::ioctl(root.as_raw_fd(), RESIZE, &raw const blocks) } {
         0 => Ok(()),

@@ -1,4 +1,5 @@
-//! The agent: PID 1 of a container's VM. It runs containers as the host says over vsock (see `agent_protocol`).
+//! The agent: PID 1 of a container's VM, where it runs containers as the host says over vsock (see `agent_protocol`); or a
+//! service of a VM's guest (`service`), where it runs commands in that; or what starts a VM whose root is an image (`image`).
 //!
 //! It is one thread, which waits for all its descriptors at once (`server`). Processes of containers are made by
 //! `container`, what they do before they become the user's command is in `child`, and what the agent knows of one while
@@ -14,6 +15,8 @@ mod devices;
 mod disk;
 mod error;
 mod flow;
+mod guest;
+mod image;
 mod init;
 mod mounts;
 mod network;
@@ -22,6 +25,7 @@ mod process;
 mod processes;
 mod pty;
 mod server;
+mod service;
 mod sockets;
 mod streams;
 mod system;
@@ -29,18 +33,27 @@ mod user;
 mod volumes;
 mod vsock;
 
+use std::convert::Infallible;
 use std::process::ExitCode;
+
+/// Does what PID 1 has to do, until it cannot.
+fn run() -> error::Result<Infallible> {
+    system::mount_basics()?;
+    if let Some(wanted) = image::Wanted::of(&system::kernel_arguments()?) {
+        image::run(wanted);
+    }
+    system::prepare()?;
+    Err(server::Server::new()?.serve())
+}
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
-        eprintln!("agent: it is the init of a container's VM and starts nowhere else");
-        return ExitCode::from(2);
+        let words: Vec<String> =
+            std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        return service::run(&words);
     }
     system::mark_start();
-    let failure = match system::prepare().and_then(|()| server::Server::new()) {
-        Ok(server) => server.serve(),
-        Err(failure) => failure,
-    };
+    let Err(failure) = run();
     // The host reads it in the console's log.
     eprintln!("agent: {}", failure.message);
     system::power_off()

@@ -66,13 +66,14 @@ pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
     let root = mount_root(container, &place)?;
     let volumes = Volumes::new(&place);
     for mount in &container.mounts {
-        match is_in_pod && mount.target == pod::SHM {
+        let is_shm = mount.target == pod::SHM && matches!(mount.kind, MountKind::FileSystem(_));
+        match is_in_pod && is_shm {
             true => root.bind(pod::SHM_SOURCE, pod::SHM, Kind::Directory)?,
             false => root.mount(mount, container, &volumes)?,
         }
     }
     write_files(container, &root, &place)?;
-    if is_in_pod {
+    if is_in_pod && !container.mounts.iter().any(|mount| mount.target == pod::HOSTS) {
         root.bind(pod::HOSTS_SOURCE, pod::HOSTS, Kind::File)?;
     }
     for (name, value) in &container.sysctls {
@@ -94,10 +95,24 @@ pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
     Ok(root.layers)
 }
 
-/// Mounts the container's root alone, and makes it this process's root.
+/// Mounts the container's root with its volumes and folders of the host, and nothing else, and makes it this process's root.
 pub fn enter_root(container: &Container) -> Result<Layers> {
     make_private()?;
-    let root = mount_root(container, &format!("{RUN}/{}", container.id))?;
+    let place = format!("{RUN}/{}", container.id);
+    let root = mount_root(container, &place)?;
+    let volumes = Volumes::new(&place);
+    let is_kept = |mount: &&Mount| match mount.kind {
+        MountKind::FileSystem(_) | MountKind::Share(_) | MountKind::Cgroup | MountKind::Socket { .. } => {
+            false
+        }
+        MountKind::Part { .. }
+        | MountKind::Disk { .. }
+        | MountKind::Below { .. }
+        | MountKind::DiskBelow { .. } => true,
+    };
+    for mount in container.mounts.iter().filter(is_kept) {
+        root.mount(mount, container, &volumes)?;
+    }
     root.pivot()?;
     Ok(root.layers)
 }
@@ -113,7 +128,7 @@ fn root_flags(container: &Container) -> MountFlags {
 }
 
 /// Mounts the image, what takes changes, and both as one at `place`/root.
-fn mount_root(container: &Container, place: &str) -> Result<Root> {
+pub fn mount_root(container: &Container, place: &str) -> Result<Root> {
     let path = |name: &str| format!("{place}/{name}");
     for name in ["", "image", "changes", "root"] {
         fs::create_dir(path(name)).during(format!("make {}", path(name)))?;
@@ -180,13 +195,13 @@ pub enum Kind {
 }
 
 /// The path by which mount(2) finds an open file.
-fn path_of(fd: BorrowedFd<'_>) -> String {
+pub fn path_of(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 impl Root {
     /// Makes it this process's root.
-    fn pivot(&self) -> Result<()> {
+    pub fn pivot(&self) -> Result<()> {
         rustix::process::fchdir(&self.directory).during("enter the root")?;
         rustix::process::pivot_root(".", ".").during("change the root")?;
         // The old root lies over the new one, and is all that is left of the agent's.
@@ -240,8 +255,14 @@ impl Root {
             MountKind::Part { tag, name, fills } => {
                 return volumes.mount_part(self, path, flags, (tag, name), *fills);
             }
+            MountKind::Below { tag, name, path: below } => {
+                return volumes.mount_below(self, path, flags, (tag, name, below));
+            }
             MountKind::Disk { device, fills } => {
                 return volumes.mount_disk(self, path, flags, device, *fills);
+            }
+            MountKind::DiskBelow { device, path: below } => {
+                return volumes.mount_below_disk(self, path, flags, device, below);
             }
             MountKind::Socket { port, .. } => {
                 return self.bind(&sockets::place(&container.id, *port), path, Kind::File);
@@ -266,7 +287,11 @@ impl Root {
             MountKind::Cgroup => {
                 mount("cgroup", &target, "cgroup2", flags, &*options).during(what("cgroup2"))?;
             }
-            MountKind::Part { .. } | MountKind::Disk { .. } | MountKind::Socket { .. } => {}
+            MountKind::Part { .. }
+            | MountKind::Disk { .. }
+            | MountKind::Below { .. }
+            | MountKind::DiskBelow { .. }
+            | MountKind::Socket { .. } => {}
         }
         Ok(())
     }

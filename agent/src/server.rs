@@ -1,13 +1,14 @@
 //! The agent's loop: connections of the host, and the processes that they ask for.
 
 mod copying;
+mod freezing;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use agent_protocol::{
-    Container, Decoder, Exec, Exit, Failure, FailureKind, MAX_EXECS, PORT, PodContainer, Reply, Request,
-    Stream, VERSION, encode,
+    Container, Decoder, Exec, Exit, Failure, FailureKind, GUEST, MAX_EXECS, PORT, PodContainer, Reply,
+    Request, Stream, VERSION, encode,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use crate::cgroup::Cgroup;
 use crate::container::{self, Home};
 use crate::error::{During, Result, failure};
 use crate::flow::Flow;
+use crate::guest;
 use crate::network;
 use crate::pod::{self, Departures, Pod};
 use crate::process::{Role, Running};
@@ -25,6 +27,7 @@ use crate::pty;
 use crate::sockets::{self, Sockets};
 use crate::streams::{ConnectionId, Lost};
 use crate::system;
+use crate::volumes;
 use crate::vsock;
 
 /// The most connections at once; each process has up to four.
@@ -42,6 +45,7 @@ enum Source {
     Output(String, Stream),
     Input(String),
     Socket(sockets::Source),
+    Freezing,
 }
 
 struct Connection {
@@ -69,21 +73,36 @@ pub struct Server {
     has_network: bool,
     /// Sockets of the host that containers have.
     sockets: Sockets,
+    /// It is a service of the guest, and has no containers.
+    is_service: bool,
     /// What containers share, where the VM is for several.
     pod: Option<Pod>,
     /// Containers of the pod that have ended, or are about to.
     departures: Departures,
+    /// Containers that are about to stand still, or to go on.
+    freezing: Vec<freezing::Freezing>,
     flow: Flow,
 }
 
 impl Server {
     /// Listens, and tells the host that it does by a first connection.
     pub fn new() -> Result<Self> {
-        let signals = system::signals()?;
         let listener = vsock::listen(PORT).during("listen on vsock")?;
-        let mut server = Self {
+        let mut server = Self::listening(listener, false)?;
+        let first = vsock::connect(PORT).during("connect to the host")?;
+        server.add_connection(first);
+        Ok(server)
+    }
+
+    /// The same as a service of the guest, which the host connects to when it needs it.
+    pub fn of_guest(listener: OwnedFd) -> Result<Self> {
+        Self::listening(listener, true)
+    }
+
+    fn listening(listener: OwnedFd, is_service: bool) -> Result<Self> {
+        Ok(Self {
             listener,
-            signals,
+            signals: system::signals()?,
             connections: BTreeMap::new(),
             next: 0,
             processes: BTreeMap::new(),
@@ -91,13 +110,12 @@ impl Server {
             apart: None,
             has_network: false,
             sockets: Sockets::new(),
+            is_service,
             pod: None,
             departures: Departures::default(),
+            freezing: Vec::new(),
             flow: Flow::default(),
-        };
-        let first = vsock::connect(PORT).during("connect to the host")?;
-        server.add_connection(first);
-        Ok(server)
+        })
     }
 
     /// Serves until it cannot.
@@ -134,10 +152,13 @@ impl Server {
                     }
                 }
                 Source::Socket(source) => self.sockets.serve(source, events),
+                // Of which kind it is, is looked at below.
+                Source::Freezing => {}
             }
         }
         self.pass_on();
         self.release();
+        self.report_frozen();
         Ok(())
     }
 
@@ -148,7 +169,9 @@ impl Server {
             Source::Connection(id) => {
                 self.connections.get(id).is_some_and(|connection| connection.stream.is_some())
             }
-            Source::Listener | Source::Signals | Source::Setup(_) | Source::Socket(_) => false,
+            Source::Listener | Source::Signals | Source::Setup(_) | Source::Socket(_) | Source::Freezing => {
+                false
+            }
         }
     }
 
@@ -180,6 +203,9 @@ impl Server {
             if let Some(target) = running.input.target() {
                 watch(Source::Input(name.clone()), target, PollFlags::OUT);
             }
+        }
+        for freezing in &self.freezing {
+            watch(Source::Freezing, freezing.events(), PollFlags::PRI);
         }
         self.sockets.watch(|source, fd, flags| watch(Source::Socket(source), fd, flags));
         let leaving = (!self.departures.is_empty()).then_some(pod::AGAIN);
@@ -334,6 +360,9 @@ impl Server {
     }
 
     fn handle(&mut self, id: ConnectionId, request: Request) {
+        if let Some(failure) = guest::refuse(&request).filter(|_| self.is_service) {
+            return self.answer(id, &Reply::Failed(failure));
+        }
         let reply = match request {
             Request::Start(container) => match self.start(id, &container, false) {
                 Ok(()) => return,
@@ -402,10 +431,18 @@ impl Server {
                 if let Some(Role::First(home)) = self.processes.get(&container).map(|running| &running.role) {
                     home.cgroup.kill();
                 }
+                self.sockets.remove(&container);
                 match self.departures.add(container, disks, id) {
                     Ok(()) => return,
                     Err(failure) => Reply::Failed(failure),
                 }
+            }
+            Request::Freeze { container, freezes } => match self.freeze(id, &container, freezes) {
+                Ok(()) => return,
+                Err(failure) => Reply::Failed(failure),
+            },
+            Request::IsFrozen { container } => {
+                self.is_frozen(&container).map_or_else(Reply::Failed, Reply::Frozen)
             }
         };
         self.answer(id, &reply);
@@ -442,6 +479,8 @@ impl Server {
             return Err(failure(format!("cannot use {:?} as a container's ID", container.id)));
         }
         let pod = self.pod.as_mut().ok_or_else(|| failure("there is no pod in this VM".into()))?;
+        volumes::mount_for_pod(container)?;
+        self.sockets.add(container)?;
         pod.add(&container.id, &started.names)?;
         let (started, home) = container::start_in(pod, started)?;
         let role = Role::First(Box::new(home));
@@ -478,18 +517,31 @@ impl Server {
         if !is_plain(id) || self.processes.contains_key(id) {
             return Err(failure(format!("cannot use {id:?} as a process's ID")));
         }
-        let first = self.processes.get(container).ok_or_else(|| unknown(container))?;
-        let Role::First(home) = &first.role else { return Err(unknown(container)) };
-        if !first.is_command() || home.is_held {
-            return Err(failure(format!("container {container} is not running")));
-        }
         let is_of = |running: &&Running| matches!(&running.role, Role::Further(name) if name == container);
-        if self.processes.values().filter(is_of).count() >= MAX_EXECS {
-            return Err(failure(format!(
-                "container {container} runs {MAX_EXECS} commands beside its own, which is the most"
-            )));
-        }
-        let started = home.exec(exec)?;
+        let is_full = self.processes.values().filter(is_of).count() >= MAX_EXECS;
+        let started = if self.is_service && container == GUEST {
+            if is_full {
+                return Err(failure(format!(
+                    "the guest runs {MAX_EXECS} commands of the host's, which is the most"
+                )));
+            }
+            guest::exec(exec)?
+        } else {
+            let first = self.processes.get(container).ok_or_else(|| unknown(container))?;
+            let Role::First(home) = &first.role else { return Err(unknown(container)) };
+            if !first.is_command() || home.is_held {
+                return Err(failure(format!("container {container} is not running")));
+            }
+            if home.is_paused {
+                return Err(failure(format!("container {container} is paused: `mvm unpause` it first")));
+            }
+            if is_full {
+                return Err(failure(format!(
+                    "container {container} runs {MAX_EXECS} commands beside its own, which is the most"
+                )));
+            }
+            home.exec(exec)?
+        };
         let running = Running::new(started, Role::Further(container.to_owned()), control);
         self.processes.insert(id.to_owned(), running);
         Ok(())

@@ -31,9 +31,16 @@ pub enum Source {
     Relay(u64, End),
 }
 
+/// Where a container's processes connect to.
+struct Listener {
+    container: String,
+    port: u32,
+    socket: OwnedFd,
+}
+
 /// Sockets of all containers.
 pub struct Sockets {
-    listeners: Vec<(u32, OwnedFd)>,
+    listeners: Vec<Listener>,
     relays: Relays,
 }
 
@@ -55,16 +62,27 @@ impl Sockets {
             chown(&path, Some(user), Some(group)).during(what())?;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode & 0o777)).during(what())?;
             listen(&socket, BACKLOG).during(what())?;
-            self.listeners.push((port, socket));
+            self.listeners.push(Listener { container: container.id.clone(), port, socket });
         }
         Ok(())
+    }
+
+    /// Listens no more for those of the container with this ID. Connections that there are end by themselves.
+    pub fn remove(&mut self, container: &str) {
+        self.listeners.retain(|listener| {
+            let stays = listener.container != container;
+            if !stays {
+                let _ = fs::remove_file(place(container, listener.port));
+            }
+            stays
+        });
     }
 
     /// Calls `watch` for each descriptor that is to be waited for.
     pub fn watch(&self, mut watch: impl FnMut(Source, BorrowedFd<'_>, PollFlags)) {
         if !self.relays.is_full() {
-            for (port, listener) in &self.listeners {
-                watch(Source::Listener(*port), listener.as_fd(), PollFlags::IN);
+            for Listener { port, socket, .. } in &self.listeners {
+                watch(Source::Listener(*port), socket.as_fd(), PollFlags::IN);
             }
         }
         for (id, end, fd, flags) in self.relays.interests() {
@@ -81,9 +99,9 @@ impl Sockets {
     }
 
     fn accept(&mut self, port: u32) {
-        let Some((_, listener)) = self.listeners.iter().find(|(known, _)| *known == port) else { return };
+        let Some(listener) = self.listeners.iter().find(|listener| listener.port == port) else { return };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(client) = accept_with(listener, flags) else { return };
+        let Ok(client) = accept_with(&listener.socket, flags) else { return };
         // Without the host the client sees that its connection is closed.
         if let Ok(host) = vsock::begin_to_connect(port) {
             self.relays.add(client, host, true);

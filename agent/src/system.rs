@@ -32,15 +32,16 @@ pub fn uptime() -> u64 {
     seconds.saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
 }
 
-/// Mounts what the agent and containers need, and sets the loopback interface up.
-pub fn prepare() -> Result<()> {
-    let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+/// Flags of file systems of the kernel's that nothing is executed from.
+const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// Mounts what any init needs.
+pub fn mount_basics() -> Result<()> {
     for (kind, target, flags, options) in [
-        ("proc", "/proc", plain, c""),
-        ("sysfs", "/sys", plain, c""),
+        ("proc", "/proc", PLAIN, c""),
+        ("sysfs", "/sys", PLAIN, c""),
         ("devtmpfs", "/dev", MountFlags::NOSUID, c"mode=755"),
         ("tmpfs", RUN, MountFlags::NOSUID | MountFlags::NODEV, c"mode=700"),
-        ("cgroup2", cgroup::TOP, plain, c"nsdelegate"),
     ] {
         match mount(kind, target, kind, flags, options) {
             // The kernel has mounted it (CONFIG_DEVTMPFS_MOUNT).
@@ -48,11 +49,27 @@ pub fn prepare() -> Result<()> {
             Err(error) => return Err(error).during(format!("mount {kind} on {target}")),
         }
     }
-    // Containers' processes see the copies of this one that are about to become commands.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hide this process")?;
+    Ok(())
+}
+
+/// The kernel's arguments.
+pub fn kernel_arguments() -> Result<String> {
+    fs::read_to_string("/proc/cmdline").during("read the kernel's arguments")
+}
+
+/// Mounts what containers need, and sets the loopback interface up.
+pub fn prepare() -> Result<()> {
+    mount("cgroup2", cgroup::TOP, "cgroup2", PLAIN, c"nsdelegate").during("mount control groups")?;
+    hide()?;
     report_small_pieces();
     cgroup::enable_controllers(cgroup::TOP);
     network::set_loopback_up()
+}
+
+/// Keeps others from tracing and reading this process: containers' processes and users of the guest see the copies of it
+/// that are about to become commands.
+pub fn hide() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hide this process")
 }
 
 /// Has the kernel report free memory by pieces of 128 KiB, and not by 2 MiB alone, where there is little of it. What the

@@ -77,6 +77,16 @@ impl Accounts {
         Ok(Identity { uid, gid, groups, home: home.to_owned() })
     }
 
+    /// The variables by which programs know the user with this number, beside its home.
+    pub fn variables(&self, uid: u32) -> Vec<String> {
+        let account = lines(&self.passwd).find(|fields| number(fields, 2) == Some(uid));
+        let Some(fields) = account else { return Vec::new() };
+        let field = |index: usize| fields.get(index).copied().filter(|text| !text.is_empty());
+        let shell = field(6).unwrap_or("/bin/sh");
+        let name = field(0).into_iter().flat_map(|name| [format!("USER={name}"), format!("LOGNAME={name}")]);
+        name.chain([format!("SHELL={shell}")]).collect()
+    }
+
     fn group(&self, text: &str) -> Result<u32> {
         let by_name = lines(&self.group).find(|fields| fields.first() == Some(&text));
         by_name
@@ -138,6 +148,16 @@ mod tests {
         let more: Vec<String> = more.iter().map(|group| (*group).to_owned()).collect();
         let expected = Identity { uid, gid, groups: groups.to_vec(), home: home.into() };
         assert_eq!(accounts().find(text, &more).unwrap(), expected);
+    }
+
+    #[rstest]
+    #[case(33, &["USER=web", "LOGNAME=web", "SHELL=/bin/sh"])]
+    #[case(5, &["USER=games", "LOGNAME=games", "SHELL=/bin/sh"])]
+    #[case(6, &["SHELL=/sbin/nologin"])]
+    #[case(77, &[])]
+    fn a_user_has_the_variables_of_a_login(#[case] uid: u32, #[case] expected: &[&str]) {
+        let passwd = accounts().passwd + "games:x:5:5::/games:\n:x:6:6::/:/sbin/nologin\n";
+        assert_eq!(Accounts { passwd, group: String::new() }.variables(uid), expected);
     }
 
     #[rstest]

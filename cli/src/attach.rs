@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixStream;
 
 use clap::Args;
-use container::{AttachOptions, Attached, DetachKeys};
+use container::{AttachOptions, AttachStreams, Attached, DetachKeys};
 use instance::{Kind, Registry};
 
 use crate::console::ConsoleCommand;
@@ -59,6 +59,11 @@ pub struct AttachArguments {
 }
 
 impl AttachArguments {
+    /// Whether signals are for the container, or else for the command that is connected with it.
+    pub fn passes_signals(&self) -> bool {
+        self.sig_proxy
+    }
+
     /// The keys that leave it.
     pub fn keys(&self) -> DetachKeys {
         self.detach_keys.clone().unwrap_or_default()
@@ -89,7 +94,8 @@ impl AttachCommand {
         let socket =
             container::connect_to_keeper(&vm.directory).map_err(|error| Failure::Attach(chain(&error)))?;
         events::note_of(id, "attach", &[]);
-        follow(socket, id, &self.container, &self.attach, !self.no_stdin).map_err(Failure::Attach)
+        let streams = AttachStreams { input: !self.no_stdin, output: true, errors: true };
+        follow(socket, id, &self.container, &self.attach, streams).map_err(Failure::Attach)
     }
 }
 
@@ -104,7 +110,7 @@ pub fn follow(
     id: &str,
     name: &str,
     arguments: &AttachArguments,
-    reads_input: bool,
+    streams: AttachStreams,
 ) -> Result<u8, String> {
     let signals = instance::take_for_container().map_err(|error| format!("cannot take signals: {error}"))?;
     // One that has ended already gets none.
@@ -119,7 +125,7 @@ pub fn follow(
         }
         arguments.sig_proxy
     };
-    let options = AttachOptions { reads_input, detach_keys: arguments.keys() };
+    let options = AttachOptions { streams, detach_keys: arguments.keys() };
     match container::attach(socket, options, &signals, pass).map_err(|error| chain(&error))? {
         Attached::Ended { code, text } => {
             devices::log::print(&text);
@@ -134,6 +140,7 @@ pub fn follow(
             }
             Ok(exit_code::SUCCESS)
         }
+        Attached::InputEnd => Ok(exit_code::SUCCESS),
         Attached::Signal(signal) => Ok(exit_code::of_signal(signal)),
         Attached::Lost => Err("the process that keeps it was killed".into()),
     }

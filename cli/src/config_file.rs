@@ -6,6 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::root_config::RootConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
@@ -53,7 +54,8 @@ pub fn parse(text: &str, path: &Path) -> Result<BootOptions, ConfigFileError> {
     let place = |path: &mut PathBuf| *path = directory.join(&*path);
     options.kernel.as_mut().map(place);
     options.initrd.as_mut().map(place);
-    for DiskConfig { path, .. } in options.rootfs.iter_mut().chain(&mut options.disk) {
+    options.rootfs.as_mut().and_then(RootConfig::path_mut).map(place);
+    for DiskConfig { path, .. } in &mut options.disk {
         place(path);
     }
     if let Some(vsock) = &mut options.vsock {
@@ -179,7 +181,7 @@ mod tests {
             "kernel = 'vmlinux'\nrootfs = '/abs/root.img'\nconsole = 'stdio'\nvsock = 'v.sock,cid=7'",
         )
         .unwrap();
-        assert_eq!(options.rootfs.unwrap().path, Path::new("/abs/root.img"));
+        assert_eq!(options.rootfs.unwrap().path_mut().unwrap(), Path::new("/abs/root.img"));
         assert_eq!(options.console, Some(ConsoleConfig::Stdio));
         let vsock = options.vsock.unwrap();
         assert!(vsock.path.is_absolute() && vsock.path.ends_with("v.sock"), "{vsock}");

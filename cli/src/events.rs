@@ -1,11 +1,11 @@
 //! `mvm events`, and noting them.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::Args;
-use instance::{Entry, Event, EventReader, Kind, time};
+use container::{MountOption, MountSource};
+use instance::{Entry, Event, EventReader, Kind, VolumeName, Volumes, time};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -20,10 +20,11 @@ Examples:
   mvm events --since 10m --until 0m --filter event=die
   mvm events --filter container=web --format '{{.Action}} {{.Actor.Attributes.name}}'
 
-Filters: container, event, image, label and type; a name has to fit one of its values.
+Types: container, image, volume and pod.
+Filters: container, event, image, label, pod, type and volume; a name has to fit one of its values.
 Fields: Time, TimeNano, Type, Action, ID, Status, From, Actor.ID and Actor.Attributes.";
 
-const FILTERS: &[&str] = &["container", "event", "image", "label", "type"];
+const FILTERS: &[&str] = &["container", "event", "image", "label", "pod", "type", "volume"];
 
 const COLUMNS: &[Column] = &[
     ("Time", "TIME"),
@@ -63,16 +64,11 @@ fn moment(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// Notes what has happened to a container.
+/// Notes what has happened to a container or pod.
 pub fn note(entry: &Entry, action: &str, more: &[(&str, &str)]) {
-    if entry.kind != Kind::Container {
-        return;
+    if entry.kind != Kind::Vm {
+        Event::of_entry(entry, action, more).note();
     }
-    let mut attributes = entry.labels.clone();
-    attributes.insert("image".into(), entry.image.clone());
-    attributes.extend(entry.name.as_ref().map(|name| ("name".to_owned(), name.to_string())));
-    attributes.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    Event::now("container", action, entry.id.as_str(), attributes).note();
 }
 
 /// The same of the one that `word` means, where there is one.
@@ -84,8 +80,51 @@ pub fn note_of(word: &str, action: &str, more: &[(&str, &str)]) {
 
 /// Notes what has happened to an image.
 pub fn note_image(action: &str, id: &str, name: &str) {
-    let attributes = BTreeMap::from([("name".to_owned(), name.to_owned())]);
-    Event::now("image", action, id, attributes).note();
+    note_with("image", action, id, &[("name", name)]);
+}
+
+/// Notes that things of a `kind` were removed, which has freed so many `bytes`.
+pub fn note_prune(kind: &str, bytes: u64) {
+    note_with(kind, "prune", "", &[("reclaimed", &bytes.to_string())]);
+}
+
+fn note_with(kind: &str, action: &str, id: &str, attributes: &[(&str, &str)]) {
+    let attributes = attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Event::now(kind, action, id, attributes.collect()).note();
+}
+
+/// Notes that the container `id` has the volumes of `mounts` from now on.
+pub fn note_mounts(id: &str, mounts: &[MountOption]) {
+    for (name, mount) in volumes(mounts) {
+        let writes = (!mount.read_only).to_string();
+        let attributes = [
+            ("container", id),
+            ("destination", mount.target.as_str()),
+            ("driver", driver(name)),
+            ("propagation", ""),
+            ("read/write", &writes),
+        ];
+        note_with("volume", "mount", name.as_str(), &attributes);
+    }
+}
+
+/// Notes that it has them no more.
+pub fn note_unmounts(id: &str, mounts: &[MountOption]) {
+    for (name, _) in volumes(mounts) {
+        note_with("volume", "unmount", name.as_str(), &[("container", id), ("driver", driver(name))]);
+    }
+}
+
+fn volumes(mounts: &[MountOption]) -> impl Iterator<Item = (&VolumeName, &MountOption)> {
+    mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Volume(volume) => Some((volume.name.as_ref()?, mount)),
+        _ => None,
+    })
+}
+
+fn driver(name: &VolumeName) -> &'static str {
+    let found = Volumes::of_user().ok().and_then(|volumes| volumes.find(name).ok());
+    found.map(|volume| volume.record.driver).unwrap_or_default().as_str()
 }
 
 impl EventsCommand {
@@ -183,6 +222,12 @@ fn fits(event: &Event, filters: &Filters) -> bool {
     let attribute = |name: &str| event.attributes.get(name).map(String::as_str);
     let is_meant =
         |word: &str| attribute("name") == Some(word) || (!word.is_empty() && event.id.starts_with(word));
+    // As docker's, the beginning of a name or an ID.
+    let is_of_kind = |kind: &str, word: &str| {
+        let word = word.trim_start_matches('/');
+        event.kind == kind
+            && (attribute("name").is_some_and(|name| name.starts_with(word)) || event.id.starts_with(word))
+    };
     // As docker's, the image of a container too.
     let is_of = |image: &str| {
         let name = if event.kind == "image" { attribute("name") } else { attribute("image") };
@@ -192,7 +237,9 @@ fn fits(event: &Event, filters: &Filters) -> bool {
     filters.allow("type", |kind| event.kind == kind)
         && filters
             .allow("event", |action| event.action == action || event.action.split(':').next() == Some(action))
-        && filters.allow("container", |word| event.kind == "container" && is_meant(word))
+        && ["container", "volume", "pod"]
+            .iter()
+            .all(|kind| filters.allow(kind, |word| is_of_kind(kind, word)))
         && filters.allow("image", is_of)
         && filters.allow_labels(attribute)
 }
@@ -206,6 +253,10 @@ mod tests {
     #[rstest]
     #[case(&["container=web"], true)]
     #[case(&["container=0123"], true)]
+    #[case(&["container=we"], true)]
+    #[case(&["container=/web"], true)]
+    #[case(&["volume=web"], false)]
+    #[case(&["pod=web"], false)]
     #[case(&["container=db"], false)]
     #[case(&["image=nginx"], true)]
     #[case(&["image=nginx:1"], true)]
@@ -224,5 +275,22 @@ mod tests {
         let expected = "2024-02-29T12:34:56.000000007Z container health_status: healthy 0123456789ab \
                         (a=b, image=nginx:1, name=web)\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn events_of_volumes_are_found_by_their_name() {
+        let attributes =
+            [("driver", "local")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let event = Event::now("volume", "create", "data", attributes);
+        for (filter, expected) in [
+            ("volume=data", true),
+            ("volume=da", true),
+            ("volume=other", false),
+            ("container=data", false),
+            ("type=volume", true),
+        ] {
+            let filters = Filters::new(&[filter.parse().unwrap()], FILTERS).unwrap();
+            assert_eq!(fits(&event, &filters), expected, "{filter}");
+        }
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use container::{DetachKeys, ExecError, ExecOptions};
-use instance::Registry;
 use instance::console::RawTerminal;
+use instance::{Registry, VmId};
 
 use crate::process::ExitCode;
 use crate::run::{environment, terminal_size};
@@ -18,10 +18,14 @@ Examples:
   mvm exec web ls -l /srv         run a command
   mvm exec -it web sh             a shell on this terminal
   mvm exec -d web make            one in the background
+  mvm exec -u 1000 vm make        in the guest of a VM of `mvm boot --agent`
+
+In a VM the command starts in the home directory of its user, who is root
+without --user, as after a login; --privileged changes nothing there.
 
 Exit codes:
   N      that of the command (128 + signal where it was killed)
-  1      there is no such container, or mvm itself failed
+  1      there is no such container or VM, or mvm itself failed
   126    the command can't be executed
   127    there is no such command";
 
@@ -67,7 +71,7 @@ pub struct ExecCommand {
     #[arg(long, value_name = "KEYS")]
     detach_keys: Option<DetachKeys>,
 
-    /// The container: its ID, the beginning of that, or its name
+    /// The container or VM: its ID, the beginning of that, or its name
     #[arg(value_name = "CONTAINER")]
     container: String,
 
@@ -116,10 +120,18 @@ impl ExecCommand {
         let _raw = raw.map_err(host("set up the terminal"))?.flatten();
         let id = vm.record.id.as_str();
         let command = options.command.join(" ");
-        events::note_of(id, &format!("exec_start: {command}"), &[]);
+        // The container may be gone when the command has ended.
+        let entry = targets::kept(id).ok().map(|kept| kept.entry);
+        let exec_id = VmId::random().map(|id| id.to_string()).unwrap_or_default();
+        let note = |action: &str, more: &[(&str, &str)]| {
+            let attributes = [&[("execID", exec_id.as_str())], more].concat();
+            entry.iter().for_each(|entry| events::note(entry, action, &attributes));
+        };
+        note(&format!("exec_create: {command}"), &[]);
+        note(&format!("exec_start: {command}"), &[]);
         let ended = container::exec(&vm.directory, id, &options, signals.as_ref());
         if let (Ok(ended), false) = (&ended, options.detached) {
-            events::note_of(id, "exec_die", &[("exitCode", &ended.code.to_string())]);
+            note("exec_die", &[("exitCode", &ended.code.to_string())]);
         }
         ended.map(|ended| ended.code).map_err(|error| {
             let code = match &error {
@@ -127,7 +139,7 @@ impl ExecCommand {
                 ExecError::Failed(_) => exit_code::NOT_EXECUTABLE,
                 ExecError::Signal(signal) | ExecError::Cancelled(signal) => exit_code::of_signal(*signal),
                 // As where the kernel kills it with the container's first process.
-                ExecError::ContainerEnded => exit_code::of_signal(libc::SIGKILL),
+                ExecError::ContainerEnded | ExecError::GuestEnded => exit_code::of_signal(libc::SIGKILL),
                 _ => exit_code::FAILURE,
             };
             let name = &self.container;

@@ -130,7 +130,6 @@ const OPTIONS: &[(Words, Words, &str)] = &[
         "those are options of `mvm run`; in a VM, set it in the guest",
     ),
     (BOOT, &["--label", "-l"], "a VM has no labels; name it with --name"),
-    (RUN, &["--volumes-from"], "name the volumes and folders, as in -v NAME:PATH"),
     (
         RUN,
         &["--volume-driver"],
@@ -148,9 +147,6 @@ const OPTIONS: &[(Words, Words, &str)] = &[
         "a container has its VM's devices and none of the host's: use --privileged for those of the VM, -v for folders",
     ),
     (RUN, &["--oom-kill-disable"], "use --oom-score-adj: with control groups v2 nothing switches this off"),
-    (RUN, &["-a", "--attach"], "leave it out, or use --detach: all streams are attached, and input with -i"),
-    (RUN, &["--cidfile"], "`mvm run -d` prints the ID, and --name gives a name"),
-    (RUN, &["--annotation"], "use --label KEY=VALUE"),
     (RUN, &["--runtime", "--cgroup-parent"], "leave it out: each container has a VM of its own"),
     (
         RUN,
@@ -170,7 +166,7 @@ const OPTIONS: &[(Words, Words, &str)] = &[
         "leave it out: it is for containers of Windows; use --cpus N",
     ),
     (
-        RUN,
+        &["run", "create", "update"],
         &["--cpu-rt-period", "--cpu-rt-runtime"],
         "leave it out: control groups v2 have no limits of real-time processes; use --cap-add SYS_NICE --ulimit rtprio=N",
     ),
@@ -182,12 +178,6 @@ const OPTIONS: &[(Words, Words, &str)] = &[
     (&[""], &["-H", "--host", "-c", "--context"], "mvm has no daemon, so it works on this host only"),
     (&[""], &["-D", "--debug"], "use --log-level debug"),
     (&[""], &["-v"], "use --version"),
-    (
-        &["update"],
-        &["--cpu-period", "--cpu-quota", "--cpu-rt-period", "--cpu-rt-runtime"],
-        "use --cpus N, as in 1.5",
-    ),
-    (&["update"], &["--memory-swap"], "leave it out: there is no swap in the VM"),
     (&["update"], &["--cpuset-mems"], "leave it out: the VM's memory is one node"),
     (
         &["update"],
@@ -195,11 +185,7 @@ const OPTIONS: &[(Words, Words, &str)] = &[
         "the disks of containers have no limits yet; those of `mvm boot` have",
     ),
     (&["start"], &["--checkpoint", "--checkpoint-dir"], "leave it out: snapshots are not supported yet"),
-    (&["restart"], &["-s", "--signal"], "use --stop-signal of `mvm run`"),
     (&["rm"], &["-l", "--link"], "leave it out: containers have no links"),
-    (&["inspect"], &["-s", "--size"], "use `mvm ps --size`"),
-    (&["logs"], &["--details"], "leave it out: `mvm inspect` shows options and labels"),
-    (&["stop"], &["-s", "--signal"], "use `mvm kill --signal`, or --stop-signal of `mvm run`"),
     (&["stats"], &["-f", "--filter"], "name them, as in `mvm stats web db`"),
     (SIGNALLED, &["-a", "--all"], "name them, as in `mvm stop $(mvm ps --quiet)`"),
     (&["stop"], &["-f", "--force"], "use `mvm kill NAME`"),

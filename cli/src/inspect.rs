@@ -1,7 +1,7 @@
 //! `mvm inspect`.
 
 use clap::Args;
-use instance::{InstanceError, Registry};
+use instance::{InstanceError, Kind, Registry};
 use serde_json::Value;
 
 use crate::format::Format;
@@ -30,6 +30,10 @@ pub struct InspectCommand {
     /// Print in a form: json, or a Go template
     #[arg(long, short, value_name = "FORM")]
     format: Option<Format>,
+
+    /// Show how much disk space a container has written, and with its image: SizeRw and SizeRootFs
+    #[arg(long, short)]
+    size: bool,
 }
 
 impl InspectCommand {
@@ -64,11 +68,24 @@ impl InspectCommand {
 }
 
 impl InspectCommand {
+    /// What is known of `item`.
+    fn shown(&self, item: &Item) -> Value {
+        let mut shown = item.inspect();
+        if let Some(object) = shown.as_object_mut().filter(|_| self.size && item.kind() == Kind::Container) {
+            let own = item.disk_usage();
+            let id = item.entry.as_ref().and_then(|entry| entry.image_id.as_ref());
+            let image = id.and_then(|id| images::sizes().get(id).copied()).unwrap_or(0);
+            object.insert("SizeRw".into(), own.into());
+            object.insert("SizeRootFs".into(), own.saturating_add(image).into());
+        }
+        shown
+    }
+
     /// What is known of the one that `word` means: an image only where there is nothing else of that name.
     fn find(&self, items: &[Item], word: &str) -> Result<Value, String> {
         let kind = self.kind.as_deref();
         let found = match find(items, word) {
-            Ok(item) if kind.is_none_or(|kind| kind == item.kind().as_str()) => return Ok(item.inspect()),
+            Ok(item) if kind.is_none_or(|kind| kind == item.kind().as_str()) => return Ok(self.shown(item)),
             Ok(_) => chain(&InstanceError::NotFound(word.into())),
             Err(message) => unreadable(word).map_or(Ok(message), Err)?,
         };

@@ -57,7 +57,7 @@ impl KillCommand {
 }
 
 /// The signal that asks a container to end.
-fn stop_signal(entry: &Entry) -> u8 {
+pub fn stop_signal(entry: &Entry) -> u8 {
     let name = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
     name.and_then(container::signal_number).unwrap_or(15)
 }
@@ -66,8 +66,12 @@ fn stop_signal(entry: &Entry) -> u8 {
 pub fn send(vm: &Running, number: u8) -> Result<(), Failure> {
     let id = vm.record.id.as_str();
     let entry = targets::kept(id).map(|kept| kept.entry).ok().filter(|entry| entry.kind == Kind::Container);
-    if entry.as_ref().is_some_and(|entry| entry.started.is_some()) {
-        return Ok(container::send_signal(&vm.directory, id, number)?);
+    if let Some(entry) = entry.as_ref().filter(|entry| entry.started.is_some()) {
+        container::send_signal(&vm.directory, id, number)?;
+        if resumes(entry, number) {
+            resume_in_pod(vm);
+        }
+        return Ok(());
     }
     // The keeper of a container that has not started yet ends it.
     let signal = OF_VMS.into_iter().find(|signal| signal.as_raw() == i32::from(number));
@@ -75,6 +79,23 @@ pub fn send(vm: &Running, number: u8) -> Result<(), Failure> {
         (Some(signal), _) => Ok(vm.record.process.open()?.signal(signal)?),
         (None, Some(_)) => Err(Failure::NotStarted),
         (None, None) => Err(Failure::Signal),
+    }
+}
+
+/// Whether a paused container goes on for that signal, as with docker: where the image or the user says which one ends it, for
+/// that one alone.
+fn resumes(entry: &Entry, number: u8) -> bool {
+    let own = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
+    own.is_none() || number == stop_signal(entry)
+}
+
+/// Has a paused container of a pod go on, so that it gets its signal. One that has ended by it is no error.
+pub fn resume_in_pod(vm: &Running) {
+    let id = vm.record.id.as_str();
+    if container::pod_directory(&vm.directory).is_some()
+        && container::is_frozen(&vm.directory, id).unwrap_or(false)
+    {
+        let _ = container::freeze(&vm.directory, id, false);
     }
 }
 

@@ -9,7 +9,7 @@ use instance::{Kept, Kind, earlier, open_output};
 
 use crate::process::ExitCode;
 use crate::targets::{self, complain_of};
-use crate::{complain, exit_code};
+use crate::{complain, exit_code, run};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,9 +28,16 @@ pub struct LogsCommand {
     #[arg(value_name = "NAME")]
     container: String,
 
+    #[command(flatten)]
+    lines: LineArguments,
+}
+
+/// Which lines of a log are printed.
+#[derive(Args)]
+pub struct LineArguments {
     /// Go on until it ends
     #[arg(long, short)]
-    follow: bool,
+    pub follow: bool,
 
     /// Print the last lines only: a number, or all
     #[arg(long, short = 'n', value_name = "N", default_value = "all", value_parser = tail)]
@@ -39,6 +46,10 @@ pub struct LogsCommand {
     /// Print the time of each line
     #[arg(long, short)]
     timestamps: bool,
+
+    /// Print the labels, variables and tag that --log-opt of `mvm run` names before each line
+    #[arg(long)]
+    details: bool,
 
     /// Leave out what is older: a time, or how long ago, as in 10m
     #[arg(long, value_name = "TIME", value_parser = moment)]
@@ -69,6 +80,33 @@ fn moment(text: &str) -> Result<String, String> {
     })
 }
 
+impl LineArguments {
+    /// Whether each has its time in front.
+    pub fn timestamps(&self) -> bool {
+        self.timestamps
+    }
+
+    /// What reads them of a container's log.
+    ///
+    /// # Errors
+    ///
+    /// Those of opening it, and that there is none.
+    pub fn open(&self, kept: &Kept) -> io::Result<LogReader> {
+        let path = kept.output();
+        if !path.exists() && !kept.is_running {
+            return Err(io::Error::other("none is kept: it ran with --log-driver none, or did not start"));
+        }
+        let options = LogOptions {
+            tail: self.tail.0,
+            since: self.since.clone(),
+            until: self.until.clone(),
+            timestamps: self.timestamps,
+            details: self.details.then(|| run::log_details(kept)),
+        };
+        LogReader::open(&path, options)
+    }
+}
+
 impl LogsCommand {
     /// Prints what a container has written, or what a VM's console showed.
     pub fn run(self) -> ExitCode {
@@ -91,19 +129,16 @@ impl LogsCommand {
     }
 
     fn print(&self, kept: &Kept) -> io::Result<()> {
-        let path = kept.output();
-        if !path.exists() && !kept.is_running {
-            return Err(io::Error::other("none is kept: it ran with --log-driver none, or did not start"));
+        if let Some(line) = run::in_journal(kept) {
+            return Err(io::Error::other(line));
         }
-        let options = LogOptions {
-            tail: self.tail.0,
-            since: self.since.clone(),
-            until: self.until.clone(),
-            timestamps: self.timestamps,
-        };
-        let mut reader = LogReader::open(&path, options)?;
+        // One that was only created has written nothing yet.
+        if kept.entry.started.is_none() && !kept.is_running && !self.lines.follow && !kept.output().exists() {
+            return Ok(());
+        }
+        let mut reader = self.lines.open(kept)?;
         let (output, errors) = (io::stdout(), io::stderr());
-        if self.follow {
+        if self.lines.follow {
             return follow(&mut reader, kept, output, errors);
         }
         reader.copy(BufWriter::with_capacity(64 << 10, output), errors)
@@ -111,19 +146,23 @@ impl LogsCommand {
 
     /// A console has bytes and no times.
     fn print_console(&self, kept: &Kept) -> io::Result<()> {
-        if self.timestamps || self.since.is_some() || self.until.is_some() {
+        if self.lines.timestamps
+            || self.lines.details
+            || self.lines.since.is_some()
+            || self.lines.until.is_some()
+        {
             return Err(io::Error::other(
-                "a VM's console has no times: leave --timestamps, --since and --until out",
+                "a VM's console has no times: leave --timestamps, --details, --since and --until out",
             ));
         }
-        if self.follow {
+        if self.lines.follow {
             return Err(io::Error::other("`mvm console` follows a VM's console"));
         }
         let mut content = Vec::new();
         for number in [1, 0] {
             content.extend(read_console(&earlier(&kept.output(), number))?);
         }
-        let start = self.tail.0.map_or(0, |lines| start_of_last(&content, lines));
+        let start = self.lines.tail.0.map_or(0, |lines| start_of_last(&content, lines));
         io::stdout().write_all(content.get(start..).unwrap_or_default())
     }
 }

@@ -34,6 +34,7 @@ mod ps;
 mod rename;
 mod resize;
 mod rm;
+mod root_config;
 mod run;
 mod stats;
 mod stop;
@@ -48,6 +49,7 @@ mod values;
 mod volumes;
 mod wait;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -398,5 +400,22 @@ fn print(text: &[u8], code: u8) -> ExitCode {
 /// `value` as JSON for people and programs, with a line end.
 fn json(value: &impl serde::Serialize) -> String {
     // Only maps whose keys are not strings fail, and there are none.
-    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+    escaped(&serde_json::to_string_pretty(value).unwrap_or_default()).into_owned() + "\n"
+}
+
+/// JSON with the control characters escaped that JSON itself allows: some terminals take U+009B for ESC and a bracket.
+fn escaped(json: &str) -> Cow<'_, str> {
+    let is_control = |letter: char| matches!(letter, '\u{7f}'..='\u{9f}');
+    if !json.contains(is_control) {
+        return Cow::Borrowed(json);
+    }
+    let mut escaped = String::with_capacity(json.len());
+    for letter in json.chars() {
+        if is_control(letter) {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(letter)));
+        } else {
+            escaped.push(letter);
+        }
+    }
+    Cow::Owned(escaped)
 }

@@ -10,6 +10,7 @@ use vmm::{
     TimeLimit, VhostUserConfig, VmConfig, VsockConfig,
 };
 
+use crate::root_config::RootConfig;
 use crate::values;
 
 // The headings of `mvm boot --help`.
@@ -47,7 +48,7 @@ pub struct BootOptions {
     /// Kernel: a vmlinux (ELF) or bzImage
     ///
     /// An ELF vmlinux, with or without a PVH note, or a bzImage such as a distribution's /boot/vmlinuz. Required, here
-    /// or in the file of --config.
+    /// or in the file of --config, unless --rootfs is an image.
     #[arg(long, value_name = "FILE", help_heading = KERNEL)]
     #[serde(default, deserialize_with = "values::path")]
     pub kernel: Option<PathBuf>,
@@ -105,12 +106,19 @@ pub struct BootOptions {
     #[serde(default, deserialize_with = "values::switch")]
     pub pmu: bool,
 
-    /// Disk with the root file system
+    /// Disk with the root file system, or image:IMAGE
     ///
-    /// It becomes /dev/vda, and root=/dev/vda is added to the kernel's arguments. Options as for --disk.
+    /// DISK becomes /dev/vda, and root=/dev/vda is added to the kernel's arguments. Options as for --disk.
+    ///
+    /// image:IMAGE[,changes=FILE][,size=SIZE][,memory]
+    ///
+    /// With image: the root has the files of an OCI image, which is pulled where it is missing. Its init runs (/sbin/init and the like), or
+    /// a shell where it has none. What the guest writes goes to a disk of 20G, or SIZE, and is gone when the VM ends; with
+    /// changes=FILE it stays in FILE, which is made where it is missing; with memory it is in the guest's memory. Without
+    /// --kernel the kernel is that of containers. `mvm exec` and `mvm cp` reach the guest as with --agent.
     #[arg(long, value_name = "DISK", help_heading = DISKS)]
     #[serde(default, deserialize_with = "values::text")]
-    pub rootfs: Option<DiskConfig>,
+    pub rootfs: Option<RootConfig>,
 
     /// Add a disk: a raw image or block device
     ///
@@ -166,6 +174,15 @@ pub struct BootOptions {
     #[arg(long, value_name = "VSOCK", help_heading = NETWORK, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::text")]
     pub vsock: Option<VsockConfig>,
+
+    /// Let `mvm exec` and `mvm cp` reach the guest
+    ///
+    /// Adds a socket device for mvm's agent, which has to run in the guest: put mvm-agent of mvm's share/mvm there, and have
+    /// the guest's init run `mvm-agent --service` as root; for systemd, mvm-agent.service beside it does. With --vsock the agent is
+    /// reached by that device without this option.
+    #[arg(long, help_heading = MACHINE, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::switch")]
+    pub agent: bool,
 
     /// Share a host folder with the guest: src:/work
     ///
@@ -229,6 +246,7 @@ impl BootOptions {
             rootfs: self.rootfs.or(other.rootfs),
             disk: if self.disk.is_empty() { other.disk } else { self.disk },
             vsock: self.vsock.or(other.vsock),
+            agent: self.agent || other.agent,
             pmem: if self.pmem.is_empty() { other.pmem } else { self.pmem },
             balloon: self.balloon || other.balloon,
             share: if self.share.is_empty() { other.share } else { self.share },
@@ -272,7 +290,7 @@ impl BootOptions {
             slots: 0,
             kernel,
             initrd: self.initrd,
-            rootfs: self.rootfs,
+            rootfs: self.rootfs.and_then(RootConfig::into_disk),
             disks: self.disk,
             nets: self.net,
             publish: self.publish,

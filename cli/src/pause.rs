@@ -5,7 +5,7 @@ use instance::api::{VmUpdate, WantedState};
 
 use crate::events;
 use crate::process::ExitCode;
-use crate::targets;
+use crate::targets::{self, Failure};
 
 const PAUSE_EXAMPLES: &str = "\
 Examples:
@@ -35,14 +35,14 @@ pub struct ResumeCommand {
 }
 
 impl PauseCommand {
-    /// Returns when all vCPUs are stopped.
+    /// Returns when all vCPUs are stopped; of a container in a pod, when all its processes are.
     pub fn run(self) -> ExitCode {
         update(&self.vms, WantedState::Paused)
     }
 }
 
 impl ResumeCommand {
-    /// Returns when all vCPUs run again.
+    /// Returns when they run again.
     pub fn run(self) -> ExitCode {
         update(&self.vms, WantedState::Resumed)
     }
@@ -51,8 +51,14 @@ impl ResumeCommand {
 fn update(vms: &[String], state: WantedState) -> ExitCode {
     let action = if state == WantedState::Paused { "pause" } else { "unpause" };
     targets::each(vms, |vm| {
-        targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state })?;
-        events::note_of(vm.record.id.as_str(), action, &[]);
+        let id = vm.record.id.as_str();
+        match container::pod_directory(&vm.directory) {
+            None => targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state })?,
+            // The others of its pod go on.
+            Some(pod) if targets::is_vm_paused(&pod) => return Err(Failure::PodPaused),
+            Some(_) => container::freeze(&vm.directory, id, state == WantedState::Paused)?,
+        }
+        events::note_of(id, action, &[]);
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use instance::{Archive, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
+use instance::{Archive, Entry, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -17,9 +17,9 @@ use crate::targets::{self, Failure};
 use crate::{chain, complain, exit_code};
 
 /// Time between two samples, which rates are computed from.
-const INTERVAL: Duration = Duration::from_secs(1);
+pub const INTERVAL: Duration = Duration::from_secs(1);
 /// Moves the cursor to the upper left corner and clears the rest of the screen (ECMA-48: CUP, ED).
-const CLEAR: &str = "\x1b[H\x1b[J";
+pub const CLEAR: &str = "\x1b[H\x1b[J";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -113,14 +113,15 @@ struct Usage {
 
 /// What a container uses of its VM.
 #[derive(Clone, Copy, Serialize)]
-struct ContainerUsage {
+pub struct ContainerUsage {
     /// Percent of one CPU.
-    cpu_percent: f64,
+    pub cpu_percent: f64,
     /// Without the caches of files.
-    memory_bytes: u64,
+    pub memory_bytes: u64,
     /// That of the VM where it has none of its own.
-    memory_limit_bytes: u64,
-    pids: u64,
+    pub memory_limit_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
 }
 
 /// The counters of each VM at one time.
@@ -255,9 +256,12 @@ fn of_container(vm: &Running) -> (Option<container::Usage>, Option<u64>) {
     let Some(entry) = kept.ok().map(|kept| kept.entry).filter(|entry| entry.kind == Kind::Container) else {
         return (None, None);
     };
-    let limit =
-        entry.details.pointer("/HostConfig/Memory").and_then(Value::as_u64).filter(|limit| *limit > 0);
-    (container::usage(&vm.directory, id).ok(), limit)
+    (container::usage(&vm.directory, id).ok(), memory_limit(&entry))
+}
+
+/// The bytes of memory that a container may use, where it has a limit of its own.
+pub fn memory_limit(entry: &Entry) -> Option<u64> {
+    entry.details.pointer("/HostConfig/Memory").and_then(Value::as_u64).filter(|limit| *limit > 0)
 }
 
 /// Those that have ended or not started, which use nothing.
@@ -308,13 +312,13 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
 }
 
 /// `part` of `whole` in percent, rounded to a tenth; 0 of nothing.
-fn percent(part: u64, whole: u64) -> f64 {
+pub fn percent(part: u64, whole: u64) -> f64 {
     let tenths = (u128::from(part) * 1000).checked_div(whole.into()).unwrap_or(0);
     f64::from(u32::try_from(tenths).unwrap_or(u32::MAX)) / 10.0
 }
 
 /// What a container used, whose agent may say anything.
-fn of_agent(before: Option<container::Usage>, now: container::Usage, limit: u64) -> ContainerUsage {
+pub fn of_agent(before: Option<container::Usage>, now: container::Usage, limit: u64) -> ContainerUsage {
     let difference =
         |of: fn(&container::Usage) -> u64| of(&now).saturating_sub(before.as_ref().map_or(0, of));
     ContainerUsage {

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use instance::api::{Action, ActionType};
-use instance::{Archive, Process, ProcessError, Registry, Running};
+use instance::api::{Action, ActionType, VmUpdate, WantedState};
+use instance::{Archive, Kind, Process, ProcessError, Registry, Running};
 use rustix::process::Signal;
 
-use crate::kill::kill;
+use crate::kill::{kill, resume_in_pod, signal, stop_signal};
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 use crate::{complain, events};
@@ -29,19 +29,26 @@ pub struct StopCommand {
     /// Seconds that it has to end before it is killed [default: its own --stop-timeout]
     #[arg(long, short, alias = "timeout", value_name = "SECONDS", value_parser = crate::values::seconds)]
     time: Option<u64>,
+
+    /// Send this signal in place of its stop signal: a name as in INT, or a number from 1 to 64
+    #[arg(long, short, value_name = "SIGNAL", value_parser = signal)]
+    signal: Option<u8>,
 }
 
 impl StopCommand {
     /// Stops the containers and VMs.
     pub fn run(self) -> ExitCode {
-        targets::each_word(&self.vms, |word| stop_word(word, self.time))
+        targets::each_word(&self.vms, |word| stop_word(word, self.time, self.signal))
     }
 }
 
 /// Stops the container or VM that `word` means, for good: one whose policy is to be started again is not. One that has
 /// ended is no error.
-pub fn stop_word(word: &str, seconds: Option<u64>) -> Result<(), Failure> {
+pub fn stop_word(word: &str, seconds: Option<u64>, signal: Option<u8>) -> Result<(), Failure> {
     let kept = targets::kept(word).ok().filter(|kept| kept.is_running);
+    if signal.is_some() && kept.as_ref().is_some_and(|kept| kept.entry.kind == Kind::Vm) {
+        return Err(Failure::StopSignal);
+    }
     if let Some(kept) = &kept {
         Archive::of_user()?.set_stopped(&kept.entry.id, true)?;
     }
@@ -53,7 +60,15 @@ pub fn stop_word(word: &str, seconds: Option<u64>) -> Result<(), Failure> {
             None => Err(failure),
         },
         Ok(vm) => {
-            stop(&vm, time_of(&vm, seconds))?;
+            // A VM in the foreground.
+            if signal.is_some() && kept.is_none() {
+                return Err(Failure::StopSignal);
+            }
+            if let Some(kept) = &kept {
+                let signal = signal.unwrap_or_else(|| stop_signal(&kept.entry)).to_string();
+                events::note(&kept.entry, "kill", &[("signal", &signal)]);
+            }
+            stop(&vm, time_of(&vm, seconds), signal)?;
             kept.iter().for_each(|kept| events::note(&kept.entry, "stop", &[]));
             Ok(())
         }
@@ -83,8 +98,6 @@ pub fn end_keeper(process: &Process) -> Result<(), Failure> {
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a guest has whose record does not say it: as long as one that was booted without --stop-timeout.
 const DEFAULT: Duration = Duration::from_secs(10);
-/// The signal that asks a container to end: SIGTERM.
-const DEFAULT_SIGNAL: u8 = 15;
 /// How often the power button is pressed: what listens to it in the guest may not have started yet.
 const PRESS_AGAIN: Duration = Duration::from_secs(1);
 
@@ -94,19 +107,26 @@ pub fn time_of(vm: &Running, seconds: Option<u64>) -> Duration {
     seconds.map_or(own, Duration::from_secs)
 }
 
-/// Asks a VM or container to end, and kills it where it has not after so long.
-pub fn stop(vm: &Running, time: Duration) -> Result<(), Failure> {
+/// Asks a VM or container to end, the latter by `signal` if there is one, and kills it where it has not after so long.
+pub fn stop(vm: &Running, time: Duration, signal: Option<u8>) -> Result<(), Failure> {
     let process = vm.record.process.open()?;
     let is_in_pod = container::pod_directory(&vm.directory).is_some();
+    if signal.is_some() && !is_in_pod && targets::is_paused(vm) {
+        // As the power button does.
+        targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state: WantedState::Resumed })?;
+    }
+    // They are sent once.
+    let is_sent = is_in_pod || signal.is_some();
     let start = Instant::now();
     let mut answered = false;
     while start.elapsed() < time {
         // A press is passed on once, however often it comes.
-        answered |= if is_in_pod { answered || ask(vm).is_ok() } else { press(vm).is_ok() };
+        answered |= if is_sent { answered || ask(vm, signal).is_ok() } else { press(vm).is_ok() };
         if process.wait(Some(time.saturating_sub(start.elapsed()).min(PRESS_AGAIN))) {
             return Ok(());
         }
     }
+    events::note_of(vm.record.id.as_str(), "kill", &[("signal", "9")]);
     match kill(vm) {
         // It ended in the meantime.
         Err(Failure::Process(ProcessError::Ended(_))) => return Ok(()),
@@ -119,13 +139,16 @@ pub fn stop(vm: &Running, time: Duration) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends a container of a pod its stop signal.
-fn ask(vm: &Running) -> Result<(), Failure> {
+/// Sends a container `signal`, or its stop signal.
+fn ask(vm: &Running, signal: Option<u8>) -> Result<(), Failure> {
     let id = vm.record.id.as_str();
-    let entry = targets::kept(id)?.entry;
-    let own = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
-    let signal = own.and_then(container::signal_number).unwrap_or(DEFAULT_SIGNAL);
-    Ok(container::send_signal(&vm.directory, id, signal)?)
+    let signal = match signal {
+        Some(signal) => signal,
+        None => stop_signal(&targets::kept(id)?.entry),
+    };
+    container::send_signal(&vm.directory, id, signal)?;
+    resume_in_pod(vm);
+    Ok(())
 }
 
 /// Presses the power button; a VM that is paused is resumed by that.

@@ -90,6 +90,41 @@ impl Table {
         }
     }
 
+    /// A table of `rows` with these columns: the heading of each, and which part of its cells may be cut, if any. Where a line
+    /// would have more than `width` characters, columns are left out in the order of `spare` until it fits, and then cut.
+    pub fn fitted(
+        columns: &[(&str, Option<Cut>)],
+        rows: &[Vec<String>],
+        width: Option<usize>,
+        spare: &[usize],
+    ) -> Self {
+        let least = |column: usize| {
+            let (heading, cut) = columns.get(column).copied().unwrap_or_default();
+            let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+            let widest = cells.chain([heading.chars().count()]).max().unwrap_or(0);
+            if cut.is_some() { widest.min(SHORTEST) } else { widest }
+        };
+        let mut kept: Vec<usize> = (0..columns.len()).collect();
+        let mut spare = spare.iter();
+        while let Some(width) = width
+            && kept.iter().map(|column| least(*column) + GAP.len()).sum::<usize>() > width + GAP.len()
+            && let Some(left_out) = spare.next()
+        {
+            kept.retain(|column| column != left_out);
+        }
+        let of = |column: &usize| columns.get(*column).copied().unwrap_or_default();
+        let mut table = Self::new(&kept.iter().map(|column| of(column).0).collect::<Vec<_>>());
+        for row in rows {
+            table.row(kept.iter().map(|column| row.get(*column).cloned().unwrap_or_default()));
+        }
+        if let Some(width) = width {
+            let cuts = kept.iter().enumerate();
+            let cuts: Vec<_> = cuts.filter_map(|(place, column)| Some((place, of(column).1?))).collect();
+            table.fit(width, &cuts);
+        }
+        table
+    }
+
     /// Breaks the cells of the last column between words, until a line has at most `width` characters. The column has at
     /// least 20.
     pub fn wrap(&mut self, width: usize) {
@@ -211,6 +246,25 @@ mod tests {
         for width in 19..80 {
             assert!(fitted(width).lines().all(|line| line.chars().count() <= width), "{width}");
         }
+    }
+
+    #[test]
+    fn spare_columns_are_left_out_before_what_was_asked_for() {
+        let columns = [("ID", None), ("NAME", Some(Cut::End)), ("AGE", None), ("PODNAME", Some(Cut::End))];
+        let row = ["0123456789ab".into(), "n".repeat(30), "2 hours".into(), "p".repeat(63)];
+        let fitted = |width| Table::fitted(&columns, &[row.to_vec()], Some(width), &[2, 1]).to_string();
+        let heading =
+            |width| fitted(width).lines().next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(heading(52), "ID NAME AGE PODNAME");
+        assert_eq!(heading(51), "ID NAME PODNAME");
+        assert_eq!(heading(41), "ID PODNAME");
+        assert_eq!(heading(1), "ID PODNAME");
+        for width in 27..150 {
+            assert!(fitted(width).lines().all(|line| line.chars().count() <= width), "{width}");
+        }
+        assert!(
+            Table::fitted(&columns, &[row.to_vec()], None, &[2, 1]).to_string().contains(&"p".repeat(63))
+        );
     }
 
     #[test]

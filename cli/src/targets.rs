@@ -1,12 +1,15 @@
 //! What commands that act on running VMs have in common.
 
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::time::Duration;
 
 use container::ExecError;
 use instance::api::{InstanceInfo, State};
 use instance::console::AttachError;
-use instance::{Archive, Client, ClientError, InstanceError, Kept, Kind, ProcessError, Registry, Running};
+use instance::{
+    Archive, CONTROL_SOCKET, Client, ClientError, InstanceError, Kept, Kind, ProcessError, Registry, Running,
+};
 use thiserror::Error;
 
 use crate::process::ExitCode;
@@ -42,6 +45,9 @@ pub enum Failure {
     /// What is done to VMs is done to all of a pod.
     #[error("it is in a pod, and shares its VM: use `mvm pod` for all of the pod")]
     InPod,
+    /// All of its pod stands still.
+    #[error("its pod is paused: `mvm pod unpause` it")]
+    PodPaused,
     /// It is gone at its end.
     #[error("it runs with --rm, and is removed when it ends: use `mvm run` again")]
     Removes,
@@ -63,6 +69,9 @@ pub enum Failure {
     /// A VM has no use for that signal.
     #[error("it is a VM, which takes the signals HUP, INT, QUIT, KILL, TERM, CONT and STOP only")]
     Signal,
+    /// A VM's power button is all that asks it to end.
+    #[error("it is a VM, whose power button asks it to end: leave --signal out, or use `mvm kill --signal`")]
+    StopSignal,
     /// The container's agent can't be asked.
     #[error(transparent)]
     Agent(#[from] ExecError),
@@ -171,10 +180,21 @@ pub fn message(word: &str, failure: &Failure) -> String {
     }
 }
 
-/// Whether the VM is paused, as far as it says so.
+/// Whether the VM is paused, or the container in a pod, as far as it says so.
 pub fn is_paused(vm: &Running) -> bool {
-    let state = quick_client(vm).and_then(|mut client| Ok(client.get::<InstanceInfo>("/")?.state));
-    state.is_ok_and(|state| state == State::Paused)
+    match container::pod_directory(&vm.directory) {
+        None => is_vm_paused(&vm.directory),
+        Some(pod) => {
+            is_vm_paused(&pod) || container::is_frozen(&vm.directory, vm.record.id.as_str()).unwrap_or(false)
+        }
+    }
+}
+
+/// Whether the VM whose directory that is is paused, as far as it says so.
+pub fn is_vm_paused(directory: &Path) -> bool {
+    let ask =
+        || Client::connect_with_limit(&directory.join(CONTROL_SOCKET), ANSWER)?.get::<InstanceInfo>("/");
+    ask().is_ok_and(|info| info.state == State::Paused)
 }
 
 /// A connection to the VM's control socket.

@@ -49,8 +49,12 @@ impl TopCommand {
 
 fn list(word: &str) -> Result<String, Failure> {
     let vm = targets::find(&Registry::of_user(), word)?;
-    if targets::is_paused(&vm) {
-        return Err(Failure::Start("it is paused: `mvm resume` it first".into()));
+    match container::pod_directory(&vm.directory) {
+        Some(pod) if targets::is_vm_paused(&pod) => return Err(Failure::PodPaused),
+        None if targets::is_paused(&vm) => {
+            return Err(Failure::Start("it is paused: `mvm resume` it first".into()));
+        }
+        _ => {}
     }
     let (processes, now) = container::processes(&vm.directory, vm.record.id.as_str())?;
     events::note_of(word, "top", &[]);
@@ -82,7 +86,7 @@ fn table(processes: &[ProcessEntry], now: u64, today: Duration) -> String {
 }
 
 /// The name of a terminal by the number of its device (makedev(3)).
-fn terminal(device: u64) -> String {
+pub fn terminal(device: u64) -> String {
     let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xfff00);
     match major {
         136..=143 => format!("pts/{}", (major - 136) * 256 + minor),

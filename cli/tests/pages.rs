@@ -93,7 +93,9 @@ fn manual_pages_have_the_usual_sections_and_refer_to_pages_that_exist() {
         assert!(boot.contains(&format!(".SS {heading}\n")), "{heading}");
     }
     let stop = fs::read_to_string(directory.path().join("mvm-stop.1")).unwrap();
-    assert!(stop.contains("[\\fB\\-\\-time\\fR \\fISECONDS\\fR]\n\\fINAME\\fR..."), "{stop}");
+    let synopsis =
+        "[\\fB\\-\\-time\\fR \\fISECONDS\\fR]\n[\\fB\\-\\-signal\\fR \\fISIGNAL\\fR]\n\\fINAME\\fR...";
+    assert!(stop.contains(synopsis), "{stop}");
 }
 
 /// Every option of the help is in the manual page and is offered by completion.

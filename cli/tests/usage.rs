@@ -74,7 +74,19 @@ fn options_of_containers_are_checked() {
         ),
         ("run -v /a:/b:shiny x", "invalid mode \"shiny\" of volume \"/a:/b:shiny\": use ro or rw"),
         ("run --tmpfs /a:huge=always x", "invalid tmpfs option \"huge=always\""),
-        ("run --volumes-from web x", "name the volumes and folders"),
+        ("run --volumes-from web x", "--volumes-from web: there is no VM or container \"web\""),
+        ("run --volumes-from web:nocopy x", "use NAME, or NAME:ro to read only"),
+        ("run -d -a stdout x", "--attach and --detach exclude each other"),
+        ("run --attach all x", "use stdin, stdout or stderr"),
+        ("create --annotation =x y", "invalid annotation \"=x\": write NAME=VALUE"),
+        ("run --cidfile / x", "--cidfile / exists: remove it"),
+        ("create --cidfile none/id x", "cannot make --cidfile none/id: "),
+        ("run --log-opt compress=true x", "files of output are not compressed"),
+        ("run --log-opt tag={{.No}} x", "there is no field"),
+        ("run --log-driver journald --log-opt max-size=1m x", "set SystemMaxUse= in journald.conf"),
+        ("run --log-driver syslog x", "invalid value \"syslog\""),
+        ("run --mount src=data,dst=/b,volume-subpath=../a x", "invalid volume-subpath \"../a\""),
+        ("run --device-read-bps /dev/sda:1mb x", "those of `mvm boot` have"),
         ("run --gpus all x", "has its VM's devices and none of the host's"),
         ("run --platform linux/arm64 x", "images are for linux/amd64"),
         ("run --link db x", "host.docker.internal"),
@@ -86,6 +98,21 @@ fn options_of_containers_are_checked() {
         let words: Vec<&str> = arguments.split_whitespace().collect();
         expect(&mvm(&directory, &words), 125, &[expected], &format!("mvm {arguments}"));
     }
+}
+
+#[test]
+fn a_file_for_the_id_goes_where_no_container_is_made() {
+    let directory = TempDir::new().unwrap();
+    for command in ["run", "create"] {
+        let output = mvm(&directory, &[command, "--cidfile", "id", "--pull", "never", "nosuch"]);
+        // What is missing depends on whether the VM's kernel is there.
+        expect(&output, 125, &[], command);
+        assert!(!directory.path().join("id").exists(), "{command}");
+    }
+    fs::write(directory.path().join("id"), "x").unwrap();
+    let output = mvm(&directory, &["run", "--cidfile", "id", "--pull", "never", "nosuch"]);
+    expect(&output, 125, &["--cidfile id exists"], "run");
+    assert_eq!(fs::read_to_string(directory.path().join("id")).unwrap(), "x");
 }
 
 #[test]
@@ -105,6 +132,12 @@ fn words_of_other_programs_are_answered_with_the_word_to_use() {
         ("port web 0", "invalid port \"0\": write 80 or 53/udp"),
         ("update web", "nothing to update"),
         ("update --cpus 0 web", "invalid number of CPUs"),
+        ("update --cpus 1 --cpu-quota 50000 web", "--cpus and --cpu-quota say the same"),
+        ("update --cpu-quota 5 web", "use 1000 microseconds or more"),
+        ("update --cpu-period 5 web", "use 1000 to 1000000 microseconds"),
+        ("update --cpu-rt-runtime 5 web", "control groups v2 have no limits of real-time processes"),
+        ("stop --signal NOPE web", "unknown signal \"NOPE\""),
+        ("restart -s 65 web", "unknown signal \"65\""),
         ("rename web -", "invalid name \"-\""),
         ("events --since x", "invalid time \"x\""),
         ("search nginx", "`mvm pull IMAGE`"),
@@ -116,8 +149,6 @@ fn words_of_other_programs_are_answered_with_the_word_to_use() {
         ("shutdown web", "use `mvm stop NAME`"),
         ("destroy web", "use `mvm kill NAME`"),
         ("suspend web", "use `mvm pause NAME`"),
-        ("logs --details web", "`mvm inspect`"),
-        ("stop --signal INT web", "use `mvm kill --signal`"),
         ("exec web", "missing argument: mvm exec CONTAINER COMMAND"),
         ("rm", "missing argument: mvm rm NAME"),
         ("build .", "docker, podman or buildah"),
@@ -258,6 +289,11 @@ fn wrong_values_of_boot_say_what_to_write() {
         ("boot --name a/b", "--name: invalid name \"a/b\""),
         ("boot --name 0123456789ab", "could be the ID of a VM"),
         ("boot --id web", "--id: invalid ID \"web\": use 12 hexadecimal digits"),
+        ("boot --rootfs image:", "--rootfs: no image: write image:IMAGE"),
+        ("boot --rootfs image:a,readonly", "unknown option \"readonly\" of an image"),
+        ("boot --rootfs image:a --initrd x", "--initrd and --rootfs image: exclude each other"),
+        ("boot --rootfs image:a --append init=/x", "use --append mvm.init=/x"),
+        ("boot --agent --kernel x --runtime-dir none", "--agent needs the VM's directory"),
         ("boot --share src", "--share: invalid share \"src\": write HOSTDIR:PATH"),
         ("boot --share src:", "1 to 36 characters"),
         ("boot --share src:/a-path-that-is-longer-than-a-tag-can-be", "1 to 36 characters"),

@@ -37,6 +37,12 @@ pub enum ConnectionError {
     /// It says something else than it should.
     #[error("the agent sent an unexpected message: {0}")]
     Unexpected(String),
+    /// No agent takes connections in the guest of a VM.
+    #[error(
+        "mvm's agent does not answer in the guest: it has not started yet, or is not installed there, as `mvm boot --help` \
+         says at --agent"
+    )]
+    NotInGuest,
     /// It does not do what it was asked for.
     #[error("the agent refuses: {0}")]
     Refused(String),
@@ -133,7 +139,7 @@ impl Connection {
             line.extend(byte);
         }
         if !line.starts_with(b"OK ") {
-            return Err(ConnectionError::Unexpected(String::from_utf8_lossy(&line).into_owned()));
+            return Err(ConnectionError::Unexpected(String::from_utf8_lossy(&line).trim_end().to_owned()));
         }
         Self::greet_within(socket, limit)
     }

@@ -1,4 +1,4 @@
-//! Further commands in a container that runs, which may be another process's.
+//! Further commands in a container that runs, which may be another process's, or in a VM's guest.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::agent::{Agent, NoDevice};
 use crate::attach::{DetachFilter, Input};
 use crate::connection::{Connection, ConnectionError, PATIENCE};
 use crate::machine::VSOCK;
@@ -34,9 +35,9 @@ pub enum ExecError {
     /// An option.
     #[error(transparent)]
     Options(#[from] OptionsError),
-    /// A VM without an agent.
-    #[error("it is a VM, and not a container: `mvm console` attaches to its console")]
-    NotAContainer,
+    /// A VM without a way to an agent.
+    #[error(transparent)]
+    NoDevice(#[from] NoDevice),
     /// The agent can't be talked to.
     #[error(transparent)]
     Connection(Box<dyn std::error::Error + Send + Sync>),
@@ -61,6 +62,9 @@ pub enum ExecError {
     /// A signal came before the command had begun, which it does not any more.
     #[error("ended by signal {0} before the command had started")]
     Cancelled(i32),
+    /// A VM has ended while the command ran, or the agent in it.
+    #[error("the VM has ended, or the agent in it, and with that the connection to the command")]
+    GuestEnded,
     /// Signals ended the wait; the command may run on.
     #[error("ended by signal {0}, while the command runs on")]
     Signal(i32),
@@ -81,8 +85,9 @@ impl From<Failure> for ExecError {
     }
 }
 
-/// Runs a command in the container `container` of the VM whose directory is `directory`, with this process's standard
-/// input and output, until it ends; one that is detached, until it has started. `signals` are passed on to it.
+/// Runs a command in the container `container` of the VM whose directory is `directory`, or in the guest of a VM of `mvm
+/// boot`, with this process's standard input and output, until it ends; one that is detached, until it has started. `signals`
+/// are passed on to it.
 ///
 /// # Errors
 ///
@@ -94,17 +99,14 @@ pub fn exec(
     signals: Option<&Signals>,
 ) -> Result<Ended, ExecError> {
     let exec = request(options)?;
-    let path = directory.join(VSOCK);
-    if !path.exists() {
-        return Err(ExecError::NotAContainer);
-    }
+    let agent = Agent::find(directory, container)?;
     let host = |doing| move |source| ExecError::Host { doing, source };
     let id = random_id().map_err(host("draw a random ID"))?;
-    let mut control = Connection::open(&path)?;
-    let request = Request::Exec { container: container.to_owned(), id: id.clone(), exec: Box::new(exec) };
+    let mut control = agent.open()?;
+    let request = Request::Exec { container: agent.container.clone(), id: id.clone(), exec: Box::new(exec) };
     control.send(&request)?;
-    let streams = if options.detached { Vec::new() } else { connect(&path, options)? };
-    match started(&mut control, signals, || Connection::open(&path).map(drop))? {
+    let streams = if options.detached { Vec::new() } else { connect(&agent.path, options)? };
+    match started(&mut control, signals, || agent.open().map(drop))? {
         Reply::Started => {}
         Reply::Failed(failure) => return Err(failure.into()),
         other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
@@ -112,8 +114,9 @@ pub fn exec(
     if options.detached {
         return Ok(Ended { code: 0, out_of_memory: false });
     }
-    let told = pass_streams(streams, &path, &id, options)?;
-    let session = Session { control, signals, id, has_terminal: options.terminal.is_some(), asked: 0 };
+    let told = pass_streams(streams, &agent.path, &id, options)?;
+    let (has_terminal, in_guest) = (options.terminal.is_some(), agent.is_of_guest());
+    let session = Session { control, signals, id, has_terminal, in_guest, asked: 0 };
     session.run(&told)
 }
 
@@ -172,6 +175,39 @@ pub fn send_signal(directory: &Path, container: &str, signal: u8) -> Result<(), 
     control.send(&Request::Signal { container: container.to_owned(), signal })?;
     match control.receive()? {
         Reply::Done => Ok(()),
+        Reply::Failed(failure) => Err(failure.into()),
+        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
+    }
+}
+
+/// How long the processes of a container may take to stand still: one that waits for a disk does so when that has answered.
+const FREEZE: Duration = Duration::from_secs(10);
+
+/// Has the container `container` of a pod whose VM's directory, or its own, is `directory` stand still, or go on.
+///
+/// # Errors
+///
+/// [`ExecError`]: the agent does not answer, or has no such container.
+pub fn freeze(directory: &Path, container: &str, freezes: bool) -> Result<(), ExecError> {
+    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
+    control.send(&Request::Freeze { container: container.to_owned(), freezes })?;
+    match control.receive_within(FREEZE)? {
+        Reply::Done => Ok(()),
+        Reply::Failed(failure) => Err(failure.into()),
+        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
+    }
+}
+
+/// Whether it stands still. It is not waited for longer than a second.
+///
+/// # Errors
+///
+/// As [`freeze`].
+pub fn is_frozen(directory: &Path, container: &str) -> Result<bool, ExecError> {
+    let mut control = Connection::open_within(&directory.join(VSOCK), USAGE)?;
+    control.send(&Request::IsFrozen { container: container.to_owned() })?;
+    match control.receive_within(USAGE)? {
+        Reply::Frozen(is_frozen) => Ok(is_frozen),
         Reply::Failed(failure) => Err(failure.into()),
         other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
     }
@@ -318,6 +354,7 @@ struct Session<'a> {
     signals: Option<&'a Signals>,
     id: String,
     has_terminal: bool,
+    in_guest: bool,
     /// How many signals have asked it to end.
     asked: u32,
 }
@@ -378,11 +415,9 @@ impl Session<'_> {
     /// Takes what the agent says: the end of the command.
     fn answer(&mut self) -> Result<Option<Exit>, ExecError> {
         let answer = self.control.receive_some().map_err(|error| match error {
-            ConnectionError::Closed => ExecError::ContainerEnded,
-            ConnectionError::Io(source) if source.kind() == io::ErrorKind::ConnectionReset => {
-                ExecError::ContainerEnded
-            }
-            error => error.into(),
+            error if !error.is_closed() => error.into(),
+            _ if self.in_guest => ExecError::GuestEnded,
+            _ => ExecError::ContainerEnded,
         });
         match answer? {
             Some(Reply::Exited(exit)) => Ok(Some(exit)),
@@ -471,9 +506,9 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_without_a_socket_for_its_agent_is_no_container() {
+    fn a_vm_without_a_device_for_its_agent_gets_a_line() {
         let directory = tempfile::tempdir().unwrap();
         let error = exec(directory.path(), "c", &ExecOptions::default(), None).unwrap_err();
-        assert!(matches!(error, ExecError::NotAContainer));
+        assert!(matches!(error, ExecError::NoDevice(_)), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use agent_protocol::{
@@ -12,8 +12,8 @@ use agent_protocol::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
+use crate::agent::{Agent, NoDevice};
 use crate::connection::{Connection, ConnectionError};
-use crate::machine::VSOCK;
 
 /// How long the agent may take for the next bytes of a stream, or to take some.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -21,9 +21,12 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Why files can't be copied.
 #[derive(Debug, Error)]
 pub enum FilesError {
-    /// A VM without an agent.
-    #[error("it is a VM, and not a container: copy files with ssh, or share a folder by `mvm boot --share`")]
+    /// A VM, where a container is needed.
+    #[error("it is a VM, and not a container: `mvm cp` copies its files")]
     NotAContainer,
+    /// A VM without a way to an agent.
+    #[error(transparent)]
+    NoDevice(#[from] NoDevice),
     /// The agent can't be talked to.
     #[error(transparent)]
     Connection(Box<dyn std::error::Error + Send + Sync>),
@@ -37,7 +40,7 @@ pub enum FilesError {
     #[error("{0}")]
     Failed(String),
     /// It ended before it said how it went.
-    #[error("the copy ended early: the container has ended, or has no memory left")]
+    #[error("the copy ended early: the container or VM has ended, or has no memory left")]
     EndedEarly,
 }
 
@@ -60,34 +63,29 @@ impl From<Failure> for FilesError {
     }
 }
 
-/// The files of a container that runs.
+/// The files of a container, or of a VM's guest, that runs.
 #[derive(Clone, Debug)]
 pub struct Files {
-    path: PathBuf,
-    container: String,
+    agent: Agent,
 }
 
 impl Files {
-    /// Those of the container `container` of the VM whose directory is `directory`.
+    /// Those of the container `container` of the VM whose directory is `directory`, or of the guest of a VM of `mvm boot`.
     ///
     /// # Errors
     ///
-    /// [`FilesError::NotAContainer`].
+    /// [`FilesError::NoDevice`].
     pub fn of(directory: &Path, container: &str) -> Result<Self, FilesError> {
-        let path = directory.join(VSOCK);
-        if !path.exists() {
-            return Err(FilesError::NotAContainer);
-        }
-        Ok(Self { path, container: container.to_owned() })
+        Ok(Self { agent: Agent::find(directory, container)? })
     }
 
     /// Asks for something; the connection and the first answer.
     fn ask(&self, what: CopyWhat) -> Result<(Connection, Reply), FilesError> {
-        let mut connection = Connection::open(&self.path)?;
+        let mut connection = self.agent.open()?;
         if !connection.has_version(COPIES) {
             return Err(FilesError::TooOld);
         }
-        connection.send(&Request::Copy { container: self.container.clone(), what })?;
+        connection.send(&Request::Copy { container: self.agent.container.clone(), what })?;
         match connection.receive_within(SILENCE)? {
             Reply::Failed(failure) => Err(failure.into()),
             reply => Ok((connection, reply)),

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +15,7 @@ use instance::time;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, ConnectionError};
-use crate::exec::{ExecError, random_id, send_signal};
+use crate::exec::{ExecError, is_frozen, random_id, send_signal};
 use crate::machine::VSOCK;
 use crate::streams::{self, Place};
 
@@ -233,6 +235,8 @@ fn perform(check: &HealthCheck, directory: &Path, id: &str) -> Option<HealthResu
             let text = format!("Health check exceeded timeout ({:?})", check.timeout);
             (-1, if output.is_empty() { text } else { format!("{text}: {output}") })
         }
+        // One of a pod whose VM runs.
+        Err(ExecError::Failed(_)) if is_frozen(directory, id).unwrap_or(false) => return None,
         Err(error @ (ExecError::NotFound(_) | ExecError::Failed(_))) => (-1, error.to_string()),
         Err(_) => return None,
     };
@@ -257,6 +261,19 @@ impl Write for Beginning {
     }
 }
 
+/// The sockets of a check's streams, which end with it: its children may hold its output open for good.
+#[derive(Default)]
+struct Sockets(Vec<UnixStream>);
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for socket in &self.0 {
+            // It fails where the agent has closed it.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// Runs `command` for up to `timeout`; its exit code, if it ended in that time, and the beginning of what it wrote.
 fn probe(
     command: &[String],
@@ -278,11 +295,13 @@ fn probe(
     }
     let output = Beginning::default();
     let (alive, ended) = channel::<()>();
+    let mut sockets = Sockets::default();
     for (stream, connection) in streams {
         let place = Place { path: path.clone(), id: id.clone(), stream };
         let (connection, output, alive) = (connection?, output.clone(), alive.clone());
+        sockets.0.push(connection.try_clone().map_err(ConnectionError::from)?);
         let pass = move || {
-            let _ = streams::pass_output(connection, &place, output);
+            let _ = streams::pass_output_once(connection, &place, output);
             drop(alive);
         };
         let spawned = Builder::new().name("check".into()).stack_size(256 << 10).spawn(pass);
@@ -371,6 +390,64 @@ mod tests {
         assert_eq!(take(0, 12), (HealthStatus::Healthy, 0, 4));
         assert_eq!(take(1, 13), (HealthStatus::Healthy, 1, 5));
         assert_eq!(take(1, 14), (HealthStatus::Unhealthy, 2, 5));
+    }
+
+    /// An agent whose check ends at once, while what it has started keeps the output open.
+    #[test]
+    fn a_check_leaves_no_connection_behind() {
+        use std::io::Read;
+        use std::os::unix::net::UnixListener;
+        use std::thread;
+
+        use agent_protocol::{Decoder, Exit, VERSION, encode};
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join(VSOCK)).unwrap();
+        let serve = |mut socket: UnixStream| {
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let mut line = [0; "CONNECT 1000\n".len()];
+            socket.read_exact(&mut line).unwrap();
+            socket.write_all(b"OK 1\n").unwrap();
+            socket.write_all(&encode(&Reply::Hello { version: VERSION }).unwrap()).unwrap();
+            let mut decoder = Decoder::default();
+            let request = loop {
+                let mut bytes = vec![0; decoder.wants().unwrap()];
+                socket.read_exact(&mut bytes).unwrap();
+                decoder.push(&bytes);
+                if let Some(request) = decoder.take::<Request>().unwrap() {
+                    break request;
+                }
+            };
+            let replies = match request {
+                Request::Exec { .. } => {
+                    vec![Reply::Started, Reply::Exited(Exit { code: 3, out_of_memory: false })]
+                }
+                Request::Attach { .. } => vec![Reply::Attached { position: 0 }],
+                other => panic!("{other:?}"),
+            };
+            let is_stream = matches!(&replies[..], [Reply::Attached { .. }]);
+            for reply in replies {
+                socket.write_all(&encode(&reply).unwrap()).unwrap();
+            }
+            if is_stream {
+                socket.write_all(b"\x02\0\0\0hi").unwrap();
+            }
+            // The host's end, or an error after the time of waiting for it.
+            socket.read(&mut [0]).unwrap()
+        };
+        let agent = thread::spawn(move || {
+            let accept = |_| {
+                let (socket, _) = listener.accept().unwrap();
+                thread::spawn(move || serve(socket))
+            };
+            // Each is served at once: the next one comes after its answer.
+            let threads: Vec<_> = (0..3).map(accept).collect();
+            let ends: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            listener.set_nonblocking(true).unwrap();
+            (ends, listener.accept().is_err())
+        });
+        let result = probe(&words(&["x"]), Duration::from_secs(60), directory.path(), "c").unwrap();
+        assert_eq!(result, (Some(3), "hihi".into()));
+        assert_eq!(agent.join().unwrap(), (vec![0, 0, 0], true));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A container's VM has three disks: the agent's root, the image (see the crate `erofs`), and what takes its changes. The
 //! agent connects over vsock and is told what to run; standard input and output are connections of their own.
 
+mod agent;
 mod assets;
 mod attach;
 mod changes;
@@ -33,13 +34,15 @@ mod update;
 mod visit;
 mod vm;
 
-pub use agent_protocol::{ProcessEntry, Usage};
+pub use agent::{AGENT, NoDevice};
+pub use agent_protocol::{ProcessEntry, Stream as OutputStream, Usage};
 pub use assets::{Assets, AssetsError};
 pub use attach::{
-    AttachError, AttachOptions, Attached, Attachments, DetachKeys, KeysError, attach,
+    AttachError, AttachOptions, AttachStreams, Attached, Attachments, DetachKeys, KeysError, attach,
     connect as connect_to_keeper,
 };
-pub use exec::{ExecError, exec, send_signal, usage};
+pub use changes::create_at as create_changes;
+pub use exec::{ExecError, exec, freeze, is_frozen, send_signal, usage};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{
     Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth, watch as watch_health,
@@ -48,17 +51,18 @@ pub use image::{Image, ImageConfig};
 pub use limits::{CpuSet, LimitError, Ulimit};
 pub use machine::size;
 pub use mounts::{
-    LongMount, MountError, MountOption, MountSource, PrepareError, Prepared, ShortMount, Tmpfs, VolumeMount,
-    create as create_volume, make_volumes, prepare, record as volume_record, settle, volume_size,
+    LongMount, MountError, MountOption, MountSource, PodFolder, PodFolders, PodSource, PodVolume,
+    PrepareError, Prepared, ShortMount, Tmpfs, VolumeMount, check_room, create as create_volume,
+    make_volumes, prepare, prepare_in_pod, record as volume_record, settle, volume_size,
 };
 pub use network::{HOST_GATEWAY, NetworkOption, StaticAddress, container_address};
 pub use options::{ExecOptions, OptionsError, RunOptions, Storage};
-pub use output::{LogLimits, LogOptions, LogReader, follow, parse_time};
+pub use output::{LogLimits, LogOptions, LogReader, LogTarget, OutputLine, field_name, follow, parse_time};
 pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod, pod_directory};
 pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
 pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};
 pub use signal::number as signal_number;
-pub use spec::{command, storage};
+pub use spec::{SHM_SIZE, command, entrypoint_and_command, storage};
 pub use timing::{Step, Timing};
 pub use update::{Update, processes, update};
 pub use visit::Visit;

@@ -85,8 +85,8 @@ fn share(parts: &[SharedPart], directory: &Path) -> Option<ShareConfig> {
     Some(ShareConfig { path, parts, tag, read_only: false, sandbox: Sandbox::default() })
 }
 
-/// Disks that containers of a pod can have: of the 18 devices of a VM, its root, network, sockets, balloon and source of
-/// random numbers take five, and one is left.
+/// Disks that containers of a pod can have: of the 18 devices of a VM, its root, network, sockets, balloon, source of
+/// random numbers and folders of the host take six.
 pub const SLOTS: usize = 12;
 
 /// The guest's block device that is the slot with that index: behind the agent's root.
@@ -94,15 +94,16 @@ pub fn slot_device(slot: usize) -> String {
     format!("/dev/{}", DeviceKind::Block.id(slot.saturating_add(1)))
 }
 
-/// The VM for a pod with `options`, whose directory is `directory`.
+/// The VM for a pod with `options`, whose directory is `directory` and which has `parts` of the host.
 pub fn pod_machine(
     assets: &Assets,
     options: &RunOptions,
     directory: &Path,
     publish: Vec<PublishConfig>,
+    parts: &[SharedPart],
 ) -> VmConfig {
-    let of_container =
-        machine(assets, &Image::default(), options, directory, None, &Prepared::default(), publish);
+    let mounts = Prepared { parts: parts.to_vec(), ..Prepared::default() };
+    let of_container = machine(assets, &Image::default(), options, directory, None, &mounts, publish);
     VmConfig { disks: Vec::new(), slots: SLOTS, ..of_container }
 }
 

@@ -100,6 +100,8 @@ pub struct RunOptions {
     pub tmpfs: Vec<(String, String)>,
     /// What the user calls it besides: names and values.
     pub labels: Vec<(String, String)>,
+    /// What else is kept with it: names and values.
+    pub annotations: Vec<(String, String)>,
     /// Kernel parameters.
     pub sysctls: Vec<(String, String)>,
 }

@@ -4,11 +4,11 @@ use std::io::{self, PipeWriter, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agent_protocol::{Container, Exit, FailureKind, Mount, MountKind, Writable};
-use instance::{Instance, Keep, Signals};
+use agent_protocol::{Container, Exit, FailureKind, Mount, MountKind, Size, Writable};
+use instance::{Event, Instance, Keep, Signals};
 use thiserror::Error;
 use vmm::PublishConfig;
 
@@ -21,7 +21,7 @@ use crate::image::{Image, ImageConfig};
 use crate::machine::machine;
 use crate::mounts::Prepared;
 use crate::options::{OptionsError, RunOptions, Storage};
-use crate::output::{LogLimits, OutputLog};
+use crate::output::{LogTarget, OutputLog};
 use crate::ports::PortsError;
 use crate::session::{Listener, Session, SessionError, Way};
 use crate::signal::stop_signal;
@@ -106,8 +106,8 @@ pub struct Plan<'a> {
     pub publish: &'a [PublishConfig],
     /// What it has below its root.
     pub mounts: &'a Prepared,
-    /// How much of its output is kept, if any is.
-    pub log: Option<LogLimits>,
+    /// Where its output is kept, if it is.
+    pub log: Option<&'a LogTarget>,
     /// What notes when each step is reached.
     pub timing: &'a Timing,
 }
@@ -131,7 +131,7 @@ pub struct Keeper {
     forwards: Forwards,
     container: Container,
     stop_signal: u8,
-    log: Option<LogLimits>,
+    log: Option<LogTarget>,
     timing: Timing,
 }
 
@@ -139,6 +139,8 @@ pub struct Keeper {
 pub struct Attachment {
     /// With this process's standard input and output.
     pub is_attached: bool,
+    /// Which of the outputs then: standard output, and standard error.
+    pub streams: (bool, bool),
     /// The socket of the user's command, which is attached from the beginning.
     pub front: Option<UnixStream>,
     /// Its input ends with that of the first one who is attached.
@@ -200,7 +202,7 @@ impl Keeper {
             vm.kill();
             vm.wait(LAST_WORDS);
         })?;
-        let timing = timing.clone();
+        let (timing, log) = (timing.clone(), log.cloned());
         let vm = Arc::new(vm);
         Ok(Self { vm, instance, keep, listener, forwards, container, stop_signal, log, timing })
     }
@@ -208,22 +210,24 @@ impl Keeper {
     /// Runs the container's command to its end.
     pub fn run(self, attachment: Attachment) -> Left {
         let Self { vm, instance, keep, listener, forwards, container, stop_signal, log, timing } = self;
-        let is_disk = |mount: &Mount| matches!(mount.kind, MountKind::Disk { .. });
+        let is_disk =
+            |mount: &Mount| matches!(mount.kind, MountKind::Disk { .. } | MountKind::DiskBelow { .. });
         let is_kept = !keep.entry().removes && matches!(container.writable, Writable::Disk(_))
             || container.mounts.iter().any(is_disk);
         let forwarded = forwards
             .start()
             .map_err(|source| RunError::Host { doing: "start a thread for sockets of the host", source });
-        let log = forwarded.and_then(|()| log.map(|limits| open_log(&keep.output(), limits)).transpose());
+        let log = forwarded.and_then(|()| log.map(|target| open_log(&keep.output(), &target)).transpose());
         let keep = Arc::new(Mutex::new(keep));
-        let Attachment { is_attached, front, input_once, signals, on_started } = attachment;
-        let attached = attachments(&instance, &container, is_attached, input_once, front);
+        let Attachment { is_attached, streams, front, input_once, signals, on_started } = attachment;
+        let attached_to = if is_attached { streams } else { (false, false) };
+        let attached = attachments((&instance, &keep), &container, is_attached, input_once, front);
         let (attachments, source) = attached
             .map_or_else(|error| (Err(error), None), |(attachments, source)| (Ok(attachments), source));
         let left = attachments.as_ref().ok().cloned();
         let result = log.and_then(|log| Ok((log, attachments?))).and_then(|(log, attachments)| {
             let outputs = Outputs {
-                is_attached,
+                attached: attached_to,
                 log,
                 attachments,
                 ender: Ender::Vm(vm.clone()),
@@ -257,7 +261,7 @@ impl Keeper {
 
 /// Those who are attached, and where the container's input comes from if it is from them.
 pub fn attachments(
-    instance: &Instance,
+    (instance, keep): (&Instance, &Arc<Mutex<Keep>>),
     container: &Container,
     is_attached: bool,
     input_once: bool,
@@ -269,7 +273,10 @@ pub fn attachments(
         input_once,
     };
     let (directory, id) = (instance.path().to_owned(), container.id.clone());
-    let resize = move |size| {
+    let entry = keep.lock().unwrap_or_else(PoisonError::into_inner).entry().clone();
+    let resize = move |size: Size| {
+        let (rows, columns) = (size.rows.to_string(), size.columns.to_string());
+        Event::of_entry(&entry, "resize", &[("height", &rows), ("width", &columns)]).note();
         if let Err(error) = exec::resize(&directory, &id, size) {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot set the size of the terminal");
         }
@@ -279,9 +286,15 @@ pub fn attachments(
 }
 
 /// The log of a container's output.
-pub fn open_log(path: &Path, limits: LogLimits) -> Result<Arc<Mutex<OutputLog>>, RunError> {
-    let log = OutputLog::open(path, limits);
-    let log = log.map_err(|source| RunError::Host { doing: "write the container's log", source })?;
+pub fn open_log(path: &Path, target: &LogTarget) -> Result<Arc<Mutex<OutputLog>>, RunError> {
+    let host = |doing| move |source| RunError::Host { doing, source };
+    let log = match target {
+        LogTarget::Files(limits) => {
+            OutputLog::open(path, *limits).map_err(host("write the container's log"))?
+        }
+        LogTarget::Journal(fields) => OutputLog::journal(fields)
+            .map_err(host("write to systemd's journal, for --log-driver journald"))?,
+    };
     Ok(Arc::new(Mutex::new(log)))
 }
 

@@ -28,7 +28,7 @@ use crate::timing::{Step, Timing};
 /// How long the agent may take to start a container: it mounts file systems and starts a process.
 pub const START: Duration = Duration::from_secs(60);
 /// The same where it copies what the image has to a volume.
-const FILL: Duration = Duration::from_secs(15 * 60);
+pub const FILL: Duration = Duration::from_secs(15 * 60);
 /// The first version of the agent's messages with volumes, and parts and sockets of the host.
 const WITH_VOLUMES: u32 = 4;
 
@@ -227,7 +227,7 @@ impl Session {
 
 /// Whether older agents do not know this kind of mount.
 fn is_new(mount: &Mount) -> bool {
-    matches!(mount.kind, MountKind::Part { .. } | MountKind::Disk { .. } | MountKind::Socket { .. })
+    !matches!(mount.kind, MountKind::FileSystem(_) | MountKind::Share(_) | MountKind::Cgroup)
 }
 
 /// Whether the agent may have to copy files to it.

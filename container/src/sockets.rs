@@ -16,6 +16,8 @@ use crate::mounts::Forward;
 
 /// The most connections at once, to all sockets together. Further ones wait until one is closed.
 const MAX_RELAYS: usize = 128;
+/// The last port that is tried for a socket of a container in a pod.
+const LAST_PORT: u32 = 9999;
 /// How many failures to connect are said.
 const MAX_SAID: u32 = 5;
 
@@ -25,6 +27,19 @@ pub struct Forwards {
     relays: Relays,
     /// How many failures were said.
     said: u32,
+}
+
+/// Sockets in the directory of a pod's VM.
+#[derive(Default)]
+pub struct Bound(Vec<PathBuf>);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // With the pod's VM the directory goes.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// What is ready.
@@ -48,6 +63,32 @@ impl Forwards {
         };
         let sockets = forwards.iter().map(open).collect::<io::Result<_>>()?;
         Ok(Self { sockets, relays: Relays::new(MAX_RELAYS), said: 0 })
+    }
+
+    /// The same in the directory of a pod's VM, which other containers have sockets in too: at free ports in place of those that
+    /// `forwards` names, which they get. What is returned besides removes the sockets when it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of making sockets.
+    pub fn open_free(directory: &Path, forwards: &mut [Forward]) -> io::Result<(Self, Bound)> {
+        let (mut sockets, mut bound) = (Vec::new(), Bound::default());
+        for forward in forwards {
+            let (listener, path) = loop {
+                let path = directory.join(format!("{VSOCK}_{}", forward.port));
+                match UnixListener::bind(&path) {
+                    // One of a container whose keeper was killed stays as long as the pod.
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && forward.port < LAST_PORT => {
+                        forward.port += 1;
+                    }
+                    bound => break (bound?, path),
+                }
+            };
+            bound.0.push(path);
+            listener.set_nonblocking(true)?;
+            sockets.push((listener, forward.path.clone()));
+        }
+        Ok((Self { sockets, relays: Relays::new(MAX_RELAYS), said: 0 }, bound))
     }
 
     /// Forwards on a thread of its own, for as long as this process lives.
@@ -163,6 +204,20 @@ mod tests {
         serving.join().unwrap();
         let mut text = String::new();
         assert_eq!(client(directory.path(), 2001).read_to_string(&mut text).unwrap(), 0);
+    }
+
+    #[test]
+    fn containers_of_a_pod_have_ports_of_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let forward = |port| Forward { port, path: directory.path().join("host.sock") };
+        let (mut one, mut other, mut third) =
+            ([forward(2000), forward(2001)], [forward(2000)], [forward(2000)]);
+        let first = Forwards::open_free(directory.path(), &mut one).unwrap();
+        let _second = Forwards::open_free(directory.path(), &mut other).unwrap();
+        assert_eq!((one[0].port, one[1].port, other[0].port), (2000, 2001, 2002));
+        drop(first);
+        let _third = Forwards::open_free(directory.path(), &mut third).unwrap();
+        assert_eq!(third[0].port, 2000);
     }
 
     #[test]

@@ -256,6 +256,12 @@ fn limits(options: &RunOptions) -> Vec<Limit> {
 
 /// The command of a container of `image` with `options`, and its arguments; empty where neither says what to run.
 pub fn command(image: &ImageConfig, options: &RunOptions) -> Vec<String> {
+    let (entrypoint, command) = entrypoint_and_command(image, options);
+    [entrypoint, command].concat()
+}
+
+/// Its entry point and the arguments of that, either of which may be empty.
+pub fn entrypoint_and_command(image: &ImageConfig, options: &RunOptions) -> (Vec<String>, Vec<String>) {
     let entrypoint = match &options.entrypoint {
         Some(text) => Some(text).filter(|text| !text.is_empty()).cloned().into_iter().collect(),
         None => image.entrypoint.clone(),
@@ -265,7 +271,7 @@ pub fn command(image: &ImageConfig, options: &RunOptions) -> Vec<String> {
         (None, true) => image.command.clone(),
         _ => options.command.clone(),
     };
-    [entrypoint, command].concat()
+    (entrypoint, command)
 }
 
 fn process(hostname: &str, image: &ImageConfig, options: &RunOptions) -> Result<Process, OptionsError> {

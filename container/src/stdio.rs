@@ -42,8 +42,8 @@ fn standard_of(stream: Stream) -> (&'static str, RawFd) {
 /// Where a container's output goes.
 #[derive(Clone)]
 pub struct Outputs {
-    /// To this process's standard output and error.
-    pub is_attached: bool,
+    /// To this process's standard output, and to its standard error.
+    pub attached: (bool, bool),
     /// To its log.
     pub log: Option<Arc<Mutex<OutputLog>>>,
     /// To those who are attached.
@@ -58,7 +58,9 @@ impl Outputs {
     /// Passes what comes on `connection` on until it ends.
     pub fn pass(&self, connection: Connection, place: Place) -> io::Result<JoinHandle<io::Result<()>>> {
         let (name, fd) = standard_of(place.stream);
-        let target = self.is_attached.then(|| standard(fd));
+        let (output, errors) = self.attached;
+        let is_attached = if place.stream == Stream::Stderr { errors } else { output };
+        let target = is_attached.then(|| standard(fd));
         let (log, timing) = (self.log.clone(), Some(self.timing.clone()));
         let attachments = self.attachments.clone();
         let target = LoggedOutput { target, log, attachments, timing, stream: place.stream };

@@ -16,6 +16,8 @@ use crate::connection::{Connection, ConnectionError};
 
 /// What is read of an output at once.
 const CHUNK: usize = 256 << 10;
+/// The same of an output of which little is kept.
+const SMALL_CHUNK: usize = 16 << 10;
 /// How often a connection that was lost is tried again, and how long between.
 const ATTEMPTS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -99,6 +101,25 @@ pub fn pass_output(first: Connection, place: &Place, mut target: impl Write) -> 
             }
         }
     }
+}
+
+/// The same from one connection alone, until that is lost or shut down.
+///
+/// # Errors
+///
+/// Those of `target`.
+pub fn pass_output_once(connection: Connection, place: &Place, mut target: impl Write) -> io::Result<()> {
+    let Ok((mut connection, _)) = connection.attach(&place.id, place.stream, 0) else { return Ok(()) };
+    let mut receiver = Receiver::default();
+    let mut bytes = vec![0; SMALL_CHUNK];
+    while !receiver.has_ended() {
+        match receive(&mut connection, &mut receiver, &mut bytes, &mut target) {
+            Ok(()) => {}
+            Err(Broken::Target(error)) => return Err(error),
+            Err(Broken::Connection) => break,
+        }
+    }
+    Ok(())
 }
 
 /// Passes on what one read gives.

@@ -10,12 +10,15 @@ use crate::limits::{CpuSet, weight};
 use crate::machine::{OVERHEAD, VSOCK, size};
 use crate::options::{OptionsError, RunOptions};
 
+/// A quota of more processors than any VM has, which is none.
+const NO_QUOTA: u64 = 100_000 * 1024;
+
 /// What a container may use from now on; what is `None` stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update {
     /// Bytes of memory.
     pub memory: Option<u64>,
-    /// Thousandths of a processor.
+    /// Thousandths of a processor; `u64::MAX` for all that the VM has.
     pub milli_cpus: Option<u64>,
     /// Its share of the processors.
     pub cpu_shares: Option<u64>,
@@ -40,7 +43,7 @@ impl Update {
     /// [`OptionsError::Reservation`].
     pub fn apply(&self, options: &mut RunOptions) -> Result<(), OptionsError> {
         options.memory = self.memory.or(options.memory);
-        options.milli_cpus = self.milli_cpus.or(options.milli_cpus);
+        options.milli_cpus = self.milli_cpus.or(options.milli_cpus).filter(|milli| *milli < u64::MAX);
         options.cpu_shares = self.cpu_shares.or(options.cpu_shares);
         options.pids = self.pids.or(options.pids).filter(|most| *most < u64::MAX);
         options.cpu_set = self.cpu_set.clone().or_else(|| options.cpu_set.take());
@@ -64,7 +67,8 @@ impl Update {
                 return Err(OptionsError::VmMemory { vm: memory >> 20, most: most >> 20 });
             }
         }
-        if self.milli_cpus.is_some_and(|milli| milli > u64::from(cpus).saturating_mul(1000)) {
+        let most = u64::from(cpus).saturating_mul(1000);
+        if self.milli_cpus.is_some_and(|milli| milli > most && milli < u64::MAX) {
             return Err(OptionsError::VmCpus(cpus));
         }
         match &self.cpu_set {
@@ -76,7 +80,7 @@ impl Update {
     fn resources(&self) -> Resources {
         Resources {
             memory: self.memory,
-            cpu_quota: self.milli_cpus.map(|milli| milli.saturating_mul(100)),
+            cpu_quota: self.milli_cpus.map(|milli| milli.saturating_mul(100).min(NO_QUOTA)),
             cpu_weight: self.cpu_shares.map(weight),
             cpus: self.cpu_set.as_ref().map(ToString::to_string),
             pids: self.pids,
@@ -130,6 +134,11 @@ mod tests {
         assert!(error.contains("up to 512 MiB"), "{error}");
         let cpus = |milli| Update { milli_cpus: Some(milli), ..Update::default() }.check(2, vm);
         assert_eq!((cpus(2000), cpus(2001)), (Ok(()), Err(OptionsError::VmCpus(2))));
+        assert_eq!(cpus(u64::MAX), Ok(()));
+        let none = Update { milli_cpus: Some(u64::MAX), ..Update::default() };
+        assert_eq!(none.resources().cpu_quota, Some(NO_QUOTA));
+        let mut options = RunOptions { milli_cpus: Some(5), ..RunOptions::default() };
+        assert_eq!((none.apply(&mut options), options.milli_cpus), (Ok(()), None));
         let set = Update { cpu_set: Some("0-2".parse().unwrap()), ..Update::default() };
         assert_eq!(set.check(2, vm), Err(OptionsError::NoCpu(2, 2)));
     }

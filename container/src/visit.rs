@@ -21,7 +21,7 @@ use crate::mounts::Prepared;
 use crate::network::NetworkOption;
 use crate::options::{RunOptions, Storage};
 use crate::run::{LAST_WORDS, RunError};
-use crate::session::{Listener, POWER_OFF, START};
+use crate::session::{FILL, Listener, POWER_OFF, START};
 use crate::spec::{container, storage};
 use crate::vm::{FromVm, Split, VmProcess};
 
@@ -34,27 +34,28 @@ pub struct Visit {
     instance: Instance,
     /// The container is not started meanwhile.
     keep: Keep,
+    /// Nor are its volumes used.
+    _mounts: Prepared,
     control: Connection,
 }
 
 impl Visit {
-    /// Starts the VM for the container of `image` and `options` that `keep` is of. `instance` is its directory, and this
-    /// process has one thread yet.
+    /// Starts the VM for the container of `image` and `options` that `keep` is of, with `mounts` in its root. `instance` is
+    /// its directory, and this process has one thread yet.
     ///
     /// # Errors
     ///
     /// [`RunError`]; of the VM nothing is left behind.
     pub fn start(
         (assets, image, options): (&Assets, &Image, &RunOptions),
+        mounts: Prepared,
         instance: Instance,
         keep: Keep,
         split: Split<'_>,
     ) -> Result<Self, RunError> {
         let host = |doing| move |source| RunError::Host { doing, source };
         keep.set_visited(true).map_err(host("note that the container's files are used"))?;
-        // Volumes and folders of the host are not mounted.
-        let (mounts, bare) = (Prepared::default(), RunOptions { mounts: Vec::new(), ..options.clone() });
-        let mut container = container(instance.id().as_str(), &image.config, &bare, &mounts)?;
+        let mut container = container(instance.id().as_str(), &image.config, options, &mounts)?;
         container.resources = Default::default();
         container.network = None;
         let changes = match storage(options) {
@@ -64,6 +65,7 @@ impl Visit {
                     .map_err(host("make the disk for the container's changes"))?,
             ),
         };
+        let has_mounts = !mounts.mounts.is_empty();
         let machine_options = RunOptions {
             memory: Some(MEMORY),
             milli_cpus: Some(1000),
@@ -89,14 +91,15 @@ impl Visit {
             listen(&vm).map_err(host("start a thread")).and_then(|ended| connect(&listener, &ended));
         let held = connected.and_then(|mut control| {
             control.send(&Request::Hold(Box::new(container))).map_err(session)?;
-            match control.receive_within(START).map_err(session)? {
+            // A new volume gets what the image has at its place.
+            match control.receive_within(if has_mounts { FILL } else { START }).map_err(session)? {
                 Reply::Started => Ok(control),
                 Reply::Failed(failure) => Err(RunError::Failed(failure.message)),
                 other => Err(session(ConnectionError::Unexpected(format!("{other:?}")))),
             }
         });
         match held {
-            Ok(control) => Ok(Self { vm, instance, keep, control }),
+            Ok(control) => Ok(Self { vm, instance, keep, _mounts: mounts, control }),
             Err(error) => {
                 vm.kill();
                 vm.wait(LAST_WORDS);

@@ -473,3 +473,21 @@ fn a_layer_has_whiteouts_and_opaque_directories() {
     );
     assert_eq!(names.len(), 14, "{names:?}");
 }
+
+/// Who copies from a container does not make its programs their own.
+#[test]
+fn set_id_bits_are_kept_with_the_owner_alone() {
+    let from = tempfile::tempdir().unwrap();
+    make(&from.path().join("top"), &Node::Directory { children: Vec::new(), mode: 0o755 }, &mut None);
+    let program = from.path().join("top/program");
+    fs::write(&program, "x").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o6755)).unwrap();
+    fs::set_permissions(from.path().join("top"), fs::Permissions::from_mode(0o3775)).unwrap();
+    let stream = packed(from.path(), "top", "top", PackOptions::default());
+    for (owner, expected) in [(Owner::Own, 0o755), (Owner::Kept, 0o6755)] {
+        let to = tempfile::tempdir().unwrap();
+        unpacked(to.path(), &stream, &Rules { owner, ..Rules::default() }).unwrap();
+        let mode = |name: &str| fs::metadata(to.path().join(name)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("top"), mode("top/program")), (0o3775, expected));
+    }
+}

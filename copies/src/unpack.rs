@@ -10,6 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, write};
 
+use crate::attributes::Attributes;
 use crate::error::{Shown, UnpackError};
 use crate::place::{Metadata, Place, parts, times};
 use crate::walk::kind;
@@ -20,7 +21,8 @@ const CHUNK: usize = 128 << 10;
 /// Whose the files are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Owner {
-    /// That of who makes them.
+    /// That of who makes them. They have no set-id bits and capabilities, and others can't use device nodes: it is not this
+    /// user who says what is in them.
     #[default]
     Own,
     /// What the stream says.
@@ -125,12 +127,30 @@ impl Unpacker<'_> {
         }
     }
 
+    /// The bits of its mode that a file gets.
+    fn mode(&self, entry: &Entry) -> u32 {
+        let mode = u32::from(entry.permissions);
+        match (self.rules.owner, entry.kind) {
+            (Owner::Kept | Owner::Set(..), _) | (Owner::Own, EntryKind::Directory) => mode,
+            (Owner::Own, EntryKind::Character | EntryKind::Block) => mode & 0o700,
+            (Owner::Own, _) => mode & 0o1777,
+        }
+    }
+
+    /// Those of its attributes that a file gets: capabilities of a program are as set-id bits.
+    fn attributes(&self, mut attributes: Attributes) -> Attributes {
+        if self.rules.owner == Owner::Own {
+            attributes.retain(|(name, _)| name != b"security.capability");
+        }
+        attributes
+    }
+
     fn metadata(&self, entry: &mut Entry) -> Metadata {
         Metadata {
-            mode: entry.permissions.into(),
+            mode: self.mode(entry),
             owner: self.owner(entry),
             mtime: entry.mtime,
-            attributes: std::mem::take(&mut entry.xattrs),
+            attributes: self.attributes(std::mem::take(&mut entry.xattrs)),
         }
     }
 
@@ -192,7 +212,7 @@ impl Unpacker<'_> {
             _ => FileType::BlockDevice,
         };
         let device = if kind == FileType::Fifo { 0 } else { makedev(entry.device.0, entry.device.1) };
-        let mode = Mode::from_raw_mode(u32::from(entry.permissions) & 0o777);
+        let mode = Mode::from_raw_mode(self.mode(entry) & 0o777);
         mknodat(self.place.directory(), name, kind, mode, device).map_err(UnpackError::file("make", path))?;
         self.finish(name, entry, path)
     }

@@ -1,13 +1,13 @@
-//! What has happened to containers and images: a file of the user's, a line for each event.
+//! What has happened to containers, images, volumes and pods: a file of the user's, a line for each event.
 //!
 //! `events.log` in the directory of data, and `events.log.1` with what was before, have up to 1 MiB each. Who causes an
-//! event writes it; nothing else depends on it.
+//! event writes it; nothing else depends on it. A process that is killed while it writes costs its own event and no other.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::{BoundedFile, earlier, open_output};
-use crate::{place, time};
+use crate::{Entry, Kind, place, time};
 
 const FILE: &str = "events.log";
 const LOCK: &str = "events.lock";
@@ -29,7 +29,7 @@ const MAX_EVENT: usize = 16 << 10;
 pub struct Event {
     /// When, in nanoseconds since 1970.
     pub time: u64,
-    /// To what kind of thing: `container` or `image`.
+    /// To what kind of thing: `container`, `image`, `volume` or `pod`.
     pub kind: String,
     /// What, in docker's words.
     pub action: String,
@@ -47,10 +47,27 @@ impl Event {
         Self { time, kind: kind.into(), action: action.into(), id: id.into(), attributes }
     }
 
+    /// One that happens now to a container or pod, with its labels, its image and its name, and `more`.
+    pub fn of_entry(entry: &Entry, action: &str, more: &[(&str, &str)]) -> Self {
+        let mut attributes = entry.labels.clone();
+        if entry.kind == Kind::Container {
+            attributes.insert("image".into(), entry.image.clone());
+        }
+        attributes.extend(entry.name.as_ref().map(|name| ("name".to_owned(), name.to_string())));
+        attributes.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Self::now(entry.kind.as_str(), action, entry.id.as_str(), attributes)
+    }
+
     /// Writes it. Where that fails it is missing, which is logged.
     pub fn note(&self) {
-        let Some(directory) = place::data_directory() else { return };
-        if let Err(error) = self.write(&directory) {
+        if let Some(directory) = place::data_directory() {
+            self.note_in(&directory);
+        }
+    }
+
+    /// The same for what is kept in `directory`.
+    pub(crate) fn note_in(&self, directory: &Path) {
+        if let Err(error) = self.write(directory) {
             tracing::debug!(%error, "cannot write {FILE}");
         }
     }
@@ -66,8 +83,27 @@ impl Event {
         let lock = options.write(true).create(true).truncate(false).mode(0o600).open(directory.join(LOCK))?;
         // Who has it writes a line.
         flock(&lock, FlockOperation::LockExclusive)?;
-        BoundedFile::open(&directory.join(FILE), MAX_FILE, 2)?.write(&line)
+        let path = directory.join(FILE);
+        if !ends_whole(&path)? {
+            // What a process has left that was killed while it wrote becomes a line of its own, which is passed over.
+            line.insert(0, b'\n');
+        }
+        BoundedFile::open(&path, MAX_FILE, 2)?.write(&line)
     }
+}
+
+/// Whether the last line of the file at `path` has its end.
+fn ends_whole(path: &Path) -> io::Result<bool> {
+    let file = match open_output(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    let mut last = [b'\n'];
+    if let Some(place) = file.metadata()?.len().checked_sub(1) {
+        file.read_exact_at(&mut last, place)?;
+    }
+    Ok(last == *b"\n")
 }
 
 /// Reads events, the oldest first.
@@ -223,6 +259,28 @@ mod tests {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
         let later = all(&mut EventReader::open(directory.path()).unwrap());
         assert!(later.len() > 2000 && later.ends_with(&[5998, 5999]) && later.is_sorted());
+    }
+
+    #[test]
+    fn half_of_an_event_costs_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        event(1).write(directory.path()).unwrap();
+        let mut reader = EventReader::open(directory.path()).unwrap();
+        assert_eq!(all(&mut reader), [1]);
+        // As much as a process has written that was killed, however much that is.
+        let whole = serde_json::to_vec(&event(2)).unwrap();
+        for length in [1, whole.len() / 2, whole.len()] {
+            let half = [fs::read(&path).unwrap().as_slice(), whole.get(..length).unwrap()].concat();
+            fs::write(&path, half).unwrap();
+            // A reader that follows has seen the half.
+            let early = all(&mut reader);
+            event(3).write(directory.path()).unwrap();
+            let seen = [early, all(&mut reader)].concat();
+            assert_eq!(seen, if length == whole.len() { vec![2, 3] } else { vec![3] });
+        }
+        let later = all(&mut EventReader::open(directory.path()).unwrap());
+        assert_eq!(later, [1, 3, 3, 2, 3]);
     }
 
     #[test]

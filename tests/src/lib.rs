@@ -111,3 +111,8 @@ pub fn run_mvm<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>
 pub fn hostile_program() -> PathBuf {
     from_environment("MVM_HOSTILE")
 }
+
+/// The program `tests/programs/locks.c`, for a container and for this host.
+pub fn locks_program() -> PathBuf {
+    from_environment("MVM_LOCKS")
+}

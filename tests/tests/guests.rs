@@ -27,6 +27,8 @@ mod disks;
 mod ends;
 #[path = "guests/exec.rs"]
 mod exec;
+#[path = "guests/flags.rs"]
+mod flags;
 #[path = "guests/gdb.rs"]
 mod gdb;
 #[path = "guests/hostile.rs"]
@@ -39,6 +41,8 @@ mod life;
 mod lives;
 #[path = "guests/machine.rs"]
 mod machine;
+#[path = "guests/makers.rs"]
+mod makers;
 #[path = "guests/nesting.rs"]
 mod nesting;
 #[path = "guests/net.rs"]
@@ -80,6 +84,10 @@ mod table_life;
 #[path = "../../cli/tests/registry/tls.rs"]
 #[allow(dead_code, reason = "another package's tests use more of it")]
 mod tls;
+#[path = "guests/vm_exec.rs"]
+mod vm_exec;
+#[path = "guests/vm_images.rs"]
+mod vm_images;
 #[path = "guests/volumes.rs"]
 mod volumes;
 #[path = "guests/vsock.rs"]

@@ -137,21 +137,34 @@ def measure_memory(job):
 
 
 def measure_slots(job):
-    """What disks that a guest does not use cost its boot."""
+    """What disks that a guest does not use cost: time of its boot, memory of its VMM, and of its own."""
     plain, slots = (linux.machine(job, 128) for _ in range(2))
+    for machine in (plain, slots):
+        machine.disks.append(linux.script(job, ["grep MemFree: /proc/meminfo", "echo seen", "sleep 100000"]))
     for number in range(SLOTS):
         path = os.path.join(job["work"], f"slot{number}")
         with open(path, "wb") as file:
             file.truncate(1 << 20)
         slots.disks.append(Disk(path))
     commands = {name: mvm_commands(job, machine)["mvm"] for name, machine in (("none", plain), ("slots", slots))}
-    took = {name: [] for name in commands}
+    took, of_process, free = ({name: [] for name in commands} for _ in range(3))
     for counts, name, command in in_turns(commands, job["runs"]):
         with running(command) as process:
             seconds = process.wait_for(linux.STARTED)
+            process.wait_for(b"seen")
+            memory = int(re.search(rb"MemFree:\s+(\d+) kB", process.output)[1]) / 1024
+            time.sleep(SETTLE)
+            whole = proportional(process.pid)
         if counts:
             took[name].append(seconds)
-    return [row(f"boot with {SLOTS} disks of no use; peer: without", "s", took["slots"], took["none"])]
+            of_process[name].append(whole)
+            free[name].append(memory)
+    what = f"with {SLOTS} disks of no use; peer: without"
+    return [
+        row(f"boot {what}", "s", took["slots"], took["none"]),
+        row(f"memory of the VMM and its guest {what}", "MiB", of_process["slots"], of_process["none"]),
+        row(f"free memory of the guest {what}", "MiB", free["slots"], free["none"]),
+    ]
 
 
 def measure(job):

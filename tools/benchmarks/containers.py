@@ -1,6 +1,8 @@
 """Containers beside podman's: a whole run, and what goes through standard output."""
 
+import hashlib
 import os
+import shutil
 import subprocess
 import time
 
@@ -10,6 +12,8 @@ from .report import row
 IMAGE = "localhost/busybox"
 # MiB of two runs, the difference of which is without start and end.
 OUTPUTS = (8, 40)
+# Bytes at least of the run whose output is looked at.
+LARGE = 1_000_000_000
 
 
 def commands(job, *arguments):
@@ -50,3 +54,30 @@ def measure(job):
         row("container's run of true; peer: podman", "s", whole["mvm"], whole["podman"], ratio_at_most=0.7),
         row("container's output; peer: podman", "MiB/s", rate["mvm"], rate["podman"], ratio_at_least=1.0),
     ], []
+
+
+def measure_output(job):
+    """A large output, of which each byte counts: the image's own program, again and again."""
+    with open(shutil.which("busybox"), "rb") as file:
+        content = file.read()
+    times = -(-LARGE // len(content))
+    script = f"i=0; while [ $i -lt {times} ]; do cat /bin/busybox; i=$((i + 1)); done"
+    runs, loads = commands(job, "sh", "-c", script)
+    for load in loads:
+        subprocess.run(load, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    whole = hashlib.sha256()
+    for _ in range(times):
+        whole.update(content)
+    expected = whole.hexdigest()
+    rate = {name: [] for name in runs}
+    for _, name, command in in_turns(runs, job["runs"], warm_up=False):
+        start = time.monotonic()
+        seen = hashlib.sha256()
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            while block := process.stdout.read1(1 << 20):
+                seen.update(block)
+        if process.returncode != 0 or seen.hexdigest() != expected:
+            raise RuntimeError(f"{name} ended with {process.returncode}, and its output is {seen.hexdigest()}, not {expected}")
+        rate[name].append(times * len(content) / 1e6 / (time.monotonic() - start))
+    what = "1 GB of a container's output, checksum compared; peer: podman"
+    return [row(what, "MB/s", rate["mvm"], rate["podman"], ratio_at_least=1.0)], []

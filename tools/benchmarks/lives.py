@@ -23,7 +23,7 @@ STEPS = {
     "build": "cd /tree/clone; for d in */; do cat $d* > $d/all.o || exit; done; git status --porcelain | wc -l",
     "rm -rf": "rm -rf /tree/clone",
 }
-QUIETLY = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+QUIETLY = {"stdout": subprocess.DEVNULL}
 
 
 def run(*command, **options):
@@ -51,7 +51,7 @@ def containers(programs, *arguments):
         yield
     finally:
         for program in programs.values():
-            subprocess.run([*program, "rm", "-f", "-t", "0", "bench"], stdin=subprocess.DEVNULL, check=False, **QUIETLY)
+            subprocess.run([*program, "rm", "-f", "bench"], stdin=subprocess.DEVNULL, check=False, **QUIETLY)
 
 
 def measure_execs(programs, runs):
@@ -117,6 +117,7 @@ def measure_stopped(mvm, runs):
 
 
 def measure(job):
+    os.environ["MVM_VIRTIOFSD"] = job["virtiofsd"]
     runs, loads = commands(job, "true")
     for load in loads:
         run(*load, **QUIETLY)

@@ -46,6 +46,11 @@ pub fn examine() -> Vec<Check> {
     checks
 }
 
+/// Whether folders of this host can be shared with a VM: virtiofsd is installed.
+pub fn has_shared_folders() -> bool {
+    VIRTIOFSD.find().is_some()
+}
+
 /// What gives this user KVM, where a command does.
 fn kvm_remedy(error: &kvm::KvmError, cpuinfo: &str) -> Option<Remedy> {
     match error {

@@ -52,7 +52,7 @@ pub use devices::virtio::net::{InterfaceName, MacAddress};
 pub use error::VmError;
 pub use exit::{ExitReason, ExitSlot};
 pub use frontend::Frontend;
-pub use host::{examine, total_memory};
+pub use host::{examine, has_shared_folders, total_memory};
 pub use kvm::{KvmError, open as open_kvm};
 pub use launch::{Resources, launch, open, seal};
 pub use passt::is_usable as has_user_network;

@@ -1,11 +1,12 @@
 //! Processes that copy files of containers.
 
-use agent_protocol::{CopyWhat, MAX_COPIES, Resources};
+use agent_protocol::{CopyWhat, GUEST, MAX_COPIES, Resources};
 use rustix::process::Pid;
 
 use super::{Server, unknown};
 use crate::cgroup::Cgroup;
 use crate::error::{Result, failure};
+use crate::guest;
 use crate::process::Role;
 use crate::streams::ConnectionId;
 
@@ -25,12 +26,26 @@ pub struct Copying {
 impl Server {
     /// Has a process of its own copy files, which gets the connection.
     pub(super) fn copy(&mut self, id: ConnectionId, container: &str, what: &CopyWhat) -> Result<()> {
+        let is_full =
+            self.copies.iter().filter(|copying| copying.container == container).count() >= MAX_COPIES;
+        if self.is_service && container == GUEST {
+            if is_full {
+                return Err(failure(format!(
+                    "{MAX_COPIES} copies of files are being made, which is the most"
+                )));
+            }
+            let Some(connection) = self.connections.get(&id) else { return Ok(()) };
+            let pid = guest::copy(&connection.fd, &connection.answers, what)?;
+            self.copies.push(Copying { pid, container: container.to_owned(), pauses: false });
+            self.connections.remove(&id);
+            return Ok(());
+        }
         let first = self.processes.get(container).ok_or_else(|| unknown(container))?;
         let Role::First(home) = &first.role else { return Err(unknown(container)) };
         if !first.is_command() {
             return Err(failure(format!("container {container} is not running")));
         }
-        if self.copies.iter().filter(|copying| copying.container == container).count() >= MAX_COPIES {
+        if is_full {
             return Err(failure(format!(
                 "{MAX_COPIES} copies of container {container}'s files are being made, which is the most"
             )));
@@ -38,7 +53,7 @@ impl Server {
         let Some(connection) = self.connections.get(&id) else { return Ok(()) };
         let pauses = matches!(what, CopyWhat::Layer { pauses: true });
         // A process in the group stands still with the others, and needs room for one more.
-        let apart = if pauses || home.cgroup.is_full() {
+        let apart = if pauses || home.is_paused || home.cgroup.is_full() {
             if self.apart.is_none() {
                 let resources = Resources { memory: Some(APART_MEMORY), ..Resources::default() };
                 self.apart = Some(Cgroup::new(crate::cgroup::TOP, APART, &resources)?);
@@ -62,13 +77,20 @@ impl Server {
         Ok(())
     }
 
-    /// Has the processes of a container go on, unless another copy needs them to stand still.
-    fn thaw(&self, container: &str) {
+    /// Whether a copy needs the processes of a container to stand still.
+    pub(super) fn is_copied(&self, container: &str) -> bool {
         let mut of = self.copies.iter().filter(|copying| copying.container == container);
-        if of.any(|copying| copying.pauses) {
+        of.any(|copying| copying.pauses)
+    }
+
+    /// Has the processes of a container go on, unless another copy or the user needs them to stand still.
+    fn thaw(&self, container: &str) {
+        if self.is_copied(container) {
             return;
         }
-        if let Some(Role::First(home)) = self.processes.get(container).map(|running| &running.role) {
+        if let Some(Role::First(home)) = self.processes.get(container).map(|running| &running.role)
+            && !home.is_paused
+        {
             // It goes on by itself where there is no such group any more.
             let _ = home.cgroup.freeze(false);
         }

@@ -8,10 +8,11 @@ use super::Refusal;
 use crate::background::Reporter;
 use crate::{chain, exit_code};
 
-/// Makes the record of a VM, and has `reporter` keep what mvm says of it.
+/// Makes the record of a VM, whose root may be an `image`, and has `reporter` keep what mvm says of it.
 pub fn keep(
     instance: &Instance,
     config: &VmConfig,
+    image: Option<&str>,
     removes: bool,
     reporter: &mut Reporter,
 ) -> Result<Keep, Refusal> {
@@ -33,7 +34,10 @@ pub fn keep(
         pod: None,
         process,
         removes,
-        image: config.rootfs.as_ref().map_or_else(|| "-".into(), |disk| path(&disk.path)),
+        image: image.map_or_else(
+            || config.rootfs.as_ref().map_or_else(|| "-".into(), |disk| path(&disk.path)),
+            ToOwned::to_owned,
+        ),
         image_id: None,
         command: vec![path(&config.kernel)],
         ports: config.publish.iter().map(ToString::to_string).collect(),

@@ -1,5 +1,7 @@
 //! `mvm boot`.
 
+mod agent;
+mod image;
 mod kept;
 mod ready;
 
@@ -35,6 +37,14 @@ Examples:
   Two shared folders:
     mvm boot --kernel vmlinux --rootfs rootfs.ext4 \\
         --share src:/work --share /usr:/host,readonly
+
+  In the background, with commands in the guest where it runs mvm's agent:
+    mvm boot -d --agent --name vm --ready login: --kernel vmlinux --rootfs debian.img
+    mvm exec vm uname -a; mvm cp vm:/var/log/syslog .
+
+  The files of a container image as the root, with its init or a shell:
+    mvm boot --rootfs image:alpine
+    mvm boot -d --name vm --memory 2G --rootfs image:registry.lan/debian-systemd,changes=vm.ext4
 
   A configuration file; options win over it:
     mvm boot --config vm.toml --memory 4G
@@ -99,7 +109,7 @@ pub struct BootCommand {
 /// Boots a VM and runs it to its end, or has it run in the background. `start` is when the process started. Without a
 /// directory of its own (`has_directory`) the VM cannot be found by other commands.
 pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCode {
-    let (config, asked) = match configuration(command.options, command.config) {
+    let Described { config, asked, has_agent, image } = match configuration(command.options, command.config) {
         Ok(described) => described,
         Err(message) => {
             complain(&message);
@@ -107,7 +117,10 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
         }
     };
     let ready = command.ready.into_awaited();
-    let order = Order { config, asked, removes: command.rm, ready, timing: command.timing, start };
+    // An image's VM has the agent without --agent too.
+    let has_agent = has_agent || (image.is_some() && has_directory);
+    let order =
+        Order { config, asked, has_agent, image, removes: command.rm, ready, timing: command.timing, start };
     if !command.detach {
         return boot(order, has_directory, None).into();
     }
@@ -132,6 +145,10 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
 struct Order {
     config: VmConfig,
     asked: Identity,
+    /// The agent in its guest can be reached.
+    has_agent: bool,
+    /// The image that its root is made of.
+    image: Option<image::Opened>,
     /// What is kept of it in the background is removed when it ends.
     removes: bool,
     /// In the background, what tells that the guest is ready.
@@ -175,17 +192,21 @@ fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
 }
 
 fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Result<u8, Refusal> {
-    let Order { config, asked, ready, timing, start, removes } = order;
+    let Order { mut config, asked, has_agent, image, ready, timing, start, removes } = order;
     instance::ignore_limits_and_terminal();
     let (place, supervisor) = instance::take_ending()
         .and_then(|signals| supervise::start(Some(signals), (&config).into(), exit_code::of_exit))
         .map_err(|error| Refusal::host("take signals", &error))?;
-    let instance = claim(has_directory, &asked, &config)?;
+    let shown = image.as_ref().map(|image| image.shown.clone());
+    let instance = claim(has_directory, &asked, &config, shown.as_deref())?;
+    agent::give_place(&mut config, has_agent, instance.as_ref().map(Instance::path))?;
     // Without a watch, where the user has no inotify instance left, a removal is reported at the VM's end.
     let removal = instance.as_ref().and_then(|instance| instance.watch_removal().ok());
     let identity = instance.as_ref().map_or(asked, Instance::identity);
     let keep = match (&instance, &mut *reporter.lock()) {
-        (Some(instance), Some(reporter)) => Some(kept::keep(instance, &config, removes, reporter)?),
+        (Some(instance), Some(reporter)) => {
+            Some(kept::keep(instance, &config, shown.as_deref(), removes, reporter)?)
+        }
         _ => None,
     };
     let id = identity.id.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -203,6 +224,7 @@ fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Res
                 None => frontend,
             };
             let resources = vmm::open(&config, &identity)?;
+            drop(image);
             let vm = vmm::seal(vmm::build(
                 resources,
                 frontend.watching(removal).awaiting(awaited),
@@ -243,8 +265,18 @@ fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Res
     Ok(code)
 }
 
-fn claim(has_directory: bool, asked: &Identity, config: &VmConfig) -> Result<Option<Instance>, Refusal> {
-    let claim = || has_directory.then(|| Instance::claim(asked, Summary::from(config))).transpose();
+/// Makes the directory of a VM, whose root may be an `image`.
+fn claim(
+    has_directory: bool,
+    asked: &Identity,
+    config: &VmConfig,
+    image: Option<&str>,
+) -> Result<Option<Instance>, Refusal> {
+    let mut summary = Summary::from(config);
+    if let Some(image) = image {
+        summary.rootfs = Some(image.to_owned());
+    }
+    let claim = || has_directory.then(|| Instance::claim(asked, summary)).transpose();
     claim().map_err(|error| match error {
         InstanceError::Directory { .. } => Refusal {
             code: exit_code::HOST,
@@ -286,18 +318,26 @@ fn ending(result: Result<ExitReason, VmError>) -> u8 {
     }
 }
 
-/// The VM's configuration and its identity.
-fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<(VmConfig, Identity), String> {
-    let options = match file {
+/// What options and file describe.
+struct Described {
+    config: VmConfig,
+    asked: Identity,
+    has_agent: bool,
+    image: Option<image::Opened>,
+}
+
+fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<Described, String> {
+    let mut options = match file {
         Some(path) => flags.or(config_file::read(&path).map_err(|error| chain(&error))?),
         None => flags,
     };
-    let identity = options.identity();
+    let (asked, has_agent) = (options.identity(), options.agent);
+    let image = image::open(&mut options)?;
     let config = options.into_config()?;
     if let Some(warning) = memory_warning(config.memory.bytes(), vmm::total_memory()) {
         tracing::warn!("{warning}");
     }
-    Ok((config, identity))
+    Ok(Described { config, asked, has_agent, image })
 }
 
 /// A warning if a guest of `memory` bytes does not fit into a host of `total` bytes.

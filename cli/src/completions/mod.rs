@@ -173,7 +173,7 @@ fn complete(words: &[String], what: &What<'_>) -> Vec<Candidate> {
         _ => (String::new(), current.as_str()),
     };
     let found = match option {
-        Some(option) => values(option),
+        Some(option) => value(command, option, what),
         None if current.starts_with('-') => options(command),
         None if command.has_subcommands() => commands(command),
         None => command
@@ -251,6 +251,10 @@ fn positional(command: &Command, argument: &Arg, root: &Command, what: &What<'_>
             return (what.volumes)().into_iter().map(|(name, driver)| word(name, driver)).collect();
         }
         "mvm-man" => return commands(root),
+        "mvm-pod-top" | "mvm-pod-stats" | "mvm-pod-pause" | "mvm-pod-unpause" | "mvm-pod-stop"
+        | "mvm-pod-kill" => |known| known.is_running && known.kind == Kind::Pod,
+        // The name is the user's.
+        "mvm-pod-create" => return Vec::new(),
         name if name.starts_with("mvm-pod-") => |known| known.kind == Kind::Pod,
         _ => return values(argument),
     };
@@ -263,6 +267,25 @@ fn positional(command: &Command, argument: &Arg, root: &Command, what: &What<'_>
     match command.get_name() {
         "inspect" => found.chain(images()).collect(),
         _ => found.collect(),
+    }
+}
+
+/// The values of an option of `command`: what there is, or usual ones.
+fn value(command: &Command, option: &Arg, what: &What<'_>) -> Vec<Candidate> {
+    let known = |kind: Kind| {
+        let known = (what.known)().into_iter().filter(move |known| known.kind == kind);
+        known.map(|known| word(known.word, known.meaning)).collect::<Vec<_>>()
+    };
+    match (command.get_name(), option.get_id().as_str()) {
+        ("run" | "create", "pod") => known(Kind::Pod),
+        ("run" | "create", "volumes_from") => known(Kind::Container),
+        ("logs", "container") => known(Kind::Container),
+        ("run" | "create", "volume") => {
+            let volumes = (what.volumes)().into_iter();
+            let volumes = volumes.map(|(name, driver)| word(format!("{name}:"), driver));
+            volumes.chain([Candidate::Files]).collect()
+        }
+        _ => values(option),
     }
 }
 
@@ -297,12 +320,15 @@ fn values(argument: &Arg) -> Vec<Candidate> {
             ("STOP", "stop the process"),
             ("CONT", "continue the process"),
         ]),
+        "streams" => {
+            fixed(&[("stdin", "its input"), ("stdout", "its output"), ("stderr", "its standard error")])
+        }
         "cpus" => fixed(&[("1", ""), ("2", ""), ("4", ""), ("8", "")]),
         "memory" => fixed(&[("256M", ""), ("512M", ""), ("1G", ""), ("2G", ""), ("4G", "")]),
         "vhost_user" => fixed(&[("fs=", "a file system")]),
         "share" | "all" | "runtime_dir" => vec![Candidate::Directories],
         "config" | "kernel" | "initrd" | "rootfs" | "disk" | "pmem" | "vsock" | "gdb" | "input"
-        | "output" | "file" => {
+        | "output" | "file" | "cidfile" => {
             vec![Candidate::Files]
         }
         _ => {
@@ -332,9 +358,14 @@ mod tests {
                 kind,
                 is_running,
             };
-            [("web", Kind::Container, true), ("db", Kind::Vm, true), ("old", Kind::Container, false)]
-                .map(known)
-                .into()
+            let all = [
+                ("web", Kind::Container, true),
+                ("db", Kind::Vm, true),
+                ("old", Kind::Container, false),
+                ("both", Kind::Pod, true),
+                ("idle", Kind::Pod, false),
+            ];
+            all.map(known).into()
         };
         let text = |candidate| match candidate {
             Candidate::Word(word, _) => word,
@@ -361,6 +392,10 @@ mod tests {
     #[case("diff ", &["web", "old"])]
     #[case("commit o", &["old"])]
     #[case("export --output ", &["Files"])]
+    #[case("run --volumes-from ", &["web", "old"])]
+    #[case("create --volumes-from=o", &["--volumes-from=old"])]
+    #[case("run --cidfile ", &["Files"])]
+    #[case("run -a std", &["stdin", "stdout", "stderr"])]
     #[case("logs ", &["web", "db", "old"])]
     #[case("logs web ", &[])]
     #[case("rm old ", &["web", "db", "old"])]
@@ -377,6 +412,15 @@ mod tests {
     #[case("volume create ", &[])]
     #[case("history ", &["alpine:3.20", "localhost:5000/tools:1", "0123456789ab"])]
     #[case("start ", &["old"])]
+    #[case("pod top ", &["both"])]
+    #[case("pod stats b", &["both"])]
+    #[case("pod logs ", &["both", "idle"])]
+    #[case("pod logs --container w", &["web"])]
+    #[case("pod rm both ", &["both", "idle"])]
+    #[case("pod create ", &[])]
+    #[case("pod st", &["start", "stop", "stats"])]
+    #[case("run --pod ", &["both", "idle"])]
+    #[case("run -v d", &["data:", "Files"])]
     #[case("console ", &["db"])]
     #[case("resize db ", &[])]
     #[case("pause ", &["web", "db"])]

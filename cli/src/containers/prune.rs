@@ -143,6 +143,7 @@ fn remove(filters: &Filters) -> Result<(String, u64), String> {
             Err(error) => complain(&chain(&error)),
         }
     }
+    events::note_prune("container", freed);
     if !said.is_empty() {
         said = format!("Deleted Containers:\n{said}\n");
     }

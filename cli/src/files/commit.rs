@@ -13,7 +13,8 @@ use super::{Opened, with};
 use crate::images::worker::{Job, Outcome, Task};
 use crate::images::{self, RegistryArguments, change};
 use crate::process::ExitCode;
-use crate::{complain, exit_code, print};
+use crate::{complain, events, exit_code, print};
+use container::FilesError;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,10 +77,10 @@ impl CommitCommand {
 
     fn commit(&self, opened: &Opened, changes: &Value) -> Result<ExitCode, String> {
         let store = images::store()?;
-        let entry = &opened.entry;
+        let entry = opened.entry.as_ref().ok_or_else(|| opened.line(&FilesError::NotAContainer))?;
         let parent = entry.image_id.clone().ok_or_else(|| format!("{}: it has no image", self.container))?;
-        let image = images::find(&parent).map_err(|line| format!("{}: {line}", self.container))?;
-        let own = of_container(entry, &serde_json::to_value(image.config.config()).unwrap_or_default());
+        images::find(&parent).map_err(|line| format!("{}: {line}", self.container))?;
+        let own = of_container(entry);
         let stream = opened.files.layer(self.pause).map_err(|error| opened.line(&error))?;
         let job = Job::Commit {
             parent,
@@ -105,7 +106,17 @@ impl CommitCommand {
         let cannot = |line: &str| format!("cannot commit {}: {line}", self.container);
         match outcome.map_err(|line| cannot(&line))? {
             Outcome::Loaded(loaded) => match loaded.first() {
-                Some(image) => Ok(print(format!("{}\n", image.id).as_bytes(), exit_code::SUCCESS)),
+                Some(image) => {
+                    let id = image.id.to_string();
+                    let reference = self.reference.as_ref().map(ToString::to_string).unwrap_or_default();
+                    let attributes = [
+                        ("comment", self.message.as_deref().unwrap_or_default()),
+                        ("imageID", &id),
+                        ("imageRef", &reference),
+                    ];
+                    events::note(entry, "commit", &attributes);
+                    Ok(print(format!("{id}\n").as_bytes(), exit_code::SUCCESS))
+                }
                 None => Err(cannot("there is no image")),
             },
             _ => Err(cannot(&io::Error::from(io::ErrorKind::InvalidData).to_string())),
@@ -113,8 +124,8 @@ impl CommitCommand {
     }
 }
 
-/// What the container's options have changed of its image's `config`, as `mvm inspect` shows them.
-fn of_container(entry: &Entry, image: &Value) -> Value {
+/// What the container's options have made of its image's configuration, as `mvm inspect` shows them.
+fn of_container(entry: &Entry) -> Value {
     let mut config = Map::new();
     let shown = entry.details.get("Config").unwrap_or(&Value::Null);
     let text =
@@ -130,20 +141,8 @@ fn of_container(entry: &Entry, image: &Value) -> Value {
     if !entry.labels.is_empty() {
         config.insert("Labels".into(), json!(entry.labels));
     }
-    // The image's entry point and command make up the container's command, unless its options say otherwise.
-    let words = |name: &str| -> Vec<String> {
-        let list = image.get(name).and_then(Value::as_array);
-        list.map(|list| list.iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect())
-            .unwrap_or_default()
-    };
-    let (entrypoint, command) = (words("Entrypoint"), words("Cmd"));
-    match entry.command.strip_prefix(&entrypoint[..]) {
-        Some(rest) if rest == command => {}
-        Some(rest) => drop(config.insert("Cmd".into(), json!(rest))),
-        None => {
-            config.insert("Entrypoint".into(), Value::Null);
-            config.insert("Cmd".into(), json!(entry.command));
-        }
+    for name in ["Entrypoint", "Cmd"] {
+        config.insert(name.into(), shown.get(name).cloned().unwrap_or_default());
     }
     Value::Object(config)
 }

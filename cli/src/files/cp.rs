@@ -13,7 +13,7 @@ use copies::PackOptions;
 use super::paths::{Argument, Found, Target, host_source, host_target, in_container, name_of, plan};
 use super::progress::{Counted, Progress};
 use super::relay::relay;
-use super::{Opened, with};
+use super::{Opened, with_vm};
 use crate::images::RegistryArguments;
 use crate::images::worker::{Job, Outcome, Task};
 use crate::process::ExitCode;
@@ -28,14 +28,15 @@ Examples:
   tar c src | mvm cp - web:/work       from one
 
 A path of a container begins at its root. What begins with / or . is a path of
-this host, as in ./a:b.";
+this host, as in ./a:b. In place of a container it may be a VM that runs, of
+`mvm boot --agent`.";
 
 /// Arguments of `mvm cp`, which are those of `docker cp`.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct CpCommand {
     /// Keep owners: files that are copied to the host belong to their user and group there, as far as mvm may do that;
-    /// those that are copied to a container belong to the container's user
+    /// those that are copied to a container belong to the container's user, and in a VM to root
     #[arg(long, short)]
     archive: bool,
 
@@ -69,12 +70,12 @@ impl CpCommand {
             (Argument::Container(_, path), _) | (_, Argument::Container(_, path)) if path.is_empty() => {
                 refuse("the path is empty: use CONTAINER:PATH, as in web:/etc")
             }
-            (Argument::Container(word, path), target) => {
-                with(&word, |opened| self.copy_out(opened, &path, target).map(|()| exit_code::SUCCESS.into()))
-            }
-            (source, Argument::Container(word, path)) => {
-                with(&word, |opened| self.copy_in(opened, source, &path).map(|()| exit_code::SUCCESS.into()))
-            }
+            (Argument::Container(word, path), target) => with_vm(&word, |opened| {
+                self.copy_out(opened, &path, target).map(|()| exit_code::SUCCESS.into())
+            }),
+            (source, Argument::Container(word, path)) => with_vm(&word, |opened| {
+                self.copy_in(opened, source, &path).map(|()| exit_code::SUCCESS.into())
+            }),
             _ => refuse("neither SOURCE nor TARGET is CONTAINER:PATH: use `cp` to copy on this host"),
         }
     }
@@ -95,16 +96,19 @@ impl CpCommand {
         let mut found = opened.files.look(&path).map_err(|error| line(&error))?;
         if let Some(link) = found.as_ref().filter(|found| self.follow_link && !found.target.is_empty()) {
             path = link.target.clone();
+            opened.check_path(&path)?;
             found = opened.files.look(&path).map_err(|error| line(&error))?;
         }
         let found = found.ok_or_else(|| missing(opened, &path))?;
+        // By the names of docker's calls.
+        opened.note("archive-path");
         let is_directory = kind(found.mode) == Found::Directory;
         let Some((shown, target)) = target else { return self.to_standard(opened, &path, &name) };
         let shown = String::from_utf8_lossy(&shown).into_owned();
         let (directory, name) =
             plan(&name, is_directory, &target).map_err(|why| format!("cannot copy to {shown}: {why}"))?;
         let (_, stream) = opened.files.read(&path, &name, true).map_err(|error| line(&error))?;
-        let mut progress = Progress::new("Copying from container", self.quiet);
+        let mut progress = Progress::new(&format!("Copying from {}", opened.noun()), self.quiet);
         let only = (name != b".").then_some(name);
         let registry = RegistryArguments::default();
         let task = |input| Task {
@@ -140,7 +144,8 @@ impl CpCommand {
         let line = |error: &FilesError| opened.line(error);
         let shown = format!("{}:{}", opened.word, String::from_utf8_lossy(path));
         let target = container_target(opened, path)?;
-        let mut progress = Progress::new("Copying to container", self.quiet);
+        opened.note("extract-to-dir");
+        let mut progress = Progress::new(&format!("Copying to {}", opened.noun()), self.quiet);
         let Argument::Host(source) = source else {
             if target.found != Found::Directory {
                 return Err(format!("{shown} has to be a directory that exists"));
@@ -261,7 +266,8 @@ pub fn pass_to(
 }
 
 fn missing(opened: &Opened, path: &[u8]) -> String {
-    format!("{}: there is no file {} in the container", opened.word, String::from_utf8_lossy(path))
+    let (word, path, noun) = (&opened.word, String::from_utf8_lossy(path), opened.noun());
+    format!("{word}: there is no file {path} in the {noun}")
 }
 
 fn kind(mode: u32) -> Found {
@@ -279,6 +285,7 @@ fn container_target(opened: &Opened, path: &[u8]) -> Result<Target, String> {
     let (mut path, mut found) = (given.clone(), look(&given)?);
     if let Some(link) = found.as_ref().filter(|found| !found.target.is_empty()) {
         path = link.target.clone();
+        opened.check_path(&path)?;
         found = look(&path)?;
     }
     let Some(info) = found else { return Ok(Target { path, found: Found::Nothing }) };

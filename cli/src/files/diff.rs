@@ -8,8 +8,10 @@ use super::{Opened, with};
 use crate::process::ExitCode;
 use crate::{exit_code, print};
 
-/// The most bytes of paths that are put in order: as they come where there are more.
+/// The most bytes of memory for paths that are put in order: as they come where there are more.
 const MOST: usize = 64 << 20;
+/// About what a path takes beside its bytes.
+const EACH: usize = 64;
 /// The most bytes of a path.
 const MAX_PATH: usize = 4096;
 
@@ -42,7 +44,7 @@ fn diff(opened: &Opened) -> Result<ExitCode, String> {
     let mut reader = Changes::new(&mut stream);
     let mut size = 0_usize;
     while let Some(change) = reader.next() {
-        size = size.saturating_add(change.len());
+        size = size.saturating_add(change.len()).saturating_add(EACH);
         changes.push(change);
         if size > MOST && write(&mut changes)? == Written::NobodyReads {
             return Ok(exit_code::SUCCESS.into());

@@ -39,6 +39,7 @@ impl ExportCommand {
             return exit_code::FAILURE.into();
         }
         with(&self.container, |opened| {
+            opened.note("export");
             let stream = opened.files.root().map_err(|error| opened.line(&error))?;
             let written = match &self.output {
                 Some(path) => to_file(path, |out| pass_to(stream, out, &path.display().to_string(), opened)),

@@ -14,11 +14,11 @@ pub struct Progress {
 
 impl Progress {
     /// `title` is what is done. Nothing is shown where standard output is no terminal, or if it `is_quiet`.
-    pub fn new(title: &'static str, is_quiet: bool) -> Self {
+    pub fn new(title: &str, is_quiet: bool) -> Self {
         let is_shown = !is_quiet && io::stdout().is_terminal() && io::stderr().is_terminal();
         let bar = is_shown.then(|| {
             let style = ProgressStyle::with_template("{msg} - {decimal_bytes}");
-            let bar = ProgressBar::no_length().with_message(title);
+            let bar = ProgressBar::no_length().with_message(title.to_owned());
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
         });
         Self { bar, bytes: 0 }

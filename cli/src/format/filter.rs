@@ -1,5 +1,6 @@
 //! `--filter NAME=VALUE`.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -120,6 +121,48 @@ fn has_label<'a>(value_of: &impl Fn(&str) -> Option<&'a str>, wanted: &str) -> b
     }
 }
 
+/// Whether `pattern` is found in `name`, as docker's filters of names look for it: of regular expressions there are those
+/// that names have a use for, `^`, `$`, `.` and `*`.
+pub fn matches_name(pattern: &str, name: &str) -> bool {
+    let (is_start, pattern) = pattern.strip_prefix('^').map_or((false, pattern), |rest| (true, rest));
+    let (is_end, pattern) = pattern.strip_suffix('$').map_or((false, pattern), |rest| (true, rest));
+    // A letter or any, and whether there may be any number of it.
+    let mut parts: Vec<(Option<char>, bool)> = Vec::new();
+    for letter in pattern.chars() {
+        match (letter, parts.last_mut()) {
+            ('*', Some(last)) => last.1 = true,
+            ('.', _) => parts.push((None, false)),
+            (letter, _) => parts.push((Some(letter), false)),
+        }
+    }
+    // Which parts may come next. All ways are followed at once, so that no pattern takes long.
+    let skip_optional = |mut next: BTreeSet<usize>| {
+        for (index, _) in parts.iter().enumerate().filter(|(_, (_, repeats))| *repeats) {
+            if next.contains(&index) {
+                next.insert(index + 1);
+            }
+        }
+        next
+    };
+    let mut next = skip_optional(BTreeSet::from([0]));
+    for letter in name.chars() {
+        if !is_end && next.contains(&parts.len()) {
+            return true;
+        }
+        let fits = |(index, (wanted, _)): &(usize, &(Option<char>, bool))| {
+            next.contains(index) && wanted.is_none_or(|wanted| wanted == letter)
+        };
+        let reached = parts.iter().enumerate().filter(fits);
+        let mut then: BTreeSet<_> =
+            reached.map(|(index, (_, repeats))| if *repeats { index } else { index + 1 }).collect();
+        if !is_start {
+            then.insert(0);
+        }
+        next = skip_optional(then);
+    }
+    next.contains(&parts.len())
+}
+
 /// A [`FilterError::Value`].
 pub fn invalid(name: &str, value: &str, expected: &'static str) -> FilterError {
     FilterError::Value { name: name.to_owned(), value: value.chars().take(80).collect(), expected }
@@ -172,6 +215,27 @@ mod tests {
             && filters.allow_labels(label)
             && filters.allow_without_labels(label);
         assert_eq!(allowed, expected);
+    }
+
+    #[rstest]
+    #[case("web", &["web", "my-web", "web1"], &["we", "b"])]
+    #[case("^web$", &["web"], &["web1", "my-web", ""])]
+    #[case("^web", &["web", "web1"], &["my-web"])]
+    #[case("web$", &["web", "my-web"], &["web1"])]
+    #[case("w.b", &["web", "xw-by"], &["wb"])]
+    #[case("^a.*b$", &["ab", "a-b", "abab"], &["aba", "xab"])]
+    #[case("^ab*$", &["a", "abbb"], &["abc"])]
+    #[case("", &["", "web"], &[])]
+    #[case("^$", &[""], &["web"])]
+    #[case("*", &["a*b"], &["ab"])]
+    #[case(&".*".repeat(2000), &["web"], &[])]
+    fn names_are_found_as_docker_finds_them(
+        #[case] pattern: &str,
+        #[case] found: &[&str],
+        #[case] not: &[&str],
+    ) {
+        assert!(found.iter().all(|name| matches_name(pattern, name)), "{pattern}");
+        assert!(!not.iter().any(|name| matches_name(pattern, name)), "{pattern}");
     }
 
     #[test]

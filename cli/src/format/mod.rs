@@ -16,7 +16,7 @@ use std::str::FromStr;
 use serde_json::Value;
 use thiserror::Error;
 
-pub use filter::{Filter, FilterError, Filters, invalid};
+pub use filter::{Filter, FilterError, Filters, invalid, matches_name};
 
 use self::template::Template;
 use crate::table::Table;
@@ -122,7 +122,10 @@ impl Format {
             error => error,
         };
         match self {
-            Self::Json => Ok(rows.iter().map(|row| format!("{row}\n")).collect()),
+            Self::Json => {
+                Ok(crate::escaped(&rows.iter().map(|row| format!("{row}\n")).collect::<String>())
+                    .into_owned())
+            }
             Self::Table(None) => Ok(own_table(columns, shown, rows)),
             Self::Table(Some(table)) => {
                 let headings =
@@ -153,7 +156,7 @@ impl Format {
     pub fn inspect(format: Option<&Self>, values: &[Value]) -> Result<String, FormatError> {
         match format {
             None | Some(Self::Table(None)) => Ok(crate::json(&values)),
-            Some(Self::Json) => Ok(format!("{}\n", Value::from(values))),
+            Some(Self::Json) => Ok(crate::escaped(&format!("{}\n", Value::from(values))).into_owned()),
             Some(Self::Table(Some(table))) => {
                 values.iter().map(|value| Ok(table.row.apply(value)? + "\n")).collect()
             }
@@ -162,6 +165,15 @@ impl Format {
             }
         }
     }
+}
+
+/// `value` as the template `text` writes it, whatever the words of `--format` mean.
+///
+/// # Errors
+///
+/// [`FormatError`]: not a template, or one that does not fit the value.
+pub fn apply(text: &str, value: &Value) -> Result<String, FormatError> {
+    Template::of_value(text)?.apply(value)
 }
 
 /// The table of a command without `--format`.

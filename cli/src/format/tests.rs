@@ -337,3 +337,20 @@ proptest! {
         let _ = listed(&format!("table {}", words.concat()));
     }
 }
+
+/// What JSON has no need to escape can move a terminal's cursor.
+#[test]
+fn json_has_no_control_characters() {
+    let values = [json!({ "Output": "a\u{1b}\u{7f}\u{80}\u{9b}2Jb\u{a0}\u{e4}" })];
+    let columns: &[Column] = &[("Output", "OUTPUT")];
+    for text in [
+        Format::inspect(None, &values).unwrap(),
+        Format::inspect(Some(&Format::Json), &values).unwrap(),
+        Format::Json.list(columns, &[], &values).unwrap(),
+        crate::json(&values),
+    ] {
+        assert!(!text.chars().any(|letter| letter.is_control() && letter != '\n'), "{text:?}");
+        let read: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.get(0).unwrap_or(&read), &values[0]);
+    }
+}

@@ -13,7 +13,7 @@ use super::registry::RegistryArguments;
 use super::worker::{Failure, Input, Job, Outcome, Task};
 use super::{change, complete, store};
 use crate::process::ExitCode;
-use crate::{exit_code, print};
+use crate::{events, exit_code, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,6 +57,9 @@ impl ImportCommand {
         let config = change::config(&self.change)?;
         let comment = self.message.clone().unwrap_or_else(|| format!("Imported from {shown}"));
         let loaded = self.load(&config, &comment)?;
+        let id = loaded.id.to_string();
+        let name = self.reference.as_ref().map_or_else(|| id.clone(), ToString::to_string);
+        events::note_image("import", &id, &name);
         Ok(print(format!("{}\n", loaded.id).as_bytes(), exit_code::SUCCESS))
     }
 

@@ -58,7 +58,7 @@ impl RmiCommand {
 /// Notes what was removed.
 pub fn note(removed: &Removed) {
     for reference in &removed.references {
-        events::note_image("untag", reference, reference);
+        events::note_image("untag", &removed.id.map_or_else(String::new, |id| id.to_string()), reference);
     }
     if let Some(id) = removed.image {
         events::note_image("delete", &id.to_string(), &id.to_string());
@@ -95,7 +95,8 @@ impl TagCommand {
             store()
                 .and_then(|store| store.tag(&self.image, &self.reference).map_err(|error| chain(&error)))
                 .map(|()| {
-                    events::note_image("tag", &self.image, &self.reference.to_string());
+                    let id = super::find(&self.reference.to_string()).map(|image| image.id.to_string());
+                    events::note_image("tag", &id.unwrap_or_default(), &self.reference.to_string());
                     exit_code::SUCCESS.into()
                 }),
         )

@@ -12,7 +12,7 @@ use super::manage::{note, said};
 use super::{ContainerUse, complete, containers, is_used, store};
 use crate::format::{Filter, Filters};
 use crate::process::ExitCode;
-use crate::{chain, exit_code, print};
+use crate::{chain, events, exit_code, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -94,6 +94,7 @@ pub fn prune(filters: &Filters, all: bool) -> Result<(String, u64), String> {
         }
     }
     let after = bytes(&store.images().map_err(|error| chain(&error))?);
+    events::note_prune("image", before.saturating_sub(after));
     if !said_of.is_empty() {
         said_of = format!("Deleted Images:\n{said_of}\n");
     }

@@ -177,6 +177,7 @@ impl PushCommand {
             Ok(_) => return Err(cannot("")),
             Err(error) => return Err(cannot(&format!(": {}", error.into_line()))),
         };
+        events::note_image("push", &self.reference.to_string(), &self.reference.to_string());
         let tag = self.reference.tag().unwrap_or("latest");
         Ok(print(format!("{tag}: digest: {digest}\n").as_bytes(), exit_code::SUCCESS))
     }

@@ -12,7 +12,7 @@ use super::worker::{Failure, Input, Job, Outcome, Task};
 use super::{complete, store};
 use crate::output::to_file;
 use crate::process::ExitCode;
-use crate::{chain, exit_code, print};
+use crate::{chain, events, exit_code, print};
 
 const LOAD_EXAMPLES: &str = "\
 Examples:
@@ -70,6 +70,9 @@ impl LoadCommand {
         };
         let mut said = String::new();
         for image in loaded {
+            let id = image.id.to_string();
+            let name = image.references.first().map_or_else(|| id.clone(), ToString::to_string);
+            events::note_image("load", &id, &name);
             if self.quiet {
                 said.push_str(&format!("{}\n", image.id));
             } else if image.references.is_empty() {
@@ -137,6 +140,11 @@ impl SaveCommand {
                 let mut out = io::stdout().lock();
                 store.save(&names, format, &mut out).map_err(|error| chain(&error))?;
                 out.flush().map_err(|error| format!("cannot write to standard output: {error}"))?;
+            }
+        }
+        for name in names {
+            if let Ok(image) = super::find(name) {
+                events::note_image("save", &image.id.to_string(), name);
             }
         }
         Ok(exit_code::SUCCESS.into())

@@ -11,7 +11,7 @@ use super::{containers, find, keep, list, options, wait_for_end};
 use crate::images::is_confirmed;
 use crate::process::ExitCode;
 use crate::targets::{self, Failure, at_once, complain_of};
-use crate::{chain, complain, exit_code, kill, print, run, stop};
+use crate::{chain, complain, events, exit_code, kill, print, run, stop};
 
 /// Which pods are meant.
 #[derive(Args)]
@@ -204,7 +204,7 @@ fn end(kept: &Kept) -> Result<(), Failure> {
 }
 
 fn stop_pod(kept: &Kept, time: Option<u64>) -> Result<(), Failure> {
-    each_running(kept, |id| stop::stop_word(id, time))?;
+    each_running(kept, |id| stop::stop_word(id, time, None))?;
     end(kept)
 }
 
@@ -215,8 +215,13 @@ fn remove(kept: &Kept) -> Result<(), Failure> {
         if !archive.remove(&container.entry.id, true)? {
             return Err(Failure::Running);
         }
+        events::note(&container.entry, "destroy", &[]);
     }
-    if archive.remove(&kept.entry.id, true)? { Ok(()) } else { Err(Failure::Running) }
+    if !archive.remove(&kept.entry.id, true)? {
+        return Err(Failure::Running);
+    }
+    events::note(&kept.entry, "remove", &[]);
+    Ok(())
 }
 
 impl StartCommand {
@@ -251,6 +256,7 @@ impl KillCommand {
                 let send = |id: &str| kill::send(&targets::find(&Registry::of_user(), id)?, self.signal);
                 return each_running(kept, send);
             }
+            events::note(&kept.entry, "kill", &[]);
             each_running(kept, kill_one)?;
             end(kept)
         })
@@ -261,7 +267,10 @@ fn update(kept: &Kept, state: WantedState) -> Result<(), Failure> {
     let vm = Registry::of_user().find(kept.entry.id.as_str());
     let vm = vm.map_err(|_| Failure::Pod("it does not run".into()))?;
     let mut client = Client::connect(&vm.directory.join(CONTROL_SOCKET))?;
-    Ok(client.send("PATCH", "/vm", &VmUpdate { state })?)
+    client.send("PATCH", "/vm", &VmUpdate { state })?;
+    let action = if state == WantedState::Paused { "pause" } else { "unpause" };
+    events::note(&kept.entry, action, &[]);
+    Ok(())
 }
 
 impl PauseCommand {

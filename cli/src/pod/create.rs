@@ -1,17 +1,25 @@
 //! `mvm pod create`.
 
 use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use clap::Args;
-use container::{NetworkOption, PodOptions, PortMapping, RunOptions};
-use instance::{Archive, Entry, Format, InstanceError, Kind, Phase, Process, VmId, VmName, time};
+use container::{
+    MountError, MountOption, MountSource, NetworkOption, PodFolder, PodFolders, PodOptions, PodSource,
+    PodVolume, PortMapping, RunOptions,
+};
+use instance::{
+    Archive, Entry, Format, InstanceError, Kind, Phase, Process, VmId, VmName, VolumeDriver, VolumeName,
+    Volumes, time,
+};
 use serde_json::json;
 use vmm::MemorySize;
 
 use super::find;
 use crate::process::ExitCode;
 use crate::run::{default_network, host, label, milli_cpus, word};
-use crate::{chain, complain, exit_code, print};
+use crate::{chain, complain, events, exit_code, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,6 +77,14 @@ pub struct CreateCommand {
     /// Set the size of /dev/shm, which they share
     #[arg(long, value_name = "SIZE")]
     shm_size: Option<MemorySize>,
+
+    /// Let containers mount a folder or file of the host, or a volume: HOSTPATH, or HOSTPATH:PATH, or NAME:PATH
+    ///
+    /// HOSTPATH alone, and NAME of a volume of --driver shared, are what -v of the pod's containers can mount, with what is
+    /// below. With :PATH all of them have it there. Behind it may follow :ro. Volumes that are disks and sockets of the host need
+    /// not be named: -v of a container takes them.
+    #[arg(long, short, value_name = "VOLUME")]
+    volume: Vec<PodVolume>,
 
     /// Share more than ipc, net and uts, which are always shared: pid
     ///
@@ -149,11 +165,16 @@ impl CreateCommand {
             labels: self.label,
             ..RunOptions::default()
         };
+        let volumes = Volumes::of_user().map_err(|error| chain(&error))?;
+        let (mounts, folders) = split(self.volume, &volumes)?;
+        // What can't be served is said now.
+        drop(PodFolders::open(&folders, &volumes).map_err(|error| chain(&error))?);
         let pod = PodOptions {
             name: String::new(),
-            options,
+            options: RunOptions { mounts, ..options },
             shares_processes: self.share.0,
             continues: self.exit_policy == "continue",
+            folders,
         };
         // Its name, which is good for a host, comes later.
         PodOptions { name: "pod".into(), ..pod.clone() }.check().map_err(|error| chain(&error))?;
@@ -161,6 +182,40 @@ impl CreateCommand {
             .map_err(|error| chain(&error))?;
         Ok(pod)
     }
+}
+
+/// What all containers mount, and what the pod's VM needs for that and for what they may mount.
+fn split(wanted: Vec<PodVolume>, volumes: &Volumes) -> Result<(Vec<MountOption>, Vec<PodFolder>), String> {
+    let (mut mounts, mut folders): (Vec<MountOption>, Vec<PodFolder>) = (Vec::new(), Vec::new());
+    for wanted in wanted {
+        let mount = match wanted {
+            PodVolume::Folder(folder) => {
+                folders.push(folder);
+                continue;
+            }
+            PodVolume::Mount(mount) => mount,
+        };
+        if mounts.iter().any(|other| other.target == mount.target) {
+            return Err(MountError::Duplicate(mount.target).to_string());
+        }
+        let source = match &mount.source {
+            // Containers reach it by themselves.
+            MountSource::Bind { path, .. } if is_socket(path) => None,
+            MountSource::Bind { path, .. } => Some(PodSource::Path(path.clone())),
+            MountSource::Volume(volume) => volume.name.as_ref().and_then(|name| {
+                let known = volumes.find(name).ok()?;
+                (known.record.driver == VolumeDriver::Shared).then(|| PodSource::Volume(name.clone()))
+            }),
+            MountSource::Tmpfs(_) => None,
+        };
+        folders.extend(source.map(|source| PodFolder { source, read_only: mount.read_only }));
+        mounts.push(mount);
+    }
+    Ok((mounts, folders))
+}
+
+fn is_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// Makes a pod; its ID, and what it was asked to be.
@@ -185,7 +240,7 @@ pub fn make(name: Option<VmName>, options: PodOptions) -> Result<(VmId, PodOptio
         image_id: None,
         command: Vec::new(),
         ports: Vec::new(),
-        volumes: Vec::new(),
+        volumes: volumes_of(&options),
         labels: options.options.labels.iter().cloned().collect(),
         details: json!({}),
     };
@@ -195,9 +250,22 @@ pub fn make(name: Option<VmName>, options: PodOptions) -> Result<(VmId, PodOptio
         let _ = archive.remove_own(&keep);
         return Err(InstanceError::Directory { doing: "write to", path, source });
     }
+    events::note(keep.entry(), "create", &[]);
     drop(keep);
     // It can be found now.
     find(id.as_str()).map(|kept| (kept.entry.id, options))
+}
+
+/// The volumes that are not removed as long as the pod is there.
+fn volumes_of(options: &PodOptions) -> Vec<VolumeName> {
+    let of_folders = options.folders.iter().filter_map(|folder| match &folder.source {
+        PodSource::Volume(name) => Some(name.clone()),
+        PodSource::Path(_) => None,
+    });
+    let mut names: Vec<_> = options.options.volumes().into_iter().chain(of_folders).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]

@@ -2,14 +2,16 @@
 
 use std::io;
 
-use container::{Assets, ImageConfig, PodKeeper, PodOptions, PodPlan, RunError, Split};
+use container::{Assets, ImageConfig, PodFolders, PodKeeper, PodOptions, PodPlan, RunError, Split};
 use devices::log::Writer;
-use instance::{Archive, End, Identity, Instance, InstanceError, Kept, Phase, Process, Summary, VmId, time};
+use instance::{
+    Archive, End, Identity, Instance, InstanceError, Kept, Phase, Process, Summary, VmId, Volumes, time,
+};
 
 use super::options;
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::run::ports;
-use crate::{chain, complain, exit_code};
+use crate::{chain, complain, events, exit_code};
 
 /// Starts the VM of a pod, kept by a process in the background. It is no error where another process has just done so.
 pub fn start(kept: &Kept) -> Result<(), String> {
@@ -66,7 +68,9 @@ fn try_keep(
     });
     begun.map_err(host("write the pod's record"))?;
     let messages = keep.messages();
-    let plan = PodPlan { assets, options, publish: &publish };
+    let volumes = Volumes::of_user().map_err(said)?;
+    let folders = PodFolders::open(&options.folders, &volumes).map_err(|error| chain(&error))?;
+    let plan = PodPlan { assets, options, publish: &publish, folders: &folders, volumes: &volumes };
     let leave = || drop((signals.take(), reporter.lock().take()));
     let split = Split { until_open: Box::new(()), leave: Box::new(leave) };
     let keeper = PodKeeper::start(plan, instance, keep, split).map_err(|error| chain(&error))?;
@@ -75,7 +79,10 @@ fn try_keep(
         reporter.keep_messages(messages).map_err(host("write messages to a file"))?;
     }
     let (of_start, started) = (reporter.clone(), Report::Started { id: id.to_string() });
+    let entry = archive.find(id.as_str()).map(|kept| kept.entry);
+    let starting = entry.as_ref().ok().cloned();
     let on_started = move || {
+        starting.iter().for_each(|entry| events::note(entry, "start", &[]));
         of_start.report(&started);
     };
     let left = keeper.run(signals, Box::new(on_started));
@@ -91,6 +98,7 @@ fn try_keep(
     if let Err(error) = keep.ended(&end) {
         tracing::warn!(%error, "cannot note how the pod ended");
     }
+    entry.iter().for_each(|entry| events::note(entry, "stop", &[]));
     drop(left.instance);
     if message.is_empty() { Ok(()) } else { Err(message) }
 }

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use clap::Args;
-use instance::api::{InstanceInfo, State};
-use instance::{Archive, CONTROL_SOCKET, Client, InstanceError, Kept, Kind, Registry, VmName, time};
+use instance::{Archive, InstanceError, Kept, Kind, Registry, VmName, time};
 use serde_json::{Value, json};
 
 use super::{containers, find, options};
-use crate::format::{Column, Filter, Filters, Format};
+use crate::format::{Column, Filter, Filters, Format, matches_name};
 use crate::images::human;
 use crate::process::ExitCode;
-use crate::targets::ANSWER;
+use crate::table::{self, Cut, Table};
+use crate::targets;
 use crate::{chain, complain, exit_code, print};
 
 const PS_EXAMPLES: &str = "\
@@ -57,8 +57,8 @@ pub struct PsCommand {
     #[arg(long, short)]
     quiet: bool,
 
-    /// Of no effect: IDs are short
-    #[arg(long, hide = true)]
+    /// Do not shorten the table to the terminal's width
+    #[arg(long, conflicts_with = "quiet")]
     no_trunc: bool,
 }
 
@@ -145,6 +145,7 @@ impl Pod {
         }
         let network = &pod.options;
         let state = |kept: &Kept| match (kept.is_running, kept.is_created()) {
+            (true, _) if is_frozen(kept) => "paused",
             (true, _) => "running",
             (false, true) => "created",
             (false, false) => "exited",
@@ -181,11 +182,15 @@ impl Pod {
     }
 }
 
-fn is_paused(kept: &Kept) -> bool {
-    let Ok(vm) = Registry::of_user().find(kept.entry.id.as_str()) else { return false };
-    let ask =
-        || Client::connect_with_limit(&vm.directory.join(CONTROL_SOCKET), ANSWER)?.get::<InstanceInfo>("/");
-    ask().is_ok_and(|info| info.state == State::Paused)
+/// Whether the pod's VM is paused, as far as it says so.
+pub fn is_paused(kept: &Kept) -> bool {
+    let vm = Registry::of_user().find(kept.entry.id.as_str());
+    vm.is_ok_and(|vm| targets::is_vm_paused(&vm.directory))
+}
+
+/// Whether a container of a pod is paused by itself or with it.
+fn is_frozen(kept: &Kept) -> bool {
+    Registry::of_user().find(kept.entry.id.as_str()).is_ok_and(|vm| targets::is_paused(&vm))
 }
 
 /// All pods, the newest first, and what is wrong with records that can't be read.
@@ -230,7 +235,7 @@ impl PsCommand {
         pods.retain(|pod| {
             let labels = |name: &str| pod.kept.entry.labels.get(name).map(String::as_str);
             filters.allow("id", |id| pod.kept.entry.id.as_str().starts_with(id))
-                && filters.allow("name", |name| pod.name().contains(name))
+                && filters.allow("name", |name| matches_name(name, &pod.name()))
                 && filters.allow("status", |state| is_state(pod.status(), state))
                 && filters.allow("ctr-number", |number| pod.containers.len().to_string() == number)
                 && filters.allow_labels(labels)
@@ -240,10 +245,30 @@ impl PsCommand {
             return Ok(pods.iter().map(|pod| format!("{}\n", pod.kept.entry.id)).collect());
         }
         let rows: Vec<Value> = pods.iter().map(Pod::fields).collect();
-        let shown = ["Id", "Name", "Status", "Created", "NumberOfContainers"];
-        let table = Format::Table(None);
-        self.format.as_ref().unwrap_or(&table).list(COLUMNS, &shown, &rows).map_err(|error| usage(&error))
+        match self.format.as_ref().filter(|format| !format.is_default()) {
+            Some(format) => format.list(COLUMNS, &[], &rows).map_err(|error| usage(&error)),
+            None => Ok(table(&rows, if self.no_trunc { None } else { table::terminal_width() })),
+        }
     }
+}
+
+/// The table without a form.
+fn table(rows: &[Value], width: Option<usize>) -> String {
+    let shown = [
+        ("POD ID", "Id", None),
+        ("NAME", "Name", Some(Cut::End)),
+        ("STATUS", "Status", None),
+        ("CREATED", "Created", None),
+        ("# OF CONTAINERS", "NumberOfContainers", None),
+    ];
+    let cell = |row: &Value, field: &str| match row.get(field) {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    };
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| shown.iter().map(|(_, field, _)| cell(row, field)).collect()).collect();
+    Table::fitted(&shown.map(|(heading, _, cut)| (heading, cut)), &rows, width, &[4, 3]).to_string()
 }
 
 fn is_state(state: &str, word: &str) -> bool {

@@ -4,12 +4,15 @@ mod act;
 mod create;
 mod keep;
 mod list;
+mod logs;
+mod stats;
+mod top;
 
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use container::{Member, Plan, PodOptions, PodPlace, RunError};
-use instance::{Archive, InstanceError, Keep, Kept, Kind, Registry, VmId, VmName};
+use container::{Assets, Member, Plan, PodOptions, PodPlace, PrepareError, Prepared, RunError, RunOptions};
+use instance::{Archive, InstanceError, Keep, Kept, Kind, Registry, VmId, VmName, Volumes};
 
 use self::act::{
     ExistsCommand, KillCommand, PauseCommand, PruneCommand, RestartCommand, RmCommand, StartCommand,
@@ -17,6 +20,9 @@ use self::act::{
 };
 use self::create::{CreateCommand, make};
 use self::list::{InspectCommand, PsCommand};
+use self::logs::LogsCommand;
+use self::stats::StatsCommand;
+use self::top::TopCommand;
 use crate::chain;
 use crate::process::ExitCode;
 
@@ -63,6 +69,12 @@ enum Command {
     Rm(RmCommand),
     /// Remove pods that do not run, with their containers
     Prune(PruneCommand),
+    /// Print what containers of a pod have written
+    Logs(LogsCommand),
+    /// List the processes of a pod
+    Top(TopCommand),
+    /// Show what containers of pods use
+    Stats(StatsCommand),
     /// Exit with 0 if there is such a pod, and with 1 if not
     Exists(ExistsCommand),
 }
@@ -82,6 +94,9 @@ impl PodCommand {
             Command::Unpause(command) => command.run(),
             Command::Rm(command) => command.run(),
             Command::Prune(command) => command.run(),
+            Command::Logs(command) => command.run(),
+            Command::Top(command) => command.run(),
+            Command::Stats(command) => command.run(),
             Command::Exists(command) => command.run(),
         }
     }
@@ -160,6 +175,25 @@ fn place(id: &VmId) -> Result<PodPlace, String> {
 /// Waits until the keeper of a pod has ended; whether it has.
 fn wait_for_end(kept: &Kept) -> bool {
     kept.entry.process.open().map_or(true, |process| process.wait(Some(PATIENCE)))
+}
+
+/// What a container of a pod needs of the host for its mounts; volumes that are missing are made.
+///
+/// # Errors
+///
+/// A line for the user.
+pub fn prepare(
+    pod: &VmId,
+    assets: &Assets,
+    options: &RunOptions,
+    volumes: &Volumes,
+) -> Result<Prepared, String> {
+    let said = |error: PrepareError| chain(&error);
+    let kept = find(pod.as_str()).map_err(|error| chain(&error))?;
+    let pod = self::options(&kept).map_err(|error| chain(&error))?;
+    let prepared = container::prepare_in_pod(options, &pod.folders, volumes).map_err(said)?;
+    container::make_volumes(assets, options, volumes).map_err(said)?;
+    Ok(prepared)
 }
 
 /// Puts the container that `keep` is of into a pod, which is started if it does not run.

@@ -1,12 +1,12 @@
 //! The filters of `mvm ps`.
 
 use super::Item;
-use crate::format::{FilterError, Filters, invalid};
+use crate::format::{FilterError, Filters, invalid, matches_name};
 
 /// Their names.
 pub const FILTERS: &[&str] = &[
     "id", "name", "kind", "status", "health", "exited", "ancestor", "label", "label!", "before", "since",
-    "pod",
+    "pod", "volume", "network",
 ];
 
 /// The states of `status`.
@@ -49,7 +49,7 @@ pub fn fits(filters: &Filters, items: &[Item]) -> Result<Vec<bool>, FilterError>
     let (before, since) = (moment("before")?, moment("since")?);
     let fits = |item: &Item| {
         filters.allow("id", |id| item.id().starts_with(id))
-            && filters.allow("name", |name| item.name().is_some_and(|own| own.contains(name)))
+            && filters.allow("name", |name| item.name().is_some_and(|own| matches_name(name, &own)))
             && filters.allow("kind", |kind| item.kind().as_str() == kind)
             && filters.allow("health", |health| item.health_status().unwrap_or("none") == health)
             && filters.allow("status", |state| item.state == state)
@@ -57,6 +57,8 @@ pub fn fits(filters: &Filters, items: &[Item]) -> Result<Vec<bool>, FilterError>
                 .allow("exited", |code| item.exit_code().map(|own| own.to_string()).as_deref() == Some(code))
             && filters.allow("pod", |pod| is_in(item, pod))
             && filters.allow("ancestor", |image| is_of(item, image))
+            && filters.allow("volume", |volume| has_mount(item, volume))
+            && filters.allow("network", |network| item.network() == Some(network))
             && filters.allow_labels(|name| item.label(name))
             && filters.allow_without_labels(|name| item.label(name))
             && before.is_none_or(|before| item.created() < before)
@@ -67,6 +69,15 @@ pub fn fits(filters: &Filters, items: &[Item]) -> Result<Vec<bool>, FilterError>
 
 fn is_meant(item: &Item, word: &str) -> bool {
     item.name().as_deref() == Some(word) || (!word.is_empty() && item.id().starts_with(word))
+}
+
+/// Whether it has the volume of that name, the folder of the host, or anything at that path.
+fn has_mount(item: &Item, word: &str) -> bool {
+    let mounts = item.entry.as_ref().and_then(|entry| entry.details.get("Mounts")?.as_array());
+    let fields = ["Name", "Source", "Destination"];
+    mounts.into_iter().flatten().any(|mount| {
+        fields.iter().any(|field| mount.get(field).and_then(serde_json::Value::as_str) == Some(word))
+    })
 }
 
 /// Whether it is in the pod of that name or ID.

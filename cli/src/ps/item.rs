@@ -95,12 +95,16 @@ pub fn items(all: bool) -> Result<(Vec<Item>, Vec<InstanceError>), InstanceError
 
 /// The state in words. One whose process is stopped or too busy to answer is "not responding".
 fn state(vm: &Running) -> &'static str {
-    // A container of a pod is paused with all of it.
+    // A container of a pod is paused with all of it, or by itself.
     let pod = container::pod_directory(&vm.directory);
     let directory = pod.as_deref().unwrap_or(&vm.directory);
     let socket = directory.join(CONTROL_SOCKET);
     let ask = || Client::connect_with_limit(&socket, ANSWER)?.get::<InstanceInfo>("/");
     match ask().map(|info| info.state) {
+        Ok(State::Running) if pod.is_some() => {
+            let is_frozen = container::is_frozen(&vm.directory, vm.record.id.as_str());
+            if is_frozen.unwrap_or(false) { "paused" } else { "running" }
+        }
         Ok(State::Running) => "running",
         Ok(State::Paused) => "paused",
         Err(_) => "not responding",
@@ -194,6 +198,11 @@ impl Item {
         }
     }
 
+    /// Its network, by docker's name of the mode.
+    pub fn network(&self) -> Option<&str> {
+        self.entry.as_ref()?.details.pointer("/HostConfig/NetworkMode")?.as_str()
+    }
+
     /// Bytes on the disk of what is kept of it.
     pub fn disk_usage(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
@@ -243,7 +252,7 @@ impl Item {
             "PodName": self.pod.as_ref().and_then(|(_, name)| name.as_ref()).map_or_else(String::new, ToString::to_string),
             "Mounts": mounts.join(","),
             "LocalVolumes": self.entry.as_ref().map_or(0, |entry| entry.volumes.len()).to_string(),
-            "Networks": details.pointer("/HostConfig/NetworkMode").cloned().unwrap_or_else(|| "".into()),
+            "Networks": self.network().unwrap_or_default(),
         })
     }
 

@@ -68,7 +68,8 @@ pub struct PsCommand {
 
     /// List some only: NAME=VALUE
     ///
-    /// Names are id, name, kind, status, health, exited, ancestor, label, before and since. May be given more than once.
+    /// Names are id, name, kind, status, health, exited, ancestor, label, before, since, volume and network. May be given
+    /// more than once. In a name ^ is its beginning and $ its end.
     #[arg(long, short, value_name = "FILTER")]
     filter: Vec<Filter>,
 
@@ -193,17 +194,26 @@ fn table(rows: &[Value], width: Option<usize>, has_size: bool, with_pods: bool) 
     if with_pods {
         shown.extend(["Pod", "PodName"]);
     }
-    let heading = |field: &&str| COLUMNS.iter().find(|(name, _)| name == field).map_or("", |column| column.1);
-    let mut table = Table::new(&shown.iter().map(heading).collect::<Vec<_>>());
-    for row in rows {
-        let cell = |field: &&str| row.get(*field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        table.row(shown.iter().map(|field| match cell(field) {
-            empty if empty.is_empty() && *field == "Names" => "-".into(),
-            cell => cell,
-        }));
-    }
-    if let Some(width) = width {
-        table.fit(width, &[(2, Cut::End), (4, Cut::Start), (5, Cut::End), (6, Cut::End), (7, Cut::End)]);
-    }
-    table.to_string()
+    let column = |field: &&str| {
+        let heading = COLUMNS.iter().find(|(name, _)| name == field).map_or("", |column| column.1);
+        let cut = match *field {
+            "Image" => Some(Cut::Start),
+            "Names" | "Command" | "RunningFor" | "Ports" | "PodName" => Some(Cut::End),
+            _ => None,
+        };
+        (heading, cut)
+    };
+    let cells = |row: &Value| {
+        let cell = |field: &&str| match row.get(*field).and_then(Value::as_str).unwrap_or_default() {
+            "" if *field == "Names" => "-".to_owned(),
+            cell => cell.to_owned(),
+        };
+        shown.iter().map(cell).collect::<Vec<_>>()
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    // What was asked for by an option stays.
+    let spare = ["Ports", "RunningFor", "Command", "Image", "Kind"];
+    let spare: Vec<_> =
+        spare.iter().filter_map(|field| shown.iter().position(|known| known == field)).collect();
+    Table::fitted(&shown.iter().map(column).collect::<Vec<_>>(), &rows, width, &spare).to_string()
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use container::{LongMount, RunOptions, ShortMount, Storage, Tmpfs};
 
 use super::docker::DockerArguments;
+use super::inherit::{self, VolumesFrom};
 use super::network::NetworkArguments;
 use super::resources::ResourceArguments;
 use crate::complain;
@@ -58,6 +59,10 @@ pub struct ContainerArguments {
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     label_file: Vec<PathBuf>,
 
+    /// Keep an annotation, which `mvm inspect` shows: NAME=VALUE, or NAME
+    #[arg(long, value_name = "NOTE", value_parser = annotation, hide_short_help = true)]
+    annotation: Vec<(String, String)>,
+
     #[command(flatten)]
     network: NetworkArguments,
 
@@ -88,10 +93,17 @@ pub struct ContainerArguments {
 
     /// Mount as --volume does, or a temporary file system: KEY=VALUE,…
     ///
-    /// KEY is type (bind, volume or tmpfs), source, target, readonly, volume-nocopy, volume-driver, volume-opt, volume-label,
-    /// tmpfs-size or tmpfs-mode. A folder of the host that does not exist is not made.
+    /// KEY is type (bind, volume or tmpfs), source, target, readonly, volume-nocopy, volume-subpath, volume-driver, volume-opt,
+    /// volume-label, tmpfs-size or tmpfs-mode. A folder of the host that does not exist is not made.
     #[arg(long, value_name = "MOUNT", help_heading = "Files", hide_short_help = true)]
     mount: Vec<LongMount>,
+
+    /// Mount what another container has mounted, at the same places: NAME, or NAME:ro to read only
+    ///
+    /// What is mounted at one of these places by another option goes first. A volume that is a disk is used by one VM at a time:
+    /// the other container may not run then. Folders, and volumes of the driver shared, may be used at once.
+    #[arg(long, value_name = "NAME", help_heading = "Files", hide_short_help = true)]
+    pub volumes_from: Vec<VolumesFrom>,
 
     /// Mount a temporary file system: PATH or PATH:OPTIONS
     ///
@@ -161,6 +173,11 @@ pub fn label(text: &str) -> Result<(String, String), String> {
         return Err(format!("invalid label {text:?}: write NAME=VALUE"));
     }
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// The same for an annotation.
+fn annotation(text: &str) -> Result<(String, String), String> {
+    label(text).map_err(|_| format!("invalid annotation {text:?}: write NAME=VALUE"))
 }
 
 /// Reads `NAME=VALUE`.
@@ -248,10 +265,11 @@ impl ContainerArguments {
                 "{option} is the pod's, whose network and names its containers share: give it to `mvm pod create`"
             ));
         }
-        if !self.volume.is_empty() || !self.mount.is_empty() {
-            let line =
-                "-v and --mount are not there for containers in pods yet: leave --pod out, or use `mvm cp`";
-            return Err(line.into());
+        if !self.volumes_from.is_empty() {
+            return Err(
+                "--volumes-from is not there for containers in pods yet: leave --pod out, or use `mvm cp`"
+                    .into(),
+            );
         }
         Ok(())
     }
@@ -263,11 +281,13 @@ impl ContainerArguments {
     /// A line for the user.
     pub fn options(self, command: Vec<String>, terminal: Option<Size>) -> Result<RunOptions, String> {
         let defaults = Defaults::read()?;
-        if self.volume.iter().any(|volume| volume.is_labelled) {
-            complain("z and Z of --volume are ignored: there is no SELinux in the VM");
+        if self.volume.iter().any(|volume| volume.is_labelled)
+            || self.volumes_from.iter().any(VolumesFrom::is_labelled)
+        {
+            complain("z and Z of volumes are ignored: there is no SELinux in the VM");
         }
         let short = self.volume.into_iter().map(|volume| volume.mount);
-        let options = RunOptions {
+        let mut options = RunOptions {
             command,
             entrypoint: self.entrypoint,
             env: environment(&self.env_file, &self.env)?,
@@ -286,11 +306,13 @@ impl ContainerArguments {
             mounts: short.chain(self.mount.into_iter().map(|LongMount(mount)| mount)).collect(),
             tmpfs: self.tmpfs,
             labels: labels(&self.label_file, self.label)?,
+            annotations: self.annotation,
             sysctls: self.sysctl,
             init: self.init,
             stop_signal: self.stop_signal,
             ..RunOptions::default()
         };
+        inherit::add(&mut options, &self.volumes_from)?;
         let quota = self.docker.milli_cpus(self.resources.cpus)?;
         let options = self.resources.add_to(options, &defaults)?;
         let milli_cpus = quota.or(options.milli_cpus);

@@ -33,10 +33,11 @@ pub struct CreateCommand {
 impl CreateCommand {
     /// Makes a container, and prints its ID.
     pub fn run(self) -> ExitCode {
+        let attached = self.order.attached();
         let made = self.order.order(self.what, true).and_then(|ordered| {
-            let Ordered { mut order, assets, image, hold, name } = ordered;
-            order.input_once = true;
-            Ok(create(&order, (&assets, &image), &hold, name)?)
+            let Ordered { mut order, assets, image, hold, name, cid_file } = ordered;
+            (order.input_once, order.attached) = (true, attached);
+            Ok(create(&order, (&assets, &image), &hold, name, cid_file)?)
         });
         match made {
             Ok(id) => print(format!("{id}\n").as_bytes(), exit_code::SUCCESS),

@@ -1,6 +1,6 @@
 //! What `mvm inspect` shows of a container, by docker's names.
 
-use container::{HealthCheck, Image, MountOption, MountSource, NetworkOption, command};
+use container::{HealthCheck, Image, MountOption, MountSource, NetworkOption, entrypoint_and_command};
 use instance::Volumes;
 use serde_json::{Map, Value, json};
 use vmm::PublishConfig;
@@ -97,7 +97,10 @@ fn mount(mount: &MountOption) -> Value {
 /// All that does not change while it runs.
 pub fn details(order: &Order, image: &Image, id: &str, publish: &[PublishConfig]) -> Value {
     let options = &order.options;
-    let command = command(&image.config, options);
+    let (entrypoint, arguments) = entrypoint_and_command(&image.config, options);
+    let command = [&entrypoint[..], &arguments].concat();
+    // As with docker, none is null.
+    let words = |words: Vec<String>| Some(words).filter(|words| !words.is_empty());
     let labels: Map<String, Value> =
         options.labels.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
     let env: Vec<&String> = image.config.env.iter().chain(&options.env).collect();
@@ -122,25 +125,34 @@ pub fn details(order: &Order, image: &Image, id: &str, publish: &[PublishConfig]
             "OpenStdin": options.interactive,
             "StdinOnce": order.input_once,
             "Env": env,
-            "Cmd": command,
+            "Entrypoint": words(entrypoint),
+            "Cmd": words(arguments),
             "Image": order.image_name,
             "WorkingDir": options.working_directory.as_ref().unwrap_or(&image.config.working_directory),
             "Labels": labels,
+            "AttachStdin": order.attached.stdin,
+            "AttachStdout": order.attached.stdout,
+            "AttachStderr": order.attached.stderr,
             "StopSignal": options.stop_signal.as_ref().or(image.config.stop_signal.as_ref()),
             "StopTimeout": order.stop_timeout,
             "Healthcheck": HealthCheck::new(image.config.health.as_ref(), &order.health).map(|check| check.shown()),
         },
         "HostConfig": {
             "AutoRemove": order.removes,
+            "LogConfig": order.log_details.shown(order.log),
+            "ContainerIDFile": order.cid_file.clone().unwrap_or_default(),
+            "VolumesFrom": order.volumes_from,
             "NetworkMode": network,
             "PortBindings": bindings(publish),
             "OomScoreAdj": options.oom_score_adjustment.unwrap_or(0),
             "Init": options.init,
+            "IpcMode": "private",
+            "LogConfig": { "Type": if order.log.is_some() { "json-file" } else { "none" } },
             "Ulimits": options.limits.iter().map(|ulimit| {
                 let (soft, hard) = ulimit.values();
                 json!({ "Name": ulimit.name, "Soft": soft, "Hard": hard })
             }).collect::<Vec<_>>(),
-            "ShmSize": options.shm_size,
+            "ShmSize": options.shm_size.unwrap_or(container::SHM_SIZE),
             "Privileged": options.privileged,
             "ReadonlyRootfs": options.read_only,
             "CapAdd": options.added_capabilities,
@@ -156,5 +168,11 @@ pub fn details(order: &Order, image: &Image, id: &str, publish: &[PublishConfig]
         "Vm": { "Cpus": cpus, "MemoryBytes": memory },
     });
     update(&mut details, order);
+    if let Some(config) = details.get_mut("HostConfig").and_then(Value::as_object_mut)
+        && !options.annotations.is_empty()
+    {
+        let all = options.annotations.iter().cloned().map(|(name, value)| (name, value.into()));
+        config.insert("Annotations".into(), Value::Object(all.collect()));
+    }
     details
 }

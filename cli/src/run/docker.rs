@@ -6,9 +6,9 @@ use clap::{ArgAction, Args};
 use super::milli_cpus;
 use crate::complain;
 
-/// The namespaces of a container, its platform, and its control group.
+/// What docker's users limit processor time with beside `--cpus`.
 #[derive(Args)]
-pub struct DockerArguments {
+pub struct QuotaArguments {
     /// Limit processor time to this many microseconds of each period, as --cpus does
     #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true, hide = true)]
     cpu_quota: Option<i64>,
@@ -16,6 +16,13 @@ pub struct DockerArguments {
     /// Set the period of --cpu-quota
     #[arg(long, value_name = "MICROSECONDS", value_parser = period, hide = true)]
     cpu_period: Option<u64>,
+}
+
+/// The namespaces of a container, its platform, and its control group.
+#[derive(Args)]
+pub struct DockerArguments {
+    #[command(flatten)]
+    quota: QuotaArguments,
 
     /// Use the memory of these nodes: 0
     #[arg(long, value_name = "NODES", value_parser = nodes, hide = true)]
@@ -36,7 +43,7 @@ pub struct DockerArguments {
     ipc: Option<String>,
 
     /// Set the namespace of processes: private
-    #[arg(long, value_name = "MODE", value_parser = own, hide = true)]
+    #[arg(long, value_name = "MODE", value_parser = processes, hide = true)]
     pid: Option<String>,
 
     /// Set the namespace of the host name: private
@@ -90,6 +97,11 @@ fn users(text: &str) -> Result<String, String> {
     one_of(text, &["", "host"], "root of a container is root of its VM: use host, or leave it out")
 }
 
+fn processes(text: &str) -> Result<String, String> {
+    let advice = "containers see each other's processes in a pod of `mvm pod create --share pid`: use private, or --pod NAME";
+    one_of(text, &["", "private"], advice)
+}
+
 fn isolation(text: &str) -> Result<String, String> {
     one_of(text, &["", "default"], "each container has a VM of its own: use default, or leave it out")
 }
@@ -119,6 +131,17 @@ impl DockerArguments {
         if self.memory_swappiness.is_some_and(|percent| percent > 0) {
             complain("--memory-swappiness has no effect: there is no swap in the VM");
         }
+        self.quota.milli_cpus(cpus)
+    }
+}
+
+impl QuotaArguments {
+    /// Thousandths of a processor that they allow, where they limit that, or `cpus`.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user.
+    pub fn milli_cpus(&self, cpus: Option<u64>) -> Result<Option<u64>, String> {
         let period = self.cpu_period.filter(|period| *period > 0).unwrap_or(100_000);
         let Some(quota) =
             self.cpu_quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)
@@ -134,6 +157,11 @@ impl DockerArguments {
         let milli = quota.saturating_mul(1000).div_ceil(period).max(10);
         // As --cpus has it, with the same bounds.
         milli_cpus(&format!("{}.{:03}", milli / 1000, milli % 1000)).map(Some)
+    }
+
+    /// Whether they take a limit away.
+    pub fn is_unlimited(&self) -> bool {
+        self.cpu_quota.is_some_and(|quota| quota < 0)
     }
 }
 
@@ -184,8 +212,8 @@ mod tests {
     #[rstest]
     #[case("--ipc host", "use private, or a pod")]
     #[case("--ipc none", "use private, or a pod")]
-    #[case("--pid host", "use private, or leave it out")]
-    #[case("--pid container:x", "use private, or leave it out")]
+    #[case("--pid host", "in a pod of `mvm pod create --share pid`: use private, or --pod NAME")]
+    #[case("--pid container:x", "in a pod of `mvm pod create --share pid`: use private, or --pod NAME")]
     #[case("--uts host", "use private, or leave it out")]
     #[case("--cgroupns host", "use private, or leave it out")]
     #[case("--userns keep-id", "use host, or leave it out")]

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +22,10 @@ use serde::{Deserialize, Serialize};
 use vmm::PublishConfig;
 
 use super::again;
+use super::cid::CidFile;
 use super::details::{details, ports};
+use super::front::Attached;
+use super::log::{self, LogDetails};
 use super::policy::{self, RestartPolicy};
 use crate::background::{Report, Reporter};
 use crate::{chain, complain, events, exit_code, pod};
@@ -43,6 +46,18 @@ pub struct Order {
     pub removes: bool,
     #[serde(default)]
     pub log: Option<LogLimits>,
+    /// What is noted with its output.
+    #[serde(default)]
+    pub log_details: LogDetails,
+    /// The file that got its ID.
+    #[serde(default)]
+    pub cid_file: Option<PathBuf>,
+    /// Containers whose mounts it has, as the user has written them.
+    #[serde(default)]
+    pub volumes_from: Vec<String>,
+    /// The streams that the user's command is connected with.
+    #[serde(default)]
+    pub attached: Attached,
     /// Seconds that it has to end when it is asked to.
     #[serde(default)]
     pub stop_timeout: Option<u64>,
@@ -68,6 +83,8 @@ pub struct Means {
     pub hold: Hold,
     pub shows_timing: bool,
     pub timing: Timing,
+    /// What gets the ID of one that is made.
+    pub cid_file: Option<CidFile>,
 }
 
 /// Which container is meant.
@@ -129,6 +146,7 @@ pub fn create(
     (assets, image): (&Assets, &Image),
     hold: &Hold,
     name: Option<VmName>,
+    cid_file: Option<CidFile>,
 ) -> Result<VmId, String> {
     let said = |error: InstanceError| chain(&error);
     let volumes = Volumes::of_user().map_err(said)?;
@@ -137,12 +155,27 @@ pub fn create(
     container::check(id.as_str(), &image.config, &order.options).map_err(|error| chain(&error))?;
     let keep = archive.create(order.entry(image, id, name, Phase::Created, &[])?).map_err(said)?;
     set_order(&archive, &keep, order, hold)?;
-    if let Err(error) = container::make_volumes(assets, &order.options, &volumes) {
+    let made = match &order.pod {
+        // Whether there is room for them is seen when it is started.
+        Some(pod) => pod::prepare(pod, assets, &order.options, &volumes).map(drop),
+        None => container::check_room(&order.options, &volumes)
+            .and_then(|()| container::make_volumes(assets, &order.options, &volumes))
+            .map_err(|error| chain(&error)),
+    };
+    if let Err(problem) = made.and_then(|()| write_id(cid_file, keep.entry().id.as_str()).map(drop)) {
         let _ = archive.remove_own(&keep);
-        return Err(chain(&error));
+        return Err(problem);
     }
     events::note(keep.entry(), "create", &[]);
     Ok(keep.entry().id.clone())
+}
+
+/// Writes the ID of a container that was made to the user's file.
+fn write_id(mut cid_file: Option<CidFile>, id: &str) -> Result<Option<CidFile>, String> {
+    if let Some(file) = &mut cid_file {
+        file.write(id)?;
+    }
+    Ok(cid_file)
 }
 
 /// Keeps what was ordered, unless the image was removed since it was found. Nothing is left behind then.
@@ -241,23 +274,35 @@ fn try_keep(
     let waited = if let Which::Again(_, waited) = &which { *waited } else { Duration::ZERO };
     // The volumes stay from here on, and then others find out from the record that they are used.
     let volumes = Volumes::of_user().map_err(|error| chain(&error))?;
-    let mounts =
-        container::prepare(&means.assets, &order.options, &volumes).map_err(|error| chain(&error))?;
+    let mounts = match &order.pod {
+        None => container::prepare(&means.assets, &order.options, &volumes).map_err(|error| chain(&error))?,
+        Some(pod) => pod::prepare(pod, &means.assets, &order.options, &volumes)?,
+    };
     let (instance, keep, publish) = begin(order, &means, which, &archive)?;
-    let Means { assets, image, hold, shows_timing, timing } = means;
+    let Means { assets, image, hold, shows_timing, timing, cid_file } = means;
     let id = instance.id().clone();
+    let cid_file = match write_id(cid_file, id.as_str()) {
+        Ok(cid_file) => cid_file,
+        Err(message) => {
+            drop(mounts);
+            let _ = archive.remove_own(&keep);
+            return Err(message.into());
+        }
+    };
+    events::note_mounts(id.as_str(), &order.options.mounts);
     let messages = keep.messages();
     let (kept, entry) = (keep.directory().to_owned(), keep.entry().clone());
     let check = HealthCheck::new(image.config.health.as_ref(), &order.health);
     let (healthy, stop) = channel();
     let directory = instance.path().to_owned();
+    let target = log::target(order, keep.entry());
     let plan = Plan {
         assets: &assets,
         image: &image,
         options: &order.options,
         publish: &publish,
         mounts: &mounts,
-        log: order.log,
+        log: target.as_ref(),
         timing: &timing,
     };
     timing.mark(Step::Record);
@@ -278,12 +323,17 @@ fn try_keep(
         Ok(run) => run,
         Err(message) => {
             drop(mounts);
+            events::note_unmounts(id.as_str(), &order.options.mounts);
             give_up(&archive, &id, is_new, &message);
+            cid_file.iter().for_each(CidFile::forget);
             return Err(message.into());
         }
     };
     *writer = Some(Writer::start().map_err(host("start a thread"))?);
     let is_attached = lock(reporter).is_none();
+    if is_attached || front.is_some() {
+        events::note(&entry, "attach", &[]);
+    }
     if let Some(reporter) = &mut *lock(reporter) {
         reporter.keep_messages(messages).map_err(host("write messages to a file"))?;
     }
@@ -317,8 +367,9 @@ fn try_keep(
             }
         });
         let input_once = order.input_once;
+        let streams = (order.attached.stdout, order.attached.stderr);
         let (front, signals) = (front.take(), signals.take());
-        run(Attachment { is_attached, front, input_once, signals, on_started })
+        run(Attachment { is_attached, streams, front, input_once, signals, on_started })
     };
     drop(healthy);
     let mut text = String::new();
@@ -330,7 +381,7 @@ fn try_keep(
     // A thread that waits for an agent, or for a reader of the output, may still have it.
     let mut keep = left.keep.lock().unwrap_or_else(PoisonError::into_inner);
     drop(mounts);
-    finish(&archive, &mut keep, order.removes, code, &said);
+    finish(&archive, &mut keep, order, code, &said);
     drop(left.instance);
     let is_for_good = left.attachments.as_ref().is_some_and(|attachments| attachments.is_for_good());
     let next = if is_for_good { None } else { next(order, &archive, &mut keep, code, waited) };
@@ -418,7 +469,7 @@ fn ending(result: Result<Ended, RunError>) -> (u8, Said) {
 }
 
 /// Notes how it ended, and removes what is kept of it where that is asked for.
-fn finish(archive: &Archive, keep: &mut Keep, removes: bool, code: u8, said: &Said) {
+fn finish(archive: &Archive, keep: &mut Keep, order: &Order, code: u8, said: &Said) {
     let error = if let Said::Error(message) = said { message.clone() } else { String::new() };
     let out_of_memory = matches!(said, Said::OutOfMemory);
     let end = End { code, out_of_memory, error, finished: time::now() };
@@ -432,7 +483,8 @@ fn finish(archive: &Archive, keep: &mut Keep, removes: bool, code: u8, said: &Sa
         let seconds = (end.finished.saturating_sub(started) / 1000).to_string();
         events::note(keep.entry(), "die", &[("exitCode", &code.to_string()), ("execDuration", &seconds)]);
     }
-    if removes {
+    events::note_unmounts(keep.entry().id.as_str(), &order.options.mounts);
+    if order.removes {
         match archive.remove_own(keep) {
             Ok(()) => events::note(keep.entry(), "destroy", &[]),
             Err(error) => tracing::warn!("{}", chain(&error)),

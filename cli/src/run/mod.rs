@@ -2,11 +2,15 @@
 
 mod again;
 mod arguments;
+mod cid;
 mod create;
 mod details;
 mod docker;
+mod front;
 mod health;
+mod inherit;
 mod keep;
+mod log;
 mod network;
 mod policy;
 mod resources;
@@ -16,10 +20,11 @@ mod update;
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{ArgAction, Args};
-use container::{Assets, Image, LogLimits, Step, Timing};
+use container::{Assets, AttachStreams as Streams, Image, Step, Timing};
 use image::Hold;
 use instance::{Format, VmName};
 
@@ -29,6 +34,7 @@ pub use self::create::CreateCommand;
 pub use self::details::ports;
 pub use self::docker::platform;
 pub use self::keep::Means;
+pub use self::log::{in_journal, log_details};
 pub use self::network::{default_network, host, word};
 pub use self::policy::RestartPolicy;
 pub use self::resources::milli_cpus;
@@ -37,8 +43,12 @@ pub use self::start::{RestartCommand, StartCommand, prepare, start as start_kept
 pub use self::update::UpdateCommand;
 
 use self::arguments::ContainerArguments;
+use self::cid::CidFile;
+use self::front::{Attached, StreamName};
 use self::health::HealthArguments;
+use self::inherit::VolumesFrom;
 use self::keep::{Failure, Order, Side, Which, keep};
+use self::log::LogArguments;
 use crate::attach::{self, AttachArguments};
 use crate::background::{self, Report, Reporter};
 use crate::images::{self, PullPolicy, RegistryArguments};
@@ -112,6 +122,17 @@ struct OrderArguments {
         hide_short_help = true
     )]
     restart: RestartPolicy,
+
+    /// Write the ID of the container to this file, which may not exist yet
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    cidfile: Option<PathBuf>,
+
+    /// Connect with these streams only: stdin, stdout or stderr
+    ///
+    /// May be given more than once. With stdin alone the container's ID is printed, and the command ends when its input does.
+    #[arg(long = "attach", short = 'a', value_name = "STREAM", hide_short_help = true)]
+    streams: Vec<StreamName>,
+
     /// Put the container into a pod: its ID, the beginning of that, or its name; or new:NAME
     ///
     /// It shares the pod's VM, network, host name and IPC with the pod's other containers. new:NAME makes the pod.
@@ -150,61 +171,6 @@ struct WhatArguments {
     command: Vec<String>,
 }
 
-/// What becomes of a container's output.
-#[derive(Args)]
-struct LogArguments {
-    /// Keep the output: json-file, or none
-    ///
-    /// `mvm logs` shows what is kept. local means the same as json-file.
-    #[arg(
-        long,
-        value_name = "DRIVER",
-        default_value = "json-file",
-        value_parser = ["json-file", "local", "none"],
-        hide_possible_values = true,
-        hide_short_help = true
-    )]
-    log_driver: String,
-
-    /// Set how much is kept: max-size=10m, max-file=2
-    #[arg(long, value_name = "OPTION", value_parser = log_option, hide_short_help = true)]
-    log_opt: Vec<LogOption>,
-}
-
-#[derive(Clone, Copy)]
-enum LogOption {
-    Size(u64),
-    Files(u32),
-}
-
-/// Reads `max-size=SIZE` or `max-file=NUMBER`.
-fn log_option(text: &str) -> Result<LogOption, String> {
-    let error = || format!("invalid log option {text:?}: use max-size=SIZE, as in 10m, or max-file=NUMBER");
-    match text.split_once('=').ok_or_else(error)? {
-        ("max-size", size) => {
-            let size: vmm::MemorySize = size.parse().map_err(|_| error())?;
-            Some(size.bytes()).filter(|size| *size > 0).map(LogOption::Size).ok_or_else(error)
-        }
-        ("max-file", number) => Ok(LogOption::Files(
-            number.parse().ok().filter(|number| (1..=1000).contains(number)).ok_or_else(error)?,
-        )),
-        _ => Err(error()),
-    }
-}
-
-impl LogArguments {
-    fn limits(&self) -> Option<LogLimits> {
-        let mut limits = LogLimits::default();
-        for option in &self.log_opt {
-            match option {
-                LogOption::Size(size) => limits.size = *size,
-                LogOption::Files(files) => limits.files = *files,
-            }
-        }
-        (self.log_driver != "none").then_some(limits)
-    }
-}
-
 /// Runs a container to its end, or starts one in the background. `start` is when the process started.
 pub fn run(command: RunCommand, start: Instant) -> ExitCode {
     match try_run(command, start) {
@@ -218,16 +184,27 @@ pub fn run(command: RunCommand, start: Instant) -> ExitCode {
 
 fn try_run(command: RunCommand, start: Instant) -> Result<ExitCode, Failure> {
     let timing = Timing::starting_at(start);
+    if command.detach && !command.order.streams.is_empty() {
+        return Err("--attach and --detach exclude each other: use one of them".to_owned().into());
+    }
     let (is_detached, shows_timing) = (command.detach, command.timing);
-    let Ordered { order, assets, image, hold, name } = command.order.order(command.what, is_detached)?;
+    let Ordered { order, assets, image, hold, name, cid_file } =
+        command.order.order(command.what, is_detached)?;
     timing.mark(Step::Image);
-    let means = Means { assets, image, hold, shows_timing, timing };
+    let means = Means { assets, image, hold, shows_timing, timing, cid_file };
     let which = Which::New(name);
     if !is_detached {
         let is_interactive = order.options.interactive && order.options.terminal.is_some();
+        let is_left = !order.attached.has_output();
         // One that can be left, or that ends more than once, is not kept by the process that ends then.
-        if is_interactive || order.restart != RestartPolicy::No {
-            return Ok(in_front(&order, means, which, order.options.interactive, &command.attach)?.into());
+        let outlives_signals = !command.attach.passes_signals();
+        if is_interactive || is_left || outlives_signals || order.restart != RestartPolicy::No {
+            let streams = Streams {
+                input: order.options.interactive,
+                output: order.attached.stdout,
+                errors: order.attached.stderr,
+            };
+            return Ok(in_front(&order, means, which, streams, &command.attach)?.into());
         }
         return Ok(keep(&order, means, which, Side::Foreground).into());
     }
@@ -242,7 +219,7 @@ fn in_front(
     order: &Order,
     means: Means,
     which: Which,
-    reads_input: bool,
+    streams: Streams,
     arguments: &AttachArguments,
 ) -> Result<u8, Failure> {
     let (ours, front) = UnixStream::pair().map_err(|error| format!("cannot make a socket: {error}"))?;
@@ -253,7 +230,11 @@ fn in_front(
         keep(order, means, which, Side::Background { reporter, front: Some(front) })
     })?;
     let socket = ours.ok_or_else(|| "cannot make a process".to_owned())?;
-    Ok(attach::follow(socket, &id, &id, arguments, reads_input)?)
+    if !streams.output && !streams.errors {
+        // As with docker it is there for the input, and the output is in the log.
+        print(format!("{id}\n").as_bytes(), exit_code::SUCCESS);
+    }
+    Ok(attach::follow(socket, &id, &id, arguments, streams)?)
 }
 
 /// Has a process in the background keep a container; returns its ID when its command runs.
@@ -272,9 +253,15 @@ struct Ordered {
     image: Image,
     hold: Hold,
     name: Option<VmName>,
+    cid_file: Option<CidFile>,
 }
 
 impl OrderArguments {
+    /// The streams that the user's command is connected with.
+    fn attached(&self) -> Attached {
+        Attached::new(&self.streams, self.container.interactive)
+    }
+
     fn order(self, what: WhatArguments, is_detached: bool) -> Result<Ordered, Failure> {
         if self.rm && self.restart != RestartPolicy::No {
             return Err("--rm and --restart exclude each other: use one of them".to_owned().into());
@@ -282,23 +269,26 @@ impl OrderArguments {
         let (tty, is_read) = (self.container.tty, self.container.interactive && !is_detached);
         let terminal = terminal_size(tty, is_read)?;
         let stop_timeout = self.container.stop_timeout;
-        let log = self.log.limits();
+        // Before an image is pulled, as docker.
+        let cid_file = self.cidfile.as_deref().map(CidFile::create).transpose()?;
+        let volumes_from =
+            self.container.volumes_from.iter().map(VolumesFrom::text).map(str::to_owned).collect();
+        let attached = self.attached();
+        let (log, log_details) = self.log.options()?;
         let (pod, mut options) = match self.pod {
             None => (None, self.container.options(what.command, terminal)?),
             Some(word) => {
                 let (id, pod) = pod::for_container(&word, || self.container.refuse_in_pod())?;
                 let options = self.container.options(what.command, terminal)?;
-                (Some(id), pod.of_container(&options))
+                let mut options = pod.of_container(&options);
+                pod.add_mounts(&mut options);
+                (Some(id), options)
             }
         };
         let assets = Assets::find().map_err(|error| error.to_string())?;
         // While it is pulled, signals end the process.
         let (image, hold) = images::open(&what.image, self.pull, self.registry, self.quiet)?;
         container::settle(&mut options, &image.config).map_err(|error| error.to_string())?;
-        if pod.is_some() {
-            // Volumes of the image's are directories in what takes the container's changes.
-            options.mounts.clear();
-        }
         let order = Order {
             format: Format::default(),
             image: image.id.clone(),
@@ -306,34 +296,16 @@ impl OrderArguments {
             options,
             removes: self.rm,
             log,
+            log_details,
+            cid_file: self.cidfile,
+            volumes_from,
+            attached: if is_detached { Attached::default() } else { attached },
             stop_timeout,
             input_once: !is_detached,
             restart: self.restart,
             health: self.health.options(),
             pod,
         };
-        Ok(Ordered { order, assets, image, hold, name: self.name })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn log_options_are_dockers() {
-        let limits = |options: &[&str], driver: &str| {
-            let log_opt = options.iter().map(|option| log_option(option).unwrap()).collect();
-            LogArguments { log_driver: driver.into(), log_opt }.limits()
-        };
-        assert_eq!(limits(&[], "json-file"), Some(LogLimits::default()));
-        let set = limits(&["max-size=1m", "max-file=5"], "local");
-        assert_eq!(set, Some(LogLimits { size: 1 << 20, files: 5 }));
-        assert_eq!(limits(&["max-size=1m"], "none"), None);
-        for bad in
-            ["", "max-size", "max-size=x", "max-size=0", "max-file=0", "max-file=1001", "compress=true"]
-        {
-            assert!(log_option(bad).is_err(), "{bad}");
-        }
+        Ok(Ordered { order, assets, image, hold, name: self.name, cid_file })
     }
 }

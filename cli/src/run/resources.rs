@@ -74,13 +74,13 @@ const MIN_MEMORY: u64 = 6 << 20;
 
 /// Memory and swap together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Swap {
+pub enum Swap {
     Unlimited,
     Bytes(u64),
 }
 
 /// Reads a size, or -1.
-fn swap(text: &str) -> Result<Swap, String> {
+pub fn swap(text: &str) -> Result<Swap, String> {
     match text {
         "-1" => Ok(Swap::Unlimited),
         _ => {
@@ -110,7 +110,7 @@ pub fn milli_cpus(text: &str) -> Result<u64, String> {
 /// # Errors
 ///
 /// A line for the user.
-fn note(swap: Option<Swap>, memory: Option<u64>) -> Result<Option<&'static str>, String> {
+pub fn note(swap: Option<Swap>, memory: Option<u64>) -> Result<Option<&'static str>, String> {
     match (swap, memory) {
         (None | Some(Swap::Unlimited | Swap::Bytes(0)), _) => Ok(None),
         (Some(Swap::Bytes(_)), None) => Err("--memory-swap needs --memory: add it".into()),
@@ -124,6 +124,20 @@ fn note(swap: Option<Swap>, memory: Option<u64>) -> Result<Option<&'static str>,
     }
 }
 
+/// Refuses a limit of memory below docker's least.
+///
+/// # Errors
+///
+/// A line for the user.
+pub fn check_memory(memory: Option<u64>) -> Result<(), String> {
+    match memory.filter(|bytes| *bytes < MIN_MEMORY) {
+        Some(bytes) => {
+            Err(format!("invalid --memory of {bytes} bytes: use 6m or more, with a unit as in 512m or 2g"))
+        }
+        None => Ok(()),
+    }
+}
+
 impl ResourceArguments {
     /// Adds them to `options`; what they do not say is that of `defaults`.
     ///
@@ -132,11 +146,7 @@ impl ResourceArguments {
     /// A line for the user.
     pub fn add_to(self, options: RunOptions, defaults: &Defaults) -> Result<RunOptions, String> {
         let memory = self.memory.or(defaults.memory).map(MemorySize::bytes).filter(|bytes| *bytes > 0);
-        if let Some(bytes) = memory.filter(|bytes| *bytes < MIN_MEMORY) {
-            return Err(format!(
-                "invalid --memory of {bytes} bytes: use 6m or more, with a unit as in 512m or 2g"
-            ));
-        }
+        check_memory(memory)?;
         if let Some(note) = note(self.memory_swap, memory)? {
             complain(note);
         }

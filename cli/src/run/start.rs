@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use container::{Assets, Timing};
+use container::{Assets, AttachStreams, Timing};
 use instance::{Kept, Kind};
 
 use super::keep::{Means, Order, Side, Which, keep};
 use super::{in_front, in_the_background};
 use crate::attach::AttachArguments;
+use crate::kill::signal;
 use crate::process::ExitCode;
 use crate::targets::{self, Failure, complain_of};
 use crate::{chain, complain, events, exit_code, images, print, stop};
@@ -54,6 +55,10 @@ pub struct RestartCommand {
     /// Seconds that it has to end before it is killed [default: its own --stop-timeout]
     #[arg(long, short, alias = "timeout", value_name = "SECONDS", value_parser = crate::values::seconds)]
     time: Option<u64>,
+
+    /// Send this signal in place of its stop signal: a name as in INT, or a number from 1 to 64
+    #[arg(long, short, value_name = "SIGNAL", value_parser = signal)]
+    signal: Option<u8>,
 }
 
 /// Calls `act` for each of `words`, one after the other since each makes a process, and prints those for which it
@@ -96,7 +101,8 @@ fn attached(word: &str, is_read: bool, arguments: &AttachArguments) -> Result<u8
     }
     let (order, means) = prepare(&kept)?;
     let which = Which::Kept(kept.entry.id);
-    let ended = in_front(&order, means, which, is_read, arguments);
+    let streams = AttachStreams { input: is_read, output: true, errors: true };
+    let ended = in_front(&order, means, which, streams, arguments);
     ended.or_else(|failure| {
         complain(&format!("{word}: {}", failure.message));
         Ok(failure.code)
@@ -107,7 +113,7 @@ impl RestartCommand {
     /// Stops containers that run, and starts them.
     pub fn run(self) -> ExitCode {
         each(&self.containers, |word| {
-            end(word, self.time)?;
+            end(word, self.time, self.signal)?;
             start(word)?;
             events::note_of(word, "restart", &[]);
             Ok(())
@@ -116,7 +122,7 @@ impl RestartCommand {
 }
 
 /// Stops a container if it runs, and waits until its keeper has ended.
-fn end(word: &str, time: Option<u64>) -> Result<(), Failure> {
+fn end(word: &str, time: Option<u64>, signal: Option<u8>) -> Result<(), Failure> {
     let kept = targets::kept(word)?;
     // What would be lost is said before it is stopped.
     check(&kept)?;
@@ -126,7 +132,7 @@ fn end(word: &str, time: Option<u64>) -> Result<(), Failure> {
     if kept.entry.removes {
         return Err(Failure::Removes);
     }
-    stop::stop_word(word, time)?;
+    stop::stop_word(word, time, signal)?;
     if let Ok(process) = kept.entry.process.open() {
         process.wait(Some(DEADLINE));
     }
@@ -165,5 +171,5 @@ pub fn prepare(kept: &Kept) -> Result<(Order, Means), Failure> {
     let assets = Assets::find().map_err(|error| Failure::Start(chain(&error)))?;
     let (image, hold) = images::open_kept(&order.image).map_err(Failure::Start)?;
     let timing = Timing::starting_at(Instant::now());
-    Ok((order, Means { assets, image, hold, shows_timing: false, timing }))
+    Ok((order, Means { assets, image, hold, shows_timing: false, timing, cid_file: None }))
 }

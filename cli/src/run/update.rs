@@ -6,9 +6,10 @@ use instance::{Archive, InstanceError, Kind, Registry};
 use vmm::MemorySize;
 
 use super::details;
+use super::docker::QuotaArguments;
 use super::keep::Order;
 use super::policy::RestartPolicy;
-use super::resources::milli_cpus;
+use super::resources::{Swap, check_memory, milli_cpus, note, swap};
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
 use crate::{chain, complain, events, exit_code};
@@ -34,6 +35,13 @@ pub struct UpdateCommand {
     #[arg(long, value_name = "N", value_parser = milli_cpus)]
     cpus: Option<u64>,
 
+    #[command(flatten)]
+    quota: QuotaArguments,
+
+    /// Limit memory and swap: the same as --memory, as the VM has no swap
+    #[arg(long, value_name = "SIZE", value_parser = swap, allow_negative_numbers = true, hide = true)]
+    memory_swap: Option<Swap>,
+
     /// Limit processes and threads; -1 for any number
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pids_limit: Option<i64>,
@@ -58,9 +66,17 @@ pub struct UpdateCommand {
 impl UpdateCommand {
     /// Changes what containers may use, whether they run or not.
     pub fn run(self) -> ExitCode {
+        let milli_cpus = match self.quota.milli_cpus(self.cpus) {
+            Ok(None) if self.quota.is_unlimited() => Some(u64::MAX),
+            Ok(milli_cpus) => milli_cpus,
+            Err(line) => {
+                complain(&line);
+                return exit_code::USAGE.into();
+            }
+        };
         let update = Update {
             memory: self.memory.map(MemorySize::bytes),
-            milli_cpus: self.cpus,
+            milli_cpus,
             cpu_shares: self.cpu_shares,
             pids: self
                 .pids_limit
@@ -68,15 +84,23 @@ impl UpdateCommand {
             cpu_set: self.cpuset_cpus,
             memory_reservation: self.memory_reservation.map(MemorySize::bytes),
         };
-        if update.is_empty() && self.restart.is_none() {
+        let is_empty = update.is_empty() && self.restart.is_none();
+        // It says that there is no swap, which is so anyway.
+        if is_empty && self.memory_swap.is_none() {
             complain("nothing to update: give an option, as in --memory 512m; see `mvm update --help`");
             return exit_code::USAGE.into();
         }
-        targets::each_word(&self.containers, |word| change(word, &update, self.restart))
+        let swap = self.memory_swap;
+        targets::each_word(&self.containers, |word| change(word, &update, swap, self.restart))
     }
 }
 
-fn change(word: &str, update: &Update, restart: Option<RestartPolicy>) -> Result<(), Failure> {
+fn change(
+    word: &str,
+    update: &Update,
+    swap: Option<Swap>,
+    restart: Option<RestartPolicy>,
+) -> Result<(), Failure> {
     let kept = targets::kept(word)?;
     if kept.entry.kind == Kind::Vm {
         return Err(Failure::Start("it is a VM: use `mvm balloon` and `mvm resize`".into()));
@@ -91,7 +115,11 @@ fn change(word: &str, update: &Update, restart: Option<RestartPolicy>) -> Result
         order.restart = restart;
     }
     let refused = |error: &dyn std::error::Error| Failure::Start(chain(error));
+    check_memory(update.memory).map_err(Failure::Start)?;
     update.apply(&mut order.options).map_err(|error| refused(&error))?;
+    if let Some(line) = note(swap, order.options.memory).map_err(Failure::Start)? {
+        complain(line);
+    }
     if !update.is_empty() && kept.is_running {
         let vm = targets::find(&Registry::of_user(), id.as_str())?;
         let config = &vm.record.config;

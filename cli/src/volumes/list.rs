@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{VolumeUse, all};
-use crate::format::{Column, Filter, Filters, Format, invalid};
+use crate::format::{Column, Filter, Filters, Format, invalid, matches_name};
 use crate::images::complete;
 use crate::process::ExitCode;
 use crate::{exit_code, print};
@@ -89,7 +89,7 @@ pub fn chosen(mut volumes: Vec<VolumeUse>, filters: &Filters) -> Result<Vec<Volu
         let label = |name: &str| record.labels.get(name).map(String::as_str);
         dangling.is_none_or(|dangling| dangling == (one.links == 0))
             && filters.allow("driver", |driver| record.driver.as_str() == driver)
-            && filters.allow("name", |name| record.name.as_str().contains(name))
+            && filters.allow("name", |name| matches_name(name, record.name.as_str()))
             && filters.allow_labels(label)
             && filters.allow_without_labels(label)
     });

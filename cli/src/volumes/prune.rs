@@ -7,7 +7,7 @@ use super::{all, remove};
 use crate::format::{Filter, Filters};
 use crate::images::{complete, human, is_confirmed};
 use crate::process::ExitCode;
-use crate::{exit_code, print};
+use crate::{events, exit_code, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,6 +59,7 @@ impl PruneCommand {
                 freed = freed.saturating_add(one.size);
             }
         }
+        events::note_prune("volume", freed);
         let (heading, end) = if removed.is_empty() { ("", "") } else { ("Deleted Volumes:\n", "\n") };
         let text = format!("{heading}{removed}{end}Total reclaimed space: {}\n", human::size(freed));
         Ok(print(text.as_bytes(), exit_code::SUCCESS))

@@ -116,7 +116,7 @@ fn what_another_version_has_started_is_listed_and_ended_or_named() {
     assert_eq!(mvm(&place, &["logs", "vm"]), (Some(0), "r".into()));
     let (code, said) = mvm(&place, &["exec", "vm", "true"]);
     assert!(code == Some(1) || code == Some(125), "{code:?}");
-    assert!(said.contains("it is a VM, and not a container"), "{said}");
+    assert!(said.contains("without the socket device") && said.contains("`mvm boot --agent`"), "{said}");
     let (code, said) = mvm(&place, &["stop", "--time", "1", "vm"]);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(mvm(&place, &["wait", "vm"]).0, Some(0));

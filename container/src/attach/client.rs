@@ -65,11 +65,28 @@ impl From<FrameError> for AttachError {
     }
 }
 
+/// Which streams are connected. With the input alone, the wait ends with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachStreams {
+    /// Standard input is passed on.
+    pub input: bool,
+    /// The container's output is written.
+    pub output: bool,
+    /// What it writes to standard error is.
+    pub errors: bool,
+}
+
+impl AttachStreams {
+    fn has_output(self) -> bool {
+        self.output || self.errors
+    }
+}
+
 /// How one is attached.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
-    /// Standard input is passed on.
-    pub reads_input: bool,
+    /// What is connected.
+    pub streams: AttachStreams,
     /// Typed at a terminal, they detach.
     pub detach_keys: DetachKeys,
 }
@@ -86,6 +103,8 @@ pub enum Attached {
     },
     /// The user has left it; it runs on.
     ByUser,
+    /// There is no more input, and no output is asked for; it runs on.
+    InputEnd,
     /// Signals have ended the wait; it runs on.
     Signal(i32),
     /// Its keeper was killed.
@@ -118,7 +137,11 @@ pub fn attach(
     let mut reader =
         Reader { socket: socket.try_clone().map_err(host("use a socket"))?, decoder: Decoder::default() };
     let (has_terminal, has_input) = reader.greet()?;
-    let reads_input = options.reads_input && has_input;
+    let streams = options.streams;
+    let reads_input = streams.input && has_input;
+    if !reads_input && !streams.has_output() {
+        return Ok(Attached::InputEnd);
+    }
     if has_terminal && reads_input && !io::stdin().is_terminal() {
         return Err(AttachError::NotATerminal);
     }
@@ -127,12 +150,13 @@ pub fn attach(
     let is_terminal = io::stdin().is_terminal();
     let (ended, end) = io::pipe().map_err(host("make a pipe"))?;
     let (results, result) = channel();
-    let copy = move || copy(reader, &results, end);
+    let copy = move || copy(reader, streams, &results, end);
     Builder::new().name("output".into()).stack_size(256 << 10).spawn(copy).map_err(host("start a thread"))?;
     let mut session = Session {
         socket,
         has_terminal,
         reads: reads_input,
+        waits: streams.has_output(),
         is_terminal,
         foreground: !is_terminal || in_foreground(),
         filter: (has_terminal && is_terminal).then(|| DetachFilter::new(options.detach_keys)),
@@ -186,9 +210,11 @@ impl Reader {
 }
 
 /// Writes output until there is no more, and sends why. Dropping `_end` tells that it has.
-fn copy(mut reader: Reader, results: &Sender<Attached>, _end: PipeWriter) {
+fn copy(mut reader: Reader, streams: AttachStreams, results: &Sender<Attached>, _end: PipeWriter) {
     let result = loop {
         let written = match reader.next() {
+            Ok(Some(FromKeeper::Output(_))) if !streams.output => Ok(()),
+            Ok(Some(FromKeeper::Errors(_))) if !streams.errors => Ok(()),
             Ok(Some(FromKeeper::Output(bytes))) => write(io::stdout(), &bytes),
             Ok(Some(FromKeeper::Errors(bytes))) => write(io::stderr(), &bytes),
             Ok(Some(FromKeeper::Ended { code, text })) => break Attached::Ended { code, text },
@@ -212,6 +238,8 @@ struct Session {
     has_terminal: bool,
     /// Standard input is read, and has not ended.
     reads: bool,
+    /// It is waited until the container ends, and not for the end of the input.
+    waits: bool,
     /// Standard input is a terminal.
     is_terminal: bool,
     /// The terminal is this process's to read.
@@ -265,6 +293,9 @@ impl Session {
                 return Ok(Attached::ByUser);
             }
             self.flush();
+            if !self.waits && !self.reads && self.to_send.is_empty() {
+                return Ok(Attached::InputEnd);
+            }
         }
     }
 

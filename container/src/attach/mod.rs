@@ -15,7 +15,7 @@ use std::time::Duration;
 use agent_protocol::Size;
 use serde::{Deserialize, Serialize};
 
-pub use client::{AttachError, AttachOptions, Attached, attach, connect};
+pub use client::{AttachError, AttachOptions, AttachStreams, Attached, attach, connect};
 pub(crate) use keys::DetachFilter;
 pub use keys::{DetachKeys, KeysError};
 pub use server::Attachments;

@@ -128,12 +128,16 @@ impl Attachments {
             clients.push(client.clone());
         }
         client.send(&FromKeeper::Hello { version: VERSION, has_terminal, has_input }, &self.deadline);
-        let this = self.clone();
-        Builder::new().name("attached".into()).stack_size(128 << 10).spawn(move || {
-            let has_input = this.listen(&client);
-            this.remove(&client, has_input);
-        })?;
-        Ok(())
+        let (this, listened) = (self.clone(), client.clone());
+        let spawned = Builder::new().name("attached".into()).stack_size(128 << 10).spawn(move || {
+            let has_input = this.listen(&listened);
+            this.remove(&listened, has_input);
+        });
+        if spawned.is_err() {
+            // Output would be waited for that it does not read, and its place never be another one's.
+            lock(&self.clients).retain(|other| !Arc::ptr_eq(other, &client));
+        }
+        spawned.map(drop)
     }
 
     /// Does what a client says until it has gone; whether it has sent input.

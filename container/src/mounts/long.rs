@@ -7,7 +7,7 @@ use vmm::MemorySize;
 
 use super::short::{PRIVATE, PROPAGATED, host_path, is_path};
 use super::tmpfs::Tmpfs;
-use super::{MountError, MountOption, MountSource, VolumeMount, clean_target, volume_size};
+use super::{MountError, MountOption, MountSource, VolumeMount, clean_subpath, clean_target, volume_size};
 
 /// What `--mount` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,7 @@ struct Said {
     target: Option<String>,
     read_only: bool,
     is_empty: bool,
+    subpath: Option<String>,
     driver: VolumeDriver,
     options: Vec<(String, String)>,
     labels: Vec<(String, String)>,
@@ -163,7 +164,7 @@ impl Said {
             }
             "volume-opt" => self.options.push(pair(value)),
             "volume-label" => self.labels.push(pair(value)),
-            "volume-subpath" => return no_use("is not there yet: mount the whole volume"),
+            "volume-subpath" => self.subpath = clean_subpath(value)?,
             "tmpfs-size" => {
                 let size: MemorySize =
                     value.parse().map_err(|_| invalid("tmpfs-size", value, "a size, as in 64m"))?;
@@ -212,6 +213,7 @@ impl Said {
                     name: self.source.as_deref().map(str::parse).transpose()?,
                     is_anonymous: self.source.is_none(),
                     is_empty: self.is_empty,
+                    subpath: self.subpath.clone(),
                     driver: self.driver,
                     options: self.options.clone(),
                     labels: self.labels.clone(),
@@ -292,6 +294,8 @@ mod tests {
         })
     )]
     #[case("src=data,dst=/b,volume-driver=shared", volume("/b", VolumeMount { driver: VolumeDriver::Shared, ..named("data") }))]
+    #[case("src=data,dst=/b,volume-subpath=x/./y", volume("/b", VolumeMount { subpath: Some("x/y".into()), ..named("data") }))]
+    #[case("src=data,dst=/b,volume-subpath=.", volume("/b", named("data")))]
     #[case("type=tmpfs,dst=/t", tmpfs(""))]
     #[case("type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=0700", tmpfs("size=1048576,mode=700"))]
     fn all_of_dockers_forms_are_read(#[case] text: &str, #[case] expected: MountOption) {
@@ -323,7 +327,10 @@ mod tests {
     #[case("src=a/b,dst=/b", "invalid volume name \"a/b\"")]
     #[case("src=data,dst=/b,volume-driver=nfs", "invalid value \"nfs\" of volume-driver")]
     #[case("src=data,dst=/b,volume-opt=type=nfs", "invalid volume option \"type=nfs\"")]
-    #[case("src=data,dst=/b,volume-subpath=x", "volume-subpath is not there yet")]
+    #[case("src=data,dst=/b,volume-subpath=/x", "invalid volume-subpath \"/x\"")]
+    #[case("src=data,dst=/b,volume-subpath=x/../..", "invalid volume-subpath")]
+    #[case("src=data,dst=/b,volume-subpath=", "invalid volume-subpath")]
+    #[case("type=bind,src=/a,dst=/b,volume-subpath=x", "volume-subpath needs type=volume")]
     #[case("type=tmpfs,src=x,dst=/t", "source is not for type=tmpfs")]
     #[case("type=tmpfs,dst=/t,tmpfs-size=much", "invalid value \"much\" of tmpfs-size")]
     #[case("type=tmpfs,dst=/t,tmpfs-mode=9", "invalid value \"9\" of tmpfs-mode")]

@@ -1,6 +1,7 @@
 //! What of the user's a container has below its root: folders, files and sockets of the host, volumes, and temporary file
 //! systems.
 
+mod in_pod;
 mod long;
 mod prepare;
 mod settle;
@@ -13,8 +14,9 @@ use instance::{VolumeDriver, VolumeName};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::in_pod::{PodFolder, PodFolders, PodSource, PodVolume, prepare_in_pod};
 pub use self::long::LongMount;
-pub use self::prepare::{Forward, PrepareError, Prepared, create, make_volumes, prepare};
+pub use self::prepare::{Forward, PrepareError, Prepared, check_room, create, make_volumes, prepare};
 pub use self::settle::{record, settle};
 pub use self::short::ShortMount;
 pub use self::tmpfs::Tmpfs;
@@ -59,6 +61,9 @@ pub struct VolumeMount {
     /// It does not begin with what the image has at its place.
     #[serde(default)]
     pub is_empty: bool,
+    /// What of it is mounted: a path without links in it; all of it if `None`.
+    #[serde(default)]
+    pub subpath: Option<String>,
     /// What it is made of, where it is new.
     #[serde(default)]
     pub driver: VolumeDriver,
@@ -113,8 +118,8 @@ pub enum MountError {
     Field(String),
     /// A key that `--mount` does not have.
     #[error(
-        "unknown key {0:?} of --mount: use type, source, target, readonly, volume-nocopy, volume-driver, volume-opt, \
-         volume-label, tmpfs-size, tmpfs-mode or bind-propagation"
+        "unknown key {0:?} of --mount: use type, source, target, readonly, volume-nocopy, volume-subpath, volume-driver, \
+         volume-opt, volume-label, tmpfs-size, tmpfs-mode or bind-propagation"
     )]
     Key(String),
     /// A key that is for something else, or that has no use here.
@@ -135,6 +140,11 @@ pub enum MountError {
         /// What it takes.
         expected: &'static str,
     },
+    /// A path that leads out of a volume.
+    #[error(
+        "invalid volume-subpath {0:?}: use a path in the volume, as in logs/web, without .. that leads out of it"
+    )]
+    Subpath(String),
     /// No target.
     #[error("--mount needs a target: add target=PATH")]
     NoTarget,
@@ -179,6 +189,30 @@ fn clean_target(path: &str) -> Result<String, MountError> {
     }
 }
 
+/// The path in a volume that `text` names, without `.`, `..` and double slashes; `None` for all of the volume.
+///
+/// # Errors
+///
+/// [`MountError::Subpath`].
+fn clean_subpath(text: &str) -> Result<Option<String>, MountError> {
+    let invalid = || MountError::Subpath(text.chars().take(200).collect());
+    if text.is_empty() || text.starts_with('/') || text.len() > MAX_SUBPATH {
+        return Err(invalid());
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop().ok_or_else(invalid)?),
+            part => parts.push(part),
+        }
+    }
+    Ok(Some(parts.join("/")).filter(|path| !path.is_empty()))
+}
+
+/// The most bytes of a path in a volume.
+const MAX_SUBPATH: usize = 4096;
+
 /// The size of a new volume's disk in bytes: that of `size=SIZE`, or else as much as a container's disk for changes has.
 ///
 /// # Errors
@@ -216,6 +250,25 @@ mod tests {
     #[case("/../../a", "/a")]
     fn targets_are_cleaned(#[case] path: &str, #[case] expected: &str) {
         assert_eq!(clean_target(path).unwrap(), expected);
+    }
+
+    #[rstest]
+    #[case("a", Some(Some("a")))]
+    #[case("a//b/./c/", Some(Some("a/b/c")))]
+    #[case("a/../b", Some(Some("b")))]
+    #[case(".", Some(None))]
+    #[case("a/..", Some(None))]
+    #[case("..a/...", Some(Some("..a/...")))]
+    #[case("", None)]
+    #[case("/a", None)]
+    #[case("..", None)]
+    #[case("a/../../b", None)]
+    fn a_subpath_stays_in_its_volume(#[case] text: &str, #[case] expected: Option<Option<&str>>) {
+        let read = clean_subpath(text);
+        let shown = read.as_ref().ok().map(|path| path.as_deref());
+        assert_eq!(shown, expected);
+        assert!(expected.is_some() || read.unwrap_err().to_string().contains("use a path in the volume"));
+        assert!(clean_subpath(&"a/".repeat(3000)).is_err());
     }
 
     #[rstest]

@@ -64,6 +64,31 @@ pub enum PrepareError {
         /// What it is.
         kind: &'static str,
     },
+    /// A folder or file that a pod does not have.
+    #[error(
+        "{} is not in a folder of the pod: its VM has those that `mvm pod create -v HOSTPATH` names when it is made", .0.display()
+    )]
+    NotInPod(PathBuf),
+    /// A volume that a pod does not have.
+    #[error(
+        "volume {0} is a directory of the host, as it was made with --driver shared: the pod's VM has those that \
+         `mvm pod create -v NAME` names when it is made"
+    )]
+    VolumeNotInPod(VolumeName),
+    /// A folder that a pod can only read.
+    #[error("{0} is read-only in the pod: add :ro behind the path")]
+    ReadOnlyInPod(String),
+    /// A path whose name is no text.
+    #[error("cannot mount {}: its path is not UTF-8", .0.display())]
+    NotText(PathBuf),
+    /// What a pod names, and that is no folder or file.
+    #[error("{} is a socket, which the pod does not name: give it to the container, with -v", .0.display())]
+    SocketOfPod(PathBuf),
+    /// A volume that is a disk needs no name at the pod.
+    #[error(
+        "volume {0} is a disk, which the pod gets when a container has it: leave it out, or use -v {0}:PATH for all containers"
+    )]
+    DiskOfPod(VolumeName),
     /// A socket whose path is too long for its address.
     #[error("cannot forward {}: the path of a socket has up to {MAX_SOCKET_PATH} bytes", .0.display())]
     LongSocket(PathBuf),
@@ -103,6 +128,8 @@ pub struct Prepared {
     pub(crate) sockets: Vec<Forward>,
     /// Volumes, which nobody else removes or uses as long as this is there.
     pub(crate) holds: Vec<VolumeHold>,
+    /// Volumes that the keeper of a pod puts into its VM: the devices of their mounts are their names before.
+    pub(crate) in_pod: Vec<VolumeName>,
 }
 
 /// Makes what is missing on the host for the mounts of `options`, which are settled, and holds the volumes.
@@ -111,25 +138,35 @@ pub struct Prepared {
 ///
 /// [`PrepareError`]; volumes that were made stay.
 pub fn prepare(assets: &Assets, options: &RunOptions, volumes: &Volumes) -> Result<Prepared, PrepareError> {
-    if options.mounts.len() > MAX_MOUNTS {
-        let asked = options.mounts.len();
-        return Err(PrepareError::TooMany { what: "mounts", asked, most: MAX_MOUNTS, advice: "" });
-    }
     check_room(options, volumes)?;
-    let mut prepared = Prepared::default();
     let first_disk = match storage(options) {
         Storage::Memory => 2,
         Storage::Disk(_) => 3,
     };
+    prepare_with(options, Prepared::bind, |prepared, volume, read_only| {
+        prepared.volume(assets, volumes, volume, read_only, first_disk)
+    })
+}
+
+/// The mounts of `options`, where `bind` says what is mounted for a path of the host, where a folder may be made, and `volume`
+/// for a volume; both get whether it is read-only.
+pub(super) fn prepare_with(
+    options: &RunOptions,
+    mut bind: impl FnMut(&mut Prepared, &Path, bool, bool) -> Result<MountKind, PrepareError>,
+    mut volume: impl FnMut(&mut Prepared, &VolumeMount, bool) -> Result<MountKind, PrepareError>,
+) -> Result<Prepared, PrepareError> {
+    if options.mounts.len() > MAX_MOUNTS {
+        let asked = options.mounts.len();
+        return Err(PrepareError::TooMany { what: "mounts", asked, most: MAX_MOUNTS, advice: "" });
+    }
+    let mut prepared = Prepared::default();
     let mut wanted: Vec<&MountOption> = options.mounts.iter().collect();
     // What is mounted below another one comes behind it.
     wanted.sort_by_key(|mount| mount.target.split('/').count());
     for mount in wanted {
         let kind = match &mount.source {
-            MountSource::Bind { path, is_made } => prepared.bind(path, *is_made, mount.read_only)?,
-            MountSource::Volume(volume) => {
-                prepared.volume(assets, volumes, volume, mount.read_only, first_disk)?
-            }
+            MountSource::Bind { path, is_made } => bind(&mut prepared, path, *is_made, mount.read_only)?,
+            MountSource::Volume(wanted) => volume(&mut prepared, wanted, mount.read_only)?,
             MountSource::Tmpfs(words) => {
                 let tmpfs = super::Tmpfs::read(words)?;
                 let read_only = if mount.read_only { libc::MS_RDONLY } else { 0 };
@@ -147,7 +184,8 @@ pub fn prepare(assets: &Assets, options: &RunOptions, volumes: &Volumes) -> Resu
         let flags = libc::MS_NODEV | if mount.read_only { libc::MS_RDONLY } else { 0 };
         prepared.mounts.push(Mount { target: mount.target.clone(), kind, flags, options: String::new() });
     }
-    prepared.check()?;
+    check_parts(prepared.parts.len())?;
+    check_sockets(prepared.sockets.len())?;
     Ok(prepared)
 }
 
@@ -158,8 +196,12 @@ fn name_of(mount: &MountOption) -> Option<&VolumeName> {
     }
 }
 
-/// Refuses more volumes than the VM has room for, before any of them is made.
-fn check_room(options: &RunOptions, volumes: &Volumes) -> Result<(), PrepareError> {
+/// Refuses more volumes than a VM of the container's own has room for, before any of them is made.
+///
+/// # Errors
+///
+/// [`PrepareError::TooMany`].
+pub fn check_room(options: &RunOptions, volumes: &Volumes) -> Result<(), PrepareError> {
     let is_disk = |mount: &&MountOption| {
         let MountSource::Volume(wanted) = &mount.source else { return false };
         let known = wanted.name.as_ref().and_then(|name| volumes.find(name).ok());
@@ -180,25 +222,9 @@ fn check_room(options: &RunOptions, volumes: &Volumes) -> Result<(), PrepareErro
 impl Prepared {
     /// A folder, file or socket of the host.
     fn bind(&mut self, path: &Path, is_made: bool, read_only: bool) -> Result<MountKind, PrepareError> {
-        let error = |doing| move |source| PrepareError::Path { doing, path: path.to_owned(), source };
-        let metadata = match path.metadata() {
-            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
-                if !is_made {
-                    return Err(PrepareError::Missing(path.to_owned()));
-                }
-                fs::create_dir_all(path).map_err(error("make the folder"))?;
-                path.metadata()
-            }
-            found => found,
-        };
-        let metadata = metadata.map_err(error("look at"))?;
-        let kind = metadata.file_type();
-        if kind.is_socket() {
+        let metadata = look_at(path, is_made)?;
+        if metadata.file_type().is_socket() {
             return self.socket(path, &metadata);
-        }
-        if !kind.is_dir() && !kind.is_file() {
-            let kind = if kind.is_fifo() { "a FIFO" } else { "a device" };
-            return Err(PrepareError::Kind { path: path.to_owned(), kind });
         }
         Ok(self.part(path, read_only, false))
     }
@@ -209,7 +235,8 @@ impl Prepared {
         MountKind::Part { tag: SHARE_TAG.to_owned(), name, fills }
     }
 
-    fn socket(&mut self, path: &Path, metadata: &Metadata) -> Result<MountKind, PrepareError> {
+    /// A socket of the host.
+    pub(super) fn socket(&mut self, path: &Path, metadata: &Metadata) -> Result<MountKind, PrepareError> {
         if path.as_os_str().len() > MAX_SOCKET_PATH {
             return Err(PrepareError::LongSocket(path.to_owned()));
         }
@@ -249,26 +276,66 @@ impl Prepared {
         };
         let content = volume.content();
         if volume.record.driver == VolumeDriver::Shared {
-            // What the image has there is written to it by the VM.
-            return Ok(self.part(&content, read_only && !fills, fills));
+            let Some(path) = &wanted.subpath else {
+                // What the image has there is written to it by the VM.
+                return Ok(self.part(&content, read_only && !fills, fills));
+            };
+            let kind = self.part(&content, read_only, false);
+            return Ok(match kind {
+                MountKind::Part { tag, name, .. } => MountKind::Below { tag, name, path: path.clone() },
+                other => other,
+            });
         }
         let number = self.disks.iter().position(|disk| *disk == content).unwrap_or_else(|| {
             self.disks.push(content);
             self.disks.len().saturating_sub(1)
         });
         let device = format!("/dev/{}", vmm::disk_name(first_disk.saturating_add(number)));
-        Ok(MountKind::Disk { device, fills })
+        Ok(match &wanted.subpath {
+            None => MountKind::Disk { device, fills },
+            // It exists already, and keeps what it has.
+            Some(path) => MountKind::DiskBelow { device, path: path.clone() },
+        })
     }
+}
 
-    /// Refuses more than can be served.
-    fn check(&self) -> Result<(), PrepareError> {
-        let too_many = |what, asked, most| match asked > most {
-            true => Err(PrepareError::TooMany { what, asked, most, advice: "" }),
-            false => Ok(()),
-        };
-        too_many("folders and files", self.parts.len(), MAX_PARTS)?;
-        too_many("sockets", self.sockets.len(), MAX_SOCKETS)
+fn too_many(what: &'static str, asked: usize, most: usize) -> Result<(), PrepareError> {
+    match asked > most {
+        true => Err(PrepareError::TooMany { what, asked, most, advice: "" }),
+        false => Ok(()),
     }
+}
+
+/// Refuses more folders and files than can be served.
+pub(super) fn check_parts(asked: usize) -> Result<(), PrepareError> {
+    too_many("folders and files", asked, MAX_PARTS)
+}
+
+/// Refuses more sockets than can be served.
+pub(super) fn check_sockets(asked: usize) -> Result<(), PrepareError> {
+    too_many("sockets", asked, MAX_SOCKETS)
+}
+
+/// What is at `path`: a folder, which is made there where there is nothing and it `is_made`, a file or a socket.
+pub(super) fn look_at(path: &Path, is_made: bool) -> Result<Metadata, PrepareError> {
+    let error = |doing| move |source| PrepareError::Path { doing, path: path.to_owned(), source };
+    let metadata = match path.metadata() {
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
+            if !is_made {
+                return Err(PrepareError::Missing(path.to_owned()));
+            }
+            fs::create_dir_all(path).map_err(error("make the folder"))?;
+            path.metadata()
+        }
+        found => found,
+    };
+    let metadata = metadata.map_err(error("look at"))?;
+    let kind = metadata.file_type();
+    if kind.is_dir() || kind.is_file() || kind.is_socket() {
+        return Ok(metadata);
+    }
+    let kind = if kind.is_fifo() { "a FIFO" } else { "a device" };
+    Err(PrepareError::Kind { path: path.to_owned(), kind })
 }
 
 /// Holds the volume `name`, which is made as `wanted` says where it is missing.
@@ -295,7 +362,6 @@ fn hold(
 ///
 /// [`PrepareError`].
 pub fn make_volumes(assets: &Assets, options: &RunOptions, volumes: &Volumes) -> Result<(), PrepareError> {
-    check_room(options, volumes)?;
     for mount in &options.mounts {
         if let MountSource::Volume(wanted) = &mount.source
             && let Some(name) = &wanted.name

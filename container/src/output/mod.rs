@@ -1,6 +1,7 @@
-//! The file of a container's output, in the form of Kubernetes' container logs: a line has its time, the stream, `F` or,
-//! where the line goes on in the next one, `P`, and the text.
+//! What keeps a container's output: a file in the form of Kubernetes' container logs, where a line has its time, the stream,
+//! `F` or, where the line goes on in the next one, `P`, and the text; or systemd's journal.
 
+mod journal;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,9 @@ use agent_protocol::Stream;
 use instance::{BoundedFile, time};
 use serde::{Deserialize, Serialize};
 
-pub use self::reader::{LogOptions, LogReader, follow, parse_time};
+use self::journal::Journal;
+pub use self::journal::field_name;
+pub use self::reader::{LogOptions, LogReader, OutputLine, follow, parse_time};
 
 /// A line without an end is cut after as many bytes.
 const MAX_LINE: usize = 16 << 10;
@@ -34,9 +37,24 @@ impl Default for LogLimits {
     }
 }
 
+/// Where a container's output is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// In files beside its record.
+    Files(LogLimits),
+    /// In systemd's journal, with these fields.
+    Journal(Vec<(String, String)>),
+}
+
+/// What takes lines.
+enum Sink {
+    File(BoundedFile),
+    Journal(Journal),
+}
+
 /// What keeps a container's output.
 pub struct OutputLog {
-    file: BoundedFile,
+    sink: Sink,
     /// The beginnings of lines of both streams that have no end yet.
     pending: [Vec<u8>; 2],
     /// Lines that were not written yet.
@@ -63,7 +81,20 @@ impl OutputLog {
     /// Those of opening it.
     pub fn open(path: &Path, limits: LogLimits) -> io::Result<Self> {
         let file = BoundedFile::open(path, limits.size, limits.files)?;
-        Ok(Self { file, pending: Default::default(), batch: Vec::new(), failed: false })
+        Ok(Self::new(Sink::File(file)))
+    }
+
+    /// Begins to write to systemd's journal, with `fields` for each line.
+    ///
+    /// # Errors
+    ///
+    /// Those of connecting to it.
+    pub fn journal(fields: &[(String, String)]) -> io::Result<Self> {
+        Ok(Self::new(Sink::Journal(Journal::open(Path::new(journal::SOCKET), fields)?)))
+    }
+
+    fn new(sink: Sink) -> Self {
+        Self { sink, pending: Default::default(), batch: Vec::new(), failed: false }
     }
 
     /// Adds output. Where it can't be written, for lack of space, it is missing.
@@ -94,6 +125,12 @@ impl OutputLog {
     /// Adds the line that consists of what is pending and `last`.
     fn line(&mut self, stream: Stream, last: &[u8], time: &str, is_whole: bool) {
         let Some(pending) = self.pending.get_mut(index(stream)) else { return };
+        if let Sink::Journal(journal) = &mut self.sink {
+            pending.extend_from_slice(last);
+            journal.line(stream, pending.strip_suffix(b"\n").unwrap_or(pending), is_whole);
+            pending.clear();
+            return;
+        }
         let name = if stream == Stream::Stderr { "stderr" } else { "stdout" };
         let tag = if is_whole { "F" } else { "P" };
         for part in [time, " ", name, " ", tag, " "] {
@@ -111,7 +148,8 @@ impl OutputLog {
 
     fn write(&mut self) {
         if !self.batch.is_empty()
-            && let Err(error) = self.file.write(&self.batch)
+            && let Sink::File(file) = &mut self.sink
+            && let Err(error) = file.write(&self.batch)
             && !std::mem::replace(&mut self.failed, true)
         {
             tracing::warn!(%error, "cannot write the container's log: some of its output will be missing there");
@@ -124,7 +162,9 @@ impl OutputLog {
         let time = time::rfc3339(time::since_1970());
         for stream in [Stream::Stdout, Stream::Stderr] {
             if self.pending.get(index(stream)).is_some_and(|pending| !pending.is_empty()) {
-                self.line(stream, &[], &time, false);
+                // In the journal, no part of it follows.
+                let is_whole = matches!(self.sink, Sink::Journal(_));
+                self.line(stream, &[], &time, is_whole);
             }
         }
         self.write();

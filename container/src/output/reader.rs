@@ -31,6 +31,8 @@ pub struct LogOptions {
     pub until: Option<String>,
     /// Each with its time in front.
     pub timestamps: bool,
+    /// Each with this in front, behind the time.
+    pub details: Option<String>,
 }
 
 /// A line of the log.
@@ -148,19 +150,15 @@ impl LogReader {
     ///
     /// Those of reading and writing.
     pub fn copy(&mut self, mut output: impl Write, mut errors: impl Write) -> io::Result<()> {
-        while let Some(line) = self.next_line()? {
-            if !self.is_wanted(&line) {
-                continue;
-            }
-            if self.skipped > 0 {
-                self.skipped -= 1;
-                continue;
-            }
+        while let Some(line) = self.next_wanted()? {
             let stream = usize::from(line.stream == Stream::Stderr);
             let target: &mut dyn Write = if stream == 1 { &mut errors } else { &mut output };
             if let Some(at_start) = self.at_start.get_mut(stream) {
                 if self.options.timestamps && *at_start {
                     write!(target, "{} ", line.time)?;
+                }
+                if let Some(details) = self.options.details.as_ref().filter(|_| *at_start) {
+                    write!(target, "{details} ")?;
                 }
                 *at_start = line.is_whole;
             }
@@ -171,6 +169,24 @@ impl LogReader {
         }
         output.flush()?;
         errors.flush()
+    }
+
+    /// The next line of those that are wanted, if there is one now.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub fn next_wanted(&mut self) -> io::Result<Option<OutputLine>> {
+        while let Some(line) = self.next_line()? {
+            if !self.is_wanted(&line) {
+                continue;
+            }
+            if self.skipped == 0 {
+                return Ok(Some(line));
+            }
+            self.skipped -= 1;
+        }
+        Ok(None)
     }
 
     /// The next line, if there is one.

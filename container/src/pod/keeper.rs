@@ -1,6 +1,6 @@
 //! The keeper of a pod.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -12,15 +12,17 @@ use std::time::{Duration, Instant};
 
 use agent_protocol::{Pod, Reply, Request};
 use instance::keeper::{Tie, TieListener};
-use instance::{ENDING, Instance, Keep, Signals};
+use instance::{ENDING, Instance, Keep, Signals, VolumeDriver, VolumeHold, VolumeName, Volumes};
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm::PublishConfig;
 
+use super::disk::{EARLIER, ends, open_disk};
 use super::slots::{Image, SlotTable};
 use super::{FromPod, PodOptions, SOCKET, ToPod};
 use crate::assets::Assets;
 use crate::connection::{Connection, ConnectionError};
 use crate::machine::{SLOTS, VSOCK, pod_machine, slot_device};
+use crate::mounts::{PodFolders, PrepareError};
 use crate::run::{LAST_WORDS, RunError};
 use crate::session::{Listener, POWER_OFF};
 use crate::vm::{Files, FromVm, Split, VmEnd, VmProcess};
@@ -33,6 +35,8 @@ const MOVE: Duration = Duration::from_secs(15);
 const RELEASE: Duration = Duration::from_secs(60);
 /// How long a pod's VM runs without a container.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long no client is taken after one that could not be.
+const PAUSE: Duration = Duration::from_millis(500);
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 64;
 /// Answers of the VM that wait at most: it is asked one thing at a time, and more are not its own.
@@ -49,6 +53,10 @@ pub struct PodPlan<'a> {
     pub options: &'a PodOptions,
     /// The ports that are published.
     pub publish: &'a [PublishConfig],
+    /// What its VM has of the host.
+    pub folders: &'a PodFolders,
+    /// All volumes.
+    pub volumes: &'a Volumes,
 }
 
 /// A pod whose VM starts, kept by this process.
@@ -60,6 +68,7 @@ pub struct PodKeeper {
     clients: TieListener,
     pod: Pod,
     continues: bool,
+    volumes: Volumes,
 }
 
 /// What is left of a pod.
@@ -85,33 +94,36 @@ impl PodKeeper {
         keep: Keep,
         split: Split<'_>,
     ) -> Result<Self, RunError> {
-        let PodPlan { assets, options, publish } = plan;
+        let PodPlan { assets, options, publish, folders, volumes } = plan;
         let pod = options.of_agent()?;
         let host = |doing| move |source| RunError::Host { doing, source };
-        let config = pod_machine(assets, &options.options, instance.path(), publish.to_vec());
+        let config = pod_machine(assets, &options.options, instance.path(), publish.to_vec(), &folders.parts);
         let agent = Listener::open(instance.path()).map_err(host("make a socket for the agent"))?;
         let clients =
             TieListener::bind(&instance.path().join(SOCKET)).map_err(host("make a socket for the pod"))?;
         let (vm, instance, (keep, agent, clients)) =
             VmProcess::start(&config, instance, (keep, agent, clients), split, Instant::now())
                 .map_err(host("make a process for the VM"))?;
-        Ok(Self { vm: Arc::new(vm), instance, keep, agent, clients, pod, continues: options.continues })
+        let (vm, continues, volumes) = (Arc::new(vm), options.continues, volumes.clone());
+        Ok(Self { vm, instance, keep, agent, clients, pod, continues, volumes })
     }
 
     /// Serves the pod until it ends. `on_started` is called when containers can be started in it.
     pub fn run(self, signals: Option<Signals>, on_started: Box<dyn FnOnce() + Send>) -> PodLeft {
-        let Self { vm, instance, mut keep, agent, clients, pod, continues } = self;
+        let Self { vm, instance, mut keep, agent, clients, pod, continues, volumes } = self;
         if let Err(error) = keep.started() {
             tracing::warn!(%error, "cannot note that the pod has started");
         }
         let (to_slots, replies) = sync_channel(REPLIES);
-        let slots = Slots { table: SlotTable::new(SLOTS), replies, number: 0 };
+        let slots = Slots { table: SlotTable::new(SLOTS), replies, number: 0, holds: BTreeMap::new() };
         let shared = Arc::new(Shared {
             vm: vm.clone(),
             vsock: instance.path().join(VSOCK),
             slots: Mutex::new(slots),
             members: Mutex::default(),
             changed: Condvar::new(),
+            freed: Condvar::new(),
+            volumes,
             clients: AtomicUsize::new(0),
         });
         let started = shared.clone().start(agent, clients, pod, continues, signals, on_started);
@@ -169,6 +181,8 @@ struct Slots {
     table: SlotTable,
     replies: Receiver<(u64, Option<String>)>,
     number: u64,
+    /// The volumes that are in slots, or about to be taken out, which no other VM has meanwhile.
+    holds: BTreeMap<usize, VolumeHold>,
 }
 
 impl Slots {
@@ -205,6 +219,9 @@ struct Shared {
     members: Mutex<Members>,
     /// There is another container, or one less.
     changed: Condvar,
+    /// A slot is free.
+    freed: Condvar,
+    volumes: Volumes,
     clients: AtomicUsize,
 }
 
@@ -250,14 +267,16 @@ impl Shared {
         Ok(ready)
     }
 
-    /// Takes clients until it cannot.
+    /// Takes clients, for as long as this process lives.
     fn accept(self: Arc<Self>, clients: &TieListener) {
         loop {
             let client = match clients.accept() {
                 Ok(client) => client,
                 Err(error) => {
-                    tracing::warn!(%error, "the pod takes no more containers");
-                    return;
+                    // Out of descriptors or memory, which nothing tells the end of.
+                    tracing::warn!(%error, "the pod takes no container now");
+                    std::thread::sleep(PAUSE);
+                    continue;
                 }
             };
             let this = self.clone();
@@ -286,6 +305,9 @@ impl Shared {
                     self.place_image(&mut place, container, &image, Files { files, ends })
                 }
                 Ok(Some((ToPod::Changes { ends }, files))) => self.place_changes(&mut place, files, ends),
+                Ok(Some((ToPod::Volume { name }, _))) => self
+                    .place_volume(&mut place, &name)
+                    .map_or_else(FromPod::Refused, |(device, sectors)| FromPod::Device { device, sectors }),
                 Ok(Some((ToPod::Leave, _))) => {
                     let left = self.leave(std::mem::take(&mut place));
                     left.map_or_else(FromPod::Refused, |()| FromPod::Left)
@@ -327,7 +349,7 @@ impl Shared {
         let sectors = sectors(&files.ends);
         let mut slots = lock(&self.slots);
         let slot = match slots.table.take_image(image) {
-            None => return no_slot(slots.table.len()),
+            None => return FromPod::Refused(no_slot(slots.table.len())),
             Some(Image::There(slot, sectors)) => {
                 place.image = Some(slot);
                 return FromPod::Device { device: slot_device(slot), sectors };
@@ -353,7 +375,7 @@ impl Shared {
         }
         let (sectors, files) = (sectors(&ends), Files { files, ends });
         let mut slots = lock(&self.slots);
-        let Some(slot) = slots.table.take() else { return no_slot(slots.table.len()) };
+        let Some(slot) = slots.table.take() else { return FromPod::Refused(no_slot(slots.table.len())) };
         match slots.ask(|number| self.vm.insert(number, slot, false, &files)) {
             Ok(()) => {
                 slots.table.has_changes(slot);
@@ -367,12 +389,57 @@ impl Shared {
         }
     }
 
+    /// Puts a volume into the VM, unless it is there; its device and sectors.
+    fn place_volume(&self, place: &mut Placed, name: &VolumeName) -> Result<(String, u64), String> {
+        if place.container.is_none() {
+            return Err("a container has an image before its volumes".into());
+        }
+        let deadline = Instant::now() + EARLIER;
+        let mut slots = lock(&self.slots);
+        loop {
+            if let Some((slot, sectors)) = slots.table.join_volume(name) {
+                place.volumes.push(slot);
+                return Ok((slot_device(slot), sectors));
+            }
+            if !slots.holds.values().any(|hold| hold.volume.record.name == *name) {
+                break;
+            }
+            // It is about to be taken out: two disks with one file system would destroy it.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("volume {name} is still being written by a container that has ended"));
+            }
+            slots = self.freed.wait_timeout(slots, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let said = |error: &dyn std::error::Error| devices::log::chain(error);
+        let hold = self.volumes.hold(name).map_err(|error| said(&error))?;
+        if hold.volume.record.driver != VolumeDriver::Local {
+            return Err(said(&PrepareError::VolumeNotInPod(name.clone())));
+        }
+        let disk = open_disk(&hold.volume.content()).map_err(|error| said(&error))?;
+        let files = disk.parts().into_iter().map(|part| part.file.try_clone_to_owned());
+        let files = files
+            .collect::<io::Result<_>>()
+            .map_err(|error| format!("cannot open volume {name}: {error}"))?;
+        let files = Files { files, ends: ends(&disk) };
+        let sectors = sectors(&files.ends);
+        let slot = slots.table.take().ok_or_else(|| no_slot(slots.table.len()))?;
+        if let Err(problem) = slots.ask(|number| self.vm.insert(number, slot, false, &files)) {
+            slots.table.free(slot);
+            return Err(format!("cannot put volume {name} into the pod's VM: {problem}"));
+        }
+        slots.table.has_volume(slot, name, sectors);
+        slots.holds.insert(slot, hold);
+        place.volumes.push(slot);
+        Ok((slot_device(slot), sectors))
+    }
+
     /// Ends a container, and takes its disks out once nothing uses them.
     fn leave(&self, place: Placed) -> Result<(), String> {
         let Some(container) = place.container else { return Ok(()) };
         let emptied: Vec<usize> = {
             let mut slots = lock(&self.slots);
-            let used = [place.image, place.changes].into_iter().flatten();
+            let used = [place.image, place.changes].into_iter().flatten().chain(place.volumes);
             used.filter(|slot| slots.table.leave(*slot)).collect()
         };
         let disks = emptied.iter().map(|slot| slot_device(*slot)).collect();
@@ -383,6 +450,8 @@ impl Shared {
             emptied.iter().try_for_each(|slot| {
                 slots.ask(|number| self.vm.eject(number, *slot))?;
                 slots.table.free(*slot);
+                slots.holds.remove(slot);
+                self.freed.notify_all();
                 Ok(())
             })
         });
@@ -483,17 +552,18 @@ struct Placed {
     container: Option<String>,
     image: Option<usize>,
     changes: Option<usize>,
+    volumes: Vec<usize>,
 }
 
 fn sectors(ends: &[u64]) -> u64 {
     ends.last().copied().unwrap_or(0) / 512
 }
 
-fn no_slot(count: usize) -> FromPod {
-    FromPod::Refused(format!(
-        "the pod's VM has no place for another disk: it has {count}, one for each image in use and one for each container's \
-         changes; end a container, or use --storage-opt memory"
-    ))
+fn no_slot(count: usize) -> String {
+    format!(
+        "the pod's VM has no place for another disk: it has {count}, one for each image in use, for each container's changes \
+         and for each volume; end a container, or use --storage-opt memory, or --tmpfs in place of a volume"
+    )
 }
 
 #[cfg(test)]

@@ -79,13 +79,15 @@ impl Rig {
             }
         });
         let (to_slots, replies) = sync_channel(REPLIES);
-        let slots = Slots { table: SlotTable::new(SLOTS), replies, number: 0 };
+        let slots = Slots { table: SlotTable::new(SLOTS), replies, number: 0, holds: BTreeMap::new() };
         let shared = Arc::new(Shared {
             vm,
             vsock: directory.path().join(VSOCK),
             slots: Mutex::new(slots),
             members: Mutex::default(),
             changed: Condvar::new(),
+            freed: Condvar::new(),
+            volumes: Volumes::beside(directory.path()),
             clients: AtomicUsize::new(0),
         });
         let of_thread = shared.clone();
@@ -103,6 +105,13 @@ impl Rig {
     /// What was asked for next.
     fn next(&self) -> Value {
         self.asked.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+}
+
+impl Rig {
+    /// What was asked for within so many milliseconds.
+    fn next_within(&self, milliseconds: u64) -> Option<Value> {
+        self.asked.recv_timeout(Duration::from_millis(milliseconds)).ok()
     }
 }
 
@@ -151,6 +160,52 @@ fn an_image_is_put_in_once_and_taken_out_after_its_last_container() {
     assert_eq!(rig.next()["vm"]["Eject"]["slot"], json!(0));
     let again = rig.client();
     assert_eq!(device(&ask(&again, &image("a1", "j"), 2)), ("/dev/vdb", 8));
+}
+
+#[test]
+fn a_volume_is_put_in_once_and_kept_from_others_until_it_is_out() {
+    let rig = Rig::new();
+    let volumes = Volumes::beside(rig.directory.path());
+    let name: VolumeName = "data".parse().unwrap();
+    let make = |name: &VolumeName, driver| {
+        let record = crate::mounts::record(name, driver);
+        volumes.create(&record, |path| std::fs::write(path, [0; 4096])).unwrap();
+    };
+    make(&name, VolumeDriver::Local);
+    let volume = ToPod::Volume { name: name.clone() };
+    let (one, other) = (rig.client(), rig.client());
+    let refused = |reply: FromPod| match reply {
+        FromPod::Refused(line) => line,
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(ask(&one, &volume, 0)).contains("an image before its volumes"));
+    device(&ask(&one, &image("a1", "i"), 2));
+    rig.next();
+    assert_eq!(device(&ask(&one, &volume, 0)), ("/dev/vdc", 8));
+    assert_eq!((&rig.next()["vm"]["Insert"]["read_only"], rig.next_within(0)), (&json!(false), None));
+    assert!(volumes.hold(&name).is_err());
+    device(&ask(&other, &image("b2", "i"), 2));
+    assert_eq!(device(&ask(&other, &volume, 0)), ("/dev/vdc", 8));
+    // Its last container takes it out.
+    assert!(matches!(ask(&one, &ToPod::Leave, 0), FromPod::Left));
+    assert_eq!(rig.next(), json!({ "release": "a1", "disks": [] }));
+    assert!(matches!(ask(&other, &ToPod::Leave, 0), FromPod::Left));
+    assert_eq!(rig.next(), json!({ "release": "b2", "disks": ["/dev/vdb", "/dev/vdc"] }));
+    let held = volumes.hold(&name).unwrap();
+    // What another VM has is not put in, nor what is no disk or not there.
+    let late = rig.client();
+    device(&ask(&late, &image("c3", "i"), 2));
+    assert!(refused(ask(&late, &volume, 0)).contains("volume data is in use by another container"));
+    drop(held);
+    let shared: VolumeName = "shared".parse().unwrap();
+    make(&shared, VolumeDriver::Shared);
+    for (name, says) in
+        [(shared, "is a directory of the host"), ("none".parse().unwrap(), "there is no volume none")]
+    {
+        let line = refused(ask(&late, &ToPod::Volume { name }, 0));
+        assert!(line.contains(says) && !line.contains('\n'), "{line}");
+    }
+    device(&ask(&late, &volume, 0));
 }
 
 #[test]

@@ -1,29 +1,31 @@
 //! A container in a pod: its keeper's part.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use agent_protocol::{PodContainer, PodDisk, Writable};
+use agent_protocol::{Mount, MountKind, PodContainer, PodDisk, Writable};
 use instance::keeper::Tie;
 use instance::{Instance, Keep};
-use vmm::{Disk, DiskError, ImageFormat, Part};
+use vmm::Disk;
 
+use super::disk::{ends, open_disk};
 use super::{FromPod, PodOptions, SOCKET, ToPod};
 use crate::attach::Input;
 use crate::changes;
 use crate::ender::{Control, Ender};
 use crate::machine::{VSOCK, size};
-use crate::mounts::Prepared;
 use crate::options::{OptionsError, Storage};
-use crate::output::LogLimits;
+use crate::output::LogTarget;
 use crate::run::{Attachment, Ended, Left, Plan, RunError, attachments, open_log, outcome_of, started};
 use crate::session::{Session, SessionError, Way};
 use crate::signal::stop_signal;
+use crate::sockets::{Bound, Forwards};
 use crate::spec::{container, filters, storage};
 use crate::stdio::Outputs;
 use crate::timing::{Step, Timing};
@@ -81,34 +83,14 @@ fn unexpected(reply: &FromPod) -> RunError {
     RunError::Pod(format!("the pod answers something else than it was asked: {reply:?}"))
 }
 
-/// How long the disk of an earlier life may be in use: its keeper was killed, and that of the pod is about to take it out.
-const EARLIER: Duration = Duration::from_secs(20);
-/// How often that is looked at.
-const AGAIN: Duration = Duration::from_millis(20);
-
-/// Opens the disk for changes. What a guest wrote says nothing of its format.
-fn open_changes(path: &Path) -> Result<Disk, DiskError> {
-    let deadline = Instant::now() + EARLIER;
-    loop {
-        match Disk::open(path, false, ImageFormat::Raw) {
-            // A lock of flock(2) is not waited for with a deadline but so.
-            Err(DiskError::InUse { .. }) if Instant::now() < deadline => std::thread::sleep(AGAIN),
-            opened => return opened,
-        }
-    }
-}
-
-fn ends(disk: &Disk) -> Vec<u64> {
-    disk.parts().iter().map(|part: &Part<_>| part.end).collect()
-}
-
 /// A container whose disks are in the VM of a pod, kept by this process.
 pub struct Member {
     tie: Tie,
     vsock: PathBuf,
     container: PodContainer,
+    forwarded: (Forwards, Bound),
     stop_signal: u8,
-    log: Option<LogLimits>,
+    log: Option<LogTarget>,
     timing: Timing,
 }
 
@@ -126,13 +108,13 @@ impl Member {
         name: Option<&str>,
         keep: &Keep,
     ) -> Result<Self, RunError> {
-        let Plan { assets, image, options, log, timing, .. } = plan;
+        let Plan { assets, image, options, mounts, log, timing, .. } = plan;
         let options = place.options.of_container(options);
         let cpus = size(&place.options.options).0;
         if let Some(set) = options.cpu_set.as_ref().filter(|set| set.last() >= cpus) {
             return Err(OptionsError::NoCpu(set.last(), cpus).into());
         }
-        let mut container = container(id, &image.config, &options, &Prepared::default())?;
+        let mut container = container(id, &image.config, &options, mounts)?;
         let stop_signal = stop_signal(&image.config, &options)?;
         container.process.seccomp = filters(&options)?;
         // They are the pod's.
@@ -145,54 +127,73 @@ impl Member {
             Storage::Disk(size) => {
                 let path = changes::open_or_create(assets, keep.directory(), size)
                     .map_err(host("make the disk for the container's changes"))?;
-                Some(open_changes(&path).map_err(disk)?)
+                Some(open_disk(&path).map_err(disk)?)
             }
         };
         timing.mark(Step::Disk);
         let tie = place.connect()?;
         let pieces = Disk::compose(&image.disk).map_err(disk)?;
-        let ask_for = |message: &ToPod, disk: &Disk| match ask(&tie, message, Some(disk))? {
+        let ask_for = |message: &ToPod, disk: Option<&Disk>| match ask(&tie, message, disk)? {
             FromPod::Device { device, sectors } => Ok(PodDisk { device, sectors }),
             FromPod::Ending => Err(RunError::PodEnding),
             other => Err(unexpected(&other)),
         };
         let message = ToPod::Image { container: id.to_owned(), image: image.id.clone(), ends: ends(&pieces) };
-        let image = ask_for(&message, &pieces)?;
+        let image = ask_for(&message, Some(&pieces))?;
         container.image.clone_from(&image.device);
         let mut disks = vec![image];
         if let Some(changes) = changes {
-            let placed = ask_for(&ToPod::Changes { ends: ends(&changes) }, &changes)?;
+            let placed = ask_for(&ToPod::Changes { ends: ends(&changes) }, Some(&changes))?;
             let device = placed.device.clone();
             container.writable =
                 if keep.entry().removes { Writable::Scratch(device) } else { Writable::Disk(device) };
             disks.push(placed);
         }
+        for name in &mounts.in_pod {
+            let placed = ask_for(&ToPod::Volume { name: name.clone() }, None)?;
+            set_device(&mut container.mounts, name.as_str(), &placed.device);
+            disks.push(placed);
+        }
+        let mut sockets = mounts.sockets.clone();
+        let forwarded = Forwards::open_free(&place.directory, &mut sockets)
+            .map_err(host("make sockets for those of the host"))?;
+        let ports = mounts.sockets.iter().zip(&sockets).map(|(asked, got)| (asked.port, got.port));
+        set_ports(&mut container.mounts, &ports.collect());
         timing.mark(Step::Process);
         let names = name.into_iter().chain([id]).map(str::to_owned).collect();
         let container = PodContainer { container, names, disks };
         let vsock = place.directory.join(VSOCK);
-        Ok(Self { tie, vsock, container, stop_signal, log, timing: timing.clone() })
+        Ok(Self { tie, vsock, container, forwarded, stop_signal, log: log.cloned(), timing: timing.clone() })
     }
 
     /// Runs the container's command to its end. `instance` is the container's directory, and `keep` what is kept of it.
     pub fn run(self, attachment: Attachment, instance: Instance, keep: Keep) -> Left {
-        let Self { tie, vsock, container, stop_signal, log, timing } = self;
-        let log = log.map(|limits| open_log(&keep.output(), limits)).transpose();
+        let Self { tie, vsock, container, forwarded: (forwards, _bound), stop_signal, log, timing } = self;
+        let forwarded = forwards
+            .start()
+            .map_err(|source| RunError::Host { doing: "start a thread for sockets of the host", source });
+        let log = forwarded.and_then(|()| log.map(|target| open_log(&keep.output(), &target)).transpose());
         let keep = Arc::new(Mutex::new(keep));
         let control = Arc::new(Control::default());
         // By which others find the agent.
         let linked = symlink(&vsock, instance.path().join(VSOCK))
             .map_err(|source| RunError::Host { doing: "make a link to the pod's socket", source });
-        let Attachment { is_attached, front, input_once, signals, on_started } = attachment;
-        let attached = attachments(&instance, &container.container, is_attached, input_once, front);
+        let Attachment { is_attached, streams, front, input_once, signals, on_started } = attachment;
+        let attached_to = if is_attached { streams } else { (false, false) };
+        let attached = attachments((&instance, &keep), &container.container, is_attached, input_once, front);
         let (attachments, source) = attached
             .map_or_else(|error| (Err(error), None), |(attachments, source)| (Ok(attachments), source));
         let left = attachments.as_ref().ok().cloned();
         let prepared = linked.and(log).and_then(|log| Ok((log, attachments?)));
         let result = prepared.and_then(|(log, attachments)| {
             let ender = Ender::Control(control.clone());
-            let outputs =
-                Outputs { is_attached, log, attachments, ender: ender.clone(), timing: timing.clone() };
+            let outputs = Outputs {
+                attached: attached_to,
+                log,
+                attachments,
+                ender: ender.clone(),
+                timing: timing.clone(),
+            };
             let input = if is_attached { Some(Input::Standard) } else { source.map(Input::Attached) };
             let host = |source| RunError::Host { doing: "make a pipe", source };
             // Nothing presses a button: `mvm stop` sends the container its signal itself.
@@ -228,6 +229,28 @@ impl Member {
         }
         timing.mark(Step::End);
         Left { result, instance, keep, attachments: left }
+    }
+}
+
+/// The mounts of the volume that is called `name` are of this device.
+fn set_device(mounts: &mut [Mount], name: &str, to: &str) {
+    for mount in mounts {
+        if let MountKind::Disk { device, .. } = &mut mount.kind
+            && device == name
+        {
+            to.clone_into(device);
+        }
+    }
+}
+
+/// Sockets of the host are at these ports, by those that were asked for.
+fn set_ports(mounts: &mut [Mount], ports: &BTreeMap<u32, u32>) {
+    for mount in mounts {
+        if let MountKind::Socket { port, .. } = &mut mount.kind
+            && let Some(got) = ports.get(port)
+        {
+            *port = *got;
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! have its disks put into slots of the VM, and to the agent to start it. Where a container's keeper ends, its container does;
 //! where the pod's does, the VM and all containers do.
 
+mod disk;
 mod keeper;
 mod member;
 mod slots;
@@ -11,12 +12,14 @@ mod slots;
 use std::path::{Path, PathBuf};
 
 use agent_protocol::{Pod, Resources};
+use instance::VolumeName;
 use serde::{Deserialize, Serialize};
 
 pub use self::keeper::{PodKeeper, PodLeft, PodPlan};
 pub use self::member::{Member, PodPlace};
 
 use crate::machine::VSOCK;
+use crate::mounts::PodFolder;
 use crate::network;
 use crate::options::{OptionsError, RunOptions};
 use crate::spec;
@@ -36,6 +39,8 @@ pub struct PodOptions {
     pub shares_processes: bool,
     /// Its VM runs on without a container.
     pub continues: bool,
+    /// Folders and files of the host, and volumes, that its containers can mount.
+    pub folders: Vec<PodFolder>,
 }
 
 impl PodOptions {
@@ -59,6 +64,20 @@ impl PodOptions {
             dns_search: pod.dns_search,
             dns_options: pod.dns_options,
             ..options.clone()
+        }
+    }
+
+    /// Adds what all containers of the pod mount to the `options` of one, where that mounts nothing else there.
+    pub fn add_mounts(&self, options: &mut RunOptions) {
+        let is_there = |target: &str, options: &RunOptions| {
+            let mut tmpfs = options.tmpfs.iter();
+            options.mounts.iter().any(|own| own.target == target)
+                || tmpfs.any(|(own, _)| own.trim_end_matches('/') == target)
+        };
+        for mount in &self.options.mounts {
+            if !is_there(&mount.target, options) {
+                options.mounts.push(mount.clone());
+            }
         }
     }
 
@@ -97,6 +116,9 @@ enum ToPod {
     Image { container: String, image: String, ends: Vec<u64> },
     /// Put the disk for a container's changes into a slot.
     Changes { ends: Vec<u64> },
+    /// Put the disk of a volume into a slot for this container, or use the one that is there. It is there already where the
+    /// container has it in another place.
+    Volume { name: VolumeName },
     /// The container has ended: take its disks out. Closing the connection does the same.
     Leave,
     /// End the pod.
@@ -152,6 +174,17 @@ mod tests {
         assert_eq!((agent.resources.memory, agent.shm_size), (Some(1 << 30), 64 << 20));
         let options = RunOptions { hostname: Some("a b".into()), ..RunOptions::default() };
         assert!(PodOptions { options, ..pod.clone() }.check().is_err());
+        // What all containers mount does not replace what one of them has.
+        let mount = |text: &str| text.parse::<crate::mounts::ShortMount>().unwrap().mount;
+        let all =
+            RunOptions { mounts: ["/h:/a", "vol:/b", "wol:/c"].map(mount).into(), ..RunOptions::default() };
+        let mut own = RunOptions {
+            mounts: vec![mount("own:/b")],
+            tmpfs: vec![("/c/".into(), String::new())],
+            ..RunOptions::default()
+        };
+        PodOptions { options: all, ..PodOptions::default() }.add_mounts(&mut own);
+        assert_eq!(own.mounts, ["own:/b", "/h:/a"].map(mount));
         let read: PodOptions = serde_json::from_str(r#"{"name":"web","later":1}"#).unwrap();
         assert_eq!((&*read.name, read.continues), ("web", false));
     }

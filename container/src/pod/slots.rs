@@ -1,5 +1,7 @@
 //! Which disks are in the slots of a pod's VM.
 
+use instance::VolumeName;
+
 /// What a slot is used for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Use {
@@ -14,6 +16,12 @@ enum Use {
     },
     /// A container's changes.
     Changes,
+    /// A volume, for so many containers.
+    Volume {
+        name: VolumeName,
+        sectors: u64,
+        users: usize,
+    },
 }
 
 /// The slots of a VM.
@@ -69,14 +77,30 @@ impl SlotTable {
         self.set(slot, Use::Changes);
     }
 
+    /// The volume `name` is in `slot` now, for one container.
+    pub fn has_volume(&mut self, slot: usize, name: &VolumeName, sectors: u64) {
+        self.set(slot, Use::Volume { name: name.clone(), sectors, users: 1 });
+    }
+
+    /// Where the volume `name` is for other containers, and its sectors; another one has it now.
+    pub fn join_volume(&mut self, name: &VolumeName) -> Option<(usize, u64)> {
+        self.0.iter_mut().enumerate().find_map(|(slot, used)| match used {
+            Use::Volume { name: known, sectors, users } if known == name => {
+                *users = users.saturating_add(1);
+                Some((slot, *sectors))
+            }
+            _ => None,
+        })
+    }
+
     /// One container less uses `slot`: whether its disk is to be taken out.
     pub fn leave(&mut self, slot: usize) -> bool {
         match self.0.get_mut(slot) {
-            Some(Use::Image { users, .. }) if *users > 1 => {
+            Some(Use::Image { users, .. } | Use::Volume { users, .. }) if *users > 1 => {
                 *users -= 1;
                 false
             }
-            Some(used @ (Use::Image { .. } | Use::Changes)) => {
+            Some(used @ (Use::Image { .. } | Use::Changes | Use::Volume { .. })) => {
                 *used = Use::Moving;
                 true
             }
@@ -116,5 +140,18 @@ mod tests {
         slots.free(1);
         assert_eq!(slots.take(), Some(1));
         assert!(!slots.leave(1) && !slots.leave(99));
+    }
+
+    #[test]
+    fn a_volume_is_there_once_for_all_that_use_it() {
+        let mut slots = SlotTable::new(2);
+        let (data, other) = ("data".parse().unwrap(), "other".parse().unwrap());
+        assert_eq!((slots.join_volume(&data), slots.take()), (None, Some(0)));
+        slots.has_volume(0, &data, 8);
+        assert_eq!((slots.join_volume(&data), slots.join_volume(&other)), (Some((0, 8)), None));
+        assert!(!slots.leave(0));
+        assert!(slots.leave(0));
+        // While it is taken out it is no use to others.
+        assert_eq!((slots.join_volume(&data), slots.take()), (None, Some(1)));
     }
 }

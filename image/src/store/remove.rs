@@ -14,6 +14,8 @@ use crate::digest::Digest;
 pub struct Removed {
     /// The references, as users write them.
     pub references: Vec<String>,
+    /// Whose they were.
+    pub id: Option<Digest>,
     /// The image, if it has no reference left.
     pub image: Option<Digest>,
 }
@@ -70,6 +72,7 @@ impl Store {
         {
             let _lock = self.lock()?;
             let id = self.resolve_id(image)?.ok_or_else(|| StoreError::NoImage(image.to_owned()))?;
+            removed.id = Some(id);
             let mut references = self.references()?;
             let key = references.key_of(image, id);
             if key.is_none() && !is_forced && references.of(id).len() > 1 {

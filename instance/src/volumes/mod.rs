@@ -12,6 +12,7 @@
 //! VM has written to a disk is never read here.
 
 mod name;
+mod removal;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +29,7 @@ pub use self::name::{VolumeName, VolumeNameError};
 
 use crate::lock::DirectoryLock;
 use crate::record::Format;
-use crate::{InstanceError, place};
+use crate::{Event, InstanceError, place};
 
 const RECORD: &str = "volume.json";
 const NEW_RECORD: &str = "volume.json.new";
@@ -159,7 +160,10 @@ fn usage(path: &Path, left: &mut usize) -> u64 {
             break;
         }
         if metadata.is_dir() {
-            waiting.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+            // A guest may have made any number of them.
+            let room = left.saturating_sub(waiting.len());
+            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+            waiting.extend(entries.map(|entry| entry.path()).take(room));
         }
     }
     total
@@ -280,6 +284,7 @@ impl Volumes {
             let _ = remove_all(&directory);
             return Err(host(error));
         }
+        self.note("create", record);
         Ok((Volume { record: record.clone(), directory }, true))
     }
 
@@ -331,8 +336,20 @@ impl Volumes {
         if is_used() || !lock.is_at(&directory) {
             return Ok(false);
         }
+        // One whose record is damaged is removed as well.
+        let record = self.find(name).map(|volume| volume.record).ok();
         remove_all(&directory).map_err(host)?;
+        record.iter().for_each(|record| self.note("destroy", record));
         Ok(true)
+    }
+
+    /// Notes what has happened to a volume.
+    fn note(&self, action: &str, record: &VolumeRecord) {
+        let driver = ("driver".to_owned(), record.driver.as_str().to_owned());
+        let event = Event::now("volume", action, record.name.as_str(), BTreeMap::from([driver]));
+        if let Some(data) = self.base.parent() {
+            event.note_in(data);
+        }
     }
 
     /// Where what is in a volume is, or will be when it is made.
@@ -383,11 +400,15 @@ fn write_record(directory: &Path, record: &VolumeRecord) -> io::Result<()> {
 
 /// Removes the record and then the rest of `directory`: what is left of it after a crash is no volume any more.
 fn remove_all(directory: &Path) -> io::Result<()> {
-    for removed in [fs::remove_file(directory.join(RECORD)), fs::remove_dir_all(directory)] {
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    match fs::remove_file(directory.join(RECORD)) {
+        // What is no file goes with the rest.
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
+            return Err(error);
         }
+        _ => {}
     }
-    Ok(())
+    match removal::remove_tree(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

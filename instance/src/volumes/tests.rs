@@ -172,3 +172,53 @@ fn what_lies_there_in_place_of_a_record_is_not_followed_and_ends_soon() {
     .unwrap();
     assert!(volumes.find(&name).is_err());
 }
+
+/// A guest makes directories one in the other, each from the one before, so that no path reaches the last.
+#[test]
+fn what_a_guest_has_made_is_removed_however_deep_it_is() {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let data = tempfile::tempdir().unwrap();
+    let volumes = Volumes::beside(data.path());
+    let record = record("data", VolumeDriver::Shared);
+    let (volume, _) = volumes.create(&record, |path| fs::create_dir(path)).unwrap();
+    let outside = data.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "").unwrap();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let mut directory = openat(CWD, volume.content(), flags, Mode::empty()).unwrap();
+    for number in 0..5000 {
+        mkdirat(&directory, "d", Mode::RWXU).unwrap();
+        if number % 500 == 0 {
+            rustix::fs::symlinkat(&outside, &directory, "link").unwrap();
+            mkdirat(&directory, format!(".removed-{number}"), Mode::empty()).unwrap();
+        }
+        directory = openat(&directory, "d", flags, Mode::empty()).unwrap();
+    }
+    drop(directory);
+    let locked = volume.content().join("d/locked/full");
+    fs::create_dir_all(&locked).unwrap();
+    fs::write(locked.join("file"), "").unwrap();
+    for path in [&locked, locked.parent().unwrap(), &volume.content().join("d")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
+    }
+    assert!(volumes.remove(&record.name, || false).unwrap());
+    assert!(!volume.directory.exists() && outside.join("file").exists());
+    volumes.create(&record, |path| fs::create_dir(path)).unwrap();
+    fs::remove_file(volume.directory.join(RECORD)).unwrap();
+    fs::create_dir_all(volume.directory.join(RECORD).join("full")).unwrap();
+    assert!(matches!(volumes.find(&record.name), Err(VolumeError::Record { .. })));
+    assert!(volumes.remove(&record.name, || false).unwrap() && !volume.directory.exists());
+}
+
+#[test]
+fn no_more_files_are_looked_at_than_were_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    for number in 0..100 {
+        fs::write(directory.path().join(number.to_string()), [1; 5000]).unwrap();
+    }
+    let of = |mut left| (usage(directory.path(), &mut left), left);
+    let (all, left) = of(200);
+    assert_eq!(left, 99);
+    let (some, left) = of(11);
+    assert!(some > 0 && some < all && left <= 1, "{some} of {all}, {left} left");
+}

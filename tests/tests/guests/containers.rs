@@ -15,30 +15,22 @@ use super::passt::{Uplink, serve};
 /// The image of `tools/busybox-image`.
 pub(super) const IMAGE: &str = "localhost/busybox";
 
-/// Both stores with the image in them, made once.
+/// mvm's store with the image in it, made once, and podman's, made once where a test asks for it: that takes as long as
+/// some tests.
 pub(super) struct Stores {
     pub(super) directory: TempDir,
-    pub(super) has_podman: bool,
+    has_podman: OnceLock<bool>,
 }
 
 pub(super) fn stores() -> &'static Stores {
     static STORES: OnceLock<Stores> = OnceLock::new();
     STORES.get_or_init(|| {
-        let stores = Stores { directory: TempDir::new().unwrap(), has_podman: has_podman() };
-        let image = container_image();
-        let loaded = stores.mvm().args(["load", "-i"]).arg(&image).output().unwrap();
+        let stores = Stores { directory: TempDir::new().unwrap(), has_podman: OnceLock::new() };
+        let loaded = stores.mvm().args(["load", "-i"]).arg(container_image()).output().unwrap();
         assert!(loaded.status.success(), "{}", text(&loaded.stderr));
         assert_eq!(text(&loaded.stdout), "Loaded image: localhost/busybox:latest\n");
-        if stores.has_podman {
-            let loaded = stores.podman().args(["load", "-i"]).arg(&image).output().unwrap();
-            assert!(loaded.status.success(), "{}", text(&loaded.stderr));
-        }
         stores
     })
-}
-
-fn has_podman() -> bool {
-    Command::new("podman").arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 pub(super) fn text(bytes: &[u8]) -> String {
@@ -53,7 +45,20 @@ impl Stores {
         command
     }
 
-    pub fn podman(&self) -> Command {
+    /// podman, or none where it is not installed.
+    pub(super) fn podman(&self) -> Option<Command> {
+        let has_podman = self.has_podman.get_or_init(|| {
+            let Ok(loaded) = self.podman_without_image().args(["load", "-i"]).arg(container_image()).output()
+            else {
+                return false;
+            };
+            assert!(loaded.status.success(), "{}", text(&loaded.stderr));
+            true
+        });
+        has_podman.then(|| self.podman_without_image())
+    }
+
+    fn podman_without_image(&self) -> Command {
         let place = |name: &str| self.directory.path().join(name);
         let mut command = Command::new("podman");
         command.arg("--root").arg(place("podman")).arg("--runroot").arg(place("podman-run"));

@@ -1,8 +1,9 @@
 //! A container's further lives: made by one command, started by another, and started again after its end.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tests::Terminal;
 
 use super::containers::{IMAGE, text};
@@ -151,6 +152,29 @@ fn one_that_is_left_by_keys_runs_on_and_is_attached_to_again() {
     assert_eq!(attach.finish().code(), Some(7));
     assert_eq!(said(&["wait", "shell"]), "7");
     said(&["rm", "shell"]);
+}
+
+/// With `--sig-proxy=false` a signal ends the command, as with docker, and otherwise it is the container's.
+#[test]
+fn signals_are_the_containers_or_the_commands() {
+    // Who gets a line has taken his signals before.
+    let script = "trap 'echo got it; exit 3' TERM; while :; do echo line; sleep 0.1; done";
+    let ended_by_signal = |arguments: &[&str]| {
+        let mut child = super::life::command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut lines = String::new();
+        output.read_line(&mut lines).unwrap();
+        assert_eq!(lines, "line\n");
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        output.read_to_string(&mut lines).unwrap();
+        (child.wait().unwrap().code(), lines.contains("got it"))
+    };
+    let run = ["run", "--sig-proxy=false", "--name", "proxy", "--network", "none", IMAGE, "sh", "-c", script];
+    assert_eq!(ended_by_signal(&run), (Some(143), false));
+    assert_eq!(ended_by_signal(&["attach", "--sig-proxy=false", "proxy"]), (Some(143), false));
+    assert_eq!(said(&["inspect", "-f", "{{.State.Running}}", "proxy"]), "true");
+    assert_eq!(ended_by_signal(&["attach", "proxy"]), (Some(3), true));
+    said(&["rm", "proxy"]);
 }
 
 #[test]

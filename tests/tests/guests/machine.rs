@@ -1,11 +1,11 @@
 //! A machine container: Debian with systemd, and in it containers of its own.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tests::{Boot, Guest, debian_image, sparse_copy};
+use tests::{Boot, Guest, debian_image, mvm, sparse_copy};
 
 use super::passt::{Uplink, ask, serve};
 
@@ -26,6 +26,38 @@ fn run_in_machine(boot: Boot, directory: &TempDir, script: &str) -> Guest {
     guest
 }
 
+/// `mvm exec` in the VM called "machine" whose runtime directory is in `directory`.
+fn exec(directory: &TempDir, options: &[&str], script: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(mvm());
+    command.env("MVM_DATA_DIR", directory.path().join("data"));
+    command.arg("--runtime-dir").arg(directory.path().join("run")).arg("exec").args(options);
+    let output = command.args(["machine", "sh", "-c", script]).output().unwrap();
+    let said = if output.status.success() { output.stdout } else { output.stderr };
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+/// Its agent is there with the first login prompt, and again after its end; what it has started runs on meanwhile.
+fn check_agent(directory: &TempDir) {
+    let who = exec(directory, &["-u", "www-data"], "id -un; pwd; systemctl is-active mvm-agent");
+    assert_eq!(who, (Some(0), "www-data\n/\nactive\n".into()));
+    assert_eq!(exec(directory, &["-d"], "exec sleep 12345").0, Some(0));
+    let script = "until pid=$(pgrep -f '^sleep 12345'); do sleep 0.1; done; echo $pid";
+    let (_, sleep) = exec(directory, &[], script);
+    let (code, said) =
+        exec(directory, &[], "kill -9 $(systemctl show -P MainPID mvm-agent); exec sleep 54321");
+    assert!(code == Some(137) && said.contains("the agent in it"), "{code:?}: {said}");
+    let deadline = Instant::now() + WATCHDOG;
+    let script = "pgrep -f '^sleep 12345'; pkill -f '^sleep '; systemctl is-active mvm-agent";
+    // Until it was started again.
+    let after = loop {
+        match exec(directory, &[], script) {
+            (Some(0), said) => break said,
+            (code, said) => assert!(Instant::now() < deadline, "{code:?}: {said}"),
+        }
+    };
+    assert_eq!(after, format!("{sleep}active\n"));
+}
+
 #[test]
 fn systemd_is_up_without_a_failed_unit_and_heeds_the_power_button() {
     let directory = TempDir::new().unwrap();
@@ -36,7 +68,12 @@ fn systemd_is_up_without_a_failed_unit_and_heeds_the_power_button() {
         for unit in containerd dbus systemd-logind systemd-networkd systemd-resolved systemd-udevd; do
             echo $unit=$(systemctl is-active $unit)
         done";
-    let guest = run_in_machine(Boot::new(), &directory, script);
+    let boot = Boot::new()
+        .switch("--agent")
+        .flag("--name", "machine")
+        .flag("--runtime-dir", directory.path().join("run"));
+    let guest = run_in_machine(boot, &directory, script);
+    check_agent(&directory);
     guest.signal(Signal::TERM);
     let outcome = guest.finish().expect_code(0).expect("reboot: Power down");
     let units =

@@ -15,6 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::{Boot, Guest, Outcome, udp_program};
 
+use super::containers::{IMAGE, stores};
+
 /// Longer than anything here takes, and shorter than the tests' own watchdog.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -228,20 +230,29 @@ fn names_are_resolved_by_a_resolver_on_the_hosts_loopback() {
     let file = directory.path().join("resolv.conf");
     fs::write(&file, "nameserver 127.0.0.53\nsearch example.net\n").unwrap();
     fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
-    let script = format!("{DHCP}; cat /etc/resolv.conf; nslookup -type=a www.example.com; echo resolved=$?");
-    let (command, _boot) = Boot::new().flag("--net", "user").script(&script).command();
-    let mut inside = Command::new("unshare");
-    inside.args(["--mount", "sh", "-c", "mount --bind $0 /etc/resolv.conf && exec \"$@\""]).arg(&file);
-    inside.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
-    let output = inside.output().unwrap();
-    let console = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{console}\n{errors}");
-    assert!(
-        console.contains("nameserver 198.51.100.1") && console.contains("192.0.2.77"),
-        "{console}\n{errors}"
-    );
-    assert!(console.contains("resolved=0"), "{console}\n{errors}");
+    let seen = |command: &Command| {
+        let mut inside = Command::new("unshare");
+        inside.args(["--mount", "sh", "-c", "mount --bind $0 /etc/resolv.conf && exec \"$@\""]).arg(&file);
+        inside.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+        inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = inside.output().unwrap();
+        let console = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{console}\n{errors}");
+        console
+    };
+    let look = "cat /etc/resolv.conf; nslookup -type=a www.example.com; echo resolved=$?";
+    let (command, _boot) = Boot::new().flag("--net", "user").script(&format!("{DHCP}; {look}")).command();
+    let console = seen(&command);
+    assert!(console.contains("nameserver 198.51.100.1") && console.contains("192.0.2.77"), "{console}");
+    assert!(console.contains("resolved=0"), "{console}");
+    // A container has an address of its own for it, and the link's own address is all it has of IPv6.
+    let mut command = stores().mvm();
+    let look = format!("{look}; ip -6 -o addr show scope global | wc -l; ip -6 route show default | wc -l");
+    command.args(["run", "--rm", IMAGE, "sh", "-c", &look]);
+    let console = seen(&command);
+    assert!(console.starts_with("nameserver 10.88.0.3\n") && console.contains("192.0.2.77"), "{console}");
+    assert!(console.ends_with("resolved=0\n0\n0\n"), "{console}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Tool {
     pub(super) fn command(self) -> Option<Command> {
         match self {
             Self::Mvm => Some(stores().mvm()),
-            Self::Podman => stores().has_podman.then(|| stores().podman()),
+            Self::Podman => stores().podman(),
             Self::Docker => docker(),
         }
     }
@@ -283,8 +283,12 @@ fn docker() -> Option<Command> {
         if !version.is_ok_and(|output| output.status.success()) {
             return false;
         }
-        std::fs::create_dir(&directory).unwrap();
-        start_dockerd(&directory);
+        std::fs::create_dir_all(&directory).unwrap();
+        // It gives up where its containerd has not started within 15 s, as on a busy host.
+        let log = || std::fs::read_to_string(directory.join("log")).unwrap_or_default();
+        let answers =
+            || client(&directory).arg("version").output().is_ok_and(|output| output.status.success());
+        assert!((0..3).any(|_| starts_dockerd(&directory, answers)), "dockerd does not start: {}", log());
         let saved = directory.join("image.tar");
         let made = stores().mvm().args(["save", "-o"]).arg(&saved).arg(IMAGE).output().unwrap();
         assert!(made.status.success(), "{}", text(&made.stderr));
@@ -295,8 +299,8 @@ fn docker() -> Option<Command> {
     is_there.then(|| client(&directory))
 }
 
-/// Starts dockerd without networks, and waits for its socket.
-fn start_dockerd(directory: &Path) {
+/// Starts dockerd without networks; whether it `answers` before it ends.
+fn starts_dockerd(directory: &Path, answers: impl Fn() -> bool) -> bool {
     let socket = directory.join("socket");
     let mut command = Command::new("setpriv");
     command.args([
@@ -318,12 +322,14 @@ fn start_dockerd(directory: &Path) {
     // one ends with the process.
     let daemon = std::thread::spawn(move || command.spawn().and_then(|mut daemon| daemon.wait()));
     let deadline = Instant::now() + Duration::from_secs(120);
-    while UnixStream::connect(&socket).is_err() {
-        let log = || std::fs::read_to_string(directory.join("log")).unwrap_or_default();
-        assert!(!daemon.is_finished(), "dockerd has ended: {}", log());
-        assert!(Instant::now() < deadline, "dockerd does not listen: {}", log());
+    while UnixStream::connect(&socket).is_err() || !answers() {
+        if daemon.is_finished() {
+            return false;
+        }
+        assert!(Instant::now() < deadline, "dockerd does not answer");
         std::thread::sleep(Duration::from_millis(20));
     }
+    true
 }
 
 /// A script of the host's shell, in which `$T` is the tool and `$I` the image: its output has to be the same.

@@ -1,8 +1,13 @@
 //! Pods: several containers in one VM, each with a keeper of its own.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tests::vsock_program;
 
 use super::containers::{IMAGE, text};
 use super::life::{mvm, said};
@@ -42,6 +47,122 @@ impl Pod {
     }
 }
 
+/// A pod with a folder of the host, a folder that all its containers have, and a directory that several VMs share.
+fn pod_with_folders(folder: &TempDir) -> Pod {
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir_all(path("data/sub")).unwrap();
+    fs::create_dir(path("common")).unwrap();
+    fs::write(path("common/name"), "for all\n").unwrap();
+    fs::write(path("data/file"), "given\n").unwrap();
+    std::os::unix::fs::symlink("/etc", path("data/link")).unwrap();
+    fs::copy(vsock_program(), path("data/client")).unwrap();
+    said(&["volume", "create", "-d", "shared", "podpool"]);
+    let common = format!("{}:/common:ro", path("common"));
+    pod("files", &["-v", &path("data"), "-v", "podpool", "-v", &common])
+}
+
+#[test]
+fn volumes_folders_and_sockets_are_shared_by_the_containers_of_a_pod() {
+    let folder = TempDir::new().unwrap();
+    let pod = pod_with_folders(&folder);
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    // A disk that two containers have at once, and what the image has where the second one has it. The first has the same
+    // directory as before.
+    pod.start("keeper", &["-v", "podvol:/first", "-v", "podpool:/pool"], "sleep 1000");
+    let script = "cat /etc/passwd | head -c 5; echo; echo two >/etc/two; echo pooled >/pool/file; cat /common/name
+        touch /common/x 2>/dev/null; echo $?; grep -c ' /etc ext4 ' /proc/mounts; grep -c ' /scratch ext4 ' /proc/mounts; df /t | grep -c tmpfs";
+    let options = ["-v", "podvol:/etc", "-v", "podpool:/pool", "-v", "/scratch", "--tmpfs", "/t"];
+    let (code, out, errors) = pod.run(&options, script);
+    assert_eq!((code, &*out), (Some(0), "root:\nfor all\n1\n1\n1\n1\n"), "{errors}");
+    let seen = said(&["exec", "keeper", "sh", "-c", "cat /first/two /pool/file; ls /first/passwd"]);
+    assert_eq!(seen, "two\npooled\n/first/passwd");
+    // No other VM has it meanwhile.
+    let refused = mvm(&["run", "--rm", "--network", "none", "-v", "podvol:/x", IMAGE, "true"]);
+    let line = text(&refused.stderr);
+    assert!(refused.status.code() == Some(125) && line.contains("volume podvol is in use by"), "{line}");
+    // A folder below that of the pod, a file of it and the same volume read-only and in two places; what is below a link is not.
+    let mounts = [format!("{}:/sub", path("data/sub")), format!("{}:/given:ro", path("data/file"))];
+    let script = "cat /given /a/two; echo made >/sub/made; touch /given /a/x 2>/dev/null; echo $?; touch /b/x; ls /a/x";
+    let options = ["-v", &mounts[0], "-v", &mounts[1], "-v", "podvol:/a:ro", "-v", "podvol:/b"];
+    let (code, out, errors) = pod.run(&options, script);
+    assert_eq!((code, &*out), (Some(0), "given\ntwo\n1\n/a/x\n"), "{errors}");
+    assert_eq!(fs::read_to_string(path("data/sub/made")).unwrap(), "made\n");
+    let (code, _, errors) = pod.run(&["-v", &format!("{}:/x", path("data/link"))], "true");
+    assert!(code == Some(125) && errors.contains("is not in a folder of the pod"), "{errors}");
+    // A socket of the host, twice.
+    let listener = UnixListener::bind(path("host.sock")).unwrap();
+    let server = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).unwrap();
+            stream.write_all(&bytes).unwrap();
+        }
+    });
+    let mounts = [format!("{}:/host.sock", path("host.sock")), format!("{}:/client:ro", path("data/client"))];
+    for name in ["one", "two"] {
+        let script = format!("echo {name} | /client unix /host.sock");
+        let (code, out, errors) = pod.run(&["-v", &mounts[0], "-v", &mounts[1]], &script);
+        assert_eq!((code, out), (Some(0), format!("{name}\n")), "{errors}");
+    }
+    server.join().unwrap();
+    // What it had is free with its last container, and no volume without a name is left.
+    said(&["rm", "--force", "keeper"]);
+    said(&["volume", "rm", "podvol"]);
+    let left = said(&["volume", "ls", "-q"]);
+    assert!(left.lines().all(|name| name.len() < 64), "{left}");
+    drop(pod);
+    said(&["volume", "rm", "podpool"]);
+}
+
+#[test]
+fn one_container_is_paused_and_what_all_do_is_shown() {
+    let pod = pod("still", &[]);
+    let count = "echo begun; i=0; while :; do i=$((i + 1)); echo $i >/dev/shm/count; sleep 0.05; done";
+    let id = pod.start("counts", &[], count);
+    let other = pod.start("other", &[], "echo of-other; echo to-errors >&2; sleep 1000");
+    assert_eq!(said(&["pause", "counts"]), "counts");
+    let state = |name: &str| said(&["inspect", "-f", "{{.State.Status}} {{.State.Paused}}", name]);
+    assert_eq!((state("counts"), state("other")), ("paused true".into(), "running false".into()));
+    let status =
+        said(&["ps", "--filter", "name=counts", "--filter", "status=paused", "--format", "{{.Status}}"]);
+    assert!(status.ends_with("(Paused)"), "{status}");
+    let counted = || said(&["exec", "other", "cat", "/dev/shm/count"]);
+    let before = counted();
+    let refused = mvm(&["exec", "counts", "true"]);
+    assert!(text(&refused.stderr).contains("is paused: `mvm unpause` it first"), "{refused:?}");
+    // Files can be reached meanwhile.
+    let copied = mvm(&["cp", "counts:/etc/passwd", "-"]);
+    assert!(copied.status.success() && text(&copied.stdout).contains("root:"), "{copied:?}");
+    assert_eq!(counted(), before);
+    assert_eq!(said(&["unpause", "counts"]), "counts");
+    let start = Instant::now();
+    while counted() == before {
+        assert!(start.elapsed() < Duration::from_secs(20), "it does not go on");
+    }
+    let logs = said(&["pod", "logs", "still"]);
+    assert_eq!(logs, format!("{id} begun\n{other} of-other"));
+    assert_eq!(said(&["pod", "logs", "--names", "--tail", "1", "-c", "other", "still"]), "of-other");
+    let top = said(&["pod", "top", "still", "user", "args"]);
+    assert!(top.starts_with("USER   COMMAND\n") && top.contains("root   sleep 1000"), "{top}");
+    let stats = said(&["pod", "stats", "--no-stream", "--format", "{{.CID}} {{.Name}} {{.PIDS}}", "still"]);
+    assert!(stats.lines().any(|line| line == format!("{other} other 1")), "{stats}");
+    // A paused one ends as with docker: by its signal, which has it go on, by SIGKILL, and with the rest of its pod.
+    said(&["pause", "counts", "other"]);
+    assert_eq!(said(&["stop", "-t", "0", "counts"]), "counts");
+    assert_eq!(said(&["wait", "counts"]), "137");
+    said(&["start", "counts"]);
+    said(&["pause", "counts"]);
+    let refused = mvm(&["rm", "counts"]);
+    assert!(text(&refused.stderr).contains("it is running"), "{refused:?}");
+    said(&["kill", "other"]);
+    assert_eq!(said(&["wait", "other"]), "137");
+    said(&["rm", "--force", "counts"]);
+    let trapped = pod.start("trapped", &[], SLEEP);
+    said(&["pause", "trapped"]);
+    assert_eq!((said(&["stop", "trapped"]), said(&["wait", &trapped])), ("trapped".into(), "7".into()));
+}
+
 const SLEEP: &str = "trap 'exit 7' TERM; while :; do sleep 0.1; done";
 
 #[test]
@@ -67,8 +188,6 @@ fn containers_of_a_pod_share_what_podmans_do_and_nothing_else() {
     assert!(listed.lines().any(|line| line == "one shared running"), "{listed}");
     assert_eq!(said(&["pod", "inspect", "-f", "{{.State}} {{.NumContainers}}", "shared"]), "Running 1");
     // By its keeper alone.
-    let refused = mvm(&["pause", "one"]);
-    assert!(text(&refused.stderr).contains("it is in a pod"), "{refused:?}");
     assert_eq!(said(&["stop", "-t", "0", "one"]), "one");
     assert_eq!(said(&["wait", &one]), "137");
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use tempfile::TempDir;
-use tests::vsock_program;
+use tests::{locks_program, vsock_program};
 
 use super::containers::{IMAGE, run, stores, text};
 use super::life::{mvm, said};
@@ -249,8 +249,10 @@ fn folders_have_sparse_files_and_locks_and_several_writers() {
     assert!(sparse.blocks() * 512 < 1 << 20, "{}", sparse.blocks());
     // Two VMs write to one directory of the host, each to a file of its own and both to the end of a third one.
     let write = |name: &str| {
+        // A file that must not be there is made by one of them.
         format!(
-            "echo ready; read x; for i in $(seq 100); do echo {name}$i >>/board/{name}; echo {name}$i >>/board/both; done"
+            "echo ready; read x; set -C; for i in $(seq 100); do echo {name}$i >>/board/{name}; echo {name}$i >>/board/both
+            (: >/board/turn$i) 2>/dev/null && echo $i >>/board/won.{name}; done; true"
         )
     };
     let (one, two) = (
@@ -261,10 +263,34 @@ fn folders_have_sparse_files_and_locks_and_several_writers() {
     two.end();
     let seen = script(
         &["-v", "board:/board:ro"],
-        "cat /board/a /board/b | wc -l; sort -u /board/a | wc -l; touch /board/x 2>/dev/null; echo $?",
+        "cat /board/a /board/b | wc -l; sort -u /board/a | wc -l; touch /board/x 2>/dev/null; echo $?
+        cat /board/won.* | wc -l; sort -u /board/won.* | wc -l; sort -u /board/both | wc -l",
     );
-    assert_eq!(seen, "200\n100\n1\n");
+    assert_eq!(seen, "200\n100\n1\n100\n100\n200\n");
     said(&["volume", "rm", "board"]);
+}
+
+/// They keep out processes of the same VM only: virtiofsd passes no locks on.
+#[test]
+fn locks_in_a_folder_are_for_the_processes_of_one_vm() {
+    let folder = TempDir::new().unwrap();
+    let mounts =
+        [format!("{}:/data", folder.path().display()), format!("{}:/locks:ro", locks_program().display())];
+    let options = ["-v", &mounts[0], "-v", &mounts[1]];
+    let both = "/locks posix /data/p; /locks flock /data/f";
+    let holder = Waiting::start(
+        &options,
+        &format!(
+            "/locks posix /data/p /locks flock /data/f sh -c '{both}; echo ready >&3; read x' 3>&1 >/tmp/said; cat /tmp/said"
+        ),
+    );
+    let on_host = |kind: &str, name: &str| {
+        let output = Command::new(locks_program()).arg(kind).arg(folder.path().join(name)).output().unwrap();
+        text(&output.stdout)
+    };
+    assert_eq!(script(&options, both), "locked\nlocked\n");
+    assert_eq!([on_host("posix", "p"), on_host("flock", "f")], ["locked\n", "locked\n"]);
+    assert_eq!(holder.end(), "locked\nlocked\nheld\nheld\n");
 }
 
 #[test]
