@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(heading(52), "ID NAME AGE PODNAME");
         assert_eq!(heading(51), "ID NAME PODNAME");
         assert_eq!(heading(41), "ID PODNAME");
-        assert_eq!(heading(1), "ID PODNAME");
+        assert_eq!(heading(27), "ID PODNAME");
         for width in 27..150 {
             assert!(fitted(width).lines().all(|line| line.chars().count() <= width), "{width}");
         }

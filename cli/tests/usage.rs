@@ -91,7 +91,10 @@ fn options_of_containers_are_checked() {
         ("run --platform linux/arm64 x", "images are for linux/amd64"),
         ("run --link db x", "host.docker.internal"),
         ("run --health-interval 5 x", "invalid time \"5\": use a number and a unit"),
-        ("run --pid host x", "a container has a kernel of its own"),
+        (
+            "run --pid host x",
+            "containers see each other's processes in a pod of `mvm pod create --share pid`",
+        ),
         ("run -v ../data:/data:rslave x", "bind propagation \"rslave\" is not possible"),
         ("run -v a/b:/data x", "invalid volume name \"a/b\": use 2 to 255 letters"),
     ] {

@@ -98,8 +98,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes `socket`, which the agent has connected to or from.
+    /// Takes `socket`, which the agent has connected to or from. A guest that does not read is written to for no longer than
+    /// [`PATIENCE`].
     pub fn greet(socket: UnixStream) -> Result<Self, ConnectionError> {
+        socket.set_write_timeout(Some(PATIENCE))?;
         Self::greet_within(socket, PATIENCE)
     }
 
@@ -276,6 +278,12 @@ mod tests {
         assert_eq!(said.is_some(), says.is_some(), "{said:?}");
         let said = said.unwrap_or_default();
         assert!(said.contains(says.unwrap_or_default()) && !said.contains('\n'), "{said}");
+    }
+
+    #[test]
+    fn a_guest_that_does_not_read_is_not_written_to_for_ever() {
+        let (connection, _far) = greeted();
+        assert_eq!(connection.socket.write_timeout().unwrap(), Some(PATIENCE));
     }
 
     #[test]

@@ -142,7 +142,7 @@ mod tests {
         ("vmm", &["devices", "instance"]),
         ("container", &["agent-protocol", "devices", "instance", "vmm"]),
         ("cli", &["agent-protocol", "container", "copies", "devices", "image", "instance", "vmm"]),
-        ("tests", &["instance"]),
+        ("tests", &["agent-protocol", "instance"]),
     ];
 
     #[test]
