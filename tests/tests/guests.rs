@@ -77,8 +77,12 @@ mod soak;
 mod stopped;
 #[path = "guests/table.rs"]
 mod table;
+#[path = "guests/table_commands.rs"]
+mod table_commands;
 #[path = "guests/table_docker.rs"]
 mod table_docker;
+#[path = "guests/table_files.rs"]
+mod table_files;
 #[path = "guests/table_life.rs"]
 mod table_life;
 #[path = "../../cli/tests/registry/tls.rs"]

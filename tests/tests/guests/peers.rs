@@ -5,7 +5,6 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -81,6 +80,8 @@ enum Runs {
     Script(&'static str),
     /// In a container of its own.
     Command(&'static [&'static str]),
+    /// By a shell of this host, where `$T` is the tool and `$I` the image, in a directory that the rows share.
+    Host(&'static str),
 }
 
 /// A row that runs a shell's script, which leaves alone what other scripts with these options need.
@@ -91,6 +92,11 @@ pub(super) const fn script(options: &'static [&'static str], script: &'static st
 /// A row that runs a command as the first process of a container of its own.
 pub(super) const fn command(options: &'static [&'static str], command: &'static [&'static str]) -> Row {
     Row { options, runs: Runs::Command(command), input: "", note: "", explains: false }
+}
+
+/// A row that runs a script of this host's shell, in which `$T` is the tool and `$I` the image. For [`compare_on_host`].
+pub(super) const fn on_host(script: &'static str) -> Row {
+    Row { options: &[], runs: Runs::Host(script), input: "", note: "", explains: false }
 }
 
 impl Row {
@@ -115,6 +121,7 @@ impl Row {
         let note = if self.note.is_empty() { String::new() } else { format!(" (podman {})", self.note) };
         match self.runs {
             Runs::Script(script) => format!("{:?} {script:?}{note}", self.options),
+            Runs::Host(script) => format!("{script}{note}"),
             Runs::Command(command) => format!("{:?} {command:?}{note}", self.options),
         }
     }
@@ -124,7 +131,7 @@ impl Row {
 #[derive(Debug, PartialEq, Eq)]
 enum Errors {
     Empty,
-    /// The tool's own: one line of mvm's, whose text may differ from that of others.
+    /// The tool's own: one line of mvm's, whose text may differ from that of others. Of a script of the host's: any.
     Tool,
     /// The command's own text, byte for byte.
     Own(String),
@@ -139,12 +146,12 @@ struct Seen {
 }
 
 impl Seen {
-    fn new(tool: Tool, code: Option<i32>, stdout: &str, stderr: &str) -> Self {
+    fn new(tool: Tool, on_host: bool, code: Option<i32>, stdout: &str, stderr: &str) -> Self {
         let lines: Vec<_> = stderr.split_inclusive('\n').filter(|line| !tool.is_noise(line.trim())).collect();
         let is_tools = |line: &&str| tool.prefixes().iter().any(|start| line.starts_with(start));
         let errors = if lines.is_empty() {
             Errors::Empty
-        } else if lines.iter().all(is_tools) && (lines.len() == 1 || tool != Tool::Mvm) {
+        } else if on_host || lines.iter().all(is_tools) && (lines.len() == 1 || tool != Tool::Mvm) {
             Errors::Tool
         } else {
             Errors::Own(lines.concat())
@@ -161,7 +168,7 @@ struct Group {
 }
 
 fn groups(rows: &[Row]) -> Vec<Group> {
-    let shares = |row: &Row| matches!(row.runs, Runs::Script(_)) && row.input.is_empty();
+    let shares = |row: &Row| !matches!(row.runs, Runs::Command(_)) && row.input.is_empty();
     let mut groups: Vec<Group> = Vec::new();
     for row in rows {
         let joins =
@@ -197,31 +204,32 @@ fn parts(stream: &str) -> (Vec<(&str, Option<i32>)>, &str) {
 fn run_group(tool: Tool, mut command: Command, group: &Group) -> Vec<Seen> {
     let on_terminal = group.options.iter().any(|option| ["-t", "-it"].contains(option));
     let scripts = group.rows.iter().filter_map(|row| match row.runs {
-        Runs::Script(script) => Some(script),
+        Runs::Script(script) | Runs::Host(script) => Some(script),
         Runs::Command(_) => None,
     });
     match &*group.rows {
         [Row { runs: Runs::Command(words), .. }] => command.args(*words),
-        [Row { runs: Runs::Script(script), .. }] => command.args(["sh", "-c", script]),
+        [Row { runs: Runs::Script(script) | Runs::Host(script), .. }] => command.args(["sh", "-c", script]),
         _ => {
             command.args(["sh", "-c", if on_terminal { EACH_ON_TERMINAL } else { EACH }, "sh"]).args(scripts)
         }
     };
     let input = group.rows.first().map_or("", |row| row.input);
+    let on_host = group.rows.iter().any(|row| matches!(row.runs, Runs::Host(_)));
     let Output { status, stdout, stderr } = with_input(command, input.as_bytes());
     // podman prints the ID of a command that is detached, which docker does not.
     let is_detached = tool == Tool::Podman && group.options.contains(&"-d");
     let (stdout, stderr) = (if is_detached { String::new() } else { text(&stdout) }, text(&stderr));
     if group.rows.len() == 1 {
-        return vec![Seen::new(tool, status.code(), &stdout, &stderr)];
+        return vec![Seen::new(tool, on_host, status.code(), &stdout, &stderr)];
     }
     let ((outputs, output), (errors, error)) = (parts(&stdout), parts(&stderr));
     let of_row = |(index, (output, code)): (usize, &(&str, Option<i32>))| {
         let errors = errors.get(index).map_or("", |(text, _)| text);
-        Seen::new(tool, *code, output, errors)
+        Seen::new(tool, on_host, *code, output, errors)
     };
     let mut seen: Vec<_> = outputs.iter().enumerate().map(of_row).collect();
-    seen.push(Seen::new(tool, status.code(), output, error));
+    seen.push(Seen::new(tool, on_host, status.code(), output, error));
     seen
 }
 
@@ -354,19 +362,37 @@ pub(super) fn compare_scripts(peer: Tool, scripts: &[&str]) {
     assert!(report.is_empty(), "\n{report}");
 }
 
+/// Runs the rows, which are scripts of this host's shell, with mvm and with `peer`, and compares them. They have one
+/// directory, and one turn: what a row has made is there for those behind it.
+pub(super) fn compare_on_host(peer: Tool, rows: &[Row]) {
+    compare_with(peer, rows, |tool, _| {
+        let place = stores().directory.path().join(format!("{tool:?}-files"));
+        let _ = std::fs::remove_dir_all(&place);
+        std::fs::create_dir(&place).unwrap();
+        let mut shell = host_shell(tool)?;
+        shell.current_dir(place);
+        Some(shell)
+    });
+}
+
 fn run_script(tool: Tool, script: &str) -> Output {
-    let command = tool.command().unwrap();
+    let mut shell = host_shell(tool).unwrap();
+    shell.args(["sh", "-c", script]).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What a command of this host's follows that has `$T`, the tool, and `$I`, the image.
+fn host_shell(tool: Tool) -> Option<Command> {
+    let command = tool.command()?;
     let wrapper = stores().directory.path().join(format!("{tool:?}.sh"));
     let quoted = |word: &std::ffi::OsStr| format!(" '{}'", word.to_string_lossy());
     let words: String =
         std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
     // Its default log may be the journal, which is not here.
     let log = if tool == Tool::Podman { "--log-driver k8s-file" } else { "" };
-    let mut file = File::create(&wrapper).unwrap();
-    write!(file, "[ \"$1\" != run ] || {{ shift; set -- run {log} \"$@\"; }}\nexec{words} \"$@\"\n").unwrap();
-    drop(file);
+    let start = format!("case $1 in run | create) w=$1; shift; set -- $w {log} \"$@\" ;; esac");
+    std::fs::write(&wrapper, format!("{start}\nexec{words} \"$@\"\n")).unwrap();
     let mut shell = Command::new("timeout");
-    shell.args(["300", "sh", "-c", script]).env("T", format!("sh {}", wrapper.display())).env("I", IMAGE);
+    shell.arg("300").env("T", format!("sh {}", wrapper.display())).env("I", IMAGE);
     shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    shell.stdin(Stdio::null()).output().unwrap()
+    Some(shell)
 }
