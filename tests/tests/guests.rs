@@ -23,6 +23,8 @@ mod copies;
 mod counts;
 #[path = "guests/disks.rs"]
 mod disks;
+#[path = "guests/docker_inside.rs"]
+mod docker_inside;
 #[path = "guests/ends.rs"]
 mod ends;
 #[path = "guests/exec.rs"]

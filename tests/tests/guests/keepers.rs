@@ -171,11 +171,13 @@ fn of_eighty_commands_at_once_those_beyond_the_limit_are_refused_with_a_line() {
     }
     said(&["rm", "-f", &id]);
     assert!(all.iter_mut().all(|child| child.wait().unwrap().code().is_some()));
-    // None is given up because the agent is busy with the others.
-    assert_eq!((runs, refused.len()), (64, 16), "{refused:?}");
-    for (code, errors) in refused {
-        let is_said = code == Some(126) && errors.contains("runs 64 commands");
-        assert!(errors.lines().count() == 1 && is_said, "{code:?}: {errors}");
+    // On a slow host one may have waited too long for its answer, which it says as well.
+    let (refused, silent): (Vec<_>, Vec<_>) = refused.into_iter().partition(|(code, _)| *code == Some(126));
+    assert_eq!((runs + silent.len(), refused.len()), (64, 16), "{silent:?}");
+    assert!(silent.len() < 8, "{silent:?}");
+    for (_, errors) in refused.into_iter().chain(silent) {
+        let is_said = errors.contains("runs 64 commands") || errors.contains(" not answer");
+        assert!(errors.lines().count() == 1 && is_said, "{errors}");
     }
 }
 

@@ -1,0 +1,40 @@
+//! Docker in a container that owns its VM.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::containers::IMAGE;
+use super::life::said;
+
+/// A whole Debian's docker, which this host has, in a container that owns its VM.
+#[test]
+fn docker_runs_in_a_privileged_container() {
+    let program = |name: &str| {
+        let places = ["/usr/bin", "/usr/sbin"].map(|place| Path::new(place).join(name));
+        places.into_iter().find(|path| path.exists())
+    };
+    let programs = ["dockerd", "docker", "containerd", "runc"].map(program);
+    if programs.iter().any(Option::is_none) {
+        return eprintln!("skipped: there is no docker");
+    }
+    let place = TempDir::new().unwrap();
+    let saved: PathBuf = place.path().join("image.tar");
+    said(&["save", "-o", saved.to_str().unwrap(), IMAGE]);
+    let script = r#"ln -s usr/lib /lib; ln -s usr/lib64 /lib64; export PATH=/bin:/usr/sbin:/usr/bin
+        # As with any docker in a container: control groups with processes have none below them.
+        cd /sys/fs/cgroup; mkdir init; while read p; do echo $p >init/cgroup.procs; done <cgroup.procs
+        for c in $(cat cgroup.controllers); do echo +$c >cgroup.subtree_control; done; cd /
+        dockerd --bridge none --iptables=false --ip-forward=false --ip-masq=false --storage-driver overlay2 >/var/log 2>&1 & d=$!
+        until docker version >/dev/null 2>&1; do kill -0 $d || { cat /var/log; exit 1; }; done
+        docker load -qi /image.tar && docker run --rm --network none -m 32m localhost/busybox \
+            sh -c 'echo inside; cat /sys/fs/cgroup/memory.max; hostname | wc -c; ls /var/log 2>/dev/null' || { cat /var/log; exit 1; }"#;
+    let image = format!("{}:/image.tar:ro", saved.display());
+    let options =
+        ["--rm", "--privileged", "--network", "none", "-m", "1g", "-v", "/usr:/usr:ro", "-v", &image];
+    let printed = said(
+        &[&["run"], &options[..], &["-v", "/var/lib/docker", IMAGE, "timeout", "200", "sh", "-c", script]]
+            .concat(),
+    );
+    assert_eq!(printed, "Loaded image: localhost/busybox:latest\ninside\n33554432\n13");
+}
