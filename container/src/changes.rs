@@ -48,7 +48,7 @@ fn create(assets: &Assets, directory: &Path, size: u64) -> io::Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// Those of [`create`].
+/// It cannot be written, or the templates are damaged or have none for this size.
 pub fn create_at(assets: &Assets, path: &Path, size: u64) -> io::Result<()> {
     let templates = fs::read(&assets.changes)?;
     let template = largest(&templates, size)?;
