@@ -147,7 +147,6 @@ pub fn details(order: &Order, image: &Image, id: &str, publish: &[PublishConfig]
             "OomScoreAdj": options.oom_score_adjustment.unwrap_or(0),
             "Init": options.init,
             "IpcMode": "private",
-            "LogConfig": { "Type": if order.log.is_some() { "json-file" } else { "none" } },
             "Ulimits": options.limits.iter().map(|ulimit| {
                 let (soft, hard) = ulimit.values();
                 json!({ "Name": ulimit.name, "Soft": soft, "Hard": hard })
