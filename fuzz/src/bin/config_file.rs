@@ -9,6 +9,9 @@ mod config_file;
 #[allow(dead_code, reason = "the name of the VM is not needed")]
 #[path = "../../../cli/src/options.rs"]
 mod options;
+#[allow(dead_code, reason = "an image is not looked for here")]
+#[path = "../../../cli/src/root_config.rs"]
+mod root_config;
 #[allow(dead_code, reason = "an error needs little of it")]
 #[path = "../../../cli/src/table.rs"]
 mod table;
