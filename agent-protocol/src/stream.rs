@@ -110,7 +110,7 @@ impl Sender {
         self.has_ended = true;
     }
 
-    /// Drops all that is kept, as nobody will ever receive it.
+    /// Drops all that is kept: it will not be received.
     pub fn drop_kept(&mut self) {
         self.acknowledged += self.kept.len() as u64;
         self.kept.consume(usize::MAX);

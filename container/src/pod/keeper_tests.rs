@@ -65,7 +65,7 @@ impl Rig {
         thread::spawn(move || {
             while let Ok(Some((request, files))) = theirs.receive_with::<Value>() {
                 let (_, inside) = request.as_object().unwrap().iter().next().unwrap();
-                // What nobody asked for is passed over.
+                // What was not asked for is passed over.
                 theirs.send(&json!({ "Slot": { "number": 99_999, "failure": "of another" } })).unwrap();
                 theirs.send(&json!({ "Slot": { "number": inside["number"], "failure": null } })).unwrap();
                 of_vm.send(json!({ "vm": request, "files": files.len() })).unwrap();

@@ -29,7 +29,7 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Waits until nobody else downloads this blob.
+    /// Waits until no other process downloads this blob.
     pub(super) fn lock(session: &Session<'_>, digest: Digest) -> Result<Self, StoreError> {
         let path = session.store.root().join("partial").join(digest.hex());
         let lock = FileLock::exclusive(&path).map_err(io_error("lock", &path))?;

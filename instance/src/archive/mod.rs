@@ -343,7 +343,7 @@ impl Archive {
         all.into_iter().filter(|kept| kept.entry.volumes.contains(name)).collect()
     }
 
-    /// Removes those of `names` that are anonymous and that nobody else uses.
+    /// Removes those of `names` that are anonymous and that no other container uses.
     pub fn remove_volumes(&self, names: &[VolumeName]) {
         let Some(volumes) = self.base.parent().map(Volumes::beside) else { return };
         for name in names {

@@ -105,7 +105,7 @@ impl Parent {
 
     fn say(&self, message: &Message) {
         if send(&lock(&self.socket), message).is_err() {
-            // There is nobody who wants the result.
+            // The process that wanted the result has ended.
             std::process::exit(exit_code::FAILURE.into());
         }
     }
