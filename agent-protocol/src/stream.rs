@@ -214,6 +214,8 @@ pub struct Receiver {
     /// How much of a piece is still to come.
     left: usize,
     has_ended: bool,
+    /// The end has come on this connection. A sender repeats it on another one, as it is not acknowledged.
+    has_ended_here: bool,
 }
 
 impl Receiver {
@@ -230,7 +232,7 @@ impl Receiver {
     /// Begins with what comes on another connection.
     pub fn resume(&mut self) {
         self.partial.clear();
-        self.left = 0;
+        (self.left, self.has_ended_here) = (0, false);
         self.acknowledged = self.position;
     }
 
@@ -245,7 +247,7 @@ impl Receiver {
         mut take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         while !bytes.is_empty() {
-            if self.has_ended {
+            if self.has_ended_here {
                 return Err(StreamError::AfterEnd.into());
             }
             if self.left > 0 {
@@ -263,7 +265,8 @@ impl Receiver {
                 let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
                 self.partial.clear();
                 match length {
-                    0 => self.has_ended = true,
+                    0 => (self.has_ended, self.has_ended_here) = (true, true),
+                    _ if self.has_ended => return Err(StreamError::AfterEnd.into()),
                     1..=MAX_PIECE => self.left = length,
                     _ => return Err(StreamError::TooLong(length).into()),
                 }
@@ -388,14 +391,11 @@ mod tests {
         fn no_byte_is_lost_and_none_comes_twice(steps in steps(), total in 0..1_500_000_usize) {
             let mut ends = Ends::new(total);
             for step in steps {
-                if ends.receiver.has_ended() {
-                    break;
-                }
                 ends.take(step);
             }
             let rest = [Step::Fill(90_000), Step::Send(100_000), Step::Receive(120_000), Step::Acknowledge(64)];
             for step in rest.into_iter().cycle().take(4000) {
-                if ends.receiver.has_ended() {
+                if ends.receiver.has_ended() && ends.sender.is_finished() {
                     break;
                 }
                 ends.take(step);
@@ -445,5 +445,20 @@ mod tests {
         let long = u32::try_from(MAX_PIECE + 1).unwrap().to_le_bytes();
         assert_eq!(Receiver::default().receive(&long, take), Err(StreamError::TooLong(MAX_PIECE + 1)));
         assert_eq!(Receiver::default().receive(&[0, 0, 0, 0, 1], take), Err(StreamError::AfterEnd));
+    }
+
+    /// A connection that is lost right after the end: the sender cannot know that it came, and says it again.
+    #[test]
+    fn the_end_comes_again_on_another_connection() {
+        let take = |_: &[u8]| Ok::<_, StreamError>(());
+        let mut receiver = Receiver::default();
+        for _ in 0..2 {
+            receiver.receive(&[0; LENGTH], take).unwrap();
+            assert!(receiver.has_ended());
+            assert_eq!(receiver.receive(&[0; LENGTH], take), Err(StreamError::AfterEnd));
+            receiver.resume();
+            assert!(receiver.has_ended());
+        }
+        assert_eq!(receiver.receive(&[1, 0, 0, 0, 7], take), Err(StreamError::AfterEnd));
     }
 }
