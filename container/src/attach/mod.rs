@@ -27,6 +27,8 @@ const SOCKET: &str = "attach.sock";
 const VERSION: u32 = 1;
 /// How many are attached at a time at most.
 const MAX_CLIENTS: usize = 64;
+/// Of how many clients that have gone input waits for the container at most.
+const MAX_REMAINDERS: usize = 16;
 /// How long those who are attached have to read the last of the output.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The most bytes of input or output in a message.
@@ -65,5 +67,10 @@ enum FromKeeper {
         code: u8,
         /// What there is to say of it, for standard error; may be empty.
         text: String,
+    },
+    /// In place of [`FromKeeper::Hello`]: as many are attached as can be.
+    Full {
+        /// How many.
+        clients: usize,
     },
 }
