@@ -37,6 +37,8 @@ const RELEASE: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(10);
 /// How long no client is taken after one that could not be.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long a client without a container in the pod may take for what it asks next.
+const FIRST: Duration = Duration::from_secs(30);
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 64;
 /// Answers of the VM that wait at most: it is asked one thing at a time, and more are not its own.
@@ -125,6 +127,7 @@ impl PodKeeper {
             freed: Condvar::new(),
             volumes,
             clients: AtomicUsize::new(0),
+            patience: FIRST,
         });
         let started = shared.clone().start(agent, clients, pod, continues, signals, on_started);
         let failed = Arc::new(Mutex::new(None));
@@ -223,6 +226,8 @@ struct Shared {
     freed: Condvar,
     volumes: Volumes,
     clients: AtomicUsize,
+    /// How long a client without a container is waited for.
+    patience: Duration,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -300,7 +305,12 @@ impl Shared {
     fn serve(self: &Arc<Self>, client: &Tie) {
         let mut place = Placed::default();
         loop {
-            let reply = match client.receive_with::<ToPod>() {
+            // One with a container may be silent as long as that lives; others would keep the places of those that come.
+            let received = match place.container {
+                Some(_) => client.receive_with::<ToPod>(),
+                None => client.receive_with_by(Instant::now() + self.patience),
+            };
+            let reply = match received {
                 Ok(Some((ToPod::Image { container, image, ends }, files))) => {
                     self.place_image(&mut place, container, &image, Files { files, ends })
                 }
@@ -317,6 +327,7 @@ impl Shared {
                     FromPod::Ending
                 }
                 Ok(None) => break,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
                 Err(error) => {
                     tracing::warn!(%error, "a client of the pod says what is not understood");
                     break;
