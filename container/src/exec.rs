@@ -173,7 +173,7 @@ fn started_within(
 pub fn send_signal(directory: &Path, container: &str, signal: u8) -> Result<(), ExecError> {
     let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
     control.send(&Request::Signal { container: container.to_owned(), signal })?;
-    match control.receive()? {
+    match control.answer()? {
         Reply::Done => Ok(()),
         Reply::Failed(failure) => Err(failure.into()),
         other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),

@@ -324,7 +324,7 @@ fn pass(path: &Path, connection: &mut Option<Connection>, request: &Request) {
     let sent = connection.as_mut().map(|connection| {
         connection.send(request)?;
         match request {
-            Request::Signal { .. } => connection.receive::<Reply>(),
+            Request::Signal { .. } => connection.answer::<Reply>(),
             _ => Ok(Reply::Done),
         }
     });

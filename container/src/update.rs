@@ -98,7 +98,7 @@ pub fn update(directory: &Path, container: &str, update: &Update) -> Result<(), 
     let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
     let resources = Box::new(update.resources());
     control.send(&Request::Update { container: container.to_owned(), resources })?;
-    match control.receive()? {
+    match control.answer()? {
         Reply::Done => Ok(()),
         Reply::Failed(failure) => Err(failure.into()),
         other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
@@ -114,7 +114,7 @@ pub fn update(directory: &Path, container: &str, update: &Update) -> Result<(), 
 pub fn processes(directory: &Path, container: &str) -> Result<(Vec<ProcessEntry>, u64), ExecError> {
     let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
     control.send(&Request::Processes { container: container.to_owned() })?;
-    match control.receive()? {
+    match control.answer()? {
         Reply::Processes(processes, now) => Ok((processes, now)),
         Reply::Failed(failure) => Err(failure.into()),
         other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
