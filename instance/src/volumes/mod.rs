@@ -104,6 +104,16 @@ pub enum VolumeError {
         #[source]
         source: io::Error,
     },
+    /// A link is in the place of its directory.
+    #[error(
+        "volume {name} is a symbolic link, which is not followed: replace {} by the directory that it leads to", .path.display()
+    )]
+    Link {
+        /// Whose.
+        name: VolumeName,
+        /// The link.
+        path: PathBuf,
+    },
     /// It is there, and is something else.
     #[error("volume {0} exists with the driver {driver}: remove it first, or give another name", driver = .1.as_str())]
     OtherDriver(VolumeName, VolumeDriver),
@@ -244,9 +254,10 @@ impl Volumes {
     ///
     /// # Errors
     ///
-    /// [`VolumeError::NotFound`], [`VolumeError::Record`].
+    /// [`VolumeError::NotFound`], [`VolumeError::Link`], [`VolumeError::Record`].
     pub fn find(&self, name: &VolumeName) -> Result<Volume, VolumeError> {
         let directory = self.directory(name);
+        check_link(name, &directory)?;
         match read_record(&directory, name) {
             Ok(record) => Ok(Volume { record, directory }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(VolumeError::NotFound(name.clone())),
@@ -324,6 +335,7 @@ impl Volumes {
     pub fn remove(&self, name: &VolumeName, is_used: impl FnOnce() -> bool) -> Result<bool, VolumeError> {
         let directory = self.directory(name);
         let host = |source| VolumeError::Host { doing: "remove", name: name.clone(), source };
+        check_link(name, &directory)?;
         let lock = match DirectoryLock::attempt(&directory) {
             Ok(Some(lock)) => lock,
             Ok(None) => return Ok(false),
@@ -368,6 +380,16 @@ impl Volumes {
         }
         let directory = place::make_and_open(&self.base)?;
         DirectoryLock::wait_for(directory).map_err(InstanceError::directory("lock", &self.base))
+    }
+}
+
+/// Refuses a link in the place of a volume's directory: locks are those of directories, and removal follows no link.
+fn check_link(name: &VolumeName, directory: &Path) -> Result<(), VolumeError> {
+    match fs::symlink_metadata(directory) {
+        Ok(metadata) if metadata.is_symlink() => {
+            Err(VolumeError::Link { name: name.clone(), path: directory.to_owned() })
+        }
+        _ => Ok(()),
     }
 }
 
