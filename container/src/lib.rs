@@ -45,7 +45,8 @@ pub use changes::create_at as create_changes;
 pub use exec::{ExecError, exec, freeze, is_frozen, send_signal, usage};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{
-    Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth, watch as watch_health,
+    Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth,
+    SHORTEST as SHORTEST_HEALTH_TIME, watch as watch_health,
 };
 pub use image::{Image, ImageConfig};
 pub use limits::{CpuSet, LimitError, Ulimit};
