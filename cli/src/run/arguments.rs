@@ -265,12 +265,6 @@ impl ContainerArguments {
                 "{option} is the pod's, whose network and names its containers share: give it to `mvm pod create`"
             ));
         }
-        if !self.volumes_from.is_empty() {
-            return Err(
-                "--volumes-from is not there for containers in pods yet: leave --pod out, or use `mvm cp`"
-                    .into(),
-            );
-        }
         Ok(())
     }
 

@@ -87,6 +87,14 @@ fn volumes_folders_and_sockets_are_shared_by_the_containers_of_a_pod() {
     let (code, out, errors) = pod.run(&options, script);
     assert_eq!((code, &*out), (Some(0), "given\ntwo\n1\n/a/x\n"), "{errors}");
     assert_eq!(fs::read_to_string(path("data/sub/made")).unwrap(), "made\n");
+    // All that another container of the pod has, while that runs; a folder that the pod does not have is refused.
+    let script = "cat /first/two /pool/file /common/name; touch /first/x 2>/dev/null; echo $?";
+    let (code, out, errors) = pod.run(&["--volumes-from", "keeper:ro"], script);
+    assert_eq!((code, &*out), (Some(0), "two\npooled\nfor all\n1\n"), "{errors}");
+    said(&["create", "--name", "apart", "--network", "none", "-v", "/etc:/host", IMAGE]);
+    let (code, _, errors) = pod.run(&["--volumes-from", "apart"], "true");
+    assert!(code == Some(125) && errors.contains("/etc is not in a folder of the pod"), "{errors}");
+    said(&["rm", "apart"]);
     let (code, _, errors) = pod.run(&["-v", &format!("{}:/x", path("data/link"))], "true");
     assert!(code == Some(125) && errors.contains("is not in a folder of the pod"), "{errors}");
     // A socket of the host, twice.
