@@ -85,6 +85,17 @@ impl From<Failure> for ExecError {
     }
 }
 
+/// Why a command is waited for no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executed {
+    /// It has ended.
+    Ended(Ended),
+    /// It has started, and is one that is not waited for.
+    Started,
+    /// The user has left it by the keys for that; it runs on.
+    Left,
+}
+
 /// Runs a command in the container `container` of the VM whose directory is `directory`, or in the guest of a VM of `mvm
 /// boot`, with this process's standard input and output, until it ends; one that is detached, until it has started. `signals`
 /// are passed on to it.
@@ -97,7 +108,7 @@ pub fn exec(
     container: &str,
     options: &ExecOptions,
     signals: Option<&Signals>,
-) -> Result<Ended, ExecError> {
+) -> Result<Executed, ExecError> {
     let exec = request(options)?;
     let agent = Agent::find(directory, container)?;
     let host = |doing| move |source| ExecError::Host { doing, source };
@@ -112,7 +123,7 @@ pub fn exec(
         other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
     }
     if options.detached {
-        return Ok(Ended { code: 0, out_of_memory: false });
+        return Ok(Executed::Started);
     }
     let told = pass_streams(streams, &agent.path, &id, options)?;
     let (has_terminal, in_guest) = (options.terminal.is_some(), agent.is_of_guest());
@@ -360,8 +371,8 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Waits until the command and its outputs have ended.
-    fn run(mut self, told: &Told) -> Result<Ended, ExecError> {
+    /// Waits until the command and its outputs have ended, or the user leaves it.
+    fn run(mut self, told: &Told) -> Result<Executed, ExecError> {
         let Told { outputs, left } = told;
         let (mut exit, mut is_silent, mut can_leave) = (None, false, true);
         loop {
@@ -389,7 +400,7 @@ impl Session<'_> {
             drop(fds);
             if has_left {
                 if (&*left).read(&mut [0]).is_ok_and(|count| count > 0) {
-                    return Ok(Ended { code: 0, out_of_memory: false });
+                    return Ok(Executed::Left);
                 }
                 can_leave = false;
             }
@@ -407,7 +418,7 @@ impl Session<'_> {
             if let Some(Exit { code, out_of_memory }) = exit
                 && is_silent
             {
-                return Ok(Ended { code, out_of_memory });
+                return Ok(Executed::Ended(Ended { code, out_of_memory }));
             }
         }
     }

@@ -42,7 +42,7 @@ pub use attach::{
     connect as connect_to_keeper,
 };
 pub use changes::create_at as create_changes;
-pub use exec::{ExecError, exec, freeze, is_frozen, send_signal, usage};
+pub use exec::{ExecError, Executed, exec, freeze, is_frozen, send_signal, usage};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{
     Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth,

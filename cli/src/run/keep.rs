@@ -13,7 +13,6 @@ use container::{
 };
 use devices::log::Writer;
 use image::{DigestError, Hold};
-use instance::console::RawTerminal;
 use instance::{
     Archive, End, Entry, Format, Identity, Instance, InstanceError, Keep, Kind, Phase, Process, Summary,
     VmId, VmName, Volumes, time,
@@ -338,13 +337,6 @@ fn try_keep(
         reporter.keep_messages(messages).map_err(host("write messages to a file"))?;
     }
     let left = {
-        let raw = order
-            .options
-            .terminal
-            .filter(|_| is_attached)
-            .map(|_| RawTerminal::enter_for_output())
-            .transpose();
-        let _raw = raw.map_err(host("set up the terminal"))?.flatten();
         let reporter = reporter.clone();
         let started = Report::Started { id: id.to_string() };
         let checked = id.to_string();

@@ -194,11 +194,11 @@ fn try_run(command: RunCommand, start: Instant) -> Result<ExitCode, Failure> {
     let means = Means { assets, image, hold, shows_timing, timing, cid_file };
     let which = Which::New(name);
     if !is_detached {
-        let is_interactive = order.options.interactive && order.options.terminal.is_some();
+        let has_terminal = order.options.terminal.is_some();
         let is_left = !order.attached.has_output();
         // One that can be left, or that ends more than once, is not kept by the process that ends then.
         let outlives_signals = !command.attach.passes_signals();
-        if is_interactive || is_left || outlives_signals || order.restart != RestartPolicy::No {
+        if has_terminal || is_left || outlives_signals || order.restart != RestartPolicy::No {
             let streams = Streams {
                 input: order.options.interactive,
                 output: order.attached.stdout,

@@ -148,7 +148,8 @@ pub fn attach(
     if has_terminal && reads_input && !io::stdin().is_terminal() {
         return Err(AttachError::NotATerminal);
     }
-    let raw = if has_terminal { RawTerminal::enter_for_output() } else { Ok(None) };
+    // Without input, Ctrl-C is a signal to this process, which passes it on.
+    let raw = if has_terminal && reads_input { RawTerminal::enter_for_output() } else { Ok(None) };
     let raw = raw.map_err(host("set up the terminal"))?;
     let is_terminal = io::stdin().is_terminal();
     let (ended, end) = io::pipe().map_err(host("make a pipe"))?;
