@@ -28,7 +28,7 @@ pub use import::ImportCommand;
 pub use list::ImagesCommand;
 pub use login::{LoginCommand, LogoutCommand};
 pub use manage::{RmiCommand, TagCommand};
-pub use prune::{is_confirmed, prune};
+pub use prune::{prune, which};
 pub use registry::{PullCommand, PushCommand, RegistryArguments};
 pub use transfer::{LoadCommand, SaveCommand};
 pub use worker::WorkerCommand;
