@@ -36,8 +36,8 @@ pub struct InspectCommand {
     size: bool,
 }
 
-/// Prints what is known of all of `words`, which `find` finds: those that exist also where others do not, for which a line says
-/// why.
+/// Prints what is known of all of `words`, which `find` finds: those that exist also where others do not, for which a
+/// line says why.
 pub fn print_all<W>(
     format: Option<&Format>,
     words: &[W],

@@ -9,8 +9,8 @@ use crate::{exit_code, print};
 /// The most bytes of an answer.
 const MAX_ANSWER: u64 = 1024;
 
-/// Has `remove` remove things after the `warning`, to which the user has to agree unless it `is_forced`; what `remove` says of
-/// it is printed, and how many bytes that has freed.
+/// Has `remove` remove things after the `warning`, to which the user has to agree unless it `is_forced`; what `remove`
+/// says of it is printed, and how many bytes that has freed.
 ///
 /// # Errors
 ///

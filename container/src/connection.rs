@@ -39,8 +39,8 @@ pub enum ConnectionError {
     Unexpected(String),
     /// No agent takes connections in the guest of a VM.
     #[error(
-        "mvm's agent does not answer in the guest: it has not started yet, or is not installed there, as `mvm boot --help` \
-         says at --agent"
+        "mvm's agent does not answer in the guest: it has not started yet, or is not installed there, as `mvm boot \
+        --help` says at --agent"
     )]
     NotInGuest,
     /// It does not do what it was asked for.
@@ -98,8 +98,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes `socket`, which the agent has connected to or from. A guest that does not read is written to for no longer than
-    /// [`PATIENCE`].
+    /// Takes `socket`, which the agent has connected to or from. A guest that does not read is written to for no longer
+    /// than [`PATIENCE`].
     pub fn greet(socket: UnixStream) -> Result<Self, ConnectionError> {
         socket.set_write_timeout(Some(PATIENCE))?;
         Self::greet_within(socket, PATIENCE)

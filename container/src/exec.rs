@@ -96,9 +96,9 @@ pub enum Executed {
     Left,
 }
 
-/// Runs a command in the container `container` of the VM whose directory is `directory`, or in the guest of a VM of `mvm
-/// boot`, with this process's standard input and output, until it ends; one that is detached, until it has started. `signals`
-/// are passed on to it.
+/// Runs a command in the container `container` of the VM whose directory is `directory`, or in the guest of a VM of
+/// `mvm boot`, with this process's standard input and output, until it ends; one that is detached, until it has
+/// started. `signals` are passed on to it.
 ///
 /// # Errors
 ///
@@ -131,9 +131,9 @@ pub fn exec(
     session.run(&told)
 }
 
-/// Waits for the answer to a request for a process, which takes as long as the process needs to begin. Where many begin at
-/// once that may be long, and then `greets` says whether the agent still takes connections: one that does has read the
-/// request. A signal that asks the command to end ends the wait; with the connection, the agent gives it up.
+/// Waits for the answer to a request for a process, which takes as long as the process needs to begin. Where many begin
+/// at once that may be long, and then `greets` says whether the agent still takes connections: one that does has read
+/// the request. A signal that asks the command to end ends the wait; with the connection, the agent gives it up.
 fn started(
     control: &mut Connection,
     signals: Option<&Signals>,
@@ -191,7 +191,8 @@ pub fn send_signal(directory: &Path, container: &str, signal: u8) -> Result<(), 
     }
 }
 
-/// How long the processes of a container may take to stand still: one that waits for a disk does so when that has answered.
+/// How long the processes of a container may take to stand still: one that waits for a disk does so when that has
+/// answered.
 const FREEZE: Duration = Duration::from_secs(10);
 
 /// Has the container `container` of a pod whose VM's directory, or its own, is `directory` stand still, or go on.
@@ -330,8 +331,8 @@ fn pass_streams(
     Ok(Told { outputs, left })
 }
 
-/// Reads the terminal on a thread of its own: what is typed can be read from what is returned, but for keys that leave the
-/// command. Those are told by `left`.
+/// Reads the terminal on a thread of its own: what is typed can be read from what is returned, but for keys that leave
+/// the command. Those are told by `left`.
 fn type_ahead(mut keys: DetachFilter, mut left: PipeWriter) -> io::Result<UnixStream> {
     let (mut typed, source) = UnixStream::pair()?;
     let read = move || {

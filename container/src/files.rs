@@ -70,7 +70,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// Those of the container `container` of the VM whose directory is `directory`, or of the guest of a VM of `mvm boot`.
+    /// Those of the container `container` of the VM whose directory is `directory`, or of the guest of a VM of `mvm
+    /// boot`.
     ///
     /// # Errors
     ///
@@ -153,7 +154,8 @@ impl Files {
         }
     }
 
-    /// Takes a tar stream, which is unpacked in the directory `path`; `to_user`, the files belong to the container's user.
+    /// Takes a tar stream, which is unpacked in the directory `path`; `to_user`, the files belong to the container's
+    /// user.
     ///
     /// # Errors
     ///

@@ -31,8 +31,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The shortest time, which is docker's: what an image has below it would make one check after the other.
 pub const SHORTEST: Duration = Duration::from_millis(1);
 
-/// What an image says of its containers' health (docker's image specification, "Healthcheck"); times are in nanoseconds,
-/// and 0 is what docker takes.
+/// What an image says of its containers' health (docker's image specification, "Healthcheck"); times are in
+/// nanoseconds, and 0 is what docker takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct ImageHealth {

@@ -1,7 +1,7 @@
 //! Containers, each in a VM of its own: from an image and a user's options to a VM with an agent, and its life.
 //!
-//! A container's VM has three disks: the agent's root, the image (see the crate `erofs`), and what takes its changes. The
-//! agent connects over vsock and is told what to run; standard input and output are connections of their own.
+//! A container's VM has three disks: the agent's root, the image (see the crate `erofs`), and what takes its changes.
+//! The agent connects over vsock and is told what to run; standard input and output are connections of their own.
 
 mod agent;
 mod assets;

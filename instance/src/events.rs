@@ -1,7 +1,8 @@
 //! What has happened to containers, images, volumes and pods: a file of the user's, a line for each event.
 //!
 //! `events.log` in the directory of data, and `events.log.1` with what was before, have up to 1 MiB each. Who causes an
-//! event writes it; nothing else depends on it. A process that is killed while it writes costs its own event and no other.
+//! event writes it; nothing else depends on it. A process that is killed while it writes costs its own event and no
+//! other.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};

@@ -295,8 +295,8 @@ impl Child {
         let _ = pidfd_send_signal(&self.descriptor, Signal::KILL);
     }
 
-    /// Waits until it has ended; returns its exit code, or 128 and the number of the signal that killed it. `None` where
-    /// that takes longer than `limit`.
+    /// Waits until it has ended; returns its exit code, or 128 and the number of the signal that killed it. `None`
+    /// where that takes longer than `limit`.
     pub fn wait(&self, limit: Option<Duration>) -> Option<u8> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
@@ -361,7 +361,8 @@ fn close_inherited() {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
     for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
-        // SAFETY: F_GETFD and close(2) do nothing to memory, and nothing in this process has a descriptor that exec keeps.
+        // SAFETY: F_GETFD and close(2) do nothing to memory, and nothing in this process has a descriptor that exec
+        // keeps.
         unsafe {
             if libc::fcntl(number, libc::F_GETFD) == 0 {
                 libc::close(number);

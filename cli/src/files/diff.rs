@@ -47,7 +47,7 @@ fn diff(opened: &Opened) -> Result<ExitCode, String> {
     while let Some(change) = reader.next().map_err(|Invalid| invalid())? {
         size = size.saturating_add(change.len()).saturating_add(EACH);
         changes.push(change);
-        if size > MOST && write(&mut changes)? == Written::NobodyReads {
+        if size > MOST && write(&mut changes)? == Written::ReaderGone {
             return Ok(exit_code::SUCCESS.into());
         }
     }
@@ -63,7 +63,7 @@ fn diff(opened: &Opened) -> Result<ExitCode, String> {
 #[derive(PartialEq, Eq)]
 enum Written {
     All,
-    NobodyReads,
+    ReaderGone,
 }
 
 /// Prints and forgets the changes, in the order of their paths.
@@ -72,12 +72,12 @@ fn write(changes: &mut Vec<Vec<u8>>) -> Result<Written, String> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     for change in changes.drain(..) {
         match out.write_all(line(&change).as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Written::NobodyReads),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Written::ReaderGone),
             written => written.map_err(|error| format!("cannot write to standard output: {error}"))?,
         }
     }
     match out.flush() {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Written::NobodyReads),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Written::ReaderGone),
         flushed => flushed
             .map(|()| Written::All)
             .map_err(|error| format!("cannot write to standard output: {error}")),

@@ -1,8 +1,8 @@
 //! `--format` and `--filter`: Go templates and filters, as docker's commands take them.
 //!
 //! Templates are those of Go's text/template, with docker's functions, applied to JSON values. Documents of Go programs
-//! have types and these have not, which shows in two ways: an object is written as `map[Key:value …]`, whatever it is in
-//! docker, and a missing key of an object of texts (as labels are) is an empty text.
+//! have types and these have not, which shows in two ways: an object is written as `map[Key:value …]`, whatever it is
+//! in docker, and a missing key of an object of texts (as labels are) is an empty text.
 
 mod filter;
 mod functions;
@@ -147,8 +147,8 @@ impl Format {
         }
     }
 
-    /// What a command that inspects writes: without a format an array for people, with `json` an array on one line, with
-    /// a template a line for each value.
+    /// What a command that inspects writes: without a format an array for people, with `json` an array on one line,
+    /// with a template a line for each value.
     ///
     /// # Errors
     ///
@@ -176,8 +176,8 @@ pub fn apply(text: &str, value: &Value) -> Result<String, FormatError> {
     Template::of_value(text)?.apply(value)
 }
 
-/// The table of a command without `--format`: the fields that are `shown` of each row, and which part of their cells may be cut,
-/// if any. Where a line would have more than `width` characters, the columns of `spare` are left out first.
+/// The table of a command without `--format`: the fields that are `shown` of each row, and which part of their cells
+/// may be cut, if any. Where a line would have more than `width` characters, the columns of `spare` are left out first.
 pub fn fitted_table(
     columns: &[Column],
     shown: &[(&str, Option<Cut>)],

@@ -96,8 +96,8 @@ pub fn open(
     Ok((prepared(&store, &image)?, hold))
 }
 
-/// The image with this ID, which a container was made of, ready to be used, and what keeps its files there until they are
-/// open.
+/// The image with this ID, which a container was made of, ready to be used, and what keeps its files there until they
+/// are open.
 ///
 /// # Errors
 ///

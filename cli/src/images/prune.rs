@@ -62,8 +62,8 @@ pub fn which(all: bool) -> &'static str {
     if all { "all images without at least one container associated to them" } else { "all dangling images" }
 }
 
-/// Removes images that fit `filters` and that nothing uses: those without a name, or all; without a filter also what pulls
-/// and loads have left that were interrupted. What there is to say of it, and how many bytes that has freed.
+/// Removes images that fit `filters` and that nothing uses: those without a name, or all; without a filter also what
+/// pulls and loads have left that were interrupted. What there is to say of it, and how many bytes that has freed.
 ///
 /// # Errors
 ///

@@ -26,7 +26,8 @@ struct PodArguments {
 }
 
 impl PodArguments {
-    /// Calls `act` for each of them, one after the other, and prints the IDs of those for which it succeeded, as podman does.
+    /// Calls `act` for each of them, one after the other, and prints the IDs of those for which it succeeded, as podman
+    /// does.
     fn each(&self, act: impl Fn(&Kept) -> Result<(), Failure>) -> ExitCode {
         let words = match self.all {
             false => self.pods.clone(),

@@ -68,8 +68,8 @@ pub struct PsCommand {
 
     /// List some only: NAME=VALUE
     ///
-    /// Names are id, name, kind, status, health, exited, ancestor, label, before, since, volume and network. May be given
-    /// more than once. In a name ^ is its beginning and $ its end.
+    /// Names are id, name, kind, status, health, exited, ancestor, label, before, since, volume and network. May be
+    /// given more than once. In a name ^ is its beginning and $ its end.
     #[arg(long, short, value_name = "FILTER")]
     filter: Vec<Filter>,
 

@@ -78,7 +78,8 @@ impl VolumesFrom {
     }
 }
 
-/// Adds to `options` what the containers of `from` have mounted where nothing else is; at one place, the last of them counts.
+/// Adds to `options` what the containers of `from` have mounted where nothing else is; at one place, the last of them
+/// counts.
 ///
 /// # Errors
 ///

@@ -29,7 +29,8 @@ use super::policy::{self, RestartPolicy};
 use crate::background::{Report, Reporter};
 use crate::{chain, complain, events, exit_code, pod};
 
-/// What the user has ordered, as it is kept with the container. What another version of mvm has beyond it is passed over.
+/// What the user has ordered, as it is kept with the container. What another version of mvm has beyond it is passed
+/// over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// The version of this.
@@ -402,8 +403,8 @@ fn note_health(directory: &Path, health: &Health) {
     }
 }
 
-/// How long it is waited before the container is started again, if it is: one that never ran, or that a user has stopped,
-/// is not. It is noted.
+/// How long it is waited before the container is started again, if it is: one that never ran, or that a user has
+/// stopped, is not. It is noted.
 fn next(order: &Order, archive: &Archive, keep: &mut Keep, code: u8, waited: Duration) -> Option<Duration> {
     let entry = keep.entry();
     let started = entry.started?;

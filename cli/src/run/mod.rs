@@ -113,7 +113,8 @@ struct OrderArguments {
 
     /// Start it again when it ends: no, on-failure, on-failure:TIMES, always or unless-stopped
     ///
-    /// After 100 ms at first, and after twice that each time, up to a minute. `mvm stop` and `mvm kill` end it for good.
+    /// After 100 ms at first, and after twice that each time, up to a minute. `mvm stop` and `mvm kill` end it for
+    /// good.
     #[arg(
         long,
         value_name = "POLICY",
@@ -129,7 +130,8 @@ struct OrderArguments {
 
     /// Connect with these streams only: stdin, stdout or stderr
     ///
-    /// May be given more than once. With stdin alone the container's ID is printed, and the command ends when its input does.
+    /// May be given more than once. With stdin alone the container's ID is printed, and the command ends when its input
+    /// does.
     #[arg(long = "attach", short = 'a', value_name = "STREAM", hide_short_help = true)]
     streams: Vec<StreamName>,
 

@@ -52,8 +52,8 @@ impl PruneCommand {
     }
 }
 
-/// Removes volumes that fit `filters` and that nothing uses, unless `all_of_them` the anonymous ones. What there is to say of it, and
-/// how many bytes that has freed.
+/// Removes volumes that fit `filters` and that nothing uses, unless `all_of_them` the anonymous ones. What there is to
+/// say of it, and how many bytes that has freed.
 fn remove_all(filters: &Filters, all_of_them: bool) -> Result<(String, u64), String> {
     let (mut removed, mut freed) = (String::new(), 0_u64);
     for one in chosen(all()?, filters)? {

@@ -1,10 +1,10 @@
-//! Attaching to a container that runs: its keeper serves a socket in the VM's directory, and other processes of the user
-//! connect their standard input and output by it.
+//! Attaching to a container that runs: its keeper serves a socket in the VM's directory, and other processes of the
+//! user connect their standard input and output by it.
 //!
-//! A message is framed as those of the agent (`agent_protocol::encode`). The keeper says [`FromKeeper::Hello`] first. What
-//! the container writes goes to all who are attached, from then on; where one of them does not read, the container waits
-//! for it, as it does for a reader of any pipe, and the log has it already. Once the container has ended no reader is waited
-//! for longer than [`LAST_WORDS`].
+//! A message is framed as those of the agent (`agent_protocol::encode`). The keeper says [`FromKeeper::Hello`] first.
+//! What the container writes goes to all who are attached, from then on; where one of them does not read, the container
+//! waits for it, as it does for a reader of any pipe, and the log has it already. Once the container has ended no
+//! reader is waited for longer than [`LAST_WORDS`].
 
 mod client;
 mod keys;

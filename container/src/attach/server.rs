@@ -199,8 +199,9 @@ impl Attachments {
         }
     }
 
-    /// Waits until the container has room for it, as at a pipe. A client that goes meanwhile gives its place back at once;
-    /// what it has sent waits on, as what was written to a pipe does, unless others have left as much: false then.
+    /// Waits until the container has room for it, as at a pipe. A client that goes meanwhile gives its place back at
+    /// once; what it has sent waits on, as what was written to a pipe does, unless others have left as much: false
+    /// then.
     fn pass_input(
         self: &Arc<Self>,
         mut bytes: &[u8],

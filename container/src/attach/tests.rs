@@ -108,7 +108,7 @@ fn one_who_does_not_read_is_waited_for_until_the_container_has_ended() {
         }
         done.send(()).unwrap();
     });
-    assert!(has_done.recv_timeout(Duration::from_millis(300)).is_err(), "nobody read it");
+    assert!(has_done.recv_timeout(Duration::from_millis(300)).is_err(), "no client has read it");
     attachments.ending();
     has_done.recv_timeout(LAST_WORDS * 3).unwrap();
     writer.join().unwrap();
@@ -116,7 +116,7 @@ fn one_who_does_not_read_is_waited_for_until_the_container_has_ended() {
 }
 
 #[test]
-fn one_who_goes_while_it_is_waited_for_holds_up_nobody() {
+fn one_that_goes_while_it_is_waited_for_holds_up_no_other() {
     let directory = tempfile::tempdir().unwrap();
     let (attachments, _source) = keeper(directory.path(), PIPES);
     let silent = Attached::new(directory.path());

@@ -1,5 +1,5 @@
-//! What of the user's a container has below its root: folders, files and sockets of the host, volumes, and temporary file
-//! systems.
+//! What of the user's a container has below its root: folders, files and sockets of the host, volumes, and temporary
+//! file systems.
 
 mod in_pod;
 mod long;
@@ -80,7 +80,8 @@ pub struct VolumeMount {
 pub enum MountError {
     /// Nothing of the form of `-v`.
     #[error(
-        "invalid volume {0:?}: write HOSTPATH:PATH, NAME:PATH or PATH, and :ro behind it to read only; PATH begins with /"
+        "invalid volume {0:?}: write HOSTPATH:PATH, NAME:PATH or PATH, and :ro behind it to read only; PATH begins \
+        with /"
     )]
     Short(String),
     /// A mode of `-v` that does not exist.
@@ -118,8 +119,8 @@ pub enum MountError {
     Field(String),
     /// A key that `--mount` does not have.
     #[error(
-        "unknown key {0:?} of --mount: use type, source, target, readonly, volume-nocopy, volume-subpath, volume-driver, \
-         volume-opt, volume-label, tmpfs-size, tmpfs-mode or bind-propagation"
+        "unknown key {0:?} of --mount: use type, source, target, readonly, volume-nocopy, volume-subpath, \
+        volume-driver, volume-opt, volume-label, tmpfs-size, tmpfs-mode or bind-propagation"
     )]
     Key(String),
     /// A key that is for something else, or that has no use here.
@@ -156,8 +157,8 @@ pub enum MountError {
     Source(String),
     /// An option of a temporary file system.
     #[error(
-        "invalid tmpfs option {0:?}: use size=SIZE, mode=MODE, uid=ID, gid=ID, nr_inodes=N, nr_blocks=N, and rw, ro, exec, \
-         noexec, suid, nosuid, dev or nodev"
+        "invalid tmpfs option {0:?}: use size=SIZE, mode=MODE, uid=ID, gid=ID, nr_inodes=N, nr_blocks=N, and rw, ro, \
+        exec, noexec, suid, nosuid, dev or nodev"
     )]
     Tmpfs(String),
     /// An option of a volume.
@@ -213,7 +214,8 @@ fn clean_subpath(text: &str) -> Result<Option<String>, MountError> {
 /// The most bytes of a path in a volume.
 const MAX_SUBPATH: usize = 4096;
 
-/// The size of a new volume's disk in bytes: that of `size=SIZE`, or else as much as a container's disk for changes has.
+/// The size of a new volume's disk in bytes: that of `size=SIZE`, or else as much as a container's disk for changes
+/// has.
 ///
 /// # Errors
 ///

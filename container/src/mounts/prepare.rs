@@ -86,7 +86,8 @@ pub enum PrepareError {
     SocketOfPod(PathBuf),
     /// A volume that is a disk needs no name at the pod.
     #[error(
-        "volume {0} is a disk, which the pod gets when a container has it: leave it out, or use -v {0}:PATH for all containers"
+        "volume {0} is a disk, which the pod gets when a container has it: leave it out, or use -v {0}:PATH for all \
+        containers"
     )]
     DiskOfPod(VolumeName),
     /// A socket whose path is too long for its address.
@@ -126,7 +127,7 @@ pub struct Prepared {
     pub(crate) disks: Vec<PathBuf>,
     /// Sockets.
     pub(crate) sockets: Vec<Forward>,
-    /// Volumes, which nobody else removes or uses as long as this is there.
+    /// Volumes, which no other process removes or uses as long as this is there.
     pub(crate) holds: Vec<VolumeHold>,
     /// Volumes that the keeper of a pod puts into its VM: the devices of their mounts are their names before.
     pub(crate) in_pod: Vec<VolumeName>,
@@ -148,8 +149,8 @@ pub fn prepare(assets: &Assets, options: &RunOptions, volumes: &Volumes) -> Resu
     })
 }
 
-/// The mounts of `options`, where `bind` says what is mounted for a path of the host, where a folder may be made, and `volume`
-/// for a volume; both get whether it is read-only.
+/// The mounts of `options`, where `bind` says what is mounted for a path of the host, where a folder may be made, and
+/// `volume` for a volume; both get whether it is read-only.
 pub(super) fn prepare_with(
     options: &RunOptions,
     mut bind: impl FnMut(&mut Prepared, &Path, bool, bool) -> Result<MountKind, PrepareError>,

@@ -84,8 +84,8 @@ pub struct PodLeft {
 }
 
 impl PodKeeper {
-    /// Starts the VM of a pod in a process of its own, which gets what `split` says. `instance` is its directory and `keep` what
-    /// is kept of it; this process has one thread yet.
+    /// Starts the VM of a pod in a process of its own, which gets what `split` says. `instance` is its directory and
+    /// `keep` what is kept of it; this process has one thread yet.
     ///
     /// # Errors
     ///
@@ -305,7 +305,8 @@ impl Shared {
     fn serve(self: &Arc<Self>, client: &Tie) {
         let mut place = Placed::default();
         loop {
-            // One with a container may be silent as long as that lives; others would keep the places of those that come.
+            // One with a container may be silent as long as that lives; others would keep the places of those that
+            // come.
             let received = match place.container {
                 Some(_) => client.receive_with::<ToPod>(),
                 None => client.receive_with_by(Instant::now() + self.patience),
@@ -572,8 +573,8 @@ fn sectors(ends: &[u64]) -> u64 {
 
 fn no_slot(count: usize) -> String {
     format!(
-        "the pod's VM has no place for another disk: it has {count}, one for each image in use, for each container's changes \
-         and for each volume; end a container, or use --storage-opt memory, or --tmpfs in place of a volume"
+        "the pod's VM has no place for another disk: it has {count}, one for each image in use, for each container's \
+        changes and for each volume; end a container, or use --storage-opt memory, or --tmpfs in place of a volume"
     )
 }
 

@@ -246,7 +246,7 @@ fn what_a_client_may_not_ask_is_refused_in_one_line() {
 }
 
 #[test]
-fn clients_that_say_nonsense_or_are_too_many_disturb_nobody() {
+fn clients_that_say_nonsense_or_are_too_many_do_not_disturb_others() {
     let rig = Rig::new();
     let good = rig.client();
     device(&ask(&good, &image("a1", "i"), 2));

@@ -384,8 +384,8 @@ impl Keep {
         Ok(Self { entry, directory, end, lock })
     }
 
-    /// Begins another life: nothing says any more how the one before ended, but to those who have asked already. `change`
-    /// gets the record.
+    /// Begins another life: nothing says any more how the one before ended, but to those who have asked already.
+    /// `change` gets the record.
     ///
     /// # Errors
     ///
@@ -420,7 +420,8 @@ impl Keep {
         }
     }
 
-    /// A descriptor of the directory, which has the lock too: another program that this process executes has it with that.
+    /// A descriptor of the directory, which has the lock too: another program that this process executes has it with
+    /// that.
     ///
     /// # Errors
     ///

@@ -246,8 +246,8 @@ impl Archive {
         symlink(id.as_str(), &link).map_err(InstanceError::directory("make", link))
     }
 
-    /// Which of those that are kept has `name`. One whose keeper was killed before it removed it has none any more, and a
-    /// link to one with another name is what a process left that was killed while it renamed it.
+    /// Which of those that are kept has `name`. One whose keeper was killed before it removed it has none any more, and
+    /// a link to one with another name is what a process left that was killed while it renamed it.
     pub fn owner_of(&self, name: &VmName) -> Option<VmId> {
         let target = fs::read_link(self.base.join(NAMES).join(name.as_str())).ok()?;
         let id: VmId = target.to_str()?.parse().ok()?;
@@ -325,7 +325,8 @@ impl Archive {
         }
     }
 
-    /// Removes `keep`, which this process has kept until now, with its anonymous volumes, which this process holds no more.
+    /// Removes `keep`, which this process has kept until now, with its anonymous volumes, which this process holds no
+    /// more.
     ///
     /// # Errors
     ///

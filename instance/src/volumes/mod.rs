@@ -8,8 +8,8 @@
 //!     └── data/               or, of the driver `shared`, a directory
 //! ```
 //!
-//! A directory without a record is what is left of one that was being made or removed by a process that was killed. What a
-//! VM has written to a disk is never read here.
+//! A directory without a record is what is left of one that was being made or removed by a process that was killed.
+//! What a VM has written to a disk is never read here.
 
 mod name;
 mod removal;
@@ -91,8 +91,8 @@ pub enum VolumeError {
     NotFound(VolumeName),
     /// A VM has it.
     #[error(
-        "volume {0} is in use by another container: it is a disk, which one VM has at a time; stop that container, or use a \
-         volume of `mvm volume create --driver shared`"
+        "volume {0} is in use by another container: it is a disk, which one VM has at a time; stop that container, or \
+        use a volume of `mvm volume create --driver shared`"
     )]
     Busy(VolumeName),
     /// Its record can't be used.
@@ -208,8 +208,8 @@ impl Volumes {
         Self { base: data.join("volumes") }
     }
 
-    /// All of them by name, and what is wrong with those that can't be read. What killed processes left is removed, unless
-    /// that would have to wait.
+    /// All of them by name, and what is wrong with those that can't be read. What killed processes left is removed,
+    /// unless that would have to wait.
     ///
     /// # Errors
     ///
@@ -265,8 +265,8 @@ impl Volumes {
         }
     }
 
-    /// Makes the volume that `record` describes, whose content `fill` makes at the path that it gets. Returns the one that
-    /// is there where it has been made already, and whether it is new.
+    /// Makes the volume that `record` describes, whose content `fill` makes at the path that it gets. Returns the one
+    /// that is there where it has been made already, and whether it is new.
     ///
     /// # Errors
     ///
@@ -327,7 +327,8 @@ impl Volumes {
         Ok(VolumeHold { volume, _lock: lock })
     }
 
-    /// Removes the volume that is called `name`, unless a VM has it or `is_used` says that it is used. Returns false then.
+    /// Removes the volume that is called `name`, unless a VM has it or `is_used` says that it is used. Returns false
+    /// then.
     ///
     /// # Errors
     ///

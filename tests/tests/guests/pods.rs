@@ -66,8 +66,8 @@ fn volumes_folders_and_sockets_are_shared_by_the_containers_of_a_pod() {
     let folder = TempDir::new().unwrap();
     let pod = pod_with_folders(&folder);
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    // A disk that two containers have at once, and what the image has where the second one has it. The first has the same
-    // directory as before.
+    // A disk that two containers have at once, and what the image has where the second one has it. The first has the
+    // same directory as before.
     pod.start("keeper", &["-v", "podvol:/first", "-v", "podpool:/pool"], "sleep 1000");
     let script = "cat /etc/passwd | head -c 5; echo; echo two >/etc/two; echo pooled >/pool/file; cat /common/name
         touch /common/x 2>/dev/null; echo $?; grep -c ' /etc ext4 ' /proc/mounts; grep -c ' /scratch ext4 ' /proc/mounts; df /t | grep -c tmpfs";
@@ -80,7 +80,8 @@ fn volumes_folders_and_sockets_are_shared_by_the_containers_of_a_pod() {
     let refused = mvm(&["run", "--rm", "--network", "none", "-v", "podvol:/x", IMAGE, "true"]);
     let line = text(&refused.stderr);
     assert!(refused.status.code() == Some(125) && line.contains("volume podvol is in use by"), "{line}");
-    // A folder below that of the pod, a file of it and the same volume read-only and in two places; what is below a link is not.
+    // A folder below that of the pod, a file of it and the same volume read-only and in two places; what is below a
+    // link is not.
     let mounts = [format!("{}:/sub", path("data/sub")), format!("{}:/given:ro", path("data/file"))];
     let script = "cat /given /a/two; echo made >/sub/made; touch /given /a/x 2>/dev/null; echo $?; touch /b/x; ls /a/x";
     let options = ["-v", &mounts[0], "-v", &mounts[1], "-v", "podvol:/a:ro", "-v", "podvol:/b"];
