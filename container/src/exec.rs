@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread::Builder;
 use std::time::Duration;
 
-use agent_protocol::{Capabilities, Exec, Exit, Failure, FailureKind, Reply, Request, Size, Stream, Usage};
+use agent_protocol::{Capabilities, Exec, Exit, Failure, FailureKind, Reply, Request, Size, Stream};
 use instance::{ENDING, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -16,7 +16,6 @@ use thiserror::Error;
 use crate::agent::{Agent, NoDevice};
 use crate::attach::{DetachFilter, Input};
 use crate::connection::{Connection, ConnectionError, PATIENCE};
-use crate::machine::VSOCK;
 use crate::options::{ExecOptions, OptionsError};
 use crate::run::Ended;
 use crate::spec::{absolute, all_capabilities};
@@ -25,9 +24,6 @@ use crate::streams::Place;
 
 /// As many signals that ask a command to end end the wait for it.
 const FORCE: u32 = 3;
-
-/// How long the agent has to connect and how long to say what a container uses: what shows it goes on without.
-const USAGE: Duration = Duration::from_secs(1);
 
 /// Why a command did not run to its end.
 #[derive(Debug, Error)]
@@ -174,80 +170,6 @@ fn started_within(
             }
         }
     }
-}
-
-/// Sends a signal to the first process of the container `container` of the VM whose directory is `directory`.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer, or it has no such container yet or any more.
-pub fn send_signal(directory: &Path, container: &str, signal: u8) -> Result<(), ExecError> {
-    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
-    control.send(&Request::Signal { container: container.to_owned(), signal })?;
-    match control.answer()? {
-        Reply::Done => Ok(()),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// How long the processes of a container may take to stand still: one that waits for a disk does so when that has
-/// answered.
-const FREEZE: Duration = Duration::from_secs(10);
-
-/// Has the container `container` of a pod whose VM's directory, or its own, is `directory` stand still, or go on.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer, or has no such container.
-pub fn freeze(directory: &Path, container: &str, freezes: bool) -> Result<(), ExecError> {
-    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
-    control.send(&Request::Freeze { container: container.to_owned(), freezes })?;
-    match control.receive_within(FREEZE)? {
-        Reply::Done => Ok(()),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// Whether it stands still. It is not waited for longer than a second.
-///
-/// # Errors
-///
-/// As [`freeze`].
-pub fn is_frozen(directory: &Path, container: &str) -> Result<bool, ExecError> {
-    let mut control = Connection::open_within(&directory.join(VSOCK), USAGE)?;
-    control.send(&Request::IsFrozen { container: container.to_owned() })?;
-    match control.receive_within(USAGE)? {
-        Reply::Frozen(is_frozen) => Ok(is_frozen),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// What the container `container` of the VM whose directory is `directory` uses.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer within a second, does not know the question, or has no such container.
-pub fn usage(directory: &Path, container: &str) -> Result<Usage, ExecError> {
-    let mut control = Connection::open_within(&directory.join(VSOCK), USAGE)?;
-    control.send(&Request::Usage { container: container.to_owned() })?;
-    match control.receive_within(USAGE)? {
-        Reply::Usage(usage) => Ok(usage),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// Sets the size of the terminal of the container `container` of the VM whose directory is `directory`.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer.
-pub fn resize(directory: &Path, container: &str, size: Size) -> Result<(), ExecError> {
-    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
-    Ok(control.send(&Request::Resize { container: container.to_owned(), size })?)
 }
 
 /// What the agent is asked for.

@@ -15,8 +15,9 @@ use instance::time;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, ConnectionError};
-use crate::exec::{ExecError, is_frozen, random_id, send_signal};
+use crate::exec::{ExecError, random_id};
 use crate::machine::VSOCK;
+use crate::requests::{is_frozen, send_signal};
 use crate::streams::{self, Place};
 
 /// The most bytes that are kept of what a check writes.

@@ -21,6 +21,7 @@ mod options;
 mod output;
 mod pod;
 mod ports;
+mod requests;
 mod run;
 mod seccomp;
 mod session;
@@ -42,7 +43,7 @@ pub use attach::{
     connect as connect_to_keeper,
 };
 pub use changes::create_at as create_changes;
-pub use exec::{ExecError, Executed, exec, freeze, is_frozen, send_signal, usage};
+pub use exec::{ExecError, Executed, exec};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{
     Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth,
@@ -61,10 +62,11 @@ pub use options::{ExecOptions, OptionsError, RunOptions, Storage};
 pub use output::{LogLimits, LogOptions, LogReader, LogTarget, OutputLine, field_name, follow, parse_time};
 pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod, pod_directory};
 pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
+pub use requests::{freeze, is_frozen, processes, send_signal, usage};
 pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};
 pub use signal::number as signal_number;
 pub use spec::{SHM_SIZE, command, entrypoint_and_command, storage};
 pub use timing::{Step, Timing};
-pub use update::{Update, processes, update};
+pub use update::{Update, update};
 pub use visit::Visit;
 pub use vm::{Split, VmEnd};

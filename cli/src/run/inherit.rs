@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use container::{MountOption, MountSource, RunOptions};
 
-use super::keep::Order;
+use super::order::Order;
 use crate::{chain, targets};
 
 /// One `--volumes-from NAME[:ro|rw]`.

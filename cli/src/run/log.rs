@@ -8,7 +8,7 @@ use instance::{Entry, Kept, VmName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::keep::Order;
+use super::order::Order;
 
 /// The most bytes of a tag.
 const MAX_TAG: usize = 1024;

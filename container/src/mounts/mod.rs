@@ -1,8 +1,10 @@
 //! What of the user's a container has below its root: folders, files and sockets of the host, volumes, and temporary
 //! file systems.
 
+mod error;
 mod in_pod;
 mod long;
+mod make;
 mod prepare;
 mod settle;
 mod short;
@@ -14,9 +16,11 @@ use instance::{VolumeDriver, VolumeName};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::error::PrepareError;
 pub use self::in_pod::{PodFolder, PodFolders, PodSource, PodVolume, prepare_in_pod};
 pub use self::long::LongMount;
-pub use self::prepare::{Forward, PrepareError, Prepared, check_room, create, make_volumes, prepare};
+pub use self::make::{create, make_volumes};
+pub use self::prepare::{Forward, Prepared, check_room, prepare};
 pub use self::settle::{record, settle};
 pub use self::short::ShortMount;
 pub use self::tmpfs::Tmpfs;

@@ -5,14 +5,17 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
-use std::sync::mpsc::sync_channel;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use agent_protocol::{Decoder, PORT, VERSION, encode};
-use instance::keeper::Child;
+use instance::keeper::{Child, Tie};
+use instance::{VolumeDriver, VolumeName};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::super::clients::MAX_CLIENTS;
+use super::super::{FromPod, ToPod};
 use super::*;
 use crate::vm::VmProcess;
 

@@ -4,6 +4,7 @@
 //! pod to have its disks put into slots of the VM, and to the agent to start it. Where a container's keeper ends, its
 //! container does; where the pod's does, the VM and all containers do.
 
+mod clients;
 mod disk;
 mod keeper;
 mod member;

@@ -19,6 +19,7 @@
 //! A directory without a record is what is left of one that was being made or removed by a process that was killed.
 
 mod entry;
+mod keep;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +29,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-pub use self::entry::{End, Entry, EntryError, Keep, Kept, Kind, Phase, write_health};
+pub use self::entry::{End, Entry, EntryError, Kept, Kind, Phase, write_health};
+pub use self::keep::Keep;
 
 use self::entry::{NAME, STOPPED, has_record, remove_files, remove_record, write_order, write_record};
 use serde::Serialize;
