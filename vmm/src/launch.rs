@@ -1,10 +1,14 @@
 //! The life of a VM: four steps with nothing between them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use instance::Identity;
+use devices::socket::ListeningSocket;
+use instance::{CONTROL_SOCKET, Identity, ProcessMeter};
 use kvm_ioctls::Kvm;
 
+use crate::console::ConsoleFiles;
+use crate::control::ControlServer;
 use crate::device_manager::{OpenDevice, open_devices};
 use crate::frontend::Frontend;
 use crate::gdb::Listener;
@@ -27,11 +31,14 @@ pub fn launch(
     frontend: Frontend,
     timeline: &Arc<Timeline>,
 ) -> Result<ExitReason, VmError> {
-    let resources = open(config, identity)?;
+    let resources = open(config, identity, None)?;
     let vm = build(resources, frontend, timeline.clone())?;
     let vm = seal(vm)?;
     vm.run()
 }
+
+/// The name of the console's log in a VM's directory.
+const LOG_NAME: &str = "console.log";
 
 /// What a VM needs from the host, open.
 pub struct Resources<'a> {
@@ -42,21 +49,35 @@ pub struct Resources<'a> {
     pub(crate) initrd: Option<BootFile>,
     pub(crate) devices: Vec<OpenDevice>,
     pub(crate) debugger: Option<Listener>,
+    pub(crate) control: Option<ListeningSocket>,
+    pub(crate) console: ConsoleFiles,
+    /// What the host says of this process.
+    pub(crate) meter: ProcessMeter,
 }
 
-/// Checks `config`, opens all that it names and starts the processes that serve a device.
+/// Checks `config`, opens all that it names and starts the processes that serve a device. The latest output of the
+/// console goes to `log`, or to a file in the VM's directory.
 ///
 /// # Errors
 ///
 /// [`VmError`] says what cannot be used and how to fix it; nothing is left behind.
-pub fn open<'a>(config: &'a VmConfig, identity: &'a Identity) -> Result<Resources<'a>, VmError> {
+pub fn open<'a>(
+    config: &'a VmConfig,
+    identity: &'a Identity,
+    log: Option<PathBuf>,
+) -> Result<Resources<'a>, VmError> {
     config.validate()?;
     let kernel = BootFile::kernel(&config.kernel)?;
     let initrd = config.initrd.as_deref().map(BootFile::initrd).transpose()?;
     let devices = open_devices(config)?;
     let debugger = config.gdb.as_ref().map(Listener::bind).transpose()?;
     let kvm = kvm::open()?;
-    Ok(Resources { config, identity, kvm, kernel, initrd, devices, debugger })
+    let directory = identity.directory.as_deref();
+    let control = directory.map(|directory| ControlServer::listen(&directory.join(CONTROL_SOCKET)));
+    let log = log.or_else(|| directory.map(|directory| directory.join(LOG_NAME)));
+    let console = ConsoleFiles::open(log, directory)?;
+    let (control, meter) = (control.transpose()?, ProcessMeter::new());
+    Ok(Resources { config, identity, kvm, kernel, initrd, devices, debugger, control, console, meter })
 }
 
 /// Gives up the rights that running the VM does not need: none yet.

@@ -114,7 +114,7 @@ fn a_process_that_runs_a_vm() {
     let timeline = Arc::new(Timeline::starting_at(Instant::now()));
     let signals = instance::take_ending().unwrap();
     let supervisor = Supervisor::start(Some(signals), Limits::from(&config), Box::new(|_| ())).unwrap();
-    let frontend = Frontend::of_process(&config.console, Some(&directory), supervisor.requests()).unwrap();
+    let frontend = Frontend::of_process(&config.console).unwrap().supervised_by(supervisor.requests());
     let reason = vmm::launch(&config, &identity, frontend, &timeline).unwrap();
     assert_eq!(reason, ExitReason::Signal(libc::SIGKILL));
 }
