@@ -1,7 +1,6 @@
 //! `mvm stats`.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -286,8 +285,8 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
         name: vm.record.name.as_ref().map(ToString::to_string),
         container,
         cpu_percent: percent(cpu, time),
-        resident_bytes: now.report.process.resident_bytes,
-        shared_bytes: now.report.process.shared_bytes,
+        resident_bytes: now.process.resident_bytes,
+        shared_bytes: now.process.shared_bytes,
         memory_bytes: vm.record.config.memory,
         disk_read_bytes_per_second: rate("block", "read_bytes"),
         disk_write_bytes_per_second: rate("block", "write_bytes"),

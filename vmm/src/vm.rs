@@ -22,7 +22,7 @@ use crate::config::ConfigError;
 use crate::console::{Console, ConsoleFiles};
 use crate::control::ControlServer;
 use crate::device_manager::{
-    self, DeviceManager, LengthWatcher, OpenDevice, PersistentMemory, RegisterWindow, Reporter, Subscriber,
+    self, DeviceManager, LengthWatch, OpenDevice, PersistentMemory, RegisterWindow, Reporter, Subscriber,
 };
 use crate::exit::ExitSlot;
 use crate::frontend::Frontend;
@@ -76,18 +76,9 @@ pub fn build(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timelin
 }
 
 fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
-    let Resources {
-        config,
-        identity,
-        kvm,
-        kernel,
-        initrd,
-        devices: opened,
-        debugger,
-        control: listener,
-        console,
-        meter,
-    } = resources;
+    let Resources { config, identity, kvm, kernel, initrd, devices: opened, lengths, debugger, .. } =
+        resources;
+    let (listener, console, meter) = (resources.control, resources.console, resources.meter);
     let vm = kvm::create_vm(&kvm)?;
     let removal = frontend.removal.as_ref().map(AsFd::as_fd);
     let teardown = BackgroundTeardown::prepare(&vm, removal);
@@ -105,7 +96,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
     let dma = space.pmem.dma.clone();
     let mut outside = Outside { identity, frontend, exit, timeline };
-    let (mut devices, power_button) = add_devices(&vm, space, (opened, console), &mut outside)?;
+    let (mut devices, power_button) = add_devices(&vm, space, (opened, lengths, console), &mut outside)?;
     outside.timeline.mark(Phase::Devices);
 
     let (cpus, memory_size) = (config.cpus, config.memory.bytes());
@@ -196,18 +187,15 @@ impl AddressSpace {
 fn add_devices<'a>(
     vm: &'a VmFd,
     space: AddressSpace,
-    (opened, console_files): (Vec<OpenDevice>, ConsoleFiles),
+    (opened, lengths, console_files): (Vec<OpenDevice>, Option<LengthWatch>, ConsoleFiles),
     outside: &mut Outside<'_>,
 ) -> Result<(DeviceManager<'a>, Arc<PowerButton>), VmError> {
     let Outside { frontend, exit, timeline, .. } = outside;
     let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
     let console = Console::new(frontend.output.take(), exit)?;
-    let files: Vec<_> = opened.iter().filter_map(OpenDevice::pmem).collect();
-    let watcher = (!files.is_empty()).then(|| LengthWatcher::new(&files, exit.clone())).transpose();
-    let watcher = watcher.map_err(VmError::host("watch a file of --pmem"))?;
     let mut devices = DeviceManager::new(vm, space.memory, space.pmem, space.registers, reporter, console);
     devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
-    devices.subscribers.extend(watcher.map(|watcher| Box::new(watcher) as Subscriber));
+    devices.subscribers.extend(lengths.map(|lengths| Box::new(lengths.end_by(exit.clone())) as Subscriber));
     let power_button = devices.add_platform()?;
     if let Some(on_press) = frontend.on_press.take() {
         power_button.call(on_press);

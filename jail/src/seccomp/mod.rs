@@ -74,8 +74,8 @@ pub mod numbers {
         epoll_pwait = SYS_epoll_pwait, epoll_wait = SYS_epoll_wait, exit = SYS_exit,
         exit_group = SYS_exit_group, fallocate = SYS_fallocate, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync,
         fstat = SYS_fstat, fsync = SYS_fsync, ftruncate = SYS_ftruncate, futex = SYS_futex,
-        getpid = SYS_getpid, getrandom = SYS_getrandom, gettid = SYS_gettid, ioctl = SYS_ioctl,
-        io_uring_enter = SYS_io_uring_enter, lseek = SYS_lseek, madvise = SYS_madvise, mmap = SYS_mmap,
+        getpid = SYS_getpid, msync = SYS_msync, setsockopt = SYS_setsockopt, wait4 = SYS_wait4, getrandom = SYS_getrandom, gettid = SYS_gettid, ioctl = SYS_ioctl,
+        io_uring_enter = SYS_io_uring_enter, io_uring_register = SYS_io_uring_register, lseek = SYS_lseek, madvise = SYS_madvise, mmap = SYS_mmap,
         mprotect = SYS_mprotect, mremap = SYS_mremap, munmap = SYS_munmap,
         pidfd_send_signal = SYS_pidfd_send_signal, poll = SYS_poll, ppoll = SYS_ppoll,
         pread64 = SYS_pread64, preadv = SYS_preadv, pwrite64 = SYS_pwrite64, pwritev = SYS_pwritev,
@@ -145,7 +145,7 @@ impl Filter {
     ///
     /// [`SeccompError`].
     pub fn install(&self) -> Result<(), SeccompError> {
-        trap::name_thread(self.kind);
+        trap::prepare_thread(self.kind).map_err(SeccompError::Handler)?;
         seccompiler::apply_filter(&self.program).map_err(|error| {
             SeccompError::Install(match error {
                 seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => error,

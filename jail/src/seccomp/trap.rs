@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -42,8 +43,18 @@ thread_local! {
 /// Where reports go.
 static REPORTS: AtomicI32 = AtomicI32::new(-1);
 
-pub(super) fn name_thread(kind: &'static str) {
+/// Names this thread in reports, and lets it take SIGSYS: where the signal is blocked, the process is killed without a
+/// report.
+pub(super) fn prepare_thread(kind: &'static str) -> io::Result<()> {
     KIND.set(kind);
+    let mut signals = MaybeUninit::uninit();
+    // SAFETY: the first call initializes the set, which the others use.
+    let error = unsafe {
+        libc::sigemptyset(signals.as_mut_ptr());
+        libc::sigaddset(signals.as_mut_ptr(), libc::SIGSYS);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, signals.as_ptr(), std::ptr::null_mut())
+    };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
 /// Has violations reported to `reports`, as one write each, which [`Violation::parse`] reads. It stays open for as long as

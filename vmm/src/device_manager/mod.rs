@@ -31,7 +31,7 @@ use crate::power_button::{PowerButton, PowerButtonEvents};
 use crate::timing::{Phase, Timeline};
 
 pub use self::open::{OpenDevice, open_devices};
-pub use self::pmem::{LengthWatcher, PersistentMemory, place};
+pub use self::pmem::{LengthWatch, PersistentMemory, place};
 pub use self::register_window::RegisterWindow;
 
 /// What the event loop runs.

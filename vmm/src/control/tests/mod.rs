@@ -18,7 +18,7 @@ use std::time::Duration;
 use devices::virtio::balloon::{Balloon, BalloonHandle};
 use devices::virtio::block::{Block, BlockHandle, Disk, DiskId, ImageFormat};
 use event_manager::{EventManager, SubscriberOps};
-use instance::{Client, Identity, api};
+use instance::{Client, Identity, ProcessMeter, api};
 use tempfile::TempDir;
 
 use super::*;
