@@ -1,6 +1,6 @@
 //! Entering all layers of a process in their order.
 
-use std::io;
+use std::io::{self, Read, Write};
 
 use thiserror::Error;
 
@@ -88,10 +88,40 @@ pub fn enter(jail: Jail) -> Result<Report, JailError> {
     Ok(report)
 }
 
+/// The most bytes of a report.
+const MAX_REPORT: u64 = 64 << 10;
+
+/// What this host offers, tried by a process that is made for it.
+///
+/// # Errors
+///
+/// The process could not be made or confined.
+pub fn probe() -> io::Result<Report> {
+    let (said, mut saying) = io::pipe()?;
+    // SAFETY: the new process has one thread and ends below. It takes memory, which glibc makes possible after a fork of a
+    // process with threads.
+    let child = unsafe { libc::fork() };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if child == 0 {
+        let jail = Jail { mode: Mode::BestEffort, files: 16, data: None };
+        let report = enter(jail).ok().and_then(|report| serde_json::to_vec(&report).ok());
+        let written = report.map(|report| saying.write_all(&report));
+        // SAFETY: it ends the process.
+        unsafe { libc::_exit(i32::from(!matches!(written, Some(Ok(()))))) };
+    }
+    drop(saying);
+    let mut report = Vec::new();
+    let read = said.take(MAX_REPORT).read_to_end(&mut report);
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    read?;
+    serde_json::from_slice(&report).map_err(|_| io::Error::other("the process ended without a report"))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
-
     use super::*;
 
     const JAIL: Jail = Jail { mode: Mode::BestEffort, files: 100, data: Some(64 << 20) };
@@ -190,6 +220,13 @@ mod tests {
             // A new namespace of users gives capabilities over nothing here; seccomp forbids it.
             assert!(works.iter().all(|name| name == "new user"), "user {user}: {works:?}");
         }
+    }
+
+    #[test]
+    fn a_probe_leaves_this_process_as_it_is() {
+        let report = probe().unwrap();
+        assert_eq!(report.layers.len(), Layer::ALL.len());
+        std::fs::File::open("/proc/self/status").unwrap();
     }
 
     #[test]

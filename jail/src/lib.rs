@@ -12,5 +12,5 @@ mod namespaces;
 mod process;
 pub mod seccomp;
 
-pub use enter::{Jail, JailError, enter};
+pub use enter::{Jail, JailError, enter, probe};
 pub use layer::{Layer, Mode, Report, State};
