@@ -69,7 +69,7 @@ pub fn programs(has: impl Fn(&str) -> bool) -> Result<Vec<Vec<u8>>, BackendError
 pub fn name(call: i64) -> Option<&'static str> {
     let with_capability = WITH_CAPABILITY.iter().flat_map(|(_, calls)| calls.iter());
     let mut calls = ALLOWED.iter().chain(with_capability);
-    calls.find(|(_, number)| *number == call).map(|(name, _)| *name)
+    calls.find(|(_, number)| *number == call).map(|(name, _)| name.trim_start_matches("SYS_"))
 }
 
 /// A program by which calls later than [`LAST`], and clone3, whose flags a filter can't see, fail with ENOSYS: programs

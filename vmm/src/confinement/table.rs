@@ -225,6 +225,7 @@ pub const LOG: &[Rule] = &[rule!(poll: "waits for room"), rule!(ppoll: "waits fo
 pub const BACKGROUND: &[Rule] = &[
     rule!(poll: "waits for devices"),
     rule!(ppoll: "waits for devices"),
+    rule!(sendto: "tells the keeper that the power button was pressed"),
     rule!(lseek: "the size of a disk"),
     rule!(fstat: "the size of a disk"),
     rule!(statx, [Is(2, EMPTY_PATH)]: "the size of a disk"),

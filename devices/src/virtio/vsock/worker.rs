@@ -223,8 +223,8 @@ fn work(muxer: &mut Muxer, setup: &Setup, events: &mut Vec<Event>) -> io::Result
             TRANSMIT_QUEUE => muxer.serve_transmit_queue(),
             EVENT_QUEUE => muxer.send_reset_event(),
             DIALER => {
-                if let Err(error) = muxer.dialer_ready() {
-                    tracing::warn!(%error, "the process that connects vsock to the host's sockets has gone");
+                // The process that keeps the VM has gone, which ends the VM.
+                if muxer.dialer_ready().is_err() {
                     unwatch_dialer(setup);
                 }
             }
