@@ -1,7 +1,7 @@
 //! Files on their way into a container and out of it.
 //!
-//! Behind some requests and answers come the bytes of a stream, in pieces: the length of each, four bytes, little endian,
-//! and so many bytes. The length zero is the end of the stream.
+//! Behind some requests and answers come the bytes of a stream, in pieces: the length of each, four bytes, little
+//! endian, and so many bytes. The length zero is the end of the stream.
 
 use std::io::{self, Read, Write};
 
@@ -14,7 +14,8 @@ use crate::MAX_PIECE;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CopyWhat {
     /// Say what is at a path, as lstat(2) does. The answer is [`Reply::Found`](crate::Reply::Found); or
-    /// [`Reply::Failed`](crate::Reply::Failed), of the kind [`NotFound`](crate::FailureKind::NotFound) where nothing is there.
+    /// [`Reply::Failed`](crate::Reply::Failed), of the kind [`NotFound`](crate::FailureKind::NotFound) where nothing is
+    /// there.
     Look {
         /// The path.
         path: Vec<u8>,
@@ -29,8 +30,8 @@ pub enum CopyWhat {
         /// Holes of files may be holes in the stream.
         sparse: bool,
     },
-    /// Unpack a tar stream in a directory. The answer is [`Reply::Started`](crate::Reply::Started); then the host sends the
-    /// stream in pieces, and the answer to that is [`Reply::Done`](crate::Reply::Done). In place of both may come
+    /// Unpack a tar stream in a directory. The answer is [`Reply::Started`](crate::Reply::Started); then the host sends
+    /// the stream in pieces, and the answer to that is [`Reply::Done`](crate::Reply::Done). In place of both may come
     /// [`Reply::Failed`](crate::Reply::Failed).
     Write {
         /// The directory.
@@ -38,9 +39,9 @@ pub enum CopyWhat {
         /// The files belong to the container's user, and not to the users and groups that the stream has.
         to_user: bool,
     },
-    /// Send what the container has changed of its root. The answer is [`Reply::Started`](crate::Reply::Started), and behind
-    /// it comes, as with [`CopyWhat::Read`], a stream of changes: `A`, `C` or `D` for what was added, changed or deleted, the
-    /// path without a slash in front, and a zero.
+    /// Send what the container has changed of its root. The answer is [`Reply::Started`](crate::Reply::Started), and
+    /// behind it comes, as with [`CopyWhat::Read`], a stream of changes: `A`, `C` or `D` for what was added, changed or
+    /// deleted, the path without a slash in front, and a zero.
     Changes,
     /// The same as a tar stream, which is a layer of an image (OCI image specification).
     Layer {

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-/// Sets variables of the form `NAME=VALUE`: one that is there gets its new value at its place, others are added behind. An
-/// image may have very many.
+/// Sets variables of the form `NAME=VALUE`: one that is there gets its new value at its place, others are added behind.
+/// An image may have very many.
 pub fn set_variables<'a>(env: &mut Vec<String>, variables: impl IntoIterator<Item = &'a String>) {
     let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
     let mut places: HashMap<String, usize> =

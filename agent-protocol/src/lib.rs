@@ -1,9 +1,9 @@
 //! The messages between the agent, which is PID 1 of a container's VM or a service of a VM's guest, and the host.
 //!
-//! They pass over vsock. As PID 1 the agent connects to [`PORT`] of the host once it is ready. It takes connections from the
-//! host on [`PORT`] of its own. On every connection the agent says [`Reply::Hello`] first. Then the host makes requests;
-//! after [`Request::Attach`] the connection carries the bytes of that stream and nothing else. A stream outlives its
-//! connection: see [`Sender`] and [`Receiver`].
+//! They pass over vsock. As PID 1 the agent connects to [`PORT`] of the host once it is ready. It takes connections
+//! from the host on [`PORT`] of its own. On every connection the agent says [`Reply::Hello`] first. Then the host makes
+//! requests; after [`Request::Attach`] the connection carries the bytes of that stream and nothing else. A stream
+//! outlives its connection: see [`Sender`] and [`Receiver`].
 //!
 //! A message is its length, four bytes, little endian, and that many bytes of postcard: see [`encode`] and [`Decoder`].
 //! Neither side trusts the other: lengths are bounded by [`MAX_MESSAGE`].
@@ -28,9 +28,9 @@ pub use stream::{MAX_PIECE, Receiver, Sender, StreamError};
 
 use serde::{Deserialize, Serialize};
 
-/// The version of these messages. It grows by one when there is a new one: requests and replies are added behind the last,
-/// and none is changed, so that agent and host of different versions understand each other as far as the older one goes.
-/// Where one has to change, so does [`OLDEST`].
+/// The version of these messages. It grows by one when there is a new one: requests and replies are added behind the
+/// last, and none is changed, so that agent and host of different versions understand each other as far as the older
+/// one goes. Where one has to change, so does [`OLDEST`].
 pub const VERSION: u32 = 4;
 /// The first version that has [`Request::Copy`].
 pub const COPIES: u32 = 4;
@@ -42,8 +42,8 @@ pub const PORT: u32 = 1000;
 pub const MAX_EXECS: usize = 64;
 /// The most requests of the kind [`Request::Copy`] that are worked on in a container at a time.
 pub const MAX_COPIES: usize = 16;
-/// What the guest itself is called in place of a container, where the agent is a service of it. There it runs commands and
-/// copies files, and refuses all that is about containers.
+/// What the guest itself is called in place of a container, where the agent is a service of it. There it runs commands
+/// and copies files, and refuses all that is about containers.
 pub const GUEST: &str = "guest";
 /// The host's context ID (VIRTIO 1.2, 5.10.4).
 pub const HOST_CID: u32 = 2;
@@ -127,33 +127,34 @@ pub enum Request {
         /// The container.
         container: String,
     },
-    /// Look at, read or write files of a container that runs. The connection is for nothing else then: see [`CopyWhat`].
+    /// Look at, read or write files of a container that runs. The connection is for nothing else then: see
+    /// [`CopyWhat`].
     Copy {
         /// The container.
         container: String,
         /// What is to be done.
         what: CopyWhat,
     },
-    /// Make the root of a container that does not run, with its volumes and folders of the host and nothing else mounted in
-    /// it, so that its files can be reached by
-    /// [`Request::Copy`]. No process of its own runs. The answers are those of [`Request::Start`].
+    /// Make the root of a container that does not run, with its volumes and folders of the host and nothing else
+    /// mounted in it, so that its files can be reached by [`Request::Copy`]. No process of its own runs. The answers
+    /// are those of [`Request::Start`].
     Hold(Box<Container>),
-    /// Make what the containers of a pod share. The answer is [`Reply::Done`] or [`Reply::Failed`]. Since version 4, as those
-    /// that follow.
+    /// Make what the containers of a pod share. The answer is [`Reply::Done`] or [`Reply::Failed`]. Since version 4, as
+    /// those that follow.
     Pod(Box<Pod>),
-    /// Start a container in the pod. The answers are those of [`Request::Start`]. Where this connection is closed the container
-    /// is killed.
+    /// Start a container in the pod. The answers are those of [`Request::Start`]. Where this connection is closed the
+    /// container is killed.
     StartInPod(Box<PodContainer>),
-    /// Kill a container of the pod, if it still runs, and forget it. The answer, [`Reply::Done`] or [`Reply::Failed`], comes
-    /// when nothing of it uses these disks any more.
+    /// Kill a container of the pod, if it still runs, and forget it. The answer, [`Reply::Done`] or [`Reply::Failed`],
+    /// comes when nothing of it uses these disks any more.
     Release {
         /// The container.
         container: String,
         /// Block devices of the guest, as in `/dev/vdc`.
         disks: Vec<String>,
     },
-    /// Have all processes of a container stand still, or go on. The answer, [`Reply::Done`] or [`Reply::Failed`], comes when
-    /// they do.
+    /// Have all processes of a container stand still, or go on. The answer, [`Reply::Done`] or [`Reply::Failed`], comes
+    /// when they do.
     Freeze {
         /// The container.
         container: String,

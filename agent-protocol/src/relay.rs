@@ -129,7 +129,7 @@ impl Relays {
         Self { relays: BTreeMap::new(), next: 0, most }
     }
 
-    /// Whether there is no room for another one: who wants one waits.
+    /// Whether it has as many as it can have: who wants another one waits.
     pub fn is_full(&self) -> bool {
         self.relays.len() >= self.most
     }

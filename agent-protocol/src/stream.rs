@@ -4,8 +4,8 @@
 //! stream it has, and the sender goes on from there: no byte is lost, and none comes twice.
 //!
 //! Bytes go in pieces, each with its length in front, four bytes, little endian; the length zero is the end of the
-//! stream, so that it is told from that of a connection. In the other direction come acknowledgements: how many bytes of
-//! the stream the receiver has, eight bytes, little endian.
+//! stream, so that it is told from that of a connection. In the other direction come acknowledgements: how many bytes
+//! of the stream the receiver has, eight bytes, little endian.
 
 use std::io::IoSlice;
 

@@ -110,8 +110,8 @@ fn home(
     Ok((ours.started(pid), home))
 }
 
-/// Calls `make`, which makes a process, in the namespace of process IDs of `first`: what this process makes is in it, and
-/// not itself.
+/// Calls `make`, which makes a process, in the namespace of process IDs of `first`: what this process makes is in it,
+/// and not itself.
 fn below<T>(first: BorrowedFd<'_>, make: impl FnOnce() -> T) -> Result<T> {
     let own = File::open("/proc/self/ns/pid").during("open a namespace")?;
     move_into_thread_name_spaces(first, ThreadNameSpaceType::PROCESS_ID)
@@ -143,8 +143,8 @@ impl Home {
         }
     }
 
-    /// Starts a process of the agent's that has entered the container, for files of it. It belongs to the container's group,
-    /// or to `apart`. What has not been sent on `connection` is `pending`.
+    /// Starts a process of the agent's that has entered the container, for files of it. It belongs to the container's
+    /// group, or to `apart`. What has not been sent on `connection` is `pending`.
     pub fn copy(
         &self,
         apart: Option<&Cgroup>,

@@ -1,9 +1,9 @@
-//! Files on their way into a container, or the guest, and out of it: what a process of the agent's does that has entered
-//! the container.
+//! Files on their way into a container, or the guest, and out of it: what a process of the agent's does that has
+//! entered the container.
 //!
 //! It is a copy of the agent in the container's mount namespace and root, so that no link leads out of it, and in its
-//! control group, so that what it uses is the container's. The container's processes do not see it. The host's connection
-//! is its own: nothing of the stream passes through the agent.
+//! control group, so that what it uses is the container's. The container's processes do not see it. The host's
+//! connection is its own: nothing of the stream passes through the agent.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};

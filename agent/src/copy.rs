@@ -28,8 +28,9 @@ struct Copy<'a> {
     links: HashMap<(u64, u64), PathBuf>,
 }
 
-/// Copies all that is in the directory `from` into the empty directory `to`, and what it itself is: modes, owners, times,
-/// attributes, hard links. Links are copied as such. Unless it `is_strict`, owners that `to` can't have are left out.
+/// Copies all that is in the directory `from` into the empty directory `to`, and what it itself is: modes, owners,
+/// times, attributes, hard links. Links are copied as such. Unless it `is_strict`, owners that `to` can't have are left
+/// out.
 pub fn copy_tree(from: &OwnedFd, to: &OwnedFd, is_strict: bool) -> io::Result<()> {
     let mut copy = Copy { from, to, is_strict, links: HashMap::new() };
     let mut waiting = vec![PathBuf::from(".")];
@@ -119,8 +120,8 @@ impl Copy<'_> {
         Ok(utimensat(to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Gives a file or directory what it has beside its content. The owner comes before the mode and the attributes, which
-    /// it would take away.
+    /// Gives a file or directory what it has beside its content. The owner comes before the mode and the attributes,
+    /// which it would take away.
     fn finish(&self, from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
         let stat = fstat(from)?;
         let owner =

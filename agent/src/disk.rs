@@ -17,11 +17,12 @@ use crate::error::{Result, failure};
 const BLOCK: u64 = 4096;
 /// `EXT4_IOC_RESIZE_FS` of Linux's fs/ext4/ext4.h: `_IOW('f', 16, __u64)`.
 const RESIZE: libc::Ioctl = 0x4008_6610_u32 as libc::Ioctl;
-/// What is removed is given back to the host. Tables of inodes are zeroed when the file system grows, and not later by a
-/// thread, which would keep an idle VM busy.
+/// What is removed is given back to the host. Tables of inodes are zeroed when the file system grows, and not later by
+/// a thread, which would keep an idle VM busy.
 const OPTIONS: &std::ffi::CStr = c"discard,noinit_itable";
 
-/// The same without a journal, and without having the host write what it has in memory: what a crash leaves is of no use.
+/// The same without a journal, and without having the host write what it has in memory: what a crash leaves is of no
+/// use.
 const SCRATCH: &std::ffi::CStr = c"discard,noinit_itable,noload,nobarrier";
 
 /// Whether the disk is used again after the container's end.

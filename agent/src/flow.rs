@@ -1,8 +1,8 @@
 //! Which of the processor's users goes first while output flows.
 //!
-//! A process that wakes up interrupts one that has had its share. So the agent would interrupt a writer after each of its
-//! writes, and make a packet of it that costs far more than its bytes, where they have one processor between them. While
-//! much output comes it is a batch process, which waits its turn: some milliseconds at most.
+//! A process that wakes up interrupts one that has had its share. So the agent would interrupt a writer after each of
+//! its writes, and make a packet of it that costs far more than its bytes, where they have one processor between them.
+//! While much output comes it is a batch process, which waits its turn: some milliseconds at most.
 
 use std::time::Duration;
 

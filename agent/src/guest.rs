@@ -1,7 +1,7 @@
 //! The guest that the agent runs in as a service: commands in its own root, and its files.
 //!
-//! A guest is not confined by the agent: a command has the service's namespaces and control group, and is any user of the
-//! guest's. Nothing of containers is there.
+//! A guest is not confined by the agent: a command has the service's namespaces and control group, and is any user of
+//! the guest's. Nothing of containers is there.
 
 use std::io;
 use std::os::fd::OwnedFd;

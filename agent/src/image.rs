@@ -1,5 +1,5 @@
-//! An image's files as the root of a VM (`mvm boot --rootfs image:…`): mounts the image with what takes its changes over it,
-//! starts the service for the host's commands, and becomes the image's own init.
+//! An image's files as the root of a VM (`mvm boot --rootfs image:…`): mounts the image with what takes its changes
+//! over it, starts the service for the host's commands, and becomes the image's own init.
 //!
 //! What is in the image is used by nothing here but by the kernel. Where it has no init, a shell runs on the console.
 
@@ -192,8 +192,8 @@ impl Ending {
         Self(fs::OpenOptions::new().write(true).open("/dev/port").ok())
     }
 
-    /// Ends the VM with an exit code, which is 0 on a kernel without ports for programs. What was written to the console comes
-    /// before.
+    /// Ends the VM with an exit code, which is 0 on a kernel without ports for programs. What was written to the
+    /// console comes before.
     fn end(&self, code: u8) -> ! {
         let _ = rustix::termios::tcdrain(io::stderr());
         let _ = self.0.as_ref().map(|port| port.write_at(&[code], EXIT_CODE));

@@ -1,8 +1,8 @@
 //! The first process of a container with `--init`: it starts the command, reaps what others leave, passes signals on,
 //! and ends with the command.
 //!
-//! It is a copy of the agent that has the command's rights. It can't be traced or read by the container's processes, and
-//! has nothing open.
+//! It is a copy of the agent that has the command's rights. It can't be traced or read by the container's processes,
+//! and has nothing open.
 
 use std::io;
 use std::mem::zeroed;

@@ -1,5 +1,6 @@
-//! The agent: PID 1 of a container's VM, where it runs containers as the host says over vsock (see `agent_protocol`); or a
-//! service of a VM's guest (`service`), where it runs commands in that; or what starts a VM whose root is an image (`image`).
+//! The agent: PID 1 of a container's VM, where it runs containers as the host says over vsock (see `agent_protocol`);
+//! or a service of a VM's guest (`service`), where it runs commands in that; or what starts a VM whose root is an image
+//! (`image`).
 //!
 //! It is one thread, which waits for all its descriptors at once (`server`). Processes of containers are made by
 //! `container`, what they do before they become the user's command is in `child`, and what the agent knows of one while

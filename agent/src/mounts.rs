@@ -58,8 +58,8 @@ pub fn targets(container: &Container) -> Vec<Vec<u8>> {
     all
 }
 
-/// Mounts the container's root with all that is below it, and makes it this process's root. In a pod some of that is the
-/// pod's.
+/// Mounts the container's root with all that is below it, and makes it this process's root. In a pod some of that is
+/// the pod's.
 pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
     make_private()?;
     let place = format!("{RUN}/{}", container.id);
@@ -95,7 +95,8 @@ pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
     Ok(root.layers)
 }
 
-/// Mounts the container's root with its volumes and folders of the host, and nothing else, and makes it this process's root.
+/// Mounts the container's root with its volumes and folders of the host, and nothing else, and makes it this process's
+/// root.
 pub fn enter_root(container: &Container) -> Result<Layers> {
     make_private()?;
     let place = format!("{RUN}/{}", container.id);

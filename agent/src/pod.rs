@@ -119,8 +119,8 @@ impl Pod {
     }
 }
 
-/// What the pod's first process does: it keeps namespaces, and reaps where it is PID 1. It has no rights, no files and no
-/// directory, for who may trace it.
+/// What the pod's first process does: it keeps namespaces, and reaps where it is PID 1. It has no rights, no files and
+/// no directory, for who may trace it.
 fn rest() -> ! {
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
@@ -155,8 +155,8 @@ fn name_host(first: BorrowedFd<'_>, name: &str) -> Result<()> {
 fn drop_elsewhere(layers: Option<Layers>) {
     let Some(layers) = layers else { return };
     let Ok((reader, writer)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) else { return };
-    // SAFETY: this process has one thread, so that no lock is held by another one in the copy, which makes system calls alone
-    // and ends. Where none is made the layers are dropped here.
+    // SAFETY: this process has one thread, so that no lock is held by another one in the copy, which makes system calls
+    // alone and ends. Where none is made the layers are dropped here.
     if unsafe { libc::fork() } == 0 {
         child::close_others([layers.changes.as_fd(), layers.image.as_fd(), reader.as_fd()]);
         // It ends when this process has dropped its own.

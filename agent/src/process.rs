@@ -111,8 +111,8 @@ impl Running {
         kill_process(pid, signal).during(format!("send signal {number}"))
     }
 
-    /// The host has gone: a further process runs on without it, unless it has not begun, as no process knows of it then; a
-    /// first one runs until the host is there again.
+    /// The host has gone: a further process runs on without it, unless it has not begun, as no process knows of it
+    /// then; a first one runs until the host is there again.
     pub fn leave(&mut self) {
         if matches!(self.role, Role::Further(_)) {
             if let Some(pid) = self.pid.filter(|_| self.setup.is_some()) {

@@ -1,39 +1,33 @@
 //! The agent's loop: connections of the host, and the processes that they ask for.
 
+mod connections;
 mod copying;
 mod freezing;
+mod requests;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use agent_protocol::{
-    Container, Decoder, Exec, Exit, Failure, FailureKind, GUEST, MAX_EXECS, PORT, PodContainer, Reply,
-    Request, Stream, VERSION, encode,
-};
+use agent_protocol::{Exit, Failure, PORT, Reply, Stream};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
 
+use self::connections::Connection;
+use self::requests::unknown;
 use crate::cgroup::Cgroup;
-use crate::container::{self, Home};
-use crate::error::{During, Result, failure};
+use crate::container::Home;
+use crate::error::{During, Result};
 use crate::flow::Flow;
-use crate::guest;
-use crate::network;
 use crate::pod::{self, Departures, Pod};
 use crate::process::{Role, Running};
-use crate::processes;
-use crate::pty;
 use crate::sockets::{self, Sockets};
-use crate::streams::{ConnectionId, Lost};
+use crate::streams::ConnectionId;
 use crate::system;
-use crate::volumes;
 use crate::vsock;
 
 /// The most connections at once; each process has up to four.
 const MAX_CONNECTIONS: usize = 512;
-/// The most bytes of answers that the host has not read.
-const MAX_UNREAD: usize = 1 << 20;
 
 /// What a descriptor that is waited for belongs to.
 #[derive(Clone, Debug)]
@@ -46,15 +40,6 @@ enum Source {
     Input(String),
     Socket(sockets::Source),
     Freezing,
-}
-
-struct Connection {
-    fd: OwnedFd,
-    decoder: Decoder,
-    /// Answers that were not sent yet.
-    answers: Vec<u8>,
-    /// Which stream it carries.
-    stream: Option<(String, Stream)>,
 }
 
 /// The agent at work.
@@ -219,366 +204,6 @@ impl Server {
         Ok(sources.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
     }
 
-    /// What to wait for on a connection.
-    fn interest(&self, connection: &Connection) -> PollFlags {
-        let mut flags = match &connection.stream {
-            None => PollFlags::IN,
-            Some((name, stream)) => match (self.processes.get(name), stream) {
-                (Some(running), Stream::Stdin) => running.input.interest(),
-                (Some(running), Stream::Stdout) => running.output.interest(),
-                (Some(running), Stream::Stderr) => running.errors.interest(),
-                (None, _) => PollFlags::IN,
-            },
-        };
-        if !connection.answers.is_empty() {
-            flags |= PollFlags::OUT;
-        }
-        flags
-    }
-
-    fn accept(&mut self) {
-        if let Some(fd) = vsock::accept(&self.listener) {
-            self.add_connection(fd);
-        }
-    }
-
-    fn add_connection(&mut self, fd: OwnedFd) {
-        let id = self.next;
-        self.next = self.next.wrapping_add(1);
-        let connection = Connection { fd, decoder: Decoder::default(), answers: Vec::new(), stream: None };
-        self.connections.insert(id, connection);
-        self.answer(id, &Reply::Hello { version: VERSION });
-    }
-
-    /// Sends an answer, or as much of it as the host takes at once.
-    fn answer(&mut self, id: ConnectionId, reply: &Reply) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Ok(bytes) = encode(reply) else { return };
-        connection.answers.extend(bytes);
-        if connection.answers.len() > MAX_UNREAD {
-            self.close(id);
-        } else {
-            self.send_answers(id);
-        }
-    }
-
-    fn send_answers(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        if connection.answers.is_empty() {
-            return;
-        }
-        match rustix::io::write(&connection.fd, &connection.answers) {
-            Ok(count) => drop(connection.answers.drain(..count.min(connection.answers.len()))),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.close(id),
-        }
-    }
-
-    fn close(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.remove(&id) else { return };
-        let Some((name, stream)) = connection.stream else { return self.leave(id) };
-        let Some(running) = self.processes.get_mut(&name) else { return };
-        if stream == Stream::Stdin && running.input.connection == Some(id) {
-            running.input.connection = None;
-        }
-        if let Some(output) = running.output_mut(stream).filter(|output| output.connection == Some(id)) {
-            output.connection = None;
-        }
-    }
-
-    /// Has processes run on that connection `control` was for.
-    fn leave(&mut self, control: ConnectionId) {
-        let of = |(_, running): &(&String, &mut Running)| running.control == control;
-        let mut left = Vec::new();
-        for (name, running) in self.processes.iter_mut().filter(of) {
-            if running.is_in_pod
-                && let Role::First(home) = &running.role
-            {
-                home.cgroup.kill();
-            }
-            running.leave();
-            left.push(name.clone());
-        }
-        for name in left {
-            self.forget(&name);
-        }
-    }
-
-    fn serve_connection(&mut self, id: ConnectionId, events: PollFlags) {
-        if events.contains(PollFlags::OUT) {
-            self.send_answers(id);
-        }
-        let Some(connection) = self.connections.get(&id) else { return };
-        match connection.stream.clone() {
-            None => self.read_requests(id),
-            Some((name, stream)) if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) => {
-                self.serve_stream(id, &name, stream);
-            }
-            Some(_) => {}
-        }
-    }
-
-    /// Takes what the host sends on the connection of a stream: input, or what it has of an output.
-    fn serve_stream(&mut self, id: ConnectionId, name: &str, stream: Stream) {
-        let (Some(connection), Some(running)) = (self.connections.get_mut(&id), self.processes.get_mut(name))
-        else {
-            return self.close(id);
-        };
-        let taken = match running.output_mut(stream) {
-            Some(output) => output.acknowledge(&connection.fd).map(|()| false),
-            None => running.input.read(&connection.fd).map(|acknowledgement| {
-                connection.answers.extend(acknowledgement.into_iter().flatten());
-                running.input.write();
-                running.input.is_finished()
-            }),
-        };
-        match taken {
-            Ok(false) => self.send_answers(id),
-            Ok(true) | Err(Lost) => self.close(id),
-        }
-    }
-
-    fn read_requests(&mut self, id: ConnectionId) {
-        // One turn reads one message at most.
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Ok(wanted) = connection.decoder.wants() else { return self.close(id) };
-        let mut bytes = vec![0; wanted.clamp(1, 64 << 10)];
-        match rustix::io::read(&connection.fd, &mut *bytes) {
-            Ok(0) => return self.close(id),
-            Ok(count) => connection.decoder.push(bytes.get(..count).unwrap_or_default()),
-            Err(Errno::AGAIN | Errno::INTR) => return,
-            Err(_) => return self.close(id),
-        }
-        match connection.decoder.take::<Request>() {
-            Ok(Some(request)) => self.handle(id, request),
-            Ok(None) => {}
-            Err(error) => {
-                self.answer(id, &Reply::Failed(failure(error.to_string())));
-                self.close(id);
-            }
-        }
-    }
-
-    fn handle(&mut self, id: ConnectionId, request: Request) {
-        if let Some(failure) = guest::refuse(&request).filter(|_| self.is_service) {
-            return self.answer(id, &Reply::Failed(failure));
-        }
-        let reply = match request {
-            Request::Start(container) => match self.start(id, &container, false) {
-                Ok(()) => return,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::Exec { container, id: name, exec } => match self.exec(id, &container, &name, &exec) {
-                Ok(()) => return,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::Attach { container, stream, position } => {
-                return self.attach(id, container, stream, position);
-            }
-            Request::Wait { container } => match self.wait_for(id, &container) {
-                Ok(()) => return,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::Signal { container, signal } => match self.signal(&container, signal) {
-                Ok(()) => Reply::Done,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::Resize { container, size } => {
-                if let Some(terminal) =
-                    self.processes.get(&container).and_then(|running| running.terminal.as_ref())
-                {
-                    let _ = pty::set_size(terminal, size);
-                }
-                return;
-            }
-            Request::PowerOff => {
-                // With them their mounts go, which writes those of disks as they are to be found again.
-                self.processes.clear();
-                system::power_off()
-            }
-            Request::Usage { container } => match self.home(&container) {
-                Some(home) => Reply::Usage(home.cgroup.usage()),
-                None => Reply::Failed(unknown(&container)),
-            },
-            Request::Update { container, resources } => {
-                let updated = self.home(&container).ok_or_else(|| unknown(&container));
-                match updated.and_then(|home| home.cgroup.limit(&resources)) {
-                    Ok(()) => Reply::Done,
-                    Err(failure) => Reply::Failed(failure),
-                }
-            }
-            Request::Processes { container } => match self.home(&container) {
-                Some(home) => Reply::Processes(processes::list(&home.cgroup.processes()), system::uptime()),
-                None => Reply::Failed(unknown(&container)),
-            },
-            Request::Hold(container) => match self.start(id, &container, true) {
-                Ok(()) => return,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::Copy { container, what } => match self.copy(id, &container, &what) {
-                Ok(()) => return,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::Pod(pod) => match self.make_pod(&pod) {
-                Ok(()) => Reply::Done,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::StartInPod(container) => match self.start_in_pod(id, &container) {
-                Ok(()) => return,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::Release { container, disks } => {
-                if let Some(Role::First(home)) = self.processes.get(&container).map(|running| &running.role) {
-                    home.cgroup.kill();
-                }
-                self.sockets.remove(&container);
-                match self.departures.add(container, disks, id) {
-                    Ok(()) => return,
-                    Err(failure) => Reply::Failed(failure),
-                }
-            }
-            Request::Freeze { container, freezes } => match self.freeze(id, &container, freezes) {
-                Ok(()) => return,
-                Err(failure) => Reply::Failed(failure),
-            },
-            Request::IsFrozen { container } => {
-                self.is_frozen(&container).map_or_else(Reply::Failed, Reply::Frozen)
-            }
-        };
-        self.answer(id, &reply);
-    }
-
-    /// Starts a container, or has its root alone where that `is_held`.
-    fn start(&mut self, control: ConnectionId, container: &Container, is_held: bool) -> Result<()> {
-        if !is_plain(&container.id) || self.processes.contains_key(&container.id) {
-            return Err(failure(format!("cannot use {:?} as a container's ID", container.id)));
-        }
-        if let Some(network) = container.network.as_ref().filter(|_| !self.has_network) {
-            network::set_up(network)?;
-            self.has_network = true;
-        }
-        self.sockets.add(container)?;
-        let (started, home) = container::start(container, is_held)?;
-        let running = Running::new(started, Role::First(Box::new(home)), control);
-        self.processes.insert(container.id.clone(), running);
-        Ok(())
-    }
-
-    fn make_pod(&mut self, pod: &agent_protocol::Pod) -> Result<()> {
-        if self.pod.is_some() || !self.processes.is_empty() {
-            return Err(failure("there is a pod, or a container, in this VM".into()));
-        }
-        self.pod = Some(Pod::new(pod, self.has_network)?);
-        self.has_network = true;
-        Ok(())
-    }
-
-    fn start_in_pod(&mut self, control: ConnectionId, started: &PodContainer) -> Result<()> {
-        let container = &started.container;
-        if !is_plain(&container.id) || self.processes.contains_key(&container.id) {
-            return Err(failure(format!("cannot use {:?} as a container's ID", container.id)));
-        }
-        let pod = self.pod.as_mut().ok_or_else(|| failure("there is no pod in this VM".into()))?;
-        volumes::mount_for_pod(container)?;
-        self.sockets.add(container)?;
-        pod.add(&container.id, &started.names)?;
-        let (started, home) = container::start_in(pod, started)?;
-        let role = Role::First(Box::new(home));
-        let running = Running::new(started, role, control).in_pod();
-        self.processes.insert(container.id.clone(), running);
-        Ok(())
-    }
-
-    /// Reports containers of the pod that have ended.
-    fn release(&mut self) {
-        if self.departures.is_empty() {
-            return;
-        }
-        let processes = &mut self.processes;
-        let take = |container: &str| {
-            let is_further =
-                |running: &Running| matches!(&running.role, Role::Further(name) if name == container);
-            let is_alive = |(name, running): (&String, &Running)| {
-                running.pid.is_some() && (name == container || is_further(running))
-            };
-            if processes.iter().any(is_alive) {
-                return (false, None);
-            }
-            processes.retain(|_, running| !is_further(running));
-            let role = processes.remove(container).map(|running| running.role);
-            (true, if let Some(Role::First(home)) = role { Some(home) } else { None })
-        };
-        for waiter in self.departures.advance(self.pod.as_mut(), take) {
-            self.answer(waiter, &Reply::Done);
-        }
-    }
-
-    fn exec(&mut self, control: ConnectionId, container: &str, id: &str, exec: &Exec) -> Result<()> {
-        if !is_plain(id) || self.processes.contains_key(id) {
-            return Err(failure(format!("cannot use {id:?} as a process's ID")));
-        }
-        let is_of = |running: &&Running| matches!(&running.role, Role::Further(name) if name == container);
-        let is_full = self.processes.values().filter(is_of).count() >= MAX_EXECS;
-        let started = if self.is_service && container == GUEST {
-            if is_full {
-                return Err(failure(format!(
-                    "the guest runs {MAX_EXECS} commands of the host's, which is the most"
-                )));
-            }
-            guest::exec(exec)?
-        } else {
-            let first = self.processes.get(container).ok_or_else(|| unknown(container))?;
-            let Role::First(home) = &first.role else { return Err(unknown(container)) };
-            if !first.is_command() || home.is_held {
-                return Err(failure(format!("container {container} is not running")));
-            }
-            if home.is_paused {
-                return Err(failure(format!("container {container} is paused: `mvm unpause` it first")));
-            }
-            if is_full {
-                return Err(failure(format!(
-                    "container {container} runs {MAX_EXECS} commands beside its own, which is the most"
-                )));
-            }
-            home.exec(exec)?
-        };
-        let running = Running::new(started, Role::Further(container.to_owned()), control);
-        self.processes.insert(id.to_owned(), running);
-        Ok(())
-    }
-
-    /// Makes connection `id` that of a stream, which goes on from where the host is.
-    fn attach(&mut self, id: ConnectionId, name: String, stream: Stream, position: u64) {
-        let attached = self.processes.get_mut(&name).ok_or_else(|| unknown(&name));
-        let before = match attached.and_then(|running| running.attach(id, stream, position)) {
-            Ok((before, position)) => {
-                self.answer(id, &Reply::Attached { position });
-                before
-            }
-            Err(failure) => return self.answer(id, &Reply::Failed(failure)),
-        };
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.stream = Some((name, stream));
-        }
-        if let Some(before) = before {
-            self.connections.remove(&before);
-        }
-    }
-
-    /// Has the end of a process be told on connection `id`.
-    fn wait_for(&mut self, id: ConnectionId, name: &str) -> Result<()> {
-        let running = self.processes.get_mut(name).ok_or_else(|| unknown(name))?;
-        running.control = id;
-        if let Some(exit) = running.exit {
-            self.answer(id, &Reply::Exited(exit));
-        }
-        Ok(())
-    }
-
-    fn signal(&mut self, name: &str, number: u8) -> Result<()> {
-        self.processes.get(name).ok_or_else(|| unknown(name))?.signal(name, number)
-    }
-
     /// Takes what a process says before it is the user's command.
     fn set_up(&mut self, name: &str) {
         let Some(running) = self.processes.get_mut(name) else { return };
@@ -669,13 +294,4 @@ impl Server {
             self.close(id);
         }
     }
-}
-
-/// Whether `id` can be an ID: it becomes part of paths.
-fn is_plain(id: &str) -> bool {
-    !id.is_empty() && id.len() <= 64 && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
-}
-
-fn unknown(name: &str) -> Failure {
-    Failure { kind: FailureKind::Other, message: format!("there is no container {name}") }
 }

@@ -66,14 +66,14 @@ pub fn prepare() -> Result<()> {
     network::set_loopback_up()
 }
 
-/// Keeps others from tracing and reading this process: containers' processes and users of the guest see the copies of it
-/// that are about to become commands.
+/// Keeps others from tracing and reading this process: containers' processes and users of the guest see the copies of
+/// it that are about to become commands.
 pub fn hide() -> Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hide this process")
 }
 
-/// Has the kernel report free memory by pieces of 128 KiB, and not by 2 MiB alone, where there is little of it. What the
-/// kernel has used until here and frees is in pieces: a sixth of what such a VM takes of the host.
+/// Has the kernel report free memory by pieces of 128 KiB, and not by 2 MiB alone, where there is little of it. What
+/// the kernel has used until here and frees is in pieces: a sixth of what such a VM takes of the host.
 fn report_small_pieces() {
     let memory = rustix::system::sysinfo();
     if u64::from(memory.mem_unit).saturating_mul(memory.totalram) <= SMALL_MEMORY {

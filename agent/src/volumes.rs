@@ -22,8 +22,8 @@ use crate::system::RUN;
 const DATA: &str = "_data";
 /// What gets the image's files.
 const NEW: &str = "_new";
-/// What [`NEW`] becomes when all of them are in it, from where they go to [`DATA`]: other containers of a pod may have that
-/// already.
+/// What [`NEW`] becomes when all of them are in it, from where they go to [`DATA`]: other containers of a pod may have
+/// that already.
 const FULL: &str = "_full";
 
 /// Those of a container.
@@ -58,8 +58,8 @@ fn of_pod(tag: &str) -> String {
     format!("{RUN}/pod-share-{tag}")
 }
 
-/// Mounts what a container of a pod has of the host where all its containers find it. It stays: a part that is mounted in a
-/// container has a superblock of its own, which the kernel would take for that of the whole if that were gone.
+/// Mounts what a container of a pod has of the host where all its containers find it. It stays: a part that is mounted
+/// in a container has a superblock of its own, which the kernel would take for that of the whole if that were gone.
 pub fn mount_for_pod(container: &Container) -> Result<()> {
     for mounted in &container.mounts {
         let (MountKind::Part { tag, .. } | MountKind::Below { tag, .. }) = &mounted.kind else { continue };
@@ -200,8 +200,8 @@ impl Volumes {
     }
 }
 
-/// Opens what is at `below` in the directory `top`: no part of the path is a link, so that it leads nowhere else. Nor is
-/// `top`, which a VM that had the volume before may have replaced.
+/// Opens what is at `below` in the directory `top`: no part of the path is a link, so that it leads nowhere else. Nor
+/// is `top`, which a VM that had the volume before may have replaced.
 fn open_below(top: &str, below: &str) -> io::Result<(OwnedFd, Kind)> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let directory = OFlags::DIRECTORY | OFlags::NOFOLLOW;

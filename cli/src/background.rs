@@ -98,8 +98,8 @@ pub fn again() -> io::Result<Reporter> {
     Ok(Reporter { report: None, messages: Some(messages) })
 }
 
-/// Calls `keep` in a process in the background, which ends with its exit code; returns what it reports. This process has
-/// one thread yet.
+/// Calls `keep` in a process in the background, which ends with its exit code; returns what it reports. This process
+/// has one thread yet.
 ///
 /// # Errors
 ///

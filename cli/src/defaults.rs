@@ -111,8 +111,8 @@ fn read(path: &Path) -> Result<Defaults, String> {
     }
 }
 
-/// The registries that are asked before Docker Hub, with commas between them. A file that can't be used is named, and is
-/// no reason not to ask Docker Hub.
+/// The registries that are asked before Docker Hub, with commas between them. A file that can't be used is named, and
+/// is no reason not to ask Docker Hub.
 pub fn registry_mirrors() -> String {
     let defaults = Defaults::read().unwrap_or_else(|error| {
         complain(&error);

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use container::{DetachKeys, ExecError, ExecOptions};
+use container::{DetachKeys, ExecError, ExecOptions, Executed};
 use instance::console::RawTerminal;
 use instance::{Registry, VmId};
 
@@ -114,7 +114,7 @@ impl ExecCommand {
         let signals = signals.map_err(host("take signals"))?;
         let raw = options
             .terminal
-            .filter(|_| !options.detached)
+            .filter(|_| options.interactive && !options.detached)
             .map(|_| RawTerminal::enter_for_output())
             .transpose();
         let _raw = raw.map_err(host("set up the terminal"))?.flatten();
@@ -129,11 +129,17 @@ impl ExecCommand {
         };
         note(&format!("exec_create: {command}"), &[]);
         note(&format!("exec_start: {command}"), &[]);
-        let ended = container::exec(&vm.directory, id, &options, signals.as_ref());
-        if let (Ok(ended), false) = (&ended, options.detached) {
-            note("exec_die", &[("exitCode", &ended.code.to_string())]);
+        let executed = container::exec(&vm.directory, id, &options, signals.as_ref());
+        match &executed {
+            Ok(Executed::Ended(ended)) => note("exec_die", &[("exitCode", &ended.code.to_string())]),
+            Ok(Executed::Left) => note("exec_detach", &[]),
+            Ok(Executed::Started) | Err(_) => {}
         }
-        ended.map(|ended| ended.code).map_err(|error| {
+        let code = |executed| match executed {
+            Executed::Ended(ended) => ended.code,
+            Executed::Started | Executed::Left => exit_code::SUCCESS,
+        };
+        executed.map(code).map_err(|error| {
             let code = match &error {
                 ExecError::NotFound(_) => exit_code::NOT_FOUND,
                 ExecError::Failed(_) => exit_code::NOT_EXECUTABLE,

@@ -36,6 +36,32 @@ pub struct InspectCommand {
     size: bool,
 }
 
+/// Prints what is known of all of `words`, which `find` finds: those that exist also where others do not, for which a
+/// line says why.
+pub fn print_all<W>(
+    format: Option<&Format>,
+    words: &[W],
+    mut find: impl FnMut(&W) -> Result<Value, String>,
+) -> ExitCode {
+    let (mut code, mut values) = (exit_code::SUCCESS, Vec::new());
+    for word in words {
+        match find(word) {
+            Ok(value) => values.push(value),
+            Err(line) => {
+                complain(&line);
+                code = exit_code::FAILURE;
+            }
+        }
+    }
+    match Format::inspect(format, &values) {
+        Ok(text) => print(text.as_bytes(), code),
+        Err(error) => {
+            complain(&chain(&error));
+            exit_code::FAILURE.into()
+        }
+    }
+}
+
 impl InspectCommand {
     /// Prints what is known of VMs and containers.
     pub fn run(self) -> ExitCode {
@@ -46,24 +72,7 @@ impl InspectCommand {
                 return exit_code::HOST.into();
             }
         };
-        let mut code = exit_code::SUCCESS;
-        let mut values: Vec<Value> = Vec::new();
-        for word in &self.names {
-            match self.find(&items, word) {
-                Ok(value) => values.push(value),
-                Err(message) => {
-                    complain(&message);
-                    code = exit_code::FAILURE;
-                }
-            }
-        }
-        match Format::inspect(self.format.as_ref(), &values) {
-            Ok(text) => print(text.as_bytes(), code),
-            Err(error) => {
-                complain(&chain(&error));
-                exit_code::USAGE.into()
-            }
-        }
+        print_all(self.format.as_ref(), &self.names, |word| self.find(&items, word))
     }
 }
 

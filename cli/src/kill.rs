@@ -82,8 +82,8 @@ pub fn send(vm: &Running, number: u8) -> Result<(), Failure> {
     }
 }
 
-/// Whether a paused container goes on for that signal, as with docker: where the image or the user says which one ends it, for
-/// that one alone.
+/// Whether a paused container goes on for that signal, as with docker: where the image or the user says which one ends
+/// it, for that one alone.
 fn resumes(entry: &Entry, number: u8) -> bool {
     let own = entry.details.pointer("/Config/StopSignal").and_then(serde_json::Value::as_str);
     own.is_none() || number == stop_signal(entry)
@@ -124,8 +124,8 @@ pub fn kill(vm: &Running) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Kills a container of a pod: its keeper notes the end. Where the pod's VM does not answer its keeper is killed, with which
-/// it ends too.
+/// Kills a container of a pod: its keeper notes the end. Where the pod's VM does not answer its keeper is killed, with
+/// which it ends too.
 fn kill_in_pod(vm: &Running, process: &OpenProcess) -> Result<(), Failure> {
     let number = u8::try_from(libc::SIGKILL).unwrap_or_default();
     let asked = container::send_signal(&vm.directory, vm.record.id.as_str(), number).is_ok();

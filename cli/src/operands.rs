@@ -47,8 +47,8 @@ fn plain_switches_of_all(words: &mut Vec<OsString>) {
     plain_switches(words, command);
 }
 
-/// Puts `--` behind the image of `mvm run` and `mvm create` and the container of `mvm exec`, for a parser that would take `-c` in
-/// `mvm run --entrypoint sh IMAGE -c …` for an option of mvm's. The first word is mvm's own name.
+/// Puts `--` behind the image of `mvm run` and `mvm create` and the container of `mvm exec`, for a parser that would
+/// take `-c` in `mvm run --entrypoint sh IMAGE -c …` for an option of mvm's. The first word is mvm's own name.
 pub fn of_all_commands(mut words: Vec<OsString>) -> Vec<OsString> {
     let mut global = GlobalArguments::augment_args(Command::new("mvm"));
     let own = words

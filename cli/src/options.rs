@@ -112,10 +112,11 @@ pub struct BootOptions {
     ///
     /// image:IMAGE[,changes=FILE][,size=SIZE][,memory]
     ///
-    /// With image: the root has the files of an OCI image, which is pulled where it is missing. Its init runs (/sbin/init and the like), or
-    /// a shell where it has none. What the guest writes goes to a disk of 20G, or SIZE, and is gone when the VM ends; with
-    /// changes=FILE it stays in FILE, which is made where it is missing; with memory it is in the guest's memory. Without
-    /// --kernel the kernel is that of containers. `mvm exec` and `mvm cp` reach the guest as with --agent.
+    /// With image: the root has the files of an OCI image, which is pulled where it is missing. Its init runs
+    /// (/sbin/init and the like), or a shell where it has none. What the guest writes goes to a disk of 20G, or SIZE,
+    /// and is gone when the VM ends; with changes=FILE it stays in FILE, which is made where it is missing; with memory
+    /// it is in the guest's memory. Without --kernel the kernel is that of containers. `mvm exec` and `mvm cp` reach
+    /// the guest as with --agent.
     #[arg(long, value_name = "DISK", help_heading = DISKS)]
     #[serde(default, deserialize_with = "values::text")]
     pub rootfs: Option<RootConfig>,
@@ -177,9 +178,9 @@ pub struct BootOptions {
 
     /// Let `mvm exec` and `mvm cp` reach the guest
     ///
-    /// Adds a socket device for mvm's agent, which has to run in the guest: put mvm-agent of mvm's share/mvm there, and have
-    /// the guest's init run `mvm-agent --service` as root; for systemd, mvm-agent.service beside it does. With --vsock the agent is
-    /// reached by that device without this option.
+    /// Adds a socket device for mvm's agent, which has to run in the guest: put mvm-agent of mvm's share/mvm there, and
+    /// have the guest's init run `mvm-agent --service` as root; for systemd, mvm-agent.service beside it does. With
+    /// --vsock the agent is reached by that device without this option.
     #[arg(long, help_heading = MACHINE, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::switch")]
     pub agent: bool,

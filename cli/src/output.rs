@@ -3,8 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-/// Has `write` write the file at `path`. One that was there stays until the new one is whole; a device or a pipe is written
-/// to, and not replaced.
+/// Has `write` write the file at `path`. One that was there stays until the new one is whole; a device or a pipe is
+/// written to, and not replaced.
 ///
 /// # Errors
 ///

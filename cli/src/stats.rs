@@ -1,8 +1,7 @@
 //! `mvm stats`.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+use std::io;
 
 use clap::Args;
 use instance::{Archive, Entry, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
@@ -11,14 +10,10 @@ use serde_json::{Value, json};
 
 use crate::format::{Column, Format};
 use crate::process::ExitCode;
+use crate::screen::{each_second, no_form, show};
 use crate::table::{self, Cut, Table, bytes};
 use crate::targets::{self, Failure};
 use crate::{chain, complain, exit_code};
-
-/// Time between two samples, which rates are computed from.
-pub const INTERVAL: Duration = Duration::from_secs(1);
-/// Moves the cursor to the upper left corner and clears the rest of the screen (ECMA-48: CUP, ED).
-pub const CLEAR: &str = "\x1b[H\x1b[J";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -156,8 +151,7 @@ impl StatsCommand {
         {
             complain(&format!("VM {}: not responding", vm.record.id));
         }
-        loop {
-            std::thread::sleep(INTERVAL);
+        each_second(code, || {
             let vms = if self.vms.is_empty() {
                 registry.running().map(|(running, _)| with_vms(running)).unwrap_or_default()
             } else {
@@ -170,21 +164,11 @@ impl StatsCommand {
                 rows.extend(ended());
             }
             rows.sort_by(|one, other| (&one.name, &one.id).cmp(&(&other.name, &other.id)));
-            let done = self.no_stream || (!self.vms.is_empty() && after.is_empty());
-            match self.show(&rows) {
-                Ok(()) if done => return code.into(),
-                Ok(()) => before = after,
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return code.into(),
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    complain(&error.to_string());
-                    return exit_code::USAGE.into();
-                }
-                Err(error) => {
-                    complain(&format!("cannot write to standard output: {error}"));
-                    return exit_code::HOST.into();
-                }
-            }
-        }
+            show(!self.no_stream && !self.json, &self.text(&rows)?)?;
+            let is_done = self.no_stream || (!self.vms.is_empty() && after.is_empty());
+            before = after;
+            Ok(is_done)
+        })
     }
 
     /// The VMs that were named, or all, and the exit code so far: an error is printed for each name without a VM.
@@ -205,24 +189,16 @@ impl StatsCommand {
         Ok((vms, code))
     }
 
-    fn show(&self, rows: &[Usage]) -> io::Result<()> {
-        let mut out = io::stdout().lock();
+    fn text(&self, rows: &[Usage]) -> io::Result<String> {
         if self.json {
-            serde_json::to_writer(&mut out, rows)?;
-            writeln!(out)?;
-        } else {
-            let clear = if out.is_terminal() && !self.no_stream { CLEAR } else { "" };
-            if let Some(format) = self.format.as_ref().filter(|format| !format.is_default()) {
-                let rows: Vec<Value> = rows.iter().map(Usage::fields).collect();
-                let text = format.list(COLUMNS, &[], &rows);
-                let text = text.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-                write!(out, "{clear}{text}")?;
-                return out.flush();
-            }
-            let width = if self.no_trunc { None } else { table::terminal_width() };
-            write!(out, "{clear}{}", table(rows, width))?;
+            return Ok(serde_json::to_string(rows)? + "\n");
         }
-        out.flush()
+        if let Some(format) = self.format.as_ref().filter(|format| !format.is_default()) {
+            let rows: Vec<Value> = rows.iter().map(Usage::fields).collect();
+            return format.list(COLUMNS, &[], &rows).map_err(no_form);
+        }
+        let width = if self.no_trunc { None } else { table::terminal_width() };
+        Ok(table(rows, width))
     }
 }
 

@@ -90,8 +90,9 @@ impl Table {
         }
     }
 
-    /// A table of `rows` with these columns: the heading of each, and which part of its cells may be cut, if any. Where a line
-    /// would have more than `width` characters, columns are left out in the order of `spare` until it fits, and then cut.
+    /// A table of `rows` with these columns: the heading of each, and which part of its cells may be cut, if any. Where
+    /// a line would have more than `width` characters, columns are left out in the order of `spare` until it fits, and
+    /// then cut.
     pub fn fitted(
         columns: &[(&str, Option<Cut>)],
         rows: &[Vec<String>],
@@ -125,8 +126,8 @@ impl Table {
         table
     }
 
-    /// Breaks the cells of the last column between words, until a line has at most `width` characters. The column has at
-    /// least 20.
+    /// Breaks the cells of the last column between words, until a line has at most `width` characters. The column has
+    /// at least 20.
     pub fn wrap(&mut self, width: usize) {
         let mut widths = self.widths();
         let Some(_) = widths.pop() else { return };

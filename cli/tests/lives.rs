@@ -54,7 +54,7 @@ fn one_that_can_not_start_says_why_and_stays() {
     assert!(code == Some(1) && said.contains("web: "), "{said}");
     let state = "{{.State.Status}} {{.State.ExitCode}} {{ne .State.Error \"\"}}";
     assert_eq!(host.said(&["inspect", "-f", state, "web"]), "exited 125 true");
-    // Of one that nobody could have seen, nothing is left.
+    // Of one that no command could have seen, nothing is left.
     host.fails(&["run", "-d", "--network", "none", "tiny"]);
     assert_eq!(host.said(&["ps", "-aq"]), id);
     assert_eq!(host.mvm(&["start", "web", "nosuch"]).status.code(), Some(1));

@@ -1,5 +1,5 @@
-//! Commands that are killed at random moments, and disks that are full, as far as no VM is needed; `tests/` has the rest.
-//! CI repeats each a few times, `make soak` often.
+//! Commands that are killed at random moments, and disks that are full, as far as no VM is needed; `tests/` has the
+//! rest. CI repeats each a few times, `make soak` often.
 
 #![allow(missing_docs, reason = "tests are named after what they show")]
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]

@@ -9,8 +9,8 @@ use thiserror::Error;
 use crate::connection::{Connection, ConnectionError};
 use crate::machine::VSOCK;
 
-/// The socket of a VM's device by which the agent in its guest is reached, in the VM's directory. Where the device's socket
-/// has another place, it is a link to that.
+/// The socket of a VM's device by which the agent in its guest is reached, in the VM's directory. Where the device's
+/// socket has another place, it is a link to that.
 pub const AGENT: &str = "agent.sock";
 
 /// How long each step of a connection to a guest's agent may take: the guest may run no such program.
@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A VM whose guest can't be reached.
 #[derive(Debug, Error)]
 #[error(
-    "it is a VM without the socket device by which mvm's agent in its guest is reached: start it with `mvm boot --agent`"
+    "it is a VM without the socket device by which mvm's agent in its guest is reached: start it with `mvm boot \
+    --agent`"
 )]
 pub struct NoDevice;
 

@@ -30,8 +30,8 @@ pub fn open_or_create(assets: &Assets, directory: &Path, size: u64) -> io::Resul
     }
 }
 
-/// Makes the disk for a container's changes in `directory`, which is the caller's alone, and returns its path. `size` is
-/// that of the disk in bytes; the file takes as much space as is written.
+/// Makes the disk for a container's changes in `directory`, which is the caller's alone, and returns its path. `size`
+/// is that of the disk in bytes; the file takes as much space as is written.
 ///
 /// # Errors
 ///
@@ -79,7 +79,7 @@ fn largest(templates: &[u8], size: u64) -> io::Result<Vec<Piece<'_>>> {
     let best = best.ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("there is no template for a disk of {size} bytes"),
+            format!("no template for a disk of {size} bytes: it has to be larger"),
         )
     })?;
     Ok(all.into_iter().filter(|piece| piece.size == best).collect())

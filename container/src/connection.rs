@@ -39,8 +39,8 @@ pub enum ConnectionError {
     Unexpected(String),
     /// No agent takes connections in the guest of a VM.
     #[error(
-        "mvm's agent does not answer in the guest: it has not started yet, or is not installed there, as `mvm boot --help` \
-         says at --agent"
+        "mvm's agent does not answer in the guest: it has not started yet, or is not installed there, as `mvm boot \
+        --help` says at --agent"
     )]
     NotInGuest,
     /// It does not do what it was asked for.
@@ -98,8 +98,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes `socket`, which the agent has connected to or from. A guest that does not read is written to for no longer than
-    /// [`PATIENCE`].
+    /// Takes `socket`, which the agent has connected to or from. A guest that does not read is written to for no longer
+    /// than [`PATIENCE`].
     pub fn greet(socket: UnixStream) -> Result<Self, ConnectionError> {
         socket.set_write_timeout(Some(PATIENCE))?;
         Self::greet_within(socket, PATIENCE)
@@ -129,12 +129,17 @@ impl Connection {
     /// The same, where each step of it may take so long.
     pub fn open_within(path: &Path, limit: Duration) -> Result<Self, ConnectionError> {
         let mut socket = UnixStream::connect(path)?;
-        socket.set_read_timeout(Some(limit))?;
         socket.set_write_timeout(Some(limit))?;
         socket.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
+        let deadline = Instant::now() + limit;
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') && line.len() < 32 {
             let mut byte = [0];
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ConnectionError::NoAnswer);
+            }
+            socket.set_read_timeout(Some(left))?;
             if socket.read(&mut byte)? == 0 {
                 return Err(ConnectionError::Closed);
             }
@@ -146,11 +151,15 @@ impl Connection {
         Self::greet_within(socket, limit)
     }
 
-    /// The same, which waits for answers no longer than [`ANSWER`].
+    /// The same, whose agent may take [`ANSWER`] to take a request.
     pub fn with_patience(self) -> Result<Self, ConnectionError> {
-        self.socket.set_read_timeout(Some(ANSWER))?;
         self.socket.set_write_timeout(Some(ANSWER))?;
         Ok(self)
+    }
+
+    /// A connection of which a stream has passed, between two messages.
+    pub fn behind_stream(socket: UnixStream) -> Self {
+        Self { socket, decoder: Decoder::default(), version: VERSION }
     }
 
     /// Whether the agent knows what came with this version of its messages.
@@ -176,6 +185,11 @@ impl Connection {
     /// Waits for an answer.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T, ConnectionError> {
         self.receive_with(|_| Ok(()))
+    }
+
+    /// The same for a request that changes little: for [`ANSWER`] at the most.
+    pub fn answer<T: DeserializeOwned>(&mut self) -> Result<T, ConnectionError> {
+        self.receive_within(ANSWER)
     }
 
     /// The same, for `limit` at the most, however slowly it comes. Other answers are waited for without a limit then.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread::Builder;
 use std::time::Duration;
 
-use agent_protocol::{Capabilities, Exec, Exit, Failure, FailureKind, Reply, Request, Size, Stream, Usage};
+use agent_protocol::{Capabilities, Exec, Exit, Failure, FailureKind, Reply, Request, Size, Stream};
 use instance::{ENDING, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -16,7 +16,6 @@ use thiserror::Error;
 use crate::agent::{Agent, NoDevice};
 use crate::attach::{DetachFilter, Input};
 use crate::connection::{Connection, ConnectionError, PATIENCE};
-use crate::machine::VSOCK;
 use crate::options::{ExecOptions, OptionsError};
 use crate::run::Ended;
 use crate::spec::{absolute, all_capabilities};
@@ -25,9 +24,6 @@ use crate::streams::Place;
 
 /// As many signals that ask a command to end end the wait for it.
 const FORCE: u32 = 3;
-
-/// How long the agent has to connect and how long to say what a container uses: what shows it goes on without.
-const USAGE: Duration = Duration::from_secs(1);
 
 /// Why a command did not run to its end.
 #[derive(Debug, Error)]
@@ -85,9 +81,20 @@ impl From<Failure> for ExecError {
     }
 }
 
-/// Runs a command in the container `container` of the VM whose directory is `directory`, or in the guest of a VM of `mvm
-/// boot`, with this process's standard input and output, until it ends; one that is detached, until it has started. `signals`
-/// are passed on to it.
+/// Why a command is waited for no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executed {
+    /// It has ended.
+    Ended(Ended),
+    /// It has started, and is one that is not waited for.
+    Started,
+    /// The user has left it by the keys for that; it runs on.
+    Left,
+}
+
+/// Runs a command in the container `container` of the VM whose directory is `directory`, or in the guest of a VM of
+/// `mvm boot`, with this process's standard input and output, until it ends; one that is detached, until it has
+/// started. `signals` are passed on to it.
 ///
 /// # Errors
 ///
@@ -97,7 +104,7 @@ pub fn exec(
     container: &str,
     options: &ExecOptions,
     signals: Option<&Signals>,
-) -> Result<Ended, ExecError> {
+) -> Result<Executed, ExecError> {
     let exec = request(options)?;
     let agent = Agent::find(directory, container)?;
     let host = |doing| move |source| ExecError::Host { doing, source };
@@ -112,7 +119,7 @@ pub fn exec(
         other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
     }
     if options.detached {
-        return Ok(Ended { code: 0, out_of_memory: false });
+        return Ok(Executed::Started);
     }
     let told = pass_streams(streams, &agent.path, &id, options)?;
     let (has_terminal, in_guest) = (options.terminal.is_some(), agent.is_of_guest());
@@ -120,9 +127,9 @@ pub fn exec(
     session.run(&told)
 }
 
-/// Waits for the answer to a request for a process, which takes as long as the process needs to begin. Where many begin at
-/// once that may be long, and then `greets` says whether the agent still takes connections: one that does has read the
-/// request. A signal that asks the command to end ends the wait; with the connection, the agent gives it up.
+/// Waits for the answer to a request for a process, which takes as long as the process needs to begin. Where many begin
+/// at once that may be long, and then `greets` says whether the agent still takes connections: one that does has read
+/// the request. A signal that asks the command to end ends the wait; with the connection, the agent gives it up.
 fn started(
     control: &mut Connection,
     signals: Option<&Signals>,
@@ -163,79 +170,6 @@ fn started_within(
             }
         }
     }
-}
-
-/// Sends a signal to the first process of the container `container` of the VM whose directory is `directory`.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer, or it has no such container yet or any more.
-pub fn send_signal(directory: &Path, container: &str, signal: u8) -> Result<(), ExecError> {
-    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
-    control.send(&Request::Signal { container: container.to_owned(), signal })?;
-    match control.receive()? {
-        Reply::Done => Ok(()),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// How long the processes of a container may take to stand still: one that waits for a disk does so when that has answered.
-const FREEZE: Duration = Duration::from_secs(10);
-
-/// Has the container `container` of a pod whose VM's directory, or its own, is `directory` stand still, or go on.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer, or has no such container.
-pub fn freeze(directory: &Path, container: &str, freezes: bool) -> Result<(), ExecError> {
-    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
-    control.send(&Request::Freeze { container: container.to_owned(), freezes })?;
-    match control.receive_within(FREEZE)? {
-        Reply::Done => Ok(()),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// Whether it stands still. It is not waited for longer than a second.
-///
-/// # Errors
-///
-/// As [`freeze`].
-pub fn is_frozen(directory: &Path, container: &str) -> Result<bool, ExecError> {
-    let mut control = Connection::open_within(&directory.join(VSOCK), USAGE)?;
-    control.send(&Request::IsFrozen { container: container.to_owned() })?;
-    match control.receive_within(USAGE)? {
-        Reply::Frozen(is_frozen) => Ok(is_frozen),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// What the container `container` of the VM whose directory is `directory` uses.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer within a second, does not know the question, or has no such container.
-pub fn usage(directory: &Path, container: &str) -> Result<Usage, ExecError> {
-    let mut control = Connection::open_within(&directory.join(VSOCK), USAGE)?;
-    control.send(&Request::Usage { container: container.to_owned() })?;
-    match control.receive_within(USAGE)? {
-        Reply::Usage(usage) => Ok(usage),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// Sets the size of the terminal of the container `container` of the VM whose directory is `directory`.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer.
-pub fn resize(directory: &Path, container: &str, size: Size) -> Result<(), ExecError> {
-    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
-    Ok(control.send(&Request::Resize { container: container.to_owned(), size })?)
 }
 
 /// What the agent is asked for.
@@ -319,8 +253,8 @@ fn pass_streams(
     Ok(Told { outputs, left })
 }
 
-/// Reads the terminal on a thread of its own: what is typed can be read from what is returned, but for keys that leave the
-/// command. Those are told by `left`.
+/// Reads the terminal on a thread of its own: what is typed can be read from what is returned, but for keys that leave
+/// the command. Those are told by `left`.
 fn type_ahead(mut keys: DetachFilter, mut left: PipeWriter) -> io::Result<UnixStream> {
     let (mut typed, source) = UnixStream::pair()?;
     let read = move || {
@@ -360,8 +294,8 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Waits until the command and its outputs have ended.
-    fn run(mut self, told: &Told) -> Result<Ended, ExecError> {
+    /// Waits until the command and its outputs have ended, or the user leaves it.
+    fn run(mut self, told: &Told) -> Result<Executed, ExecError> {
         let Told { outputs, left } = told;
         let (mut exit, mut is_silent, mut can_leave) = (None, false, true);
         loop {
@@ -389,7 +323,7 @@ impl Session<'_> {
             drop(fds);
             if has_left {
                 if (&*left).read(&mut [0]).is_ok_and(|count| count > 0) {
-                    return Ok(Ended { code: 0, out_of_memory: false });
+                    return Ok(Executed::Left);
                 }
                 can_leave = false;
             }
@@ -407,7 +341,7 @@ impl Session<'_> {
             if let Some(Exit { code, out_of_memory }) = exit
                 && is_silent
             {
-                return Ok(Ended { code, out_of_memory });
+                return Ok(Executed::Ended(Ended { code, out_of_memory }));
             }
         }
     }

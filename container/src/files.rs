@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent_protocol::{
-    COPIES, CopyWhat, Decoder, Failure, FailureKind, FileInfo, PieceReader, PieceWriter, Reply, Request,
+    COPIES, CopyWhat, Failure, FailureKind, FileInfo, PieceReader, PieceWriter, Reply, Request,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
@@ -70,7 +70,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// Those of the container `container` of the VM whose directory is `directory`, or of the guest of a VM of `mvm boot`.
+    /// Those of the container `container` of the VM whose directory is `directory`, or of the guest of a VM of `mvm
+    /// boot`.
     ///
     /// # Errors
     ///
@@ -153,7 +154,8 @@ impl Files {
         }
     }
 
-    /// Takes a tar stream, which is unpacked in the directory `path`; `to_user`, the files belong to the container's user.
+    /// Takes a tar stream, which is unpacked in the directory `path`; `to_user`, the files belong to the container's
+    /// user.
     ///
     /// # Errors
     ///
@@ -175,25 +177,12 @@ fn unexpected(reply: &Reply) -> FilesError {
     ConnectionError::Unexpected(format!("{reply:?}")).into()
 }
 
-/// The agent's last answer, which says how a stream went.
-fn last_answer(socket: UnixStream) -> Result<(), FilesError> {
-    let mut decoder = Decoder::default();
-    loop {
-        if let Some(reply) = decoder.take().map_err(ConnectionError::from)? {
-            return match reply {
-                Reply::Done => Ok(()),
-                Reply::Failed(failure) => Err(failure.into()),
-                other => Err(unexpected(&other)),
-            };
-        }
-        let wanted = decoder.wants().map_err(ConnectionError::from)?;
-        let mut bytes = vec![0; wanted.clamp(1, 64 << 10)];
-        match (&socket).read(&mut bytes) {
-            Ok(0) => return Err(FilesError::EndedEarly),
-            Ok(count) => decoder.push(bytes.get(..count).unwrap_or_default()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(ConnectionError::from(error).into()),
-        }
+/// The agent's last answer, which says how a stream went, however slowly it comes.
+fn last_answer(socket: UnixStream, limit: Duration) -> Result<(), FilesError> {
+    match Connection::behind_stream(socket).receive_within(limit)? {
+        Reply::Done => Ok(()),
+        Reply::Failed(failure) => Err(failure.into()),
+        other => Err(unexpected(&other)),
     }
 }
 
@@ -209,17 +198,18 @@ impl Incoming {
         Ok(Self { pieces: PieceReader::new(socket) })
     }
 
-    /// Waits for what is left of the stream, which is dropped, and for how it went.
+    /// Waits for how it went, after all of the stream was read. An error of its end is seen again.
     ///
     /// # Errors
     ///
     /// [`FilesError`].
     pub fn finish(mut self) -> Result<(), FilesError> {
-        match io::copy(&mut self, &mut io::sink()) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(FilesError::EndedEarly),
-            copied => drop(copied.map_err(ConnectionError::from)?),
+        match io::copy(&mut (&mut self).take(1), &mut io::sink()) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(FilesError::EndedEarly),
+            Err(error) => Err(ConnectionError::from(error).into()),
+            Ok(0) => last_answer(self.pieces.into_inner(), SILENCE),
+            Ok(_) => Err(ConnectionError::Unexpected("more of a stream than was read".into()).into()),
         }
-        last_answer(self.pieces.into_inner())
     }
 }
 
@@ -273,8 +263,7 @@ impl Outgoing {
         // Where that fails, there is an answer that says why, or the connection's end.
         let _ = self.pieces.finish();
         // What was written is put on the disk's way: that takes its time on a slow one.
-        socket.set_read_timeout(Some(SILENCE)).map_err(ConnectionError::from)?;
-        last_answer(socket)
+        last_answer(socket, SILENCE)
     }
 
     /// Gives the stream up: what has come of it stays.

@@ -1,7 +1,7 @@
 use std::os::unix::net::UnixListener;
 use std::thread::{self, JoinHandle};
 
-use agent_protocol::{OLDEST, VERSION, encode};
+use agent_protocol::{Decoder, OLDEST, VERSION, encode};
 use rstest::rstest;
 
 use super::*;
@@ -95,6 +95,40 @@ fn an_agent_that_sends_nonsense_gets_a_line(#[case] messages: Vec<Vec<u8>>, #[ca
     let fake = Fake::saying(messages);
     let line = received(fake.files().root()).unwrap_err();
     assert!(line.contains(says) && !line.contains('\n'), "{line}");
+    fake.agent.join().unwrap();
+}
+
+#[test]
+fn an_answer_that_comes_byte_by_byte_is_waited_for_no_longer() {
+    let limit = Duration::from_millis(100);
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let message = failed(&"x".repeat(1 << 10));
+    let agent = thread::spawn(move || {
+        for byte in message {
+            // The time between two bytes is what is tested: less than the limit, all together much more.
+            thread::sleep(limit / 10);
+            if far.write_all(&[byte]).is_err() {
+                return true;
+            }
+        }
+        false
+    });
+    let line = devices::log::chain(&last_answer(near, limit).unwrap_err());
+    assert!(line.contains("did not answer within"), "{line}");
+    assert!(agent.join().unwrap(), "all of it was waited for");
+}
+
+#[test]
+fn a_stream_without_end_is_not_read_to_its_end() {
+    let fake = Fake::new(VERSION, |mut socket| {
+        socket.write_all(&said(&Reply::Started)).unwrap();
+        let piece = [&4_u32.to_le_bytes()[..], b"more"].concat();
+        while socket.write_all(&piece).is_ok() {}
+    });
+    let mut stream = fake.files().changes().unwrap();
+    stream.read_exact(&mut [0; 10]).unwrap();
+    let line = devices::log::chain(&stream.finish().unwrap_err());
+    assert!(line.contains("more of a stream"), "{line}");
     fake.agent.join().unwrap();
 }
 

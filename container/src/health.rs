@@ -15,8 +15,9 @@ use instance::time;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, ConnectionError};
-use crate::exec::{ExecError, is_frozen, random_id, send_signal};
+use crate::exec::{ExecError, random_id};
 use crate::machine::VSOCK;
+use crate::requests::{is_frozen, send_signal};
 use crate::streams::{self, Place};
 
 /// The most bytes that are kept of what a check writes.
@@ -28,8 +29,11 @@ const START: Duration = Duration::from_secs(30);
 /// How long the last of the output, and the end of a command that is killed, are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// What an image says of its containers' health (docker's image specification, "Healthcheck"); times are in nanoseconds,
-/// and 0 is what docker takes.
+/// The shortest time, which is docker's: what an image has below it would make one check after the other.
+pub const SHORTEST: Duration = Duration::from_millis(1);
+
+/// What an image says of its containers' health (docker's image specification, "Healthcheck"); times are in
+/// nanoseconds, and 0 is what docker takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct ImageHealth {
@@ -95,7 +99,7 @@ impl HealthCheck {
         let time = |own: Option<Duration>, image: u64, default: u64| {
             let image = Some(Duration::from_nanos(image));
             let given = own.filter(|time| !time.is_zero()).or(image.filter(|time| !time.is_zero()));
-            given.unwrap_or(Duration::from_secs(default))
+            given.map_or(Duration::from_secs(default), |time| time.max(SHORTEST))
         };
         Some(Self {
             command,
@@ -366,6 +370,16 @@ mod tests {
         assert_eq!((check.interval, check.timeout), (Duration::from_secs(7), Duration::from_millis(1500)));
         assert_eq!((check.start_period, check.start_interval), (Duration::ZERO, Duration::from_secs(5)));
         assert_eq!((check.retries, check.shown().test), (9, words(&["CMD", "x"])));
+    }
+
+    #[test]
+    fn an_images_times_are_no_shorter_than_dockers_shortest() {
+        let image: ImageHealth = serde_json::from_value(json!({
+            "Test": ["CMD", "x"], "Interval": 1, "Timeout": 999_999, "StartPeriod": 1, "StartInterval": 1
+        }))
+        .unwrap();
+        let check = HealthCheck::new(Some(&image), &HealthOptions::default()).unwrap();
+        assert_eq!([check.interval, check.timeout, check.start_period, check.start_interval], [SHORTEST; 4]);
     }
 
     #[test]

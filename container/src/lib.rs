@@ -1,7 +1,7 @@
 //! Containers, each in a VM of its own: from an image and a user's options to a VM with an agent, and its life.
 //!
-//! A container's VM has three disks: the agent's root, the image (see the crate `erofs`), and what takes its changes. The
-//! agent connects over vsock and is told what to run; standard input and output are connections of their own.
+//! A container's VM has three disks: the agent's root, the image (see the crate `erofs`), and what takes its changes.
+//! The agent connects over vsock and is told what to run; standard input and output are connections of their own.
 
 mod agent;
 mod assets;
@@ -21,6 +21,7 @@ mod options;
 mod output;
 mod pod;
 mod ports;
+mod requests;
 mod run;
 mod seccomp;
 mod session;
@@ -42,10 +43,11 @@ pub use attach::{
     connect as connect_to_keeper,
 };
 pub use changes::create_at as create_changes;
-pub use exec::{ExecError, exec, freeze, is_frozen, send_signal, usage};
+pub use exec::{ExecError, Executed, exec};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{
-    Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth, watch as watch_health,
+    Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth,
+    SHORTEST as SHORTEST_HEALTH_TIME, watch as watch_health,
 };
 pub use image::{Image, ImageConfig};
 pub use limits::{CpuSet, LimitError, Ulimit};
@@ -60,10 +62,11 @@ pub use options::{ExecOptions, OptionsError, RunOptions, Storage};
 pub use output::{LogLimits, LogOptions, LogReader, LogTarget, OutputLine, field_name, follow, parse_time};
 pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod, pod_directory};
 pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
+pub use requests::{freeze, is_frozen, processes, send_signal, usage};
 pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};
 pub use signal::number as signal_number;
 pub use spec::{SHM_SIZE, command, entrypoint_and_command, storage};
 pub use timing::{Step, Timing};
-pub use update::{Update, processes, update};
+pub use update::{Update, update};
 pub use visit::Visit;
 pub use vm::{JAIL, Split, VmEnd};

@@ -107,8 +107,8 @@ pub fn pod_machine(
     VmConfig { disks: Vec::new(), slots: SLOTS, ..of_container }
 }
 
-/// The VM for a container of `image` with `options`, whose directory is `directory`. `changes` is the disk that takes its
-/// changes, if it has one; `mounts` is what it has besides; `publish` are its published ports.
+/// The VM for a container of `image` with `options`, whose directory is `directory`. `changes` is the disk that takes
+/// its changes, if it has one; `mounts` is what it has besides; `publish` are its published ports.
 pub fn machine(
     assets: &Assets,
     image: &Image,
@@ -137,7 +137,8 @@ pub fn machine(
     let (cpus, memory) = size(options);
     // The kernel says no more than what is wrong; its end is the VM's.
     // The kernel makes a dummy interface of its own accord, which no container has.
-    let cmdline = "console=ttyS0 quiet loglevel=4 panic=-1 root=/dev/vda ro rootfstype=erofs init=/sbin/init dummy.numdummies=0";
+    let cmdline = "console=ttyS0 quiet loglevel=4 panic=-1 root=/dev/vda ro rootfstype=erofs init=/sbin/init \
+    dummy.numdummies=0";
     VmConfig {
         rootfs: Some(disk(&assets.root, Vec::new())),
         disks: [disk(first, rest)].into_iter().chain(changes).collect(),

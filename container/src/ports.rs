@@ -26,8 +26,8 @@ pub struct ExposedPorts {
 pub struct PortMapping {
     /// The host's address; all of its addresses if `None`.
     pub address: Option<IpAddr>,
-    /// The host's ports; any that are free if `None`. For one port of the container it may be a range, of which the first
-    /// that is free is taken.
+    /// The host's ports; any that are free if `None`. For one port of the container it may be a range, of which the
+    /// first that is free is taken.
     pub host: Option<RangeInclusive<u16>>,
     /// The container's ports.
     pub container: ExposedPorts,

@@ -16,13 +16,13 @@ use crate::assets::Assets;
 use crate::attach::{Attachments, Console, Input};
 use crate::changes;
 use crate::ender::Ender;
-use crate::exec;
 use crate::image::{Image, ImageConfig};
 use crate::machine::machine;
 use crate::mounts::Prepared;
 use crate::options::{OptionsError, RunOptions, Storage};
 use crate::output::{LogTarget, OutputLog};
 use crate::ports::PortsError;
+use crate::requests;
 use crate::session::{Listener, Session, SessionError, Way};
 use crate::signal::stop_signal;
 use crate::sockets::Forwards;
@@ -277,7 +277,7 @@ pub fn attachments(
     let resize = move |size: Size| {
         let (rows, columns) = (size.rows.to_string(), size.columns.to_string());
         Event::of_entry(&entry, "resize", &[("height", &rows), ("width", &columns)]).note();
-        if let Err(error) = exec::resize(&directory, &id, size) {
+        if let Err(error) = requests::resize(&directory, &id, size) {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot set the size of the terminal");
         }
     };

@@ -10,8 +10,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use agent_protocol::{
-    Container, Exit, Failure, Mount, MountKind, OLDEST, PORT, PodContainer, PodDisk, Reply, Request, Size,
-    Stream,
+    Container, Exit, Failure, Mount, MountKind, OLDEST, PORT, PodContainer, PodDisk, Reply, Request, Stream,
 };
 use instance::{ENDING, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -167,7 +166,6 @@ impl Session {
             signals,
             stop,
             stop_signal,
-            has_terminal: container.process.terminal.is_some(),
             container: container.id.clone(),
             path: directory.join(VSOCK),
             ender,
@@ -243,13 +241,11 @@ const FORCE: u32 = 3;
 /// How many requests wait for the agent at most.
 const WAITING: usize = 64;
 
-/// What is passed on to a container: signals that this process gets, the size of its terminal, and the first request to
-/// end.
+/// What is passed on to a container: signals that this process gets, and the first request to end.
 struct Passed {
     signals: Option<Signals>,
     stop: PipeReader,
     stop_signal: u8,
-    has_terminal: bool,
     container: String,
     path: PathBuf,
     ender: Ender,
@@ -296,8 +292,10 @@ impl Passed {
                 if asked >= FORCE {
                     self.ender.end(Some(signal));
                 }
-                if let Some(request) = request(signal, &self.container, self.has_terminal) {
-                    self.pass(&requests, request, signal);
+                // The size of a terminal comes from those who are attached.
+                if let Some(signal) = u8::try_from(signal).ok().filter(|_| signal != libc::SIGWINCH) {
+                    let request = Request::Signal { container: self.container.clone(), signal };
+                    self.pass(&requests, request, signal.into());
                 }
             }
         }
@@ -306,10 +304,7 @@ impl Passed {
     /// Has a request sent. Where there is no container yet, `signal` ends the VM.
     fn pass(&self, requests: &SyncSender<Request>, request: Request, signal: i32) {
         if !self.has_started.load(Ordering::SeqCst) {
-            if signal != libc::SIGWINCH {
-                self.ender.end(Some(signal));
-            }
-            return;
+            return self.ender.end(Some(signal));
         }
         // An agent that lets so many wait does not answer.
         let _ = requests.try_send(request);
@@ -324,7 +319,7 @@ fn pass(path: &Path, connection: &mut Option<Connection>, request: &Request) {
     let sent = connection.as_mut().map(|connection| {
         connection.send(request)?;
         match request {
-            Request::Signal { .. } => connection.receive::<Reply>(),
+            Request::Signal { .. } => connection.answer::<Reply>(),
             _ => Ok(Reply::Done),
         }
     });
@@ -336,14 +331,4 @@ fn pass(path: &Path, connection: &mut Option<Connection>, request: &Request) {
         );
         *connection = None;
     }
-}
-
-/// What the agent is asked for at a signal of this process.
-fn request(signal: i32, container: &str, has_terminal: bool) -> Option<Request> {
-    let container = container.to_owned();
-    if signal != libc::SIGWINCH {
-        return Some(Request::Signal { container, signal: u8::try_from(signal).ok()? });
-    }
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok().filter(|_| has_terminal)?;
-    Some(Request::Resize { container, size: Size { rows: size.ws_row, columns: size.ws_col } })
 }

@@ -65,8 +65,8 @@ impl Forwards {
         Ok(Self { sockets, relays: Relays::new(MAX_RELAYS), said: 0 })
     }
 
-    /// The same in the directory of a pod's VM, which other containers have sockets in too: at free ports in place of those that
-    /// `forwards` names, which they get. What is returned besides removes the sockets when it is dropped.
+    /// The same in the directory of a pod's VM, which other containers have sockets in too: at free ports in place of
+    /// those that `forwards` names, which they get. What is returned besides removes the sockets when it is dropped.
     ///
     /// # Errors
     ///

@@ -143,8 +143,8 @@ fn receive(
     Ok(())
 }
 
-/// Passes all of `source` on to the input of a process, on `first` and the connections after it, until the process reads
-/// no more.
+/// Passes all of `source` on to the input of a process, on `first` and the connections after it, until the process
+/// reads no more.
 pub fn pass_input(first: Connection, place: &Place, source: impl AsFd) {
     let mut sender = Sender::default();
     let mut connection = place.connect(first);

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use agent_protocol::{ProcessEntry, Reply, Request, Resources};
+use agent_protocol::Resources;
 
-use crate::connection::{Connection, ConnectionError};
 use crate::exec::ExecError;
 use crate::limits::{CpuSet, weight};
-use crate::machine::{OVERHEAD, VSOCK, size};
+use crate::machine::{OVERHEAD, size};
 use crate::options::{OptionsError, RunOptions};
+use crate::requests;
 
 /// A quota of more processors than any VM has, which is none.
 const NO_QUOTA: u64 = 100_000 * 1024;
@@ -95,30 +95,7 @@ impl Update {
 ///
 /// [`ExecError`]: the agent does not answer, can't do it, or has no such container.
 pub fn update(directory: &Path, container: &str, update: &Update) -> Result<(), ExecError> {
-    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
-    let resources = Box::new(update.resources());
-    control.send(&Request::Update { container: container.to_owned(), resources })?;
-    match control.receive()? {
-        Reply::Done => Ok(()),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-}
-
-/// The processes of the container `container` of the VM whose directory is `directory`, and the milliseconds since the
-/// VM's boot.
-///
-/// # Errors
-///
-/// [`ExecError`]: the agent does not answer, does not know the question, or has no such container.
-pub fn processes(directory: &Path, container: &str) -> Result<(Vec<ProcessEntry>, u64), ExecError> {
-    let mut control = Connection::open(&directory.join(VSOCK))?.with_patience()?;
-    control.send(&Request::Processes { container: container.to_owned() })?;
-    match control.receive()? {
-        Reply::Processes(processes, now) => Ok((processes, now)),
-        Reply::Failed(failure) => Err(failure.into()),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
+    requests::limit(directory, container, update.resources())
 }
 
 #[cfg(test)]

@@ -40,8 +40,8 @@ pub struct Visit {
 }
 
 impl Visit {
-    /// Starts the VM for the container of `image` and `options` that `keep` is of, with `mounts` in its root. `instance` is
-    /// its directory, and this process has one thread yet.
+    /// Starts the VM for the container of `image` and `options` that `keep` is of, with `mounts` in its root.
+    /// `instance` is its directory, and this process has one thread yet.
     ///
     /// # Errors
     ///

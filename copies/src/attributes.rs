@@ -41,8 +41,8 @@ pub fn read(file: BorrowedFd<'_>) -> Attributes {
     attributes
 }
 
-/// Gives a file those attributes of `attributes` that it can have: who may not, or whose file system can't, does without,
-/// as with docker.
+/// Gives a file those attributes of `attributes` that it can have: who may not, or whose file system can't, does
+/// without, as with docker.
 pub fn write(file: BorrowedFd<'_>, attributes: &Attributes) {
     for (name, value) in attributes.iter().filter(|(name, _)| is_copied(name)) {
         let _ = fsetxattr(file, &name[..], value, XattrFlags::empty());

@@ -2,8 +2,8 @@
 //!
 //! The same code works on both sides of `mvm cp`: the agent in a container's VM and mvm on the host. Neither trusts the
 //! other, nor those who change files while they are copied: all work is done relative to open directories, no link is
-//! followed on the way to a file that is read, and by [`unpack()`] only where [`Rules::follows_links`] says so. Nothing that
-//! is read or written blocks as a FIFO does, and memory is bounded whatever a tree or a stream contains.
+//! followed on the way to a file that is read, and by [`unpack()`] only where [`Rules::follows_links`] says so. Nothing
+//! that is read or written blocks as a FIFO does, and memory is bounded whatever a tree or a stream contains.
 //!
 //! [`Changes`] reads what an overlay file system has changed, as docker's `diff` and layers of images show it.
 

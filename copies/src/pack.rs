@@ -45,8 +45,8 @@ pub struct Packed {
 }
 
 /// Writes what is called `name` in `directory` to `out`, with all that is below it. In the stream it is called `shown`.
-/// With `.` as its name it is the directory itself; with an empty `shown`, it is left out, and what is in it is called by its
-/// path alone.
+/// With `.` as its name it is the directory itself; with an empty `shown`, it is left out, and what is in it is called
+/// by its path alone.
 ///
 /// # Errors
 ///

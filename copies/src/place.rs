@@ -132,8 +132,8 @@ impl<'a> Place<'a> {
         opened.map_err(|error| UnpackError::file("open", &path())(error))
     }
 
-    /// Makes a directory in the one that was gone to, or takes the one that is there, and goes to it. It gets `metadata`
-    /// when nothing more goes into it.
+    /// Makes a directory in the one that was gone to, or takes the one that is there, and goes to it. It gets
+    /// `metadata` when nothing more goes into it.
     pub fn enter(&mut self, name: &[u8], metadata: Metadata, path: &[u8]) -> Result<(), UnpackError> {
         match mkdirat(self.directory(), name, Mode::from_raw_mode(0o700 | metadata.mode & 0o777)) {
             Ok(()) => {}

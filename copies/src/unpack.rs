@@ -21,8 +21,8 @@ const CHUNK: usize = 128 << 10;
 /// Whose the files are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Owner {
-    /// That of who makes them. They have no set-id bits and capabilities, and others can't use device nodes: it is not this
-    /// user who says what is in them.
+    /// That of who makes them. They have no set-id bits and capabilities, and others can't use device nodes: it is not
+    /// this user who says what is in them.
     #[default]
     Own,
     /// What the stream says.
@@ -53,9 +53,9 @@ pub struct Unpacked {
     pub devices: u64,
 }
 
-/// Makes the files of the stream `input` in `directory`. What is there stays, and directories become one; a file replaces
-/// another one, and neither a directory a file nor a file a directory. The caller has set the mask of file modes to 0, and
-/// no other thread works with it.
+/// Makes the files of the stream `input` in `directory`. What is there stays, and directories become one; a file
+/// replaces another one, and neither a directory a file nor a file a directory. The caller has set the mask of file
+/// modes to 0, and no other thread works with it.
 ///
 /// # Errors
 ///
@@ -225,7 +225,7 @@ impl Unpacker<'_> {
         path: &[u8],
     ) -> Result<(), UnpackError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // Nobody else reads it before its mode is set.
+        // No other process reads it before its mode is set.
         let file = openat(self.place.directory(), name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(UnpackError::file("make", path))?;
         let whole = [Segment { start: 0, length: entry.size }];

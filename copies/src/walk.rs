@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::MAX_PATH;
 use crate::error::{PackError, Shown};
 
-/// How a file of a tree is opened to be read: what is swapped in its place blocks nobody, and no link is followed.
+/// How a file of a tree is opened to be read: what is swapped in its place does not block, and no link is followed.
 pub const READ: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)

@@ -12,8 +12,8 @@ use crate::tree::Tree;
 
 /// The most layers an image may have, as docker and overlayfs have it.
 pub const MAX_LAYERS: usize = 127;
-/// The most files, directories and links that layers have together before upper ones hide some: what they take in memory
-/// is 1.5 GiB then.
+/// The most files, directories and links that layers have together before upper ones hide some: what they take in
+/// memory is 1.5 GiB then.
 const MAX_ENTRIES: usize = 1 << 22;
 /// Layers begin at multiples of 2 MiB of the flat disk, the size of a huge page.
 const ALIGNMENT: u64 = (2 << 20) / BLOCK;

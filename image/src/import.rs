@@ -39,9 +39,9 @@ pub enum ImportError {
 }
 
 impl Store {
-    /// Makes an image of the archive `file`, uncompressed or compressed with gzip or Zstandard. `config` is the `config`
-    /// of its configuration (OCI image specification); `created` is the time (RFC 3339) and `comment` what its history
-    /// says. The archive is read twice.
+    /// Makes an image of the archive `file`, uncompressed or compressed with gzip or Zstandard. `config` is the
+    /// `config` of its configuration (OCI image specification); `created` is the time (RFC 3339) and `comment` what its
+    /// history says. The archive is read twice.
     ///
     /// # Errors
     ///

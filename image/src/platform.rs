@@ -7,7 +7,8 @@ pub(crate) fn is_ours(platform: Option<&Platform>) -> bool {
     platform.is_none_or(|platform| *platform.os() == Os::Linux && *platform.architecture() == Arch::Amd64)
 }
 
-/// How well an entry for this platform fits: less is better. A variant (`v2`, `v3`) asks for more than every processor has.
+/// How well an entry for this platform fits: less is better. A variant (`v2`, `v3`) asks for more than every processor
+/// has.
 pub(crate) fn rank(platform: Option<&Platform>) -> u8 {
     match platform {
         None => 2,

@@ -1,20 +1,20 @@
 //! What has happened to containers, images, volumes and pods: a file of the user's, a line for each event.
 //!
 //! `events.log` in the directory of data, and `events.log.1` with what was before, have up to 1 MiB each. Who causes an
-//! event writes it; nothing else depends on it. A process that is killed while it writes costs its own event and no other.
+//! event writes it; nothing else depends on it. A process that is killed while it writes costs its own event and no
+//! other.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::bounded::{BoundedFile, earlier, open_output};
+use crate::bounded::{BoundedFile, Changes, Lines, open_output};
 use crate::{Entry, Kind, place, time};
 
 const FILE: &str = "events.log";
@@ -108,12 +108,8 @@ fn ends_whole(path: &Path) -> io::Result<bool> {
 
 /// Reads events, the oldest first.
 pub struct EventReader {
-    path: PathBuf,
-    /// What is read, the newest last.
-    files: Vec<File>,
-    current: Option<BufReader<File>>,
-    partial: Vec<u8>,
-    changes: OwnedFd,
+    lines: Lines,
+    changes: Changes,
 }
 
 impl EventReader {
@@ -129,25 +125,8 @@ impl EventReader {
     }
 
     fn open(directory: &Path) -> io::Result<Self> {
-        let changes = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let flags = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
-        inotify::add_watch(&changes, directory, flags)?;
-        let path = directory.join(FILE);
-        let mut files = Vec::new();
-        // The newer one first, so that none is missed where they are renamed in between.
-        for number in [0, 1] {
-            match open_output(&earlier(&path, number)) {
-                Ok(file) => files.push(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if let [newer, older] = files.as_slice()
-            && identity(newer)? == identity(older)?
-        {
-            files.pop();
-        }
-        Ok(Self { path, files, current: None, partial: Vec::new(), changes })
+        let changes = Changes::of(directory)?;
+        Ok(Self { lines: Lines::open(&directory.join(FILE), 2 * MAX_EVENT)?, changes })
     }
 
     /// The next event, if there is one by now.
@@ -156,68 +135,19 @@ impl EventReader {
     ///
     /// Those of reading.
     pub fn next_event(&mut self) -> io::Result<Option<Event>> {
-        loop {
-            if self.current.is_none() {
-                self.current = self.files.pop().map(BufReader::new);
+        while let Some(line) = self.lines.next_line()? {
+            // A host that went down may have left half of a line.
+            if let Ok(event) = serde_json::from_slice(line) {
+                return Ok(Some(event));
             }
-            let Some(file) = &mut self.current else {
-                match open_output(&self.path) {
-                    Ok(file) => self.files.push(file),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                    Err(error) => return Err(error),
-                }
-                continue;
-            };
-            let room = (2 * MAX_EVENT).saturating_sub(self.partial.len());
-            file.by_ref().take(room as u64).read_until(b'\n', &mut self.partial)?;
-            if self.partial.ends_with(b"\n") || self.partial.len() >= 2 * MAX_EVENT {
-                let event = serde_json::from_slice(&self.partial).ok();
-                self.partial.clear();
-                // A host that went down may have left half of a line.
-                match event {
-                    Some(event) => return Ok(Some(event)),
-                    None => continue,
-                }
-            }
-            if self.files.is_empty() && !self.is_renamed()? {
-                return Ok(None);
-            }
-            self.partial.clear();
-            self.current = None;
         }
-    }
-
-    /// Whether another file has the name of the one that was read to its end.
-    fn is_renamed(&mut self) -> io::Result<bool> {
-        let Some(file) = &self.current else { return Ok(false) };
-        let own = identity(file.get_ref())?;
-        match open_output(&self.path) {
-            Ok(there) if identity(&there)? != own => {
-                // What was written before it was renamed comes first.
-                let is_read = file.get_ref().metadata()?.len() <= position(file.get_ref())?;
-                if is_read {
-                    self.files.push(there);
-                }
-                Ok(is_read)
-            }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(false),
-        }
+        Ok(None)
     }
 
     /// Forgets that there was something new, before it is read.
     pub fn clear(&self) {
-        while rustix::io::read(&self.changes, &mut [0; 4096]).is_ok() {}
+        self.changes.clear();
     }
-}
-
-fn position(mut file: &File) -> io::Result<u64> {
-    io::Seek::stream_position(&mut file)
-}
-
-fn identity(file: &File) -> io::Result<(u64, u64)> {
-    let metadata = file.metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
 }
 
 impl AsFd for EventReader {

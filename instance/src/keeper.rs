@@ -118,12 +118,31 @@ impl Tie {
     ///
     /// `TimedOut`, or it can't be understood.
     pub fn receive_by<T: DeserializeOwned>(&self, deadline: Instant) -> io::Result<Option<T>> {
+        self.wait(deadline)?;
+        self.receive()
+    }
+
+    /// The same, with the files that come with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive_by`](Self::receive_by).
+    pub fn receive_with_by<T: DeserializeOwned>(
+        &self,
+        deadline: Instant,
+    ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        self.wait(deadline)?;
+        self.receive_with()
+    }
+
+    /// Waits until there is a message, or the other process has ended.
+    fn wait(&self, deadline: Instant) -> io::Result<()> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).ok();
             match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], left.as_ref()) {
                 Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                Ok(_) => return self.receive(),
+                Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -300,8 +319,8 @@ impl Child {
         let _ = pidfd_send_signal(&self.descriptor, Signal::KILL);
     }
 
-    /// Waits until it has ended; returns its exit code, or 128 and the number of the signal that killed it. `None` where
-    /// that takes longer than `limit`.
+    /// Waits until it has ended; returns its exit code, or 128 and the number of the signal that killed it. `None`
+    /// where that takes longer than `limit`.
     pub fn wait(&self, limit: Option<Duration>) -> Option<u8> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
@@ -366,7 +385,8 @@ fn close_inherited() {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
     for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
-        // SAFETY: F_GETFD and close(2) do nothing to memory, and nothing in this process has a descriptor that exec keeps.
+        // SAFETY: F_GETFD and close(2) do nothing to memory, and nothing in this process has a descriptor that exec
+        // keeps.
         unsafe {
             if libc::fcntl(number, libc::F_GETFD) == 0 {
                 libc::close(number);
@@ -436,6 +456,8 @@ mod tests {
         let server = listener.accept().unwrap();
         assert_eq!(server.receive_by::<u32>(Instant::now() + Duration::from_secs(10)).unwrap(), Some(7));
         let error = server.receive_by::<u32>(Instant::now() + Duration::from_millis(5)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let error = server.receive_with_by::<u32>(Instant::now() + Duration::from_millis(5)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(client);
         assert_eq!(server.receive_by::<u32>(Instant::now() + Duration::from_secs(10)).unwrap(), None);

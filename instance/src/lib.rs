@@ -43,7 +43,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use archive::{Archive, End, Entry, EntryError, Keep, Kept, Kind, Phase, write_health};
-pub use bounded::{BoundedFile, earlier, open_output};
+pub use bounded::{BoundedFile, Changes, Lines, earlier, open_output};
 pub use client::{Client, ClientError};
 pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
 pub use events::{Event, EventReader};

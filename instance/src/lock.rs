@@ -105,8 +105,8 @@ impl DirectoryLock {
         &self.directory
     }
 
-    /// Whether the directory is the one at `path`, and not another one that was made in its place. It is not where there
-    /// is none.
+    /// Whether the directory is the one at `path`, and not another one that was made in its place. It is not where
+    /// there is none.
     pub(super) fn is_at(&self, path: &Path) -> bool {
         let (Ok(own), Ok(there)) = (fstat(&self.directory), lstat(path)) else { return false };
         (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)

@@ -50,8 +50,9 @@ pub(super) fn base() -> PathBuf {
     }
 }
 
-/// The directory of what a user's VMs and containers leave, and of images: `$MVM_DATA_DIR`, or for root /var/lib/mvm, or
-/// else `mvm` in `$XDG_DATA_HOME` or in `~/.local/share`, which have to be absolute. `None` where there is none of them.
+/// The directory of what a user's VMs and containers leave, and of images: `$MVM_DATA_DIR`, or for root /var/lib/mvm,
+/// or else `mvm` in `$XDG_DATA_HOME` or in `~/.local/share`, which have to be absolute. `None` where there is none of
+/// them.
 pub fn data_directory() -> Option<PathBuf> {
     let given = env::var_os("MVM_DATA_DIR").filter(|path| !path.is_empty());
     if let Some(given) = given {

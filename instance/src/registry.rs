@@ -235,8 +235,8 @@ pub(super) fn renamed(directory: &Path) -> Option<VmName> {
     fs::read_to_string(directory.join(RENAMED)).ok()?.parse().ok()
 }
 
-/// Removes the links in `names` that lead to `id`: its name, and another one that a process left which was killed while it
-/// renamed it.
+/// Removes the links in `names` that lead to `id`: its name, and another one that a process left which was killed while
+/// it renamed it.
 pub(super) fn remove_links(names: &Path, id: &VmId) {
     for entry in fs::read_dir(names).into_iter().flatten().flatten() {
         if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == id.as_str()) {

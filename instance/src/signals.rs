@@ -129,8 +129,8 @@ pub(crate) fn take_attached() -> io::Result<Signals> {
     Signals::block(&signals)
 }
 
-/// Takes the signals that a container gets in place of this process: those that end it, where they were not ignored when
-/// the process started, and that of its terminal's size.
+/// Takes the signals that a container gets in place of this process: those that end it, where they were not ignored
+/// when the process started, and that of its terminal's size.
 ///
 /// # Errors
 ///

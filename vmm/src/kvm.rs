@@ -63,7 +63,7 @@ pub enum KvmError {
 pub enum Access {
     /// The members of this group.
     Group(u32),
-    /// Nobody, or root's group.
+    /// No user, or root's group.
     Root,
 }
 

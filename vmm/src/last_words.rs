@@ -10,12 +10,11 @@ const ORDERLY: [&str; 3] = ["reboot: Restarting system", "reboot: Power down", "
 const LONGEST: usize = 200;
 
 /// What usually causes a triple fault before the guest's first word, and what to do about it.
-pub(crate) const SILENT_CRASH: &str = "the guest crashed before its first output: --kernel may be damaged or made for other \
-                                       hardware, or need more --memory; --append earlyprintk=serial,ttyS0 shows a kernel's \
-                                       first messages";
+pub(crate) const SILENT_CRASH: &str = "the guest crashed before its first output: --kernel may be damaged or made for \
+    other hardware, or need more --memory; --append earlyprintk=serial,ttyS0 shows a kernel's first messages";
 /// What usually causes an internal error of KVM, and what to do about it.
-pub(crate) const INTERNAL_ERROR: &str = "this host's KVM cannot run what the guest did: `mvm doctor` says whether the host has \
-                                         hardware virtualization, without which Linux does not boot";
+pub(crate) const INTERNAL_ERROR: &str = "this host's KVM cannot run what the guest did: `mvm doctor` says whether the \
+    host has hardware virtualization, without which Linux does not boot";
 
 /// What a VM has that Linux can start from.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,8 +90,8 @@ pub(crate) fn hint(message: &str, output: &str, given: Given) -> Option<&'static
 fn no_root(message: &str, output: &str, given: Given) -> &'static str {
     let said = |text: &str| output.contains(text);
     if said("Initramfs unpacking failed") || said("junk at the end of compressed archive") {
-        return "the kernel cannot unpack the --initrd: it may be incomplete, compressed in a way that the kernel does not \
-                know, or larger than --memory allows";
+        return "the kernel cannot unpack the --initrd: it may be incomplete, compressed in a way that the kernel does \
+            not know, or larger than --memory allows";
     }
     // Linux has found the device where it has a number other than 0.
     let found = !message.contains("unknown-block(0,0)") && message.contains("unknown-block(");
@@ -108,8 +107,8 @@ fn no_root(message: &str, output: &str, given: Given) -> &'static str {
             "the --initrd has no /init that can be executed: add --append rdinit=PATH where it has another one"
         }
         (false, true, _) => {
-            "the kernel does not find the disk: it has no drivers for virtio_mmio and virtio_blk built in, as most kernels \
-             of distributions: give the --initrd that belongs to it"
+            "the kernel does not find the disk: it has no drivers for virtio_mmio and virtio_blk built in, as most \
+            kernels of distributions: give the --initrd that belongs to it"
         }
     }
 }

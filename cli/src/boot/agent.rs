@@ -9,8 +9,8 @@ use vmm::{VmConfig, VsockConfig};
 use super::Refusal;
 use crate::exit_code;
 
-/// Gives the VM of `config` a place at which `mvm exec` and `mvm cp` find its agent, in its `directory`: where it `has_agent`
-/// and no socket device, it gets one there, and one that it has is linked from there.
+/// Gives the VM of `config` a place at which `mvm exec` and `mvm cp` find its agent, in its `directory`: where it
+/// `has_agent` and no socket device, it gets one there, and one that it has is linked from there.
 ///
 /// # Errors
 ///

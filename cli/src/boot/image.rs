@@ -1,5 +1,5 @@
-//! A VM whose root has an image's files: the agent's root is its first disk, and mounts the image with what takes its changes.
-//! Both come behind the user's own disks, which have the names that they have with any other root.
+//! A VM whose root has an image's files: the agent's root is its first disk, and mounts the image with what takes its
+//! changes. Both come behind the user's own disks, which have the names that they have with any other root.
 
 use std::fs::{File, OpenOptions, create_dir_all, remove_file};
 use std::io;

@@ -61,8 +61,8 @@ pub struct Awaited {
 }
 
 impl Awaited {
-    /// Has `reporter` report `started` when the text was printed. Where the time is over before, the VM is ended through
-    /// `requests`.
+    /// Has `reporter` report `started` when the text was printed. Where the time is over before, the VM is ended
+    /// through `requests`.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! `mvm container`: the commands of containers in a group of their own, as docker has them, and removing what is not used.
+//! `mvm container`: the commands of containers in a group of their own, as docker has them, and removing what is not
+//! used.
 
 mod prune;
 

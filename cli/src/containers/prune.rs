@@ -4,10 +4,11 @@ use clap::Args;
 use instance::{Archive, Kind, time};
 
 use crate::format::{Filter, Filters, invalid};
-use crate::images::{self, human};
+use crate::images::{self, complete};
 use crate::process::ExitCode;
+use crate::prune::{deleted, prune};
 use crate::ps::{Item, items};
-use crate::{chain, complain, events, exit_code, print};
+use crate::{chain, complain, events};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,17 +56,6 @@ pub struct SystemPruneCommand {
     force: bool,
 }
 
-fn complete(result: Result<ExitCode, String>) -> ExitCode {
-    result.unwrap_or_else(|message| {
-        complain(&message);
-        exit_code::FAILURE.into()
-    })
-}
-
-fn reclaimed(bytes: u64) -> String {
-    format!("Total reclaimed space: {}\n", human::size(bytes))
-}
-
 impl PruneCommand {
     /// Removes all containers that do not run.
     pub fn run(self) -> ExitCode {
@@ -75,11 +65,7 @@ impl PruneCommand {
     fn prune(self) -> Result<ExitCode, String> {
         let filters = Filters::new(&self.filter, FILTERS).map_err(|error| error.to_string())?;
         let question = "WARNING! This will remove all stopped containers.\n";
-        if !self.force && !images::is_confirmed(question)? {
-            return Ok(exit_code::SUCCESS.into());
-        }
-        let (said, freed) = remove(&filters)?;
-        Ok(print(format!("{said}{}", reclaimed(freed)).as_bytes(), exit_code::SUCCESS))
+        prune(self.force, question, || remove(&filters))
     }
 }
 
@@ -91,19 +77,13 @@ impl SystemPruneCommand {
 
     fn prune(self) -> Result<ExitCode, String> {
         let filters = Filters::new(&self.filter, FILTERS).map_err(|error| error.to_string())?;
-        let which = if self.all {
-            "all images without at least one container associated to them"
-        } else {
-            "all dangling images"
-        };
+        let which = images::which(self.all);
         let question = format!("WARNING! This will remove:\n  - all stopped containers\n  - {which}\n\n");
-        if !self.force && !images::is_confirmed(&question)? {
-            return Ok(exit_code::SUCCESS.into());
-        }
-        let (said, freed) = remove(&filters)?;
-        let (said_of_images, freed_of_images) = images::prune(&filters, self.all)?;
-        let freed = reclaimed(freed.saturating_add(freed_of_images));
-        Ok(print(format!("{said}{said_of_images}{freed}").as_bytes(), exit_code::SUCCESS))
+        prune(self.force, &question, || {
+            let (said, freed) = remove(&filters)?;
+            let (said_of_images, freed_of_images) = images::prune(&filters, self.all)?;
+            Ok((said + &said_of_images, freed.saturating_add(freed_of_images)))
+        })
     }
 }
 
@@ -144,8 +124,5 @@ fn remove(filters: &Filters) -> Result<(String, u64), String> {
         }
     }
     events::note_prune("container", freed);
-    if !said.is_empty() {
-        said = format!("Deleted Containers:\n{said}\n");
-    }
-    Ok((said, freed))
+    Ok((deleted("Containers", &said), freed))
 }

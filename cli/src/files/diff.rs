@@ -43,17 +43,18 @@ fn diff(opened: &Opened) -> Result<ExitCode, String> {
     let mut changes = Vec::new();
     let mut reader = Changes::new(&mut stream);
     let mut size = 0_usize;
-    while let Some(change) = reader.next() {
+    let invalid = || format!("{}: the container's agent sent an invalid list of changes", opened.word);
+    while let Some(change) = reader.next().map_err(|Invalid| invalid())? {
         size = size.saturating_add(change.len()).saturating_add(EACH);
         changes.push(change);
-        if size > MOST && write(&mut changes)? == Written::NobodyReads {
+        if size > MOST && write(&mut changes)? == Written::ReaderGone {
             return Ok(exit_code::SUCCESS.into());
         }
     }
-    let is_damaged = reader.is_damaged;
+    let is_whole = reader.is_whole();
     stream.finish().map_err(|error| opened.line(&error))?;
-    if is_damaged {
-        return Err(format!("{}: the container's agent sent an invalid list of changes", opened.word));
+    if !is_whole {
+        return Err(invalid());
     }
     write(&mut changes)?;
     Ok(print(b"", exit_code::SUCCESS))
@@ -62,7 +63,7 @@ fn diff(opened: &Opened) -> Result<ExitCode, String> {
 #[derive(PartialEq, Eq)]
 enum Written {
     All,
-    NobodyReads,
+    ReaderGone,
 }
 
 /// Prints and forgets the changes, in the order of their paths.
@@ -71,12 +72,12 @@ fn write(changes: &mut Vec<Vec<u8>>) -> Result<Written, String> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     for change in changes.drain(..) {
         match out.write_all(line(&change).as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Written::NobodyReads),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Written::ReaderGone),
             written => written.map_err(|error| format!("cannot write to standard output: {error}"))?,
         }
     }
     match out.flush() {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Written::NobodyReads),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Written::ReaderGone),
         flushed => flushed
             .map(|()| Written::All)
             .map_err(|error| format!("cannot write to standard output: {error}")),
@@ -97,6 +98,10 @@ fn line(change: &[u8]) -> String {
     line
 }
 
+/// What comes is no change. What is behind it is not read: it may have no end.
+#[derive(Debug)]
+struct Invalid;
+
 /// Reads the agent's list of changes.
 struct Changes<'a, R> {
     stream: &'a mut R,
@@ -105,38 +110,40 @@ struct Changes<'a, R> {
     filled: usize,
     next: usize,
     change: Vec<u8>,
-    is_damaged: bool,
 }
 
 impl<'a, R: Read> Changes<'a, R> {
     fn new(stream: &'a mut R) -> Self {
-        Self { stream, buffer: vec![0; 64 << 10], filled: 0, next: 0, change: Vec::new(), is_damaged: false }
+        Self { stream, buffer: vec![0; 64 << 10], filled: 0, next: 0, change: Vec::new() }
     }
 
-    /// The next one, which begins with its letter; none at the end, or where what comes is no change.
-    fn next(&mut self) -> Option<Vec<u8>> {
+    /// The next one, which begins with its letter; none at the end.
+    fn next(&mut self) -> Result<Option<Vec<u8>>, Invalid> {
         loop {
             let rest = self.buffer.get(self.next..self.filled).unwrap_or_default();
             let end = rest.iter().position(|byte| *byte == 0);
             self.change.extend_from_slice(rest.get(..end.unwrap_or(rest.len())).unwrap_or_default());
             if self.change.len() > MAX_PATH {
-                self.is_damaged = true;
-                return None;
+                return Err(Invalid);
             }
             if let Some(end) = end {
                 self.next = self.next.saturating_add(end).saturating_add(1);
                 let change = std::mem::take(&mut self.change);
-                self.is_damaged = !matches!(change.first(), Some(b'A' | b'C' | b'D')) || change.len() == 1;
-                return (!self.is_damaged).then_some(change);
+                let is_valid = matches!(change.first(), Some(b'A' | b'C' | b'D')) && change.len() > 1;
+                return if is_valid { Ok(Some(change)) } else { Err(Invalid) };
             }
             self.next = 0;
             // The stream's end or error is seen again when it is finished.
             self.filled = self.stream.read(&mut self.buffer).unwrap_or(0);
             if self.filled == 0 {
-                self.is_damaged = !self.change.is_empty();
-                return None;
+                return Ok(None);
             }
         }
+    }
+
+    /// Whether the stream did not end within a change.
+    fn is_whole(&self) -> bool {
+        self.change.is_empty()
     }
 }
 
@@ -146,18 +153,23 @@ mod tests {
 
     use super::*;
 
-    fn read(mut bytes: &[u8]) -> (Vec<Vec<u8>>, bool) {
+    /// The changes until the end or the first invalid one, and whether the list is damaged.
+    fn read(bytes: impl Read) -> (Vec<Vec<u8>>, bool) {
+        let mut bytes = bytes;
         let mut changes = Changes::new(&mut bytes);
         let mut all = Vec::new();
-        while let Some(change) = changes.next() {
-            all.push(change);
+        loop {
+            match changes.next() {
+                Ok(Some(change)) => all.push(change),
+                Ok(None) => return (all, !changes.is_whole()),
+                Err(Invalid) => return (all, true),
+            }
         }
-        (all, changes.is_damaged)
     }
 
     #[test]
     fn changes_are_read_and_printed() {
-        let (all, is_damaged) = read(b"Aetc/new\0C\xff\x1b[2J\0Dgone\0");
+        let (all, is_damaged) = read(&b"Aetc/new\0C\xff\x1b[2J\0Dgone\0"[..]);
         assert!(!is_damaged);
         let lines: Vec<String> = all.iter().map(|change| line(change)).collect();
         assert_eq!(lines, ["A /etc/new\n", "C /\u{fffd}\\u{1b}[2J\n", "D /gone\n"]);
@@ -168,12 +180,16 @@ mod tests {
         for bytes in [&b"Xetc\0"[..], b"A\0", b"\0", b"Aetc", &[b'A'; 5000]] {
             assert!(read(bytes).1, "{bytes:?}");
         }
+        // Also in front of what has no end.
+        for start in [&b"Aone\0Xetc\0"[..], b"Aone\0"] {
+            assert_eq!(read(start.chain(io::repeat(b'A'))), (vec![b"Aone".to_vec()], true));
+        }
     }
 
     proptest! {
         #[test]
         fn noise_is_a_change_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let (all, _) = read(&bytes);
+            let (all, _) = read(&bytes[..]);
             prop_assert!(all.iter().map(Vec::len).sum::<usize>() <= bytes.len());
         }
     }

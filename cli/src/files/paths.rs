@@ -175,7 +175,8 @@ pub fn host_source(path: &[u8], follows: bool) -> std::io::Result<HostSource> {
     Ok(HostSource { parent, entry: OsString::from_vec(entry), name, is_directory })
 }
 
-/// What is at `path` of this host, which a copy goes to: a link at its end is followed, whether something is there or not.
+/// What is at `path` of this host, which a copy goes to: a link at its end is followed, whether something is there or
+/// not.
 ///
 /// # Errors
 ///

@@ -11,7 +11,8 @@ use crate::images::worker::{Failure, Input, Outcome, Task};
 ///
 /// # Errors
 ///
-/// In a line for the user; `line` makes one of what the container says, which is the reason for what the worker has seen.
+/// In a line for the user; `line` makes one of what the container says, which is the reason for what the worker has
+/// seen.
 pub fn relay<'a>(
     stream: Incoming,
     progress: &mut Progress,

@@ -31,8 +31,8 @@ const NO_VOLUME: &str = "is in a volume that does not exist any more";
 const NO_VIRTIOFSD: &str =
     "is in a folder of this host, which takes virtiofsd: `mvm doctor` says how to install it";
 
-/// A VM with the root of a container that does not run, and what is not in it. It has the container's volumes and folders
-/// where it is `with_mounts`.
+/// A VM with the root of a container that does not run, and what is not in it. It has the container's volumes and
+/// folders where it is `with_mounts`.
 ///
 /// # Errors
 ///

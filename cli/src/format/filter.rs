@@ -121,8 +121,8 @@ fn has_label<'a>(value_of: &impl Fn(&str) -> Option<&'a str>, wanted: &str) -> b
     }
 }
 
-/// Whether `pattern` is found in `name`, as docker's filters of names look for it: of regular expressions there are those
-/// that names have a use for, `^`, `$`, `.` and `*`.
+/// Whether `pattern` is found in `name`, as docker's filters of names look for it: of regular expressions there are
+/// those that names have a use for, `^`, `$`, `.` and `*`.
 pub fn matches_name(pattern: &str, name: &str) -> bool {
     let (is_start, pattern) = pattern.strip_prefix('^').map_or((false, pattern), |rest| (true, rest));
     let (is_end, pattern) = pattern.strip_suffix('$').map_or((false, pattern), |rest| (true, rest));

@@ -232,8 +232,8 @@ fn count(name: &str, arguments: &[Value], at: usize) -> Result<usize> {
     }
 }
 
-/// A JSON value as templates have it. What `is_shown` on a terminal has its control characters escaped but tabs and line
-/// ends: an image's texts are whatever its author wrote.
+/// A JSON value as templates have it. What `is_shown` on a terminal has its control characters escaped but tabs and
+/// line ends: an image's texts are whatever its author wrote.
 pub fn to_template(value: &serde_json::Value, is_shown: bool) -> Value {
     use serde_json::Value as Json;
     let inner = |value| to_template(value, is_shown);

@@ -1,8 +1,8 @@
 //! `--format` and `--filter`: Go templates and filters, as docker's commands take them.
 //!
 //! Templates are those of Go's text/template, with docker's functions, applied to JSON values. Documents of Go programs
-//! have types and these have not, which shows in two ways: an object is written as `map[Key:value …]`, whatever it is in
-//! docker, and a missing key of an object of texts (as labels are) is an empty text.
+//! have types and these have not, which shows in two ways: an object is written as `map[Key:value …]`, whatever it is
+//! in docker, and a missing key of an object of texts (as labels are) is an empty text.
 
 mod filter;
 mod functions;
@@ -19,7 +19,7 @@ use thiserror::Error;
 pub use filter::{Filter, FilterError, Filters, invalid, matches_name};
 
 use self::template::Template;
-use crate::table::Table;
+use crate::table::{Cut, Table};
 
 /// Why a template can't be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -147,8 +147,8 @@ impl Format {
         }
     }
 
-    /// What a command that inspects writes: without a format an array for people, with `json` an array on one line, with
-    /// a template a line for each value.
+    /// What a command that inspects writes: without a format an array for people, with `json` an array on one line,
+    /// with a template a line for each value.
     ///
     /// # Errors
     ///
@@ -176,17 +176,31 @@ pub fn apply(text: &str, value: &Value) -> Result<String, FormatError> {
     Template::of_value(text)?.apply(value)
 }
 
-/// The table of a command without `--format`.
-fn own_table(columns: &[Column], shown: &[&str], rows: &[Value]) -> String {
+/// The table of a command without `--format`: the fields that are `shown` of each row, and which part of their cells
+/// may be cut, if any. Where a line would have more than `width` characters, the columns of `spare` are left out first.
+pub fn fitted_table(
+    columns: &[Column],
+    shown: &[(&str, Option<Cut>)],
+    rows: &[Value],
+    width: Option<usize>,
+    spare: &[&str],
+) -> String {
     let heading =
-        |field: &&str| columns.iter().find(|(name, _)| name == field).map_or("", |(_, heading)| *heading);
-    let mut table = Table::new(&shown.iter().map(heading).collect::<Vec<_>>());
-    for row in rows {
-        table.row(shown.iter().map(|field| match row.get(*field) {
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Null) | None => String::new(),
-            Some(other) => other.to_string(),
-        }));
-    }
-    table.to_string()
+        |field: &str| columns.iter().find(|(name, _)| *name == field).map_or("", |(_, heading)| *heading);
+    let headings: Vec<_> = shown.iter().map(|(field, cut)| (heading(field), *cut)).collect();
+    let cell = |row: &Value, field: &str| match row.get(field) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => String::new(),
+        Some(other) => other.to_string(),
+    };
+    let cells = |row: &Value| shown.iter().map(|(field, _)| cell(row, field)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let place = |field: &&str| shown.iter().position(|(known, _)| known == field);
+    Table::fitted(&headings, &rows, width, &spare.iter().filter_map(place).collect::<Vec<_>>()).to_string()
+}
+
+/// The same, complete.
+fn own_table(columns: &[Column], shown: &[&str], rows: &[Value]) -> String {
+    let shown: Vec<_> = shown.iter().map(|field| (*field, None)).collect();
+    fitted_table(columns, &shown, rows, None, &[])
 }

@@ -50,7 +50,8 @@ impl Template {
         };
         let parse = |text: &str| empty().parse(text).map_err(|error| syntax(&error));
         let template = parse(&text)?;
-        // The parser takes an `end` or `else` too many for the end of the template, and takes one that is missing as given.
+        // The parser takes an `end` or `else` too many for the end of the template, and takes one that is missing as
+        // given.
         let marked = parse(&format!("{text}{END}"))?;
         let is_whole = marked
             .lookup(NAME)

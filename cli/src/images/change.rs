@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 /// What stands between the words of a text.
 const SPACES: [char; 2] = [' ', '\t'];
 
-/// The `config` (OCI image specification) that the instructions make, one after the other. What is null takes back what an
-/// image has.
+/// The `config` (OCI image specification) that the instructions make, one after the other. What is null takes back what
+/// an image has.
 ///
 /// # Errors
 ///

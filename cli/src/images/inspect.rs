@@ -5,9 +5,10 @@ use image::{Digest, Image, Store};
 use serde_json::{Map, Value, json};
 
 use super::{missing, store};
+use crate::chain;
 use crate::format::Format;
+use crate::inspect::print_all;
 use crate::process::ExitCode;
-use crate::{chain, complain, exit_code, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,28 +53,7 @@ pub struct InspectCommand {
 impl InspectCommand {
     /// Shows all that is known of images. Those that exist are shown where others do not.
     pub fn run(self) -> ExitCode {
-        let mut found = Vec::new();
-        let mut code = exit_code::SUCCESS;
-        for name in &self.images {
-            match inspect(name) {
-                Ok(Some(value)) => found.push(value),
-                Ok(None) => {
-                    complain(&missing(name));
-                    code = exit_code::FAILURE;
-                }
-                Err(line) => {
-                    complain(&line);
-                    code = exit_code::FAILURE;
-                }
-            }
-        }
-        match Format::inspect(self.format.as_ref(), &found) {
-            Ok(text) => print(text.as_bytes(), code),
-            Err(error) => {
-                complain(&error.to_string());
-                exit_code::FAILURE.into()
-            }
-        }
+        print_all(self.format.as_ref(), &self.images, |name| inspect(name)?.ok_or_else(|| missing(name)))
     }
 }
 

@@ -28,7 +28,7 @@ pub use import::ImportCommand;
 pub use list::ImagesCommand;
 pub use login::{LoginCommand, LogoutCommand};
 pub use manage::{RmiCommand, TagCommand};
-pub use prune::{is_confirmed, prune};
+pub use prune::{prune, which};
 pub use registry::{PullCommand, PushCommand, RegistryArguments};
 pub use transfer::{LoadCommand, SaveCommand};
 pub use worker::WorkerCommand;
@@ -96,8 +96,8 @@ pub fn open(
     Ok((prepared(&store, &image)?, hold))
 }
 
-/// The image with this ID, which a container was made of, ready to be used, and what keeps its files there until they are
-/// open.
+/// The image with this ID, which a container was made of, ready to be used, and what keeps its files there until they
+/// are open.
 ///
 /// # Errors
 ///

@@ -1,18 +1,17 @@
 //! `mvm image prune`.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, BufRead, Read};
 
 use clap::Args;
 use image::{Digest, Image};
 
-use super::human::size;
 use super::list::{chosen, is_dangling};
 use super::manage::{note, said};
 use super::{ContainerUse, complete, containers, is_used, store};
 use crate::format::{Filter, Filters};
 use crate::process::ExitCode;
-use crate::{chain, events, exit_code, print};
+use crate::prune::deleted;
+use crate::{chain, events};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,8 +21,6 @@ Examples:
 Filters: dangling=true|false, label=KEY[=VALUE], label!=KEY[=VALUE], until=TIME.";
 
 const FILTERS: &[&str] = &["dangling", "label", "label!", "until"];
-/// The most bytes of an answer.
-const MAX_ANSWER: u64 = 1024;
 
 /// Arguments of `mvm image prune`.
 #[derive(Args)]
@@ -55,22 +52,18 @@ impl PruneCommand {
         let others: Vec<Filter> =
             self.filter.iter().filter(|filter| filter.name != "dangling").cloned().collect();
         let others = Filters::new(&others, FILTERS).map_err(|error| error.to_string())?;
-        let which = if all {
-            "all images without at least one container associated to them"
-        } else {
-            "all dangling images"
-        };
-        if !self.force && !is_confirmed(&format!("WARNING! This will remove {which}.\n"))? {
-            return Ok(exit_code::SUCCESS.into());
-        }
-        let (said, freed) = prune(&others, all)?;
-        let text = format!("{said}Total reclaimed space: {}\n", size(freed));
-        Ok(print(text.as_bytes(), exit_code::SUCCESS))
+        let warning = format!("WARNING! This will remove {}.\n", which(all));
+        crate::prune::prune(self.force, &warning, || prune(&others, all))
     }
 }
 
-/// Removes images that fit `filters` and that nothing uses: those without a name, or all; without a filter also what pulls
-/// and loads have left that were interrupted. What there is to say of it, and how many bytes that has freed.
+/// Which images are removed, as docker says it.
+pub fn which(all: bool) -> &'static str {
+    if all { "all images without at least one container associated to them" } else { "all dangling images" }
+}
+
+/// Removes images that fit `filters` and that nothing uses: those without a name, or all; without a filter also what
+/// pulls and loads have left that were interrupted. What there is to say of it, and how many bytes that has freed.
 ///
 /// # Errors
 ///
@@ -95,10 +88,7 @@ pub fn prune(filters: &Filters, all: bool) -> Result<(String, u64), String> {
     }
     let after = bytes(&store.images().map_err(|error| chain(&error))?);
     events::note_prune("image", before.saturating_sub(after));
-    if !said_of.is_empty() {
-        said_of = format!("Deleted Images:\n{said_of}\n");
-    }
-    Ok((said_of, before.saturating_sub(after).saturating_add(left)))
+    Ok((deleted("Images", &said_of), before.saturating_sub(after).saturating_add(left)))
 }
 
 /// The images that no container uses, and unless `all` are wanted no reference names.
@@ -106,21 +96,6 @@ fn removable(mut images: Vec<Image>, containers: &[ContainerUse], all: bool) -> 
     let used: HashSet<&str> = containers.iter().map(|container| container.image.as_str()).collect();
     images.retain(|image| !used.contains(image.id.to_string().as_str()) && (all || is_dangling(image)));
     images
-}
-
-/// Asks on standard output, after the `warning`; anything but `y` and `yes` is a no, as is the end of the input.
-///
-/// # Errors
-///
-/// A line for the user.
-pub fn is_confirmed(warning: &str) -> Result<bool, String> {
-    let question = format!("{warning}Are you sure you want to continue? [y/N] ");
-    print(question.as_bytes(), exit_code::SUCCESS);
-    let mut answer = String::new();
-    let input = io::stdin().lock().take(MAX_ANSWER);
-    let read = io::BufReader::new(input).read_line(&mut answer);
-    read.map_err(|error| format!("cannot read standard input: {error}"))?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Bytes of the layers of these images, each counted once.

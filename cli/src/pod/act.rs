@@ -8,8 +8,8 @@ use instance::api::{VmUpdate, WantedState};
 use instance::{Archive, CONTROL_SOCKET, Client, InstanceError, Kept, ProcessError, Registry};
 
 use super::{containers, find, keep, list, options, wait_for_end};
-use crate::images::is_confirmed;
 use crate::process::ExitCode;
+use crate::prune::is_confirmed;
 use crate::targets::{self, Failure, at_once, complain_of};
 use crate::{chain, complain, events, exit_code, kill, print, run, stop};
 
@@ -26,7 +26,8 @@ struct PodArguments {
 }
 
 impl PodArguments {
-    /// Calls `act` for each of them, one after the other, and prints the IDs of those for which it succeeded, as podman does.
+    /// Calls `act` for each of them, one after the other, and prints the IDs of those for which it succeeded, as podman
+    /// does.
     fn each(&self, act: impl Fn(&Kept) -> Result<(), Failure>) -> ExitCode {
         let words = match self.all {
             false => self.pods.clone(),

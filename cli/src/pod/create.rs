@@ -81,9 +81,9 @@ pub struct CreateCommand {
 
     /// Let containers mount a folder or file of the host, or a volume: HOSTPATH, or HOSTPATH:PATH, or NAME:PATH
     ///
-    /// HOSTPATH alone, and NAME of a volume of --driver shared, are what -v of the pod's containers can mount, with what is
-    /// below. With :PATH all of them have it there. Behind it may follow :ro. Volumes that are disks and sockets of the host need
-    /// not be named: -v of a container takes them.
+    /// HOSTPATH alone, and NAME of a volume of --driver shared, are what -v of the pod's containers can mount, with
+    /// what is below. With :PATH all of them have it there. Behind it may follow :ro. Volumes that are disks and
+    /// sockets of the host need not be named: -v of a container takes them.
     #[arg(long, short, value_name = "VOLUME")]
     volume: Vec<PodVolume>,
 

@@ -7,10 +7,11 @@ use instance::{Archive, InstanceError, Kept, Kind, Registry, VmName, time};
 use serde_json::{Value, json};
 
 use super::{containers, find, options};
-use crate::format::{Column, Filter, Filters, Format, matches_name};
+use crate::format::{Column, Filter, Filters, Format, fitted_table, matches_name};
 use crate::images::human;
+use crate::inspect::print_all;
 use crate::process::ExitCode;
-use crate::table::{self, Cut, Table};
+use crate::table::{self, Cut};
 use crate::targets;
 use crate::{chain, complain, exit_code, print};
 
@@ -255,20 +256,13 @@ impl PsCommand {
 /// The table without a form.
 fn table(rows: &[Value], width: Option<usize>) -> String {
     let shown = [
-        ("POD ID", "Id", None),
-        ("NAME", "Name", Some(Cut::End)),
-        ("STATUS", "Status", None),
-        ("CREATED", "Created", None),
-        ("# OF CONTAINERS", "NumberOfContainers", None),
+        ("Id", None),
+        ("Name", Some(Cut::End)),
+        ("Status", None),
+        ("Created", None),
+        ("NumberOfContainers", None),
     ];
-    let cell = |row: &Value, field: &str| match row.get(field) {
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-        None => String::new(),
-    };
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| shown.iter().map(|(_, field, _)| cell(row, field)).collect()).collect();
-    Table::fitted(&shown.map(|(heading, _, cut)| (heading, cut)), &rows, width, &[4, 3]).to_string()
+    fitted_table(COLUMNS, &shown, rows, width, &["NumberOfContainers", "Created"])
 }
 
 fn is_state(state: &str, word: &str) -> bool {
@@ -278,27 +272,12 @@ fn is_state(state: &str, word: &str) -> bool {
 impl InspectCommand {
     /// Prints what is known of pods.
     pub fn run(self) -> ExitCode {
-        let mut code = exit_code::SUCCESS;
-        let mut values = Vec::new();
-        for word in &self.pods {
+        print_all(self.format.as_ref(), &self.pods, |word| {
             let shown = find(word).and_then(|kept| {
                 let containers = containers(&kept.entry.id)?;
                 Pod::of(kept, containers).inspect()
             });
-            match shown {
-                Ok(value) => values.push(value),
-                Err(error) => {
-                    complain(&chain(&error));
-                    code = exit_code::FAILURE;
-                }
-            }
-        }
-        match Format::inspect(self.format.as_ref(), &values) {
-            Ok(text) => print(text.as_bytes(), code),
-            Err(error) => {
-                complain(&chain(&error));
-                exit_code::USAGE.into()
-            }
-        }
+            shown.map_err(|error| chain(&error))
+        })
     }
 }

@@ -72,7 +72,8 @@ impl LogsCommand {
         }
     }
 
-    /// The logs that are meant, and the exit code so far: one that can't be opened does not keep others from being printed.
+    /// The logs that are meant, and the exit code so far: one that can't be opened does not keep others from being
+    /// printed.
     fn logs(&self) -> Result<(Vec<Log>, u8), u8> {
         let found = find(&self.pod).and_then(|pod| containers(&pod.entry.id));
         let mut found = found.map_err(|error| {

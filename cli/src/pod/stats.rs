@@ -1,17 +1,18 @@
 //! `mvm pod stats`.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal, Write};
+use std::io;
 
 use clap::Args;
 use instance::{CONTROL_SOCKET, Client, Kept, MetricsReport, Registry, VmName};
 use serde_json::{Value, json};
 
 use super::{containers, find, list};
-use crate::format::{Column, Format};
+use crate::format::{Column, Format, fitted_table};
 use crate::process::ExitCode;
-use crate::stats::{CLEAR, INTERVAL, memory_limit, of_agent, percent};
-use crate::table::{self, Cut, Table, bytes};
+use crate::screen::{each_second, no_form, show};
+use crate::stats::{memory_limit, of_agent, percent};
+use crate::table::{self, Cut, bytes};
 use crate::targets::{ANSWER, at_once};
 use crate::{chain, complain, exit_code};
 
@@ -88,27 +89,16 @@ impl StatsCommand {
             return code.into();
         }
         let mut before = usages(&self.look());
-        loop {
-            std::thread::sleep(INTERVAL);
+        each_second(code, || {
             let seen = self.look();
             let rows: Vec<Value> = seen
                 .iter()
                 .filter_map(|one| one.row(before.get(one.kept.entry.id.as_str()), self.all))
                 .collect();
-            match self.show(&rows) {
-                Ok(()) if self.no_stream || (seen.is_empty() && !self.pods.is_empty()) => return code.into(),
-                Ok(()) => before = usages(&seen),
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return code.into(),
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    complain(&error.to_string());
-                    return exit_code::USAGE.into();
-                }
-                Err(error) => {
-                    complain(&format!("cannot write to standard output: {error}"));
-                    return exit_code::HOST.into();
-                }
-            }
-        }
+            show(!self.no_stream && !self.no_reset, &self.text(&rows)?)?;
+            before = usages(&seen);
+            Ok(self.no_stream || (seen.is_empty() && !self.pods.is_empty()))
+        })
     }
 
     /// All containers that are meant, with what they use now.
@@ -148,34 +138,21 @@ impl StatsCommand {
             .collect()
     }
 
-    fn show(&self, rows: &[Value]) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        let is_cleared = out.is_terminal() && !self.no_stream && !self.no_reset;
-        let text = match self.format.as_ref().filter(|format| !format.is_default()) {
-            None => table(rows, table::terminal_width()),
+    fn text(&self, rows: &[Value]) -> io::Result<String> {
+        match self.format.as_ref().filter(|format| !format.is_default()) {
+            None => Ok(table(rows, table::terminal_width())),
             // As podman, an array.
-            Some(Format::Json) => crate::json(&rows),
-            Some(format) => format
-                .list(COLUMNS, &[], rows)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
-        };
-        write!(out, "{}{text}", if is_cleared { CLEAR } else { "" })?;
-        out.flush()
+            Some(Format::Json) => Ok(crate::json(&rows)),
+            Some(format) => format.list(COLUMNS, &[], rows).map_err(no_form),
+        }
     }
 }
 
 /// The table without a form. On a terminal names are cut, and columns from the right left out where that is not enough.
 fn table(rows: &[Value], width: Option<usize>) -> String {
     let shown = ["Pod", "CID", "Name", "CPU", "MemUsage", "Mem", "NetIO", "BlockIO", "PIDS"];
-    let column = |field: &&str| {
-        let heading = COLUMNS.iter().find(|(name, _)| name == field).map_or("", |(_, heading)| *heading);
-        (heading, (*field == "Name").then_some(Cut::End))
-    };
-    let cell =
-        |row: &Value, field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| shown.iter().map(|field| cell(row, field)).collect()).collect();
-    Table::fitted(&shown.iter().map(column).collect::<Vec<_>>(), &rows, width, &[7, 6, 8, 5]).to_string()
+    let shown = shown.map(|field| (field, (field == "Name").then_some(Cut::End)));
+    fitted_table(COLUMNS, &shown, rows, width, &["BlockIO", "NetIO", "PIDS", "Mem"])
 }
 
 fn usages(seen: &[Seen]) -> HashMap<String, container::Usage> {

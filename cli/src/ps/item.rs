@@ -31,8 +31,8 @@ pub struct Item {
     pub pod: Option<(VmId, Option<VmName>)>,
 }
 
-/// All of this user's, the oldest first, and what is wrong with those that can't be read. Those that have ended are left
-/// out unless `all` is set.
+/// All of this user's, the oldest first, and what is wrong with those that can't be read. Those that have ended are
+/// left out unless `all` is set.
 pub fn items(all: bool) -> Result<(Vec<Item>, Vec<InstanceError>), InstanceError> {
     let (running, mut damaged) = Registry::of_user().running()?;
     let (kept, damaged_records) = match Archive::of_user() {

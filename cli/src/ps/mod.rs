@@ -11,10 +11,10 @@ use serde_json::Value;
 pub use self::item::{Item, items};
 
 use self::filter::{FILTERS, fits};
-use crate::format::{Column, Filter, Filters, Format, FormatError};
+use crate::format::{Column, Filter, Filters, Format, FormatError, fitted_table};
 use crate::images::{self, human};
 use crate::process::ExitCode;
-use crate::table::{self, Cut, Table};
+use crate::table::{self, Cut};
 use crate::{chain, complain, exit_code, print};
 
 const EXAMPLES: &str = "\
@@ -68,8 +68,8 @@ pub struct PsCommand {
 
     /// List some only: NAME=VALUE
     ///
-    /// Names are id, name, kind, status, health, exited, ancestor, label, before, since, volume and network. May be given
-    /// more than once. In a name ^ is its beginning and $ its end.
+    /// Names are id, name, kind, status, health, exited, ancestor, label, before, since, volume and network. May be
+    /// given more than once. In a name ^ is its beginning and $ its end.
     #[arg(long, short, value_name = "FILTER")]
     filter: Vec<Filter>,
 
@@ -162,7 +162,7 @@ impl PsCommand {
             }
             _ => {
                 let width = if self.no_trunc { None } else { table::terminal_width() };
-                Ok(table(&rows, width, self.size, self.pod))
+                Ok(table(rows, width, self.size, self.pod))
             }
         }
     }
@@ -186,7 +186,7 @@ fn add_sizes(items: &[Item], rows: &mut [Value]) {
     }
 }
 
-fn table(rows: &[Value], width: Option<usize>, has_size: bool, with_pods: bool) -> String {
+fn table(mut rows: Vec<Value>, width: Option<usize>, has_size: bool, with_pods: bool) -> String {
     let mut shown = vec!["ID", "Kind", "Names", "Status", "Image", "Command", "RunningFor", "Ports"];
     if has_size {
         shown.push("Size");
@@ -194,26 +194,17 @@ fn table(rows: &[Value], width: Option<usize>, has_size: bool, with_pods: bool) 
     if with_pods {
         shown.extend(["Pod", "PodName"]);
     }
-    let column = |field: &&str| {
-        let heading = COLUMNS.iter().find(|(name, _)| name == field).map_or("", |column| column.1);
-        let cut = match *field {
-            "Image" => Some(Cut::Start),
-            "Names" | "Command" | "RunningFor" | "Ports" | "PodName" => Some(Cut::End),
-            _ => None,
-        };
-        (heading, cut)
+    let cut = |field| match field {
+        "Image" => Some(Cut::Start),
+        "Names" | "Command" | "RunningFor" | "Ports" | "PodName" => Some(Cut::End),
+        _ => None,
     };
-    let cells = |row: &Value| {
-        let cell = |field: &&str| match row.get(*field).and_then(Value::as_str).unwrap_or_default() {
-            "" if *field == "Names" => "-".to_owned(),
-            cell => cell.to_owned(),
-        };
-        shown.iter().map(cell).collect::<Vec<_>>()
-    };
-    let rows: Vec<_> = rows.iter().map(cells).collect();
+    let shown: Vec<_> = shown.into_iter().map(|field| (field, cut(field))).collect();
+    for name in rows.iter_mut().filter_map(|row| row.get_mut("Names")) {
+        if name.as_str() == Some("") {
+            *name = "-".into();
+        }
+    }
     // What was asked for by an option stays.
-    let spare = ["Ports", "RunningFor", "Command", "Image", "Kind"];
-    let spare: Vec<_> =
-        spare.iter().filter_map(|field| shown.iter().position(|known| known == field)).collect();
-    Table::fitted(&shown.iter().map(column).collect::<Vec<_>>(), &rows, width, &spare).to_string()
+    fitted_table(COLUMNS, &shown, &rows, width, &["Ports", "RunningFor", "Command", "Image", "Kind"])
 }

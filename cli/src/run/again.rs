@@ -93,7 +93,7 @@ impl KeeperCommand {
     }
 }
 
-fn prepare_again(archive: &Archive, id: &VmId) -> Result<(super::keep::Order, super::keep::Means), String> {
+fn prepare_again(archive: &Archive, id: &VmId) -> Result<(super::order::Order, super::keep::Means), String> {
     let kept: Kept = archive.find(id.as_str()).map_err(|error| chain(&error))?;
     prepare(&kept).map_err(|failure| chain(&failure))
 }

@@ -78,30 +78,30 @@ pub struct ContainerArguments {
 
     /// Set what takes changes: size=SIZE, or memory
     ///
-    /// A disk of that size, which takes as much space of the host as is written; size=20G without this option, 256M to 1T.
-    /// With memory, or a size of 0, changes are in the container's memory and count to its limit.
+    /// A disk of that size, which takes as much space of the host as is written; size=20G without this option, 256M to
+    /// 1T. With memory, or a size of 0, changes are in the container's memory and count to its limit.
     #[arg(long, value_name = "STORAGE", help_heading = "Files", hide_short_help = true)]
     storage_opt: Option<Storage>,
 
     /// Mount a folder, file or socket of the host, or a volume: HOSTPATH:PATH, NAME:PATH or PATH
     ///
-    /// HOSTPATH begins with / or ./, and a folder is made where there is nothing. NAME is a volume, which is made where it is missing;
-    /// without it there is one for this container alone. Behind it may follow :ro (read only) and :nocopy (a new volume stays
-    /// empty).
+    /// HOSTPATH begins with / or ./, and a folder is made where there is nothing. NAME is a volume, which is made where
+    /// it is missing; without it there is one for this container alone. Behind it may follow :ro (read only) and
+    /// :nocopy (a new volume stays empty).
     #[arg(long, short, value_name = "VOLUME", help_heading = "Files")]
     volume: Vec<ShortMount>,
 
     /// Mount as --volume does, or a temporary file system: KEY=VALUE,…
     ///
-    /// KEY is type (bind, volume or tmpfs), source, target, readonly, volume-nocopy, volume-subpath, volume-driver, volume-opt,
-    /// volume-label, tmpfs-size or tmpfs-mode. A folder of the host that does not exist is not made.
+    /// KEY is type (bind, volume or tmpfs), source, target, readonly, volume-nocopy, volume-subpath, volume-driver,
+    /// volume-opt, volume-label, tmpfs-size or tmpfs-mode. A folder of the host that does not exist is not made.
     #[arg(long, value_name = "MOUNT", help_heading = "Files", hide_short_help = true)]
     mount: Vec<LongMount>,
 
     /// Mount what another container has mounted, at the same places: NAME, or NAME:ro to read only
     ///
-    /// What is mounted at one of these places by another option goes first. A volume that is a disk is used by one VM at a time:
-    /// the other container may not run then. Folders, and volumes of the driver shared, may be used at once.
+    /// What is mounted at one of these places by another option goes first. A volume that is a disk is used by one VM
+    /// at a time: the other container may not run then. Folders, and volumes of the driver shared, may be used at once.
     #[arg(long, value_name = "NAME", help_heading = "Files", hide_short_help = true)]
     pub volumes_from: Vec<VolumesFrom>,
 
@@ -282,12 +282,6 @@ impl ContainerArguments {
             return Err(format!(
                 "{option} is the pod's, whose network and names its containers share: give it to `mvm pod create`"
             ));
-        }
-        if !self.volumes_from.is_empty() {
-            return Err(
-                "--volumes-from is not there for containers in pods yet: leave --pod out, or use `mvm cp`"
-                    .into(),
-            );
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The file that gets a container's ID. One that is empty when this is dropped is removed: the container was not made. Both
-/// the process that has made it and the one that keeps the container may have it.
+/// The file that gets a container's ID. One that is empty when this is dropped is removed: the container was not made.
+/// Both the process that has made it and the one that keeps the container may have it.
 #[derive(Debug)]
 pub struct CidFile {
     /// Closed once it has the ID, so that it is not open for as long as the container runs.

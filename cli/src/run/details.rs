@@ -5,7 +5,7 @@ use instance::Volumes;
 use serde_json::{Map, Value, json};
 use vmm::PublishConfig;
 
-use super::keep::Order;
+use super::order::Order;
 
 fn pairs(publish: &PublishConfig) -> impl Iterator<Item = (u16, u16)> {
     publish.host.clone().zip(publish.guest.clone())

@@ -1,5 +1,5 @@
-//! Options of `docker run` that say what every container of mvm's has anyway, and nothing else that could be had: written
-//! with those values they are no error, and with others a line says what to use.
+//! Options of `docker run` that say what every container of mvm's has anyway, and nothing else that could be had:
+//! written with those values they are no error, and with others a line says what to use.
 
 use clap::{ArgAction, Args};
 

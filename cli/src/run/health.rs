@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use container::HealthOptions;
+use container::{HealthOptions, SHORTEST_HEALTH_TIME};
 use instance::time;
 
 /// The options of health checks.
@@ -47,7 +47,13 @@ fn span(text: &str) -> Result<Duration, String> {
         text.strip_suffix("ms").and_then(|number| number.parse().ok()).map(Duration::from_millis);
     let zero = (text == "0").then_some(Duration::ZERO);
     let span = milliseconds.or(zero).or_else(|| time::parse_duration(text)).filter(|span| *span <= MOST);
-    span.ok_or_else(|| format!("invalid time {text:?}: use a number and a unit, as in 30s, 500ms or 1m30s"))
+    match span {
+        Some(span) if !span.is_zero() && span < SHORTEST_HEALTH_TIME => {
+            Err(format!("invalid time {text:?}: it has to be 1ms at least, or 0 for docker's default"))
+        }
+        Some(span) => Ok(span),
+        None => Err(format!("invalid time {text:?}: use a number and a unit, as in 30s, 500ms or 1m30s")),
+    }
 }
 
 impl HealthArguments {
@@ -73,6 +79,8 @@ mod tests {
     fn times_are_those_of_go() {
         assert_eq!(span("1m30s"), Ok(Duration::from_secs(90)));
         assert_eq!((span("500ms"), span("0")), (Ok(Duration::from_millis(500)), Ok(Duration::ZERO)));
-        assert!(["", "5", "-1s", "x", "99999h"].into_iter().all(|text| span(text).is_err()));
+        assert_eq!((span("1ms"), span("0s")), (Ok(Duration::from_millis(1)), Ok(Duration::ZERO)));
+        assert!(span("0.0009s").unwrap_err().contains("1ms at least"));
+        assert!(["", "5", "-1s", "x", "99999h", "0.5ms"].into_iter().all(|text| span(text).is_err()));
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use container::{MountOption, MountSource, RunOptions};
 
-use super::keep::Order;
+use super::order::Order;
 use crate::{chain, targets};
 
 /// One `--volumes-from NAME[:ro|rw]`.
@@ -78,7 +78,8 @@ impl VolumesFrom {
     }
 }
 
-/// Adds to `options` what the containers of `from` have mounted where nothing else is; at one place, the last of them counts.
+/// Adds to `options` what the containers of `from` have mounted where nothing else is; at one place, the last of them
+/// counts.
 ///
 /// # Errors
 ///

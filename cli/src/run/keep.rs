@@ -2,78 +2,29 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use container::{
-    Assets, Attachment, Ended, Health, HealthCheck, HealthOptions, HealthStatus, Image, Keeper, Left,
-    LogLimits, Plan, RunError, RunOptions, Split, Step, Timing,
+    Assets, Attachment, Ended, Health, HealthCheck, HealthStatus, Image, Keeper, Left, Plan, RunError, Split,
+    Step, Timing,
 };
 use devices::log::Writer;
 use image::{DigestError, Hold};
-use instance::console::RawTerminal;
 use instance::{
-    Archive, End, Entry, Format, Identity, Instance, InstanceError, Keep, Kind, Phase, Process, Summary,
-    VmId, VmName, Volumes, time,
+    Archive, End, Entry, Identity, Instance, InstanceError, Keep, Phase, VmId, VmName, Volumes, time,
 };
-use serde::{Deserialize, Serialize};
 use vmm::PublishConfig;
 
 use super::again;
 use super::cid::CidFile;
-use super::details::{details, ports};
-use super::front::Attached;
-use super::log::{self, LogDetails};
-use super::policy::{self, RestartPolicy};
+use super::log;
+use super::order::Order;
+use super::policy;
 use crate::background::{Report, Reporter};
 use crate::{chain, complain, events, exit_code, pod};
-
-/// What the user has ordered, as it is kept with the container. What another version of mvm has beyond it is passed over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
-    /// The version of this.
-    #[serde(default)]
-    pub format: Format,
-    /// The image's ID, as in `sha256:…`.
-    pub image: String,
-    /// As the user calls it.
-    pub image_name: String,
-    pub options: RunOptions,
-    /// It is removed when it ends.
-    #[serde(default)]
-    pub removes: bool,
-    #[serde(default)]
-    pub log: Option<LogLimits>,
-    /// What is noted with its output.
-    #[serde(default)]
-    pub log_details: LogDetails,
-    /// The file that got its ID.
-    #[serde(default)]
-    pub cid_file: Option<PathBuf>,
-    /// Containers whose mounts it has, as the user has written them.
-    #[serde(default)]
-    pub volumes_from: Vec<String>,
-    /// The streams that the user's command is connected with.
-    #[serde(default)]
-    pub attached: Attached,
-    /// Seconds that it has to end when it is asked to.
-    #[serde(default)]
-    pub stop_timeout: Option<u64>,
-    /// Its input ends with that of the first one who is attached.
-    #[serde(default)]
-    pub input_once: bool,
-    /// When it is started again.
-    #[serde(default)]
-    pub restart: RestartPolicy,
-    /// How its health is checked, where the image does not say it.
-    #[serde(default)]
-    pub health: HealthOptions,
-    /// The pod that it is in.
-    #[serde(default)]
-    pub pod: Option<VmId>,
-}
 
 /// What it is started with.
 pub struct Means {
@@ -338,13 +289,6 @@ fn try_keep(
         reporter.keep_messages(messages).map_err(host("write messages to a file"))?;
     }
     let left = {
-        let raw = order
-            .options
-            .terminal
-            .filter(|_| is_attached)
-            .map(|_| RawTerminal::enter_for_output())
-            .transpose();
-        let _raw = raw.map_err(host("set up the terminal"))?.flatten();
         let reporter = reporter.clone();
         let started = Report::Started { id: id.to_string() };
         let checked = id.to_string();
@@ -410,8 +354,8 @@ fn note_health(directory: &Path, health: &Health) {
     }
 }
 
-/// How long it is waited before the container is started again, if it is: one that never ran, or that a user has stopped,
-/// is not. It is noted.
+/// How long it is waited before the container is started again, if it is: one that never ran, or that a user has
+/// stopped, is not. It is noted.
 fn next(order: &Order, archive: &Archive, keep: &mut Keep, code: u8, waited: Duration) -> Option<Duration> {
     let entry = keep.entry();
     let started = entry.started?;
@@ -489,48 +433,5 @@ fn finish(archive: &Archive, keep: &mut Keep, order: &Order, code: u8, said: &Sa
             Ok(()) => events::note(keep.entry(), "destroy", &[]),
             Err(error) => tracing::warn!("{}", chain(&error)),
         }
-    }
-}
-
-impl Order {
-    pub fn summary(&self, assets: &Assets) -> Summary {
-        let (cpus, memory) = container::size(&self.options);
-        Summary {
-            cpus,
-            memory,
-            kernel: assets.kernel.display().to_string(),
-            rootfs: None,
-            stop_timeout_ms: self.stop_timeout.map(|seconds| seconds.saturating_mul(1000)),
-        }
-    }
-
-    fn entry(
-        &self,
-        image: &Image,
-        id: VmId,
-        name: Option<VmName>,
-        phase: Phase,
-        publish: &[PublishConfig],
-    ) -> Result<Entry, String> {
-        Ok(Entry {
-            format: Format::default(),
-            name,
-            kind: Kind::Container,
-            created: time::now(),
-            started: None,
-            phase,
-            restarts: 0,
-            pod: self.pod.clone(),
-            process: Process::own().map_err(|error| chain(&error))?,
-            removes: self.removes,
-            image: self.image_name.clone(),
-            image_id: Some(self.image.clone()),
-            command: container::command(&image.config, &self.options),
-            ports: ports(publish),
-            labels: self.options.labels.iter().cloned().collect(),
-            volumes: self.options.volumes(),
-            details: details(self, image, id.as_str(), publish),
-            id,
-        })
     }
 }

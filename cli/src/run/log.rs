@@ -8,7 +8,7 @@ use instance::{Entry, Kept, VmName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::keep::Order;
+use super::order::Order;
 
 /// The most bytes of a tag.
 const MAX_TAG: usize = 1024;
@@ -18,8 +18,8 @@ const MAX_TAG: usize = 1024;
 pub struct LogArguments {
     /// Keep the output: json-file, journald, or none
     ///
-    /// `mvm logs` shows what is kept. local means the same as json-file. journald is systemd's journal, with docker's fields:
-    /// `journalctl CONTAINER_NAME=NAME` shows it.
+    /// `mvm logs` shows what is kept. local means the same as json-file. journald is systemd's journal, with docker's
+    /// fields: `journalctl CONTAINER_NAME=NAME` shows it.
     #[arg(
         long,
         value_name = "DRIVER",
@@ -32,8 +32,8 @@ pub struct LogArguments {
 
     /// Set how much is kept, or what `mvm logs --details` shows: max-size=10m, max-file=2, tag, labels, env
     ///
-    /// tag=TEMPLATE is a Go template of ID, FullID, Name, ImageID, ImageFullID, ImageName and DaemonName. labels=NAME,… and
-    /// env=NAME,… name labels and variables of the container.
+    /// tag=TEMPLATE is a Go template of ID, FullID, Name, ImageID, ImageFullID, ImageName and DaemonName. labels=NAME,…
+    /// and env=NAME,… name labels and variables of the container.
     #[arg(long, value_name = "OPTION", value_parser = log_option, hide_short_help = true)]
     log_opt: Vec<LogOption>,
 }

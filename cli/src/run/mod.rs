@@ -12,6 +12,7 @@ mod inherit;
 mod keep;
 mod log;
 mod network;
+mod order;
 mod policy;
 mod resources;
 mod restore;
@@ -47,8 +48,9 @@ use self::cid::CidFile;
 use self::front::{Attached, StreamName};
 use self::health::HealthArguments;
 use self::inherit::VolumesFrom;
-use self::keep::{Failure, Order, Side, Which, keep};
+use self::keep::{Failure, Side, Which, keep};
 use self::log::LogArguments;
+use self::order::Order;
 use crate::attach::{self, AttachArguments};
 use crate::background::{self, Report, Reporter};
 use crate::images::{self, PullPolicy, RegistryArguments};
@@ -113,7 +115,8 @@ struct OrderArguments {
 
     /// Start it again when it ends: no, on-failure, on-failure:TIMES, always or unless-stopped
     ///
-    /// After 100 ms at first, and after twice that each time, up to a minute. `mvm stop` and `mvm kill` end it for good.
+    /// After 100 ms at first, and after twice that each time, up to a minute. `mvm stop` and `mvm kill` end it for
+    /// good.
     #[arg(
         long,
         value_name = "POLICY",
@@ -129,7 +132,8 @@ struct OrderArguments {
 
     /// Connect with these streams only: stdin, stdout or stderr
     ///
-    /// May be given more than once. With stdin alone the container's ID is printed, and the command ends when its input does.
+    /// May be given more than once. With stdin alone the container's ID is printed, and the command ends when its input
+    /// does.
     #[arg(long = "attach", short = 'a', value_name = "STREAM", hide_short_help = true)]
     streams: Vec<StreamName>,
 
@@ -194,11 +198,11 @@ fn try_run(command: RunCommand, start: Instant) -> Result<ExitCode, Failure> {
     let means = Means { assets, image, hold, shows_timing, timing, cid_file };
     let which = Which::New(name);
     if !is_detached {
-        let is_interactive = order.options.interactive && order.options.terminal.is_some();
+        let has_terminal = order.options.terminal.is_some();
         let is_left = !order.attached.has_output();
         // One that can be left, or that ends more than once, is not kept by the process that ends then.
         let outlives_signals = !command.attach.passes_signals();
-        if is_interactive || is_left || outlives_signals || order.restart != RestartPolicy::No {
+        if has_terminal || is_left || outlives_signals || order.restart != RestartPolicy::No {
             let streams = Streams {
                 input: order.options.interactive,
                 output: order.attached.stdout,

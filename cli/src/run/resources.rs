@@ -63,8 +63,8 @@ pub struct ResourceArguments {
 
     /// Limit what each process uses: NAME=SOFT or NAME=SOFT:HARD, as in nofile=1024
     ///
-    /// Names: core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, nproc, rss, rtprio, rttime, sigpending, stack.
-    /// -1 is no limit.
+    /// Names: core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, nproc, rss, rtprio, rttime, sigpending,
+    /// stack. -1 is no limit.
     #[arg(long, value_name = "LIMIT", hide_short_help = true, help_heading = "Resources")]
     ulimit: Vec<Ulimit>,
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 use instance::{Archive, Kind, Registry};
 
-use super::keep::Order;
+use super::order::Order;
 use super::start::start;
 use crate::process::ExitCode;
 use crate::targets::complain_of;

@@ -6,7 +6,8 @@ use clap::Args;
 use container::{Assets, AttachStreams, Timing};
 use instance::{Kept, Kind};
 
-use super::keep::{Means, Order, Side, Which, keep};
+use super::keep::{Means, Side, Which, keep};
+use super::order::Order;
 use super::{in_front, in_the_background};
 use crate::attach::AttachArguments;
 use crate::kill::signal;

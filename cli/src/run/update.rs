@@ -7,7 +7,7 @@ use vmm::MemorySize;
 
 use super::details;
 use super::docker::QuotaArguments;
-use super::keep::Order;
+use super::order::Order;
 use super::policy::RestartPolicy;
 use super::resources::{Swap, check_memory, milli_cpus, note, swap};
 use crate::process::ExitCode;

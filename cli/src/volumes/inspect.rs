@@ -7,9 +7,10 @@ use instance::{Volume, VolumeName, time};
 use serde_json::{Value, json};
 
 use super::volumes;
+use crate::chain;
 use crate::format::Format;
+use crate::inspect::print_all;
 use crate::process::ExitCode;
-use crate::{chain, complain, exit_code, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,22 +49,8 @@ pub fn value(volume: &Volume) -> Value {
 impl InspectCommand {
     /// Shows all that is known of volumes. Those that exist are shown where others do not.
     pub fn run(self) -> ExitCode {
-        let (mut code, mut found) = (exit_code::SUCCESS, Vec::new());
-        for name in &self.names {
-            match volumes().and_then(|volumes| volumes.find(name).map_err(|error| chain(&error))) {
-                Ok(volume) => found.push(value(&volume)),
-                Err(line) => {
-                    complain(&line);
-                    code = exit_code::FAILURE;
-                }
-            }
-        }
-        match Format::inspect(self.format.as_ref(), &found) {
-            Ok(text) => print(text.as_bytes(), code),
-            Err(error) => {
-                complain(&error.to_string());
-                exit_code::FAILURE.into()
-            }
-        }
+        print_all(self.format.as_ref(), &self.names, |name| {
+            volumes()?.find(name).map(|volume| value(&volume)).map_err(|error| chain(&error))
+        })
     }
 }

@@ -26,8 +26,8 @@ Examples:
 pub struct CreateCommand {
     /// Set what it is made of: local, or shared
     ///
-    /// local is a disk, which one container has at a time. shared is a directory of the host, which several containers may use at
-    /// once; it is slower.
+    /// local is a disk, which one container has at a time. shared is a directory of the host, which several containers
+    /// may use at once; it is slower.
     #[arg(long, short, value_name = "DRIVER", default_value = "local", value_parser = driver, hide_default_value = true)]
     driver: VolumeDriver,
 

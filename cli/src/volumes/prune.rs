@@ -4,10 +4,11 @@ use clap::Args;
 
 use super::list::chosen;
 use super::{all, remove};
+use crate::events;
 use crate::format::{Filter, Filters};
-use crate::images::{complete, human, is_confirmed};
+use crate::images::complete;
 use crate::process::ExitCode;
-use crate::{events, exit_code, print};
+use crate::prune::{deleted, prune};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,21 +48,22 @@ impl PruneCommand {
         let which = if all_of_them { "all" } else { "anonymous" };
         let warning =
             format!("WARNING! This will remove {which} local volumes not used by at least one container.\n");
-        if !self.force && !is_confirmed(&warning)? {
-            return Ok(exit_code::SUCCESS.into());
-        }
-        let (mut removed, mut freed) = (String::new(), 0_u64);
-        for one in chosen(all()?, &filters)? {
-            let is_meant = all_of_them || one.volume.record.is_anonymous;
-            // One that a container has meanwhile stays.
-            if is_meant && one.links == 0 && remove(&one.volume.record.name).is_ok() {
-                removed += &format!("{}\n", one.volume.record.name);
-                freed = freed.saturating_add(one.size);
-            }
-        }
-        events::note_prune("volume", freed);
-        let (heading, end) = if removed.is_empty() { ("", "") } else { ("Deleted Volumes:\n", "\n") };
-        let text = format!("{heading}{removed}{end}Total reclaimed space: {}\n", human::size(freed));
-        Ok(print(text.as_bytes(), exit_code::SUCCESS))
+        prune(self.force, &warning, || remove_all(&filters, all_of_them))
     }
+}
+
+/// Removes volumes that fit `filters` and that nothing uses, unless `all_of_them` the anonymous ones. What there is to
+/// say of it, and how many bytes that has freed.
+fn remove_all(filters: &Filters, all_of_them: bool) -> Result<(String, u64), String> {
+    let (mut removed, mut freed) = (String::new(), 0_u64);
+    for one in chosen(all()?, filters)? {
+        let is_meant = all_of_them || one.volume.record.is_anonymous;
+        // One that a container has meanwhile stays.
+        if is_meant && one.links == 0 && remove(&one.volume.record.name).is_ok() {
+            removed += &format!("{}\n", one.volume.record.name);
+            freed = freed.saturating_add(one.size);
+        }
+    }
+    events::note_prune("volume", freed);
+    Ok((deleted("Volumes", &removed), freed))
 }

@@ -119,7 +119,7 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 #[test]
-fn one_that_is_killed_at_any_time_is_in_nobodys_way() {
+fn one_that_is_killed_at_any_time_is_not_in_the_way() {
     let Some(containers) = Containers::new() else { return };
     for (number, point) in points().enumerate() {
         let mut run = containers.run(if number % 2 == 0 { &["--rm"] } else { &[] });

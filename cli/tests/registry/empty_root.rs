@@ -98,8 +98,8 @@ fn an_image_is_pulled_by_name() {
     assert!(error.contains("this machine has no CA certificates"), "{error}");
 }
 
-/// The names of Docker Hub are those of a mirror, over TLS, with tokens, and with each way to say which certificates are
-/// trusted.
+/// The names of Docker Hub are those of a mirror, over TLS, with tokens, and with each way to say which certificates
+/// are trusted.
 #[test]
 fn a_mirror_with_tls_and_tokens_stands_for_docker_hub() {
     let authority = Authority::new();

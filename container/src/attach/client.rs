@@ -40,6 +40,9 @@ pub enum AttachError {
         "its keeper's messages have version {0}, and this mvm knows {VERSION} only: use the mvm that has started it"
     )]
     Version(u32),
+    /// There are as many as there can be.
+    #[error("{0} others are attached to it, which is the most: detach one of them first")]
+    Full(usize),
     /// What the keeper says can't be understood.
     #[error("its keeper sent an invalid message: {0}")]
     Message(String),
@@ -145,7 +148,8 @@ pub fn attach(
     if has_terminal && reads_input && !io::stdin().is_terminal() {
         return Err(AttachError::NotATerminal);
     }
-    let raw = if has_terminal { RawTerminal::enter_for_output() } else { Ok(None) };
+    // Without input, Ctrl-C is a signal to this process, which passes it on.
+    let raw = if has_terminal && reads_input { RawTerminal::enter_for_output() } else { Ok(None) };
     let raw = raw.map_err(host("set up the terminal"))?;
     let is_terminal = io::stdin().is_terminal();
     let (ended, end) = io::pipe().map_err(host("make a pipe"))?;
@@ -186,6 +190,7 @@ impl Reader {
                 Ok((has_terminal, has_input))
             }
             Some(FromKeeper::Hello { version, .. }) => Err(AttachError::Version(version)),
+            Some(FromKeeper::Full { clients }) => Err(AttachError::Full(clients)),
             Some(other) => Err(AttachError::Message(format!("{other:?}").chars().take(100).collect())),
             None => Err(AttachError::Connect(io::ErrorKind::UnexpectedEof.into())),
         }
@@ -218,7 +223,7 @@ fn copy(mut reader: Reader, streams: AttachStreams, results: &Sender<Attached>, 
             Ok(Some(FromKeeper::Output(bytes))) => write(io::stdout(), &bytes),
             Ok(Some(FromKeeper::Errors(bytes))) => write(io::stderr(), &bytes),
             Ok(Some(FromKeeper::Ended { code, text })) => break Attached::Ended { code, text },
-            Ok(Some(FromKeeper::Hello { .. })) => Ok(()),
+            Ok(Some(FromKeeper::Hello { .. } | FromKeeper::Full { .. })) => Ok(()),
             Ok(None) | Err(_) => break Attached::Lost,
         };
         // As any filter whose reader has gone.

@@ -61,7 +61,8 @@ impl DetachFilter {
         Self { keys, typed: 0 }
     }
 
-    /// Appends to `passed` what is not a part of the keys; whether all of them were typed. What comes behind them is lost.
+    /// Appends to `passed` what is not a part of the keys; whether all of them were typed. What comes behind them is
+    /// lost.
     pub fn filter(&mut self, typed: &[u8], passed: &mut Vec<u8>) -> bool {
         for byte in typed {
             if self.keys.0.get(self.typed) == Some(byte) {

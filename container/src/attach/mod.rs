@@ -1,10 +1,10 @@
-//! Attaching to a container that runs: its keeper serves a socket in the VM's directory, and other processes of the user
-//! connect their standard input and output by it.
+//! Attaching to a container that runs: its keeper serves a socket in the VM's directory, and other processes of the
+//! user connect their standard input and output by it.
 //!
-//! A message is framed as those of the agent (`agent_protocol::encode`). The keeper says [`FromKeeper::Hello`] first. What
-//! the container writes goes to all who are attached, from then on; where one of them does not read, the container waits
-//! for it, as it does for a reader of any pipe, and the log has it already. Once the container has ended no reader is waited
-//! for longer than [`LAST_WORDS`].
+//! A message is framed as those of the agent (`agent_protocol::encode`). The keeper says [`FromKeeper::Hello`] first.
+//! What the container writes goes to all who are attached, from then on; where one of them does not read, the container
+//! waits for it, as it does for a reader of any pipe, and the log has it already. Once the container has ended no
+//! reader is waited for longer than [`LAST_WORDS`].
 
 mod client;
 mod keys;
@@ -27,6 +27,8 @@ const SOCKET: &str = "attach.sock";
 const VERSION: u32 = 1;
 /// How many are attached at a time at most.
 const MAX_CLIENTS: usize = 64;
+/// Of how many clients that have gone input waits for the container at most.
+const MAX_REMAINDERS: usize = 16;
 /// How long those who are attached have to read the last of the output.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The most bytes of input or output in a message.
@@ -65,5 +67,10 @@ enum FromKeeper {
         code: u8,
         /// What there is to say of it, for standard error; may be empty.
         text: String,
+    },
+    /// In place of [`FromKeeper::Hello`]: as many are attached as can be.
+    Full {
+        /// How many.
+        clients: usize,
     },
 }

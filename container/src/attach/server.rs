@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use rustix::process::{Signal, getpid, kill_process};
 
-use super::{CHUNK, FromKeeper, LAST_WORDS, MAX_CLIENTS, SOCKET, ToKeeper, VERSION};
+use super::{CHUNK, FromKeeper, LAST_WORDS, MAX_CLIENTS, MAX_REMAINDERS, SOCKET, ToKeeper, VERSION};
 
 /// How long no connection is taken after one that could not be.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -43,9 +43,11 @@ pub enum Input {
 /// Those who are attached to a container.
 pub struct Attachments {
     clients: Mutex<Vec<Arc<Client>>>,
+    /// How many threads pass on what clients have left behind.
+    remainders: AtomicUsize,
     console: Console,
     /// Where input goes.
-    input: Mutex<Option<UnixStream>>,
+    input: Mutex<Option<Arc<UnixStream>>>,
     /// Passes the size of a terminal on.
     resize: Box<dyn Fn(Size) + Send + Sync>,
     has_started: AtomicBool,
@@ -60,7 +62,28 @@ struct Client {
     writing: Mutex<()>,
     /// It is the user's command that has started the container.
     is_front: bool,
+    /// Nothing is sent to it any more.
     has_gone: AtomicBool,
+    /// Its place was given back.
+    has_left: AtomicBool,
+}
+
+/// One of the threads that pass on what a client has left behind.
+struct Remainder(Arc<Attachments>);
+
+impl Remainder {
+    /// None where there are as many as may be.
+    fn new(attachments: &Arc<Attachments>) -> Option<Self> {
+        let others = attachments.remainders.fetch_add(1, Ordering::SeqCst);
+        let this = Self(attachments.clone());
+        (others < MAX_REMAINDERS).then_some(this)
+    }
+}
+
+impl Drop for Remainder {
+    fn drop(&mut self) {
+        self.0.remainders.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -79,8 +102,9 @@ impl Attachments {
         let (input, source) = UnixStream::pair()?;
         let this = Arc::new(Self {
             clients: Mutex::default(),
+            remainders: AtomicUsize::new(0),
             console,
-            input: Mutex::new(console.has_input.then_some(input)),
+            input: Mutex::new(console.has_input.then(|| Arc::new(input))),
             resize,
             has_started: AtomicBool::new(false),
             is_for_good: AtomicBool::new(false),
@@ -117,12 +141,14 @@ impl Attachments {
             writing: Mutex::default(),
             is_front,
             has_gone: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
         });
         let Console { has_terminal, has_input, .. } = self.console;
         {
             let mut clients = lock(&self.clients);
-            // Dropping it closes it.
             if clients.len() >= MAX_CLIENTS {
+                drop(clients);
+                client.send(&FromKeeper::Full { clients: MAX_CLIENTS }, &self.deadline);
                 return Err(io::Error::other("too many are attached"));
             }
             clients.push(client.clone());
@@ -131,7 +157,10 @@ impl Attachments {
         let (this, listened) = (self.clone(), client.clone());
         let spawned = Builder::new().name("attached".into()).stack_size(128 << 10).spawn(move || {
             let has_input = this.listen(&listened);
-            this.remove(&listened, has_input);
+            this.remove(&listened);
+            if has_input {
+                this.end_input();
+            }
         });
         if spawned.is_err() {
             // Output would be waited for that it does not read, and its place never be another one's.
@@ -140,11 +169,12 @@ impl Attachments {
         spawned.map(drop)
     }
 
-    /// Does what a client says until it has gone; whether it has sent input.
-    fn listen(&self, client: &Client) -> bool {
+    /// Does what a client says until it has gone; whether it has sent input. What it has left behind is passed on too.
+    fn listen(self: &Arc<Self>, client: &Arc<Client>) -> bool {
         let mut has_input = false;
         let mut decoder = Decoder::default();
         let mut bytes = vec![0; CHUNK];
+        let mut remainder = None;
         loop {
             match (&client.socket).read(&mut bytes) {
                 Ok(count @ 1..) => decoder.push(bytes.get(..count).unwrap_or_default()),
@@ -155,7 +185,9 @@ impl Attachments {
                 match decoder.take() {
                     Ok(Some(ToKeeper::Input(bytes))) => {
                         has_input = true;
-                        self.pass_input(&bytes);
+                        if !self.pass_input(&bytes, client, &mut remainder) {
+                            return has_input;
+                        }
                     }
                     Ok(Some(ToKeeper::InputEnd)) => self.end_input(),
                     Ok(Some(ToKeeper::Resize(size))) => (self.resize)(size),
@@ -167,32 +199,65 @@ impl Attachments {
         }
     }
 
-    /// Waits until the container has room for it, as at a pipe.
-    fn pass_input(&self, mut bytes: &[u8]) {
-        let input = lock(&self.input);
-        let Some(input) = &*input else { return };
+    /// Waits until the container has room for it, as at a pipe. A client that goes meanwhile gives its place back at
+    /// once; what it has sent waits on, as what was written to a pipe does, unless others have left as much: false
+    /// then.
+    fn pass_input(
+        self: &Arc<Self>,
+        mut bytes: &[u8],
+        client: &Arc<Client>,
+        remainder: &mut Option<Remainder>,
+    ) -> bool {
         while !bytes.is_empty() {
-            match send(input, bytes, SendFlags::NOSIGNAL) {
+            // Without the lock while it waits: another client's wait would not see that this one goes.
+            let Some(input) = lock(&self.input).clone() else { return true };
+            match send(&*input, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(Errno::INTR) => {}
-                Err(_) => return,
+                Err(Errno::AGAIN) => {
+                    let mut fds = vec![PollFd::new(&*input, PollFlags::OUT)];
+                    if remainder.is_none() {
+                        // Its hang-up alone.
+                        fds.push(PollFd::new(&client.socket, PollFlags::empty()));
+                    }
+                    let _ = poll(&mut fds, None);
+                    let has_gone = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+                    if has_gone {
+                        self.remove(client);
+                        *remainder = Remainder::new(self);
+                        if remainder.is_none() {
+                            tracing::warn!(
+                                "input of a client that has gone is lost: the container does not read, and the input of \
+                                 {MAX_REMAINDERS} others waits already"
+                            );
+                            return false;
+                        }
+                    }
+                }
+                Err(_) => return true,
             }
         }
+        true
     }
 
     /// One has no more input. A terminal never ends.
     fn end_input(&self) {
-        if self.console.input_once && !self.console.has_terminal {
-            *lock(&self.input) = None;
+        if self.console.input_once
+            && !self.console.has_terminal
+            && let Some(input) = lock(&self.input).take()
+        {
+            // Others that wait may have it still.
+            let _ = shutdown(&*input, Shutdown::Write);
         }
     }
 
-    fn remove(&self, client: &Arc<Client>, has_input: bool) {
+    /// Gives a client's place back.
+    fn remove(&self, client: &Arc<Client>) {
+        if client.has_left.swap(true, Ordering::SeqCst) {
+            return;
+        }
         client.has_gone.store(true, Ordering::SeqCst);
         lock(&self.clients).retain(|other| !Arc::ptr_eq(other, client));
-        if has_input {
-            self.end_input();
-        }
         if client.is_front && !self.has_started.load(Ordering::SeqCst) {
             // The user has ended the command before there was a container to leave behind.
             let _ = kill_process(getpid(), Signal::TERM);

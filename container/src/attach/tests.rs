@@ -14,11 +14,18 @@ struct Attached {
     decoder: Decoder,
 }
 
+const FULL: FromKeeper = FromKeeper::Full { clients: MAX_CLIENTS };
+
 impl Attached {
-    fn new(directory: &Path) -> Self {
-        let mut attached =
+    fn connect(directory: &Path) -> Self {
+        let attached =
             Self { socket: UnixStream::connect(socket(directory)).unwrap(), decoder: Decoder::default() };
         attached.socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        attached
+    }
+
+    fn new(directory: &Path) -> Self {
+        let mut attached = Self::connect(directory);
         assert!(matches!(attached.next(), Some(FromKeeper::Hello { version: VERSION, .. })));
         attached
     }
@@ -101,7 +108,7 @@ fn one_who_does_not_read_is_waited_for_until_the_container_has_ended() {
         }
         done.send(()).unwrap();
     });
-    assert!(has_done.recv_timeout(Duration::from_millis(300)).is_err(), "nobody read it");
+    assert!(has_done.recv_timeout(Duration::from_millis(300)).is_err(), "no client has read it");
     attachments.ending();
     has_done.recv_timeout(LAST_WORDS * 3).unwrap();
     writer.join().unwrap();
@@ -109,7 +116,7 @@ fn one_who_does_not_read_is_waited_for_until_the_container_has_ended() {
 }
 
 #[test]
-fn one_who_goes_while_it_is_waited_for_holds_up_nobody() {
+fn one_that_goes_while_it_is_waited_for_holds_up_no_other() {
     let directory = tempfile::tempdir().unwrap();
     let (attachments, _source) = keeper(directory.path(), PIPES);
     let silent = Attached::new(directory.path());
@@ -127,12 +134,69 @@ fn nonsense_ends_a_connection_and_many_are_refused() {
     attachments.pass_output(Stream::Stdout, b"x");
     while attached.next().is_some() {}
     let all: Vec<_> = (0..MAX_CLIENTS - 1).map(|_| Attached::new(directory.path())).collect();
-    let mut more: Vec<_> = (0..3).map(|_| UnixStream::connect(socket(directory.path())).unwrap()).collect();
-    let mut is_refused = |socket: &mut UnixStream| {
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        socket.read(&mut [0; 64]).unwrap() == 0
-    };
-    let refused: Vec<_> = more.iter_mut().map(&mut is_refused).collect();
-    assert_eq!(refused, [false, true, true]);
+    // The place of the one above may not be free yet.
+    let mut more: Vec<_> = (0..3).map(|_| Attached::connect(directory.path())).collect();
+    let refused: Vec<_> = more.iter_mut().map(|attached| attached.next().unwrap() == FULL).collect();
+    assert_eq!(refused[1..], [true, true]);
+    assert_eq!(more[2].next(), None);
     drop(all);
+}
+
+/// Sends input until no more is taken; how many bytes of input are in whole messages.
+fn fill(attached: &mut Attached) -> usize {
+    let message = encode(&ToKeeper::Input(vec![b'x'; 10_000])).unwrap();
+    attached.socket.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    (0..1000).take_while(|_| attached.socket.write_all(&message).is_ok()).count() * 10_000
+}
+
+#[test]
+fn input_that_waits_outlives_its_client_and_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let (attachments, mut source) = keeper(directory.path(), PIPES);
+    let mut attached = Attached::new(directory.path());
+    let sent = fill(&mut attached);
+    drop(attached);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !lock(&attachments.clients).is_empty() {
+        assert!(Instant::now() < deadline, "its place is not free");
+        thread::yield_now();
+    }
+    let mut bytes = Vec::new();
+    source.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len(), sent);
+}
+
+#[test]
+fn clients_whose_input_waits_take_no_place_once_they_have_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (attachments, mut source) = keeper(directory.path(), TERMINAL);
+    let mut first = Attached::new(directory.path());
+    fill(&mut first);
+    let mut all: Vec<_> = (1..MAX_CLIENTS).map(|_| Attached::new(directory.path())).collect();
+    for attached in &mut all {
+        // The container's side is full: it waits for each of them.
+        attached.say(&ToKeeper::Input(vec![b'y'; 10_000]));
+    }
+    assert_eq!(Attached::connect(directory.path()).next(), Some(FULL));
+    drop((first, all));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut next = loop {
+        let mut attached = Attached::connect(directory.path());
+        if attached.next() != Some(FULL) {
+            break attached;
+        }
+        assert!(Instant::now() < deadline, "no place is free");
+    };
+    attachments.pass_output(Stream::Stdout, b"out");
+    assert_eq!(next.next(), Some(FromKeeper::Output(b"out".to_vec())));
+    assert!(attachments.remainders.load(Ordering::SeqCst) <= MAX_REMAINDERS);
+    // Once it reads, what the first few have left comes, and then the input of the next.
+    next.say(&ToKeeper::Input(b"z".to_vec()));
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        let count = source.read(&mut bytes).unwrap();
+        if bytes[..count].contains(&b'z') {
+            break;
+        }
+    }
 }

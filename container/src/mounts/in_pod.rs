@@ -1,5 +1,5 @@
-//! What the containers of a pod mount: folders and volumes that the pod's VM has from its start, and volumes that are put into
-//! it as disks.
+//! What the containers of a pod mount: folders and volumes that the pod's VM has from its start, and volumes that are
+//! put into it as disks.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,8 @@ pub enum PodSource {
     Volume(VolumeName),
 }
 
-/// What `-v` of `mvm pod create` asks for: `HOSTPATH` or `NAME`, for containers to mount, or with `:PATH` as of `mvm run`, for
-/// all of them to have it there.
+/// What `-v` of `mvm pod create` asks for: `HOSTPATH` or `NAME`, for containers to mount, or with `:PATH` as of `mvm
+/// run`, for all of them to have it there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodVolume {
     /// Containers can mount it.

@@ -1,8 +1,10 @@
-//! What of the user's a container has below its root: folders, files and sockets of the host, volumes, and temporary file
-//! systems.
+//! What of the user's a container has below its root: folders, files and sockets of the host, volumes, and temporary
+//! file systems.
 
+mod error;
 mod in_pod;
 mod long;
+mod make;
 mod prepare;
 mod settle;
 mod short;
@@ -14,9 +16,11 @@ use instance::{VolumeDriver, VolumeName};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::error::PrepareError;
 pub use self::in_pod::{PodFolder, PodFolders, PodSource, PodVolume, prepare_in_pod};
 pub use self::long::LongMount;
-pub use self::prepare::{Forward, PrepareError, Prepared, check_room, create, make_volumes, prepare};
+pub use self::make::{create, make_volumes};
+pub use self::prepare::{Forward, Prepared, check_room, prepare};
 pub use self::settle::{record, settle};
 pub use self::short::ShortMount;
 pub use self::tmpfs::Tmpfs;
@@ -80,7 +84,8 @@ pub struct VolumeMount {
 pub enum MountError {
     /// Nothing of the form of `-v`.
     #[error(
-        "invalid volume {0:?}: write HOSTPATH:PATH, NAME:PATH or PATH, and :ro behind it to read only; PATH begins with /"
+        "invalid volume {0:?}: write HOSTPATH:PATH, NAME:PATH or PATH, and :ro behind it to read only; PATH begins \
+        with /"
     )]
     Short(String),
     /// A mode of `-v` that does not exist.
@@ -118,8 +123,8 @@ pub enum MountError {
     Field(String),
     /// A key that `--mount` does not have.
     #[error(
-        "unknown key {0:?} of --mount: use type, source, target, readonly, volume-nocopy, volume-subpath, volume-driver, \
-         volume-opt, volume-label, tmpfs-size, tmpfs-mode or bind-propagation"
+        "unknown key {0:?} of --mount: use type, source, target, readonly, volume-nocopy, volume-subpath, \
+        volume-driver, volume-opt, volume-label, tmpfs-size, tmpfs-mode or bind-propagation"
     )]
     Key(String),
     /// A key that is for something else, or that has no use here.
@@ -156,8 +161,8 @@ pub enum MountError {
     Source(String),
     /// An option of a temporary file system.
     #[error(
-        "invalid tmpfs option {0:?}: use size=SIZE, mode=MODE, uid=ID, gid=ID, nr_inodes=N, nr_blocks=N, and rw, ro, exec, \
-         noexec, suid, nosuid, dev or nodev"
+        "invalid tmpfs option {0:?}: use size=SIZE, mode=MODE, uid=ID, gid=ID, nr_inodes=N, nr_blocks=N, and rw, ro, \
+        exec, noexec, suid, nosuid, dev or nodev"
     )]
     Tmpfs(String),
     /// An option of a volume.
@@ -213,7 +218,8 @@ fn clean_subpath(text: &str) -> Result<Option<String>, MountError> {
 /// The most bytes of a path in a volume.
 const MAX_SUBPATH: usize = 4096;
 
-/// The size of a new volume's disk in bytes: that of `size=SIZE`, or else as much as a container's disk for changes has.
+/// The size of a new volume's disk in bytes: that of `size=SIZE`, or else as much as a container's disk for changes
+/// has.
 ///
 /// # Errors
 ///

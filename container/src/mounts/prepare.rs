@@ -3,19 +3,17 @@
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use agent_protocol::{Mount, MountKind};
-use instance::{VolumeDriver, VolumeError, VolumeHold, VolumeName, VolumeRecord, Volumes};
+use instance::{VolumeDriver, VolumeHold, VolumeName, Volumes};
 use rustix::process::geteuid;
-use thiserror::Error;
 use vmm::SharedPart;
 
-use super::settle::record;
-use super::{MountError, MountOption, MountSource, VolumeMount, volume_size};
+use super::make::hold;
+use super::{MountError, MountOption, MountSource, PrepareError, VolumeMount};
 use crate::assets::Assets;
-use crate::changes;
 use crate::machine::{SHARE_TAG, room_for_volumes};
 use crate::options::{RunOptions, Storage};
 use crate::spec::storage;
@@ -29,82 +27,9 @@ const MAX_SOCKETS: usize = 16;
 /// The vsock port of the host by which the first socket is reached.
 const FIRST_SOCKET_PORT: u32 = 2000;
 /// The longest path of a Unix socket.
-const MAX_SOCKET_PATH: usize = 107;
+pub(super) const MAX_SOCKET_PATH: usize = 107;
 /// What a user of the host is in a VM that can't have that user.
 const NOBODY: u32 = 65534;
-
-/// Why a container can't have a mount.
-#[derive(Debug, Error)]
-pub enum PrepareError {
-    /// What the user asks for.
-    #[error(transparent)]
-    Mount(#[from] MountError),
-    /// A volume.
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    /// Nothing is at the path of `--mount`.
-    #[error("bind source path does not exist: {}: make it, or use -v, which makes a folder there", .0.display())]
-    Missing(PathBuf),
-    /// The host's path can't be looked at, or no folder can be made there.
-    #[error("cannot {doing} {}", path.display())]
-    Path {
-        /// What was being done.
-        doing: &'static str,
-        /// The path.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// A device or a FIFO.
-    #[error("cannot mount {}: it is {kind}; a container gets folders, files and sockets of the host", path.display())]
-    Kind {
-        /// The path.
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// A folder or file that a pod does not have.
-    #[error(
-        "{} is not in a folder of the pod: its VM has those that `mvm pod create -v HOSTPATH` names when it is made", .0.display()
-    )]
-    NotInPod(PathBuf),
-    /// A volume that a pod does not have.
-    #[error(
-        "volume {0} is a directory of the host, as it was made with --driver shared: the pod's VM has those that \
-         `mvm pod create -v NAME` names when it is made"
-    )]
-    VolumeNotInPod(VolumeName),
-    /// A folder that a pod can only read.
-    #[error("{0} is read-only in the pod: add :ro behind the path")]
-    ReadOnlyInPod(String),
-    /// A path whose name is no text.
-    #[error("cannot mount {}: its path is not UTF-8", .0.display())]
-    NotText(PathBuf),
-    /// What a pod names, and that is no folder or file.
-    #[error("{} is a socket, which the pod does not name: give it to the container, with -v", .0.display())]
-    SocketOfPod(PathBuf),
-    /// A volume that is a disk needs no name at the pod.
-    #[error(
-        "volume {0} is a disk, which the pod gets when a container has it: leave it out, or use -v {0}:PATH for all containers"
-    )]
-    DiskOfPod(VolumeName),
-    /// A socket whose path is too long for its address.
-    #[error("cannot forward {}: the path of a socket has up to {MAX_SOCKET_PATH} bytes", .0.display())]
-    LongSocket(PathBuf),
-    /// More than a VM has room for.
-    #[error("{asked} {what} are more than the {most} that a container can have{advice}")]
-    TooMany {
-        /// What there are too many of.
-        what: &'static str,
-        /// How many there are.
-        asked: usize,
-        /// How many there may be.
-        most: usize,
-        /// What to do about it.
-        advice: &'static str,
-    },
-}
 
 /// A socket of the host that a container has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +51,7 @@ pub struct Prepared {
     pub(crate) disks: Vec<PathBuf>,
     /// Sockets.
     pub(crate) sockets: Vec<Forward>,
-    /// Volumes, which nobody else removes or uses as long as this is there.
+    /// Volumes, which no other process removes or uses as long as this is there.
     pub(crate) holds: Vec<VolumeHold>,
     /// Volumes that the keeper of a pod puts into its VM: the devices of their mounts are their names before.
     pub(crate) in_pod: Vec<VolumeName>,
@@ -148,8 +73,8 @@ pub fn prepare(assets: &Assets, options: &RunOptions, volumes: &Volumes) -> Resu
     })
 }
 
-/// The mounts of `options`, where `bind` says what is mounted for a path of the host, where a folder may be made, and `volume`
-/// for a volume; both get whether it is read-only.
+/// The mounts of `options`, where `bind` says what is mounted for a path of the host, where a folder may be made, and
+/// `volume` for a volume; both get whether it is read-only.
 pub(super) fn prepare_with(
     options: &RunOptions,
     mut bind: impl FnMut(&mut Prepared, &Path, bool, bool) -> Result<MountKind, PrepareError>,
@@ -338,68 +263,6 @@ pub(super) fn look_at(path: &Path, is_made: bool) -> Result<Metadata, PrepareErr
     Err(PrepareError::Kind { path: path.to_owned(), kind })
 }
 
-/// Holds the volume `name`, which is made as `wanted` says where it is missing.
-fn hold(
-    assets: &Assets,
-    volumes: &Volumes,
-    name: &VolumeName,
-    wanted: &VolumeMount,
-) -> Result<VolumeHold, PrepareError> {
-    // One may be removed between these two.
-    for _ in 0..3 {
-        match volumes.hold(name) {
-            Err(VolumeError::NotFound(_)) => {}
-            held => return Ok(held?),
-        }
-        create(assets, volumes, &record_of(name, wanted))?;
-    }
-    Ok(volumes.hold(name)?)
-}
-
-/// Makes the volumes of `options`, which are settled, that are missing. A container that is not started yet has them.
-///
-/// # Errors
-///
-/// [`PrepareError`].
-pub fn make_volumes(assets: &Assets, options: &RunOptions, volumes: &Volumes) -> Result<(), PrepareError> {
-    for mount in &options.mounts {
-        if let MountSource::Volume(wanted) = &mount.source
-            && let Some(name) = &wanted.name
-            && matches!(volumes.find(name), Err(VolumeError::NotFound(_)))
-        {
-            create(assets, volumes, &record_of(name, wanted))?;
-        }
-    }
-    Ok(())
-}
-
-/// The record of the volume `name`, where it is made as `wanted` says.
-fn record_of(name: &VolumeName, wanted: &VolumeMount) -> VolumeRecord {
-    VolumeRecord {
-        is_anonymous: wanted.is_anonymous,
-        labels: wanted.labels.iter().cloned().collect(),
-        options: wanted.options.iter().cloned().collect(),
-        ..record(name, wanted.driver)
-    }
-}
-
-/// Makes the volume that `record` describes, unless it is there; returns whether it is new.
-///
-/// # Errors
-///
-/// [`PrepareError`].
-pub fn create(assets: &Assets, volumes: &Volumes, record: &VolumeRecord) -> Result<bool, PrepareError> {
-    let size = volume_size(record.driver, &record.options)?;
-    let made = volumes.create(record, |path| match record.driver {
-        VolumeDriver::Local => changes::create_at(assets, path, size),
-        VolumeDriver::Shared => {
-            fs::DirBuilder::new().mode(0o755).create(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-        }
-    });
-    Ok(made.map(|(_, is_new)| is_new)?)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
@@ -407,6 +270,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::super::{ShortMount, settle};
+    use super::super::{create, record};
     use super::*;
     use crate::image::ImageConfig;
 
@@ -476,7 +340,7 @@ mod tests {
     #[test]
     fn a_second_container_does_not_get_the_disk_and_gets_a_shared_volume() {
         let host = Host::new();
-        let shared = VolumeRecord {
+        let shared = instance::VolumeRecord {
             driver: VolumeDriver::Shared,
             ..record(&"pool".parse().unwrap(), VolumeDriver::Shared)
         };

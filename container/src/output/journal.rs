@@ -1,4 +1,5 @@
-//! systemd's journal, by its native protocol: a datagram has the fields of one line (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+//! systemd's journal, by its native protocol: a datagram has the fields of one line
+//! (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
 use std::io;
 use std::os::unix::net::UnixDatagram;

@@ -1,5 +1,5 @@
-//! What keeps a container's output: a file in the form of Kubernetes' container logs, where a line has its time, the stream,
-//! `F` or, where the line goes on in the next one, `P`, and the text; or systemd's journal.
+//! What keeps a container's output: a file in the form of Kubernetes' container logs, where a line has its time, the
+//! stream, `F` or, where the line goes on in the next one, `P`, and the text; or systemd's journal.
 
 mod journal;
 mod reader;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use vmm::{Disk, DiskError, ImageFormat, Part};
 
-/// How long the disk of an earlier life may be in use: its keeper was killed, and that of the pod is about to take it out.
+/// How long the disk of an earlier life may be in use: its keeper was killed, and that of the pod is about to take it
+/// out.
 pub const EARLIER: Duration = Duration::from_secs(20);
 /// How often that is looked at.
 const AGAIN: Duration = Duration::from_millis(20);

@@ -5,14 +5,17 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
-use std::sync::mpsc::sync_channel;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use agent_protocol::{Decoder, PORT, VERSION, encode};
-use instance::keeper::Child;
+use instance::keeper::{Child, Tie};
+use instance::{VolumeDriver, VolumeName};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::super::clients::MAX_CLIENTS;
+use super::super::{FromPod, ToPod};
 use super::*;
 use crate::vm::VmProcess;
 
@@ -55,6 +58,10 @@ fn agent(mut socket: UnixStream, asked: &std::sync::mpsc::Sender<Value>) {
 
 impl Rig {
     fn new() -> Self {
+        Self::with_patience(FIRST)
+    }
+
+    fn with_patience(patience: Duration) -> Self {
         let directory = TempDir::new().unwrap();
         let (ours, theirs) = Tie::pair().unwrap();
         #[expect(clippy::zombie_processes, reason = "it is waited for by its descriptor")]
@@ -89,6 +96,7 @@ impl Rig {
             freed: Condvar::new(),
             volumes: Volumes::beside(directory.path()),
             clients: AtomicUsize::new(0),
+            patience,
         });
         let of_thread = shared.clone();
         thread::spawn(move || listen(&of_thread, &to_slots));
@@ -241,7 +249,7 @@ fn what_a_client_may_not_ask_is_refused_in_one_line() {
 }
 
 #[test]
-fn clients_that_say_nonsense_or_are_too_many_disturb_nobody() {
+fn clients_that_say_nonsense_or_are_too_many_do_not_disturb_others() {
     let rig = Rig::new();
     let good = rig.client();
     device(&ask(&good, &image("a1", "i"), 2));
@@ -260,6 +268,27 @@ fn clients_that_say_nonsense_or_are_too_many_disturb_nobody() {
     );
     drop(many);
     device(&ask(&good, &ToPod::Changes { ends: vec![512] }, 1));
+}
+
+#[test]
+fn clients_that_are_silent_give_their_places_back() {
+    let rig = Rig::with_patience(Duration::from_millis(300));
+    let good = rig.client();
+    device(&ask(&good, &image("a1", "i"), 2));
+    let silent: Vec<Tie> = (1..MAX_CLIENTS).map(|_| rig.client()).collect();
+    // One that has left has no container either.
+    assert!(matches!(ask(&silent[0], &ToPod::Leave, 0), FromPod::Left));
+    for client in &silent {
+        let end = client.receive_by::<Value>(Instant::now() + Duration::from_secs(20));
+        assert!(matches!(end, Ok(None)), "{end:?}");
+    }
+    // One with a container keeps its own, however long it is silent.
+    device(&ask(&good, &ToPod::Changes { ends: vec![512] }, 1));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while rig.shared.clients.load(Ordering::SeqCst) > 1 {
+        assert!(Instant::now() < deadline, "their places are not free");
+        thread::yield_now();
+    }
 }
 
 #[test]

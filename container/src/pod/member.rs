@@ -95,8 +95,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Puts the disks of the container into the VM of a pod. `id` is its ID, which the others can call it too, as by `name`;
-    /// `keep` is what is kept of it.
+    /// Puts the disks of the container into the VM of a pod. `id` is its ID, which the others can call it too, as by
+    /// `name`; `keep` is what is kept of it.
     ///
     /// # Errors
     ///

@@ -1,9 +1,10 @@
 //! Pods: several containers in one VM.
 //!
-//! A pod's keeper has the VM, and no container. Each container has a keeper of its own, which connects to that of the pod to
-//! have its disks put into slots of the VM, and to the agent to start it. Where a container's keeper ends, its container does;
-//! where the pod's does, the VM and all containers do.
+//! A pod's keeper has the VM, and no container. Each container has a keeper of its own, which connects to that of the
+//! pod to have its disks put into slots of the VM, and to the agent to start it. Where a container's keeper ends, its
+//! container does; where the pod's does, the VM and all containers do.
 
+mod clients;
 mod disk;
 mod keeper;
 mod member;
@@ -116,8 +117,8 @@ enum ToPod {
     Image { container: String, image: String, ends: Vec<u64> },
     /// Put the disk for a container's changes into a slot.
     Changes { ends: Vec<u64> },
-    /// Put the disk of a volume into a slot for this container, or use the one that is there. It is there already where the
-    /// container has it in another place.
+    /// Put the disk of a volume into a slot for this container, or use the one that is there. It is there already where
+    /// the container has it in another place.
     Volume { name: VolumeName },
     /// The container has ended: take its disks out. Closing the connection does the same.
     Leave,
@@ -143,8 +144,8 @@ pub fn is_pod(directory: &Path) -> bool {
     directory.join(SOCKET).exists()
 }
 
-/// The directory of the VM of the pod that the container is in whose directory is `directory`; `None` where it has a VM of its
-/// own.
+/// The directory of the VM of the pod that the container is in whose directory is `directory`; `None` where it has a VM
+/// of its own.
 pub fn pod_directory(directory: &Path) -> Option<PathBuf> {
     let target = std::fs::read_link(directory.join(VSOCK)).ok()?;
     target.parent().map(Path::to_owned)

@@ -73,8 +73,8 @@ pub fn name(call: i64) -> Option<&'static str> {
 }
 
 /// A program by which calls later than [`LAST`], and clone3, whose flags a filter can't see, fail with ENOSYS: programs
-/// then use what there was before. Linux takes the most severe of all filters' answers, of which an error is more severe
-/// than what is allowed, and the last loaded one of two errors.
+/// then use what there was before. Linux takes the most severe of all filters' answers, of which an error is more
+/// severe than what is allowed, and the last loaded one of two errors.
 fn unknown(without_clone3: bool) -> Vec<u8> {
     const LOAD: u16 = 0x20;
     const JUMP_EQUAL: u16 = 0x15;

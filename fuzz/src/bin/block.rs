@@ -50,7 +50,8 @@ fn slot(kind: u64, valve: &Valve, path: &Path, has_disk: bool) -> Block {
 /// The most disks that are put in or taken out in a run: each may wait for a disk that does not answer.
 const MAX_MOVES: usize = 8;
 
-/// A run on a slot: what the driver writes to the config space, which has nothing to write, is when a disk comes or goes.
+/// A run on a slot: what the driver writes to the config space, which has nothing to write, is when a disk comes or
+/// goes.
 fn run_on_slot(kind: u64, path: &Path, valve: Valve, script: &Script) {
     let has_disk = Rc::new(Cell::new(script.halvings.is_multiple_of(2)));
     let (of_device, its_path, its_disk) = (valve.clone(), path.to_owned(), has_disk.clone());

@@ -1,4 +1,5 @@
-//! A shared folder whose back end stalls or goes away: what it left in the queues, whatever that is, is mvm's to answer.
+//! A shared folder whose back end stalls or goes away: what it left in the queues, whatever that is, is mvm's to
+//! answer.
 
 #![no_main]
 

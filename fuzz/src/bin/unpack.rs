@@ -1,5 +1,5 @@
-//! Tar streams of containers that the host unpacks: each is an error or a tree, in its directory and nowhere else, which
-//! can be packed and unpacked again.
+//! Tar streams of containers that the host unpacks: each is an error or a tree, in its directory and nowhere else,
+//! which can be packed and unpacked again.
 
 #![no_main]
 

@@ -7,8 +7,8 @@ use super::{LoadError, Loaded, docker, layout};
 use crate::compression::decompressed;
 use crate::store::Session;
 
-/// Loads all images of an archive. Of one that is of both kinds, docker's manifest counts: it names the images as docker
-/// does, and has the layers of one platform.
+/// Loads all images of an archive. Of one that is of both kinds, docker's manifest counts: it names the images as
+/// docker does, and has the layers of one platform.
 pub(super) fn load(session: &Session<'_>, input: impl Read) -> Result<Vec<Loaded>, LoadError> {
     let (_, content) = decompressed(input).map_err(LoadError::Read)?;
     let spool = match Spool::read(session, content) {

@@ -42,7 +42,7 @@ impl Client {
         let refused = || RegistryError::Refused { registry: registry.to_owned() };
         let answer = self.http.send(&Call::new(Method::GET, url.clone()))?;
         if answer.status != StatusCode::UNAUTHORIZED || !answer.url.has_origin_of(&url) {
-            // It asks nobody who they are.
+            // It asks for no user.
             return if answer.status == StatusCode::OK {
                 Ok(None)
             } else {

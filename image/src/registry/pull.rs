@@ -84,8 +84,8 @@ struct Fetched {
 }
 
 impl Store {
-    /// Pulls an image, and gives it the reference. What the store has is not downloaded; what was downloaded when a pull
-    /// is interrupted is there for the next one, for a day.
+    /// Pulls an image, and gives it the reference. What the store has is not downloaded; what was downloaded when a
+    /// pull is interrupted is there for the next one, for a day.
     ///
     /// # Errors
     ///

@@ -173,7 +173,7 @@ fn blob_name(digest: Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// A header of nobody's and of no time, so that the same images make the same archive.
+/// A header without an owner and a time, so that the same images make the same archive.
 fn header(mode: u32, kind: EntryType) -> Header {
     let mut header = Header::new_ustar();
     header.set_entry_type(kind);

@@ -44,8 +44,8 @@ pub(crate) fn merged_key(diff_ids: &[Digest]) -> Digest {
 }
 
 impl Store {
-    /// The image's disk: its merged tree, which is made if it is missing, and its layers. [`Store::hold`] keeps the files
-    /// there until they are open.
+    /// The image's disk: its merged tree, which is made if it is missing, and its layers. [`Store::hold`] keeps the
+    /// files there until they are open.
     ///
     /// # Errors
     ///

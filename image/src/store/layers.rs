@@ -1,8 +1,9 @@
 //! Layers: an EROFS image each, and what else their tar streams have.
 //!
 //! An EROFS image takes about a tenth more than its tar stream, and its recipe less than a hundredth. The compressed
-//! form would add a third. So it is kept where all of it is within an eighth of the tar stream, or where it is small; what
-//! mvm writes of other layers is their tar streams, byte for byte. No compressor gives the bytes of another one again.
+//! form would add a third. So it is kept where all of it is within an eighth of the tar stream, or where it is small;
+//! what mvm writes of other layers is their tar streams, byte for byte. No compressor gives the bytes of another one
+//! again.
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};

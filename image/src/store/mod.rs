@@ -19,7 +19,7 @@
 //!
 //! All content is written below `tmp/` and renamed when it is complete and its digest has been verified, so what has
 //! its final name is whole. A record is written last. What a killed process leaves is in `tmp/`, or is content that no
-//! record needs; either is removed by the next one that finds nobody adding.
+//! record needs; either is removed by the next one that finds no other adding.
 //!
 //! A layer's compressed form is kept only where it is small (see [`layers`]): beside its EROFS image it would take a
 //! third more space. Its tar stream is made again byte for byte from image and recipe.

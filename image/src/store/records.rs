@@ -126,7 +126,8 @@ impl Store {
         self.replace_json(&self.path("references.json"), references)
     }
 
-    /// Replaces a file of JSON of up to [`MAX_DOCUMENT`] bytes. The caller has the lock, so that the temporary file is nobody else's.
+    /// Replaces a file of JSON of up to [`MAX_DOCUMENT`] bytes. The caller has the lock, so that no other process
+    /// writes the temporary file.
     pub(crate) fn replace_json(
         &self,
         path: &std::path::Path,

@@ -56,8 +56,8 @@ impl Store {
     }
 
     /// As [`Store::remove`], unless the image is used: `is_used` says whether a container needs one, and is asked while
-    /// nobody else can remove it. With `is_forced`, an ID stands for the image with all its references, and one that is
-    /// used loses its references and stays.
+    /// no other process can remove it. With `is_forced`, an ID stands for the image with all its references, and one
+    /// that is used loses its references and stays.
     ///
     /// # Errors
     ///

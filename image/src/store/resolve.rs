@@ -88,8 +88,8 @@ pub(crate) fn read_config(
 }
 
 impl Store {
-    /// The image that `text` names: a reference, an ID with or without `sha256:`, or the beginning of one, tried in this
-    /// order except that 64 digits are always an ID (as docker does).
+    /// The image that `text` names: a reference, an ID with or without `sha256:`, or the beginning of one, tried in
+    /// this order except that 64 digits are always an ID (as docker does).
     ///
     /// # Errors
     ///

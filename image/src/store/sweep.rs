@@ -19,8 +19,9 @@ impl Store {
         if path.exists() { Ok(()) } else { files::write_synced(&path, b"") }
     }
 
-    /// Removes content that no image needs, if there may be some, and says how many bytes that were. While a process adds or
-    /// holds content, nothing is removed: it is done when the last one that adds ends, or when the store is opened next.
+    /// Removes content that no image needs, if there may be some, and says how many bytes that were. While a process
+    /// adds or holds content, nothing is removed: it is done when the last one that adds ends, or when the store is
+    /// opened next.
     pub(crate) fn sweep_if_needed(&self) -> Result<u64, StoreError> {
         let marker = self.path("unswept");
         if !marker.exists() {

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open, openat};
+use rustix::fs::{Mode, OFlags, open};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -15,27 +14,24 @@ use crate::lock::DirectoryLock;
 use crate::record::Format;
 use crate::{Process, VmId, VmName, VolumeName};
 
-const RECORD: &str = "record.json";
-const END: &str = "end.json";
+pub(super) const RECORD: &str = "record.json";
+pub(super) const END: &str = "end.json";
 /// What was asked for, so that another process can start it again.
 const ORDER: &str = "order.json";
 /// How it is, where its health is checked.
-const HEALTH: &str = "health.json";
+pub(super) const HEALTH: &str = "health.json";
 /// The most bytes of that: five results with 4 KiB of output each.
 const MAX_HEALTH: u64 = 256 << 10;
 /// The name that it was given since it was made.
 pub(super) const NAME: &str = "name";
 /// Is there where a user has stopped it.
 pub(super) const STOPPED: &str = "stopped";
+/// The name of the file of a container's output, or of a VM's console.
+pub(super) const OUTPUT: &str = "output.log";
 /// The process that has it for a while without starting it.
-const VISITOR: &str = "visitor.json";
+pub(super) const VISITOR: &str = "visitor.json";
 /// A record has a container's options and an image's configuration in it.
 const MAX_SIZE: u64 = 4 << 20;
-
-/// The most bytes of what went wrong, which an agent may have said. As JSON it has up to six times as many.
-const MAX_ERROR: usize = 4 << 10;
-/// The space on disk that is taken for how it ended.
-const END_SPACE: u64 = 4 << 10;
 
 /// Which kind of thing it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,7 +181,7 @@ pub struct Kept {
     end: File,
 }
 
-fn read_json<T: DeserializeOwned>(file: &File) -> Result<T, EntryError> {
+pub(super) fn read_json<T: DeserializeOwned>(file: &File) -> Result<T, EntryError> {
     let metadata = file.metadata().map_err(EntryError::Read)?;
     if !metadata.is_file() || metadata.len() > MAX_SIZE {
         return Err(EntryError::NotAFile);
@@ -203,7 +199,7 @@ fn new_name(directory: &Path) -> Option<VmName> {
     text.parse().ok()
 }
 
-fn read_order<T: DeserializeOwned>(directory: &Path) -> Result<T, EntryError> {
+pub(super) fn read_order<T: DeserializeOwned>(directory: &Path) -> Result<T, EntryError> {
     let file = open_in(directory, ORDER).map_err(|error| match error {
         EntryError::Read(source) if source.kind() == io::ErrorKind::NotFound => EntryError::NoOrder,
         error => error,
@@ -215,7 +211,7 @@ fn read_order<T: DeserializeOwned>(directory: &Path) -> Result<T, EntryError> {
 }
 
 /// Opens a file of a record. Whatever lies there instead of it, this returns soon.
-fn open_in(directory: &Path, name: &str) -> Result<File, EntryError> {
+pub(super) fn open_in(directory: &Path, name: &str) -> Result<File, EntryError> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = open(directory.join(name), flags, Mode::empty());
     Ok(file.map_err(|error| EntryError::Read(error.into()))?.into())
@@ -343,174 +339,6 @@ fn check_size(content: &[u8]) -> io::Result<()> {
         MAX_SIZE >> 20
     );
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
-}
-
-/// A new file for how it ends.
-fn new_end(lock: &DirectoryLock, name: &str) -> io::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let end: File = openat(lock.directory(), name, flags, Mode::RUSR | Mode::WUSR)?.into();
-    // It can be written on a full disk then; not all file systems can do it.
-    let _ = fallocate(&end, FallocateFlags::KEEP_SIZE, 0, END_SPACE);
-    Ok(end)
-}
-
-/// The name of the file of a container's output, or of a VM's console.
-const OUTPUT: &str = "output.log";
-/// That of what mvm itself says of one that runs in the background.
-const MESSAGES: &str = "mvm.log";
-
-/// What this process keeps of a VM or container. It stays when this is dropped.
-pub struct Keep {
-    pub(super) entry: Entry,
-    pub(super) directory: PathBuf,
-    pub(super) end: File,
-    /// Held for as long as it runs.
-    lock: DirectoryLock,
-}
-
-impl Keep {
-    /// Makes the files in `directory`, whose lock is `lock`.
-    pub(super) fn create(entry: Entry, directory: PathBuf, lock: DirectoryLock) -> io::Result<Self> {
-        let end = new_end(&lock, END)?;
-        let keep = Self { entry, directory, end, lock };
-        keep.write()?;
-        Ok(keep)
-    }
-
-    /// Takes over what is in `directory`, whose lock is `lock`.
-    pub(super) fn take(entry: Entry, directory: PathBuf, lock: DirectoryLock) -> io::Result<Self> {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let end = openat(lock.directory(), END, flags, Mode::empty())?.into();
-        Ok(Self { entry, directory, end, lock })
-    }
-
-    /// Begins another life: nothing says any more how the one before ended, but to those who have asked already. `change`
-    /// gets the record.
-    ///
-    /// # Errors
-    ///
-    /// Those of writing the record.
-    pub fn begin(&mut self, change: impl FnOnce(&mut Entry)) -> io::Result<()> {
-        let new = "end.json.new";
-        let _ = fs::remove_file(self.directory.join(new));
-        let end = new_end(&self.lock, new)?;
-        // It is that of the life before.
-        let _ = fs::remove_file(self.directory.join(HEALTH));
-        self.change(change)?;
-        fs::rename(self.directory.join(new), self.directory.join(END))?;
-        self.end = end;
-        Ok(())
-    }
-
-    /// Changes the record.
-    ///
-    /// # Errors
-    ///
-    /// Those of writing it.
-    pub fn change(&mut self, change: impl FnOnce(&mut Entry)) -> io::Result<()> {
-        self.reload();
-        change(&mut self.entry);
-        self.write()
-    }
-
-    /// Takes over what others have changed: the limits of a container that runs.
-    fn reload(&mut self) {
-        if let Ok(entry) = open_in(&self.directory, RECORD).and_then(|file| read_json::<Entry>(&file)) {
-            self.entry = entry;
-        }
-    }
-
-    /// A descriptor of the directory, which has the lock too: another program that this process executes has it with that.
-    ///
-    /// # Errors
-    ///
-    /// Those of dup(2).
-    pub fn lock_descriptor(&self) -> io::Result<OwnedFd> {
-        self.lock.directory().try_clone()
-    }
-
-    /// What was asked for, as it is now.
-    ///
-    /// # Errors
-    ///
-    /// [`EntryError`].
-    pub fn order<T: DeserializeOwned>(&self) -> Result<T, EntryError> {
-        read_order(&self.directory)
-    }
-
-    /// Keeps what was asked for, which no other user can read.
-    ///
-    /// # Errors
-    ///
-    /// Those of writing it.
-    pub fn set_order(&self, order: &impl Serialize) -> io::Result<()> {
-        write_order(&self.directory, order)
-    }
-
-    fn write(&self) -> io::Result<()> {
-        write_record(&self.directory, &self.entry)
-    }
-
-    /// What it is.
-    pub fn entry(&self) -> &Entry {
-        &self.entry
-    }
-
-    /// The directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// The file of its output.
-    pub fn output(&self) -> PathBuf {
-        self.directory.join(OUTPUT)
-    }
-
-    /// The file of what mvm says of it in the background.
-    pub fn messages(&self) -> PathBuf {
-        self.directory.join(MESSAGES)
-    }
-
-    /// Notes that this process has it for a while without starting it, or no longer.
-    ///
-    /// # Errors
-    ///
-    /// Those of writing it.
-    pub fn set_visited(&self, is_visited: bool) -> io::Result<()> {
-        let path = self.directory.join(VISITOR);
-        if !is_visited {
-            return fs::remove_file(path);
-        }
-        let process = Process::own().map_err(io::Error::other)?;
-        let new = self.directory.join("visitor.json.new");
-        fs::write(&new, serde_json::to_vec(&process)?)?;
-        fs::rename(new, path)
-    }
-
-    /// Notes that its guest or command has begun.
-    ///
-    /// # Errors
-    ///
-    /// Those of writing the record.
-    pub fn started(&mut self) -> io::Result<()> {
-        self.reload();
-        self.entry.started = Some(crate::time::now());
-        self.write()
-    }
-
-    /// Notes how it ended.
-    ///
-    /// # Errors
-    ///
-    /// Those of writing it.
-    pub fn ended(&mut self, end: &End) -> io::Result<()> {
-        let mut end = end.clone();
-        if end.error.len() > MAX_ERROR {
-            end.error.truncate(end.error.floor_char_boundary(MAX_ERROR));
-            end.error.push('…');
-        }
-        self.end.write_all(&serde_json::to_vec(&end)?)
-    }
 }
 
 /// Removes the record and then the rest of `directory`: what is left of it after a crash is no entry any more.

@@ -19,6 +19,7 @@
 //! A directory without a record is what is left of one that was being made or removed by a process that was killed.
 
 mod entry;
+mod keep;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +29,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-pub use self::entry::{End, Entry, EntryError, Keep, Kept, Kind, Phase, write_health};
+pub use self::entry::{End, Entry, EntryError, Kept, Kind, Phase, write_health};
+pub use self::keep::Keep;
 
 use self::entry::{NAME, STOPPED, has_record, remove_files, remove_record, write_order, write_record};
 use serde::Serialize;
@@ -246,8 +248,8 @@ impl Archive {
         symlink(id.as_str(), &link).map_err(InstanceError::directory("make", link))
     }
 
-    /// Which of those that are kept has `name`. One whose keeper was killed before it removed it has none any more, and a
-    /// link to one with another name is what a process left that was killed while it renamed it.
+    /// Which of those that are kept has `name`. One whose keeper was killed before it removed it has none any more, and
+    /// a link to one with another name is what a process left that was killed while it renamed it.
     pub fn owner_of(&self, name: &VmName) -> Option<VmId> {
         let target = fs::read_link(self.base.join(NAMES).join(name.as_str())).ok()?;
         let id: VmId = target.to_str()?.parse().ok()?;
@@ -325,7 +327,8 @@ impl Archive {
         }
     }
 
-    /// Removes `keep`, which this process has kept until now, with its anonymous volumes, which this process holds no more.
+    /// Removes `keep`, which this process has kept until now, with its anonymous volumes, which this process holds no
+    /// more.
     ///
     /// # Errors
     ///

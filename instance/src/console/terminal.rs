@@ -36,8 +36,8 @@ impl RawTerminal {
         Self::enter_with(false)
     }
 
-    /// The same for output too, as for a terminal of a container's, which has put a carriage return before each line's end
-    /// where one belongs. Lines of mvm's own do not begin at the left then.
+    /// The same for output too, as for a terminal of a container's, which has put a carriage return before each line's
+    /// end where one belongs. Lines of mvm's own do not begin at the left then.
     ///
     /// # Errors
     ///

@@ -8,8 +8,8 @@
 //!     └── data/               or, of the driver `shared`, a directory
 //! ```
 //!
-//! A directory without a record is what is left of one that was being made or removed by a process that was killed. What a
-//! VM has written to a disk is never read here.
+//! A directory without a record is what is left of one that was being made or removed by a process that was killed.
+//! What a VM has written to a disk is never read here.
 
 mod name;
 mod removal;
@@ -91,8 +91,8 @@ pub enum VolumeError {
     NotFound(VolumeName),
     /// A VM has it.
     #[error(
-        "volume {0} is in use by another container: it is a disk, which one VM has at a time; stop that container, or use a \
-         volume of `mvm volume create --driver shared`"
+        "volume {0} is in use by another container: it is a disk, which one VM has at a time; stop that container, or \
+        use a volume of `mvm volume create --driver shared`"
     )]
     Busy(VolumeName),
     /// Its record can't be used.
@@ -103,6 +103,16 @@ pub enum VolumeError {
         /// What is wrong with it.
         #[source]
         source: io::Error,
+    },
+    /// A link is in the place of its directory.
+    #[error(
+        "volume {name} is a symbolic link, which is not followed: replace {} by the directory that it leads to", .path.display()
+    )]
+    Link {
+        /// Whose.
+        name: VolumeName,
+        /// The link.
+        path: PathBuf,
     },
     /// It is there, and is something else.
     #[error("volume {0} exists with the driver {driver}: remove it first, or give another name", driver = .1.as_str())]
@@ -198,8 +208,8 @@ impl Volumes {
         Self { base: data.join("volumes") }
     }
 
-    /// All of them by name, and what is wrong with those that can't be read. What killed processes left is removed, unless
-    /// that would have to wait.
+    /// All of them by name, and what is wrong with those that can't be read. What killed processes left is removed,
+    /// unless that would have to wait.
     ///
     /// # Errors
     ///
@@ -244,9 +254,10 @@ impl Volumes {
     ///
     /// # Errors
     ///
-    /// [`VolumeError::NotFound`], [`VolumeError::Record`].
+    /// [`VolumeError::NotFound`], [`VolumeError::Link`], [`VolumeError::Record`].
     pub fn find(&self, name: &VolumeName) -> Result<Volume, VolumeError> {
         let directory = self.directory(name);
+        check_link(name, &directory)?;
         match read_record(&directory, name) {
             Ok(record) => Ok(Volume { record, directory }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(VolumeError::NotFound(name.clone())),
@@ -254,8 +265,8 @@ impl Volumes {
         }
     }
 
-    /// Makes the volume that `record` describes, whose content `fill` makes at the path that it gets. Returns the one that
-    /// is there where it has been made already, and whether it is new.
+    /// Makes the volume that `record` describes, whose content `fill` makes at the path that it gets. Returns the one
+    /// that is there where it has been made already, and whether it is new.
     ///
     /// # Errors
     ///
@@ -316,7 +327,8 @@ impl Volumes {
         Ok(VolumeHold { volume, _lock: lock })
     }
 
-    /// Removes the volume that is called `name`, unless a VM has it or `is_used` says that it is used. Returns false then.
+    /// Removes the volume that is called `name`, unless a VM has it or `is_used` says that it is used. Returns false
+    /// then.
     ///
     /// # Errors
     ///
@@ -324,6 +336,7 @@ impl Volumes {
     pub fn remove(&self, name: &VolumeName, is_used: impl FnOnce() -> bool) -> Result<bool, VolumeError> {
         let directory = self.directory(name);
         let host = |source| VolumeError::Host { doing: "remove", name: name.clone(), source };
+        check_link(name, &directory)?;
         let lock = match DirectoryLock::attempt(&directory) {
             Ok(Some(lock)) => lock,
             Ok(None) => return Ok(false),
@@ -368,6 +381,16 @@ impl Volumes {
         }
         let directory = place::make_and_open(&self.base)?;
         DirectoryLock::wait_for(directory).map_err(InstanceError::directory("lock", &self.base))
+    }
+}
+
+/// Refuses a link in the place of a volume's directory: locks are those of directories, and removal follows no link.
+fn check_link(name: &VolumeName, directory: &Path) -> Result<(), VolumeError> {
+    match fs::symlink_metadata(directory) {
+        Ok(metadata) if metadata.is_symlink() => {
+            Err(VolumeError::Link { name: name.clone(), path: directory.to_owned() })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,8 +9,8 @@ use thiserror::Error;
 /// Not a name of a volume.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "invalid volume name {shown:?}: use 2 to {most} letters, digits, _, . and -, the first a letter or a digit; the path of \
-     a folder begins with / or ./",
+    "invalid volume name {shown:?}: use 2 to {most} letters, digits, _, . and -, the first a letter or a digit; the \
+    path of a folder begins with / or ./",
     shown = shortened(.0),
     most = VolumeName::MAX
 )]
@@ -20,8 +20,8 @@ fn shortened(text: &str) -> String {
     if text.chars().count() <= 80 { text.to_owned() } else { text.chars().take(79).chain(['…']).collect() }
 }
 
-/// A volume's name, as docker's: 2 to [`VolumeName::MAX`] letters, digits, `_`, `.` and `-`, the first a letter or a digit.
-/// It is the name of a directory too.
+/// A volume's name, as docker's: 2 to [`VolumeName::MAX`] letters, digits, `_`, `.` and `-`, the first a letter or a
+/// digit. It is the name of a directory too.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeName(String);

@@ -27,8 +27,8 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     Ok(unlinkat(CWD, name, AtFlags::REMOVEDIR)?)
 }
 
-/// Removes the entries of `directory`, where `full` gets those that are directories with something in them. Whether there
-/// was an entry.
+/// Removes the entries of `directory`, where `full` gets those that are directories with something in them. Whether
+/// there was an entry.
 fn clear(directory: BorrowedFd<'_>, mut full: impl FnMut(&[u8]) -> Result<(), Errno>) -> Result<bool, Errno> {
     let mut has_some = false;
     for entry in Dir::read_from(directory)? {

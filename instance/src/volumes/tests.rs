@@ -73,6 +73,35 @@ fn a_volume_is_made_once_and_found_again() {
 }
 
 #[test]
+fn a_link_in_the_place_of_a_volume_is_refused_and_nothing_of_its_target_touched() {
+    let data = tempfile::tempdir().unwrap();
+    let volumes = Volumes::beside(data.path());
+    let record = record("data", VolumeDriver::Local);
+    volumes.create(&record, fill).unwrap();
+    let (link, target) = (data.path().join("volumes/data"), data.path().join("elsewhere"));
+    fs::rename(&link, &target).unwrap();
+    for target in [&target, Path::new("nowhere")] {
+        symlink(target, &link).unwrap();
+        let name = &record.name;
+        let lines = [
+            volumes.find(name).err(),
+            volumes.create(&record, fill).err(),
+            volumes.hold(name).err(),
+            volumes.remove(name, || false).err(),
+            volumes.all().unwrap().1.pop(),
+        ];
+        for line in lines.map(|error| error.unwrap().to_string()) {
+            assert!(
+                line.contains("volume data is a symbolic link") && line.contains("volumes/data"),
+                "{line}"
+            );
+        }
+        fs::remove_file(&link).unwrap();
+    }
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
+}
+
+#[test]
 fn what_a_killed_process_left_of_a_volume_is_removed() {
     let data = tempfile::tempdir().unwrap();
     let volumes = Volumes::beside(data.path());

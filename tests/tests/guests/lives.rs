@@ -143,6 +143,20 @@ fn one_that_is_left_by_keys_runs_on_and_is_attached_to_again() {
     exec.wait_for("# ", 1);
     exec.press("\x10\x11");
     assert_eq!(exec.finish().code(), Some(0));
+    let noted = [
+        "events",
+        "--since",
+        "1h",
+        "--until",
+        "0s",
+        "--filter",
+        "container=shell",
+        "--format",
+        "{{.Action}}",
+    ];
+    let noted = said(&noted);
+    let ends: Vec<_> = noted.lines().filter(|action| ["exec_die", "exec_detach"].contains(action)).collect();
+    assert_eq!(ends, ["exec_die", "exec_detach"], "{noted}");
     let mut attach = Terminal::of(super::life::command(&["attach", "shell"]));
     attach.press("\r");
     attach.wait_for("# ", 1);
@@ -152,6 +166,26 @@ fn one_that_is_left_by_keys_runs_on_and_is_attached_to_again() {
     assert_eq!(attach.finish().code(), Some(7));
     assert_eq!(said(&["wait", "shell"]), "7");
     said(&["rm", "shell"]);
+}
+
+#[test]
+fn a_terminal_without_input_has_its_size_and_is_not_raw() {
+    let script = "trap 'echo got it; exit 3' INT; while :; do stty size; sleep 0.1; done";
+    let run = ["run", "-t", "--name", "shows", "--network", "none", IMAGE, "sh", "-c", script];
+    let mut run = Terminal::of(super::life::command(&run));
+    run.wait_for("43 132", 1);
+    // Ctrl-C is a signal: its keys are not read.
+    assert!(!run.is_raw());
+    run.resize(100, 30);
+    run.wait_for("30 100", 1);
+    run.signal(Signal::INT);
+    run.wait_for("got it", 1);
+    assert_eq!(run.finish().code(), Some(3));
+    let shown = "{{.Action}} {{.Actor.Attributes.height}} {{.Actor.Attributes.width}}";
+    let filters = ["--filter", "container=shows", "--filter", "event=resize", "--format", shown];
+    let noted = said(&[&["events", "--since", "1h", "--until", "0s"][..], &filters].concat());
+    assert_eq!(noted, "resize 43 132\nresize 30 100");
+    said(&["rm", "shows"]);
 }
 
 /// With `--sig-proxy=false` a signal ends the command, as with docker, and otherwise it is the container's.

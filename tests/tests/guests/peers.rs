@@ -94,7 +94,8 @@ pub(super) const fn command(options: &'static [&'static str], command: &'static 
     Row { options, runs: Runs::Command(command), input: "", note: "", explains: false }
 }
 
-/// A row that runs a script of this host's shell, in which `$T` is the tool and `$I` the image. For [`compare_on_host`].
+/// A row that runs a script of this host's shell, in which `$T` is the tool and `$I` the image. For
+/// [`compare_on_host`].
 pub(super) const fn on_host(script: &'static str) -> Row {
     Row { options: &[], runs: Runs::Host(script), input: "", note: "", explains: false }
 }

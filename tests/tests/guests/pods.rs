@@ -66,8 +66,8 @@ fn volumes_folders_and_sockets_are_shared_by_the_containers_of_a_pod() {
     let folder = TempDir::new().unwrap();
     let pod = pod_with_folders(&folder);
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    // A disk that two containers have at once, and what the image has where the second one has it. The first has the same
-    // directory as before.
+    // A disk that two containers have at once, and what the image has where the second one has it. The first has the
+    // same directory as before.
     pod.start("keeper", &["-v", "podvol:/first", "-v", "podpool:/pool"], "sleep 1000");
     let script = "cat /etc/passwd | head -c 5; echo; echo two >/etc/two; echo pooled >/pool/file; cat /common/name
         touch /common/x 2>/dev/null; echo $?; grep -c ' /etc ext4 ' /proc/mounts; grep -c ' /scratch ext4 ' /proc/mounts; df /t | grep -c tmpfs";
@@ -80,13 +80,22 @@ fn volumes_folders_and_sockets_are_shared_by_the_containers_of_a_pod() {
     let refused = mvm(&["run", "--rm", "--network", "none", "-v", "podvol:/x", IMAGE, "true"]);
     let line = text(&refused.stderr);
     assert!(refused.status.code() == Some(125) && line.contains("volume podvol is in use by"), "{line}");
-    // A folder below that of the pod, a file of it and the same volume read-only and in two places; what is below a link is not.
+    // A folder below that of the pod, a file of it and the same volume read-only and in two places; what is below a
+    // link is not.
     let mounts = [format!("{}:/sub", path("data/sub")), format!("{}:/given:ro", path("data/file"))];
     let script = "cat /given /a/two; echo made >/sub/made; touch /given /a/x 2>/dev/null; echo $?; touch /b/x; ls /a/x";
     let options = ["-v", &mounts[0], "-v", &mounts[1], "-v", "podvol:/a:ro", "-v", "podvol:/b"];
     let (code, out, errors) = pod.run(&options, script);
     assert_eq!((code, &*out), (Some(0), "given\ntwo\n1\n/a/x\n"), "{errors}");
     assert_eq!(fs::read_to_string(path("data/sub/made")).unwrap(), "made\n");
+    // All that another container of the pod has, while that runs; a folder that the pod does not have is refused.
+    let script = "cat /first/two /pool/file /common/name; touch /first/x 2>/dev/null; echo $?";
+    let (code, out, errors) = pod.run(&["--volumes-from", "keeper:ro"], script);
+    assert_eq!((code, &*out), (Some(0), "two\npooled\nfor all\n1\n"), "{errors}");
+    said(&["create", "--name", "apart", "--network", "none", "-v", "/etc:/host", IMAGE]);
+    let (code, _, errors) = pod.run(&["--volumes-from", "apart"], "true");
+    assert!(code == Some(125) && errors.contains("/etc is not in a folder of the pod"), "{errors}");
+    said(&["rm", "apart"]);
     let (code, _, errors) = pod.run(&["-v", &format!("{}:/x", path("data/link"))], "true");
     assert!(code == Some(125) && errors.contains("is not in a folder of the pod"), "{errors}");
     // A socket of the host, twice.

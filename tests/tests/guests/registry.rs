@@ -19,8 +19,8 @@ fn with_input(mut command: Command, input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// A user, and a mirror of Docker Hub, which is reached by TLS, with a certificate of the tests' own authority, and wants
-/// tokens.
+/// A user, and a mirror of Docker Hub, which is reached by TLS, with a certificate of the tests' own authority, and
+/// wants tokens.
 struct Hub {
     registry: Registry,
     _tokens: TokenServer,

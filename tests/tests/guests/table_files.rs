@@ -1,5 +1,5 @@
-//! Files of containers: `cp`, `diff`, `export` and `commit`, beside docker's daemon, which decides here as well. Its client
-//! takes a fifth of podman's time. Where podman does something else the row says what.
+//! Files of containers: `cp`, `diff`, `export` and `commit`, beside docker's daemon, which decides here as well. Its
+//! client takes a fifth of podman's time. Where podman does something else the row says what.
 
 use super::peers::{Row, Tool, compare_on_host, on_host};
 

@@ -327,8 +327,8 @@ fn temporary_file_systems_have_dockers_options() {
     assert_eq!(seen, expected);
 }
 
-/// Scripts of the host's shell that mvm and podman run. Unlike docker, podman makes no folder for -v, does not know all keys
-/// of --mount, and ends with 126 where the target is the root.
+/// Scripts of the host's shell that mvm and podman run. Unlike docker, podman makes no folder for -v, does not know all
+/// keys of --mount, and ends with 126 where the target is the root.
 const BINDS: &[&str] = &[
     r#"d=$(mktemp -d); echo given >$d/file; R="$T run --rm --network none"
         $R -v $d:/data $I sh -c 'cat /data/file; echo made >/data/new; stat -c %u:%g:%a /data/new'; cat $d/new

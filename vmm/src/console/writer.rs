@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_has_gone_holds_up_nobody() {
+    fn a_reader_that_has_gone_holds_up_no_other() {
         let (pipe, sink) = pipe_sink();
         drop(pipe);
         let hub = Hub::new().unwrap();

@@ -1,10 +1,10 @@
 //! A shared folder that is composed of folders and files of the host: a tree of mounts that the process which serves it
-//! sees, and nobody else.
+//! sees, and no other.
 //!
-//! A folder in which parts were linked or bound by the user would need root, and a file's directory would show the file's
-//! siblings. Here the new process makes namespaces of mounts and, where it is not root, of users, and in there an empty
-//! file system with a mount for each part: virtiofsd makes that its root. So one virtiofsd serves all parts, and there is
-//! nothing beside a file.
+//! A folder in which parts were linked or bound by the user would need root, and a file's directory would show the
+//! file's siblings. Here the new process makes namespaces of mounts and, where it is not root, of users, and in there
+//! an empty file system with a mount for each part: virtiofsd makes that its root. So one virtiofsd serves all parts,
+//! and there is nothing beside a file.
 
 use std::ffi::{CStr, CString};
 use std::io::{self, Write};
@@ -86,8 +86,8 @@ impl Tree {
         })
     }
 
-    /// Has the process of `command` make the tree before the program starts. If it can't, the process says why on standard
-    /// error and ends, as the program itself would.
+    /// Has the process of `command` make the tree before the program starts. If it can't, the process says why on
+    /// standard error and ends, as the program itself would.
     pub(super) fn make_for(mut self, command: &mut Command) {
         let make = move || {
             let Err((step, error)) = self.make() else { return Ok(()) };
@@ -102,7 +102,8 @@ impl Tree {
             // SAFETY: it ends the process, which is a copy of this one until the program starts.
             unsafe { libc::_exit(1) }
         };
-        // SAFETY: `make` makes system calls, and takes and gives back no memory: the descriptors go where there is room.
+        // SAFETY: `make` makes system calls, and takes and gives back no memory: the descriptors go where there is
+        // room.
         unsafe { command.pre_exec(make) };
     }
 

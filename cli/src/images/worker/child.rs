@@ -214,7 +214,7 @@ fn import(
     imported.map_err(|error| Failed::of(&error))
 }
 
-/// Takes answers from the socket, and ends the process when the other end has gone: the work is for nobody then.
+/// Takes answers from the socket, and ends the process when the other end has gone: no process waits for the work then.
 fn read(socket: &UnixStream, mut decoder: Decoder, answers: &SyncSender<Answer>) {
     while let Ok(Some(answer)) = receive(socket, &mut decoder) {
         if answers.send(answer).is_err() {

@@ -3,8 +3,8 @@
 //!
 //! The process is this program with the hidden command `worker`. Its standard input is the archive that is read, its
 //! working directory the layout that is loaded, and its standard output a socket, on which it first gets a [`Request`]
-//! and then sends [`Message`]s. The process that has started it reads credentials and runs their helpers, and shows how it
-//! goes. It takes what the other one says as what a stranger says.
+//! and then sends [`Message`]s. The process that has started it reads credentials and runs their helpers, and shows how
+//! it goes. It takes what the other one says as what a stranger says.
 
 mod child;
 mod parent;

@@ -28,8 +28,8 @@ const MAX_FILE: u64 = 4 << 20;
 
 /// Who knows credentials.
 pub trait CredentialSource: fmt::Debug + Send + Sync {
-    /// The credentials for a repository of a registry, whose name is that which users give it, as `docker.io`. Without a
-    /// repository's name they are for the registry.
+    /// The credentials for a repository of a registry, whose name is that which users give it, as `docker.io`. Without
+    /// a repository's name they are for the registry.
     ///
     /// # Errors
     ///

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use super::super::containers::text;
 use crate::counts::{Random, count, report};
 
-/// Runs each command on a disk that has no room, or a little: it succeeds, or says why not in one line. What was there is there
-/// afterwards, and nothing else.
+/// Runs each command on a disk that has no room, or a little: it succeeds, or says why not in one line. What was there
+/// is there afterwards, and nothing else.
 const SCRIPT: &str = r#"
     mount -t tmpfs -o size=128m none "$1" || exit 77
     cd "$2"; export MVM_DATA_DIR="$1" MVM_RUNTIME_DIR="$2/run" IMAGE=localhost/busybox

@@ -27,8 +27,8 @@ pub struct Truth {
 
 pub struct Host(TempDir);
 
-/// The host of all tests, for one of them at a time: the processes of another one would be taken for those of this one. None is
-/// left when this is dropped.
+/// The host of all tests, for one of them at a time: the processes of another one would be taken for those of this one.
+/// None is left when this is dropped.
 pub struct Shared(MutexGuard<'static, Host>);
 
 impl Shared {
@@ -155,8 +155,9 @@ impl Host {
         Truth { said, files }
     }
 
-    /// Waits until no process is left that should have ended with another one: a VM without its keeper, a keeper without its
-    /// VM, what served a VM, what worked for a command. A keeper has no VM for a moment when it begins and when it ends.
+    /// Waits until no process is left that should have ended with another one: a VM without its keeper, a keeper
+    /// without its VM, what served a VM, what worked for a command. A keeper has no VM for a moment when it begins and
+    /// when it ends.
     pub fn settle(&self) -> Vec<Process> {
         wait_until("it should have ended", |all| {
             let lives = |pid: i32, kinds: &[Kind]| {

@@ -1,5 +1,5 @@
-//! Processes that are killed at random moments, a host that goes down, and containers that are used for long: nothing that
-//! had succeeded is lost, nothing is left, and no command waits without an end.
+//! Processes that are killed at random moments, a host that goes down, and containers that are used for long: nothing
+//! that had succeeded is lost, nothing is left, and no command waits without an end.
 //!
 //! CI repeats each a few times, `make soak` often; `cli/tests/soak.rs` has what needs no VM.
 

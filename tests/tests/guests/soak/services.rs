@@ -1,5 +1,5 @@
-//! The units `mvm-restore` of `contrib/systemd`, with a systemd of the test's: it is the first process of a namespace, with a
-//! /run of its own, and has these units and those that end it.
+//! The units `mvm-restore` of `contrib/systemd`, with a systemd of the test's: it is the first process of a namespace,
+//! with a /run of its own, and has these units and those that end it.
 
 use std::fs;
 use std::os::unix::fs::symlink;

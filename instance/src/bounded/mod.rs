@@ -1,9 +1,13 @@
 //! A file that keeps what was written last.
 
+mod lines;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+pub use self::lines::{Changes, Lines};
 
 /// A file of a bounded size. When it is full it is renamed, `output.log` to `output.log.1`, that one to `output.log.2`
 /// and so on, and a new one begins; the last of them goes.
