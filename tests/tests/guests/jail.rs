@@ -105,8 +105,20 @@ fn what_serves_folders_and_networks_ends_with_a_vm_that_may_not_end_it() {
     let shared = tempfile::tempdir().unwrap();
     fs::write(shared.path().join("file"), "text").unwrap();
     let volume = format!("{}:/shared", shared.path().display());
-    let args =
-        ["run", "-d", "--name", "served", "-v", &volume, IMAGE, "sh", "-c", "cat /shared/file; sleep 1000"];
+    let args = [
+        "run",
+        "-d",
+        "--network",
+        "user",
+        "--name",
+        "served",
+        "-v",
+        &volume,
+        IMAGE,
+        "sh",
+        "-c",
+        "cat /shared/file; sleep 1000",
+    ];
     said(&args);
     let (_keeper, vm) = pids("served");
     let children = fs::read_to_string(format!("/proc/{vm}/task/{vm}/children")).unwrap();
