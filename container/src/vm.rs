@@ -347,7 +347,7 @@ fn insert(slot: &BlockHandle, read_only: bool, ends: &[u64], files: Vec<OwnedFd>
     slot.insert(disk).map_err(|error| devices::log::chain(&error))
 }
 
-/// What the user is told of a process that was ended by a system call.
+/// The line for the user about a process that was ended by a system call.
 fn of_violation(violation: &Violation) -> String {
     let Violation { thread, call } = violation;
     let name = crate::seccomp::name(*call).map_or_else(|| format!("number {call}"), str::to_owned);

@@ -39,7 +39,7 @@ pub enum JailError {
 }
 
 /// Confines this process, which has one thread, and has opened all that it needs. Threads that it starts are confined
-/// too, but for their system calls, which [`seccomp::install`] limits in each.
+/// too, but for their system calls, which [`Filter::install`](seccomp::Filter::install) limits in each.
 ///
 /// # Errors
 ///

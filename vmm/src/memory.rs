@@ -126,7 +126,7 @@ fn reserve_region(
     // SAFETY: the range is a part of a mapping of our own. Without huge pages in the host's kernel the call fails, and
     // nothing depends on it.
     unsafe { libc::madvise(start.add(small).cast(), size - small, libc::MADV_HUGEPAGE) };
-    // SAFETY: as above. A core dump of mvm is no place for what a guest keeps.
+    // SAFETY: as above. What a guest keeps stays out of core dumps of mvm.
     unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTDUMP) };
     let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags);
     if let Some(file) = file {

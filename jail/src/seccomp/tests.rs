@@ -55,7 +55,7 @@ fn a_call_of_the_table_is_made_and_another_ends_the_process() {
         assert_eq!(try_call(|| libc::syscall(libc::SYS_getppid)), violation(libc::SYS_getppid));
         let socket = || libc::syscall(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_STREAM, 0);
         assert_eq!(try_call(socket), violation(libc::SYS_socket));
-        // Whoever took the thread over cannot get rid of the handler.
+        // A thread that was taken over cannot replace the handler.
         let ignore = || libc::syscall(libc::SYS_rt_sigaction, libc::SIGSYS, 0, 0, 8);
         assert_eq!(try_call(ignore), violation(libc::SYS_rt_sigaction));
     }
