@@ -34,6 +34,9 @@ pub struct Defaults {
     /// What it is connected to.
     #[serde(deserialize_with = "text")]
     pub network: Option<NetworkOption>,
+    /// How its VM's process is confined.
+    #[serde(deserialize_with = "text")]
+    pub jail: Option<jail::Mode>,
     /// Registries that are asked before Docker Hub.
     #[serde(deserialize_with = "list")]
     pub registry_mirror: Vec<String>,
@@ -88,6 +91,7 @@ impl Defaults {
             memory: self.memory.or(other.memory),
             storage_opt: self.storage_opt.or(other.storage_opt),
             network: self.network.or(other.network),
+            jail: self.jail.or(other.jail),
             registry_mirror: if self.registry_mirror.is_empty() {
                 other.registry_mirror
             } else {
@@ -153,6 +157,7 @@ mod tests {
     #[case("memory = 512", "line 1: memory: write it in quotes, \"512\"")]
     #[case("storage-opt = '20G'", "line 1: storage-opt: invalid storage option \"20G\"")]
     #[case("network = 'host'", "line 1: network: unknown network \"host\"")]
+    #[case("jail = 'on'", "line 1: jail: invalid jail mode \"on\": use off, best-effort, strict")]
     fn errors_name_the_line_and_the_key(#[case] text: &str, #[case] expected: &str) {
         let error = parsed(text).unwrap_err();
         assert!(error.contains(expected) && error.contains("config.toml"), "{error}");

@@ -310,6 +310,7 @@ impl BootOptions {
             gdb: self.gdb,
             timeout: self.timeout,
             stop_timeout: self.stop_timeout.unwrap_or(default.stop_timeout),
+            jail: default.jail,
         })
     }
 }

@@ -1,7 +1,6 @@
 //! `mvm stats`.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 
 use clap::Args;
@@ -125,8 +124,6 @@ type Sample = HashMap<VmId, (Running, Counters)>;
 /// What one VM has counted.
 struct Counters {
     report: MetricsReport,
-    /// The resident memory of the process that runs it, and how much of that is shared, in bytes.
-    memory: (u64, u64),
     /// Of a container that answers.
     container: Option<container::Usage>,
     /// The container's own limit.
@@ -214,15 +211,9 @@ fn sample(vms: Vec<Running>) -> Sample {
 
 fn counters(vm: &Running) -> Result<Counters, Failure> {
     let mut client = targets::quick_client(vm)?;
-    // Of a container it is not the process in the record, which keeps it. It is open before the process answers: the
-    // number may be another one's afterwards.
-    let rollup = client.server().and_then(|pid| File::open(format!("/proc/{pid}/smaps_rollup")));
     let report: MetricsReport = client.get("/metrics.json")?;
-    // The kernel counts by page what is shared; the VM's own metrics count all pages of files.
-    let memory = rollup.and_then(io::read_to_string).ok().and_then(|rollup| resident_and_shared(&rollup));
-    let memory = memory.unwrap_or((report.process.resident_bytes, report.process.shared_bytes));
     let (container, memory_limit) = of_container(vm);
-    Ok(Counters { report, memory, container, memory_limit })
+    Ok(Counters { report, container, memory_limit })
 }
 
 /// What the container of `vm` uses, if there is one and its agent answers, and its limit of memory.
@@ -256,7 +247,6 @@ fn ended() -> Vec<Usage> {
 
 /// What `vm` used between two samples.
 fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
-    let memory = now.memory;
     let limit = now.memory_limit.unwrap_or(vm.record.config.memory);
     let container = now.container.map(|now| of_agent(before.container, now, limit));
     let (before, now) = (&before.report, &now.report);
@@ -271,8 +261,8 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
         name: vm.record.name.as_ref().map(ToString::to_string),
         container,
         cpu_percent: percent(cpu, time),
-        resident_bytes: memory.0,
-        shared_bytes: memory.1,
+        resident_bytes: now.process.resident_bytes,
+        shared_bytes: now.process.shared_bytes,
         memory_bytes: vm.record.config.memory,
         disk_read_bytes_per_second: rate("block", "read_bytes"),
         disk_write_bytes_per_second: rate("block", "write_bytes"),
@@ -349,15 +339,6 @@ fn per_second(count: u64, nanoseconds: u64) -> u64 {
     u64::try_from(u128::from(count) * 1_000_000_000 / u128::from(nanoseconds)).unwrap_or(u64::MAX)
 }
 
-/// Bytes by the lines of a smaps_rollup file (proc_pid_smaps(5)).
-fn resident_and_shared(rollup: &str) -> Option<(u64, u64)> {
-    let kib = |name: &str| {
-        let line = rollup.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Some((kib("Rss")?, kib("Shared_Clean")?.checked_add(kib("Shared_Dirty")?)?))
-}
-
 fn table(rows: &[Usage], width: Option<usize>) -> String {
     let heading = [
         "ID",
@@ -399,17 +380,6 @@ fn table(rows: &[Usage], width: Option<usize>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_is_read_from_its_lines() {
-        let rollup = "55d0-7ffd ---p 00000000 00:00 0    [rollup]\nRss:        884 kB\nPss:   1 kB\nPss_Anon: 1 kB\n\
-                      Shared_Clean:  100 kB\nShared_Dirty:    4 kB\n";
-        assert_eq!(resident_and_shared(rollup), Some((884 << 10, 104 << 10)));
-        assert_eq!(resident_and_shared("Rss: many kB"), None);
-        assert_eq!(resident_and_shared(""), None);
-        let own = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-        assert!(resident_and_shared(&own).is_some_and(|(resident, shared)| resident > shared), "{own}");
-    }
 
     #[test]
     fn the_table_fits_a_terminal() {

@@ -151,6 +151,7 @@ pub fn machine(
         cmdline: Some(cmdline.to_owned()),
         console: ConsoleConfig::Off,
         balloon: true,
+        jail: options.jail,
         ..VmConfig::new(&assets.kernel)
     }
 }

@@ -104,6 +104,8 @@ pub struct RunOptions {
     pub annotations: Vec<(String, String)>,
     /// Kernel parameters.
     pub sysctls: Vec<(String, String)>,
+    /// How its VM's process is confined.
+    pub jail: jail::Mode,
 }
 
 impl RunOptions {

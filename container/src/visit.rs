@@ -144,9 +144,9 @@ fn listen(vm: &Arc<VmProcess>) -> io::Result<Ended> {
     Builder::new().name("vm".into()).stack_size(64 << 10).spawn(move || {
         while let Some(said) = vm.receive() {
             match said {
-                FromVm::Pressed | FromVm::Slot { .. } => {}
                 FromVm::Ended(end) => drop(says.send(end.text)),
                 FromVm::Failed(line) => drop(says.send(line)),
+                FromVm::Pressed | FromVm::Slot { .. } => {}
             }
         }
         drop((says, alive));

@@ -1,22 +1,33 @@
 //! The process of a container's VM, and what it and the keeper tell each other.
 
 use std::any::Any;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use instance::Instance;
 use instance::keeper::{Child, Tie, fork, leave_the_terminal};
-use instance::{Identity, Instance};
+use jail::Report;
+use jail::seccomp::Violation;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use vmm::{
-    BlockHandle, Disk, ExitReason, Frontend, Limits, Part, Supervisor, Timeline, VmConfig, VmError,
-    WeakBlockHandle,
+    BlockHandle, Disk, ExitReason, Frontend, Limits, LogFile, LogKeeper, Part, Requests, Supervisor,
+    Timeline, VmConfig, VmError, WeakBlockHandle,
 };
+
+/// The file in a VM's directory that says how it is confined.
+pub const JAIL: &str = "jail.json";
+/// The most processes that serve devices of a VM.
+const MOST_HELPERS: usize = vmm::MAX_DEVICES;
 
 /// How long the process may take to end once it was told to: its own supervisor ends it in less.
 const ENDING: Duration = Duration::from_secs(5);
@@ -30,6 +41,8 @@ enum ToVm {
     Insert { number: u64, slot: usize, read_only: bool, ends: Vec<u64> },
     /// Take the disk out of a slot.
     Eject { number: u64, slot: usize },
+    /// Here is the next file of the console's log.
+    Log,
 }
 
 /// What the VM's process says. A guest that has taken it over may say anything.
@@ -48,6 +61,25 @@ pub enum FromVm {
         /// Why not.
         failure: Option<String>,
     },
+}
+
+/// All that it says.
+#[derive(Debug, Serialize, Deserialize)]
+enum Message {
+    /// It is confined so, and these processes serve its devices, each in a group of its own.
+    Confined {
+        /// The layers.
+        report: Report,
+        /// The groups.
+        helpers: Vec<u32>,
+    },
+    /// The console's log has grown: another file is to take its place.
+    NewLog,
+    /// It is filled, and can take its place.
+    LogFilled,
+    /// What is passed on.
+    #[serde(untagged)]
+    Said(FromVm),
 }
 
 /// How a VM ended.
@@ -79,6 +111,12 @@ pub struct VmProcess {
     child: Child,
     /// The signal that it was first told to end by; 0 before.
     ended_by: AtomicI32,
+    /// Which system call ended it, if one did.
+    violations: Option<PipeReader>,
+    /// The VM's directory.
+    directory: PathBuf,
+    /// The processes that serve its devices.
+    helpers: Mutex<Vec<Child>>,
 }
 
 impl VmProcess {
@@ -96,34 +134,110 @@ impl VmProcess {
         start: Instant,
     ) -> io::Result<(Self, Instance, T)> {
         let (tie, other) = Tie::pair()?;
-        let mut mine = Some((tie, instance, of_keeper));
+        let (violations, reports) = io::pipe()?;
+        rustix::io::ioctl_fionbio(&violations, true)?;
+        rustix::io::ioctl_fionbio(&reports, true)?;
+        let (dialed, dialer) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let mut mine = Some((tie, violations, dialed, instance, of_keeper));
         // In this process it drops what the new one has until its files are open.
         let child = fork(|| {
-            let Some((tie, instance, of_keeper)) = mine.take() else { return 0 };
-            drop((tie, of_keeper));
+            let Some((tie, violations, dialed, instance, of_keeper)) = mine.take() else { return 0 };
+            drop((tie, violations, dialed, of_keeper));
             (split.leave)();
-            run(config, instance, other, split.until_open, start)
+            run(config, instance, Means { tie: other, reports, dialer }, split.until_open, start)
         })?;
-        match mine {
-            Some((tie, instance, of_keeper)) => {
-                Ok((Self { tie, child, ended_by: AtomicI32::new(0) }, instance, of_keeper))
-            }
-            None => Err(io::ErrorKind::NotFound.into()),
+        let Some((tie, violations, dialed, instance, of_keeper)) = mine else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let vm = Self {
+            tie,
+            child,
+            ended_by: AtomicI32::new(0),
+            violations: Some(violations),
+            directory: instance.path().to_owned(),
+            helpers: Mutex::default(),
+        };
+        if let Some(vsock) = &config.vsock {
+            let path = vsock.path.clone();
+            let dial = move || devices::virtio::vsock::dial(&dialed, &path);
+            Builder::new()
+                .name("dialer".into())
+                .stack_size(64 << 10)
+                .spawn(dial)
+                .inspect_err(|_| vm.kill())?;
         }
+        Ok((vm, instance, of_keeper))
     }
 
     /// One that is there already.
     #[cfg(test)]
     pub fn of(tie: Tie, child: Child) -> Self {
-        Self { tie, child, ended_by: AtomicI32::new(0) }
+        Self {
+            tie,
+            child,
+            ended_by: AtomicI32::new(0),
+            violations: None,
+            directory: PathBuf::new(),
+            helpers: Mutex::default(),
+        }
     }
 
     /// Waits for what it says; `None` when it has ended. One that says what can't be understood is killed.
     pub fn receive(&self) -> Option<FromVm> {
-        self.tie.receive().unwrap_or_else(|_| {
-            self.child.kill();
-            Some(FromVm::Failed("its process said what is not understood, and was killed".into()))
-        })
+        loop {
+            let said = self.tie.receive().unwrap_or_else(|_| {
+                self.child.kill();
+                let text = "its process said what is not understood, and was killed";
+                Some(Message::Said(FromVm::Failed(text.into())))
+            });
+            match said {
+                Some(Message::Confined { report, helpers }) => self.confined(&report, helpers),
+                Some(Message::NewLog) => self.give_log(),
+                Some(Message::LogFilled) => {
+                    let log = self.directory.join(vmm::LOG_NAME);
+                    // The log keeps what it has where that fails, and the VM asks for another file.
+                    let _ = std::fs::rename(LogFile::next_of(&log), log);
+                }
+                None => return self.violation().map(|violation| FromVm::Failed(of_violation(&violation))),
+                Some(Message::Said(said)) => return Some(said),
+            }
+        }
+    }
+
+    /// Notes how the VM is confined, and which processes are to end with it.
+    fn confined(&self, report: &Report, helpers: Vec<u32>) {
+        let written = serde_json::to_vec(report).map_err(io::Error::from);
+        let written = written.and_then(|text| std::fs::write(self.directory.join(JAIL), text));
+        if let Err(error) = written {
+            tracing::warn!(%error, "cannot note how the VM is confined");
+        }
+        let mut known = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Said once, by a process that the guest has not run in yet.
+        if known.is_empty() {
+            known.extend(
+                helpers
+                    .into_iter()
+                    .take(MOST_HELPERS)
+                    .filter_map(|helper| Child::of_group(i32::try_from(helper).ok()?).ok()),
+            );
+        }
+    }
+
+    /// Gives the VM another file for the console's log.
+    fn give_log(&self) {
+        let path = LogFile::next_of(&self.directory.join(vmm::LOG_NAME));
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
+        // The VM goes on without it, and its log lacks output.
+        let _ = file.and_then(|file| self.tie.send_with(&ToVm::Log, &[file.as_fd()]));
+    }
+
+    /// The system call that ended the process, if one did.
+    fn violation(&self) -> Option<Violation> {
+        let mut report = [0; 256];
+        let count = self.violations.as_ref()?.read(&mut report).ok()?;
+        Violation::parse(report.get(..count)?)
     }
 
     /// Has the VM end, by a signal or since what it was for is done. Where it does not, its process is killed.
@@ -169,10 +283,14 @@ impl VmProcess {
 
     /// Waits until the process has ended, and kills it where that takes longer than `limit`; returns its exit code.
     pub fn wait(&self, limit: Duration) -> Option<u8> {
-        self.child.wait(Some(limit)).or_else(|| {
+        let code = self.child.wait(Some(limit)).or_else(|| {
             self.child.kill();
             self.child.wait(Some(limit))
-        })
+        });
+        for helper in self.helpers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            helper.kill_group();
+        }
+        code
     }
 }
 
@@ -194,7 +312,7 @@ type Slots = Arc<OnceLock<Vec<WeakBlockHandle>>>;
 /// Serves requests for slots, on a thread that lives as long as the process.
 fn serve_slots(slots: Slots, tie: Arc<Tie>) -> io::Result<SyncSender<SlotRequest>> {
     let (sender, requests) = sync_channel::<SlotRequest>(WAITING);
-    Builder::new().name("slots".into()).stack_size(128 << 10).spawn(move || {
+    devices::spawn("slots", move || {
         for (request, files) in requests {
             let (number, done) = match request {
                 ToVm::Insert { number, slot, read_only, ends } => {
@@ -204,7 +322,7 @@ fn serve_slots(slots: Slots, tie: Arc<Tie>) -> io::Result<SyncSender<SlotRequest
                     let eject = |slot: BlockHandle| slot.eject().map_err(|error| devices::log::chain(&error));
                     (number, slot_of(&slots, slot).and_then(eject))
                 }
-                ToVm::End { .. } => continue,
+                ToVm::End { .. } | ToVm::Log => continue,
             };
             // The keeper has gone, if this fails.
             let _ = tie.send(&FromVm::Slot { number, failure: done.err() });
@@ -229,22 +347,31 @@ fn insert(slot: &BlockHandle, read_only: bool, ends: &[u64], files: Vec<OwnedFd>
     slot.insert(disk).map_err(|error| devices::log::chain(&error))
 }
 
+/// The line for the user about a process that was ended by a system call.
+fn of_violation(violation: &Violation) -> String {
+    let Violation { thread, call } = violation;
+    let name = crate::seccomp::name(*call).map_or_else(|| format!("number {call}"), str::to_owned);
+    format!(
+        "its process was ended, as its thread {thread} made the system call {name}, which no VM needs: the guest may have \
+         attacked it, or mvm has a fault (SECURITY.md says how to report it; --jail off runs without this check)"
+    )
+}
+
 /// How the VM ended, and what that usually means.
 fn in_words(reason: &ExitReason) -> String {
     reason.hint().map_or_else(|| reason.to_string(), |hint| format!("{reason}; {hint}"))
 }
 
 /// What the VM's process does.
-fn run(config: &VmConfig, instance: Instance, tie: Tie, until_open: Box<dyn Any>, start: Instant) -> u8 {
+fn run(config: &VmConfig, instance: Instance, means: Means, until_open: Box<dyn Any>, start: Instant) -> u8 {
     // A terminal's signals and the command's input and output are the keeper's.
     let left = leave_the_terminal();
-    // One that was stopped goes on when its keeper ends, and so sees that.
-    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::CONT));
+    let Means { tie, reports, dialer } = means;
     let tie = Arc::new(tie);
     let timeline = Arc::new(Timeline::starting_at(start));
     let ran = left
         .map_err(|error| format!("cannot leave the terminal: {error}"))
-        .and_then(|()| try_run(config, instance, &tie, until_open, &timeline));
+        .and_then(|()| try_run(config, instance, &tie, (reports, dialer, until_open), &timeline));
     let (message, code) = match ran {
         Ok(reason) => {
             let signal = if let ExitReason::Signal(signal) = &reason { Some(*signal) } else { None };
@@ -260,17 +387,67 @@ fn run(config: &VmConfig, instance: Instance, tie: Tie, until_open: Box<dyn Any>
     code
 }
 
+/// What the process has from the one that keeps it.
+struct Means {
+    tie: Tie,
+    /// Where it says which system call ended it.
+    reports: PipeWriter,
+    /// Leads to what connects the guest with sockets of the host.
+    dialer: OwnedFd,
+}
+
+/// The keeper, as the console's log knows it.
+struct Logs {
+    tie: Arc<Tie>,
+    next: NextLog,
+}
+
+/// A file that has come from the keeper for the log.
+type NextLog = Arc<Mutex<Option<File>>>;
+
+impl LogKeeper for Logs {
+    fn ask(&self) {
+        // The keeper has gone, if this fails.
+        let _ = self.tie.send(&Message::NewLog);
+    }
+
+    fn take(&self) -> Option<File> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn replace(&self) {
+        let _ = self.tie.send(&Message::LogFilled);
+    }
+}
+
+/// What opens the VM, and gives up the rest; then starts the threads beside it, builds it and runs it.
 fn try_run(
     config: &VmConfig,
     instance: Instance,
     tie: &Arc<Tie>,
-    until_open: Box<dyn Any>,
+    (reports, dialer, until_open): (PipeWriter, OwnedFd, Box<dyn Any>),
     timeline: &Arc<Timeline>,
 ) -> Result<ExitReason, String> {
     let thread = |error: io::Error| format!("cannot start a thread: {error}");
-    let writer = devices::log::Writer::start().map_err(thread)?;
+    let chain = |error: VmError| devices::log::chain(&error);
     let (identity, removal) = (instance.identity(), instance.watch_removal().ok());
     instance.leave();
+    let frontend = Frontend::of_process(&config.console).map_err(chain)?;
+    let mut resources = vmm::open(config, &identity, None).map_err(chain)?;
+    drop(until_open);
+    let helpers = resources.helpers();
+    if config.jail != jail::Mode::Off {
+        resources.dial_by(dialer);
+    }
+    let report = resources.confine(config.jail, reports.into()).map_err(chain)?;
+    // One that was stopped goes on when its keeper ends, and so sees that. Changes of rights forget it.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::CONT));
+    for (layer, why) in report.missing() {
+        tracing::info!("the VM is confined without {layer}: {why}");
+    }
+    let _ = tie.send(&Message::Confined { report, helpers });
+
+    let writer = devices::log::Writer::start().map_err(thread)?;
     let limits = Limits { stop_timeout: Duration::ZERO, timeout: None };
     let (of_last_resort, of_timeline) = (tie.clone(), timeline.clone());
     let last_resort = move |reason: &ExitReason| {
@@ -284,54 +461,52 @@ fn try_run(
     };
     let supervisor = Supervisor::start(None, limits, Box::new(last_resort)).map_err(thread)?;
     let requests = supervisor.requests();
-    let (of_thread, to_end) = (tie.clone(), requests.clone());
-    let slots = Slots::default();
+    let (slots, next_log) = (Slots::default(), NextLog::default());
     let to_slots = (config.slots > 0).then(|| serve_slots(slots.clone(), tie.clone())).transpose();
-    let to_slots = to_slots.map_err(thread)?;
-    Builder::new()
-        .name("keeper".into())
-        .stack_size(64 << 10)
-        .spawn(move || {
-            let reason = loop {
-                match of_thread.receive_with() {
-                    Ok(Some((ToVm::End { signal: None }, _))) => break ExitReason::PowerOff,
-                    Ok(Some((ToVm::End { signal: Some(signal) }, _))) => break ExitReason::Signal(signal),
-                    Ok(Some(request)) => {
-                        // One that is dropped is not answered, which its deadline is for.
-                        let _ = to_slots.as_ref().map(|slots| slots.try_send(request));
-                    }
-                    // The keeper has gone.
-                    Ok(None) | Err(_) => break ExitReason::Signal(libc::SIGKILL),
-                }
-            };
-            to_end.end(reason);
-        })
+    hear_keeper(tie.clone(), to_slots.map_err(thread)?, next_log.clone(), requests.clone())
         .map_err(thread)?;
     let of_button = tie.clone();
-    let on_press = Box::new(move || drop(of_button.send(&FromVm::Pressed)));
-    let chain = |error: vmm::VmError| devices::log::chain(&error);
-    let frontend = Frontend::of_process(&config.console, identity.directory.as_deref(), requests)
-        .map_err(chain)?
+    let frontend = frontend
+        .supervised_by(requests)
         .watching(removal)
-        .on_power_button(on_press);
-    let reason = launch(config, &identity, frontend, (until_open, slots), timeline).map_err(chain);
+        .log_kept_by(Box::new(Logs { tie: tie.clone(), next: next_log }))
+        .on_power_button(Box::new(move || drop(of_button.send(&FromVm::Pressed))));
+    let built = vmm::build(resources, frontend, timeline.clone()).and_then(|vm| {
+        let _ = slots.set(vm.slots().iter().map(BlockHandle::downgrade).collect());
+        vmm::seal(vm)
+    });
+    let reason = built.and_then(vmm::Vm::run).map_err(chain);
     // Until the process ends: another thread may still keep it from ending.
     std::mem::forget(supervisor);
     drop(writer);
     reason
 }
 
-/// [`vmm::launch`], which drops `until_open` when everything that `config` names is open, and says what slots there are.
-fn launch(
-    config: &VmConfig,
-    identity: &Identity,
-    frontend: Frontend,
-    (until_open, slots): (Box<dyn Any>, Slots),
-    timeline: &Arc<Timeline>,
-) -> Result<ExitReason, VmError> {
-    let resources = vmm::open(config, identity)?;
-    drop(until_open);
-    let vm = vmm::build(resources, frontend, timeline.clone())?;
-    let _ = slots.set(vm.slots().iter().map(BlockHandle::downgrade).collect());
-    vmm::seal(vm)?.run()
+/// Does what the keeper says, on a thread that lives as long as the process.
+fn hear_keeper(
+    tie: Arc<Tie>,
+    to_slots: Option<SyncSender<SlotRequest>>,
+    next_log: NextLog,
+    to_end: Requests,
+) -> io::Result<()> {
+    let hear = move || {
+        let reason = loop {
+            match tie.receive_with() {
+                Ok(Some((ToVm::End { signal: None }, _))) => break ExitReason::PowerOff,
+                Ok(Some((ToVm::End { signal: Some(signal) }, _))) => break ExitReason::Signal(signal),
+                Ok(Some((ToVm::Log, mut files))) => {
+                    let file = files.pop().map(File::from);
+                    *next_log.lock().unwrap_or_else(PoisonError::into_inner) = file;
+                }
+                Ok(Some(request)) => {
+                    // One that is dropped is not answered, which its deadline is for.
+                    let _ = to_slots.as_ref().map(|slots| slots.try_send(request));
+                }
+                // The keeper has gone.
+                Ok(None) | Err(_) => break ExitReason::Signal(libc::SIGKILL),
+            }
+        };
+        to_end.end(reason);
+    };
+    devices::spawn("keeper", hear).map(drop)
 }

@@ -23,7 +23,7 @@ pub use timer::Timer;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 /// Locks `mutex`, also where a thread panicked while it held it: the state behind each lock here is valid
@@ -36,8 +36,40 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 ///
 /// Its stack is small: none of them goes deep, and of a stack of the usual 2 MiB the first use may take all, as one
 /// huge page.
-pub fn thread(name: &str) -> std::thread::Builder {
-    std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10)
+pub fn thread(name: &str) -> Thread {
+    Thread(name.to_owned())
+}
+
+/// A thread to be started; see [`thread`].
+pub struct Thread(String);
+
+impl Thread {
+    /// Starts it.
+    ///
+    /// # Errors
+    ///
+    /// Those of starting a thread.
+    pub fn spawn(self, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+        let builder = std::thread::Builder::new().name(self.0.clone()).stack_size(256 << 10);
+        builder.spawn(move || {
+            if let Some(first) = FIRST.get() {
+                first(&self.0);
+            }
+            run();
+        })
+    }
+}
+
+/// What a thread does before all else.
+type First = Box<dyn Fn(&str) + Send + Sync>;
+
+static FIRST: OnceLock<First> = OnceLock::new();
+
+/// Has each [`thread`] of mvm's own that is started from now on call `first` with its name, to give up rights. It can be
+/// said once.
+pub fn before_threads(first: First) {
+    // Of two, the first stays.
+    let _ = FIRST.set(first);
 }
 
 /// Starts a thread of mvm's own that is called `name` and takes no signals, which others wait for.

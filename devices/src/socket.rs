@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{CWD, Mode, RenameFlags, fchmod, renameat_with};
@@ -114,6 +115,9 @@ impl AsRawFd for ListeningSocket {
 
 impl Drop for ListeningSocket {
     fn drop(&mut self) {
+        if LEAVES_FILES.load(Ordering::Relaxed) {
+            return;
+        }
         files().retain(|(path, file)| (path, file) != (&self.path, &self.file));
         remove(&self.path, self.file);
     }
@@ -124,6 +128,15 @@ type FileIdentity = (u64, u64);
 
 /// The files of all sockets that this process listens on.
 static FILES: Mutex<Vec<(PathBuf, FileIdentity)>> = Mutex::new(Vec::new());
+
+/// Another process removes the files.
+static LEAVES_FILES: AtomicBool = AtomicBool::new(false);
+
+/// Leaves the files of all sockets to another process: this one gives up the right to remove them.
+pub fn leave_files() {
+    LEAVES_FILES.store(true, Ordering::Relaxed);
+    files().clear();
+}
 
 fn files() -> MutexGuard<'static, Vec<(PathBuf, FileIdentity)>> {
     FILES.lock().unwrap_or_else(PoisonError::into_inner)

@@ -18,7 +18,8 @@ use rustix::net::{
     listen, recv, recvmsg, send, sendmsg, socket_with, socketpair,
 };
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpgid, kill_process_group, pidfd_open,
+    pidfd_send_signal, waitid,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -282,6 +283,29 @@ impl Child {
     pub fn of(child: &std::process::Child) -> io::Result<Self> {
         let pid = Pid::from_child(child);
         Ok(Self { pid, descriptor: pidfd_open(pid, PidfdFlags::empty())? })
+    }
+
+    /// A process that another one has started, which leads a group.
+    ///
+    /// # Errors
+    ///
+    /// Those of pidfd_open(2), and `NotFound` where it leads no group.
+    pub fn of_group(id: i32) -> io::Result<Self> {
+        let pid = Pid::from_raw(id).filter(|_| id > 1).ok_or(io::ErrorKind::NotFound)?;
+        let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+        if getpgid(Some(pid)) != Ok(pid) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Self { pid, descriptor })
+    }
+
+    /// Kills the group that it leads, with all that it has started.
+    pub fn kill_group(&self) {
+        // Once it has ended, its number may be another one's.
+        let ended = poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&Timespec::default()));
+        if ended == Ok(0) {
+            let _ = kill_process_group(self.pid, Signal::KILL);
+        }
     }
 
     /// Its process ID.

@@ -35,6 +35,8 @@ mod flags;
 mod gdb;
 #[path = "guests/hostile.rs"]
 mod hostile;
+#[path = "guests/jail.rs"]
+mod jail;
 #[path = "guests/keepers.rs"]
 mod keepers;
 #[path = "guests/life.rs"]

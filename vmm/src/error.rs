@@ -8,6 +8,8 @@ use devices::socket::SocketError;
 use devices::virtio::block::DiskError;
 use devices::virtio::pmem::PmemError;
 use devices::virtio::vsock::VsockPathError;
+use jail::JailError;
+use jail::seccomp::SeccompError;
 use thiserror::Error;
 
 use crate::arch::current::boot::BootError;
@@ -86,6 +88,12 @@ pub enum VmError {
     /// Two devices at one place; a mistake of ours.
     #[error("cannot place a device")]
     Bus(#[from] BusError),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// System calls cannot be filtered.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -119,6 +127,8 @@ impl VmError {
             | Self::Vcpu(_)
             | Self::Bus(_)
             | Self::Control(_)
+            | Self::Jail(_)
+            | Self::Seccomp(_)
             | Self::Host { .. }
             | Self::EventLoop(_) => true,
             Self::Network(error) => error.is_the_hosts(),

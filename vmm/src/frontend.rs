@@ -4,18 +4,12 @@
 //! The caller of `launch` makes it. The VM itself takes no signal and touches no terminal, so that all
 //! this can be in another process than the VM.
 
-use std::path::{Path, PathBuf};
-
 use instance::RemovalWatch;
 
-use crate::console::AwaitedText;
-use crate::console::Sink;
+use crate::console::{AwaitedText, LogKeeper, Sink};
 use crate::power_button::OnPress;
 use crate::supervisor::Requests;
 use crate::{ConsoleConfig, VmError};
-
-/// The name of the log in a VM's directory.
-const LOG_NAME: &str = "console.log";
 
 /// The user's side of a VM; see the module.
 #[derive(Default)]
@@ -26,8 +20,8 @@ pub struct Frontend {
     pub(crate) output: Option<Sink>,
     /// The console's input is this process's standard input, which may be a terminal.
     pub(crate) reads_stdin: bool,
-    /// Where the latest output of the console is kept.
-    pub(crate) log: Option<PathBuf>,
+    /// What makes files for the latest output of the console, where this process may not.
+    pub(crate) log_keeper: Option<Box<dyn LogKeeper>>,
     /// Notices when the VM's directory is removed.
     pub(crate) removal: Option<RemovalWatch>,
     /// What a press of the guest's power button does besides.
@@ -37,34 +31,31 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// The user of this process: its standard input and output are used where `console` says so. The log is in
-    /// `directory`. The supervisor to which `requests` lead ends the VM.
+    /// The user of this process: its standard input and output are used where `console` says so.
     ///
     /// Without it, with [`Frontend::default`], a VM can be controlled by its directory alone.
     ///
     /// # Errors
     ///
     /// [`VmError::Console`].
-    pub fn of_process(
-        console: &ConsoleConfig,
-        directory: Option<&Path>,
-        requests: Requests,
-    ) -> Result<Self, VmError> {
+    pub fn of_process(console: &ConsoleConfig) -> Result<Self, VmError> {
         Ok(Self {
             output: Sink::open(console)?,
             reads_stdin: matches!(console, ConsoleConfig::Stdio | ConsoleConfig::Virtio),
-            log: directory.map(|directory| directory.join(LOG_NAME)),
-            supervisor: Some(requests),
-            removal: None,
-            on_press: None,
-            awaited: None,
+            ..Self::default()
         })
     }
 
-    /// The same, with the log elsewhere.
+    /// The same, with the supervisor to which `requests` lead, which ends the VM.
     #[must_use]
-    pub fn logging_to(self, log: PathBuf) -> Self {
-        Self { log: Some(log), ..self }
+    pub fn supervised_by(self, requests: Requests) -> Self {
+        Self { supervisor: Some(requests), ..self }
+    }
+
+    /// The same, whose log gets its next files from `keeper`.
+    #[must_use]
+    pub fn log_kept_by(self, keeper: Box<dyn LogKeeper>) -> Self {
+        Self { log_keeper: Some(keeper), ..self }
     }
 
     /// The same, whose supervisor also says so when `removal` notices that the VM's directory is gone.

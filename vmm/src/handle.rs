@@ -39,7 +39,7 @@ pub struct RunningDisk<'a> {
 
 impl VmHandle {
     /// The VM of `config` called by `identity`, that ends through `exit`, hears `power_button`, is paused by `pauser`
-    /// and counts in `metrics`. It has no balloon.
+    /// and counts in `metrics`. It has no balloon, and nothing says what its process uses.
     pub fn new(
         identity: Identity,
         config: VmConfig,
@@ -55,10 +55,16 @@ impl VmHandle {
             power_button,
             pauser,
             metrics,
-            process: ProcessMeter::new(),
+            process: ProcessMeter::default(),
             disks: Vec::new(),
             balloon: None,
         }
+    }
+
+    /// The same VM, whose process `meter` measures.
+    #[must_use]
+    pub fn measured_by(self, meter: ProcessMeter) -> Self {
+        Self { process: meter, ..self }
     }
 
     /// The same VM with `balloon`, where it has one.

@@ -1,8 +1,9 @@
 //! What this host can and cannot do, for `mvm doctor`.
 
-use std::fs;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
+use jail::{Layer, State};
 use kvm_ioctls::Kvm;
 
 use crate::arch::current::host::{module, nested_paging, nesting, processor, timer};
@@ -41,6 +42,7 @@ pub fn examine() -> Vec<Check> {
         io_uring(),
         shared_folders(),
         user_networks(),
+        confinement(jail::probe()),
         memory(),
     ]);
     checks
@@ -193,6 +195,43 @@ fn user_networks() -> Check {
     }
 }
 
+/// What confines the process of a container's VM.
+fn confinement(report: io::Result<jail::Report>) -> Check {
+    const NAME: &str = "confinement";
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            return Check::poor(
+                NAME,
+                format!("cannot be tried: {error}"),
+                "see `dmesg`; --jail off does without",
+            );
+        }
+    };
+    let missing: Vec<_> = report.missing().collect();
+    if missing.is_empty() {
+        let text = |(_, state): &(Layer, State)| match state {
+            State::On(text) if !text.is_empty() => Some(text.clone()),
+            _ => None,
+        };
+        let landlock = report.layers.iter().find(|(layer, _)| *layer == Layer::Landlock).and_then(text);
+        return Check::good(NAME, format!("all layers; Landlock: {}", landlock.unwrap_or_default()));
+    }
+    let found: Vec<_> = missing.iter().map(|(layer, why)| format!("no {layer}: {why}")).collect();
+    let fixes = missing.iter().filter_map(|(layer, _)| match layer {
+        Layer::Namespaces => Some(
+            "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, \
+             kernel.apparmor_restrict_unprivileged_userns=0)",
+        ),
+        Layer::Root => Some("run mvm where the root is a mount (not in a chroot)"),
+        Layer::Landlock => Some("use Linux 5.13 or later with landlock in the kernel's argument lsm="),
+        Layer::Seccomp => Some("use a kernel with CONFIG_SECCOMP_FILTER"),
+        _ => None,
+    });
+    let fixes: Vec<_> = fixes.collect();
+    Check::poor(NAME, found.join("; "), format!("{}: VMs are confined by the other layers", fixes.join("; ")))
+}
+
 /// The host's memory in bytes.
 pub fn total_memory() -> u64 {
     let info = rustix::system::sysinfo();
@@ -242,6 +281,22 @@ mod tests {
             (group_name(groups, 104), group_name(groups, 0), group_name(groups, 7)),
             (Some("kvm"), None, None)
         );
+    }
+
+    #[test]
+    fn layers_that_are_missing_are_named_with_what_helps() {
+        let report = |states: [State; 2]| {
+            let layers = [Layer::Namespaces, Layer::Landlock].into_iter().zip(states).collect();
+            Ok(jail::Report { mode: jail::Mode::BestEffort, layers })
+        };
+        let on = |text: &str| State::On(text.into());
+        let check = confinement(report([on("user"), on("files (ABI 2)")]));
+        assert_eq!((check.verdict, &*check.found), (Verdict::Good, "all layers; Landlock: files (ABI 2)"));
+        let check = confinement(report([State::Missing("cannot make namespaces".into()), on("")]));
+        assert_eq!((check.verdict, &*check.found), (Verdict::Poor, "no namespaces: cannot make namespaces"));
+        assert!(check.fix.unwrap().starts_with("allow user namespaces"));
+        let check = confinement(Err(io::ErrorKind::OutOfMemory.into()));
+        assert!(check.found.starts_with("cannot be tried: "));
     }
 
     #[test]

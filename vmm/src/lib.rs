@@ -7,6 +7,7 @@ mod arch;
 mod background;
 mod check;
 mod config;
+mod confinement;
 mod console;
 mod control;
 mod descriptors;
@@ -44,7 +45,7 @@ pub use config::{
     MemorySize, NetBackend, NetConfig, PmemConfig, Protocol, PublishConfig, Rate, Sandbox, ShareConfig,
     SharedPart, TimeLimit, UserAddresses, VhostUserConfig, VmConfig, VsockConfig, disk_name, port_range,
 };
-pub use console::{AwaitedText, OnText};
+pub use console::{AwaitedText, LogFile, LogKeeper, OnText};
 pub use devices::virtio::block::{
     BlockHandle, Disk, DiskError, ImageFormat, MAX_PARTS, Part, Piece, SlotError, WeakBlockHandle,
 };
@@ -54,7 +55,7 @@ pub use exit::{ExitReason, ExitSlot};
 pub use frontend::Frontend;
 pub use host::{examine, has_shared_folders, total_memory};
 pub use kvm::{KvmError, open as open_kvm};
-pub use launch::{Resources, launch, open, seal};
+pub use launch::{LOG_NAME, Resources, launch, open, seal};
 pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};

@@ -126,6 +126,8 @@ fn reserve_region(
     // SAFETY: the range is a part of a mapping of our own. Without huge pages in the host's kernel the call fails, and
     // nothing depends on it.
     unsafe { libc::madvise(start.add(small).cast(), size - small, libc::MADV_HUGEPAGE) };
+    // SAFETY: as above. What a guest keeps stays out of core dumps of mvm.
+    unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTDUMP) };
     let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags);
     if let Some(file) = file {
         builder = builder.with_file_offset(file);

@@ -109,6 +109,11 @@ pub fn open(config: &NetConfig, published: &[PublishConfig]) -> Result<Network, 
 }
 
 impl Network {
+    /// The number of the process, where there is one.
+    pub fn helper(&self) -> Option<u32> {
+        self.passt.as_ref().map(Passt::pid)
+    }
+
     /// Makes the device, once the backend is ready. The process is for the event loop, which logs its
     /// messages.
     ///

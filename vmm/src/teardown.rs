@@ -15,6 +15,8 @@ use kvm_ioctls::VmFd;
 
 /// `IORING_REGISTER_FILES` of io_uring_register(2).
 const REGISTER_FILES: libc::c_uint = 2;
+/// `IORING_SETUP_R_DISABLED` of io_uring_setup(2).
+const DISABLED: u64 = 1 << 6;
 /// The bytes of `struct io_uring_params`, which the kernel fills and nothing here reads.
 const PARAMETERS: usize = 120;
 
@@ -45,10 +47,12 @@ impl BackgroundTeardown {
     }
 }
 
-/// A ring of the least size, which nothing is ever submitted to.
+/// A ring of the least size, which nothing is ever submitted to: it is disabled, and stays so.
 fn setup_ring() -> Option<OwnedFd> {
     let mut parameters = [0_u64; PARAMETERS / 8];
-    // SAFETY: the kernel reads and fills `PARAMETERS` bytes, aligned as its structure is; all zero asks for the
+    // The flags are the third field, of four bytes each.
+    parameters[1] = DISABLED;
+    // SAFETY: the kernel reads and fills `PARAMETERS` bytes, aligned as its structure is; zeros ask for the
     // default.
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
     let ring = i32::try_from(ring).ok().filter(|ring| *ring >= 0)?;

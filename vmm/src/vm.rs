@@ -3,11 +3,12 @@
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
+use devices::socket::ListeningSocket;
 use devices::virtio::balloon::BalloonHandle;
 use devices::virtio::block::BlockHandle;
 use devices::virtio::pmem::{PmemFile, PmemMode};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use instance::{CONTROL_SOCKET, Identity};
+use instance::{Identity, ProcessMeter};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
@@ -18,10 +19,10 @@ use crate::arch::current::layout;
 use crate::arch::current::vcpu::Processor;
 use crate::background::Background;
 use crate::config::ConfigError;
-use crate::console::Console;
+use crate::console::{Console, ConsoleFiles};
 use crate::control::ControlServer;
 use crate::device_manager::{
-    self, DeviceManager, LengthWatcher, OpenDevice, PersistentMemory, RegisterWindow, Reporter, Subscriber,
+    self, DeviceManager, LengthWatch, OpenDevice, PersistentMemory, RegisterWindow, Reporter, Subscriber,
 };
 use crate::exit::ExitSlot;
 use crate::frontend::Frontend;
@@ -75,7 +76,9 @@ pub fn build(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timelin
 }
 
 fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
-    let Resources { config, identity, kvm, kernel, initrd, devices: opened, debugger } = resources;
+    let Resources { config, identity, kvm, kernel, initrd, devices: opened, lengths, debugger, .. } =
+        resources;
+    let (listener, console, meter) = (resources.control, resources.console, resources.meter);
     let vm = kvm::create_vm(&kvm)?;
     let removal = frontend.removal.as_ref().map(AsFd::as_fd);
     let teardown = BackgroundTeardown::prepare(&vm, removal);
@@ -93,7 +96,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
     let dma = space.pmem.dma.clone();
     let mut outside = Outside { identity, frontend, exit, timeline };
-    let (mut devices, power_button) = add_devices(&vm, space, opened, &mut outside)?;
+    let (mut devices, power_button) = add_devices(&vm, space, (opened, lengths, console), &mut outside)?;
     outside.timeline.mark(Phase::Devices);
 
     let (cpus, memory_size) = (config.cpus, config.memory.bytes());
@@ -113,7 +116,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let vcpus = with_counters(vcpus, &mut devices.metrics);
     let pauser = Arc::new(Pauser::new(gate.clone(), devices.suspends));
     let unbuilt = Unbuilt(Some(pauser.clone()));
-    let control = Control { power_button, pauser: pauser.clone(), metrics: devices.metrics };
+    let control = Control { power_button, pauser: pauser.clone(), metrics: devices.metrics, listener, meter };
     devices.subscribers.extend(control.start(config, &mut outside, devices.balloon, devices.disks)?);
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
     for subscriber in devices.subscribers {
@@ -184,24 +187,21 @@ impl AddressSpace {
 fn add_devices<'a>(
     vm: &'a VmFd,
     space: AddressSpace,
-    opened: Vec<OpenDevice>,
+    (opened, lengths, console_files): (Vec<OpenDevice>, Option<LengthWatch>, ConsoleFiles),
     outside: &mut Outside<'_>,
 ) -> Result<(DeviceManager<'a>, Arc<PowerButton>), VmError> {
-    let Outside { identity, frontend, exit, timeline } = outside;
+    let Outside { frontend, exit, timeline, .. } = outside;
     let reporter = Arc::new(Reporter::new(exit.clone(), timeline.clone()));
     let console = Console::new(frontend.output.take(), exit)?;
-    let files: Vec<_> = opened.iter().filter_map(OpenDevice::pmem).collect();
-    let watcher = (!files.is_empty()).then(|| LengthWatcher::new(&files, exit.clone())).transpose();
-    let watcher = watcher.map_err(VmError::host("watch a file of --pmem"))?;
     let mut devices = DeviceManager::new(vm, space.memory, space.pmem, space.registers, reporter, console);
     devices.subscribers.push(Box::new(EndWatcher(exit.clone())));
-    devices.subscribers.extend(watcher.map(|watcher| Box::new(watcher) as Subscriber));
+    devices.subscribers.extend(lengths.map(|lengths| Box::new(lengths.end_by(exit.clone())) as Subscriber));
     let power_button = devices.add_platform()?;
     if let Some(on_press) = frontend.on_press.take() {
         power_button.call(on_press);
     }
     opened.into_iter().try_for_each(|device| device.add_to(&mut devices))?;
-    devices.connect_console(frontend, identity.directory.as_deref(), exit)?;
+    devices.connect_console(frontend, console_files, exit)?;
     Ok((devices, power_button))
 }
 
@@ -210,10 +210,13 @@ struct Control {
     power_button: Arc<PowerButton>,
     pauser: Arc<Pauser>,
     metrics: MetricsRegistry,
+    /// The control socket, where the VM has a directory.
+    listener: Option<ListeningSocket>,
+    meter: ProcessMeter,
 }
 
 impl Control {
-    /// Has the supervisor watch the VM, and makes its control socket where it has a directory.
+    /// Has the supervisor watch the VM, and serves its control socket.
     fn start(
         self,
         config: &VmConfig,
@@ -221,18 +224,18 @@ impl Control {
         balloon: Option<BalloonHandle>,
         disks: Vec<BlockHandle>,
     ) -> Result<Option<Subscriber>, VmError> {
-        let Self { power_button, pauser, metrics } = self;
+        let Self { power_button, pauser, metrics, listener, meter } = self;
         let Outside { identity, frontend, exit, .. } = outside;
         let background = Background::start().map_err(VmError::host("start a thread"))?;
         if let Some(supervisor) = &frontend.supervisor {
             let target = Target::new(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
             supervisor.watch(target.in_directory(frontend.removal.take()));
         }
-        let Some(directory) = &identity.directory else { return Ok(None) };
+        let Some(listener) = listener else { return Ok(None) };
         let (identity, config) = ((*identity).clone(), config.clone());
         let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
-        let handle = Arc::new(handle.with_balloon(balloon).with_disks(disks));
-        let server = ControlServer::new(&directory.join(CONTROL_SOCKET), handle, background)?;
+        let handle = Arc::new(handle.with_balloon(balloon).with_disks(disks).measured_by(meter));
+        let server = ControlServer::new(listener, handle, background)?;
         Ok(Some(Box::new(server)))
     }
 }

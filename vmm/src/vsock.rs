@@ -1,5 +1,7 @@
 //! The host's side of the guest's sockets.
 
+use std::os::fd::OwnedFd;
+
 use devices::virtio::vsock::{Vsock, VsockListener};
 
 use crate::config::VsockConfig;
@@ -16,17 +18,24 @@ pub struct OpenVsock {
     listener: VsockListener,
     /// The most sockets that are open at once.
     most: usize,
+    /// Leads to a process that connects the guest's connections.
+    dialer: Option<OwnedFd>,
 }
 
 impl OpenVsock {
+    /// Has the guest's connections connected by the process that `dialer` leads to.
+    pub fn dial_by(&mut self, dialer: OwnedFd) {
+        self.dialer = Some(dialer);
+    }
+
     /// Makes the device, with its thread.
     ///
     /// # Errors
     ///
     /// [`VmError::Host`].
     pub fn into_device(self) -> Result<Vsock, VmError> {
-        let Self { guest_cid, listener, most } = self;
-        Vsock::new(guest_cid, listener, most).map_err(VmError::host("start the vsock thread"))
+        let Self { guest_cid, listener, most, dialer } = self;
+        Vsock::dialed_by(dialer, guest_cid, listener, most).map_err(VmError::host("start the vsock thread"))
     }
 }
 
@@ -46,5 +55,5 @@ pub fn open(config: &VsockConfig, others: u64) -> Result<OpenVsock, VmError> {
         );
     }
     let most = usize::try_from(most).unwrap_or(usize::MAX);
-    Ok(OpenVsock { guest_cid: config.cid, listener, most })
+    Ok(OpenVsock { guest_cid: config.cid, listener, most, dialer: None })
 }

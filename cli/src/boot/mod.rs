@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use instance::{Identity, Instance, InstanceError, Summary};
+use instance::{Identity, Instance, InstanceError, Keep, Summary};
 use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
 
 use self::ready::{Awaited, ReadyArguments};
@@ -216,25 +216,20 @@ fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Res
     let awaited = awaited.map_err(|error| Refusal::host("start a thread", &error))?.flatten();
     *lock(&place) = instance;
     let timeline = Arc::new(Timeline::starting_at(start));
-    let directory = identity.directory.as_deref();
-    let result =
-        Frontend::of_process(&config.console, directory, supervisor.requests()).and_then(|frontend| {
-            let frontend = match &keep {
-                Some(keep) => frontend.logging_to(keep.output()),
-                None => frontend,
-            };
-            let resources = vmm::open(&config, &identity)?;
-            drop(image);
-            let vm = vmm::seal(vmm::build(
-                resources,
-                frontend.watching(removal).awaiting(awaited),
-                timeline.clone(),
-            )?)?;
-            if ready.is_none() {
-                reporter.report(&started);
-            }
-            vm.run()
-        });
+    let result = Frontend::of_process(&config.console).and_then(|frontend| {
+        let frontend = frontend.supervised_by(supervisor.requests());
+        let resources = vmm::open(&config, &identity, keep.as_ref().map(Keep::output))?;
+        drop(image);
+        let vm = vmm::seal(vmm::build(
+            resources,
+            frontend.watching(removal).awaiting(awaited),
+            timeline.clone(),
+        )?)?;
+        if ready.is_none() {
+            reporter.report(&started);
+        }
+        vm.run()
+    });
     drop(lock(&place).take());
     if timing && result.is_ok() {
         devices::log::print(&timeline.to_string());

@@ -17,6 +17,7 @@ use serde_json::json;
 use vmm::MemorySize;
 
 use super::find;
+use crate::defaults::Defaults;
 use crate::process::ExitCode;
 use crate::run::{default_network, host, label, milli_cpus, word};
 use crate::{chain, complain, events, exit_code, print};
@@ -86,6 +87,12 @@ pub struct CreateCommand {
     #[arg(long, short, value_name = "VOLUME")]
     volume: Vec<PodVolume>,
 
+    /// Confine the VM's process on the host: best-effort, strict or off
+    ///
+    /// As `mvm run --jail`.
+    #[arg(long, value_name = "MODE", value_parser = crate::run::jail_mode)]
+    jail: Option<jail::Mode>,
+
     /// Share more than ipc, net and uts, which are always shared: pid
     ///
     /// With pid the containers see each other's processes, and reach their files through /proc.
@@ -151,6 +158,7 @@ impl CreateCommand {
         if memory.is_some_and(|bytes| bytes < MIN_MEMORY) {
             return Err("invalid --memory: use 6m or more, with a unit as in 512m or 2g".into());
         }
+        let defaults = Defaults::read()?;
         let options = RunOptions {
             network: self.network.unwrap_or_else(|| default_network(!self.publish.is_empty())),
             hostname: self.hostname,
@@ -163,6 +171,7 @@ impl CreateCommand {
             milli_cpus: self.cpus,
             shm_size: self.shm_size.map(MemorySize::bytes),
             labels: self.label,
+            jail: self.jail.or(defaults.jail).unwrap_or_default(),
             ..RunOptions::default()
         };
         let volumes = Volumes::of_user().map_err(|error| chain(&error))?;

@@ -1,6 +1,7 @@
 //! What there is to list: VMs and containers, those that run and those that have ended.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use instance::api::{InstanceInfo, State};
@@ -8,7 +9,8 @@ use instance::{
     Archive, CONTROL_SOCKET, Client, End, Entry, InstanceError, Kept, Kind, Registry, Running, VmId, VmName,
     time,
 };
-use serde_json::{Value, json};
+use jail::{Layer, Mode, Report, State as LayerState};
+use serde_json::{Map, Value, json};
 
 use crate::images::human;
 use crate::targets::{self, ANSWER};
@@ -117,6 +119,24 @@ fn seconds_since(milliseconds: u64) -> i64 {
 
 fn date(milliseconds: u64) -> String {
     time::rfc3339(Duration::from_millis(milliseconds))
+}
+
+/// How the process of a VM is confined, by the file in its directory: the mode, and each layer with what it is, or why it is
+/// missing.
+fn jail(directory: &Path) -> Value {
+    let text = std::fs::read(directory.join(container::JAIL)).ok();
+    let report = text.and_then(|text| serde_json::from_slice::<Report>(&text).ok());
+    let Some(report) = report else { return json!({ "Mode": Mode::Off.as_str(), "Layers": {} }) };
+    let layer = |(layer, state): &(Layer, LayerState)| {
+        let state = match state {
+            LayerState::On(text) if text.is_empty() => "on".to_owned(),
+            LayerState::On(text) => format!("on: {text}"),
+            LayerState::Missing(why) => format!("missing: {why}"),
+        };
+        (layer.as_str().to_owned(), Value::from(state))
+    };
+    let layers: Map<_, _> = report.layers.iter().map(layer).collect();
+    json!({ "Mode": report.mode.as_str(), "Layers": layers })
 }
 
 impl Item {
@@ -322,6 +342,7 @@ impl Item {
                 "Kernel": config.kernel,
                 "Rootfs": config.rootfs,
                 "ControlSocket": socket,
+                "Jail": jail(&vm.directory),
             });
             object.insert("Vm".into(), vm);
         }

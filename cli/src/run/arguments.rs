@@ -139,6 +139,19 @@ pub struct ContainerArguments {
     )]
     security_opt: Vec<String>,
 
+    /// Confine the VM's process on the host: best-effort, strict or off
+    ///
+    /// best-effort: by all that the host offers. strict: by all that there is, or the container is not started. off: not, for
+    /// debuggers and profilers.
+    #[arg(
+        long,
+        value_name = "MODE",
+        value_parser = jail_mode,
+        help_heading = "Security",
+        hide_short_help = true
+    )]
+    jail: Option<jail::Mode>,
+
     /// Set a kernel parameter: NAME=VALUE
     #[arg(long, value_name = "PARAM", value_parser = pair, help_heading = "Security", hide_short_help = true)]
     sysctl: Vec<(String, String)>,
@@ -154,6 +167,11 @@ pub struct ContainerArguments {
     /// Set how long it has to end when `mvm stop` asks it to
     #[arg(long, value_name = "SECONDS", value_parser = crate::values::seconds, hide_short_help = true)]
     pub stop_timeout: Option<u64>,
+}
+
+/// Reads a mode of confinement.
+pub fn jail_mode(text: &str) -> Result<jail::Mode, String> {
+    text.parse()
 }
 
 /// Reads `PATH[:OPTIONS]`.
@@ -304,6 +322,7 @@ impl ContainerArguments {
             sysctls: self.sysctl,
             init: self.init,
             stop_signal: self.stop_signal,
+            jail: self.jail.or(defaults.jail).unwrap_or_default(),
             ..RunOptions::default()
         };
         inherit::add(&mut options, &self.volumes_from)?;

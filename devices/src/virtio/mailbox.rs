@@ -417,7 +417,8 @@ mod tests {
         .unwrap();
         assert_eq!(thread.call(1), Err(CallError::NotTaken(SHORT)));
         go.send(()).unwrap();
-        assert!(thread.wait_for_end());
+        // A host that is busy may take longer than the deadline to let the thread run.
+        assert!((0..1000).any(|_| thread.wait_for_end()));
         assert_eq!(thread.call(1), Err(CallError::Ended));
     }
 

@@ -45,7 +45,8 @@ fuzz_target!(|said: &[u8]| {
     let _ = std::fs::remove_file(&path);
     let mut events = EventManager::new().expect("epoll");
     let background = Background::start().expect("a thread");
-    events.add_subscriber(ControlServer::new(&path, Arc::new(vm), background).expect("a socket"));
+    let listener = ControlServer::listen(&path).expect("a socket");
+    events.add_subscriber(ControlServer::new(listener, Arc::new(vm), background).expect("a server"));
     let mut pump = || {
         for _ in 0..MAX_ROUNDS {
             if events.run_with_timeout(0).expect("the event loop runs") == 0 {

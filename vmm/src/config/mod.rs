@@ -91,6 +91,9 @@ pub struct VmConfig {
     pub timeout: Option<TimeLimit>,
     /// How long the guest may take to power off before the VM is ended by force.
     pub stop_timeout: TimeLimit,
+    /// How its process is confined.
+    #[serde(skip)]
+    pub jail: jail::Mode,
 }
 
 /// A path as text; bytes that are not UTF-8 are lost.
@@ -254,6 +257,7 @@ impl VmConfig {
             gdb: None,
             timeout: None,
             stop_timeout: TimeLimit::from_secs(10),
+            jail: jail::Mode::default(),
         }
     }
 

@@ -1,19 +1,17 @@
 //! The console's part of the event loop: keyboard, clients of the console socket, and the log.
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 use std::sync::Arc;
 
+use devices::socket::ListeningSocket;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-
-use instance::CONSOLE_SOCKET;
 
 use super::ConsoleError;
 use super::awaited::{Awaited, AwaitedText};
 use super::hub::Hub;
 use super::input::InputPort;
 use super::keyboard::Keyboard;
-use super::log::Log;
+use super::log::{Log, LogFile};
 use super::server::Server;
 use crate::exit::ExitSlot;
 
@@ -59,14 +57,9 @@ impl ConsoleEvents {
         Ok(())
     }
 
-    /// Keeps the latest output in a file at `path`.
-    ///
-    /// # Errors
-    ///
-    /// [`ConsoleError::Open`].
-    pub(super) fn add_log(&mut self, path: &Path) -> Result<(), ConsoleError> {
-        self.log = Some(Log::create(path.to_owned(), self.hub.reader())?);
-        Ok(())
+    /// Keeps the latest output in `file`.
+    pub(super) fn add_log(&mut self, file: LogFile) {
+        self.log = Some(Log::new(file, self.hub.reader()));
     }
 
     /// Looks for a text in the output.
@@ -74,14 +67,9 @@ impl ConsoleEvents {
         self.awaited = Some(Awaited::new(text, self.hub.reader()));
     }
 
-    /// Adds the console socket, in `directory`, which is the VM's own.
-    ///
-    /// # Errors
-    ///
-    /// [`ConsoleError::Socket`].
-    pub(super) fn add_server(&mut self, directory: &Path) -> Result<(), ConsoleError> {
-        self.server = Some(Server::bind(directory.join(CONSOLE_SOCKET), &self.hub, SERVER)?);
-        Ok(())
+    /// Adds the console socket.
+    pub(super) fn add_server(&mut self, listener: ListeningSocket) {
+        self.server = Some(Server::new(listener, &self.hub, SERVER));
     }
 
     fn output(&mut self) {
@@ -153,6 +141,8 @@ mod tests {
     use devices::{Interrupt, MachineEvent, MachineEvents};
     use event_manager::{EventManager, SubscriberOps};
 
+    use instance::CONSOLE_SOCKET;
+
     use super::*;
     use crate::console::hub::Output;
     use crate::console::ring::CAPACITY;
@@ -198,8 +188,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let hub = Hub::new().unwrap();
         let mut console = ConsoleEvents::new(&hub, serial(false).1);
-        console.add_log(&directory.path().join("console.log")).unwrap();
-        console.add_server(directory.path()).unwrap();
+        console.add_log(LogFile::create(directory.path().join("console.log")).unwrap());
+        console.add_server(Server::listen(directory.path().join(CONSOLE_SOCKET)).unwrap());
         let mut events = EventManager::<ConsoleEvents>::new().unwrap();
         events.add_subscriber(console);
         let connect = || UnixStream::connect(directory.path().join(CONSOLE_SOCKET)).unwrap();
@@ -241,8 +231,8 @@ mod tests {
         let hub = Hub::new().unwrap();
         let (serial, port) = serial(true);
         let mut console = ConsoleEvents::new(&hub, port);
-        console.add_log(&directory.path().join("console.log")).unwrap();
-        console.add_server(directory.path()).unwrap();
+        console.add_log(LogFile::create(directory.path().join("console.log")).unwrap());
+        console.add_server(Server::listen(directory.path().join(CONSOLE_SOCKET)).unwrap());
         let mut events = EventManager::<ConsoleEvents>::new().unwrap();
         events.add_subscriber(console);
         let connect = || UnixStream::connect(directory.path().join(CONSOLE_SOCKET)).unwrap();

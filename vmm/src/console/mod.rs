@@ -24,18 +24,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::metrics::Metrics;
-use devices::socket::SocketError;
+use devices::socket::{ListeningSocket, SocketError};
 use devices::virtio::console::{Console as VirtioConsole, ConsoleSink};
 use event_manager::MutEventSubscriber;
+use instance::CONSOLE_SOCKET;
 use instance::console::RawTerminal;
 use thiserror::Error;
 
 pub use awaited::{AwaitedText, OnText};
 pub use events::ConsoleEvents;
 pub use input::InputPort;
+pub use log::{LogFile, LogKeeper};
 pub use sink::Sink;
 
 use self::hub::{Hub, Output};
+use self::server::Server;
 use self::window::WindowWatcher;
 use self::writer::Writer;
 use crate::exit::ExitSlot;
@@ -68,6 +71,26 @@ pub enum ConsoleError {
     /// A system call failed.
     #[error("cannot set up the console")]
     Host(#[source] io::Error),
+}
+
+/// What the console has of the file system, open.
+#[derive(Default)]
+pub struct ConsoleFiles {
+    log: Option<LogFile>,
+    server: Option<ListeningSocket>,
+}
+
+impl ConsoleFiles {
+    /// Makes a file for the latest output at `log`, and a socket in `directory`, the VM's own.
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError`].
+    pub fn open(log: Option<PathBuf>, directory: Option<&Path>) -> Result<Self, ConsoleError> {
+        let log = log.map(LogFile::create).transpose()?;
+        let listen = |directory: &Path| Server::listen(directory.join(CONSOLE_SOCKET));
+        Ok(Self { log, server: directory.map(listen).transpose()? })
+    }
 }
 
 /// The consoles of a VM, from their making to the VM's end.
@@ -127,27 +150,27 @@ impl Console {
     }
 
     /// Begins to take input for `port`: from `frontend`, whose terminal is in raw mode from then on, and from who
-    /// attaches by a socket in `directory`.
+    /// attaches by the socket of `files`.
     ///
     /// # Errors
     ///
     /// [`ConsoleError`].
     pub fn events(
         &mut self,
-        frontend: &Frontend,
-        directory: Option<&Path>,
+        frontend: &mut Frontend,
+        files: ConsoleFiles,
         port: InputPort,
         exit: &Arc<ExitSlot>,
     ) -> Result<ConsoleEvents, ConsoleError> {
         let mut events = ConsoleEvents::new(&self.hub, port);
-        if let Some(log) = &frontend.log {
-            events.add_log(log)?;
+        if let Some(log) = files.log {
+            events.add_log(log.kept_by(frontend.log_keeper.take()));
         }
         if let Some(text) = &frontend.awaited {
             events.add_awaited(text.clone());
         }
-        if let Some(directory) = directory {
-            events.add_server(directory)?;
+        if let Some(server) = files.server {
+            events.add_server(server);
         }
         if frontend.reads_stdin {
             let stdin = io::stdin();

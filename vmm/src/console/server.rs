@@ -40,17 +40,21 @@ pub(super) struct Server {
 
 impl Server {
     /// Listens at `path`, by the rules of [`ListeningSocket`]: a client of the console can do what root in the guest
-    /// can. Its events come with `token`, those of clients with the following ones.
+    /// can.
     ///
     /// # Errors
     ///
     /// [`ConsoleError::Socket`].
-    pub(super) fn bind(path: PathBuf, hub: &Arc<Hub>, token: u32) -> Result<Self, ConsoleError> {
-        let listener = ListeningSocket::listen(&path, BACKLOG, SocketFlags::NONBLOCK)
-            .map_err(|source| ConsoleError::Socket { path, source })?;
+    pub(super) fn listen(path: PathBuf) -> Result<ListeningSocket, ConsoleError> {
+        ListeningSocket::listen(&path, BACKLOG, SocketFlags::NONBLOCK)
+            .map_err(|source| ConsoleError::Socket { path, source })
+    }
+
+    /// Serves `listener`. Its events come with `token`, those of clients with the following ones.
+    pub(super) fn new(listener: ListeningSocket, hub: &Arc<Hub>, token: u32) -> Self {
         let watch = Watch::new(listener.as_raw_fd(), token);
         let (hub, clients) = (Arc::clone(hub), Default::default());
-        Ok(Self { listener, watch, paused: false, hub, first_token: token + 1, clients })
+        Self { listener, watch, paused: false, hub, first_token: token + 1, clients }
     }
 
     /// The event loop has seen `events` for `token`, which is the socket's or a client's.

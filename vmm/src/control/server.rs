@@ -64,15 +64,26 @@ struct LateAnswers {
 }
 
 impl ControlServer {
-    /// Makes the socket at `path`, for this user alone, and serves `vm` on it, with `background` for what takes its
-    /// time.
+    /// Makes the socket at `path`, for this user alone.
     ///
     /// # Errors
     ///
-    /// [`ControlError`].
-    pub fn new(path: &Path, vm: Arc<VmHandle>, background: Background) -> Result<Self, ControlError> {
-        let listener = ListeningSocket::listen(path, BACKLOG, SocketFlags::NONBLOCK)
-            .map_err(|source| ControlError::Socket { path: path.to_owned(), source })?;
+    /// [`ControlError::Socket`].
+    pub fn listen(path: &Path) -> Result<ListeningSocket, ControlError> {
+        ListeningSocket::listen(path, BACKLOG, SocketFlags::NONBLOCK)
+            .map_err(|source| ControlError::Socket { path: path.to_owned(), source })
+    }
+
+    /// Serves `vm` on `listener`, which [`listen`](Self::listen) made, with `background` for what takes its time.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Setup`].
+    pub fn new(
+        listener: ListeningSocket,
+        vm: Arc<VmHandle>,
+        background: Background,
+    ) -> Result<Self, ControlError> {
         let timer = Timer::new().map_err(ControlError::Setup)?;
         let late = LateAnswers::new(vm.clone(), background).map_err(ControlError::Setup)?;
         Ok(Self {

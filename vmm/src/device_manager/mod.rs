@@ -4,7 +4,6 @@ mod open;
 mod pmem;
 mod register_window;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use devices::virtio::VirtioDevice;
@@ -22,7 +21,7 @@ use crate::VmError;
 use crate::arch::current::layout::{self, VirtioPlace};
 use crate::arch::current::platform::{Platform, SERIAL_CONSOLE};
 use crate::config::DeviceKind;
-use crate::console::{Console, InputPort};
+use crate::console::{Console, ConsoleFiles, InputPort};
 use crate::exit::{ExitReason, ExitSlot};
 use crate::frontend::Frontend;
 use crate::helper::Helper;
@@ -32,7 +31,7 @@ use crate::power_button::{PowerButton, PowerButtonEvents};
 use crate::timing::{Phase, Timeline};
 
 pub use self::open::{OpenDevice, open_devices};
-pub use self::pmem::{LengthWatcher, PersistentMemory, place};
+pub use self::pmem::{LengthWatch, PersistentMemory, place};
 pub use self::register_window::RegisterWindow;
 
 /// What the event loop runs.
@@ -169,22 +168,22 @@ impl<'a> DeviceManager<'a> {
         self.add_virtio(DeviceKind::Pmem, device).map(drop)
     }
 
-    /// Connects the consoles with their user and with those who attach by a socket in `directory`. All devices have
-    /// been added.
+    /// Connects the consoles with their user and with those who attach by the socket of `files`. All devices have been
+    /// added.
     ///
     /// # Errors
     ///
     /// [`VmError::Console`].
     pub fn connect_console(
         &mut self,
-        frontend: &Frontend,
-        directory: Option<&Path>,
+        frontend: &mut Frontend,
+        files: ConsoleFiles,
         exit: &Arc<ExitSlot>,
     ) -> Result<(), VmError> {
         // Behind the devices, which are numbered.
         self.metrics.add("console", "hub".into(), self.console.metrics());
         if let Some(input) = self.input.take() {
-            let events = self.console.events(frontend, directory, input, exit)?;
+            let events = self.console.events(frontend, files, input, exit)?;
             self.subscribers.push(Box::new(events));
         }
         Ok(())

@@ -113,6 +113,15 @@ impl OpenDevice {
         }
     }
 
+    /// The number of the process that serves it, where mvm started one.
+    pub fn helper(&self) -> Option<u32> {
+        match self {
+            Self::Net(network) => network.helper(),
+            Self::Share(share) => share.helper(),
+            _ => None,
+        }
+    }
+
     /// Makes it a device of the VM.
     ///
     /// # Errors

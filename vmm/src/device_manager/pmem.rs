@@ -48,19 +48,24 @@ pub fn place(files: &[&PmemFile], ram: &Arc<GuestMemoryMmap>) -> Result<Persiste
 /// Ends the VM when one of its files is truncated. A vCPU that used a page which is gone would not come to an
 /// end: KVM tries again and again to get it.
 pub struct LengthWatcher {
-    changes: OwnedFd,
-    /// Each file and the size that it is mapped with.
-    files: Vec<(File, u64)>,
+    watch: LengthWatch,
     exit: Arc<ExitSlot>,
 }
 
-impl LengthWatcher {
-    /// Watches `files` for `exit`.
+/// What watches files of persistent memory, while there is no VM yet.
+pub struct LengthWatch {
+    changes: OwnedFd,
+    /// Each file and the size that it is mapped with.
+    files: Vec<(File, u64)>,
+}
+
+impl LengthWatch {
+    /// Watches `files`.
     ///
     /// # Errors
     ///
     /// Those of making an inotify instance or of duplicating a descriptor: the process has no descriptor left.
-    pub fn new(files: &[&PmemFile], exit: Arc<ExitSlot>) -> io::Result<Self> {
+    pub fn open(files: &[&PmemFile]) -> io::Result<Self> {
         let changes = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         let files = files
             .iter()
@@ -72,24 +77,29 @@ impl LengthWatcher {
                 tracing::warn!(%error, "cannot watch a file of --pmem: the VM will not end if it is truncated");
             }
         }
-        Ok(Self { changes, files, exit })
+        Ok(Self { changes, files })
+    }
+
+    /// Ends the VM by `exit` from now on.
+    pub fn end_by(self, exit: Arc<ExitSlot>) -> LengthWatcher {
+        LengthWatcher { watch: self, exit }
     }
 }
 
 impl MutEventSubscriber for LengthWatcher {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.changes, EventSet::IN)) {
+        if let Err(error) = ops.add(Events::new(&self.watch.changes, EventSet::IN)) {
             tracing::error!(%error, "cannot watch the files of --pmem: the VM will not end if one is truncated");
         }
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         // What happened does not matter, only what the files are now. It fails only where nothing happened.
-        let _ = rustix::io::read(&self.changes, &mut [0; 4096]);
+        let _ = rustix::io::read(&self.watch.changes, &mut [0; 4096]);
         let shorter = |(file, size): &(File, u64)| {
             file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() < *size)
         };
-        if self.files.iter().any(shorter) {
+        if self.watch.files.iter().any(shorter) {
             self.exit.end(ExitReason::MemoryCutOff);
         }
     }

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::Program;
+use crate::confinement::is_confined;
 
 /// How many lines of its messages are logged, since a guest may be able to provoke any number.
 const MAX_LINES: u32 = 100;
@@ -84,8 +85,7 @@ impl Helper {
         Some(message)
     }
 
-    /// The number of its process.
-    #[cfg(test)]
+    /// The number of its process, which leads a group of its own.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -172,14 +172,21 @@ pub(crate) fn becomes_readable(fd: impl AsFd, deadline: Instant) -> bool {
     }
 }
 
-/// Kills the process and all that it has started, waits for it, and ignores errors: there is none that it survives.
+/// Kills the process and all that it has started, waits for it, and ignores errors: there is none that it survives. A
+/// process that is confined may not signal others: it leaves them to the process that keeps it.
 fn end(child: &mut Child) {
+    if is_confined() {
+        return;
+    }
     kill_group(child);
     let _ = child.wait();
 }
 
 /// Kills the process group of `child`, which must not have been waited for: until then the number is not used again.
 fn kill_group(child: &Child) {
+    if is_confined() {
+        return;
+    }
     // It fails only if no process of the group is left.
     let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
 }

@@ -142,6 +142,11 @@ impl Passt {
         Ok((Self { helper, program, ready }, socket))
     }
 
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.helper.pid()
+    }
+
     /// Waits until passt is ready. The process is for the event loop, which logs its messages.
     ///
     /// # Errors

@@ -120,6 +120,11 @@ pub fn connect(device: &VhostUserConfig) -> Result<Share, ShareError> {
 }
 
 impl Share {
+    /// The number of the process, where mvm started one.
+    pub fn helper(&self) -> Option<u32> {
+        self.process.as_ref().map(Helper::pid)
+    }
+
     /// Makes the device. The process is for the event loop, which logs its messages.
     ///
     /// # Errors

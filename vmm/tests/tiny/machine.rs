@@ -284,8 +284,8 @@ pub(super) fn build(
     requests: Requests,
     timeline: Arc<Timeline>,
 ) -> Result<Vm, VmError> {
-    let frontend = Frontend::of_process(&config.console, identity.directory.as_deref(), requests)?;
-    vmm::open(config, identity).and_then(|resources| vmm::build(resources, frontend, timeline))
+    let frontend = Frontend::of_process(&config.console)?.supervised_by(requests);
+    vmm::open(config, identity, None).and_then(|resources| vmm::build(resources, frontend, timeline))
 }
 
 /// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only.

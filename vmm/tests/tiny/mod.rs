@@ -5,6 +5,7 @@ mod guest;
 mod image;
 mod machine;
 
+mod attacks;
 mod balloon;
 mod boot;
 mod consoles;

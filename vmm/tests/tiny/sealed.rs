@@ -90,6 +90,9 @@ const ALLOWED: [(&str, usize, &str); 1] = [(
     "glibc's malloc counts the processors when threads first allocate at the same time",
 )];
 
+/// Has the child confine itself.
+const CONFINED: &str = "MVM_TEST_CONFINED";
+
 /// Where the child finds its kernel and its files.
 const DIRECTORY: &str = "MVM_TEST_SEALED";
 
@@ -111,12 +114,51 @@ fn a_process_that_runs_a_vm() {
         ..VmConfig::new(path("kernel"))
     };
     let identity = Identity { directory: Some(directory.clone()), ..Identity::default() };
+    if std::env::var_os(CONFINED).is_some() {
+        return in_a_process_of_its_own(|reports| run_confined(&config, &identity, reports));
+    }
     let timeline = Arc::new(Timeline::starting_at(Instant::now()));
     let signals = instance::take_ending().unwrap();
     let supervisor = Supervisor::start(Some(signals), Limits::from(&config), Box::new(|_| ())).unwrap();
-    let frontend = Frontend::of_process(&config.console, Some(&directory), supervisor.requests()).unwrap();
+    let frontend = Frontend::of_process(&config.console).unwrap().supervised_by(supervisor.requests());
     let reason = vmm::launch(&config, &identity, frontend, &timeline).unwrap();
     assert_eq!(reason, ExitReason::Signal(libc::SIGKILL));
+}
+
+/// Runs `run` in a copy of this process that has one thread, which it gives a pipe for violations.
+fn in_a_process_of_its_own(run: impl FnOnce(io::PipeWriter)) {
+    let (mut reports, writer) = io::pipe().unwrap();
+    // SAFETY: the copy has one thread, and ends below. It takes memory, which glibc makes possible after a fork.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(writer)));
+        // SAFETY: it ends the process.
+        unsafe { libc::_exit(i32::from(ended.is_err())) };
+    }
+    drop(writer);
+    let mut report = Vec::new();
+    reports.read_to_end(&mut report).unwrap();
+    let mut status = 0;
+    // SAFETY: the status lives until the call returns.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    let violation = jail::seccomp::Violation::parse(&report);
+    assert_eq!((violation, status), (None, 0));
+}
+
+/// As the keeper of a VM has it run.
+fn run_confined(config: &VmConfig, identity: &Identity, reports: io::PipeWriter) {
+    let frontend = Frontend::of_process(&config.console).unwrap();
+    let mut resources = vmm::open(config, identity, None).unwrap();
+    let report = resources.confine(jail::Mode::BestEffort, reports.into()).unwrap();
+    let lacking: Vec<_> = report.missing().collect();
+    if !lacking.is_empty() {
+        eprintln!("not all of the jail is there: {lacking:?}");
+    }
+    let supervisor = Supervisor::start(None, Limits::from(config), Box::new(|_| ())).unwrap();
+    let timeline = Arc::new(Timeline::starting_at(Instant::now()));
+    let frontend = frontend.supervised_by(supervisor.requests());
+    let vm = vmm::seal(vmm::build(resources, frontend, timeline).unwrap()).unwrap();
+    assert_eq!(vm.run().unwrap(), ExitReason::Signal(libc::SIGKILL));
 }
 
 /// A process that does not outlive its test.
@@ -186,6 +228,25 @@ fn a_vm_that_runs_makes_and_opens_nothing() {
     assert!(!building.is_empty(), "threads are seen where they are made: {trace}");
     let made = made_while_running(&trace);
     assert!(made.is_empty(), "made or opened while the VM ran:\n{}", made.join("\n"));
+}
+
+#[test]
+fn a_vm_that_is_confined_works_as_another() {
+    let Some(machine) = Machine::new(starts_all_devices()) else { return };
+    machine.file("disk", &[0; 4096]);
+    File::create(machine.path("pmem")).unwrap().set_len(2 << 20).unwrap();
+    let tap = Tap::make();
+    let directory = machine.path("");
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "tiny::sealed::a_process_that_runs_a_vm", "--nocapture", "--test-threads=1"]);
+    command.env(DIRECTORY, &directory).env(CONFINED, "1");
+    command.envs(tap.iter().map(|tap| ("MVM_TEST_TAP", &tap.0)));
+    let mut child =
+        Traced(command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    use_it(&directory, child.0.stdout.as_mut().unwrap(), tap.is_some());
+    let mut said = String::new();
+    child.0.stdout.as_mut().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.0.wait().unwrap().success(), "{said}");
 }
 
 /// Does to a running VM what clients can do, and ends it.

@@ -1,12 +1,14 @@
 //! The device: what the transport sees of it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::event::epoll;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
+use super::dialer::Dialer;
 use super::listener::VsockListener;
 use super::muxer::{Flag, Setup};
 use super::worker::{self, Command, Reply, Thread};
@@ -71,10 +73,26 @@ impl Vsock {
     ///
     /// The host has no descriptor or no thread left.
     pub fn new(guest_cid: u32, listener: VsockListener, most: usize) -> io::Result<Self> {
+        Self::dialed_by(None, guest_cid, listener, most)
+    }
+
+    /// The same, whose guest's connections are connected by a process that calls [`dial`](super::dial) with the other end
+    /// of `dialer`, where there is one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    pub fn dialed_by(
+        dialer: Option<OwnedFd>,
+        guest_cid: u32,
+        listener: VsockListener,
+        most: usize,
+    ) -> io::Result<Self> {
         let (metrics, reset_event) = (Arc::default(), Flag::default());
         let setup = Setup {
             guest_cid: guest_cid.into(),
             listener: Arc::new(listener),
+            dialer: dialer.map(Dialer::new).map(Arc::new),
             most,
             metrics: Arc::clone(&metrics),
             epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?),

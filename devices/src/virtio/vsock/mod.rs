@@ -12,6 +12,7 @@ mod backlog;
 mod connection;
 mod credit;
 mod device;
+mod dialer;
 mod handshake;
 mod header;
 mod listener;
@@ -24,4 +25,5 @@ mod tests;
 mod worker;
 
 pub use self::device::{Vsock, VsockMetrics, VsockState};
+pub use self::dialer::dial;
 pub use self::listener::{VsockListener, VsockPathError};

@@ -56,6 +56,8 @@ pub(super) struct Entry {
     deadline: Option<Instant>,
     /// When the device stops to try to connect.
     pub(super) give_up: Option<Instant>,
+    /// Another process was asked to connect it, and has not answered.
+    pub(super) asked: bool,
     /// Whether it waits for its turn to send to the guest.
     pub(super) queued: bool,
     /// Whether the socket filled all buffers that it was last read to.
@@ -70,6 +72,7 @@ impl Entry {
             backlog: Backlog::default(),
             deadline: None,
             give_up: None,
+            asked: false,
             queued: false,
             is_busy: false,
         }

@@ -19,6 +19,7 @@ const LISTENER: u64 = u64::MAX - 1;
 const RECEIVE_QUEUE: u64 = u64::MAX - 2;
 const TRANSMIT_QUEUE: u64 = u64::MAX - 3;
 const EVENT_QUEUE: u64 = u64::MAX - 4;
+const DIALER: u64 = u64::MAX - 5;
 const QUEUES: [(u16, u64); 3] = [(RX, RECEIVE_QUEUE), (TX, TRANSMIT_QUEUE), (EVENT, EVENT_QUEUE)];
 
 /// How many events are taken at once.
@@ -221,6 +222,12 @@ fn work(muxer: &mut Muxer, setup: &Setup, events: &mut Vec<Event>) -> io::Result
             RECEIVE_QUEUE => muxer.fill_receive_queue(),
             TRANSMIT_QUEUE => muxer.serve_transmit_queue(),
             EVENT_QUEUE => muxer.send_reset_event(),
+            DIALER => {
+                // The process that keeps the VM has gone, which ends the VM.
+                if muxer.dialer_ready().is_err() {
+                    unwatch_dialer(setup);
+                }
+            }
             id => muxer.event(Id::from_u64(id), event.flags),
         }
     }
@@ -247,6 +254,9 @@ fn watch_all(setup: &Setup, muxer: &Muxer) -> io::Result<()> {
             result = result.and_then(|()| watch(setup, notifier.as_raw_fd(), token, edge));
         }
     }
+    if let Some(dialer) = &setup.dialer {
+        result = result.and_then(|()| watch(setup, dialer.as_fd().as_raw_fd(), DIALER, EventFlags::IN));
+    }
     if result.is_err() {
         unwatch_all(setup, muxer);
     }
@@ -256,8 +266,15 @@ fn watch_all(setup: &Setup, muxer: &Muxer) -> io::Result<()> {
 /// Ends that. What is not watched need not be ended.
 fn unwatch_all(setup: &Setup, muxer: &Muxer) {
     let _ = epoll::delete(&setup.epoll, setup.listener.as_fd());
+    unwatch_dialer(setup);
     for notifier in muxer.notifiers() {
         let _ = epoll::delete(&setup.epoll, borrow(notifier.as_raw_fd()));
+    }
+}
+
+fn unwatch_dialer(setup: &Setup) {
+    if let Some(dialer) = &setup.dialer {
+        let _ = epoll::delete(&setup.epoll, dialer.as_fd());
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use devices::virtio::balloon::{Balloon, BalloonHandle};
 use devices::virtio::block::{Block, BlockHandle, Disk, DiskId, ImageFormat};
 use event_manager::{EventManager, SubscriberOps};
-use instance::{Client, Identity, api};
+use instance::{Client, Identity, ProcessMeter, api};
 use tempfile::TempDir;
 
 use super::*;
@@ -91,7 +91,8 @@ fn vm(config: VmConfig) -> (Arc<VmHandle>, Arc<AtomicUsize>, Arc<ExitSlot>) {
     let balloon = balloon.map(|balloon| BalloonHandle::new(Arc::new(Mutex::new(balloon))));
     let button = Arc::new(PowerButton::new(Default::default(), presses.clone()).unwrap());
     let disks = config.rootfs.iter().chain(&config.disks).map(|disk| self::disk(disk.read_only)).collect();
-    let vm = VmHandle::new(identity(), config, exit.clone(), button, pauser, metrics);
+    let vm = VmHandle::new(identity(), config, exit.clone(), button, pauser, metrics)
+        .measured_by(ProcessMeter::new());
     let vm = vm.with_balloon(balloon).with_disks(disks);
     (Arc::new(vm), presses, exit)
 }
@@ -115,7 +116,9 @@ impl Server {
         let path = directory.path().join("control.sock");
         let (vm, presses, exit) = vm(config);
         let background = Background::start().unwrap();
-        let server = ControlServer::new(&path, vm.clone(), background.clone()).unwrap();
+        let server =
+            ControlServer::new(ControlServer::listen(&path).unwrap(), vm.clone(), background.clone())
+                .unwrap();
         let ends = Arc::new(AtomicBool::new(false));
         let has_ended = ends.clone();
         let thread = std::thread::spawn(move || {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 
+use io_uring::register::Restriction;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 
@@ -36,6 +37,18 @@ pub(in super::super) struct Uring {
     #[cfg(test)]
     pub(in super::super) calls: std::sync::Arc<std::sync::atomic::AtomicUsize>,
 }
+
+/// All that a ring does.
+const OPERATIONS: [u8; 8] = [
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::PollAdd::CODE,
+    opcode::PollRemove::CODE,
+];
 
 /// A file descriptor that is polled.
 #[derive(Debug, Default)]
@@ -78,29 +91,28 @@ impl Uring {
             IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_r_disabled().build(ENTRIES);
         match single {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            other => return other.map(|ring| (ring, true)),
+            other => return other.and_then(Self::restricted),
         }
-        let ring = match IoUring::builder().setup_coop_taskrun().build(ENTRIES) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
+        let mut builder = IoUring::builder();
+        let ring = match builder.setup_coop_taskrun().setup_r_disabled().build(ENTRIES) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                IoUring::builder().setup_r_disabled().build(ENTRIES)?
+            }
             other => other?,
         };
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let needed = [
-            opcode::Read::CODE,
-            opcode::Write::CODE,
-            opcode::Readv::CODE,
-            opcode::Writev::CODE,
-            opcode::Fsync::CODE,
-            opcode::Fallocate::CODE,
-            opcode::PollAdd::CODE,
-            opcode::PollRemove::CODE,
-        ];
-        if needed.iter().all(|&code| probe.is_supported(code)) {
-            Ok((ring, false))
+        if OPERATIONS.iter().all(|&code| probe.is_supported(code)) {
+            Self::restricted(ring)
         } else {
             Err(io::ErrorKind::Unsupported.into())
         }
+    }
+
+    /// Limits `ring`, which is disabled, to what it is for, as filters of system calls don't see what a ring does.
+    fn restricted(ring: IoUring) -> io::Result<(IoUring, bool)> {
+        ring.submitter().register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
+        Ok((ring, true))
     }
 
     /// See [`Engine::enable`](super::Engine::enable).

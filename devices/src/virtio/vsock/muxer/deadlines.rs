@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Muxer;
-use crate::virtio::vsock::stream::{Attempt, path_of_port};
-use crate::virtio::vsock::table::{Entry, Id, Role};
+use crate::virtio::vsock::table::Role;
 
 /// For the line of a process of the host.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(2);
@@ -17,9 +16,9 @@ pub(super) const CLOSE: Duration = Duration::from_secs(2);
 /// For the host to read the last bytes of a connection that the guest has forgotten.
 pub(super) const DRAIN: Duration = Duration::from_secs(30);
 /// Between two attempts to connect to a listener of the host that has as many waiting as it takes.
-const ATTEMPT: Duration = Duration::from_millis(20);
+pub(super) const ATTEMPT: Duration = Duration::from_millis(20);
 /// For such a listener. Linux gives up after two seconds.
-const CONNECT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT: Duration = Duration::from_secs(2);
 /// Until accepting is tried again, when there were no descriptors.
 const ACCEPT: Duration = Duration::from_millis(200);
 
@@ -59,35 +58,5 @@ impl Muxer {
     /// Accepts again a little later.
     pub(super) fn accept_later(&mut self) {
         self.connections.accept_at = Some(in_time(ACCEPT));
-    }
-
-    /// Connects the host's socket of `id` a little later, until the deadline.
-    pub(super) fn try_again_later(&mut self, id: Id) {
-        if let Some(entry) = self.connections.table.get(id) {
-            entry.give_up.get_or_insert(in_time(CONNECT));
-            self.connections.table.set_deadline(id, Some(in_time(ATTEMPT)));
-        }
-    }
-
-    fn connect_again(&mut self, id: Id) {
-        let Some(entry) = self.connections.table.get(id) else { return };
-        let given_up = entry.give_up.is_none_or(|at| at <= Instant::now());
-        let Some(port) = entry.connection().map(|connection| connection.key().host_port) else { return };
-        let Some(stream) = &entry.stream else { return };
-        match stream.connect(&path_of_port(self.setup.listener.path(), port)) {
-            Ok(Attempt::Busy) if !given_up => self.try_again_later(id),
-            Ok(Attempt::Connected) if self.watch_entry(id).is_ok() => {
-                self.setup.metrics.opened_connections.increment();
-                if let Some(connection) = self.connections.table.get(id).and_then(Entry::connection) {
-                    connection.connected();
-                }
-                self.pass_shutdown_on(id);
-                self.enqueue(id);
-            }
-            _ => {
-                self.setup.metrics.refused_connections.increment();
-                self.kill(id);
-            }
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! Packets from the guest to the host's sockets, and what the sockets have to the guest.
 
 mod deadlines;
+mod dial;
 mod events;
 mod receive;
 mod suspend;
@@ -21,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::connection::Connection;
 use super::device::VsockMetrics;
+use super::dialer::Dialer;
 use super::header::Header;
 use super::listener::VsockListener;
 use super::pool::Pool;
@@ -48,6 +50,8 @@ const MAX_RESETS: usize = 256;
 pub(super) struct Setup {
     pub(super) guest_cid: u64,
     pub(super) listener: Arc<VsockListener>,
+    /// Another process that connects the guest's connections.
+    pub(super) dialer: Option<Arc<Dialer>>,
     /// How many sockets may be open at once.
     pub(super) most: usize,
     pub(super) metrics: Arc<VsockMetrics>,

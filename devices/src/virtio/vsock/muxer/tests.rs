@@ -17,6 +17,7 @@ fn a_guest_that_takes_nothing_makes_no_list_grow() {
     let setup = Setup {
         guest_cid: CID.into(),
         listener: Arc::new(VsockListener::open(&path).unwrap()),
+        dialer: None,
         most: 100,
         metrics: Arc::default(),
         epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap()),

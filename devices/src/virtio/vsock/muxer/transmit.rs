@@ -5,10 +5,9 @@ use rustix::net::Shutdown;
 
 use super::{MAX_RESETS, Muxer, deadlines};
 use crate::virtio::queue::Chain;
-use crate::virtio::vsock::connection::{Answer, Connection, Key};
+use crate::virtio::vsock::connection::{Answer, Key};
 use crate::virtio::vsock::header::{self, HOST_CID, Header, STREAM, op, shutdown};
-use crate::virtio::vsock::stream::{Attempt, HostStream, path_of_port};
-use crate::virtio::vsock::table::{Id, Role};
+use crate::virtio::vsock::table::Id;
 
 impl Muxer {
     /// Takes what the driver made available, as long as there is room for the RSTs that it may cause.
@@ -168,32 +167,7 @@ impl Muxer {
         }
     }
 
-    /// The guest asks for a connection to the host's socket of its port.
-    fn connect(&mut self, key: Key, request: &Header) {
-        let path = path_of_port(self.setup.listener.path(), key.host_port);
-        // A socket, its connection and its place in the epoll.
-        self.tx.spend(0, 3);
-        let attempt = HostStream::new().and_then(|stream| Ok((stream.connect(&path)?, stream)));
-        let Ok((attempt, stream)) = attempt else { return self.refuse_connection(request) };
-        let window = self.connections.pool.take();
-        let mut connection = Connection::from_guest(key, request, window);
-        let connected = matches!(attempt, Attempt::Connected);
-        if connected {
-            connection.connected();
-        }
-        let Some(id) = self.insert(Role::Connection(connection), Some(stream), connected) else {
-            self.connections.pool.give_back(window);
-            return self.refuse_connection(request);
-        };
-        if connected {
-            self.setup.metrics.opened_connections.increment();
-            self.enqueue(id);
-        } else {
-            self.try_again_later(id);
-        }
-    }
-
-    fn refuse_connection(&mut self, request: &Header) {
+    pub(super) fn refuse_connection(&mut self, request: &Header) {
         self.setup.metrics.refused_connections.increment();
         self.refuse(request);
     }

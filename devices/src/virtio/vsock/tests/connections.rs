@@ -9,7 +9,7 @@ use super::guest::{expect_end, header, pattern, read_exactly};
 use super::*;
 
 #[test]
-fn a_connection_of_the_guest_reaches_the_socket_of_its_port() {
+pub(super) fn a_connection_of_the_guest_reaches_the_socket_of_its_port() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     guest.send(Header { op: op::RW, ..header(80, 1025) }, b"from the guest");
@@ -21,7 +21,7 @@ fn a_connection_of_the_guest_reaches_the_socket_of_its_port() {
 }
 
 #[test]
-fn a_port_without_a_listener_refuses() {
+pub(super) fn a_port_without_a_listener_refuses() {
     let mut guest = Guest::new();
     guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
     guest.expect(op::RST, 0);
@@ -34,7 +34,7 @@ fn a_port_without_a_listener_refuses() {
 }
 
 #[test]
-fn a_process_of_the_host_is_told_the_port_and_then_talks_to_the_guest() {
+pub(super) fn a_process_of_the_host_is_told_the_port_and_then_talks_to_the_guest() {
     let mut guest = Guest::new();
     // What is behind the line is for the guest.
     let mut host = guest.dial("CONNECT 52\nearly");
@@ -48,7 +48,7 @@ fn a_process_of_the_host_is_told_the_port_and_then_talks_to_the_guest() {
 }
 
 #[test]
-fn a_process_that_the_guest_refuses_is_left() {
+pub(super) fn a_process_that_the_guest_refuses_is_left() {
     let mut guest = Guest::new();
     let mut host = guest.dial("CONNECT 52\n");
     let request = guest.expect(op::REQUEST, 0);
@@ -57,7 +57,7 @@ fn a_process_that_the_guest_refuses_is_left() {
 }
 
 #[test]
-fn processes_get_ports_of_their_own() {
+pub(super) fn processes_get_ports_of_their_own() {
     let mut guest = Guest::new();
     let _hosts = [guest.dial("CONNECT 52\n"), guest.dial("CONNECT 52\n")];
     let ports = [guest.expect(op::REQUEST, 0).src_port, guest.expect(op::REQUEST, 0).src_port];
@@ -77,7 +77,7 @@ fn a_process_that_does_not_know_the_line_is_left(#[case] line: &str) {
 }
 
 #[test]
-fn a_process_that_sends_nothing_times_out_and_delays_no_other() {
+pub(super) fn a_process_that_sends_nothing_times_out_and_delays_no_other() {
     let mut guest = Guest::new();
     let mut silent = guest.dial("CONN");
     let _other = guest.dial("CONNECT 52\n");
@@ -89,7 +89,7 @@ fn a_process_that_sends_nothing_times_out_and_delays_no_other() {
 }
 
 #[test]
-fn many_silent_processes_give_way_to_one_that_speaks() {
+pub(super) fn many_silent_processes_give_way_to_one_that_speaks() {
     let mut guest = Guest::with_sockets(300);
     guest.give_buffers();
     let mut silent: Vec<_> = (0..280).map(|_| guest.dial("")).collect();
@@ -99,7 +99,7 @@ fn many_silent_processes_give_way_to_one_that_speaks() {
 }
 
 #[test]
-fn each_direction_ends_by_itself() {
+pub(super) fn each_direction_ends_by_itself() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     guest.send(Header { op: op::RW, ..header(80, 1025) }, b"last words");
@@ -115,7 +115,7 @@ fn each_direction_ends_by_itself() {
 }
 
 #[test]
-fn the_host_ends_its_direction_and_reads_on() {
+pub(super) fn the_host_ends_its_direction_and_reads_on() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     host.write_all(b"question").unwrap();
@@ -130,7 +130,7 @@ fn the_host_ends_its_direction_and_reads_on() {
 }
 
 #[test]
-fn a_host_that_reads_no_more_is_known_to_the_guest() {
+pub(super) fn a_host_that_reads_no_more_is_known_to_the_guest() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     host.shutdown(Shutdown::Read).unwrap();
@@ -141,7 +141,7 @@ fn a_host_that_reads_no_more_is_known_to_the_guest() {
 }
 
 #[test]
-fn a_guest_that_reads_no_more_is_known_to_the_host() {
+pub(super) fn a_guest_that_reads_no_more_is_known_to_the_host() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     guest.send(Header { op: op::SHUTDOWN, flags: shutdown::RECEIVE, ..header(80, 1025) }, b"");
@@ -151,7 +151,7 @@ fn a_guest_that_reads_no_more_is_known_to_the_host() {
 }
 
 #[test]
-fn what_was_sent_before_the_guest_closed_arrives() {
+pub(super) fn what_was_sent_before_the_guest_closed_arrives() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     let bytes = pattern(200_000);
@@ -169,7 +169,7 @@ fn what_was_sent_before_the_guest_closed_arrives() {
 }
 
 #[test]
-fn a_host_that_vanishes_is_forgotten_even_if_the_guest_says_nothing() {
+pub(super) fn a_host_that_vanishes_is_forgotten_even_if_the_guest_says_nothing() {
     let mut guest = Guest::new();
     drop(guest.connect(80, 1025));
     guest.expect(op::SHUTDOWN, shutdown::BOTH);
@@ -178,7 +178,7 @@ fn a_host_that_vanishes_is_forgotten_even_if_the_guest_says_nothing() {
 }
 
 #[test]
-fn a_host_that_leaves_bytes_unread_resets_the_connection() {
+pub(super) fn a_host_that_leaves_bytes_unread_resets_the_connection() {
     let mut guest = Guest::new();
     let host = guest.connect(80, 1025);
     guest.send(Header { op: op::RW, ..header(80, 1025) }, b"unread");
@@ -189,7 +189,7 @@ fn a_host_that_leaves_bytes_unread_resets_the_connection() {
 }
 
 #[test]
-fn a_guest_that_resets_ends_the_hosts_connection() {
+pub(super) fn a_guest_that_resets_ends_the_hosts_connection() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     guest.send(Header { op: op::RST, ..header(80, 1025) }, b"");
@@ -198,7 +198,7 @@ fn a_guest_that_resets_ends_the_hosts_connection() {
 }
 
 #[test]
-fn a_second_request_resets_the_first() {
+pub(super) fn a_second_request_resets_the_first() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
@@ -207,7 +207,7 @@ fn a_second_request_resets_the_first() {
 }
 
 #[test]
-fn packets_that_belong_nowhere_are_answered_with_a_reset_and_resets_with_nothing() {
+pub(super) fn packets_that_belong_nowhere_are_answered_with_a_reset_and_resets_with_nothing() {
     let mut guest = Guest::new();
     for wrong in [op::RESPONSE, op::SHUTDOWN, op::RW, op::CREDIT_UPDATE, op::CREDIT_REQUEST, 0, 77] {
         guest.send(Header { op: wrong, ..header(80, 1025) }, b"");
@@ -225,7 +225,7 @@ fn packets_that_belong_nowhere_are_answered_with_a_reset_and_resets_with_nothing
 }
 
 #[test]
-fn a_reset_of_the_device_ends_everything_and_it_works_again() {
+pub(super) fn a_reset_of_the_device_ends_everything_and_it_works_again() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     let mut pending = guest.dial("CONNECT 52\n");
@@ -244,7 +244,7 @@ fn a_reset_of_the_device_ends_everything_and_it_works_again() {
 }
 
 #[test]
-fn more_connections_than_sockets_are_refused_and_then_possible_again() {
+pub(super) fn more_connections_than_sockets_are_refused_and_then_possible_again() {
     let mut guest = Guest::with_sockets(2);
     guest.give_buffers();
     let listener = guest.listen(80);
@@ -258,7 +258,7 @@ fn more_connections_than_sockets_are_refused_and_then_possible_again() {
 }
 
 #[test]
-fn a_thousand_connections_to_a_listener_that_takes_its_time() {
+pub(super) fn a_thousand_connections_to_a_listener_that_takes_its_time() {
     let mut guest = Guest::new();
     // It lets no more than a few wait.
     let listener = slow_listener(&guest, 80);
@@ -285,7 +285,7 @@ fn slow_listener(guest: &Guest, port: u32) -> std::os::unix::net::UnixListener {
 }
 
 #[test]
-fn a_listener_that_never_takes_anybody_refuses_in_time() {
+pub(super) fn a_listener_that_never_takes_anybody_refuses_in_time() {
     let mut guest = Guest::new();
     let _listener = slow_listener(&guest, 80);
     for port in 0..4 {

@@ -8,7 +8,7 @@ use super::guest::{GUEST_BUFFER, header, pattern, read_exactly};
 use super::*;
 
 #[test]
-fn the_guest_may_send_what_it_was_told_and_hears_when_there_is_room_again() {
+pub(super) fn the_guest_may_send_what_it_was_told_and_hears_when_there_is_room_again() {
     let mut guest = Guest::new();
     let listener = guest.listen(80);
     guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
@@ -42,7 +42,7 @@ fn the_guest_may_send_what_it_was_told_and_hears_when_there_is_room_again() {
 }
 
 #[test]
-fn what_the_host_has_sent_is_read_to_many_buffers_at_once() {
+pub(super) fn what_the_host_has_sent_is_read_to_many_buffers_at_once() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     // All of it is there when the device looks.
@@ -63,7 +63,7 @@ fn what_the_host_has_sent_is_read_to_many_buffers_at_once() {
 }
 
 #[test]
-fn a_guest_that_sends_more_than_it_may_is_reset() {
+pub(super) fn a_guest_that_sends_more_than_it_may_is_reset() {
     let mut guest = Guest::new();
     let listener = guest.listen(80);
     guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
@@ -82,7 +82,7 @@ fn a_guest_that_sends_more_than_it_may_is_reset() {
 }
 
 #[test]
-fn the_guest_gets_no_more_than_it_has_room_for() {
+pub(super) fn the_guest_gets_no_more_than_it_has_room_for() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     let bytes = pattern(GUEST_BUFFER as usize + 1000);
@@ -101,7 +101,7 @@ fn the_guest_gets_no_more_than_it_has_room_for() {
 }
 
 #[test]
-fn the_end_needs_no_room() {
+pub(super) fn the_end_needs_no_room() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     host.write_all(&pattern(GUEST_BUFFER as usize)).unwrap();
@@ -118,7 +118,7 @@ fn the_end_needs_no_room() {
 }
 
 #[test]
-fn what_the_guest_has_no_buffers_for_waits_at_the_host() {
+pub(super) fn what_the_guest_has_no_buffers_for_waits_at_the_host() {
     let mut guest = Guest::without_buffers();
     let listener = guest.listen(80);
     guest.send(Header { op: op::REQUEST, ..header(80, 1025) }, b"");
@@ -133,7 +133,7 @@ fn what_the_guest_has_no_buffers_for_waits_at_the_host() {
 }
 
 #[test]
-fn connections_take_turns() {
+pub(super) fn connections_take_turns() {
     let mut guest = Guest::without_buffers();
     let listener = guest.listen(80);
     let mut hosts = Vec::new();
@@ -160,7 +160,7 @@ fn connections_take_turns() {
 }
 
 #[test]
-fn answers_that_the_guest_has_no_buffers_for_stop_its_questions() {
+pub(super) fn answers_that_the_guest_has_no_buffers_for_stop_its_questions() {
     let mut guest = Guest::without_buffers();
     for port in 0..256 {
         guest.send(Header { op: op::RW, ..header(80, port) }, b"");

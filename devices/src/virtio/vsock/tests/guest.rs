@@ -1,5 +1,6 @@
 //! A driver as a guest would have one, packet by packet.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tempfile::TempDir;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -17,7 +19,7 @@ use super::*;
 use crate::virtio::events::drain;
 use crate::virtio::testing::{Driver, WRITE, wait_readable};
 use crate::virtio::vsock::header::LENGTH;
-use crate::virtio::vsock::{Vsock, VsockListener, VsockState};
+use crate::virtio::vsock::{Vsock, VsockListener, VsockState, dial};
 use crate::virtio::{Activation, Queue, QueueState, VirtioDevice, VirtioInterrupt};
 
 /// The length of a header, as descriptors have it.
@@ -62,6 +64,23 @@ impl VirtioInterrupt for Signal {
     }
 }
 
+thread_local! {
+    /// The devices of this thread's test have a process that connects for them.
+    pub(super) static DIALED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The other process is a thread here, which ends with the device.
+fn device(listener: VsockListener, most: usize) -> Vsock {
+    let dialer = DIALED.get().then(|| {
+        let (one, other) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let path = listener.path().to_owned();
+        std::thread::spawn(move || dial(&other, &path));
+        one
+    });
+    Vsock::dialed_by(dialer, CID, listener, most).unwrap()
+}
+
 /// A guest, its device, and a directory for the host's sockets.
 pub(super) struct Guest {
     pub(super) device: Vsock,
@@ -90,7 +109,7 @@ impl Guest {
         let directory = TempDir::new().unwrap();
         let listener = VsockListener::open(&directory.path().join("v")).unwrap();
         let mut guest = Self {
-            device: Vsock::new(CID, listener, most).unwrap(),
+            device: device(listener, most),
             drivers: Vec::new(),
             signal: Arc::new(Signal {
                 event: EventFd::new(EFD_NONBLOCK).unwrap(),
@@ -159,7 +178,7 @@ impl Guest {
     pub(super) fn replace_device(&mut self) {
         let new = TempDir::new().unwrap();
         let listener = VsockListener::open(&new.path().join("v")).unwrap();
-        self.device = Vsock::new(CID, listener, 2000).unwrap();
+        self.device = device(listener, 2000);
         self.directory = new;
     }
 

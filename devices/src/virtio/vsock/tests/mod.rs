@@ -1,6 +1,7 @@
 //! The device with a driver on one side and Unix sockets on the other.
 
 mod connections;
+mod dialed;
 mod flow;
 pub(super) mod guest;
 mod hostile;

@@ -21,7 +21,7 @@ const TRANSPORT_RESET: [u8; 4] = [0; 4];
 const EVENT: usize = 2;
 
 #[test]
-fn a_suspended_device_touches_nothing_and_goes_on_with_its_connections() {
+pub(super) fn a_suspended_device_touches_nothing_and_goes_on_with_its_connections() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     let saved = guest.suspend();
@@ -56,7 +56,7 @@ fn a_suspended_device_touches_nothing_and_goes_on_with_its_connections() {
 }
 
 #[test]
-fn no_time_passes_for_a_suspended_device() {
+pub(super) fn no_time_passes_for_a_suspended_device() {
     let mut guest = Guest::new();
     let mut silent = guest.dial("");
     // It has been accepted before the packet is answered.
@@ -70,7 +70,7 @@ fn no_time_passes_for_a_suspended_device() {
 }
 
 #[test]
-fn a_device_in_its_place_tells_the_driver_that_its_connections_are_gone() {
+pub(super) fn a_device_in_its_place_tells_the_driver_that_its_connections_are_gone() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     host.write_all(b"lost").unwrap();
@@ -96,7 +96,7 @@ fn a_device_in_its_place_tells_the_driver_that_its_connections_are_gone() {
 }
 
 #[test]
-fn a_driver_without_an_event_buffer_is_told_once_it_has_one() {
+pub(super) fn a_driver_without_an_event_buffer_is_told_once_it_has_one() {
     let mut guest = Guest::new();
     for _ in 0..2 {
         let saved = guest.suspend();
@@ -116,7 +116,7 @@ fn a_driver_without_an_event_buffer_is_told_once_it_has_one() {
 }
 
 #[test]
-fn a_reset_while_it_is_suspended_ends_everything() {
+pub(super) fn a_reset_while_it_is_suspended_ends_everything() {
     let mut guest = Guest::new();
     let mut host = guest.connect(80, 1025);
     guest.suspend();

@@ -1,0 +1,66 @@
+//! Namespaces, and an empty root.
+
+use std::io;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::process::{getegid, geteuid};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
+
+/// Makes namespaces for this process, which has one thread. Its user and group stay what they are, and nobody else exists
+/// there.
+pub(crate) fn unshare() -> Result<(), (&'static str, Errno)> {
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    let namespaces = UnshareFlags::NEWUSER
+        | UnshareFlags::NEWNS
+        | UnshareFlags::NEWNET
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWCGROUP;
+    // SAFETY: no memory and no descriptor is shared with another process.
+    unsafe { rustix::thread::unshare_unsafe(namespaces) }.map_err(|error| ("make namespaces", error))?;
+    let maps = [
+        (c"/proc/self/setgroups", "deny".to_owned()),
+        (c"/proc/self/uid_map", format!("{user} {user} 1")),
+        (c"/proc/self/gid_map", format!("{group} {group} 1")),
+    ];
+    for (path, text) in maps {
+        let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        file.and_then(|file| rustix::io::write(file, text.as_bytes()))
+            .map_err(|error| ("map this user in a namespace", error))?;
+    }
+    Ok(())
+}
+
+/// Makes an empty file system that cannot be written to the root of this process, which has a namespace of mounts.
+pub(crate) fn empty_root() -> Result<(), (&'static str, Errno)> {
+    let failed = |doing| move |error| (doing, error);
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(failed("make mounts private"))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
+    // Any directory does: what it hides is not reached any more.
+    mount(c"jail", c"/proc", c"tmpfs", flags, c"mode=555,size=4k,nr_inodes=2")
+        .map_err(failed("mount an empty file system"))?;
+    rustix::process::chdir(c"/proc").map_err(failed("enter an empty file system"))?;
+    // With both at the same place, the old root is on top of the new one, and is taken away there (pivot_root(2)).
+    rustix::process::pivot_root(c".", c".").map_err(failed("make an empty file system the root"))?;
+    unmount(c".", UnmountFlags::DETACH).map_err(failed("leave the old root"))?;
+    rustix::process::chdir(c"/").map_err(failed("enter the new root"))?;
+    debug_assert!(rustix::fs::openat(CWD, c"dev", OFlags::PATH, Mode::empty()).is_err());
+    Ok(())
+}
+
+/// Gives up all capabilities, for good.
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    rustix::thread::clear_ambient_capability_set()?;
+    let mut number = 0;
+    // Until Linux knows no more of them.
+    // SAFETY: the call takes numbers alone.
+    while number < 64 && unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) } == 0 {
+        number += 1;
+    }
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    Ok(())
+}

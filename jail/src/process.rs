@@ -1,0 +1,32 @@
+//! What holds for a process on any host: no new privileges, no dumps, limits.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+/// No program that this process executes gets rights that it lacks.
+pub(crate) fn set_no_new_privs() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+/// No core dump, and nobody but root looks into the memory of this process.
+pub(crate) fn forbid_dumps() -> io::Result<()> {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    setrlimit(Resource::Core, none)?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+/// At most so many open files, and so many bytes of private memory that can be written to.
+pub(crate) fn limit(files: u64, data: Option<u64>) -> io::Result<()> {
+    let exact = |value| Rlimit { current: Some(value), maximum: Some(value) };
+    // A limit that is lower already stays.
+    let files = rustix::process::getrlimit(Resource::Nofile).maximum.map_or(files, |most| most.min(files));
+    setrlimit(Resource::Nofile, exact(files))?;
+    if let Some(data) = data {
+        let data = rustix::process::getrlimit(Resource::Data).maximum.map_or(data, |most| most.min(data));
+        setrlimit(Resource::Data, exact(data))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! The system calls of a running VM, by the kind of its threads.
+//!
+//! What is opened, made or mapped executable is not among them, nor are signals to other processes. Each rule says what it
+//! is for; a rule that no test needs is to be removed.
+
+use jail::rule;
+use jail::seccomp::Argument::{Is, IsThisProcess, Lacks};
+use jail::seccomp::Rule;
+
+/// `PROT_EXEC` (mmap(2)).
+const EXECUTE: u32 = 4;
+/// `F_GETFD` and `F_GETFL` (fcntl(2)).
+const GET_FD: u32 = 1;
+const GET_FL: u32 = 3;
+/// `FIONBIO` (ioctl(2)).
+const NON_BLOCKING: u32 = 0x5421;
+/// Of ioctl_tty(2): `TCGETS`, `TCSETS`, `TIOCGPGRP`, `TIOCGWINSZ`.
+const GET_TERMINAL: u32 = 0x5401;
+const SET_TERMINAL: u32 = 0x5402;
+const GET_GROUP: u32 = 0x540f;
+const GET_WINDOW: u32 = 0x5413;
+/// `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`, `TUNSETIFF` is not among them (linux/if_tun.h).
+const SET_OFFLOAD: u32 = 0x4004_54d0;
+const SET_CARRIER: u32 = 0x4004_54e2;
+const SET_QUEUE: u32 = 0x4004_54d9;
+/// Of the KVM API: `KVM_RUN`, `KVM_KVMCLOCK_CTRL`, `KVM_GET_REGS`, `KVM_GET_SREGS`.
+const RUN: u32 = 0xae80;
+const CLOCK_CONTROL: u32 = 0xaead;
+const GET_REGS: u32 = 0x8090_ae81;
+const GET_SREGS: u32 = 0x8138_ae83;
+/// The same, for debuggers: `KVM_SET_REGS`, `KVM_SET_SREGS`, `KVM_GET_FPU`, `KVM_SET_FPU`, `KVM_GET_MSRS`,
+/// `KVM_SET_MSRS`, `KVM_GET_MP_STATE`, `KVM_SET_GUEST_DEBUG`, `KVM_TRANSLATE`.
+const SET_REGS: u32 = 0x4090_ae82;
+const SET_SREGS: u32 = 0x4138_ae84;
+const GET_FPU: u32 = 0x81a0_ae8c;
+const SET_FPU: u32 = 0x41a0_ae8d;
+const GET_MSRS: u32 = 0xc008_ae88;
+const SET_MSRS: u32 = 0x4008_ae89;
+const GET_MP_STATE: u32 = 0x8004_ae98;
+const SET_GUEST_DEBUG: u32 = 0x4048_ae9b;
+const TRANSLATE: u32 = 0xc018_ae85;
+/// `IORING_REGISTER_ENABLE_RINGS` (io_uring_register(2)).
+const ENABLE_RINGS: u32 = 12;
+/// `AT_EMPTY_PATH` (statx(2)).
+const EMPTY_PATH: u32 = 0x1000;
+
+/// What every thread does.
+pub const COMMON: &[Rule] = &[
+    rule!(futex: "locks, and waiting for another thread"),
+    rule!(read: "eventfds and timers"),
+    rule!(write: "eventfds, log lines, the report of a violation"),
+    rule!(close: "what is not used any more"),
+    rule!(brk: "malloc"),
+    rule!(mmap, [Lacks(2, EXECUTE)]: "malloc"),
+    rule!(mprotect, [Lacks(2, EXECUTE)]: "malloc, for the memory of a thread"),
+    rule!(mremap: "realloc of much"),
+    rule!(munmap: "free, and a thread's end"),
+    rule!(madvise: "free, and a thread's end"),
+    rule!(clock_gettime: "a host whose vDSO has no clock"),
+    rule!(sched_yield: "channels whose other end is at work"),
+    rule!(restart_syscall: "a wait that SIGSTOP interrupted"),
+    rule!(rt_sigreturn: "the end of a signal handler"),
+    rule!(rt_sigprocmask: "signals to threads"),
+    rule!(sigaltstack: "a thread's end"),
+    rule!(getpid: "signals to threads"),
+    rule!(gettid: "signals to threads"),
+    rule!(tgkill, [IsThisProcess(0)]: "kicks vCPUs, and abort"),
+    rule!(exit: "a thread's end"),
+    rule!(exit_group: "the process's end"),
+];
+
+/// What every thread does where mvm is built with debug assertions.
+pub const DEBUG: &[Rule] = &[rule!(fcntl, [Is(1, GET_FD)]: "whether what is closed was open")];
+
+/// A vCPU's thread. It enters the guest, and does what the guest's accesses to devices ask for.
+pub const VCPU: &[Rule] = &[
+    rule!(ioctl, [Is(1, RUN)]: "enters the guest"),
+    rule!(ioctl, [Is(1, CLOCK_CONTROL)]: "tells the guest that it was paused"),
+    rule!(ioctl, [Is(1, GET_REGS)]: "says where a guest crashed"),
+    rule!(ioctl, [Is(1, GET_SREGS)]: "says where a guest crashed"),
+    rule!(timerfd_settime: "the timers of devices that work on a vCPU's thread"),
+    rule!(getrandom: "hash tables"),
+];
+
+/// The same of a VM with a debugger.
+pub const VCPU_DEBUGGED: &[Rule] = &[
+    rule!(ioctl, [Is(1, SET_REGS)]: "sets registers"),
+    rule!(ioctl, [Is(1, SET_SREGS)]: "sets system registers"),
+    rule!(ioctl, [Is(1, GET_FPU)]: "reads registers"),
+    rule!(ioctl, [Is(1, SET_FPU)]: "sets registers"),
+    rule!(ioctl, [Is(1, GET_MSRS)]: "reads registers"),
+    rule!(ioctl, [Is(1, SET_MSRS)]: "sets registers"),
+    rule!(ioctl, [Is(1, GET_MP_STATE)]: "says which vCPUs run"),
+    rule!(ioctl, [Is(1, SET_GUEST_DEBUG)]: "sets breakpoints and steps"),
+    rule!(ioctl, [Is(1, TRANSLATE)]: "finds the memory at an address of the guest"),
+];
+
+/// The event loop: console, control socket, balloon, random numbers, serial port.
+pub const MAIN: &[Rule] = &[
+    rule!(epoll_wait: "waits for all of them"),
+    rule!(epoll_pwait: "waits for all of them"),
+    rule!(epoll_ctl: "watches clients"),
+    rule!(accept4: "takes clients"),
+    rule!(recvfrom: "reads from clients"),
+    rule!(sendto: "writes to clients, and tells the keeper of the end"),
+    rule!(sendmsg: "writes to clients"),
+    rule!(shutdown: "ends clients"),
+    rule!(poll: "waits at the VM's end for clients and processes"),
+    rule!(ppoll: "waits at the VM's end for clients and processes"),
+    rule!(ioctl, [Is(1, NON_BLOCKING)]: "clients"),
+    rule!(ioctl, [Is(1, GET_WINDOW)]: "the size of the user's window"),
+    rule!(ioctl, [Is(1, GET_TERMINAL)]: "whose terminal it is, and restores it"),
+    rule!(ioctl, [Is(1, SET_TERMINAL)]: "restores the terminal"),
+    rule!(ioctl, [Is(1, GET_GROUP)]: "whose terminal it is"),
+    rule!(fcntl, [Is(1, GET_FL)]: "what kind of descriptor it is"),
+    rule!(timerfd_settime: "timers of devices and clients"),
+    rule!(clock_nanosleep: "waits at the VM's end"),
+    rule!(getrandom: "random numbers of the guest, and hash tables"),
+    rule!(pread64: "what the process uses, from a file of /proc that is open"),
+    rule!(lseek: "the console's log"),
+    rule!(ftruncate: "the console's file"),
+    rule!(statx, [Is(2, EMPTY_PATH)]: "the length of a file that is open"),
+    rule!(fstat: "the length of a file that is open"),
+    rule!(waitid: "the end of a process that serves a device"),
+    rule!(wait4: "the end of a process that serves a device"),
+    rule!(fdatasync: "persistent memory"),
+];
+
+/// A disk's thread.
+pub const BLOCK: &[Rule] = &[
+    rule!(poll: "waits for requests"),
+    rule!(ppoll: "waits for requests"),
+    rule!(io_uring_enter: "requests by the ring, which is limited to them"),
+    rule!(io_uring_register, [Is(1, ENABLE_RINGS)]: "the ring's beginning"),
+    rule!(preadv: "requests without a ring"),
+    rule!(pwritev: "requests without a ring"),
+    rule!(pread64: "requests without a ring"),
+    rule!(pwrite64: "requests without a ring"),
+    rule!(fdatasync: "flushes"),
+    rule!(fsync: "flushes"),
+    rule!(fallocate: "discards, and zeros"),
+    rule!(lseek: "the length of a device"),
+    rule!(ioctl, [Is(1, NON_BLOCKING)]: "its wake-ups"),
+    rule!(fstat: "the length of a file"),
+    rule!(statx, [Is(2, EMPTY_PATH)]: "the length of a file"),
+    rule!(timerfd_settime: "limits of the rate"),
+    rule!(recvfrom: "wake-ups"),
+    rule!(getrandom: "hash tables"),
+];
+
+/// A network's thread.
+pub const NET: &[Rule] = &[
+    rule!(epoll_wait: "waits for packets"),
+    rule!(epoll_pwait: "waits for packets"),
+    rule!(epoll_ctl: "waits for room"),
+    rule!(poll: "waits for messages"),
+    rule!(ppoll: "waits for messages"),
+    rule!(readv: "packets to the guest"),
+    rule!(writev: "packets of the guest"),
+    rule!(recvmsg: "packets to the guest, by a socket"),
+    rule!(recvfrom: "packets to the guest, by a socket"),
+    rule!(sendmsg: "packets of the guest, by a socket"),
+    rule!(sendto: "packets of the guest, by a socket"),
+    rule!(ioctl, [Is(1, SET_OFFLOAD)]: "what the driver has agreed to"),
+    rule!(ioctl, [Is(1, SET_CARRIER)]: "whether there is a driver"),
+    rule!(ioctl, [Is(1, SET_QUEUE)]: "how many queues the driver uses"),
+    rule!(timerfd_settime: "limits of the rate"),
+    rule!(getrandom: "hash tables"),
+];
+
+/// The sockets' thread.
+pub const VSOCK: &[Rule] = &[
+    rule!(epoll_wait: "waits for sockets"),
+    rule!(epoll_pwait: "waits for sockets"),
+    rule!(epoll_ctl: "watches sockets"),
+    rule!(poll: "waits for messages"),
+    rule!(ppoll: "waits for messages"),
+    rule!(accept4: "takes connections of the host"),
+    rule!(recvfrom: "what the host sends"),
+    rule!(readv: "what the host sends"),
+    rule!(sendmsg: "what the guest sends"),
+    rule!(sendto: "asks for a connection"),
+    rule!(recvmsg: "gets a connection, by its descriptor"),
+    rule!(shutdown: "ends a direction"),
+    rule!(getrandom: "hash tables"),
+];
+
+/// The thread of persistent memory.
+pub const PMEM: &[Rule] = &[
+    rule!(poll: "waits for requests"),
+    rule!(ppoll: "waits for requests"),
+    rule!(fdatasync: "flushes"),
+    rule!(fsync: "flushes"),
+    rule!(msync: "flushes"),
+];
+
+/// The thread that talks to a process which serves a device.
+pub const VHOST_USER: &[Rule] = &[
+    rule!(poll: "waits for messages"),
+    rule!(ppoll: "waits for messages"),
+    rule!(epoll_wait: "waits for the process"),
+    rule!(epoll_pwait: "waits for the process"),
+    rule!(epoll_ctl: "waits for the process"),
+    rule!(sendmsg: "requests, with descriptors of memory and queues"),
+    rule!(sendto: "requests"),
+    rule!(recvmsg: "answers"),
+    rule!(recvfrom: "answers"),
+    rule!(getrandom: "hash tables"),
+];
+
+/// The thread that writes the console's output.
+pub const CONSOLE: &[Rule] = &[
+    rule!(poll: "waits for room"),
+    rule!(ppoll: "waits for room"),
+    rule!(ftruncate: "a file that has grown"),
+    rule!(lseek: "a file that has grown"),
+    rule!(pread64: "a file that has grown"),
+    rule!(statx, [Is(2, EMPTY_PATH)]: "the length of the file"),
+];
+
+/// The thread that writes log lines.
+pub const LOG: &[Rule] = &[rule!(poll: "waits for room"), rule!(ppoll: "waits for room")];
+
+/// The thread that pauses the VM and changes disks.
+pub const BACKGROUND: &[Rule] = &[
+    rule!(poll: "waits for devices"),
+    rule!(ppoll: "waits for devices"),
+    rule!(sendto: "tells the keeper that the power button was pressed"),
+    rule!(lseek: "the size of a disk"),
+    rule!(fstat: "the size of a disk"),
+    rule!(statx, [Is(2, EMPTY_PATH)]: "the size of a disk"),
+    rule!(timerfd_settime: "timers of devices"),
+    rule!(pread64: "what the process uses, from a file of /proc that is open"),
+    rule!(getrandom: "hash tables"),
+];
+
+/// The thread that ends the VM.
+pub const SUPERVISOR: &[Rule] = &[
+    rule!(poll: "waits for requests"),
+    rule!(ppoll: "waits for requests"),
+    rule!(timerfd_settime: "the power button"),
+    rule!(sendto: "tells the keeper of the end"),
+    rule!(recvfrom: "requests"),
+];
+
+/// The thread that hears the process which keeps the VM.
+pub const KEEPER: &[Rule] = &[
+    rule!(recvmsg: "messages, with files"),
+    rule!(recvfrom: "messages"),
+    rule!(sendto: "answers"),
+    rule!(poll: "waits for messages"),
+    rule!(ppoll: "waits for messages"),
+];
+
+/// The thread that puts disks into slots and takes them out.
+pub const SLOTS: &[Rule] = &[
+    rule!(sendto: "answers"),
+    rule!(fstat: "what a file is"),
+    rule!(statx, [Is(2, EMPTY_PATH)]: "what a file is"),
+    rule!(fcntl, [Is(1, GET_FL)]: "how a file is open"),
+    rule!(lseek: "how long a file is"),
+    rule!(pread64: "the format of a file"),
+    rule!(poll: "waits for the device"),
+    rule!(ppoll: "waits for the device"),
+    rule!(getrandom: "hash tables"),
+];
+
+/// The debugger's thread.
+pub const GDB: &[Rule] = &[
+    rule!(accept4: "takes a debugger"),
+    rule!(poll: "waits for the debugger and vCPUs"),
+    rule!(ppoll: "waits for the debugger and vCPUs"),
+    rule!(recvfrom: "reads from the debugger"),
+    rule!(sendto: "writes to the debugger"),
+    rule!(setsockopt: "small packets at once"),
+    rule!(shutdown: "ends the connection"),
+    rule!(ioctl, [Is(1, NON_BLOCKING)]: "the connection"),
+    rule!(getrandom: "hash tables"),
+];
+
+/// The tables by the names of the threads; a vCPU's has its number behind it.
+pub const KINDS: &[(&str, &[Rule])] = &[
+    ("main", MAIN),
+    ("vcpu", VCPU),
+    ("block", BLOCK),
+    ("net", NET),
+    ("vsock", VSOCK),
+    ("pmem", PMEM),
+    ("vhost-user", VHOST_USER),
+    ("console", CONSOLE),
+    ("log", LOG),
+    ("background", BACKGROUND),
+    ("supervisor", SUPERVISOR),
+    ("keeper", KEEPER),
+    ("slots", SLOTS),
+    ("gdb", GDB),
+];
