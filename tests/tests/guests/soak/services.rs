@@ -161,11 +161,13 @@ fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
     for (user, runtime) in users.iter().zip(["/run", "/run/user"]) {
         let (data, start) = (format!("MVM_DATA_DIR={}", user.data().display()), Instant::now());
         let runtime = format!("XDG_RUNTIME_DIR={runtime}");
+        let mvm = |arguments: &[&str]| {
+            let before = ["-u", "MVM_RUNTIME_DIR", &data, &runtime, "timeout", "100", &program];
+            system.run("env", &[&before[..], arguments].concat())
+        };
         // A user's systemd has been started before what it starts.
-        let state =
-            ["-u", "MVM_RUNTIME_DIR", &data, &runtime, &program, "ps", "--format", "{{.Names}} {{.State}}"];
         loop {
-            let listed = system.run("env", &state);
+            let listed = mvm(&["ps", "--format", "{{.Names}} {{.State}}"]);
             if text(&listed.stdout) == format!("{} running\n", user.name) {
                 break;
             }
@@ -174,9 +176,11 @@ fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
         // They are the service's: its end is theirs.
         let log = fs::read_to_string(host.path(&format!("{}.log", user.name))).unwrap();
         assert_eq!(log, format!("{}\n", user.name));
-        let pid = user.mvm(&["inspect", "-f", "{{.State.Pid}}", user.name]);
-        let group = text(&system.run("cat", &[&format!("/proc/{pid}/cgroup")]).stdout);
-        assert!(group.contains("/mvm-restore.service\n"), "{}: {pid} in {group}", user.name);
+        // Process IDs are those of its namespace.
+        let pid = mvm(&["inspect", "-f", "{{.State.Pid}}", user.name]);
+        let file = format!("/proc/{}/cgroup", text(&pid.stdout).trim());
+        let group = text(&system.run("cat", &[&file]).stdout);
+        assert!(group.contains("/mvm-restore.service\n"), "{}: {pid:?}: {group}", user.name);
     }
     system.power_off();
     for user in &users {
