@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::containers::IMAGE;
-use super::life::said;
+use super::containers::{IMAGE, text};
+use super::life::{mvm, said};
 
 /// A whole Debian's docker, which this host has, in a container that owns its VM.
 #[test]
@@ -47,9 +47,9 @@ fn docker_runs_in_a_privileged_container() {
     let image = format!("{}:/image.tar:ro", saved.display());
     let options =
         ["--rm", "--privileged", "--network", "none", "-m", "1g", "-v", "/usr:/usr:ro", "-v", &image];
-    let printed = said(
-        &[&["run"], &options[..], &["-v", "/var/lib/docker", IMAGE, "timeout", "400", "sh", "-c", script]]
-            .concat(),
-    );
-    assert_eq!(printed, "Loaded image: localhost/busybox:latest\ninside\n33554432\n13");
+    let command = ["-v", "/var/lib/docker", IMAGE, "timeout", "400", "sh", "-c", script];
+    let ran = mvm(&[&["run"], &options[..], &command].concat());
+    let printed = (ran.status.code(), text(&ran.stdout), text(&ran.stderr));
+    let expected = "Loaded image: localhost/busybox:latest\ninside\n33554432\n13\n".to_owned();
+    assert_eq!(printed, (Some(0), expected, String::new()));
 }
