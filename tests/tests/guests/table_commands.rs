@@ -68,7 +68,7 @@ const COMMANDS: &[Row] = &[
     ),
     // Changes.
     on_host(
-        r#"$T update --memory 48m --pids-limit 40 --cpu-shares 512 --restart no box
+        r#"$T update --memory 48m --pids-limit 40 --cpu-shares 512 --restart no box | grep -x box
         $T exec box cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/memory.max
         $T inspect -f '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.CpuShares}} {{.HostConfig.RestartPolicy.Name}}' box"#,
     ),
