@@ -18,8 +18,8 @@ use crate::activity::Activity;
 /// How long the agent may take to answer a connection where nothing else is heard of its guest either.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long it may take to greet at the most. Where hundreds of commands begin at once on a host that is busy, each waits for
-/// its turn.
+/// How long it may take to greet at the most. Where hundreds of commands begin at once on a host that is busy, each
+/// waits for its turn.
 const TURN: Duration = Duration::from_secs(600);
 
 /// How long it may take to answer a request that changes little.
@@ -142,13 +142,14 @@ impl Connection {
         self.version
     }
 
-    /// Connects to the agent through the vsock device's socket at `path`. It is waited for as long as something is heard of its
-    /// guest: where many connect at once, each waits for its turn.
+    /// Connects to the agent through the vsock device's socket at `path`. It is waited for as long as something is
+    /// heard of its guest: where many connect at once, each waits for its turn.
     pub fn open(path: &Path) -> Result<Self, ConnectionError> {
         Self::open_unless(path, PATIENCE, None)
     }
 
-    /// The same where the guest's kernel has `limit` to answer, and a signal that asks this process to end ends the wait.
+    /// The same where the guest's kernel has `limit` to answer, and a signal that asks this process to end ends the
+    /// wait.
     pub fn open_unless(
         path: &Path,
         limit: Duration,
@@ -160,8 +161,8 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Waits for the greeting, and asks whether something `goes_on` in the guest when some of `limit` has passed, and then each
-    /// time that all of it has.
+    /// Waits for the greeting, and asks whether something `goes_on` in the guest when some of `limit` has passed, and
+    /// then each time that all of it has.
     fn greet_in_turn(
         &mut self,
         limit: Duration,

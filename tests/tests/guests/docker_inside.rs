@@ -43,7 +43,8 @@ fn docker_runs_in_a_privileged_container() {
             --ip-masq=false --storage-driver overlay2 >/log.dockerd 2>&1 &
         await dockerd 'docker version'
         docker load -qi /image.tar && docker run --rm --network none -m 32m localhost/busybox \
-            sh -c 'echo inside; cat /sys/fs/cgroup/memory.max; hostname | wc -c; test ! -e /log.dockerd' || fail 'docker fails'"#;
+            sh -c 'echo inside; cat /sys/fs/cgroup/memory.max; hostname | wc -c; test ! -e /log.dockerd' ||
+            fail 'docker fails'"#;
     let image = format!("{}:/image.tar:ro", saved.display());
     let options =
         ["--rm", "--privileged", "--network", "none", "-m", "1g", "-v", "/usr:/usr:ro", "-v", &image];

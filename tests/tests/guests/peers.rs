@@ -406,7 +406,8 @@ until sh -c "$1"; do
 done
 "#;
 
-/// What a command of this host's follows that has `$T`, the tool, `$I`, the image, and `$W`. It runs in the stores' directory.
+/// What a command of this host's follows that has `$T`, the tool, `$I`, the image, and `$W`. It runs in the stores'
+/// directory.
 fn host_shell(tool: Tool) -> Option<Command> {
     let command = tool.command()?;
     let directory = stores().directory.path();

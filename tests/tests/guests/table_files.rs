@@ -75,7 +75,8 @@ const ROWS: &[Row] = &[
     // One that does not run.
     on_host(
         "$T stop -t 1 box; $T cp box:/data/file stopped; cat stopped; $T cp plain box:/late; $T cp box:/late - | tar -xO; $T diff box | grep late; $T rm box",
-    ),
+    )
+    .mvm_explains(),
 ];
 
 #[test]

@@ -147,8 +147,8 @@ fn at_once(host: &Host) {
     report("exec at once", times, start, &format!("{ran} ran, {refused} were refused"));
 }
 
-/// Readers that go away end what they read, and nothing else: a command that shows something is done then, and one that runs
-/// something ends as if SIGPIPE had killed it.
+/// Readers that go away end what they read, and nothing else: a command that shows something is done then, and one that
+/// runs something ends as if SIGPIPE had killed it.
 fn readers_that_go(host: &Host) {
     let (start, times) = (Instant::now(), count("READERS", 2));
     let readers = [(&["logs", "-f", "base"][..], "tick\n", 0), (&["exec", "base", "yes"], "y\n", 141)];
