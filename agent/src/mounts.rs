@@ -45,7 +45,7 @@ pub fn targets(container: &Container) -> Vec<Vec<u8>> {
     let mounts = container.mounts.iter().map(|mount| &mount.target);
     let files = container.files.iter().map(|file| &file.path);
     let mut all = Vec::new();
-    for path in mounts.chain(files) {
+    for path in mounts.chain(files).map(String::as_str).chain([copies::MTAB.0]) {
         let mut path = path.trim_matches('/');
         // With the directories on the way to it, which are made as well.
         while !path.is_empty() {
@@ -64,6 +64,7 @@ pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
     make_private()?;
     let place = format!("{RUN}/{}", container.id);
     let root = mount_root(container, &place)?;
+    make_mtab(&root)?;
     let volumes = Volumes::new(&place);
     for mount in &container.mounts {
         let is_shm = mount.target == pod::SHM && matches!(mount.kind, MountKind::FileSystem(_));
@@ -350,6 +351,17 @@ fn kept_flags(fd: BorrowedFd<'_>) -> MountFlags {
         }
     }
     kept
+}
+
+/// Makes the link [`copies::MTAB`] in the root's own file system, on which nothing is mounted yet.
+fn make_mtab(root: &Root) -> Result<()> {
+    let (path, target) = copies::MTAB;
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let directory = root.target(directory, Kind::Directory)?;
+    match rustix::fs::symlinkat(target, &directory, name) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).during(format!("make /{path}")),
+    }
 }
 
 /// Mounts the files that the host gives on those of the image.

@@ -1,7 +1,7 @@
 //! `mvm pause` and `mvm resume`.
 
 use clap::Args;
-use instance::api::{VmUpdate, WantedState};
+use instance::api::{State, VmUpdate, WantedState};
 
 use crate::events;
 use crate::process::ExitCode;
@@ -49,16 +49,23 @@ impl ResumeCommand {
 }
 
 fn update(vms: &[String], state: WantedState) -> ExitCode {
-    let action = if state == WantedState::Paused { "pause" } else { "unpause" };
+    let pauses = state == WantedState::Paused;
     targets::each(vms, |vm| {
         let id = vm.record.id.as_str();
-        match container::pod_directory(&vm.directory) {
-            None => targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state })?,
+        let pod = container::pod_directory(&vm.directory);
+        let is_paused = match &pod {
+            None => targets::state(&vm.directory).map(|state| state == State::Paused),
             // The others of its pod go on.
-            Some(pod) if targets::is_vm_paused(&pod) => return Err(Failure::PodPaused),
-            Some(_) => container::freeze(&vm.directory, id, state == WantedState::Paused)?,
+            Some(pod) if targets::is_vm_paused(pod) => return Err(Failure::PodPaused),
+            Some(_) => container::is_frozen(&vm.directory, id).ok(),
+        };
+        match (pauses, is_paused) {
+            (true, Some(true)) => return Err(Failure::Paused),
+            (false, Some(false)) => return Err(Failure::NotPaused),
+            _ if pod.is_none() => targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state })?,
+            _ => container::freeze(&vm.directory, id, pauses)?,
         }
-        events::note_of(id, action, &[]);
+        events::note_of(id, if pauses { "pause" } else { "unpause" }, &[]);
         Ok(())
     })
 }

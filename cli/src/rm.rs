@@ -59,7 +59,14 @@ fn end(kept: &Kept) -> Result<(), Failure> {
 impl RmCommand {
     /// Removes what is kept of containers and VMs.
     pub fn run(self) -> ExitCode {
-        targets::each_word(&self.containers, |word| self.remove(word))
+        let is_there = |word: &&String| {
+            let found = Archive::of_user().and_then(|archive| archive.find(word));
+            !matches!(found, Err(InstanceError::NotFound(_)))
+        };
+        // With --force, what is not there is not said to have been removed.
+        let words: Vec<_> =
+            self.containers.iter().filter(|word| !self.force || is_there(word)).cloned().collect();
+        targets::each_word(&words, |word| self.remove(word))
     }
 
     fn remove(&self, word: &str) -> Result<(), Failure> {

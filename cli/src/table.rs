@@ -8,8 +8,15 @@ const GAP: &str = "   ";
 /// A cell is not cut to fewer characters.
 const SHORTEST: usize = 12;
 
+/// How wide docker makes the columns of a template, in characters, without the space between them.
+pub const DOCKERS_LEAST: usize = 7;
+
 /// A table with a heading.
-pub struct Table(Vec<Vec<String>>);
+pub struct Table {
+    rows: Vec<Vec<String>>,
+    /// No column is narrower.
+    least: usize,
+}
 
 /// Which part of a cell is left out if the terminal has no room for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,7 +37,12 @@ pub fn terminal_width() -> Option<usize> {
 impl Table {
     /// A table with these columns and no row.
     pub fn new(heading: &[&str]) -> Self {
-        Self(vec![heading.iter().map(ToString::to_string).collect()])
+        Self::with_least(0, heading)
+    }
+
+    /// The same with columns of at least `least` characters.
+    pub fn with_least(least: usize, heading: &[&str]) -> Self {
+        Self { rows: vec![heading.iter().map(ToString::to_string).collect()], least }
     }
 
     /// Adds a row. Control characters, which a path may contain, are escaped.
@@ -45,7 +57,7 @@ impl Table {
                 })
                 .collect()
         };
-        self.0.push(cells.into_iter().map(without_controls).collect());
+        self.rows.push(cells.into_iter().map(without_controls).collect());
     }
 
     /// Cuts the cells of `columns`, the widest first and none to fewer than 12 characters, until a line has at most
@@ -69,7 +81,7 @@ impl Table {
             columns.remove(last);
             widths.pop();
         }
-        for row in &mut self.0 {
+        for row in &mut self.rows {
             row.truncate(widths.len());
         }
         for _ in width..total(&widths) {
@@ -81,7 +93,7 @@ impl Table {
                 *widest -= 1;
             }
         }
-        for row in &mut self.0 {
+        for row in &mut self.rows {
             for (column, cut) in &columns {
                 if let (Some(cell), Some(width)) = (row.get_mut(*column), widths.get(*column)) {
                     *cell = shortened(cell, *width, *cut);
@@ -133,25 +145,27 @@ impl Table {
         let Some(_) = widths.pop() else { return };
         let before = widths.iter().map(|width| width + GAP.len()).sum::<usize>();
         let room = width.saturating_sub(before).max(20);
-        for row in std::mem::take(&mut self.0) {
+        for row in std::mem::take(&mut self.rows) {
             let Some((last, first)) = row.split_last() else { continue };
             let mut lines = wrapped(last, room).into_iter();
             let mut cells = first.to_vec();
             cells.push(lines.next().unwrap_or_default());
-            self.0.push(cells);
+            self.rows.push(cells);
             for line in lines {
                 let mut cells = vec![String::new(); widths.len()];
                 cells.push(line);
-                self.0.push(cells);
+                self.rows.push(cells);
             }
         }
     }
 
     fn widths(&self) -> Vec<usize> {
-        let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
-        let cells = |column| self.0.iter().filter_map(move |row| row.get(column));
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let cells = |column| self.rows.iter().filter_map(move |row| row.get(column));
         (0..columns)
-            .map(|column| cells(column).map(|cell: &String| cell.chars().count()).max().unwrap_or(0))
+            .map(|column| {
+                cells(column).map(|cell: &String| cell.chars().count()).max().unwrap_or(0).max(self.least)
+            })
             .collect()
     }
 }
@@ -195,7 +209,7 @@ pub fn shortened(cell: &str, width: usize, cut: Cut) -> String {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let widths = self.widths();
-        for row in &self.0 {
+        for row in &self.rows {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
                 line += &format!("{cell:<width$}{GAP}");
@@ -228,6 +242,11 @@ mod tests {
         table.row(["wide".into(), "é".into()]);
         table.row(["x".into(), String::new()]);
         assert_eq!(table.to_string(), "A      LONG\nwide   é\nx\n");
+        let mut table = Table::with_least(DOCKERS_LEAST, &["A", "B"]);
+        table.row(["12345678".into(), "x".into()]);
+        table.row(["1".into()]);
+        assert_eq!(table.to_string(), "A          B\n12345678   x\n1\n");
+        assert_eq!(Table::with_least(DOCKERS_LEAST, &["A", "B", "C"]).to_string(), "A         B         C\n");
     }
 
     #[test]

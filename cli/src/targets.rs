@@ -45,6 +45,12 @@ pub enum Failure {
     /// What is done to VMs is done to all of a pod.
     #[error("it is in a pod, and shares its VM: use `mvm pod` for all of the pod")]
     InPod,
+    /// It is to be paused.
+    #[error("it is paused already")]
+    Paused,
+    /// It is to be resumed.
+    #[error("it is not paused")]
+    NotPaused,
     /// All of its pod stands still.
     #[error("its pod is paused: `mvm pod unpause` it")]
     PodPaused,
@@ -192,9 +198,14 @@ pub fn is_paused(vm: &Running) -> bool {
 
 /// Whether the VM whose directory that is is paused, as far as it says so.
 pub fn is_vm_paused(directory: &Path) -> bool {
+    state(directory) == Some(State::Paused)
+}
+
+/// The state of the VM whose directory that is, as far as it says so.
+pub fn state(directory: &Path) -> Option<State> {
     let ask =
         || Client::connect_with_limit(&directory.join(CONTROL_SOCKET), ANSWER)?.get::<InstanceInfo>("/");
-    ask().is_ok_and(|info| info.state == State::Paused)
+    ask().ok().map(|info| info.state)
 }
 
 /// A connection to the VM's control socket.

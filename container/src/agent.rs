@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_protocol::GUEST;
+use instance::Signals;
 use thiserror::Error;
 
-use crate::connection::{Connection, ConnectionError};
+use crate::connection::{self, Connection, ConnectionError};
 use crate::machine::VSOCK;
 
 /// The socket of a VM's device by which the agent in its guest is reached, in the VM's directory. Where the device's
@@ -56,10 +57,15 @@ impl Agent {
 
     /// A connection to it.
     pub fn open(&self) -> Result<Connection, ConnectionError> {
+        self.open_unless(None)
+    }
+
+    /// The same, unless a signal comes that asks this process to end.
+    pub fn open_unless(&self, signals: Option<&Signals>) -> Result<Connection, ConnectionError> {
         if !self.is_of_guest() {
-            return Connection::open(&self.path);
+            return Connection::open_unless(&self.path, connection::PATIENCE, signals);
         }
-        Connection::open_within(&self.path, PATIENCE).map_err(|error| match error {
+        Connection::open_unless(&self.path, PATIENCE, signals).map_err(|error| match error {
             ConnectionError::Io(_)
             | ConnectionError::NoAnswer
             | ConnectionError::Silent(_)

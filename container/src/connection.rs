@@ -7,11 +7,20 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent_protocol::{Decoder, FrameError, OLDEST, PORT, Reply, Request, Stream, VERSION, encode};
+use instance::{ENDING, Signals, connect_within};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-/// How long the agent may take to answer a connection: it does nothing else that takes time.
+use crate::activity::Activity;
+
+/// How long the agent may take to answer a connection where nothing else is heard of its guest either.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long it may take to greet at the most. Where hundreds of commands begin at once on a host that is busy, each
+/// waits for its turn.
+const TURN: Duration = Duration::from_secs(600);
 
 /// How long it may take to answer a request that changes little.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -43,6 +52,9 @@ pub enum ConnectionError {
         --help` says at --agent"
     )]
     NotInGuest,
+    /// A signal came before it had answered.
+    #[error("ended by signal {0} before the agent had answered")]
+    Cancelled(i32),
     /// It does not do what it was asked for.
     #[error("the agent refuses: {0}")]
     Refused(String),
@@ -106,14 +118,23 @@ impl Connection {
     }
 
     fn greet_within(socket: UnixStream, limit: Duration) -> Result<Self, ConnectionError> {
-        let mut connection = Self { socket, decoder: Decoder::default(), version: OLDEST };
-        match connection.receive_within::<Reply>(limit)? {
-            Reply::Hello { version: version @ OLDEST..=VERSION } => connection.version = version,
+        let mut connection = Self::new(socket);
+        connection.hear_greeting(limit, None)?;
+        Ok(connection)
+    }
+
+    fn new(socket: UnixStream) -> Self {
+        Self { socket, decoder: Decoder::default(), version: OLDEST }
+    }
+
+    fn hear_greeting(&mut self, limit: Duration, signals: Option<&Signals>) -> Result<(), ConnectionError> {
+        match self.receive_unless::<Reply>(limit, signals)? {
+            Reply::Hello { version: version @ OLDEST..=VERSION } => self.version = version,
             Reply::Hello { version: version @ ..OLDEST } => return Err(ConnectionError::TooOld(version)),
             Reply::Hello { version } => return Err(ConnectionError::TooNew(version)),
             other => return Err(ConnectionError::Unexpected(format!("{other:?}"))),
         }
-        Ok(connection)
+        Ok(())
     }
 
     /// The version of the agent's messages.
@@ -121,34 +142,47 @@ impl Connection {
         self.version
     }
 
-    /// Connects to the agent through the vsock device's socket at `path`.
+    /// Connects to the agent through the vsock device's socket at `path`. It is waited for as long as something is
+    /// heard of its guest: where many connect at once, each waits for its turn.
     pub fn open(path: &Path) -> Result<Self, ConnectionError> {
-        Self::open_within(path, PATIENCE)
+        Self::open_unless(path, PATIENCE, None)
+    }
+
+    /// The same where the guest's kernel has `limit` to answer, and a signal that asks this process to end ends the
+    /// wait.
+    pub fn open_unless(
+        path: &Path,
+        limit: Duration,
+        signals: Option<&Signals>,
+    ) -> Result<Self, ConnectionError> {
+        let mut connection = Self::new(ask(path, limit, signals)?);
+        let mut activity = Activity::of(path);
+        connection.greet_in_turn(limit, signals, || activity.goes_on())?;
+        Ok(connection)
+    }
+
+    /// Waits for the greeting, and asks whether something `goes_on` in the guest when some of `limit` has passed, and
+    /// then each time that all of it has.
+    fn greet_in_turn(
+        &mut self,
+        limit: Duration,
+        signals: Option<&Signals>,
+        mut goes_on: impl FnMut() -> bool,
+    ) -> Result<(), ConnectionError> {
+        let start = Instant::now();
+        let mut step = limit / 3;
+        loop {
+            match self.hear_greeting(step, signals) {
+                Err(ConnectionError::Silent(_)) if start.elapsed() < TURN && goes_on() => step = limit,
+                Err(ConnectionError::Silent(_)) => return Err(ConnectionError::Silent(start.elapsed())),
+                result => return result,
+            }
+        }
     }
 
     /// The same, where each step of it may take so long.
     pub fn open_within(path: &Path, limit: Duration) -> Result<Self, ConnectionError> {
-        let mut socket = UnixStream::connect(path)?;
-        socket.set_write_timeout(Some(limit))?;
-        socket.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
-        let deadline = Instant::now() + limit;
-        let mut line = Vec::new();
-        while line.last() != Some(&b'\n') && line.len() < 32 {
-            let mut byte = [0];
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(ConnectionError::NoAnswer);
-            }
-            socket.set_read_timeout(Some(left))?;
-            if socket.read(&mut byte)? == 0 {
-                return Err(ConnectionError::Closed);
-            }
-            line.extend(byte);
-        }
-        if !line.starts_with(b"OK ") {
-            return Err(ConnectionError::Unexpected(String::from_utf8_lossy(&line).trim_end().to_owned()));
-        }
-        Self::greet_within(socket, limit)
+        Self::greet_within(ask(path, limit, None)?, limit)
     }
 
     /// The same, whose agent may take [`ANSWER`] to take a request.
@@ -184,7 +218,11 @@ impl Connection {
 
     /// Waits for an answer.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T, ConnectionError> {
-        self.receive_with(|_| Ok(()))
+        loop {
+            if let Some(message) = self.receive_some()? {
+                return Ok(message);
+            }
+        }
     }
 
     /// The same for a request that changes little: for [`ANSWER`] at the most.
@@ -194,26 +232,22 @@ impl Connection {
 
     /// The same, for `limit` at the most, however slowly it comes. Other answers are waited for without a limit then.
     pub fn receive_within<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, ConnectionError> {
-        let deadline = Instant::now() + limit;
-        let answer = self.receive_with(|socket| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) };
-            left.and_then(|left| socket.set_read_timeout(Some(left)))
-        });
-        self.socket.set_read_timeout(None)?;
-        answer.map_err(|error| match error {
-            ConnectionError::NoAnswer => ConnectionError::Silent(limit),
-            error => error,
-        })
+        self.receive_unless(limit, None)
     }
 
-    /// Calls `before` before each part of an answer is waited for.
-    fn receive_with<T: DeserializeOwned>(
+    /// The same, unless a signal comes that asks this process to end. Others are forgotten.
+    pub fn receive_unless<T: DeserializeOwned>(
         &mut self,
-        mut before: impl FnMut(&UnixStream) -> io::Result<()>,
+        limit: Duration,
+        signals: Option<&Signals>,
     ) -> Result<T, ConnectionError> {
+        let deadline = Instant::now() + limit;
+        self.socket.set_read_timeout(None)?;
         loop {
-            before(&self.socket)?;
+            wait(&self.socket, deadline, signals).map_err(|error| match error {
+                ConnectionError::NoAnswer => ConnectionError::Silent(limit),
+                error => error,
+            })?;
             if let Some(message) = self.receive_some()? {
                 return Ok(message);
             }
@@ -253,6 +287,46 @@ impl Connection {
             }
             Reply::Failed(failure) => Err(ConnectionError::Refused(failure.message)),
             other => Err(ConnectionError::Unexpected(format!("{other:?}"))),
+        }
+    }
+}
+
+/// Asks the vsock device behind the socket at `path` for a connection to the agent, which the guest's kernel makes.
+fn ask(path: &Path, limit: Duration, signals: Option<&Signals>) -> Result<UnixStream, ConnectionError> {
+    let deadline = Instant::now() + limit;
+    let mut socket = connect_within(path, limit)?;
+    socket.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') && line.len() < 32 {
+        wait(&socket, deadline, signals)?;
+        let mut byte = [0];
+        if socket.read(&mut byte)? == 0 {
+            return Err(ConnectionError::Closed);
+        }
+        line.extend(byte);
+    }
+    if !line.starts_with(b"OK ") {
+        return Err(ConnectionError::Unexpected(String::from_utf8_lossy(&line).trim_end().to_owned()));
+    }
+    Ok(socket)
+}
+
+/// Waits until there is something to read from `socket`.
+fn wait(socket: &UnixStream, deadline: Instant, signals: Option<&Signals>) -> Result<(), ConnectionError> {
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+        let mut fds = vec![PollFd::new(socket, PollFlags::IN)];
+        fds.extend(signals.map(|signals| PollFd::new(signals, PollFlags::IN)));
+        match poll(&mut fds, left.as_ref()) {
+            Ok(0) => return Err(ConnectionError::NoAnswer),
+            Ok(_) if fds.first().is_some_and(|fd| !fd.revents().is_empty()) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(ConnectionError::Io(error.into())),
+        }
+        while let Some(signal) = signals.and_then(Signals::next) {
+            if ENDING.contains(&signal) {
+                return Err(ConnectionError::Cancelled(signal));
+            }
         }
     }
 }
@@ -329,6 +403,56 @@ mod tests {
         let error = connection.receive_within::<Reply>(limit).unwrap_err();
         assert!(matches!(error, ConnectionError::Silent(_)), "{error}");
         assert!(start.elapsed() < 50 * limit, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_greeting_is_waited_for_as_long_as_something_goes_on_in_the_guest() {
+        let limit = Duration::from_millis(30);
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(near);
+        // What has come of it stays.
+        let hello = encode(&Reply::Hello { version: VERSION }).unwrap();
+        let mut parts = hello.iter();
+        let greeted = connection
+            .greet_in_turn(limit, None, || parts.next().is_some_and(|byte| far.write_all(&[*byte]).is_ok()));
+        assert!(greeted.is_ok() && parts.next().is_none(), "{greeted:?}");
+        let mut left = 3;
+        let silent = connection.greet_in_turn(limit, None, || {
+            left -= 1;
+            left > 0
+        });
+        assert!(matches!(silent, Err(ConnectionError::Silent(waited)) if waited >= 2 * limit), "{silent:?}");
+        assert_eq!(left, 0);
+        drop(far);
+        assert!(connection.greet_in_turn(limit, None, || true).unwrap_err().is_closed());
+    }
+
+    #[test]
+    fn a_signal_that_asks_to_end_ends_the_wait_for_a_greeting() {
+        let signals = Signals::block(&[libc::SIGWINCH, libc::SIGTERM]).unwrap();
+        let (near, _far) = UnixStream::pair().unwrap();
+        for signal in [libc::SIGWINCH, libc::SIGTERM] {
+            // SAFETY: it sends this thread a signal, which is blocked.
+            unsafe { libc::raise(signal) };
+        }
+        let greeted = Connection::new(near).greet_in_turn(PATIENCE * 10, Some(&signals), || true);
+        assert!(matches!(greeted, Err(ConnectionError::Cancelled(libc::SIGTERM))), "{greeted:?}");
+    }
+
+    #[test]
+    fn a_device_that_does_not_answer_is_not_waited_for_without_an_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let limit = Duration::from_millis(20);
+        // The first one is taken by the kernel, and the second one finds no room.
+        let _first = UnixStream::connect(&path).unwrap();
+        for _ in 0..2 {
+            let error = Connection::open_unless(&path, limit, None).err().unwrap();
+            assert!(matches!(error, ConnectionError::NoAnswer), "{error}");
+        }
+        assert!(Connection::open(&directory.path().join("none")).err().unwrap().is_closed());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use agent_protocol::{Capabilities, Exec, Exit, Failure, FailureKind, Reply, Request, Size, Stream};
 use instance::{ENDING, Signals};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -68,7 +68,10 @@ pub enum ExecError {
 
 impl From<ConnectionError> for ExecError {
     fn from(error: ConnectionError) -> Self {
-        Self::Connection(Box::new(error))
+        match error {
+            ConnectionError::Cancelled(signal) => Self::Cancelled(signal),
+            error => Self::Connection(Box::new(error)),
+        }
     }
 }
 
@@ -109,11 +112,11 @@ pub fn exec(
     let agent = Agent::find(directory, container)?;
     let host = |doing| move |source| ExecError::Host { doing, source };
     let id = random_id().map_err(host("draw a random ID"))?;
-    let mut control = agent.open()?;
+    let mut control = agent.open_unless(signals)?;
     let request = Request::Exec { container: agent.container.clone(), id: id.clone(), exec: Box::new(exec) };
     control.send(&request)?;
-    let streams = if options.detached { Vec::new() } else { connect(&agent.path, options)? };
-    match started(&mut control, signals, || agent.open().map(drop))? {
+    let streams = if options.detached { Vec::new() } else { connect(&agent, options, signals)? };
+    match started(&mut control, signals, || agent.open_unless(signals).map(drop))? {
         Reply::Started => {}
         Reply::Failed(failure) => return Err(failure.into()),
         other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
@@ -145,29 +148,10 @@ fn started_within(
     patience: Duration,
     mut greets: impl FnMut() -> Result<(), ConnectionError>,
 ) -> Result<Reply, ExecError> {
-    control.without_deadline()?;
-    let patience = Timespec::try_from(patience).ok();
     loop {
-        let mut fds = vec![PollFd::new(&*control, PollFlags::IN)];
-        fds.extend(signals.map(|signals| PollFd::new(signals, PollFlags::IN)));
-        let has_answer = match poll(&mut fds, patience.as_ref()) {
-            Ok(0) => {
-                greets()?;
-                continue;
-            }
-            Ok(_) => !fds.first().is_none_or(|fd| fd.revents().is_empty()),
-            Err(Errno::INTR) => false,
-            Err(error) => {
-                return Err(ExecError::Host { doing: "wait for the command", source: error.into() });
-            }
-        };
-        if has_answer && let Some(reply) = control.receive_some()? {
-            return Ok(reply);
-        }
-        while let Some(signal) = signals.and_then(Signals::next) {
-            if ENDING.contains(&signal) {
-                return Err(ExecError::Cancelled(signal));
-            }
+        match control.receive_unless(patience, signals) {
+            Err(ConnectionError::Silent(_)) => greets()?,
+            result => return Ok(result?),
         }
     }
 }
@@ -199,14 +183,18 @@ pub fn random_id() -> io::Result<String> {
 }
 
 /// A connection for each stream, made while the command starts.
-fn connect(path: &Path, options: &ExecOptions) -> Result<Vec<(Stream, Connection)>, ConnectionError> {
+fn connect(
+    agent: &Agent,
+    options: &ExecOptions,
+    signals: Option<&Signals>,
+) -> Result<Vec<(Stream, Connection)>, ConnectionError> {
     let wanted = [
         (Stream::Stdout, true),
         (Stream::Stderr, options.terminal.is_none()),
         (Stream::Stdin, options.interactive),
     ];
     let wanted = wanted.into_iter().filter(|(_, is_wanted)| *is_wanted);
-    wanted.map(|(stream, _)| Ok((stream, Connection::open(path)?))).collect()
+    wanted.map(|(stream, _)| Ok((stream, agent.open_unless(signals)?))).collect()
 }
 
 /// Pipes that report what becomes of a command's streams.

@@ -3,6 +3,7 @@
 //! A container's VM has three disks: the agent's root, the image (see the crate `erofs`), and what takes its changes.
 //! The agent connects over vsock and is told what to run; standard input and output are connections of their own.
 
+mod activity;
 mod agent;
 mod assets;
 mod attach;

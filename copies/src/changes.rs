@@ -4,7 +4,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, major, minor, openat, openat2, statat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, major, minor, openat, openat2,
+    readlinkat, statat,
 };
 use rustix::io::Errno;
 use tar::EntryType;
@@ -38,13 +39,18 @@ pub struct Change<'a> {
     file: Option<(BorrowedFd<'a>, &'a [u8], &'a Stat)>,
 }
 
+/// A link that every container has, as with docker, unless its image has something else there: its path, and where it
+/// leads.
+pub const MTAB: (&str, &str) = ("etc/mtab", "/proc/mounts");
+
 /// The upper directory of an overlay, and the lower one.
 pub struct Changes<'a> {
     /// What has the changes.
     pub upper: BorrowedFd<'a>,
     /// What was changed.
     pub lower: BorrowedFd<'a>,
-    /// Paths, without a slash in front, that were made to mount on: they are no changes as long as they are empty.
+    /// Paths, without a slash in front, that were made to mount on: they are no changes as long as they are empty. One
+    /// of them may be the link [`MTAB`].
     pub mounted: &'a [Vec<u8>],
 }
 
@@ -69,6 +75,13 @@ fn report_parents(parents: &mut [Parent], report: &mut Report<'_>) -> Result<(),
         report(&Change { kind: *kind, path, is_opaque: *is_opaque, file })?;
     }
     Ok(())
+}
+
+/// Whether it is [`MTAB`] as it was made.
+fn is_mtab(path: &[u8], (directory, name, stat): (BorrowedFd<'_>, &[u8], &Stat)) -> bool {
+    path == MTAB.0.as_bytes()
+        && kind(stat) == FileType::Symlink
+        && readlinkat(directory, name, Vec::new()).is_ok_and(|target| target.as_bytes() == MTAB.1.as_bytes())
 }
 
 impl Changes<'_> {
@@ -118,12 +131,12 @@ impl Changes<'_> {
                 walk.enter(again)?;
                 continue;
             }
-            if is_mounted && stat.st_size == 0 {
+            let file = walk.directory().map(|directory| (directory, walk.name(), &stat));
+            if is_mounted && (stat.st_size == 0 || file.is_some_and(|file| is_mtab(path, file))) {
                 continue;
             }
             report_parents(&mut parents, report)?;
             let change_kind = if lower.is_some() { ChangeKind::Changed } else { ChangeKind::Added };
-            let file = walk.directory().map(|directory| (directory, walk.name(), &stat));
             report(&Change { kind: change_kind, path, is_opaque: false, file })?;
         }
         Ok(())

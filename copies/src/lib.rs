@@ -18,7 +18,7 @@ mod tests;
 mod unpack;
 mod walk;
 
-pub use changes::{Change, ChangeKind, Changes, pack_changes};
+pub use changes::{Change, ChangeKind, Changes, MTAB, pack_changes};
 pub use error::{PackError, UnpackError};
 pub use pack::{PackOptions, Packed, pack};
 pub use unpack::{Owner, Rules, Unpacked, unpack};

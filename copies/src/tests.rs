@@ -391,6 +391,7 @@ fn overlay() -> Option<(tempfile::TempDir, tempfile::TempDir)> {
     ] {
         fs::write(upper.path().join(file), content).unwrap();
     }
+    symlink(MTAB.1, upper.path().join(MTAB.0)).unwrap();
     for directory in ["etc", "same", "same/sub", "opaque", "times"] {
         let time = fs::metadata(lower.path().join(directory)).unwrap().modified().unwrap();
         let upper = File::open(upper.path().join(directory)).unwrap();
@@ -403,7 +404,7 @@ fn overlay() -> Option<(tempfile::TempDir, tempfile::TempDir)> {
 fn changes_are_dockers() {
     let Some((upper, lower)) = overlay() else { return };
     let (upper, lower) = (open(upper.path()), open(lower.path()));
-    let mounted = [b"etc/hosts".to_vec(), b"proc".to_vec(), b"mnt/a".to_vec()];
+    let mounted = ["etc/hosts", MTAB.0, "proc", "mnt/a"].map(|path| path.as_bytes().to_vec());
     let changes = Changes { upper: upper.as_fd(), lower: lower.as_fd(), mounted: &mounted };
     let mut found = Vec::new();
     changes
@@ -444,11 +445,36 @@ fn changes_are_dockers() {
     );
 }
 
+/// As long as the container leaves it as it was made.
+#[test]
+fn the_link_to_the_mounts_is_no_change() {
+    let (upper_place, lower) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir(upper_place.path().join("etc")).unwrap();
+    let (upper, lower) = (open(upper_place.path()), open(lower.path()));
+    let mounted = ["etc", MTAB.0].map(|path| path.as_bytes().to_vec());
+    let changes = Changes { upper: upper.as_fd(), lower: lower.as_fd(), mounted: &mounted };
+    for (target, expected) in
+        [(MTAB.1, &[][..]), ("/proc/self", &["etc", "etc/mtab"]), ("/proc/mountz", &["etc", "etc/mtab"])]
+    {
+        let link = upper_place.path().join(MTAB.0);
+        let _ = fs::remove_file(&link);
+        symlink(target, link).unwrap();
+        let mut found = Vec::new();
+        let mut note = |change: &Change<'_>| {
+            found.push(String::from_utf8_lossy(change.path).into_owned());
+            Ok(())
+        };
+        changes.each(&mut note).unwrap();
+        found.retain(|path| path != ".");
+        assert_eq!(found, expected, "{target}");
+    }
+}
+
 #[test]
 fn a_layer_has_whiteouts_and_opaque_directories() {
     let Some((upper, lower)) = overlay() else { return };
     let (upper, lower) = (open(upper.path()), open(lower.path()));
-    let mounted = [b"etc/hosts".to_vec(), b"proc".to_vec(), b"mnt/a".to_vec(), b"mnt".to_vec()];
+    let mounted = ["etc/hosts", MTAB.0, "proc", "mnt/a", "mnt"].map(|path| path.as_bytes().to_vec());
     let changes = Changes { upper: upper.as_fd(), lower: lower.as_fd(), mounted: &mounted };
     let mut layer = Vec::new();
     pack_changes(&changes, &mut layer).unwrap();

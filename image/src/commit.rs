@@ -81,6 +81,7 @@ fn committed(document: Value, layer: Digest, commit: &Commit<'_>) -> Result<Valu
     document.insert("config".into(), config.into());
     let layers = document.get_mut("rootfs").and_then(|rootfs| rootfs.get_mut("diff_ids"));
     let layers = layers.and_then(Value::as_array_mut).ok_or_else(|| invalid("rootfs"))?;
+    let before = layers.len();
     layers.push(json!(layer));
     let mut step =
         json!({"created": commit.created, "created_by": commit.created_by, "comment": commit.comment});
@@ -88,10 +89,16 @@ fn committed(document: Value, layer: Digest, commit: &Commit<'_>) -> Result<Valu
         step.insert("author".into(), author.into());
         document.insert("author".into(), author.into());
     }
-    match document.entry("history").or_insert_with(|| json!([])) {
-        Value::Array(history) => history.push(step),
-        other => *other = json!([step]),
-    }
+    let mut history = match document.remove("history") {
+        Some(Value::Array(history)) => history,
+        _ => Vec::new(),
+    };
+    // The parent's layers have steps before that of the new one, also where the parent tells nothing of them.
+    let has_layer = |step: &&Value| step.get("empty_layer").and_then(Value::as_bool) != Some(true);
+    let told = history.iter().filter(has_layer).count();
+    history.extend((told..before).map(|_| json!({})));
+    history.push(step);
+    document.insert("history".into(), history.into());
     document.insert("created".into(), commit.created.into());
     // What docker has written of the container that made the parent.
     for old in ["container", "container_config", "docker_version"] {
@@ -188,6 +195,22 @@ mod tests {
         store.disk(&image).unwrap();
         // The image that was changed is as it was.
         assert_eq!(store.resolve("base:1").unwrap().unwrap().layers.len(), 1);
+    }
+
+    #[test]
+    fn the_last_step_is_that_of_the_new_layer() {
+        let commit = Commit { comment: "why", ..Commit::default() };
+        for (history, steps) in [
+            (Value::Null, 3),
+            (json!([]), 3),
+            (json!([{"created_by": "COPY"}, {"empty_layer": true}]), 4),
+            (json!([{"created_by": "COPY"}, {"created_by": "RUN"}]), 3),
+        ] {
+            let document = json!({"rootfs": {"diff_ids": ["one", "two"]}, "history": history});
+            let document = committed(document, Digest::of(b""), &commit).unwrap();
+            let told = document["history"].as_array().unwrap();
+            assert_eq!((told.len(), &told.last().unwrap()["comment"]), (steps, &json!("why")), "{history}");
+        }
     }
 
     #[test]

@@ -34,6 +34,19 @@ pub enum ClientError {
     Fault(String),
 }
 
+/// Connects to the socket at `path`, and writes to it, for `limit` at the most.
+///
+/// # Errors
+///
+/// Those of the system calls; [`io::ErrorKind::WouldBlock`] where the limit has passed.
+pub fn connect_within(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // It also holds for connecting, which waits where a process that is stopped has its queue full (unix(7)).
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
 /// A connection to a VM's control socket.
 pub struct Client {
     stream: UnixStream,
@@ -78,13 +91,7 @@ impl Client {
     ///
     /// [`ClientError::Io`].
     pub fn connect_with_limit(path: &Path, limit: Duration) -> Result<Self, ClientError> {
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(io::Error::from)?;
-        // It also holds for connecting, which waits where a process that is stopped has its queue full (unix(7)).
-        set_socket_timeout(&socket, Timeout::Send, Some(limit)).map_err(io::Error::from)?;
-        let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
-        connect(&socket, &address).map_err(io::Error::from)?;
-        Ok(Self { stream: socket.into(), limit, input: Vec::new() })
+        Ok(Self { stream: connect_within(path, limit)?, limit, input: Vec::new() })
     }
 
     /// Asks for a resource.

@@ -6,7 +6,7 @@ use agent_protocol::{Decoder, Reply, Request, Stream, VERSION, encode};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use super::Server;
+use super::{MAX_CONNECTIONS, Server};
 use crate::error::failure;
 use crate::process::{Role, Running};
 use crate::streams::{ConnectionId, Lost};
@@ -43,8 +43,11 @@ impl Server {
         flags
     }
 
+    /// Takes all connections that wait: each is greeted before the requests of others, which take far longer.
     pub(super) fn accept(&mut self) {
-        if let Some(fd) = vsock::accept(&self.listener) {
+        while self.connections.len() < MAX_CONNECTIONS
+            && let Some(fd) = vsock::accept(&self.listener)
+        {
             self.add_connection(fd);
         }
     }

@@ -19,7 +19,7 @@ use thiserror::Error;
 pub use filter::{Filter, FilterError, Filters, invalid, matches_name};
 
 use self::template::Template;
-use crate::table::{Cut, Table};
+use crate::table::{Cut, DOCKERS_LEAST, Table};
 
 /// Why a template can't be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl Format {
                     columns.iter().map(|(field, heading)| ((*field).to_owned(), Value::from(*heading)));
                 let heading = table.heading.apply(&Value::Object(headings.collect())).map_err(hint)?;
                 let heading: Vec<&str> = heading.split('\t').collect();
-                let mut laid_out = Table::new(&heading);
+                let mut laid_out = Table::with_least(DOCKERS_LEAST, &heading);
                 for row in rows {
                     for line in table.row.apply(row).map_err(hint)?.split('\n') {
                         laid_out.row(line.split('\t').map(str::to_owned));

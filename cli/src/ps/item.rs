@@ -113,6 +113,15 @@ fn state(vm: &Running) -> &'static str {
     }
 }
 
+/// A command with its arguments, of which docker puts those with a space between quotation marks.
+fn joined(command: &[String]) -> String {
+    let quoted = |(index, word): (usize, &String)| match index > 0 && word.contains(' ') {
+        true => format!("'{word}'"),
+        false => word.clone(),
+    };
+    command.iter().enumerate().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
 fn seconds_since(milliseconds: u64) -> i64 {
     i64::try_from(time::now().saturating_sub(milliseconds) / 1000).unwrap_or(i64::MAX)
 }
@@ -173,7 +182,7 @@ impl Item {
     /// Its command, or its kernel.
     pub fn command(&self) -> String {
         let of_record = || self.running.as_ref().map(|vm| vm.record.config.kernel.clone());
-        let own = self.entry.as_ref().map(|entry| entry.command.join(" "));
+        let own = self.entry.as_ref().map(|entry| joined(&entry.command));
         own.or_else(of_record).unwrap_or_default()
     }
 

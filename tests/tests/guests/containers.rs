@@ -2,11 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 use tests::{container_assets, container_image, mvm};
 
@@ -14,6 +17,9 @@ use super::passt::{Uplink, serve};
 
 /// The image of `tools/busybox-image`.
 pub(super) const IMAGE: &str = "localhost/busybox";
+
+/// How long a command of a test may take: more than any does, in the lab as well.
+pub(super) const LONGEST: Duration = Duration::from_secs(600);
 
 /// mvm's store with the image in it, made once, and podman's, made once where a test asks for it: that takes as long as
 /// some tests.
@@ -63,13 +69,17 @@ impl Stores {
         let mut command = Command::new("podman");
         command.arg("--root").arg(place("podman")).arg("--runroot").arg(place("podman-run"));
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none"]).stdin(Stdio::null());
+        // conmon leaves a file `oom` in it.
+        command.current_dir(self.directory.path());
         command
     }
 }
 
 /// Runs a container of mvm's with these arguments behind `run`.
 pub(super) fn run(arguments: &[&str]) -> Output {
-    stores().mvm().arg("run").args(arguments).output().unwrap()
+    let mut command = stores().mvm();
+    command.arg("run").args(arguments);
+    output(command)
 }
 
 #[test]
@@ -107,6 +117,7 @@ fn timing_shows_the_whole_way_from_the_image_to_the_end() {
     assert!(times.len() == rows.len() && times.is_sorted(), "{errors}");
 }
 
+/// Runs a command with this input, as [`output`] does.
 pub fn with_input(mut command: Command, input: &[u8]) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -116,9 +127,34 @@ pub fn with_input(mut command: Command, input: &[u8]) -> Output {
         // A container that does not read all of it is a case as well.
         let _ = stdin.write_all(&input);
     });
-    let output = child.wait_with_output().unwrap();
+    let output = finish(child, &command);
     writer.join().unwrap();
     output
+}
+
+/// Runs a command to its end, which comes, or the test fails.
+pub(super) fn output(mut command: Command) -> Output {
+    finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(), &command)
+}
+
+fn finish(child: Child, command: &Command) -> Output {
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+    let watchdog = std::thread::spawn(move || {
+        let has_ended = ends_within(&process, LONGEST);
+        if !has_ended {
+            pidfd_send_signal(&process, Signal::KILL).unwrap();
+        }
+        has_ended
+    });
+    let output = child.wait_with_output().unwrap();
+    assert!(watchdog.join().unwrap(), "{command:?} does not end: {output:?}");
+    output
+}
+
+/// Whether a process ends in this time: its descriptor becomes readable then.
+pub(super) fn ends_within(process: &OwnedFd, limit: Duration) -> bool {
+    let limit = Timespec::try_from(limit).unwrap();
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit)).unwrap() == 1
 }
 
 #[test]
@@ -160,8 +196,8 @@ fn a_signal_is_passed_on_and_the_exit_code_comes_back() {
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
-    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("got it\n", Some(3)));
@@ -222,10 +258,10 @@ fn a_third_signal_ends_a_container_that_hears_none() {
     let directory = TempDir::new().unwrap();
     let script = "trap '' TERM INT; echo ready; while :; do sleep 1; done";
     let (mut child, _output) = start(directory.path(), "deaf", &[], script);
-    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     for _ in 0..3 {
         assert_eq!(child.try_wait().unwrap(), None);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
         // Two at once would be one.
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -247,8 +283,8 @@ fn a_signal_while_the_vm_boots_ends_it() {
     while !is_there() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(!is_there());
 }
@@ -306,11 +342,11 @@ fn a_container_reaches_the_hosts_networks_and_its_ports_are_published() {
         }
         std::thread::sleep(Duration::from_millis(100));
     };
-    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
     assert!(answer.contains("published"), "{answer}");
     // httpd does not handle it, and as PID 1 it is not killed by it either.
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
     child.wait().unwrap();
 }
 

@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::containers::{IMAGE, stores, text, with_input};
+use super::containers::{IMAGE, output, stores, text, with_input};
 
 /// A program that runs containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ enum Runs {
     Script(&'static str),
     /// In a container of its own.
     Command(&'static [&'static str]),
-    /// By a shell of this host, where `$T` is the tool and `$I` the image, in a directory that the rows share.
+    /// By a shell of this host, as [`host_shell`] says, in a directory that the rows share.
     Host(&'static str),
 }
 
@@ -94,8 +94,8 @@ pub(super) const fn command(options: &'static [&'static str], command: &'static 
     Row { options, runs: Runs::Command(command), input: "", note: "", explains: false }
 }
 
-/// A row that runs a script of this host's shell, in which `$T` is the tool and `$I` the image. For
-/// [`compare_on_host`].
+/// A row that runs a script of this host's shell, in which `$T` is the tool, `$I` the image, and `$W` waits until the
+/// script that follows it succeeds. For [`compare_on_host`].
 pub(super) const fn on_host(script: &'static str) -> Row {
     Row { options: &[], runs: Runs::Host(script), input: "", note: "", explains: false }
 }
@@ -187,6 +187,11 @@ const END: &str = "[ends with ";
 
 /// Each argument is a script. A terminal has one stream for both.
 const EACH: &str = r#"for script; do sh -c "$script"; echo "[ends with $?]"; echo "[ends with 0]" >&2; done"#;
+/// What a script of the host's waits for has to come.
+const EACH_ON_HOST: &str =
+    r#"for script; do timeout 150 sh -c "$script"; echo "[ends with $?]"; echo "[ends with 0]" >&2; done"#;
+/// The code of a script that did not end.
+const TIMED_OUT: Option<i32> = Some(124);
 const EACH_ON_TERMINAL: &str = r#"for script; do sh -c "$script"; echo "[ends with $?]"; done"#;
 
 /// The text before each end with the code there, and what comes after the last.
@@ -204,6 +209,7 @@ fn parts(stream: &str) -> (Vec<(&str, Option<i32>)>, &str) {
 /// Runs a group with one tool: how each row ended, and behind that of several the container itself.
 fn run_group(tool: Tool, mut command: Command, group: &Group) -> Vec<Seen> {
     let on_terminal = group.options.iter().any(|option| ["-t", "-it"].contains(option));
+    let on_host = group.rows.iter().any(|row| matches!(row.runs, Runs::Host(_)));
     let scripts = group.rows.iter().filter_map(|row| match row.runs {
         Runs::Script(script) | Runs::Host(script) => Some(script),
         Runs::Command(_) => None,
@@ -212,11 +218,15 @@ fn run_group(tool: Tool, mut command: Command, group: &Group) -> Vec<Seen> {
         [Row { runs: Runs::Command(words), .. }] => command.args(*words),
         [Row { runs: Runs::Script(script) | Runs::Host(script), .. }] => command.args(["sh", "-c", script]),
         _ => {
-            command.args(["sh", "-c", if on_terminal { EACH_ON_TERMINAL } else { EACH }, "sh"]).args(scripts)
+            let each = match (on_host, on_terminal) {
+                (true, _) => EACH_ON_HOST,
+                (false, true) => EACH_ON_TERMINAL,
+                (false, false) => EACH,
+            };
+            command.args(["sh", "-c", each, "sh"]).args(scripts)
         }
     };
     let input = group.rows.first().map_or("", |row| row.input);
-    let on_host = group.rows.iter().any(|row| matches!(row.runs, Runs::Host(_)));
     let Output { status, stdout, stderr } = with_input(command, input.as_bytes());
     // podman prints the ID of a command that is detached, which docker does not.
     let is_detached = tool == Tool::Podman && group.options.contains(&"-d");
@@ -270,6 +280,9 @@ pub(super) fn compare_with(peer: Tool, rows: &[Row], begin: impl Fn(Tool, &[&str
 fn are_equal(row: Option<&Row>, ours: Option<&Seen>, theirs: Option<&Seen>) -> bool {
     // Each row has to be run by both.
     let (Some(ours), Some(theirs)) = (ours, theirs) else { return row.is_none() && ours == theirs };
+    if row.is_some_and(|row| matches!(row.runs, Runs::Host(_))) && ours.code == TIMED_OUT {
+        return false;
+    }
     let explains = row.is_some_and(|row| row.explains) && ours.errors == Errors::Tool;
     let errors = if explains { &Errors::Empty } else { &ours.errors };
     (ours.code, &ours.stdout, errors) == (theirs.code, &theirs.stdout, &theirs.errors)
@@ -284,7 +297,7 @@ fn docker() -> Option<Command> {
         let program = Path::new("/usr/bin/docker");
         let mut command = Command::new(if program.exists() { program } else { Path::new("docker") });
         command.arg("--host").arg(format!("unix://{}", directory.join("socket").display()));
-        command.arg("--config").arg(directory).stdin(Stdio::null());
+        command.arg("--config").arg(directory).current_dir(directory).stdin(Stdio::null());
         command
     };
     let is_there = DAEMON.get_or_init(|| {
@@ -326,7 +339,7 @@ fn starts_dockerd(directory: &Path, answers: impl Fn() -> bool) -> bool {
     command.arg("--exec-root").arg(directory.join("run")).arg("--pidfile").arg(directory.join("pid"));
     command.arg("--host").arg(format!("unix://{}", socket.display()));
     let log = File::create(directory.join("log")).unwrap();
-    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.current_dir(directory).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     // The daemon gets its signal when the thread that started it ends. The thread of a test ends with the test; this
     // one ends with the process.
     let daemon = std::thread::spawn(move || command.spawn().and_then(|mut daemon| daemon.wait()));
@@ -341,7 +354,7 @@ fn starts_dockerd(directory: &Path, answers: impl Fn() -> bool) -> bool {
     true
 }
 
-/// A script of the host's shell, in which `$T` is the tool and `$I` the image: its output has to be the same.
+/// A script of the host's shell, as [`on_host`] says: its output has to be the same.
 pub(super) fn compare_scripts(peer: Tool, scripts: &[&str]) {
     if peer.command().is_none() {
         return eprintln!("skipped: there is no {peer:?}");
@@ -378,13 +391,27 @@ pub(super) fn compare_on_host(peer: Tool, rows: &[Row]) {
 
 fn run_script(tool: Tool, script: &str) -> Output {
     let mut shell = host_shell(tool).unwrap();
-    shell.args(["sh", "-c", script]).stdin(Stdio::null()).output().unwrap()
+    shell.args(["sh", "-c", script]).stdin(Stdio::null());
+    output(shell)
 }
 
-/// What a command of this host's follows that has `$T`, the tool, and `$I`, the image.
+/// How many seconds all scripts of a table may take with one tool, less than [`super::containers::LONGEST`].
+const HOST_LIMIT: &str = "550";
+
+/// `$W`: waits until its argument, a script, succeeds.
+const WAIT: &str = r#"end=$(($(date +%s) + 60))
+until sh -c "$1"; do
+    [ "$(date +%s)" -lt "$end" ] || { echo "after a minute still not: $1"; exit 1; }
+    sleep 0.1
+done
+"#;
+
+/// What a command of this host's follows that has `$T`, the tool, `$I`, the image, and `$W`. It runs in the stores'
+/// directory.
 fn host_shell(tool: Tool) -> Option<Command> {
     let command = tool.command()?;
-    let wrapper = stores().directory.path().join(format!("{tool:?}.sh"));
+    let directory = stores().directory.path();
+    let (wrapper, wait) = (directory.join(format!("{tool:?}.sh")), directory.join("wait.sh"));
     let quoted = |word: &std::ffi::OsStr| format!(" '{}'", word.to_string_lossy());
     let words: String =
         std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
@@ -392,8 +419,11 @@ fn host_shell(tool: Tool) -> Option<Command> {
     let log = if tool == Tool::Podman { "--log-driver k8s-file" } else { "" };
     let start = format!("case $1 in run | create) w=$1; shift; set -- $w {log} \"$@\" ;; esac");
     std::fs::write(&wrapper, format!("{start}\nexec{words} \"$@\"\n")).unwrap();
-    let mut shell = Command::new("timeout");
-    shell.arg("300").env("T", format!("sh {}", wrapper.display())).env("I", IMAGE);
-    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    Some(shell)
+    std::fs::write(&wait, WAIT).unwrap();
+    let shell = |path: &Path| format!("sh {}", path.display());
+    let mut command_line = Command::new("timeout");
+    command_line.arg(HOST_LIMIT).current_dir(directory);
+    command_line.env("T", shell(&wrapper)).env("I", IMAGE).env("W", shell(&wait));
+    command_line.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    Some(command_line)
 }

@@ -8,7 +8,7 @@ const COMMANDS: &[Row] = &[
         r#"$T run -d --name box --network none -h box -e A=1 -w /tmp -u 0:0 -l team=red -l empty= --stop-signal INT -m 64m --memory-swap 64m \
             --pids-limit 50 --restart on-failure:2 --read-only --tmpfs /scratch --cap-drop CHOWN --entrypoint sh $I \
             -c 'echo out; echo err >&2; trap "echo bye; exit 3" INT; sleep 100000 & wait' | grep -c .
-        until test $($T logs box 2>&1 | wc -l) -eq 2; do :; done"#,
+        $W 'test $($T logs box 2>&1 | wc -l) -eq 2'"#,
     ),
     // What is known of it.
     on_host(
@@ -36,7 +36,7 @@ const COMMANDS: &[Row] = &[
     // Further commands in it.
     on_host("$T exec -e B=2 -e A=7 -w /var -u 1000:1001 box sh -c 'echo $A $B; pwd; id -u; id -g'"),
     on_host(
-        r#"$T exec -d box sh -c 'echo made >/scratch/by; sleep 100000'; until $T exec box test -s /scratch/by; do :; done
+        r#"$T exec -d box sh -c 'echo made >/scratch/by; sleep 100000'; $W '$T exec box test -s /scratch/by'
         $T exec box cat /scratch/by; echo in | $T exec -i box cat; $T exec nosuch true; echo $?"#,
     ),
     on_host(
@@ -68,7 +68,7 @@ const COMMANDS: &[Row] = &[
     ),
     // Changes.
     on_host(
-        r#"$T update --memory 48m --pids-limit 40 --cpu-shares 512 --restart no box
+        r#"$T update --memory 48m --pids-limit 40 --cpu-shares 512 --restart no box | grep -x box
         $T exec box cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/memory.max
         $T inspect -f '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.CpuShares}} {{.HostConfig.RestartPolicy.Name}}' box"#,
     ),
@@ -91,7 +91,7 @@ const COMMANDS: &[Row] = &[
     ),
     on_host(
         r#"$T restart -t 5 carton; $T inspect -f '{{.State.Status}} {{.RestartCount}}' carton
-        until test $($T logs carton 2>/dev/null | grep -c out) -eq 2; do :; done; $T logs carton 2>/dev/null"#,
+        $W 'test $($T logs carton 2>/dev/null | grep -c out) -eq 2'; $T logs carton 2>/dev/null"#,
     ),
     on_host(
         r#"$T wait second carton >waited & $T stop carton; wait; cat waited; $T inspect -f '{{.State.ExitCode}} {{.State.Status}}' carton"#,

@@ -8,14 +8,14 @@ const LIVES: &[&str] = &[
     // Output of both streams is kept; what stops it is its own signal, and its code is known afterwards.
     r#"$T run -d --name life --network none --stop-signal INT -e A=1 $I sh -c '
             trap "echo bye; exit 5" INT; trap "echo usr1" USR1; echo err >&2; echo out $A; while :; do sleep 0.1; done' >/dev/null
-        until $T logs life 2>/dev/null | grep -q out; do sleep 0.1; done
-        $T kill -s USR1 life; until $T logs life 2>/dev/null | grep -q usr1; do sleep 0.1; done
+        $W '$T logs life 2>/dev/null | grep -q out'
+        $T kill -s USR1 life; $W '$T logs life 2>/dev/null | grep -q usr1'
         $T stop life; $T wait life; $T logs life 2>/dev/null; $T logs life 2>&1 >/dev/null
         $T inspect -f '{{.State.Status}} {{.State.ExitCode}} {{.State.Running}} {{.State.OOMKilled}}' life
         $T exec life true 2>/dev/null; test $? -gt 0; echo "ended: $?"; $T rm life >/dev/null"#,
     // One that hears nothing is killed.
     r#"$T run -d --name deaf --network none $I sh -c 'trap "" TERM; echo ready; while :; do sleep 1; done' >/dev/null
-        until $T logs deaf | grep -q ready; do sleep 0.1; done
+        $W '$T logs deaf | grep -q ready'
         $T stop -t 1 deaf >/dev/null 2>&1; $T wait deaf; $T rm deaf >/dev/null"#,
     // One without memory.
     r#"$T run -d --name full --network none -m 32m $I tail -c 100000000 /dev/zero >/dev/null

@@ -1,11 +1,11 @@
 //! Commands whose VM, copy or image finds no space on the host's disk.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use tempfile::TempDir;
 
-use super::super::containers::text;
+use super::super::containers::{output, text};
 use crate::counts::{Random, count, report};
 
 /// Runs each command on a disk that has no room, or a little: it succeeds, or says why not in one line. What was there
@@ -63,7 +63,9 @@ fn commands_on_a_full_disk_lose_nothing_and_leave_nothing() {
     let mut shell = Command::new("unshare");
     shell.args(["--mount", "sh", "-c", SCRIPT, "sh"]).arg(mount.path()).arg(directory.path());
     shell.env("mvm", tests::mvm()).env("image", tests::container_image()).env("bytes", bytes.join(" "));
-    let output = shell.env("MVM_ASSETS", tests::container_assets()).output().unwrap();
+    shell.stdin(Stdio::null());
+    shell.env("MVM_ASSETS", tests::container_assets());
+    let output = output(shell);
     assert_eq!(text(&output.stdout), "content\n", "{}", text(&output.stderr));
     report("commands on a full disk", 6 * times, start, "");
 }

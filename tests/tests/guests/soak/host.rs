@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tests::{container_assets, container_image, mvm};
@@ -48,7 +49,20 @@ impl Deref for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        all().iter().for_each(kill);
+        let start = Instant::now();
+        // A panic here would end all tests.
+        while !all().is_empty() && start.elapsed() < Duration::from_secs(60) {
+            all().iter().for_each(kill);
+        }
+        if std::thread::panicking() {
+            // The next test begins with what this one has.
+            let listed = self.run(&["ps", "-a", "--format", "{{.Names}}"]);
+            for name in text(&listed.stdout).lines().filter(|name| *name != "kept") {
+                self.run(&["rm", "-fv", name]);
+            }
+            self.run(&["rmi", "-f", "local:1"]);
+            self.run(&["volume", "prune", "-af"]);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use super::super::containers::IMAGE;
+use super::super::containers::{IMAGE, text};
 use super::host::{Host, Shared};
 use super::processes::spawn;
 use crate::counts::{Random, count, report};
@@ -27,7 +27,7 @@ fn what_had_succeeded_is_there_when_the_host_comes_back() {
     host.start("always", &["--restart", "always", "--label", "keep", "-v", "volume:/volume"], lives);
     host.start("once", &[], "trap 'exit 0' TERM; while :; do sleep 0.1; done");
     host.start("stopped", &["--restart", "unless-stopped"], "sleep 1000");
-    host.said(&["stop", "-t", "0", "stopped"]);
+    stop(&host);
     for life in 1..=times {
         wait_for_lives(&host, life);
         let work: Vec<Child> = WORK.iter().map(|arguments| begin(&host, arguments)).collect();
@@ -49,7 +49,7 @@ fn what_had_succeeded_is_there_when_the_host_comes_back() {
         assert_eq!(host.said(&["ps", "--format", "{{.Names}}"]), "always");
         host.start("once", &[], "sleep 1000");
         host.start("stopped", &["--restart", "unless-stopped"], "sleep 1000");
-        host.said(&["stop", "-t", "0", "stopped"]);
+        stop(&host);
     }
     wait_for_lives(&host, times + 1);
     host.said(&["rm", "-fv", "always", "once", "stopped"]);
@@ -59,6 +59,13 @@ fn what_had_succeeded_is_there_when_the_host_comes_back() {
     assert_eq!(host.truth(), base);
     host.check_content();
     report("the host went down", times, start, "");
+}
+
+/// Stops the container that stays so, which does not hear that it is to end, as mvm says.
+fn stop(host: &Host) {
+    let output = host.run(&["stop", "-t", "0", "stopped"]);
+    let said = (output.status.code(), text(&output.stdout), text(&output.stderr));
+    assert_eq!(said, (Some(0), "stopped\n".into(), "mvm: stopped: killed after 0 s\n".into()));
 }
 
 fn begin(host: &Host, arguments: &[&str]) -> Child {

@@ -18,24 +18,31 @@ const OWN: &[&str] =
     &["poweroff.target", "systemd-poweroff.service", "shutdown.target", "umount.target", "final.target"];
 /// The service that has a user's systemd, as `user@.service` does.
 const USER: &str = "[Service]\nType=notify\nDelegate=yes\nKillMode=mixed\nTimeoutStopSec=120\nExecStart=/lib/systemd/systemd --user\n";
-/// Begins in namespaces of its own.
+/// Begins in a control group of its own, which is the root of its namespace.
+const BEGIN: &str = r#"mkdir "$2" && echo $$ >"$2/cgroup.procs" || exit
+    exec unshare --pid --mount --fork --cgroup --mount-proc --kill-child sh -c "$0" "$1" "$3""#;
+/// Goes on in the namespaces.
 const INIT: &str =
-    "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd /run/user && mount -t cgroup2 none /sys/fs/cgroup &&
+    "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd /run/user &&
+    umount /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
     exec env -i PATH=\"$PATH\" container=test SYSTEMD_UNIT_PATH=\"$0\" SYSTEMD_GENERATOR_PATH=/nonexistent \
     SYSTEMD_LOG_TARGET=console SYSTEMD_COLORS=0 \"$1\" --system --unit=multi-user.target";
 
 /// A system that runs.
 struct System {
     init: Child,
+    group: PathBuf,
 }
+
+const GROUPS: &str = "/sys/fs/cgroup";
 
 impl System {
     /// Boots with the units in `units`, and waits until all that is wanted has been started.
     fn boot(units: &Path) -> Self {
-        let mut command = Command::new("unshare");
-        let namespaces = ["--pid", "--mount", "--fork", "--cgroup", "--mount-proc", "--kill-child"];
-        command.args(namespaces).args(["sh", "-c", INIT]).arg(units).arg(SYSTEMD).stdin(Stdio::null());
-        let mut system = Self { init: spawn(&mut command) };
+        let group = Path::new(GROUPS).join(format!("mvm-test-{}", std::process::id()));
+        let mut command = Command::new("sh");
+        command.args(["-c", BEGIN, INIT]).arg(units).arg(&group).arg(SYSTEMD).stdin(Stdio::null());
+        let mut system = Self { init: spawn(&mut command), group };
         let start = Instant::now();
         loop {
             assert_eq!(system.init.try_wait().unwrap(), None, "systemd has ended");
@@ -73,6 +80,11 @@ impl Drop for System {
     fn drop(&mut self) {
         let _ = self.init.kill();
         let _ = self.init.wait();
+        // Its processes have ended with its first one.
+        let _ = Command::new("find")
+            .arg(&self.group)
+            .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"])
+            .status();
     }
 }
 
@@ -132,8 +144,9 @@ impl User<'_> {
 
 #[test]
 fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
-    if !Path::new(SYSTEMD).exists() || !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: it needs systemd, and root");
+    let has_groups = Path::new(GROUPS).join("cgroup.procs").exists();
+    if !Path::new(SYSTEMD).exists() || !rustix::process::geteuid().is_root() || !has_groups {
+        eprintln!("skipped: it needs systemd, root, and version 2 of control groups");
         return;
     }
     let host = Shared::take();
@@ -161,11 +174,13 @@ fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
     for (user, runtime) in users.iter().zip(["/run", "/run/user"]) {
         let (data, start) = (format!("MVM_DATA_DIR={}", user.data().display()), Instant::now());
         let runtime = format!("XDG_RUNTIME_DIR={runtime}");
+        let mvm = |arguments: &[&str]| {
+            let before = ["-u", "MVM_RUNTIME_DIR", &data, &runtime, "timeout", "100", &program];
+            system.run("env", &[&before[..], arguments].concat())
+        };
         // A user's systemd has been started before what it starts.
-        let state =
-            ["-u", "MVM_RUNTIME_DIR", &data, &runtime, &program, "ps", "--format", "{{.Names}} {{.State}}"];
         loop {
-            let listed = system.run("env", &state);
+            let listed = mvm(&["ps", "--format", "{{.Names}} {{.State}}"]);
             if text(&listed.stdout) == format!("{} running\n", user.name) {
                 break;
             }
@@ -174,9 +189,11 @@ fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
         // They are the service's: its end is theirs.
         let log = fs::read_to_string(host.path(&format!("{}.log", user.name))).unwrap();
         assert_eq!(log, format!("{}\n", user.name));
-        let pid = user.mvm(&["inspect", "-f", "{{.State.Pid}}", user.name]);
-        let group = text(&system.run("cat", &[&format!("/proc/{pid}/cgroup")]).stdout);
-        assert!(group.contains("/mvm-restore.service\n"), "{}: {pid} in {group}", user.name);
+        // Process IDs are those of its namespace.
+        let pid = mvm(&["inspect", "-f", "{{.State.Pid}}", user.name]);
+        let file = format!("/proc/{}/cgroup", text(&pid.stdout).trim());
+        let group = text(&system.run("cat", &[&file]).stdout);
+        assert!(group.contains("/mvm-restore.service\n"), "{}: {pid:?}: {group}", user.name);
     }
     system.power_off();
     for user in &users {
