@@ -22,8 +22,7 @@ const USER: &str = "[Service]\nType=notify\nDelegate=yes\nKillMode=mixed\nTimeou
 const BEGIN: &str = r#"mkdir "$2" && echo $$ >"$2/cgroup.procs" || exit
     exec unshare --pid --mount --fork --cgroup --mount-proc --kill-child sh -c "$0" "$1" "$3""#;
 /// Goes on in the namespaces.
-const INIT: &str =
-    "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd /run/user &&
+const INIT: &str = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd /run/user &&
     umount /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
     exec env -i PATH=\"$PATH\" container=test SYSTEMD_UNIT_PATH=\"$0\" SYSTEMD_GENERATOR_PATH=/nonexistent \
     SYSTEMD_LOG_TARGET=console SYSTEMD_COLORS=0 \"$1\" --system --unit=multi-user.target";
