@@ -1,12 +1,14 @@
 //! The process that pulls and loads, once somebody has taken it over: what is left to it.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use jail::seccomp::{Filter, Rule};
 use rstest::rstest;
 
-use crate::place::{Place, fails, text};
+use crate::place::{Place, fails, succeeds, text};
 use crate::worker::assets;
 
 /// What the process is asked to try (`cli/src/images/worker/attack.rs`), which no release has.
@@ -175,6 +177,41 @@ fn the_configuration_file_says_how_much_is_confined() {
     } else {
         assert!(strict.contains("this host lacks landlock"), "{strict}");
     }
+}
+
+/// A host without Landlock, which is this one where its calls are unknown: the rest holds.
+#[test]
+fn a_host_without_landlock_works_as_before() {
+    const LANDLOCK: &[Rule] = &[Rule {
+        name: "landlock_create_ruleset",
+        call: libc::SYS_landlock_create_ruleset,
+        arguments: &[],
+        why: "a kernel from before it",
+    }];
+    let place = Place::new();
+    place.archive(&[1000]);
+    let load = |attack: Option<&str>| {
+        let filter = Filter::failing("test", LANDLOCK, rustix::io::Errno::NOSYS).unwrap();
+        let mut load = place.mvm(&["load", "-i", "archive.tar"]);
+        load.envs(attack.map(|attack| (VARIABLE, attack)));
+        // SAFETY: the new process has one thread, and makes system calls alone.
+        unsafe {
+            load.pre_exec(move || {
+                rustix::thread::set_no_new_privs(true)?;
+                filter.install().map_err(std::io::Error::other)
+            });
+        }
+        load
+    };
+    assert_eq!(succeeds(&mut load(None)), "Loaded image: local:1\n");
+    place.check_store(1);
+    assert_eq!(fails(&mut load(Some("execve")), 1), format!("mvm: {}", ended("execve", "image")));
+    assert_eq!(fails(&mut load(Some("internet")), 1), format!("mvm: {}", ended("socket", "image")));
+    assert_eq!(fails(&mut load(Some("read:/etc/passwd")), 1), "mvm: the attack succeeded\n");
+    fs::create_dir_all(place.path("home/.config/mvm")).unwrap();
+    fs::write(place.path("home/.config/mvm/config.toml"), "jail = 'strict'\n").unwrap();
+    let refused = fails(&mut load(None), 1);
+    assert!(refused.contains("this host lacks landlock (this kernel has no Landlock"), "{refused}");
 }
 
 #[test]

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     fn jobs() -> Vec<Job> {
-        let credentials = Credentials::Token("token".to_owned());
+        let credentials = Credentials { user: String::new(), secret: String::new() };
         vec![
             Job::Pull(String::new()),
             Job::Push(String::new()),
