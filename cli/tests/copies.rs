@@ -412,8 +412,8 @@ fn who_unpacks_has_its_directory_and_nothing_else() {
             ("unix", "socket"),
         ] {
             let expected = format!(
-                "the process that does it was ended, as it made the system call {call}, which it never needs: the container \
-                 may be hostile, or mvm has a fault (SECURITY.md says how to report it)\n"
+                "the process that does it was ended, as it made the system call {call}, which it never needs: the \
+                 container may be hostile, or mvm has a fault (SECURITY.md says how to report it)\n"
             );
             assert_eq!(attacked(options, attack), expected);
         }

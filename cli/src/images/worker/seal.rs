@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use image::{Client, ClientFiles};
 use jail::seccomp::Filter;
-use jail::{CapabilitySet, Enclosure, Layer, Reach};
+use jail::{CapabilitySet, Enclosure, JailError, Layer, Reach};
 use rustix::process::{Resource, getrlimit};
 
 use super::{Job, Request, child, table};
@@ -40,13 +40,18 @@ pub fn seal(request: &Request) -> Result<(), String> {
         is_in_root: matches!(job, Job::Unpack { .. }),
         capabilities: capabilities(job),
     };
-    let report = jail::enclose(&enclosure).map_err(|error| chain(&error))?;
+    let report = jail::enclose(&enclosure).map_err(|error| match error {
+        JailError::Missing(what) => format!(
+            "jail = \"strict\" in the configuration file: this host lacks {what}; \"best-effort\" does without"
+        ),
+        error => chain(&error),
+    })?;
     let has_filter = report.layers.iter().any(|(layer, _)| *layer == Layer::Seccomp)
         && !report.missing().any(|(layer, _)| layer == Layer::Seccomp);
     if has_filter { filter(job, reports).map_err(|error| chain(&error)) } else { Ok(()) }
 }
 
-/// Takes standard error for reports. What else writes there finds that nobody reads it.
+/// Takes standard error for reports. Other writes there fail: the pipe has no reader.
 fn take_standard_error() -> io::Result<OwnedFd> {
     let reports = io::stderr().as_fd().try_clone_to_owned()?;
     rustix::io::ioctl_fionbio(&reports, true)?;
