@@ -111,6 +111,11 @@ fn read(path: &Path) -> Result<Defaults, String> {
     }
 }
 
+/// How processes are confined that work with images. A file that can't be used is no reason to confine them less.
+pub fn jail() -> jail::Mode {
+    Defaults::read().ok().and_then(|defaults| defaults.jail).unwrap_or_default()
+}
+
 /// The registries that are asked before Docker Hub, with commas between them. A file that can't be used is named, and
 /// is no reason not to ask Docker Hub.
 pub fn registry_mirrors() -> String {

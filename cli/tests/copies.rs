@@ -388,3 +388,60 @@ fn device_nodes_are_for_root_alone() {
         assert!(line(&output).contains("1 device nodes, which only root can make"));
     }
 }
+
+/// Somebody who has taken over the process that unpacks.
+#[cfg(debug_assertions)]
+#[test]
+fn who_unpacks_has_its_directory_and_nothing_else() {
+    let fake = Fake::new("sealed");
+    fs::write(fake.in_root("file"), "text").unwrap();
+    fs::create_dir(fake.here("target")).unwrap();
+    fs::write(fake.here("secret"), "secret").unwrap();
+    let attacked = |options: &[&str], attack: &str| {
+        let arguments = [&["cp"], options, &["sealed:/file", "target"]].concat();
+        let line = line(&fake.command(&arguments).env("MVM_TEST_ATTACK", attack).output().unwrap());
+        line.strip_prefix("mvm: cannot copy to target: ").unwrap_or_else(|| panic!("{line}")).to_owned()
+    };
+    let path = |name: &str| fake.here(name).display().to_string();
+    for options in [&[][..], &["-a"]] {
+        for (attack, call) in [
+            ("execve", "execve"),
+            ("fork", "clone"),
+            ("ptrace", "ptrace"),
+            ("kill", "kill"),
+            ("unix", "socket"),
+        ] {
+            let expected = format!(
+                "the process that does it was ended, as it made the system call {call}, which it never needs: the \
+                 container may be hostile, or mvm has a fault (SECURITY.md says how to report it)\n"
+            );
+            assert_eq!(attacked(options, attack), expected);
+        }
+        // Root has no other root, others Landlock.
+        let is_root = rustix::process::geteuid().is_root();
+        // SAFETY: without attributes the call takes no memory.
+        let landlock =
+            unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, 1) };
+        if !is_root && landlock < 2 {
+            return eprintln!("skipped: this host has no Landlock");
+        }
+        for attack in [
+            "read:/etc/passwd".to_owned(),
+            "read:../secret".to_owned(),
+            format!("read:{}", path("secret")),
+            format!("append:{}", path("secret")),
+            format!("write:{}", path("new")),
+            "write:../new".to_owned(),
+        ] {
+            let line = attacked(options, &attack);
+            // With Landlock and without.
+            let denied = line.contains("Permission denied") || line.contains("No such file or directory");
+            // Above its root is the root itself.
+            let is_inside = is_root && attack == "write:../new" && fake.here("target/new").exists();
+            assert!(denied || is_inside, "{attack}: {line}");
+        }
+        assert_eq!(attacked(options, "write:own"), "the attack succeeded\n");
+        assert!(!fake.here("new").exists());
+        assert_eq!(fs::read(fake.here("secret")).unwrap(), b"secret");
+    }
+}

@@ -18,6 +18,9 @@ mod login;
 mod place;
 #[path = "registry/proxy.rs"]
 mod proxy;
+#[cfg(debug_assertions)]
+#[path = "registry/sealed.rs"]
+mod sealed;
 #[path = "registry/server.rs"]
 mod server;
 #[path = "registry/tls.rs"]

@@ -22,7 +22,7 @@ pub use import::ImportError;
 pub use load::{LoadError, Loaded};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
-    Client, CredentialFiles, CredentialSource, Credentials, Mirror, Progress, PullEvent, Pulled,
+    Client, ClientFiles, CredentialFiles, CredentialSource, Credentials, Mirror, Progress, PullEvent, Pulled,
     RegistryError, RegistryOptions, StoredIn, Timeouts, registry_of,
 };
 pub use save::{SaveError, SaveFormat};

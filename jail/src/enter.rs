@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 
+use rustix::thread::CapabilitySet;
 use thiserror::Error;
 
 use crate::layer::{Layer, Mode, Report, State};
@@ -49,7 +50,6 @@ pub fn enter(jail: Jail) -> Result<Report, JailError> {
     if jail.mode == Mode::Off {
         return Ok(report);
     }
-    let host = |doing| move |source| JailError::Host { doing, source };
     let mut note = |layer, state| report.layers.push((layer, state));
     process::set_no_new_privs().map_err(host("set no_new_privs"))?;
     note(Layer::NoNewPrivs, State::On(String::new()));
@@ -79,12 +79,9 @@ pub fn enter(jail: Jail) -> Result<Report, JailError> {
     note(Layer::Namespaces, namespaces);
     note(Layer::Root, root);
     note(Layer::Landlock, landlock::deny_all().map_or_else(State::Missing, State::On));
-    namespaces::drop_capabilities().map_err(host("give up capabilities"))?;
+    namespaces::keep_capabilities(CapabilitySet::empty()).map_err(host("give up capabilities"))?;
     note(Layer::Seccomp, seccomp::available().map_or_else(State::Missing, |()| State::On(String::new())));
-    let missing: Vec<_> = report.missing().map(|(layer, why)| format!("{layer} ({why})")).collect();
-    if jail.mode == Mode::Strict && !missing.is_empty() {
-        return Err(JailError::Missing(missing.join(", ")));
-    }
+    report.check()?;
     Ok(report)
 }
 
@@ -120,14 +117,30 @@ pub fn probe() -> io::Result<Report> {
     serde_json::from_slice(&report).map_err(|_| io::Error::other("the process ended without a report"))
 }
 
+/// Makes a [`JailError::Host`].
+pub(crate) fn host(doing: &'static str) -> impl FnOnce(io::Error) -> JailError {
+    move |source| JailError::Host { doing, source }
+}
+
+impl Report {
+    /// Whether all layers hold, where that is asked for.
+    pub(crate) fn check(&self) -> Result<(), JailError> {
+        let missing: Vec<_> = self.missing().map(|(layer, why)| format!("{layer} ({why})")).collect();
+        if self.mode == Mode::Strict && !missing.is_empty() {
+            return Err(JailError::Missing(missing.join(", ")));
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const JAIL: Jail = Jail { mode: Mode::BestEffort, files: 100, data: Some(64 << 20) };
 
     /// What `run` writes in a process of its own, where it may change what it is.
-    fn in_a_process(run: impl FnOnce() -> String) -> String {
+    pub(crate) fn in_a_process(run: impl FnOnce() -> String) -> String {
         let (mut said, mut saying) = io::pipe().unwrap();
         // SAFETY: the new process has one thread, and ends below. It takes memory, which glibc makes possible after a fork.
         let child = unsafe { libc::fork() };
@@ -144,7 +157,7 @@ mod tests {
         text
     }
 
-    fn become_user(user: u32) {
+    pub(crate) fn become_user(user: u32) {
         if rustix::process::geteuid().is_root() && user != 0 {
             // SAFETY: the calls take numbers, and this process has one thread.
             unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) };

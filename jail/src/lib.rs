@@ -1,10 +1,11 @@
 //! Confinement of mvm's processes.
 //!
 //! A process that works for somebody who is not trusted, a guest or an image, first opens all that it needs, and then
-//! gives up what it could do beyond that: [`enter()`] does so for the process as long as it has one thread,
-//! [`seccomp`] for each thread once it runs. What a host does not offer is left out or refused, as [`Mode`] says, and
-//! [`Report`] says which layers hold.
+//! gives up what it could do beyond that: [`enter()`] does so for the process as long as it has one thread, or
+//! [`enclose()`] where it goes on to work with some of the host's files, and [`seccomp`] for each thread once it runs.
+//! What a host does not offer is left out or refused, as [`Mode`] says, and [`Report`] says which layers hold.
 
+mod enclose;
 mod enter;
 mod landlock;
 mod layer;
@@ -12,5 +13,8 @@ mod namespaces;
 mod process;
 pub mod seccomp;
 
+pub use enclose::{Enclosure, enclose};
 pub use enter::{Jail, JailError, enter, probe};
+pub use landlock::Reach;
 pub use layer::{Layer, Mode, Report, State};
+pub use rustix::thread::CapabilitySet;

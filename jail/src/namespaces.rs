@@ -51,8 +51,20 @@ pub(crate) fn empty_root() -> Result<(), (&'static str, Errno)> {
     Ok(())
 }
 
-/// Gives up all capabilities, for good.
-pub(crate) fn drop_capabilities() -> io::Result<()> {
+/// Whether this process may make another directory its root.
+pub(crate) fn may_change_root() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_CHROOT))
+}
+
+/// Makes the working directory the root.
+pub(crate) fn change_root() -> io::Result<()> {
+    rustix::process::chroot(c".")?;
+    rustix::process::chdir(c"/")?;
+    Ok(())
+}
+
+/// Gives up all capabilities but those of `kept` that this process has, for good.
+pub(crate) fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
     rustix::thread::clear_ambient_capability_set()?;
     let mut number = 0;
     // Until Linux knows no more of them.
@@ -60,7 +72,8 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
     while number < 64 && unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) } == 0 {
         number += 1;
     }
-    let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    let kept = kept & rustix::thread::capabilities(None)?.permitted;
+    let inheritable = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })?;
     Ok(())
 }

@@ -64,7 +64,7 @@ fn start(command: &mut Command) -> Child {
 }
 
 /// Files as `mvm run` looks for them.
-fn assets(place: &Place) -> std::path::PathBuf {
+pub fn assets(place: &Place) -> std::path::PathBuf {
     let directory = place.path("assets");
     fs::create_dir(&directory).unwrap();
     for name in ["vmlinux", "agent.erofs", "changes.templates"] {
@@ -139,11 +139,20 @@ fn it_has_nothing_of_the_user_but_what_it_needs() {
     let child = start(shell.env("PASSWORD", "secret").env("NO_PROXY", "example"));
     let _asked = silent.asked();
     let worker = Process::of(&child);
-    let read =
-        |name: &str| fs::read_to_string(format!("/proc/{}/{name}", worker.id)).unwrap().replace('\0', " ");
-    assert_eq!(read("cmdline"), "mvm worker ");
-    assert_eq!(read("environ"), "NO_PROXY=example ");
-    let files = fs::read_dir(format!("/proc/{}/fd", worker.id)).unwrap();
+    let path = |name: &str| format!("/proc/{}/{name}", worker.id);
+    let read = |name: &str| fs::read_to_string(path(name)).map(|text| text.replace('\0', " "));
+    assert_eq!(read("cmdline").unwrap(), "mvm worker ");
+    if !rustix::process::geteuid().is_root() {
+        // It cannot be looked into.
+        for name in ["environ", "maps"] {
+            assert_eq!(read(name).map_err(|error| error.kind()), Err(std::io::ErrorKind::PermissionDenied));
+        }
+        kill("-KILL", &worker.id.to_string());
+        child.wait_with_output().unwrap();
+        return;
+    }
+    assert_eq!(read("environ").unwrap(), "NO_PROXY=example ");
+    let files = fs::read_dir(path("fd")).unwrap();
     let files: Vec<_> = files.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect();
     let is_ours = |file: &std::path::PathBuf| {
         let name = file.to_string_lossy();

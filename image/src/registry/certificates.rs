@@ -17,7 +17,7 @@ const ROOTS: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 /// Where docker and podman look for those of a registry: in `HOST/*.crt`, or `HOST:PORT/*.crt`.
-const OF_REGISTRIES: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
+pub(super) const OF_REGISTRIES: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
 /// The most bytes of a file of certificates.
 const MAX_FILE: u64 = 16 << 20;
 /// The most files of a registry.
@@ -26,11 +26,19 @@ const MAX_FILES: usize = 64;
 /// Which certificates are trusted.
 #[derive(Debug)]
 pub(super) struct Certificates {
-    /// Files besides the system's.
-    pub(super) more: Vec<PathBuf>,
+    /// The file that SSL_CERT_FILE names, or the system's.
+    system: Option<PathBuf>,
+    /// Files besides that.
+    more: Vec<PathBuf>,
 }
 
 impl Certificates {
+    pub(super) fn new(more: Vec<PathBuf>) -> Self {
+        let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from).into_iter();
+        let system = named.chain(ROOTS.iter().map(PathBuf::from)).find(|path| path.exists());
+        Self { system, more }
+    }
+
     /// The files of a registry, by its host and port.
     pub(super) fn of_host(&self, authority: &str) -> Vec<PathBuf> {
         let mut files = Vec::new();
@@ -42,13 +50,16 @@ impl Certificates {
         files
     }
 
+    /// The files for all registries.
+    pub(super) fn shared(&self) -> impl Iterator<Item = &PathBuf> {
+        self.system.iter().chain(&self.more)
+    }
+
     /// The certificates of the file that SSL_CERT_FILE names or the system's, of those that the options have, and of
     /// `own`.
     pub(super) fn roots(&self, own: &[PathBuf]) -> Result<Vec<Certificate<'static>>, RegistryError> {
-        let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from).into_iter();
-        let system = named.chain(ROOTS.iter().map(PathBuf::from)).find(|path| path.exists());
         let mut certificates = Vec::new();
-        for path in system.iter().chain(&self.more).chain(own) {
+        for path in self.shared().chain(own) {
             let text = read(path).map_err(|source| RegistryError::Roots { path: path.clone(), source })?;
             let items = parse_pem(&text).filter_map(Result::ok);
             certificates.extend(items.filter_map(|item| match item {

@@ -147,6 +147,11 @@ impl Http {
         }
     }
 
+    /// The certificates that are trusted.
+    pub(super) fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
     /// Makes a request, and follows redirects of those that only read. Credentials go to the first host and no other.
     pub(super) fn send(&self, call: &Call<'_>) -> Result<Answer, RegistryError> {
         let mut url = call.url.clone();
@@ -224,7 +229,7 @@ impl Http {
     }
 
     fn config(&self, proxy: Option<Proxy>) -> ConfigBuilder<AgentScope> {
-        use_static_resolver();
+        use_own_resolver();
         let read = Some(self.timeouts.read);
         Agent::config_builder()
             .http_status_as_error(false)
@@ -259,10 +264,10 @@ fn proxy_of(url: &Url) -> Option<Proxy> {
     Proxy::new(&value).ok().filter(|_| !is_excluded)
 }
 
-/// A static program must not load the host's libraries to resolve names, as glibc does where `nsswitch.conf` has others
-/// than `files` and `dns`: they are of another glibc.
-#[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
-fn use_static_resolver() {
+/// Names are resolved by `files` and `dns`, which are parts of glibc, whatever else `nsswitch.conf` has: a static
+/// program must not load the host's libraries, which are of another glibc, and one that is confined can't.
+#[cfg(target_env = "gnu")]
+fn use_own_resolver() {
     use std::ffi::{c_char, c_int};
     unsafe extern "C" {
         fn __nss_configure_lookup(database: *const c_char, line: *const c_char) -> c_int;
@@ -274,5 +279,5 @@ fn use_static_resolver() {
     });
 }
 
-#[cfg(not(all(target_env = "gnu", target_feature = "crt-static")))]
-fn use_static_resolver() {}
+#[cfg(not(target_env = "gnu"))]
+fn use_own_resolver() {}

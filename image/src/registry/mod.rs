@@ -9,6 +9,7 @@ mod certificates;
 mod credentials;
 mod download;
 mod endpoint;
+mod files;
 mod http;
 mod login;
 mod pull;
@@ -30,6 +31,7 @@ use crate::documents::DocumentError;
 use crate::store::{InvalidConfig, StoreError};
 
 pub use credentials::{CredentialFiles, CredentialSource, Credentials, StoredIn};
+pub use files::ClientFiles;
 pub use http::Timeouts;
 pub use login::registry_of;
 pub use pull::{Progress, PullEvent, Pulled};
@@ -75,7 +77,7 @@ pub struct Client {
 impl Client {
     /// A client with these options. Nothing is read or connected yet.
     pub fn new(options: RegistryOptions) -> Self {
-        let http = Http::new(options.timeouts, Certificates { more: options.certificates.clone() });
+        let http = Http::new(options.timeouts, Certificates::new(options.certificates.clone()));
         Self { options, http, authorizations: Mutex::default(), secure: Mutex::default() }
     }
 }

@@ -15,7 +15,7 @@ use seccompiler::{
 };
 use thiserror::Error;
 
-pub use trap::{Violation, report_to};
+pub use trap::{EXIT_CODE, Violation, report_to};
 
 /// One system call that a thread may make.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,8 @@ pub enum Argument {
     Is(u8, u32),
     /// None of these bits is set in it.
     Lacks(u8, u32),
+    /// All of these bits are set in it.
+    Has(u8, u32),
     /// It is the ID of this process.
     IsThisProcess(u8),
 }
@@ -69,22 +71,36 @@ pub mod numbers {
         };
     }
     numbers! {
-        accept4 = SYS_accept4, brk = SYS_brk, clock_gettime = SYS_clock_gettime,
-        clock_nanosleep = SYS_clock_nanosleep, close = SYS_close, epoll_ctl = SYS_epoll_ctl,
-        epoll_pwait = SYS_epoll_pwait, epoll_wait = SYS_epoll_wait, exit = SYS_exit,
-        exit_group = SYS_exit_group, fallocate = SYS_fallocate, fcntl = SYS_fcntl, fdatasync = SYS_fdatasync,
-        fstat = SYS_fstat, fsync = SYS_fsync, ftruncate = SYS_ftruncate, futex = SYS_futex,
-        getpid = SYS_getpid, msync = SYS_msync, setsockopt = SYS_setsockopt, wait4 = SYS_wait4, getrandom = SYS_getrandom, gettid = SYS_gettid, ioctl = SYS_ioctl,
-        io_uring_enter = SYS_io_uring_enter, io_uring_register = SYS_io_uring_register, lseek = SYS_lseek, madvise = SYS_madvise, mmap = SYS_mmap,
-        mprotect = SYS_mprotect, mremap = SYS_mremap, munmap = SYS_munmap,
-        pidfd_send_signal = SYS_pidfd_send_signal, poll = SYS_poll, ppoll = SYS_ppoll,
-        pread64 = SYS_pread64, preadv = SYS_preadv, pwrite64 = SYS_pwrite64, pwritev = SYS_pwritev,
-        read = SYS_read, readv = SYS_readv, recvfrom = SYS_recvfrom, recvmsg = SYS_recvmsg,
-        restart_syscall = SYS_restart_syscall, rt_sigprocmask = SYS_rt_sigprocmask,
-        rt_sigreturn = SYS_rt_sigreturn, sched_yield = SYS_sched_yield, sendmsg = SYS_sendmsg,
-        sendto = SYS_sendto, shutdown = SYS_shutdown, sigaltstack = SYS_sigaltstack, statx = SYS_statx,
-        tgkill = SYS_tgkill, timerfd_settime = SYS_timerfd_settime, waitid = SYS_waitid, write = SYS_write,
-        writev = SYS_writev,
+        accept4 = SYS_accept4, bind = SYS_bind, brk = SYS_brk, chdir = SYS_chdir,
+        clock_gettime = SYS_clock_gettime, clock_nanosleep = SYS_clock_nanosleep, clone = SYS_clone,
+        clone3 = SYS_clone3, close = SYS_close, connect = SYS_connect, copy_file_range = SYS_copy_file_range,
+        epoll_ctl = SYS_epoll_ctl, epoll_pwait = SYS_epoll_pwait, epoll_wait = SYS_epoll_wait,
+        exit = SYS_exit, exit_group = SYS_exit_group, fadvise64 = SYS_fadvise64, fallocate = SYS_fallocate,
+        fchmod = SYS_fchmod, fchown = SYS_fchown, fchownat = SYS_fchownat, fcntl = SYS_fcntl,
+        fdatasync = SYS_fdatasync, fgetxattr = SYS_fgetxattr, flistxattr = SYS_flistxattr, flock = SYS_flock,
+        fsetxattr = SYS_fsetxattr, fstat = SYS_fstat, fstatfs = SYS_fstatfs, fsync = SYS_fsync,
+        ftruncate = SYS_ftruncate, futex = SYS_futex, getcwd = SYS_getcwd, getdents64 = SYS_getdents64,
+        getpeername = SYS_getpeername, geteuid = SYS_geteuid, getpid = SYS_getpid, getrandom = SYS_getrandom,
+        getsockname = SYS_getsockname, getsockopt = SYS_getsockopt, gettid = SYS_gettid,
+        io_uring_enter = SYS_io_uring_enter, io_uring_register = SYS_io_uring_register, ioctl = SYS_ioctl,
+        link = SYS_link, linkat = SYS_linkat, lseek = SYS_lseek, madvise = SYS_madvise, mkdir = SYS_mkdir,
+        mkdirat = SYS_mkdirat, mknodat = SYS_mknodat, mmap = SYS_mmap, mprotect = SYS_mprotect,
+        mremap = SYS_mremap, msync = SYS_msync, munmap = SYS_munmap, newfstatat = SYS_newfstatat,
+        open = SYS_open, openat = SYS_openat, pidfd_send_signal = SYS_pidfd_send_signal, poll = SYS_poll,
+        ppoll = SYS_ppoll, prctl = SYS_prctl, pread64 = SYS_pread64, preadv = SYS_preadv,
+        pwrite64 = SYS_pwrite64, pwritev = SYS_pwritev, read = SYS_read, readlink = SYS_readlink,
+        readlinkat = SYS_readlinkat, readv = SYS_readv, recvfrom = SYS_recvfrom, recvmmsg = SYS_recvmmsg,
+        recvmsg = SYS_recvmsg, rename = SYS_rename, renameat = SYS_renameat,
+        restart_syscall = SYS_restart_syscall, rmdir = SYS_rmdir, rseq = SYS_rseq,
+        rt_sigaction = SYS_rt_sigaction, rt_sigprocmask = SYS_rt_sigprocmask, rt_sigreturn = SYS_rt_sigreturn,
+        sched_getaffinity = SYS_sched_getaffinity, sched_yield = SYS_sched_yield, select = SYS_select,
+        sendfile = SYS_sendfile, sendmmsg = SYS_sendmmsg, sendmsg = SYS_sendmsg, sendto = SYS_sendto,
+        set_robust_list = SYS_set_robust_list, setsockopt = SYS_setsockopt, shutdown = SYS_shutdown,
+        sigaltstack = SYS_sigaltstack, socket = SYS_socket, splice = SYS_splice, stat = SYS_stat,
+        statx = SYS_statx, symlinkat = SYS_symlinkat, tgkill = SYS_tgkill,
+        timerfd_settime = SYS_timerfd_settime, umask = SYS_umask, uname = SYS_uname, unlink = SYS_unlink,
+        unlinkat = SYS_unlinkat, utimensat = SYS_utimensat, wait4 = SYS_wait4, waitid = SYS_waitid,
+        write = SYS_write, writev = SYS_writev,
     }
 }
 
@@ -119,6 +135,31 @@ impl Filter {
         kind: &'static str,
         rules: impl IntoIterator<Item = &'a Rule>,
     ) -> Result<Self, SeccompError> {
+        Self::with(kind, rules, SeccompAction::Trap, SeccompAction::Allow)
+    }
+
+    /// Makes a filter by which the calls of `rules` fail with this error, as where the kernel does not have them, and
+    /// all others are made. It is installed beside one of [`Filter::new`] that allows these calls, or traps where it
+    /// does not.
+    ///
+    /// # Errors
+    ///
+    /// [`SeccompError::Table`].
+    pub fn failing<'a>(
+        kind: &'static str,
+        rules: impl IntoIterator<Item = &'a Rule>,
+        error: rustix::io::Errno,
+    ) -> Result<Self, SeccompError> {
+        let error = SeccompAction::Errno(error.raw_os_error().unsigned_abs());
+        Self::with(kind, rules, SeccompAction::Allow, error)
+    }
+
+    fn with<'a>(
+        kind: &'static str,
+        rules: impl IntoIterator<Item = &'a Rule>,
+        other: SeccompAction,
+        matching: SeccompAction,
+    ) -> Result<Self, SeccompError> {
         let table = |error| SeccompError::Table(kind, error);
         let mut calls: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
         let mut always = Vec::new();
@@ -134,7 +175,7 @@ impl Filter {
         for call in always {
             calls.insert(call, Vec::new());
         }
-        let filter = SeccompFilter::new(calls, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64);
+        let filter = SeccompFilter::new(calls, other, matching, TargetArch::x86_64);
         let program = filter.and_then(TryInto::try_into).map_err(table)?;
         Ok(Self { kind, program })
     }
@@ -155,11 +196,25 @@ impl Filter {
     }
 }
 
+impl Filter {
+    /// Confines the calling thread, which is the only one, and those that are started later, for good. Reports have the
+    /// kind for all of them.
+    ///
+    /// # Errors
+    ///
+    /// [`SeccompError`].
+    pub fn install_for_all(&self) -> Result<(), SeccompError> {
+        trap::name_process(self.kind);
+        self.install()
+    }
+}
+
 impl Argument {
     fn condition(&self) -> Result<SeccompCondition, BackendError> {
         let (index, operator, value) = match *self {
             Self::Is(index, value) => (index, SeccompCmpOp::Eq, value),
             Self::Lacks(index, bits) => (index, SeccompCmpOp::MaskedEq(bits.into()), 0),
+            Self::Has(index, bits) => (index, SeccompCmpOp::MaskedEq(bits.into()), bits),
             Self::IsThisProcess(index) => (index, SeccompCmpOp::Eq, std::process::id()),
         };
         SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value.into())

@@ -19,6 +19,11 @@ const BASE: &[Rule] = &[
 
 /// Makes a system call in a process that has a filter; returns its exit code and what was reported.
 fn try_call(call: impl FnOnce() -> i64) -> (i32, Option<Violation>) {
+    try_with(None, call)
+}
+
+/// The same with another filter beside it.
+fn try_with(other: Option<&Filter>, call: impl FnOnce() -> i64) -> (i32, Option<Violation>) {
     let (mut reports, writer) = io::pipe().unwrap();
     // Made before the fork, as this process has threads.
     let filter = Filter::new("tester", BASE).unwrap();
@@ -27,6 +32,7 @@ fn try_call(call: impl FnOnce() -> i64) -> (i32, Option<Violation>) {
     if child == 0 {
         let done = rustix::thread::set_no_new_privs(true).is_ok()
             && report_to(OwnedFd::from(writer)).is_ok()
+            && other.is_none_or(|other| other.install().is_ok())
             && filter.install().is_ok();
         let result = if done { call() } else { -100 };
         let code = if result == -100 { 100 } else { i32::from(result < 0) };
@@ -83,6 +89,76 @@ fn arguments_are_looked_at() {
         let signal_parent = move || libc::syscall(libc::SYS_tgkill, parent, parent, 0);
         assert_eq!(try_call(signal_parent).0, 0, "made before the fork, the filter knows this process");
     }
+}
+
+#[test]
+fn a_call_may_fail_as_where_the_kernel_has_it_not() {
+    const FAILING: &[Rule] = &[
+        rule!(getpid: "is asked for"),
+        rule!(fcntl, [Argument::Is(1, 3)]: "F_GETFL"),
+        rule!(uname: "a name"),
+    ];
+    let failing = Filter::failing("tester", FAILING, rustix::io::Errno::NOSYS).unwrap();
+    let attempt = |call: i64, argument: i64| {
+        try_with(Some(&failing), || {
+            // SAFETY: the calls take numbers alone, or fail.
+            let result = unsafe { libc::syscall(call, 1, argument, 0) };
+            let error = io::Error::last_os_error().raw_os_error();
+            if result < 0 && error == Some(libc::ENOSYS) { -1 } else { 0 }
+        })
+    };
+    assert_eq!(attempt(libc::SYS_getpid, 0), (1, None));
+    assert_eq!(attempt(libc::SYS_fcntl, 3), (1, None));
+    assert_eq!(attempt(libc::SYS_fcntl, 1), (0, None));
+    // What is not allowed traps.
+    assert_eq!(attempt(libc::SYS_uname, 0), violation(libc::SYS_uname));
+}
+
+#[test]
+fn all_threads_of_a_process_have_its_filter() {
+    const THREADS: &[Rule] = &[
+        rule!(clone, [Argument::Has(0, 0x1_0900)]: "a thread"),
+        rule!(clone3: "is left out, as where it is not known"),
+        rule!(mmap: "a stack"),
+        rule!(mprotect: "a stack"),
+        rule!(munmap: "a stack"),
+        rule!(madvise: "a stack"),
+        rule!(brk: "malloc"),
+        rule!(futex: "waiting for a thread"),
+        rule!(rseq: "a thread"),
+        rule!(set_robust_list: "a thread"),
+        rule!(rt_sigprocmask: "a thread"),
+        rule!(rt_sigaction, [Argument::Is(0, 33)]: "a thread"),
+        rule!(sigaltstack: "a thread"),
+        rule!(sched_getaffinity: "a thread"),
+        rule!(gettid: "a thread"),
+        rule!(exit: "a thread"),
+    ];
+    const UNKNOWN: &[Rule] = &[rule!(clone3: "is not known")];
+    let (mut reports, writer) = io::pipe().unwrap();
+    let unknown = Filter::failing("process", UNKNOWN, rustix::io::Errno::NOSYS).unwrap();
+    let filter = Filter::new("process", BASE.iter().chain(THREADS)).unwrap();
+    // SAFETY: the new process has one thread; it takes memory, which glibc makes possible after a fork.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let done = rustix::thread::set_no_new_privs(true).is_ok()
+            && report_to(OwnedFd::from(writer)).is_ok()
+            && unknown.install().is_ok()
+            && filter.install_for_all().is_ok();
+        if done {
+            // SAFETY: the call takes nothing.
+            let _ = std::thread::spawn(|| unsafe { libc::syscall(libc::SYS_getppid) }).join();
+        }
+        // SAFETY: it ends the process.
+        unsafe { libc::_exit(1) };
+    }
+    drop(writer);
+    let mut report = Vec::new();
+    reports.read_to_end(&mut report).unwrap();
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    let expected = Violation { thread: "process".into(), call: libc::SYS_getppid };
+    assert_eq!(Violation::parse(&report), Some(expected));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -37,11 +38,26 @@ impl Violation {
 
 thread_local! {
     /// The kind of this thread. It takes no memory when it is first used, so that a signal handler may.
-    static KIND: Cell<&'static str> = const { Cell::new("unknown") };
+    static KIND: Cell<&'static str> = const { Cell::new("") };
 }
 
+/// The kind of the threads that have none of their own.
+static PROCESS: OnceLock<&'static str> = OnceLock::new();
 /// Where reports go.
 static REPORTS: AtomicI32 = AtomicI32::new(-1);
+
+/// Names all threads of this process in reports.
+pub(super) fn name_process(kind: &'static str) {
+    let _ = PROCESS.set(kind);
+}
+
+/// The name of this thread, as a signal handler may ask for it.
+fn name() -> &'static str {
+    match KIND.get() {
+        "" => PROCESS.get().copied().unwrap_or("unknown"),
+        kind => kind,
+    }
+}
 
 /// Names this thread in reports, and lets it take SIGSYS: where the signal is blocked, the process is killed without a
 /// report.
@@ -99,7 +115,7 @@ extern "C" fn handle(
     let mut line = Line { bytes: [0; MOST], length: 0 };
     line.number(call);
     line.text(b" ");
-    line.text(KIND.get().as_bytes());
+    line.text(name().as_bytes());
     line.text(b"\n");
     // SAFETY: the bytes live until the call returns; the other call ends the process.
     unsafe {

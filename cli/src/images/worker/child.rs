@@ -20,7 +20,7 @@ use image::{
 };
 use serde_json::Value;
 
-use super::{Answer, Done, Job, Message, Request, bounded, receive, send};
+use super::{Answer, Done, Job, Message, Request, bounded, receive, seal, send};
 use crate::process::ExitCode;
 use crate::{chain, complain, exit_code};
 
@@ -35,11 +35,11 @@ impl WorkerCommand {
     /// Does what the process at the other end of standard output asks for.
     pub fn run(self) -> ExitCode {
         close_inherited();
-        let Ok(parent) = Parent::new() else {
+        let Ok((parent, sealed)) = Parent::new() else {
             complain("mvm runs this command itself: see `mvm --help`");
             return exit_code::USAGE.into();
         };
-        let (message, code) = match parent.work() {
+        let (message, code) = match sealed.map_err(Failed::new).and_then(|()| parent.work()) {
             Ok(done) => (Message::Done(done), exit_code::SUCCESS),
             Err(Failed { is_refused: true, line }) => (Message::Refused(line), exit_code::FAILURE),
             Err(Failed { line, .. }) => (Message::Failed(line), exit_code::FAILURE),
@@ -87,20 +87,21 @@ impl std::fmt::Debug for Request {
 }
 
 impl Parent {
-    fn new() -> io::Result<Arc<Self>> {
+    /// Takes the request and seals this process, which has one thread until then; why that is not possible, in a line
+    /// for the user.
+    fn new() -> io::Result<(Arc<Self>, Result<(), String>)> {
         let socket = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
         // Nothing but a socket has the other end's address.
         socket.peer_addr()?;
         let mut decoder = Decoder::default();
-        let request = receive(&socket, &mut decoder)?;
+        let request: Option<Request> = receive(&socket, &mut decoder)?;
+        let sealed = request.as_ref().map_or(Ok(()), seal::seal);
         let (sender, answers) = mpsc::sync_channel(1);
         let reader = socket.try_clone()?;
         std::thread::Builder::new().spawn(move || read(&reader, decoder, &sender))?;
-        Ok(Arc::new(Self {
-            socket: Mutex::new(socket),
-            answers: Mutex::new(answers),
-            request: Mutex::new(request),
-        }))
+        let parent =
+            Self { socket: Mutex::new(socket), answers: Mutex::new(answers), request: Mutex::new(request) };
+        Ok((Arc::new(parent), sealed))
     }
 
     fn say(&self, message: &Message) {
@@ -112,13 +113,11 @@ impl Parent {
 
     fn work(self: &Arc<Self>) -> Result<Done, Failed> {
         let request = lock(&self.request).take().ok_or_else(|| Failed::new("there is no request"))?;
+        #[cfg(debug_assertions)]
+        super::attack::attempt().map_err(Failed::new)?;
         let client = || {
-            Client::new(RegistryOptions {
-                plain_http: request.plain_http,
-                mirrors: request.mirrors.clone(),
-                credentials: Some(Arc::new(Asked(Arc::clone(self)))),
-                ..RegistryOptions::default()
-            })
+            let credentials: Arc<dyn CredentialSource> = Arc::new(Asked(Arc::clone(self)));
+            Client::new(RegistryOptions { credentials: Some(credentials), ..options(&request) })
         };
         let of_registry = |error: RegistryError| Failed {
             is_refused: matches!(error, RegistryError::Refused { .. }),
@@ -179,12 +178,18 @@ impl Parent {
     }
 }
 
+/// How registries are reached, but for credentials.
+pub(super) fn options(request: &Request) -> RegistryOptions {
+    RegistryOptions {
+        plain_http: request.plain_http,
+        mirrors: request.mirrors.clone(),
+        ..RegistryOptions::default()
+    }
+}
+
 /// Unpacks the stream on standard input in the working directory.
 fn unpack(only: Option<Vec<u8>>, keeps_owners: bool) -> Result<Done, Failed> {
     let is_root = rustix::process::geteuid().is_root();
-    // No other thread makes a file.
-    rustix::process::umask(rustix::fs::Mode::empty());
-    crate::files::raise_open_files();
     let directory = File::open(".").map_err(|error| Failed::of(&error))?;
     let owner = if keeps_owners && is_root { Owner::Kept } else { Owner::Own };
     let rules = Rules { follows_links: false, owner, makes_devices: is_root, only };

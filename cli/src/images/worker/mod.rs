@@ -5,9 +5,16 @@
 //! working directory the layout that is loaded, and its standard output a socket, on which it first gets a [`Request`]
 //! and then sends [`Message`]s. The process that has started it reads credentials and runs their helpers, and shows how
 //! it goes. It takes what the other one says as what a stranger says.
+//!
+//! Before it reads anything of a stranger's, the process gives up what its job does not need ([`seal`]). Its standard
+//! error is where it reports a system call that it may not make.
 
+#[cfg(debug_assertions)]
+mod attack;
 mod child;
 mod parent;
+mod seal;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +43,8 @@ struct Request {
     max_unpacked: u64,
     plain_http: bool,
     mirrors: Vec<Mirror>,
+    /// How the process confines itself.
+    jail: jail::Mode,
     job: Job,
 }
 

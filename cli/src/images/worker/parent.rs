@@ -1,7 +1,7 @@
 //! The process that has the work done.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, PipeReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agent_protocol::Decoder;
 use image::{CredentialFiles, CredentialSource, Digest, Loaded, Progress, Pulled, Store};
+use jail::seccomp::Violation;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -20,7 +21,7 @@ use crate::chain;
 use crate::images::RegistryArguments;
 
 /// What the other process gets of the environment: what concerns networks.
-const ENVIRONMENT: [&str; 13] = [
+const ENVIRONMENT: &[&str] = &[
     "HTTP_PROXY",
     "http_proxy",
     "HTTPS_PROXY",
@@ -34,6 +35,8 @@ const ENVIRONMENT: [&str; 13] = [
     "RES_OPTIONS",
     "MVM_LOG",
     "RUST_BACKTRACE",
+    #[cfg(debug_assertions)]
+    super::attack::VARIABLE,
 ];
 /// How long the other process may leave what it is sent unread.
 const SEND_TIME: Duration = Duration::from_secs(10);
@@ -130,7 +133,7 @@ impl Task<'_> {
         let mut command = command().map_err(|error| cannot_start(&error))?;
         // Pipes without another end: there may be no /dev/null.
         let (input, _) = io::pipe().map_err(|error| cannot_start(&error))?;
-        let (_, errors) = io::pipe().map_err(|error| cannot_start(&error))?;
+        let (reports, errors) = io::pipe().map_err(|error| cannot_start(&error))?;
         command.stdout(OwnedFd::from(theirs)).stdin(input).stderr(errors);
         match std::mem::replace(&mut self.input, Input::None) {
             Input::None => &mut command,
@@ -150,11 +153,12 @@ impl Task<'_> {
         drop(command);
         let told = self.talk(&ours);
         drop(ours);
+        let mut end = || process.end(|| self.violation(&reports));
         let line = match told {
             // It has nothing more to do, whether it has ended or not.
             Ok(Some(result)) => return result,
-            Ok(None) => process.end(),
-            Err(error) if has_gone(&error) => process.end(),
+            Ok(None) => end(),
+            Err(error) if has_gone(&error) => end(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 "the process that does it sent an invalid message".to_owned()
             }
@@ -213,12 +217,33 @@ impl Task<'_> {
         Ok(None)
     }
 
+    /// The line of a system call that the process may not make, which has ended it; none without a report of one.
+    fn violation(&self, reports: &PipeReader) -> Option<String> {
+        let mut report = [0; 256];
+        // Another process could have the pipe, though none should.
+        rustix::io::ioctl_fionbio(reports, true).ok()?;
+        let count = (&mut &*reports).read(&mut report).ok()?;
+        let Violation { call, .. } = Violation::parse(report.get(..count)?)?;
+        let name = container::system_call(call).map_or_else(|| format!("number {call}"), str::to_owned);
+        let suspect = match &self.job {
+            Job::Pull(_) | Job::Load | Job::LoadDirectory => "image",
+            Job::Import { .. } => "archive",
+            Job::Commit { .. } | Job::Unpack { .. } => "container",
+            Job::Push(_) | Job::Login { .. } => "registry",
+        };
+        Some(format!(
+            "the process that does it was ended, as it made the system call {name}, which it never needs: the \
+             {suspect} may be hostile, or mvm has a fault (SECURITY.md says how to report it)"
+        ))
+    }
+
     fn request(&self) -> Request {
         Request {
             store: self.store.unwrap_or(Path::new("")).to_owned(),
             max_unpacked: self.registry.unpacked.max_unpacked(),
             plain_http: self.registry.plain_http,
             mirrors: RegistryArguments::mirrors(),
+            jail: crate::defaults::jail(),
             job: self.job.clone(),
         }
     }
@@ -255,8 +280,9 @@ fn end_of(status: ExitStatus) -> String {
 struct Process(Child);
 
 impl Process {
-    /// Waits for its end, and says how that was. One that has closed its socket ends soon, or is made to.
-    fn end(&mut self) -> String {
+    /// Waits for its end, and says how that was. One that has closed its socket ends soon, or is made to. `violation`
+    /// is asked whether it has made a system call that it may not make.
+    fn end(&mut self, violation: impl FnOnce() -> Option<String>) -> String {
         let is_ended = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).is_some_and(|id| {
             let Ok(descriptor) = pidfd_open(id, PidfdFlags::empty()) else { return false };
             let time = Timespec { tv_sec: END_TIME, tv_nsec: 0 };
@@ -266,7 +292,13 @@ impl Process {
             // It may have ended just now.
             let _ = self.0.kill();
         }
-        self.0.wait().map_or_else(|error| error.to_string(), end_of)
+        match self.0.wait() {
+            Ok(status) if status.code() == Some(jail::seccomp::EXIT_CODE) => {
+                violation().unwrap_or_else(|| end_of(status))
+            }
+            Ok(status) => end_of(status),
+            Err(error) => error.to_string(),
+        }
     }
 }
 
