@@ -209,11 +209,9 @@ fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
     system.power_off();
     for user in &users {
         // They were asked to end, and did; that does not count as a stop.
-        assert_eq!(
-            user.mvm(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", user.name]),
-            "exited 7"
-        );
-        assert_eq!(user.lives(), "up\nup\nbye\n", "{}", user.name);
+        let state = user.mvm(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", user.name]);
+        let all = user.mvm(&["inspect", "-f", "{{json .State}} {{.RestartCount}}", user.name]);
+        assert_eq!((&*state, &*user.lives()), ("exited 7", "up\nup\nbye\n"), "{}: {all}", user.name);
         assert_eq!(user.mvm(&["system", "restore"]), user.name);
     }
 }
