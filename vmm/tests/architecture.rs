@@ -131,7 +131,7 @@ mod tests {
     }
 
     /// The crates of the workspace, and what each may depend on.
-    const CRATES: [(&str, &[&str]); 11] = [
+    const CRATES: [(&str, &[&str]); 12] = [
         ("devices", &[]),
         ("instance", &[]),
         ("erofs", &[]),
@@ -139,9 +139,10 @@ mod tests {
         ("image", &["erofs"]),
         ("agent-protocol", &[]),
         ("agent", &["agent-protocol", "copies"]),
-        ("vmm", &["devices", "instance"]),
-        ("container", &["agent-protocol", "devices", "instance", "vmm"]),
-        ("cli", &["agent-protocol", "container", "copies", "devices", "image", "instance", "vmm"]),
+        ("jail", &[]),
+        ("vmm", &["devices", "instance", "jail"]),
+        ("container", &["agent-protocol", "devices", "instance", "jail", "vmm"]),
+        ("cli", &["agent-protocol", "container", "copies", "devices", "image", "instance", "jail", "vmm"]),
         ("tests", &["agent-protocol", "instance"]),
     ];
 
