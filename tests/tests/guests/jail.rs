@@ -109,7 +109,7 @@ fn what_serves_folders_ends_with_a_vm_that_may_not_end_it() {
         "run",
         "-d",
         "--network",
-        "user",
+        "none",
         "--name",
         "served",
         "-v",
