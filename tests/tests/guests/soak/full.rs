@@ -21,6 +21,8 @@ const SCRIPT: &str = r#"
             "$mvm" exec base cat /kept/file && find "$1" "$2" | grep -v events.log | sort
     }
     before=$(truth "$1" "$2/run") || echo "nothing to begin with"
+    # What a guest has not written to its disk by then is lost with the disk's space.
+    "$mvm" exec base sync
     say() {
         code=0
         "$mvm" "$@" >out 2>err || code=$?
