@@ -430,13 +430,16 @@ fn try_run(
 ) -> Result<ExitReason, String> {
     let thread = |error: io::Error| format!("cannot start a thread: {error}");
     let chain = |error: VmError| devices::log::chain(&error);
-    let (identity, removal) = (instance.identity(), instance.watch_removal().ok());
+    let identity = instance.identity();
+    // Who is confined sees no path, and cannot tell whether the directory is there.
+    let is_confined = config.jail != jail::Mode::Off;
+    let removal = if is_confined { None } else { instance.watch_removal().ok() };
     instance.leave();
     let frontend = Frontend::of_process(&config.console).map_err(chain)?;
     let mut resources = vmm::open(config, &identity, None).map_err(chain)?;
     drop(until_open);
     let helpers = resources.helpers();
-    if config.jail != jail::Mode::Off {
+    if is_confined {
         resources.dial_by(dialer);
     }
     let report = resources.confine(config.jail, reports.into()).map_err(chain)?;

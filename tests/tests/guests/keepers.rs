@@ -88,7 +88,6 @@ fn the_process_of_a_vm_has_what_is_its_own_only() {
         "agent.erofs",
         "changes.ext4",
         "console.log",
-        "inotify",
         "kvm-vcpu:",
         "kvm-vm",
         "layer.erofs",
