@@ -66,6 +66,9 @@ fn each_thread_of_a_containers_vm_is_confined() {
     let usage: Value = serde_json::from_str(&said(&["stats", "--no-stream", "--json", "jailed"])).unwrap();
     let usage = usage.get(0).unwrap_or(&usage);
     assert!(usage["resident_bytes"].as_u64().is_some_and(|bytes| bytes > 8 << 20), "{usage}");
+    // Another name changes the directory that the VM's process cannot see.
+    said(&["rename", "jailed", "renamed"]);
+    assert_eq!(text(&mvm(&["exec", "renamed", "echo", "still"]).stdout), "still\n");
     said(&["rm", "-f", &id]);
 }
 
