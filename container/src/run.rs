@@ -339,13 +339,13 @@ fn listen(
                 timing.set_vm(end.timing.clone());
                 return outcome(receiver, end);
             }
-            Some(FromVm::Failed(message)) => return Err(RunError::Vm(message)),
-            // A container's own VM has none.
-            Some(FromVm::Slot { .. }) => {}
+            Some(FromVm::Failed(failure)) => return Err(RunError::Vm(failure.text)),
+            // A container's own VM has no slots, and no text is waited for.
+            Some(FromVm::Built | FromVm::Printed | FromVm::Slot { .. }) => {}
             None => {
                 let code = vm.wait(LAST_WORDS).unwrap_or(0);
                 let text = format!("its process ended with {code}");
-                let end = VmEnd { is_power_off: false, signal: vm.ended_by(), text, timing: Vec::new() };
+                let end = VmEnd::without_a_word(vm.ended_by(), text);
                 return outcome(receiver, end).map_err(|error| match error {
                     RunError::VmEnded(VmEnd { signal: None, .. }) if code == KILLED => RunError::VmKilled,
                     error => error,
@@ -359,7 +359,7 @@ fn outcome(receiver: &Receiver<Result<Exit, SessionError>>, end: VmEnd) -> Resul
     match receiver.try_recv() {
         Ok(result @ (Ok(_) | Err(SessionError::Failed(_)))) => outcome_of(result),
         // The VM's end is the reason for what the session has seen.
-        Ok(result) if end.is_power_off => outcome_of(result),
+        Ok(result) if end.is_power_off() => outcome_of(result),
         _ => Err(RunError::VmEnded(end)),
     }
 }

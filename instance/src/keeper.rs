@@ -367,7 +367,7 @@ pub fn leave_the_terminal() -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())?;
     become_standard(null.as_fd(), 0)?;
     become_standard(null.as_fd(), 1)?;
-    close_inherited();
+    Inherited::find().close();
     Ok(())
 }
 
@@ -379,18 +379,26 @@ fn become_standard(source: BorrowedFd<'_>, stream: RawFd) -> io::Result<()> {
     }
 }
 
-/// Closes what this process has from the one that started it, beyond the standard streams: a lock or a pipe of a shell
-/// would stay for as long as this process. Its own descriptors are all closed by exec, by which they are told apart.
-fn close_inherited() {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
-    for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
-        // SAFETY: F_GETFD and close(2) do nothing to memory, and nothing in this process has a descriptor that exec
-        // keeps.
-        unsafe {
-            if libc::fcntl(number, libc::F_GETFD) == 0 {
-                libc::close(number);
-            }
+/// What this process has open from the one that started it, beyond the standard streams: a lock or a pipe of a shell would
+/// stay for as long as this process. Its own descriptors are all closed by exec, by which they are told apart.
+pub struct Inherited(Vec<RawFd>);
+
+impl Inherited {
+    /// What there is now. Where /proc does not say it, nothing.
+    pub fn find() -> Self {
+        let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
+        let beyond: Vec<_> = numbers.filter(|number| *number > 2).collect();
+        // SAFETY: F_GETFD does nothing to memory.
+        let is_kept = |number: &RawFd| unsafe { libc::fcntl(*number, libc::F_GETFD) } == 0;
+        Self(beyond.into_iter().filter(is_kept).collect())
+    }
+
+    /// Closes it.
+    pub fn close(self) {
+        for number in self.0 {
+            // SAFETY: nothing in this process owns a descriptor that exec keeps.
+            unsafe { libc::close(number) };
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use instance::RemovalWatch;
 
-use crate::console::{AwaitedText, LogKeeper, Sink};
+use crate::console::{AwaitedText, ConsoleKeeper, LogKeeper, Sink};
 use crate::power_button::OnPress;
 use crate::supervisor::Requests;
 use crate::{ConsoleConfig, VmError};
@@ -56,6 +56,12 @@ impl Frontend {
     #[must_use]
     pub fn log_kept_by(self, keeper: Box<dyn LogKeeper>) -> Self {
         Self { log_keeper: Some(keeper), ..self }
+    }
+
+    /// The same, whose file of `--console` gets its next files from `keeper`.
+    #[must_use]
+    pub fn console_kept_by(self, keeper: Box<dyn ConsoleKeeper>) -> Self {
+        Self { output: self.output.map(|output| output.kept_by(keeper)), ..self }
     }
 
     /// The same, whose supervisor also says so when `removal` notices that the VM's directory is gone.

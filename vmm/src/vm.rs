@@ -319,9 +319,9 @@ fn end_of(exit: &ExitSlot, console: &Console, given: Given) -> ExitReason {
     let mut reason = exit.reason().unwrap_or(ExitReason::Stopped);
     match &mut reason {
         ExitReason::TripleFault { hint, .. } if console.latest().is_empty() => {
-            *hint = Some(last_words::SILENT_CRASH);
+            *hint = Some(last_words::SILENT_CRASH.into());
         }
-        ExitReason::InternalError { hint, .. } => *hint = Some(last_words::INTERNAL_ERROR),
+        ExitReason::InternalError { hint, .. } => *hint = Some(last_words::INTERNAL_ERROR.into()),
         _ => {}
     }
     let (ExitReason::Reboot | ExitReason::Panicked { .. }) = exit.own_reason().as_ref().unwrap_or(&reason)
@@ -331,7 +331,7 @@ fn end_of(exit: &ExitSlot, console: &Console, given: Given) -> ExitReason {
     let output = console.latest();
     match last_words::panic_message(&output) {
         Some(message) => {
-            let hint = last_words::hint(&message, &output, given);
+            let hint = last_words::hint(&message, &output, given).map(Into::into);
             ExitReason::Panicked { message: Some(message), hint }
         }
         None => reason,

@@ -232,6 +232,16 @@ fn looks_like_a_path(text: &str) -> bool {
 }
 
 impl VmConfig {
+    /// The Unix sockets that the VM listens on, beside those of its directory.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let vsock = self.vsock.as_ref().map(|vsock| vsock.path.clone());
+        let gdb = match &self.gdb {
+            Some(GdbConfig::Unix(path)) => Some(path.clone()),
+            _ => None,
+        };
+        vsock.into_iter().chain(gdb).collect()
+    }
+
     /// A VM of `kernel` with one vCPU, 512 MiB, a console on standard input and output, and nothing else.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self {

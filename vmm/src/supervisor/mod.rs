@@ -19,6 +19,7 @@ use instance::{RemovalWatch, Signals, name_of};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
+pub(crate) use self::policy::SAME_REQUEST;
 pub use self::policy::{Limits, Request};
 
 use self::policy::{Policy, Step};
