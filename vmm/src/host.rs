@@ -102,7 +102,7 @@ fn first_vcpu(kvm: &Kvm) -> Option<Check> {
 fn time_first_vcpu(kvm: &Kvm) -> Option<Duration> {
     let vm = kvm::create_vm(kvm).ok()?;
     // Otherwise each attempt would also wait until its VM is freed.
-    let _teardown = BackgroundTeardown::prepare(&vm, None);
+    let _teardown = BackgroundTeardown::prepare(&vm);
     vm.create_irq_chip().ok()?;
     let start = Instant::now();
     let vcpu = vm.create_vcpu(0);

@@ -175,7 +175,9 @@ impl Refusal {
 /// Returns the exit code.
 fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
     let reporter = SharedReporter::new(reporter);
-    match try_boot(order, has_directory, &reporter) {
+    // Until the last line is written.
+    let mut writer = None;
+    match try_boot(order, has_directory, &reporter, &mut writer) {
         Ok(code) => code,
         Err(Refusal { code, message }) => {
             if !reporter.report(&Report::Failed { code, message: message.clone() }) {
@@ -186,7 +188,12 @@ fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
     }
 }
 
-fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Result<u8, Refusal> {
+fn try_boot(
+    order: Order,
+    has_directory: bool,
+    reporter: &SharedReporter,
+    writer: &mut Option<Writer>,
+) -> Result<u8, Refusal> {
     let Order { mut config, asked, has_agent, image, ready, timing, start, removes } = order;
     instance::ignore_limits_and_terminal();
     let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
@@ -212,6 +219,8 @@ fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Res
     let started = VmProcess::start_for(order, instance, (keep, signals));
     let (vm, instance, (keep, signals)) =
         started.map_err(|error| Refusal::host("make a process for the VM", &error))?;
+    // Where it is slow to read what mvm says, the VM ends in time all the same.
+    *writer = Some(Writer::start().map_err(|error| Refusal::host("start a thread", &error))?);
     let kept = Kept { vm: Arc::new(vm), instance, keep, signals, messages, ready };
     kept.run(&config, &identity, (timing, start), reporter)
 }
@@ -238,8 +247,6 @@ impl Kept {
         reporter: &SharedReporter,
     ) -> Result<u8, Refusal> {
         let Self { vm, instance, keep, signals, messages, ready } = self;
-        // Where it is slow to read what mvm says, the VM ends in time all the same.
-        let _writer = Writer::start().map_err(|error| Refusal::host("start a thread", &error))?;
         if let Some((messages, reporter)) = messages.zip(reporter.lock().as_mut()) {
             let kept = reporter.keep_messages(messages);
             kept.map_err(|error| Refusal::host("write messages to a file", &error))?;

@@ -243,4 +243,37 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "12345678");
     }
+
+    /// A keeper that makes a file when the test says so.
+    #[derive(Clone, Default)]
+    struct Slow(std::sync::Arc<std::sync::Mutex<(Vec<FileIdentity>, Option<File>)>>);
+
+    impl ConsoleKeeper for Slow {
+        fn ask(&self, file: FileIdentity) {
+            self.0.lock().unwrap().0.push(file);
+        }
+
+        fn take(&self) -> Option<File> {
+            self.0.lock().unwrap().1.take()
+        }
+    }
+
+    #[test]
+    fn a_keeper_makes_the_next_file_and_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        let keeper = Slow::default();
+        let mut file = ConsoleFile::with_limit(&path, 10).unwrap().kept_by(Box::new(keeper.clone()));
+        append(&mut file, "12345678").unwrap();
+        for _ in 0..SPARE / 8 + 1 {
+            append(&mut file, "12345678").unwrap();
+        }
+        append(&mut file, "left out").unwrap_err();
+        let asked = keeper.0.lock().unwrap().0.clone();
+        assert!(!asked.is_empty() && asked.iter().all(|file| *file == asked[0]));
+        keeper.0.lock().unwrap().1 = Some(begin_anew(&path, asked[0]).unwrap());
+        append(&mut file, "9abc").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "9abc");
+        assert!(directory.path().join("console.1").metadata().unwrap().len() > SPARE);
+    }
 }

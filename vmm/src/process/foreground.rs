@@ -94,6 +94,8 @@ impl Keeping {
                 Taken::Ended => break None,
             }
         };
+        // The last close of a watch waits 1 to 2 ms, in which the process ends.
+        drop(removal);
         let code = vm.wait(LAST_WORDS).unwrap_or(0);
         drop(terminal);
         outcome.unwrap_or_else(|| match request.reason() {
@@ -238,5 +240,41 @@ impl Terminal {
                 false
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { stop_timeout: Duration::from_secs(10), timeout: Some(Duration::from_secs(100)) };
+
+    #[test]
+    fn a_process_is_killed_where_its_supervisor_should_have_ended_it() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut request = Request::new(LIMITS, start);
+        assert_eq!(request.next(), Some(at(100)));
+        request.signal(15, at(1), true);
+        request.signal(2, at(1), true);
+        assert_eq!((request.reason(), request.next()), (Some(ExitReason::Signal(15)), Some(at(1 + 10 + 17))));
+        request.signal(2, at(3), true);
+        assert_eq!((request.reason(), request.next()), (Some(ExitReason::Signal(2)), Some(at(3 + 5))));
+        assert!(
+            !request.is_over(at(7), true) && request.is_over(at(8), true) && !request.is_over(at(9), true)
+        );
+    }
+
+    #[test]
+    fn one_that_still_opens_files_has_less_time() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut request = Request::new(LIMITS, start);
+        assert!(!request.is_over(at(100), false));
+        assert_eq!((request.reason(), request.next()), (Some(ExitReason::TimedOut), Some(at(103))));
+        request.signal(15, at(102), false);
+        assert!(request.is_over(at(102), false));
+        assert_eq!(request.reason(), Some(ExitReason::TimedOut));
     }
 }
