@@ -63,7 +63,7 @@ pub use options::{ExecOptions, OptionsError, RunOptions, Storage};
 pub use output::{LogLimits, LogOptions, LogReader, LogTarget, OutputLine, field_name, follow, parse_time};
 pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod, pod_directory};
 pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
-pub use requests::{freeze, is_frozen, processes, send_signal, usage};
+pub use requests::{freeze, is_frozen, kill_within, processes, send_signal, usage};
 pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};
 pub use seccomp::name as system_call;
 pub use signal::number as signal_number;
