@@ -44,7 +44,7 @@ pub use attach::{
     connect as connect_to_keeper,
 };
 pub use changes::create_at as create_changes;
-pub use exec::{ExecError, Executed, exec};
+pub use exec::{Detached, ExecError, Executed, exec, exec_detached};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{
     Health, HealthCheck, HealthOptions, HealthResult, HealthStatus, ImageHealth,
