@@ -4,10 +4,11 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use container::{DetachKeys, ExecError, ExecOptions, Executed};
+use container::{DetachKeys, Detached, Ended, ExecError, ExecOptions, Executed};
 use instance::console::RawTerminal;
-use instance::{Registry, VmId};
+use instance::{Registry, Running, VmId};
 
+use crate::background::{self, Report};
 use crate::process::ExitCode;
 use crate::run::{environment, terminal_size};
 use crate::targets;
@@ -129,32 +130,44 @@ impl ExecCommand {
         };
         note(&format!("exec_create: {command}"), &[]);
         note(&format!("exec_start: {command}"), &[]);
-        let executed = container::exec(&vm.directory, id, &options, signals.as_ref());
-        match &executed {
-            Ok(Executed::Ended(ended)) => note("exec_die", &[("exitCode", &ended.code.to_string())]),
-            Ok(Executed::Left) => note("exec_detach", &[]),
-            Ok(Executed::Started) | Err(_) => {}
+        let died = |ended: &Ended| note("exec_die", &[("exitCode", &ended.code.to_string())]);
+        let failure = |error| Failure::of(&self.container, &vm, &error);
+        if options.detached {
+            return detach(|| container::exec_detached(&vm.directory, id, &options).map_err(failure), died);
         }
-        let code = |executed| match executed {
-            Executed::Ended(ended) => ended.code,
-            Executed::Started | Executed::Left => exit_code::SUCCESS,
-        };
-        executed.map(code).map_err(|error| {
-            let code = match &error {
-                ExecError::NotFound(_) => exit_code::NOT_FOUND,
-                ExecError::Failed(_) => exit_code::NOT_EXECUTABLE,
-                ExecError::Signal(signal) | ExecError::Cancelled(signal) => exit_code::of_signal(*signal),
-                // As where the kernel kills it with the container's first process.
-                ExecError::ContainerEnded | ExecError::GuestEnded => exit_code::of_signal(libc::SIGKILL),
-                _ => exit_code::FAILURE,
-            };
-            let name = &self.container;
-            let message = match matches!(error, ExecError::Connection(_)) && targets::is_paused(&vm) {
-                true => format!("{name}: it is paused: `mvm resume {name}`"),
-                false => format!("{name}: {}", chain(&error)),
-            };
-            Failure { code, message }
-        })
+        match container::exec(&vm.directory, id, &options, signals.as_ref()).map_err(failure)? {
+            Executed::Ended(ended) => {
+                died(&ended);
+                Ok(ended.code)
+            }
+            Executed::Left => {
+                note("exec_detach", &[]);
+                Ok(exit_code::SUCCESS)
+            }
+        }
+    }
+}
+
+/// Starts a command by `start`, in a process in the background that waits for its end, which is told to `died`.
+fn detach(
+    start: impl FnOnce() -> Result<Detached, Failure>,
+    died: impl FnOnce(&Ended),
+) -> Result<u8, Failure> {
+    let report = background::start(|mut reporter| {
+        match start() {
+            Ok(detached) => {
+                reporter.report(&Report::Started { id: String::new() });
+                if let Some(ended) = detached.wait() {
+                    died(&ended);
+                }
+            }
+            Err(Failure { code, message }) => reporter.report(&Report::Failed { code, message }),
+        }
+        exit_code::SUCCESS
+    });
+    match report.map_err(|error| format!("cannot start a process in the background: {error}"))? {
+        Report::Started { .. } => Ok(exit_code::SUCCESS),
+        Report::Failed { code, message } => Err(Failure { code, message }),
     }
 }
 
@@ -162,6 +175,25 @@ impl ExecCommand {
 struct Failure {
     code: u8,
     message: String,
+}
+
+impl Failure {
+    /// The command did not run to its end in the container `name` of the VM `vm`.
+    fn of(name: &str, vm: &Running, error: &ExecError) -> Self {
+        let code = match error {
+            ExecError::NotFound(_) => exit_code::NOT_FOUND,
+            ExecError::Failed(_) => exit_code::NOT_EXECUTABLE,
+            ExecError::Signal(signal) | ExecError::Cancelled(signal) => exit_code::of_signal(*signal),
+            // As where the kernel kills it with the container's first process.
+            ExecError::ContainerEnded | ExecError::GuestEnded => exit_code::of_signal(libc::SIGKILL),
+            _ => exit_code::FAILURE,
+        };
+        let message = match matches!(error, ExecError::Connection(_)) && targets::is_paused(vm) {
+            true => format!("{name}: it is paused: `mvm resume {name}`"),
+            false => format!("{name}: {}", chain(error)),
+        };
+        Self { code, message }
+    }
 }
 
 impl From<String> for Failure {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use instance::api::{Action, ActionType};
+use instance::api::{Action, ActionType, State, VmUpdate, WantedState};
 use instance::{Archive, Entry, Kind, OpenProcess, Running};
 use rustix::process::Signal;
 
@@ -13,6 +13,12 @@ use crate::targets::{self, Failure};
 
 /// How long a VM has to end and clean up, which takes milliseconds, before its process is killed.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the agent of a container's guest has for each step of killing it.
+const AGENT: Duration = Duration::from_secs(3);
+
+/// How long the agent has to write what is in memory to the disks, and to power the VM off.
+const WRITING: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -103,12 +109,16 @@ pub fn resume_in_pod(vm: &Running) {
     }
 }
 
-/// Ends a VM through its control socket, so that it restores the terminal and removes its directory; kills its process
-/// where it does not answer. That of a container is not the one that keeps it, which notes the end then.
+/// Kills a container, or ends a VM through its control socket, so that it restores the terminal and removes its
+/// directory; kills its process where it does not answer. That of a container is not the one that keeps it, which notes
+/// the end then.
 pub fn kill(vm: &Running) -> Result<(), Failure> {
     let process = vm.record.process.open()?;
     if container::pod_directory(&vm.directory).is_some() {
         return kill_in_pod(vm, &process);
+    }
+    if kill_in_guest(vm, &process) {
+        return Ok(());
     }
     let mut client = targets::quick_client(vm);
     let asked = match &mut client {
@@ -126,6 +136,39 @@ pub fn kill(vm: &Running) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Kills a container that has started in its guest, whose agent then writes to the disks what is not there yet: what
+/// the container wrote before it was killed is kept, as where it has no VM. Returns whether its VM has ended by that,
+/// which it does in milliseconds; a guest that does not do it is waited for no longer than some seconds.
+fn kill_in_guest(vm: &Running, process: &OpenProcess) -> bool {
+    let id = vm.record.id.as_str();
+    let has_started = targets::kept(id)
+        .is_ok_and(|kept| kept.entry.kind == Kind::Container && kept.entry.started.is_some());
+    // One that is stopped does not say so.
+    let state = if has_started { targets::state(&vm.directory) } else { None };
+    let runs = match state {
+        Some(State::Paused) => {
+            let resumed = VmUpdate { state: WantedState::Resumed };
+            targets::quick_client(vm).is_ok_and(|mut client| client.send("PATCH", "/vm", &resumed).is_ok())
+        }
+        Some(_) => true,
+        None => false,
+    };
+    if !runs {
+        return false;
+    }
+    match container::kill_within(&vm.directory, id, AGENT) {
+        Ok(()) => process.wait(Some(WRITING)),
+        // It may have ended meanwhile.
+        Err(error) => {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "cannot kill the container in its guest"
+            );
+            false
+        }
+    }
 }
 
 /// Kills a container of a pod: its keeper notes the end. Where the pod's VM does not answer its keeper is killed, with

@@ -89,15 +89,12 @@ impl From<Failure> for ExecError {
 pub enum Executed {
     /// It has ended.
     Ended(Ended),
-    /// It has started, and is one that is not waited for.
-    Started,
     /// The user has left it by the keys for that; it runs on.
     Left,
 }
 
 /// Runs a command in the container `container` of the VM whose directory is `directory`, or in the guest of a VM of
-/// `mvm boot`, with this process's standard input and output, until it ends; one that is detached, until it has
-/// started. `signals` are passed on to it.
+/// `mvm boot`, with this process's standard input and output, until it ends. `signals` are passed on to it.
 ///
 /// # Errors
 ///
@@ -108,26 +105,59 @@ pub fn exec(
     options: &ExecOptions,
     signals: Option<&Signals>,
 ) -> Result<Executed, ExecError> {
-    let exec = request(options)?;
     let agent = Agent::find(directory, container)?;
-    let host = |doing| move |source| ExecError::Host { doing, source };
-    let id = random_id().map_err(host("draw a random ID"))?;
-    let mut control = agent.open_unless(signals)?;
-    let request = Request::Exec { container: agent.container.clone(), id: id.clone(), exec: Box::new(exec) };
-    control.send(&request)?;
-    let streams = if options.detached { Vec::new() } else { connect(&agent, options, signals)? };
-    match started(&mut control, signals, || agent.open_unless(signals).map(drop))? {
-        Reply::Started => {}
-        Reply::Failed(failure) => return Err(failure.into()),
-        other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
-    }
-    if options.detached {
-        return Ok(Executed::Started);
-    }
+    let (control, id, streams) = begin(&agent, options, signals, || connect(&agent, options, signals))?;
     let told = pass_streams(streams, &agent.path, &id, options)?;
     let (has_terminal, in_guest) = (options.terminal.is_some(), agent.is_of_guest());
     let session = Session { control, signals, id, has_terminal, in_guest, asked: 0 };
     session.run(&told)
+}
+
+/// A command that runs without standard input and output. It runs on when this is dropped.
+pub struct Detached(Connection);
+
+impl Detached {
+    /// Waits until it has ended. There is none where its container has ended before.
+    pub fn wait(mut self) -> Option<Ended> {
+        match self.0.receive().ok()? {
+            Reply::Exited(Exit { code, out_of_memory }) => Some(Ended { code, out_of_memory }),
+            _ => None,
+        }
+    }
+}
+
+/// Starts a command as [`exec`] does, one that is detached.
+///
+/// # Errors
+///
+/// [`ExecError`].
+pub fn exec_detached(
+    directory: &Path,
+    container: &str,
+    options: &ExecOptions,
+) -> Result<Detached, ExecError> {
+    let agent = Agent::find(directory, container)?;
+    begin(&agent, options, None, || Ok(())).map(|(control, ..)| Detached(control))
+}
+
+/// Has the agent start the command. Returns the connection on which it tells the end, what the command is called, and
+/// what `connect` has connected meanwhile.
+fn begin<T>(
+    agent: &Agent,
+    options: &ExecOptions,
+    signals: Option<&Signals>,
+    connect: impl FnOnce() -> Result<T, ConnectionError>,
+) -> Result<(Connection, String, T), ExecError> {
+    let exec = Box::new(request(options)?);
+    let id = random_id().map_err(|source| ExecError::Host { doing: "draw a random ID", source })?;
+    let mut control = agent.open_unless(signals)?;
+    control.send(&Request::Exec { container: agent.container.clone(), id: id.clone(), exec })?;
+    let streams = connect()?;
+    match started(&mut control, signals, || agent.open_unless(signals).map(drop))? {
+        Reply::Started => Ok((control, id, streams)),
+        Reply::Failed(failure) => Err(failure.into()),
+        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
+    }
 }
 
 /// Waits for the answer to a request for a process, which takes as long as the process needs to begin. Where many begin

@@ -47,6 +47,19 @@ pub fn send_signal(directory: &Path, container: &str, signal: u8) -> Result<(), 
     answer(control.answer(), done)
 }
 
+/// Kills the first process of the container `container` of the VM whose directory is `directory`, which has the agent
+/// write what is not on the disks yet and power the VM off. Each step of it is waited for no longer than `limit`.
+///
+/// # Errors
+///
+/// As [`send_signal`].
+pub fn kill_within(directory: &Path, container: &str, limit: Duration) -> Result<(), ExecError> {
+    let mut control = Connection::open_within(&directory.join(VSOCK), limit)?;
+    let kill = u8::try_from(libc::SIGKILL).unwrap_or_default();
+    control.send(&Request::Signal { container: container.to_owned(), signal: kill })?;
+    answer(control.receive_within(limit), done)
+}
+
 /// Has the container `container` of a pod whose VM's directory, or its own, is `directory` stand still, or go on.
 ///
 /// # Errors

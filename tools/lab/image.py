@@ -35,8 +35,10 @@ def text(name, lines):
 
 
 def load_order(modules, names):
-    """The files of these modules below `modules`, each after those it depends on."""
+    """The files of these modules below `modules`, each after those it depends on; without those in the kernel itself."""
     needs = {}
+    with open(os.path.join(modules, "modules.builtin"), encoding="ascii") as file:
+        in_kernel = {os.path.basename(line.strip()) for line in file}
     with open(os.path.join(modules, "modules.dep"), encoding="ascii") as dep:
         for line in dep:
             path, _, rest = line.partition(":")
@@ -49,8 +51,9 @@ def load_order(modules, names):
                 add(need)
             order.append(path)
 
-    for name in names:
-        add(next(path for path in needs if os.path.basename(path) == name + ".ko"))
+    for file in (name + ".ko" for name in names):
+        if file not in in_kernel:
+            add(next(path for path in needs if os.path.basename(path) == file))
     return order
 
 

@@ -77,7 +77,7 @@ class Lab:
         self.collectors.append(start_thread(collect, process.stderr.read1, self.messages, self.options.console))
 
     def start(self):
-        kernel = output_of(os.path.join(LAB, "debian-kernel"))
+        kernel = output_of(os.path.join(LAB, "debian-kernel"), self.options.kernel)
         virtiofsd = output_of(os.path.join(LAB, "virtiofsd"))
         missing = [p for c, p in ((QEMU, "qemu-system-x86"), ("busybox", "busybox-static")) if not shutil.which(c)]
         if missing:

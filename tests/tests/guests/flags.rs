@@ -67,6 +67,15 @@ fn one_container_has_dockers_further_options_and_leaves_its_volumes_to_others() 
     assert_eq!(line.trim_end(), details);
     logs.kill().unwrap();
     logs.wait().unwrap();
+    // The end of a command that is not waited for is told too.
+    said(&["exec", "-d", "flags", "sh", "-c", "exit 9"]);
+    let ends = ["events", "--since", "1h", "--filter", "container=flags", "--filter", "event=exec_die"];
+    let mut watch = command(&[&ends[..], &["--format", "{{.Actor.Attributes.exitCode}}"]].concat());
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    assert!(lines.any(|code| code.unwrap() == "9"));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
     // A disk is that of one VM.
     let line = refused(&["run", "--rm", "--network", "none", "--volumes-from", "flags", IMAGE, "true"], 125);
     assert!(line.contains("volume flags is in use by another container"), "{line}");

@@ -124,9 +124,12 @@ impl User<'_> {
     /// Makes a container that is to run whenever the system does, of which no process is left.
     fn prepare(&self) {
         self.mvm(&["load", "-q", "-i", tests::container_image().to_str().unwrap()]);
-        let script = "echo up >>/lives; trap 'echo bye >>/lives; exit 7' TERM; while :; do sleep 0.1; done";
+        let script = "echo up >>/lives; sync; trap 'echo bye >>/lives; exit 7' TERM; >/ready
+            while :; do sleep 0.1; done";
         let run = ["run", "-d", "--restart", "unless-stopped", "--name", self.name, "--network", "none"];
         self.mvm(&[&run[..], &[IMAGE, "sh", "-c", script]].concat());
+        // What is not on the disk is lost with the host.
+        self.mvm(&["exec", self.name, "sh", "-c", "while ! test -e /ready; do sleep 0.1; done"]);
     }
 
     /// Puts the unit of the repository into `units`, as `make install` and `systemctl enable` do.
