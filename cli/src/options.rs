@@ -359,6 +359,7 @@ mod tests {
                 "vhost-user" => "fs=x,tag=x",
                 "timeout" | "stop-timeout" => "90s",
                 "id" => "0123456789ab",
+                "jail" => "strict",
                 _ => "x",
             };
             let is_switch = matches!(argument.get_action(), clap::ArgAction::SetTrue);

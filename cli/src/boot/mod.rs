@@ -305,12 +305,12 @@ fn finish(
         let error = match &failure {
             Some((_, message)) => message.clone(),
             None if code == exit_code::SUCCESS => String::new(),
-            None => reason,
+            None => reason.clone(),
         };
         kept::finish(keep, code, error);
-        if let Some((code, message)) = failure {
-            reporter.report(&Report::Failed { code, message });
-        }
+        // One that has started has been reported.
+        let (code, message) = failure.unwrap_or((code, reason));
+        reporter.report(&Report::Failed { code, message });
     }
     Ok(code)
 }
