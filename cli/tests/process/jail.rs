@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 
+use crate::terminal::Shell;
 use crate::vm::{IDLE, Place, Vm, WATCHDOG, text};
 
 /// The process that the guest of the VM called vm runs in.
@@ -113,4 +114,16 @@ fn a_vm_whose_process_is_stopped_ends_at_the_second_request() {
     let (code, errors) = vm.finish();
     assert_eq!(code, Some(130), "{errors}");
     assert!(place.is_clean() && is_over(process));
+}
+
+#[test]
+fn the_terminal_is_restored_where_the_vm_is_killed() {
+    let Some(place) = Place::new(IDLE) else { return };
+    let mut shell = Shell::new(&place);
+    shell.run("$M boot --kernel $K --memory 32M --name vm; echo \"code=$?\"; stty -a", "\n");
+    shell.wait_until_raw();
+    kill_process(vm_process(&place), Signal::KILL).unwrap();
+    shell.wait_for("code=137");
+    shell.wait_for("isig icanon");
+    assert!(place.is_clean());
 }
