@@ -19,12 +19,14 @@
 pub mod api;
 mod archive;
 mod bounded;
+mod cgroup;
 mod client;
 pub mod console;
 mod directory;
 mod events;
 mod gauges;
 mod identity;
+mod ids;
 pub mod keeper;
 mod lock;
 mod metrics;
@@ -44,11 +46,13 @@ use thiserror::Error;
 
 pub use archive::{Archive, End, Entry, EntryError, Keep, Kept, Kind, Phase, write_health};
 pub use bounded::{BoundedFile, Changes, Lines, earlier, open_output};
+pub use cgroup::{Cgroup, CgroupError, CgroupLimits, examine_cgroups};
 pub use client::{Client, ClientError, connect_within};
 pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
 pub use events::{Event, EventReader};
 pub use gauges::{ProcessGauges, ProcessMeter};
 pub use identity::{Identity, IdentityError, VmId, VmName};
+pub use ids::{IdClaim, IdRange, IdRangeError};
 pub use metrics::{Counters, MetricsReport};
 pub use place::{data_directory, runtime_directory, set_runtime_directory};
 pub use process::{OpenProcess, Process, ProcessError, exit_now};
