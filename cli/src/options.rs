@@ -311,6 +311,8 @@ impl BootOptions {
             timeout: self.timeout,
             stop_timeout: self.stop_timeout.unwrap_or(default.stop_timeout),
             jail: default.jail,
+            jail_ids: default.jail_ids,
+            limits_cpus: default.limits_cpus,
         })
     }
 }

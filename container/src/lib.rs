@@ -71,4 +71,5 @@ pub use spec::{SHM_SIZE, command, entrypoint_and_command, storage};
 pub use timing::{Step, Timing};
 pub use update::{Update, update};
 pub use visit::Visit;
-pub use vm::{JAIL, Split, VmEnd};
+pub use vm::{Split, VmEnd};
+pub use vmm::JAIL;

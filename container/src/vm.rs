@@ -6,7 +6,7 @@ use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Builder;
@@ -20,12 +20,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use vmm::{
-    BlockHandle, Disk, ExitReason, Frontend, Limits, LogFile, LogKeeper, Part, Requests, Supervisor,
-    Timeline, VmConfig, VmError, WeakBlockHandle,
+    BlockHandle, Disk, ExitReason, Frontend, Limits, LogFile, LogKeeper, Noted, Outside, Part, Requests,
+    Supervisor, Timeline, VmConfig, VmError, WeakBlockHandle,
 };
 
-/// The file in a VM's directory that says how it is confined.
-pub const JAIL: &str = "jail.json";
 /// The most processes that serve devices of a VM.
 const MOST_HELPERS: usize = vmm::MAX_DEVICES;
 
@@ -43,6 +41,8 @@ enum ToVm {
     Eject { number: u64, slot: usize },
     /// Here is the next file of the console's log.
     Log,
+    /// The processes that serve devices are as they have to be: the guest may run.
+    Run,
 }
 
 /// What the VM's process says. A guest that has taken it over may say anything.
@@ -73,6 +73,8 @@ enum Message {
         /// The groups.
         helpers: Vec<u32>,
     },
+    /// The VM is built, and waits for [`ToVm::Run`] where processes serve its devices.
+    Built,
     /// The console's log has grown: another file is to take its place.
     NewLog,
     /// It is filled, and can take its place.
@@ -117,6 +119,12 @@ pub struct VmProcess {
     directory: PathBuf,
     /// The processes that serve its devices.
     helpers: Mutex<Vec<Child>>,
+    /// How it is confined.
+    noted: Noted,
+    /// Its user and its control group; none of one that is there already.
+    outside: Option<Outside>,
+    /// The kernel has ended one of its processes for want of memory.
+    is_out_of_memory: AtomicBool,
 }
 
 impl VmProcess {
@@ -139,13 +147,15 @@ impl VmProcess {
         rustix::io::ioctl_fionbio(&reports, true)?;
         let (dialed, dialer) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let outside = Outside::prepare(config, &instance);
         let mut mine = Some((tie, violations, dialed, instance, of_keeper));
         // In this process it drops what the new one has until its files are open.
         let child = fork(|| {
             let Some((tie, violations, dialed, instance, of_keeper)) = mine.take() else { return 0 };
             drop((tie, violations, dialed, of_keeper));
             (split.leave)();
-            run(config, instance, Means { tie: other, reports, dialer }, split.until_open, start)
+            let means = Means { tie: other, reports, dialer, outside: &outside };
+            run(config, instance, means, split.until_open, start)
         })?;
         let Some((tie, violations, dialed, instance, of_keeper)) = mine else {
             return Err(io::ErrorKind::NotFound.into());
@@ -157,6 +167,9 @@ impl VmProcess {
             violations: Some(violations),
             directory: instance.path().to_owned(),
             helpers: Mutex::default(),
+            noted: Noted::new(instance.path()),
+            outside: Some(outside),
+            is_out_of_memory: AtomicBool::default(),
         };
         if let Some(vsock) = &config.vsock {
             let path = vsock.path.clone();
@@ -180,6 +193,9 @@ impl VmProcess {
             violations: None,
             directory: PathBuf::new(),
             helpers: Mutex::default(),
+            noted: Noted::new(&PathBuf::new()),
+            outside: None,
+            is_out_of_memory: AtomicBool::default(),
         }
     }
 
@@ -192,7 +208,13 @@ impl VmProcess {
                 Some(Message::Said(FromVm::Failed(text.into())))
             });
             match said {
-                Some(Message::Confined { report, helpers }) => self.confined(&report, helpers),
+                Some(Message::Confined { report, helpers }) => self.confined(report, helpers),
+                Some(Message::Built) => {
+                    if let Err(line) = self.check_helpers() {
+                        self.child.kill();
+                        return Some(FromVm::Failed(line));
+                    }
+                }
                 Some(Message::NewLog) => self.give_log(),
                 Some(Message::LogFilled) => {
                     let log = self.directory.join(vmm::LOG_NAME);
@@ -206,12 +228,8 @@ impl VmProcess {
     }
 
     /// Notes how the VM is confined, and which processes are to end with it.
-    fn confined(&self, report: &Report, helpers: Vec<u32>) {
-        let written = serde_json::to_vec(report).map_err(io::Error::from);
-        let written = written.and_then(|text| std::fs::write(self.directory.join(JAIL), text));
-        if let Err(error) = written {
-            tracing::warn!(%error, "cannot note how the VM is confined");
-        }
+    fn confined(&self, report: Report, helpers: Vec<u32>) {
+        self.noted.confined(report);
         let mut known = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
         // Said once, by a process that the guest has not run in yet.
         if known.is_empty() {
@@ -222,6 +240,17 @@ impl VmProcess {
                     .filter_map(|helper| Child::of_group(i32::try_from(helper).ok()?).ok()),
             );
         }
+    }
+
+    /// Has the guest run where the processes that serve devices are as they have to be.
+    fn check_helpers(&self) -> Result<(), String> {
+        let helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaders: Vec<_> = helpers.iter().filter_map(|helper| u32::try_from(helper.id()).ok()).collect();
+        drop(helpers);
+        self.noted.helpers(&leaders)?;
+        // It has ended, if this fails.
+        let _ = self.tie.send(&ToVm::Run);
+        Ok(())
     }
 
     /// Gives the VM another file for the console's log.
@@ -290,7 +319,20 @@ impl VmProcess {
         for helper in self.helpers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             helper.kill_group();
         }
+        if let Some(outside) = &self.outside {
+            // What it says goes with the group.
+            if outside.is_out_of_memory() {
+                self.is_out_of_memory.store(true, Ordering::SeqCst);
+            }
+            outside.end();
+        }
         code
+    }
+
+    /// Whether the kernel ended one of its processes, as they used more memory than they can need. It is known when the
+    /// process was waited for.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.is_out_of_memory.load(Ordering::SeqCst)
     }
 }
 
@@ -322,7 +364,7 @@ fn serve_slots(slots: Slots, tie: Arc<Tie>) -> io::Result<SyncSender<SlotRequest
                     let eject = |slot: BlockHandle| slot.eject().map_err(|error| devices::log::chain(&error));
                     (number, slot_of(&slots, slot).and_then(eject))
                 }
-                ToVm::End { .. } | ToVm::Log => continue,
+                ToVm::End { .. } | ToVm::Log | ToVm::Run => continue,
             };
             // The keeper has gone, if this fails.
             let _ = tie.send(&FromVm::Slot { number, failure: done.err() });
@@ -363,15 +405,21 @@ fn in_words(reason: &ExitReason) -> String {
 }
 
 /// What the VM's process does.
-fn run(config: &VmConfig, instance: Instance, means: Means, until_open: Box<dyn Any>, start: Instant) -> u8 {
+fn run(
+    config: &VmConfig,
+    instance: Instance,
+    means: Means<'_>,
+    until_open: Box<dyn Any>,
+    start: Instant,
+) -> u8 {
     // A terminal's signals and the command's input and output are the keeper's.
     let left = leave_the_terminal();
-    let Means { tie, reports, dialer } = means;
+    let Means { tie, reports, dialer, outside } = means;
     let tie = Arc::new(tie);
     let timeline = Arc::new(Timeline::starting_at(start));
     let ran = left
         .map_err(|error| format!("cannot leave the terminal: {error}"))
-        .and_then(|()| try_run(config, instance, &tie, (reports, dialer, until_open), &timeline));
+        .and_then(|()| try_run(config, instance, &tie, (reports, dialer, outside, until_open), &timeline));
     let (message, code) = match ran {
         Ok(reason) => {
             let signal = if let ExitReason::Signal(signal) = &reason { Some(*signal) } else { None };
@@ -388,12 +436,14 @@ fn run(config: &VmConfig, instance: Instance, means: Means, until_open: Box<dyn 
 }
 
 /// What the process has from the one that keeps it.
-struct Means {
+struct Means<'a> {
     tie: Tie,
     /// Where it says which system call ended it.
     reports: PipeWriter,
     /// Leads to what connects the guest with sockets of the host.
     dialer: OwnedFd,
+    /// Its user and its control group.
+    outside: &'a Outside,
 }
 
 /// The keeper, as the console's log knows it.
@@ -425,7 +475,7 @@ fn try_run(
     config: &VmConfig,
     instance: Instance,
     tie: &Arc<Tie>,
-    (reports, dialer, until_open): (PipeWriter, OwnedFd, Box<dyn Any>),
+    (reports, dialer, outside, until_open): (PipeWriter, OwnedFd, &Outside, Box<dyn Any>),
     timeline: &Arc<Timeline>,
 ) -> Result<ExitReason, String> {
     let thread = |error: io::Error| format!("cannot start a thread: {error}");
@@ -435,6 +485,8 @@ fn try_run(
     let is_confined = config.jail != jail::Mode::Off;
     let removal = if is_confined { None } else { instance.watch_removal().ok() };
     instance.leave();
+    // Before anything that counts: the guest's memory, and the processes that serve its devices.
+    let entered = outside.enter();
     let frontend = Frontend::of_process(&config.console).map_err(chain)?;
     let mut resources = vmm::open(config, &identity, None).map_err(chain)?;
     drop(until_open);
@@ -442,12 +494,13 @@ fn try_run(
     if is_confined {
         resources.dial_by(dialer);
     }
-    let report = resources.confine(config.jail, reports.into()).map_err(chain)?;
+    let report = resources.confine(config.jail, entered, reports.into()).map_err(chain)?;
     // One that was stopped goes on when its keeper ends, and so sees that. Changes of rights forget it.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::CONT));
     for (layer, why) in report.missing() {
         tracing::info!("the VM is confined without {layer}: {why}");
     }
+    let has_helpers = !helpers.is_empty();
     let _ = tie.send(&Message::Confined { report, helpers });
 
     let writer = devices::log::Writer::start().map_err(thread)?;
@@ -465,8 +518,9 @@ fn try_run(
     let supervisor = Supervisor::start(None, limits, Box::new(last_resort)).map_err(thread)?;
     let requests = supervisor.requests();
     let (slots, next_log) = (Slots::default(), NextLog::default());
+    let (may_run, run) = sync_channel(1);
     let to_slots = (config.slots > 0).then(|| serve_slots(slots.clone(), tie.clone())).transpose();
-    hear_keeper(tie.clone(), to_slots.map_err(thread)?, next_log.clone(), requests.clone())
+    hear_keeper(tie.clone(), (to_slots.map_err(thread)?, may_run), next_log.clone(), requests.clone())
         .map_err(thread)?;
     let of_button = tie.clone();
     let frontend = frontend
@@ -476,6 +530,11 @@ fn try_run(
         .on_power_button(Box::new(move || drop(of_button.send(&FromVm::Pressed))));
     let built = vmm::build(resources, frontend, timeline.clone()).and_then(|vm| {
         let _ = slots.set(vm.slots().iter().map(BlockHandle::downgrade).collect());
+        if has_helpers {
+            // The keeper has gone, or has ended the VM, if there is no answer.
+            let _ = tie.send(&Message::Built);
+            let _ = run.recv();
+        }
         vmm::seal(vm)
     });
     let reason = built.and_then(vmm::Vm::run).map_err(chain);
@@ -488,7 +547,7 @@ fn try_run(
 /// Does what the keeper says, on a thread that lives as long as the process.
 fn hear_keeper(
     tie: Arc<Tie>,
-    to_slots: Option<SyncSender<SlotRequest>>,
+    (to_slots, may_run): (Option<SyncSender<SlotRequest>>, SyncSender<()>),
     next_log: NextLog,
     to_end: Requests,
 ) -> io::Result<()> {
@@ -497,6 +556,8 @@ fn hear_keeper(
             match tie.receive_with() {
                 Ok(Some((ToVm::End { signal: None }, _))) => break ExitReason::PowerOff,
                 Ok(Some((ToVm::End { signal: Some(signal) }, _))) => break ExitReason::Signal(signal),
+                // Said once.
+                Ok(Some((ToVm::Run, _))) => drop(may_run.try_send(())),
                 Ok(Some((ToVm::Log, mut files))) => {
                     let file = files.pop().map(File::from);
                     *next_log.lock().unwrap_or_else(PoisonError::into_inner) = file;
@@ -509,6 +570,7 @@ fn hear_keeper(
                 Ok(None) | Err(_) => break ExitReason::Signal(libc::SIGKILL),
             }
         };
+        drop(may_run);
         to_end.end(reason);
     };
     devices::spawn("keeper", hear).map(drop)

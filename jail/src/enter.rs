@@ -132,7 +132,11 @@ pub(crate) fn host(doing: &'static str) -> impl FnOnce(io::Error) -> JailError {
 
 impl Report {
     /// Whether all layers hold, where that is asked for.
-    pub(crate) fn check(&self) -> Result<(), JailError> {
+    ///
+    /// # Errors
+    ///
+    /// [`JailError::Missing`].
+    pub fn check(&self) -> Result<(), JailError> {
         let missing: Vec<_> = self.missing().map(|(layer, why)| format!("{layer} ({why})")).collect();
         if self.mode == Mode::Strict && !missing.is_empty() {
             return Err(JailError::Missing(missing.join(", ")));

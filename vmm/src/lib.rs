@@ -45,6 +45,7 @@ pub use config::{
     MemorySize, NetBackend, NetConfig, PmemConfig, Protocol, PublishConfig, Rate, Sandbox, ShareConfig,
     SharedPart, TimeLimit, UserAddresses, VhostUserConfig, VmConfig, VsockConfig, disk_name, port_range,
 };
+pub use confinement::{JAIL, Noted, Outside};
 pub use console::{AwaitedText, LogFile, LogKeeper, OnText};
 pub use devices::virtio::block::{
     BlockHandle, Disk, DiskError, ImageFormat, MAX_PARTS, Part, Piece, SlotError, WeakBlockHandle,

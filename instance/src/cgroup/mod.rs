@@ -16,7 +16,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use thiserror::Error;
 
-use self::place::Place;
 use crate::VmId;
 
 /// The file in a VM's directory with the path of its group.
@@ -29,7 +28,7 @@ const PREFIX: &str = "mvm-";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// In which processor time is handed out, in microseconds.
 const PERIOD: u64 = 100_000;
-/// How often a group is made where another process removes its parent at the same time.
+/// How often a step is tried that others can undo.
 const ATTEMPTS: usize = 8;
 
 /// Why there is no control group for a VM.
@@ -100,7 +99,7 @@ pub struct Cgroup {
 ///
 /// [`CgroupError`] says why not.
 pub fn examine_cgroups() -> Result<(), CgroupError> {
-    place::find().map(drop)
+    place::find()?.examine()
 }
 
 impl Cgroup {
@@ -122,10 +121,6 @@ impl Cgroup {
                 // Of a VM of the same directory, which has ended.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS => {
                     end(&directory);
-                }
-                // The last VM beside it has ended just now.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {
-                    place.prepare()?;
                 }
                 Err(error) => return Err(CgroupError::make(&directory)(error)),
             }
@@ -215,20 +210,13 @@ fn end(directory: &Path) {
     let deadline = Instant::now() + PATIENCE;
     match fs::remove_dir(directory) {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-        _ => return tidy(directory),
+        _ => return,
     }
     kill(directory);
     if let Err(error) = wait_until_empty(directory, deadline).and_then(|()| fs::remove_dir(directory))
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(%error, "cannot remove the control group {}", directory.display());
-    }
-    tidy(directory);
-}
-
-fn tidy(directory: &Path) {
-    if let Some(parent) = directory.parent() {
-        Place::tidy(parent);
     }
 }
 

@@ -15,7 +15,7 @@ use super::CgroupError;
 pub(super) const MOUNT: &str = "/sys/fs/cgroup";
 /// What statfs(2) says of it.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
-/// The directory of all of root's VMs, below the root of the hierarchy.
+/// The directory of all of root's VMs, below the root of the hierarchy. It stays, as another VM may be about to use it.
 const OF_ROOT: &str = "mvm";
 /// The group of the processes that keep VMs: a group whose children have controllers has no process of its own.
 const KEEPERS: &str = "mvm-keepers";
@@ -131,15 +131,34 @@ impl Place {
         enable(&self.directory)
     }
 
+    /// Whether groups in it could have the controllers of VMs.
+    pub(super) fn examine(&self) -> Result<(), CgroupError> {
+        let group = match self.kind {
+            PlaceKind::OfRoot => self.directory.parent().unwrap_or(Path::new(MOUNT)),
+            PlaceKind::Delegated => &self.directory,
+        };
+        let is_enabled = missing(group)?.is_empty();
+        let processes =
+            if is_enabled || self.kind == PlaceKind::OfRoot { Vec::new() } else { self.processes()? };
+        let own = program(std::process::id());
+        let is_shared = processes.into_iter().any(|process| program(process) != own);
+        if is_shared { Err(CgroupError::Shared) } else { Ok(()) }
+    }
+
+    /// The processes in the group itself; 0 for one of another namespace.
+    fn processes(&self) -> Result<Vec<u32>, CgroupError> {
+        let listed = fs::read_to_string(self.directory.join("cgroup.procs"));
+        let listed = listed.map_err(CgroupError::host("read the processes of the control group"))?;
+        Ok(listed.lines().map(|line| line.parse().unwrap_or(0)).collect())
+    }
+
     /// Moves this process, and others of mvm, out of the group itself.
     fn leave(&self) -> Result<(), CgroupError> {
         let own = program(std::process::id()).ok_or(CgroupError::Shared)?;
         let keepers = self.directory.join(KEEPERS);
         let mut seen = 0;
         loop {
-            let listed = fs::read_to_string(self.directory.join("cgroup.procs"));
-            let listed = listed.map_err(CgroupError::host("read the processes of the control group"))?;
-            let processes: Vec<u32> = listed.lines().map(|line| line.parse().unwrap_or(0)).collect();
+            let processes = self.processes()?;
             if processes.is_empty() {
                 return Ok(());
             }
@@ -165,14 +184,6 @@ impl Place {
             }
         }
     }
-
-    /// Removes what is not used any more of it.
-    pub(super) fn tidy(directory: &Path) {
-        if directory == Path::new(MOUNT).join(OF_ROOT) {
-            // It fails as long as it has VMs.
-            let _ = fs::remove_dir(directory);
-        }
-    }
 }
 
 /// Which program a process runs, as a file.
@@ -181,23 +192,31 @@ fn program(process: u32) -> Option<(u64, u64)> {
     Some((program.dev(), program.ino()))
 }
 
-/// Gives the children of `group` the controllers of VMs; returns whether they have the one for processors too.
-fn enable(group: &Path) -> Result<bool, CgroupError> {
-    let read = |name: &str| fs::read_to_string(group.join(name)).unwrap_or_default();
-    let has = |list: &str, name: &str| list.split_whitespace().any(|other| other == name);
-    let (offered, enabled) = (read("cgroup.controllers"), read("cgroup.subtree_control"));
-    if let Some(name) = NEEDED.into_iter().find(|name| !has(&offered, name)) {
+/// A list in one of the files of `group`.
+fn list(group: &Path, name: &str) -> Vec<String> {
+    let text = fs::read_to_string(group.join(name)).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Which of the controllers that VMs need the children of `group` lack.
+fn missing(group: &Path) -> Result<Vec<&'static str>, CgroupError> {
+    let (offered, enabled) = (list(group, "cgroup.controllers"), list(group, "cgroup.subtree_control"));
+    if let Some(name) = NEEDED.into_iter().find(|name| !offered.iter().any(|other| other == name)) {
         return Err(CgroupError::NoController(name));
     }
-    let missing: Vec<_> = NEEDED.into_iter().filter(|name| !has(&enabled, name)).collect();
+    Ok(NEEDED.into_iter().filter(|name| !enabled.iter().any(|other| other == name)).collect())
+}
+
+/// Gives the children of `group` the controllers of VMs; returns whether they have the one for processors too.
+fn enable(group: &Path) -> Result<bool, CgroupError> {
+    let missing = missing(group)?;
+    let enable = |text: &str| fs::write(group.join("cgroup.subtree_control"), text);
     if !missing.is_empty() {
-        let text: String = missing.iter().map(|name| format!("+{name} ")).collect();
-        fs::write(group.join("cgroup.subtree_control"), text.trim_end())
-            .map_err(CgroupError::host("enable controllers of control groups"))?;
+        let text: Vec<_> = missing.iter().map(|name| format!("+{name}")).collect();
+        enable(&text.join(" ")).map_err(CgroupError::host("enable controllers of control groups"))?;
     }
-    let has_cpu = has(&enabled, USED)
-        || has(&offered, USED) && fs::write(group.join("cgroup.subtree_control"), "+cpu").is_ok();
-    Ok(has_cpu)
+    let has = |name: &str| list(group, name).iter().any(|name| name == USED);
+    Ok(has("cgroup.subtree_control") || has("cgroup.controllers") && enable(&format!("+{USED}")).is_ok())
 }
 
 #[cfg(test)]

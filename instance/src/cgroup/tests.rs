@@ -43,12 +43,11 @@ fn a_group_limits_its_processes_and_leaves_nothing_behind() {
     let read = |name: &str| fs::read_to_string(group.directory.join(name)).unwrap().trim().to_owned();
     assert_eq!((read("memory.max"), read("pids.max")), ((64 << 20).to_string(), "16".into()));
     assert!(group.summary().starts_with("64 MiB of memory, 16 threads"), "{}", group.summary());
-    // More processes than it may have, of which none ends by itself.
-    let mut bomb =
-        shell(&group, "for i in $(seq 40); do sleep 1000 2>/dev/null & done 2>/dev/null; echo; sleep 1000");
+    // More processes than it may have, of which none ends by itself. A shell ends where it cannot make one.
+    let mut bomb = shell(&group, "for i in $(seq 40); do sleep 1000 >/dev/null 2>&1 & done 2>/dev/null");
     let mut output = [0; 1];
     let _ = bomb.stdout.take().unwrap().read(&mut output);
-    assert!(read("pids.current").parse::<u32>().unwrap() <= 16);
+    assert!(matches!(read("pids.current").parse(), Ok(10..=16)));
     assert!(!group.is_out_of_memory());
     group.end();
     assert!(!group.directory.exists());
