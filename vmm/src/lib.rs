@@ -29,6 +29,7 @@ mod network;
 mod passt;
 mod pause;
 mod power_button;
+mod process;
 mod shares;
 mod supervisor;
 mod teardown;
@@ -45,7 +46,7 @@ pub use config::{
     MemorySize, NetBackend, NetConfig, PmemConfig, Protocol, PublishConfig, Rate, Sandbox, ShareConfig,
     SharedPart, TimeLimit, UserAddresses, VhostUserConfig, VmConfig, VsockConfig, disk_name, port_range,
 };
-pub use confinement::{JAIL, Noted, Outside};
+pub use confinement::{JAIL, Outside};
 pub use console::{AwaitedText, LogFile, LogKeeper, OnText};
 pub use devices::virtio::block::{
     BlockHandle, Disk, DiskError, ImageFormat, MAX_PARTS, Part, Piece, SlotError, WeakBlockHandle,
@@ -59,6 +60,7 @@ pub use kvm::{KvmError, open as open_kvm};
 pub use launch::{LOG_NAME, Resources, launch, open, seal};
 pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
+pub use process::{Files as SlotFiles, FromVm, Split, VmEnd, VmProcess};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};
 pub use timing::{Phase, Timeline, phases, timing_table};
 pub use vcpu::{Gate, GateError, Holder};

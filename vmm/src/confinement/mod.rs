@@ -17,7 +17,8 @@ use jail::seccomp::{Filter, SeccompError};
 use jail::{Ids, Jail, Layer, Mode, Report, State};
 use rustix::process::{Resource, getrlimit};
 
-pub use self::noted::{JAIL, Noted};
+pub use self::noted::JAIL;
+pub(crate) use self::noted::Noted;
 pub use self::outside::Outside;
 use self::table::{COMMON, DEBUG, KINDS, VCPU_DEBUGGED};
 use crate::launch::Resources;
