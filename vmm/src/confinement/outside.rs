@@ -15,8 +15,9 @@ use crate::{MAX_DEVICES, VmConfig};
 const SHARE_MEMORY: u64 = 1 << 30;
 /// Memory of the process that serves a user network: buffers of its sockets.
 const NETWORK_MEMORY: u64 = 256 << 20;
-/// The kernel's tables of the guest's memory are at most this part of it: two page tables, and KVM's.
-const TABLES: u64 = 64;
+/// The kernel's tables of the guest's memory are at most this part of it: page tables of the process, of the guest, and what
+/// KVM notes of each page, 1/512 each, and 1/50 for those of a guest's own VMs.
+const TABLES: u64 = 32;
 /// Threads of the VM's process beside vCPUs and those of devices, and some to spare.
 const OWN_THREADS: u64 = 32;
 /// Threads of a process that serves a device.
@@ -171,7 +172,7 @@ mod tests {
     #[test]
     fn a_vm_may_use_its_memory_and_what_it_takes_to_run_it() {
         let CgroupLimits { memory, tasks, cpus } = limits(&config());
-        assert_eq!(memory, (1024 + 1024 / 64 + 512) << 20);
+        assert_eq!(memory, (1024 + 1024 / 32 + 512) << 20);
         assert_eq!((tasks, cpus), (2 + count(MAX_DEVICES) + OWN_THREADS, None));
         let limited = VmConfig { limits_cpus: true, ..config() };
         assert_eq!(limits(&limited).cpus, Some(3));
