@@ -122,7 +122,7 @@ fn each_vm_has_a_user_and_a_group_of_its_own_with_what_serves_it() {
     serving.extend(helpers(&other).iter().map(|helper| process(helper)));
     // The group goes with a VM that is killed, too.
     kill("-KILL", &other);
-    assert_eq!(said(&["wait", "other"]), "137");
+    assert_eq!(said(&["wait", "other"]), "137", "{}", said(&["inspect", "-f", "{{.State.Error}}", "other"]));
     wait_until_gone(&of_other);
     assert!(serving.iter().all(ends));
     said(&["rm", "one", "other"]);
@@ -264,9 +264,10 @@ fn a_service_keeps_its_vms_and_one_that_has_its_group_delegated_bounds_each() {
     rustix::fs::setxattr(&service, name, b"1", rustix::fs::XattrFlags::empty()).unwrap();
     let ran = with("strict", "echo strict");
     assert_eq!(text(&ran.stdout), "strict\n", "{}", text(&ran.stderr));
-    let id = text(&in_group(&service, &["run", "-d", "--network", "none", IMAGE, "sleep", "1000"]).stdout);
+    let keepers = service.join("mvm-keepers");
+    let id = text(&in_group(&keepers, &["run", "-d", "--network", "none", IMAGE, "sleep", "1000"]).stdout);
     let (keeper, vm) = pids(id.trim());
-    assert_eq!(group(&keeper), service.join("mvm-keepers"));
+    assert_eq!(group(&keeper), keepers);
     let own = group(&vm);
     assert!(own.parent() == Some(&service) && value(&own, "memory.max") != "max", "{}", own.display());
     // Others that come into the service are not moved.
@@ -277,8 +278,8 @@ fn a_service_keeps_its_vms_and_one_that_has_its_group_delegated_bounds_each() {
     other.wait().unwrap();
     said(&["rm", "-f", id.trim()]);
     assert!(!own.exists());
-    wait_until_empty(&service.join("mvm-keepers"));
-    fs::remove_dir(service.join("mvm-keepers")).unwrap();
+    wait_until_empty(&keepers);
+    fs::remove_dir(keepers).unwrap();
     fs::remove_dir(&service).unwrap();
 }
 
