@@ -25,6 +25,8 @@ use rustix::process::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::clone::clone_into;
+
 /// The most bytes of a message.
 const MAX_MESSAGE: usize = 64 << 10;
 /// The most open files that come with one (unix(7), `SCM_RIGHTS`).
@@ -235,14 +237,27 @@ pub struct Child {
 /// Those of fork(2), and [`io::ErrorKind::ResourceBusy`] where this process has more than one thread: the copy would
 /// have locks that no thread opens.
 pub fn fork(run: impl FnOnce() -> u8) -> io::Result<Child> {
+    fork_into(None, |_| run())
+}
+
+/// The same, whose copy is in the control group with the directory `group` where the host can do that at once; `run` is told
+/// whether it is.
+///
+/// # Errors
+///
+/// As [`fork`].
+pub fn fork_into(group: Option<BorrowedFd<'_>>, run: impl FnOnce(bool) -> u8) -> io::Result<Child> {
     // A directory has a link from each of those in it, and two of its own.
     if std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() != 3) {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
+    // SAFETY: there is no other thread.
+    let inside = group.map(|group| unsafe { clone_into(group) }).filter(|pid| *pid >= 0);
+    let is_inside = inside.is_some();
     // SAFETY: there is no other thread, so that the copy may do all that this process may.
-    match unsafe { libc::fork() } {
+    match inside.unwrap_or_else(|| unsafe { libc::fork() }) {
         0 => {
-            let code = run();
+            let code = run(is_inside);
             crate::exit_now(code)
         }
         pid => {
@@ -471,7 +486,7 @@ mod tests {
 
     #[test]
     fn each_thread_that_waits_is_told_how_a_process_ended() {
-        let process = std::process::Command::new("sh").args(["-c", "kill -KILL $$"]).spawn().unwrap();
+        let mut process = std::process::Command::new("sh").args(["-c", "kill -KILL $$"]).spawn().unwrap();
         let child = Child::of(&process).unwrap();
         let limit = Some(Duration::from_secs(60));
         let codes: Vec<_> = std::thread::scope(|scope| {
@@ -480,6 +495,7 @@ mod tests {
         });
         assert_eq!(codes, [Some(137); 4]);
         assert_eq!(child.wait(limit), Some(137));
+        assert!(process.wait().is_err(), "it was waited for");
     }
 
     #[test]

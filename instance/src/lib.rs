@@ -21,6 +21,7 @@ mod archive;
 mod bounded;
 mod cgroup;
 mod client;
+mod clone;
 pub mod console;
 mod directory;
 mod events;

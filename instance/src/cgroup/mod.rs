@@ -7,6 +7,7 @@ mod place;
 
 use std::fs;
 use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -153,6 +154,15 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Its directory, for [`fork_into`](crate::keeper::fork_into).
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2).
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        crate::lock::open_directory(&self.directory)
     }
 
     /// Moves this process into the group, with all that it starts from now on.

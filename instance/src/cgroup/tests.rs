@@ -91,3 +91,30 @@ fn a_file_that_names_something_else_removes_nothing() {
     }
     assert!(victim.exists());
 }
+
+#[test]
+fn a_copy_begins_in_its_group() {
+    use std::os::fd::AsFd;
+
+    let (instance, id) = vm();
+    let Some(group) = group(instance.path(), &id) else { return };
+    let (mut waiting, release) = io::pipe().unwrap();
+    let directory = group.open().unwrap();
+    // SAFETY: the copy makes system calls and nothing else, and ends below.
+    let copy = unsafe { crate::clone::clone_into(directory.as_fd()) };
+    if copy == 0 {
+        drop(release);
+        let _ = waiting.read(&mut [0]);
+        // SAFETY: it ends the process. It knows its own number, by which it could signal itself.
+        unsafe { libc::_exit(if libc::raise(0) == 0 { 7 } else { 8 }) };
+    }
+    assert!(copy > 0, "{}", io::Error::last_os_error());
+    let listed = fs::read_to_string(group.directory.join("cgroup.procs")).unwrap();
+    assert_eq!(listed.trim(), copy.to_string());
+    drop(release);
+    let mut status = 0;
+    // SAFETY: the call writes to `status`.
+    assert_eq!(unsafe { libc::waitpid(copy, &raw mut status, 0) }, copy);
+    assert_eq!(libc::WEXITSTATUS(status), 7);
+    group.end();
+}

@@ -1,9 +1,12 @@
 //! What is done for the process of a VM from outside, before it is made and after it has ended: its user and its control
 //! group.
 
-use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fs, io};
 
+use instance::keeper::{Child, fork_into};
 use instance::{Cgroup, CgroupLimits, IdClaim, IdRange, Instance};
 use jail::{Ids, Mode, State};
 use rustix::process::geteuid;
@@ -36,6 +39,8 @@ pub struct Outside {
     range: IdRange,
     /// None where the process is not confined.
     cgroup: Option<Result<Cgroup, String>>,
+    /// This process is the VM's, and in the group.
+    is_inside: AtomicBool,
 }
 
 impl Outside {
@@ -43,17 +48,32 @@ impl Outside {
     pub fn prepare(config: &VmConfig, instance: &Instance) -> Self {
         let range = config.jail_ids.unwrap_or_default();
         if config.jail == Mode::Off {
-            return Self { claim: None, range, cgroup: None };
+            return Self { claim: None, range, cgroup: None, is_inside: AtomicBool::default() };
         }
         let is_root = geteuid().is_root();
         let claim = is_root.then(|| range.claim().map_err(|error| devices::log::chain(&error)));
         let cgroup = Cgroup::make(instance.path(), instance.id(), limits(config));
-        Self { claim, range, cgroup: Some(cgroup.map_err(|error| error.to_string())) }
+        let cgroup = Some(cgroup.map_err(|error| error.to_string()));
+        Self { claim, range, cgroup, is_inside: AtomicBool::default() }
+    }
+
+    /// Makes the VM's process, as [`fork`](instance::keeper::fork) does, in its control group where the host can.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fork`.
+    pub fn fork(&self, run: impl FnOnce() -> u8) -> io::Result<Child> {
+        let group = self.cgroup.as_ref().and_then(|group| group.as_ref().ok()?.open().ok());
+        fork_into(group.as_ref().map(AsFd::as_fd), |is_inside| {
+            self.is_inside.store(is_inside, Ordering::Relaxed);
+            run()
+        })
     }
 
     /// Called in the VM's process: it enters its control group. Returns what it becomes next, and the state of the group.
     pub fn enter(&self) -> (Ids, State) {
         let cgroup = match &self.cgroup {
+            Some(Ok(cgroup)) if self.is_inside.load(Ordering::Relaxed) => State::On(cgroup.summary()),
             Some(Ok(cgroup)) => match cgroup.join() {
                 Ok(()) => State::On(cgroup.summary()),
                 Err(error) => State::Missing(format!("cannot enter the control group: {error}")),
@@ -219,7 +239,8 @@ mod tests {
 
     #[test]
     fn what_is_said_of_an_id_is_what_it_is() {
-        let outside = |claim| Outside { claim, range: IdRange::default(), cgroup: None };
+        let range = IdRange::default();
+        let outside = |claim| Outside { claim, range, cgroup: None, is_inside: AtomicBool::default() };
         assert_eq!(outside(None).ids(), Ids { id: None, lack: None });
         let failed = outside(Some(Err("cannot lock".into()))).ids();
         assert_eq!(failed, Ids { id: None, lack: Some("cannot lock".into()) });

@@ -12,7 +12,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use instance::Instance;
-use instance::keeper::{Child, Tie, fork};
+use instance::keeper::{Child, Tie};
 use jail::Report;
 use jail::seccomp::Violation;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -80,7 +80,7 @@ impl VmProcess {
         let outside = Outside::prepare(config, &instance);
         let mut mine = Some((tie, violations, dialed, instance, of_keeper));
         // In this process it drops what the new one has until its files are open.
-        let child = fork(|| {
+        let child = outside.fork(|| {
             let Some((tie, violations, dialed, instance, of_keeper)) = mine.take() else { return 0 };
             drop((tie, violations, dialed, of_keeper));
             (split.leave)();
