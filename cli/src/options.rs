@@ -320,6 +320,8 @@ impl BootOptions {
             timeout: self.timeout,
             stop_timeout: self.stop_timeout.unwrap_or(default.stop_timeout),
             jail: self.jail.unwrap_or_else(crate::defaults::jail),
+            jail_ids: default.jail_ids,
+            limits_cpus: default.limits_cpus,
         })
     }
 }

@@ -91,6 +91,12 @@ pub enum RunError {
     /// By `mvm kill` where the VM did not answer, or by the host for lack of memory.
     #[error("the container's VM was killed: its process ended with {KILLED}")]
     VmKilled,
+    /// By the host's kernel, as its processes used more than the guest has and its devices need.
+    #[error(
+        "the container's VM was killed: it used more memory than its control group has, which no VM needs: the guest may have \
+         attacked it, or mvm has a fault (SECURITY.md says how to report it; --jail off runs without this limit)"
+    )]
+    VmMemory,
 }
 
 /// What a container is made of.
@@ -347,7 +353,12 @@ fn listen(
                 let text = format!("its process ended with {code}");
                 let end = VmEnd::without_a_word(vm.ended_by(), text);
                 return outcome(receiver, end).map_err(|error| match error {
-                    RunError::VmEnded(VmEnd { signal: None, .. }) if code == KILLED => RunError::VmKilled,
+                    RunError::VmEnded(VmEnd { signal: None, .. }) if code == KILLED => {
+                        match vm.is_out_of_memory() {
+                            true => RunError::VmMemory,
+                            false => RunError::VmKilled,
+                        }
+                    }
                     error => error,
                 });
             }

@@ -14,7 +14,7 @@ use super::place::create_private;
 use super::record::Format;
 use super::registry::{NAMES, Registry, remove_links, renamed};
 use super::removal::RemovalWatch;
-use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName};
+use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName, cgroup};
 
 /// The name of the control socket in a VM's directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -229,6 +229,7 @@ fn make_directory(base: &Path, asked: Option<&VmId>) -> Result<(VmId, PathBuf), 
             }
             // The remains of a VM with the same ID; the lock keeps others from using the name.
             Err(_) if asked.is_some() => {
+                cgroup::end_left(&path, &id);
                 fs::remove_dir_all(&path).map_err(InstanceError::directory("remove", &path))?;
             }
             Err(_) => {}

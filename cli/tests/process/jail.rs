@@ -104,7 +104,7 @@ fn a_vm_ends_with_its_keeper() {
 #[test]
 fn a_vm_whose_process_is_stopped_ends_at_the_second_request() {
     let Some(place) = Place::new(IDLE) else { return };
-    let mut vm = place.start(&["--stop-timeout", "1h"]);
+    let vm = place.start(&["--stop-timeout", "1h"]);
     let process = vm_process(&place);
     kill_process(process, Signal::STOP).unwrap();
     vm.signal(Signal::TERM);

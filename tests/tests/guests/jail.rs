@@ -10,7 +10,7 @@ use super::containers::{IMAGE, text};
 use super::life::{mvm, pids, said, start};
 
 /// What inspect shows of the jail of a VM.
-fn shown(id: &str) -> Value {
+pub(super) fn shown(id: &str) -> Value {
     serde_json::from_str(&said(&["inspect", "-f", "{{json .Vm.Jail}}", id])).unwrap()
 }
 
@@ -22,7 +22,7 @@ fn threads(pid: &str) -> Vec<(String, PathBuf)> {
 }
 
 /// A line of the status of a thread.
-fn status(thread: &Path, name: &str) -> String {
+pub(super) fn status(thread: &Path, name: &str) -> String {
     let status = fs::read_to_string(thread.join("status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
@@ -56,7 +56,9 @@ fn each_thread_of_a_containers_vm_is_confined() {
 
     let jail = shown("jailed");
     assert_eq!(jail["Mode"], "best-effort");
-    for layer in ["no-new-privs", "dumps", "limits", "namespaces", "root", "landlock", "seccomp"] {
+    for layer in
+        ["cgroup", "ids", "no-new-privs", "dumps", "limits", "namespaces", "root", "landlock", "seccomp"]
+    {
         assert!(
             jail["Layers"][layer].as_str().is_some_and(|state| state.starts_with("on")),
             "{layer}: {jail}"

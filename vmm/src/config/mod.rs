@@ -94,6 +94,12 @@ pub struct VmConfig {
     /// How its process is confined.
     #[serde(skip)]
     pub jail: jail::Mode,
+    /// The users of whom it becomes one, where root runs it; the default ones if `None`.
+    #[serde(skip)]
+    pub jail_ids: Option<instance::IdRange>,
+    /// Whether the host's processors are limited for it, to the vCPUs and what its devices need besides.
+    #[serde(skip)]
+    pub limits_cpus: bool,
 }
 
 /// A path as text; bytes that are not UTF-8 are lost.
@@ -268,6 +274,8 @@ impl VmConfig {
             timeout: None,
             stop_timeout: TimeLimit::from_secs(10),
             jail: jail::Mode::default(),
+            jail_ids: None,
+            limits_cpus: false,
         }
     }
 

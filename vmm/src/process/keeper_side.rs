@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use instance::keeper::{Child, Tie, fork};
+use instance::keeper::{Child, Tie};
 use instance::{Identity, Instance};
 use jail::Report;
 use jail::seccomp::Violation;
@@ -19,11 +19,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::messages::{Failure, Fault, FromVm, Message, ToVm};
 use super::vm_side::{Means, run};
+use crate::confinement::{Noted, Outside};
 use crate::console::{FileIdentity, begin_anew};
 use crate::{ConsoleConfig, ExitReason, LOG_NAME, Limits, LogFile, MAX_DEVICES, VmConfig};
 
-/// The file in a VM's directory that says how it is confined.
-pub const JAIL: &str = "jail.json";
 /// The most processes that serve devices of a VM.
 const MOST_HELPERS: usize = MAX_DEVICES;
 
@@ -73,8 +72,6 @@ pub struct VmProcess {
     is_open: AtomicBool,
     /// Which system call ended it, if one did.
     violations: Option<PipeReader>,
-    /// The VM's directory, where it has one.
-    directory: Option<PathBuf>,
     /// Where the console's latest output is kept.
     log: Option<PathBuf>,
     /// The file of `--console FILE`.
@@ -83,6 +80,12 @@ pub struct VmProcess {
     sockets: Vec<PathBuf>,
     /// The processes that serve its devices.
     helpers: Mutex<Vec<Child>>,
+    /// How it is confined.
+    noted: Noted,
+    /// Its user and its control group; none of one that is there already.
+    outside: Option<Outside>,
+    /// The kernel has ended one of its processes for want of memory.
+    is_out_of_memory: AtomicBool,
 }
 
 /// One message of the process.
@@ -134,17 +137,18 @@ impl VmProcess {
         let (dialed, dialer) = config.vsock.as_ref().map(|_| dial()).transpose()?.unzip();
         // A container's are in its directory.
         let sockets = if user.is_some() { config.sockets() } else { Vec::new() };
+        let outside = Outside::prepare(config, instance.as_ref());
         let mut mine = Some((tie, violations, dialed, instance, of_keeper));
         let given = log.clone();
         // In this process it drops what the new one has until its files are open.
-        let child = fork(|| {
+        let child = outside.fork(|| {
             let Some((tie, violations, dialed, instance, of_keeper)) = mine.take() else { return 0 };
             drop((tie, violations, dialed, of_keeper));
             (split.leave)();
             if let Some(instance) = instance {
                 instance.leave();
             }
-            let means = Means { tie: other, reports, dialer, log: given, user, start };
+            let means = Means { tie: other, reports, dialer, log: given, user, start, outside: &outside };
             run((config, identity), means, split.until_open)
         })?;
         let Some((tie, violations, dialed, mut instance, of_keeper)) = mine else {
@@ -159,13 +163,14 @@ impl VmProcess {
         let directory = instance.as_ref().map(|instance| instance.path().to_owned());
         let vm = Self {
             violations: Some(violations),
+            noted: Noted::new(directory.as_deref()),
+            outside: Some(outside),
             log: log.or_else(|| directory.as_ref().map(|directory| directory.join(LOG_NAME))),
             console: match &config.console {
                 ConsoleConfig::File(path) => Some(path.clone()),
                 _ => None,
             },
             sockets,
-            directory,
             ..Self::of(tie, child)
         };
         if let Some((vsock, dialed)) = config.vsock.as_ref().zip(dialed) {
@@ -188,11 +193,13 @@ impl VmProcess {
             ended_by: AtomicI32::new(0),
             is_open: AtomicBool::new(false),
             violations: None,
-            directory: None,
             log: None,
             console: None,
             sockets: Vec::new(),
             helpers: Mutex::default(),
+            noted: Noted::new(None),
+            outside: None,
+            is_out_of_memory: AtomicBool::default(),
         }
     }
 
@@ -215,7 +222,13 @@ impl VmProcess {
             Some(Message::Said(FromVm::Failed(Failure { text, fault: Fault::Guest })))
         });
         match said {
-            Some(Message::Confined { report, helpers }) => self.confined(&report, helpers),
+            Some(Message::Confined { report, helpers }) => self.confined(report, helpers),
+            Some(Message::Ready) => {
+                if let Err(text) = self.check_helpers() {
+                    self.child.kill();
+                    return Taken::Said(FromVm::Failed(Failure { text, fault: Fault::Host }));
+                }
+            }
             Some(Message::NewLog) => self.give_log(),
             Some(Message::LogFilled) => {
                 // The log keeps what it has where that fails, and the VM asks for another file.
@@ -232,15 +245,9 @@ impl VmProcess {
     }
 
     /// Notes how the VM is confined, and which processes are to end with it.
-    fn confined(&self, report: &Report, helpers: Vec<u32>) {
+    fn confined(&self, report: Report, helpers: Vec<u32>) {
         self.is_open.store(true, Ordering::SeqCst);
-        if let Some(directory) = &self.directory {
-            let written = serde_json::to_vec(report).map_err(io::Error::from);
-            let written = written.and_then(|text| std::fs::write(directory.join(JAIL), text));
-            if let Err(error) = written {
-                tracing::warn!(%error, "cannot note how the VM is confined");
-            }
-        }
+        self.noted.confined(report);
         let mut known = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
         // Said once, by a process that the guest has not run in yet.
         if known.is_empty() {
@@ -251,6 +258,17 @@ impl VmProcess {
                     .filter_map(|helper| Child::of_group(i32::try_from(helper).ok()?).ok()),
             );
         }
+    }
+
+    /// Has the guest run where the processes that serve devices are as they have to be.
+    fn check_helpers(&self) -> Result<(), String> {
+        let helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaders: Vec<_> = helpers.iter().filter_map(|helper| u32::try_from(helper.id()).ok()).collect();
+        drop(helpers);
+        self.noted.helpers(&leaders)?;
+        // It has ended, if this fails.
+        let _ = self.tie.send(&ToVm::Run);
+        Ok(())
     }
 
     /// Gives the VM another file for the console's log.
@@ -354,7 +372,20 @@ impl VmProcess {
         if code.is_some() {
             self.sockets.iter().for_each(|socket| devices::socket::remove_left(socket));
         }
+        if let Some(outside) = &self.outside {
+            // What it says goes with the group.
+            if outside.is_out_of_memory() {
+                self.is_out_of_memory.store(true, Ordering::SeqCst);
+            }
+            outside.end();
+        }
         code
+    }
+
+    /// Whether the kernel ended one of its processes, as they used more memory than they can need. It is known when the
+    /// process was waited for.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.is_out_of_memory.load(Ordering::SeqCst)
     }
 }
 

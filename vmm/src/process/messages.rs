@@ -21,6 +21,8 @@ pub enum ToVm {
     Log,
     /// Here is the next file of `--console FILE`.
     Console,
+    /// The processes that serve devices are as they have to be: the guest may run.
+    Run,
 }
 
 /// What the VM's process says. A guest that has taken it over may say anything.
@@ -55,6 +57,8 @@ pub enum Message {
         /// The groups.
         helpers: Vec<u32>,
     },
+    /// The VM is built, and waits for [`ToVm::Run`], as processes serve its devices.
+    Ready,
     /// The console's log has grown: another file is to take its place.
     NewLog,
     /// It is filled, and can take its place.

@@ -8,5 +8,5 @@ mod slots;
 mod vm_side;
 
 pub use foreground::{Keeping, Outcome, Progress};
-pub use keeper_side::{Files, JAIL, Order, Split, User, VmProcess};
+pub use keeper_side::{Files, Order, Split, User, VmProcess};
 pub use messages::{Failure, Fault, FromVm, VmEnd};

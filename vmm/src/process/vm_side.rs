@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use super::keeper_side::User;
 use super::messages::{Failure, FromVm, Message, ToVm, VmEnd};
 use super::slots::{SlotRequest, Slots, serve_slots};
+use crate::confinement::Outside;
 use crate::console::{ConsoleKeeper, FileIdentity};
 use crate::{
     AwaitedText, BlockHandle, ExitReason, Frontend, Limits, LogKeeper, Requests, Resources, Supervisor,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// What the process has from the one that keeps it.
-pub(super) struct Means {
+pub(super) struct Means<'a> {
     pub tie: Tie,
     /// Where it says which system call ended it.
     pub reports: PipeWriter,
@@ -35,17 +36,21 @@ pub(super) struct Means {
     pub user: Option<User>,
     /// When the start began.
     pub start: Instant,
+    /// Its user and its control group.
+    pub outside: &'a Outside,
 }
 
 /// What the VM's process does.
-pub(super) fn run(vm: (&VmConfig, &Identity), means: Means, until_open: Box<dyn Any>) -> u8 {
+pub(super) fn run(vm: (&VmConfig, &Identity), means: Means<'_>, until_open: Box<dyn Any>) -> u8 {
     let timeline = Arc::new(Timeline::starting_at(means.start));
-    let Means { tie, reports, dialer, log, user, start } = means;
+    let Means { tie, reports, dialer, log, user, start, outside } = means;
     let tie = Arc::new(tie);
+    // Before anything that counts: the guest's memory, and the processes that serve its devices.
+    let entered = outside.enter();
     let opened = open(vm, log, user.is_some(), until_open);
     let ran = opened.and_then(|(frontend, mut resources)| {
-        confine(vm.0, &mut resources, &tie, (reports, dialer))?;
-        serve(vm.0, (frontend, resources), &tie, (user, start), &timeline)
+        let has_helpers = confine(vm.0, &mut resources, &tie, (reports, dialer, entered))?;
+        serve((vm.0, has_helpers), (frontend, resources), &tie, (user, start), &timeline)
     });
     let (message, code) = match ran {
         Ok(reason) => (FromVm::Ended(VmEnd::of(reason, timeline.nanoseconds())), 0),
@@ -79,28 +84,29 @@ fn open<'a>(
     Ok((frontend, resources))
 }
 
-/// Gives up what running the VM does not need, and tells the keeper.
+/// Gives up what running the VM does not need, and tells the keeper. Returns whether processes serve its devices.
 fn confine(
     config: &VmConfig,
     resources: &mut Resources<'_>,
     tie: &Tie,
-    (reports, dialer): (PipeWriter, Option<OwnedFd>),
-) -> Result<(), Failure> {
+    (reports, dialer, entered): (PipeWriter, Option<OwnedFd>, (jail::Ids, jail::State)),
+) -> Result<bool, Failure> {
     let helpers = resources.helpers();
     if config.jail != jail::Mode::Off
         && let Some(dialer) = dialer
     {
         resources.dial_by(dialer);
     }
-    let report = resources.confine(config.jail, reports.into())?;
+    let report = resources.confine(config.jail, entered, reports.into())?;
     // One that was stopped goes on when its keeper ends, and so sees that. Changes of rights forget it.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::CONT));
     for (layer, why) in report.missing() {
         tracing::info!("the VM is confined without {layer}: {why}");
     }
     // The keeper has gone, if this fails.
+    let has_helpers = !helpers.is_empty();
     let _ = tie.send(&Message::Confined { report, helpers });
-    Ok(())
+    Ok(has_helpers)
 }
 
 /// The keeper, as the console's files know it.
@@ -146,7 +152,7 @@ impl ConsoleKeeper for Logs {
 
 /// Starts the threads beside the VM, builds it and runs it.
 fn serve(
-    config: &VmConfig,
+    (config, has_helpers): (&VmConfig, bool),
     (frontend, resources): (Frontend, Resources<'_>),
     tie: &Arc<Tie>,
     (user, start): (Option<User>, Instant),
@@ -170,9 +176,10 @@ fn serve(
     let supervisor = Supervisor::start(None, limits, Box::new(last_resort)).map_err(&thread)?;
     let requests = supervisor.requests();
     let (slots, next) = (Slots::default(), NextFiles::default());
+    let (may_run, run) = sync_channel(1);
     let to_slots = (config.slots > 0).then(|| serve_slots(slots.clone(), tie.clone())).transpose();
     let to_slots = to_slots.map_err(&thread)?;
-    hear_keeper(tie.clone(), to_slots, next.clone(), requests.clone()).map_err(&thread)?;
+    hear_keeper(tie.clone(), (to_slots, may_run), next.clone(), requests.clone()).map_err(&thread)?;
     let (of_button, of_text) = (tie.clone(), tie.clone());
     let printed = move || drop(of_text.send(&FromVm::Printed));
     let kept = |next: &NextFile| Box::new(Logs { tie: tie.clone(), next: next.clone() });
@@ -184,6 +191,11 @@ fn serve(
         .on_power_button(Box::new(move || drop(of_button.send(&FromVm::Pressed))));
     let built = crate::build(resources, frontend, timeline.clone()).and_then(|vm| {
         let _ = slots.set(vm.slots().iter().map(BlockHandle::downgrade).collect());
+        if has_helpers {
+            // The keeper has gone, or has ended the VM, if there is no answer.
+            let _ = tie.send(&Message::Ready);
+            let _ = run.recv();
+        }
         crate::seal(vm)
     });
     let reason = built.and_then(|vm| {
@@ -199,7 +211,7 @@ fn serve(
 /// Does what the keeper says, on a thread that lives as long as the process.
 fn hear_keeper(
     tie: Arc<Tie>,
-    to_slots: Option<SyncSender<SlotRequest>>,
+    (to_slots, may_run): (Option<SyncSender<SlotRequest>>, SyncSender<()>),
     next: NextFiles,
     to_end: Requests,
 ) -> io::Result<()> {
@@ -213,6 +225,8 @@ fn hear_keeper(
                 Ok(Some((ToVm::Signal(signal), _))) => to_end.signal(signal),
                 Ok(Some((ToVm::Log, files))) => put(&next.log, files),
                 Ok(Some((ToVm::Console, files))) => put(&next.console, files),
+                // Said once.
+                Ok(Some((ToVm::Run, _))) => drop(may_run.try_send(())),
                 Ok(Some(request)) => {
                     // One that is dropped is not answered, which its deadline is for.
                     let _ = to_slots.as_ref().map(|slots| slots.try_send(request));
