@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use container::{NetworkOption, Storage};
+use instance::IdRange;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use vmm::MemorySize;
@@ -37,6 +38,9 @@ pub struct Defaults {
     /// How its VM's process is confined.
     #[serde(deserialize_with = "text")]
     pub jail: Option<jail::Mode>,
+    /// The users of whom root's VMs become one each.
+    #[serde(deserialize_with = "text")]
+    pub jail_ids: Option<IdRange>,
     /// Registries that are asked before Docker Hub.
     #[serde(deserialize_with = "list")]
     pub registry_mirror: Vec<String>,
@@ -92,6 +96,7 @@ impl Defaults {
             storage_opt: self.storage_opt.or(other.storage_opt),
             network: self.network.or(other.network),
             jail: self.jail.or(other.jail),
+            jail_ids: self.jail_ids.or(other.jail_ids),
             registry_mirror: if self.registry_mirror.is_empty() {
                 other.registry_mirror
             } else {
@@ -144,9 +149,12 @@ mod tests {
     fn keys_are_those_of_options_and_the_users_own_go_first() {
         let own = parsed("cpus = 1.5\nstorage-opt = 'size=5G'\nregistry-mirror = 'mirror.lan:5000'").unwrap();
         assert_eq!((own.cpus, own.storage_opt), (Some(1500), Some(Storage::Disk(5 << 30))));
-        let system =
-            parsed("cpus = 2\nmemory = '512m'\nnetwork = 'none'\nregistry-mirror = ['a', 'b']").unwrap();
+        let system = parsed(
+            "cpus = 2\nmemory = '512m'\nnetwork = 'none'\nregistry-mirror = ['a', 'b']\njail-ids = '5-9'",
+        )
+        .unwrap();
         assert_eq!(system.registry_mirror, ["a", "b"]);
+        assert_eq!(system.jail_ids, "5-9".parse().ok());
         let both = own.or(system);
         assert_eq!((both.cpus, both.memory), (Some(1500), Some(MemorySize::from_mib(512))));
         assert_eq!(
@@ -162,6 +170,13 @@ mod tests {
     #[case("memory = 512", "line 1: memory: write it in quotes, \"512\"")]
     #[case("storage-opt = '20G'", "line 1: storage-opt: invalid storage option \"20G\"")]
     #[case("network = 'host'", "line 1: network: unknown network \"host\"")]
+    #[case("jail-ids = '0-9'", "line 1: jail-ids: invalid range of IDs 0-9: 0 is the ID of root")]
+    #[case("jail-ids = '7-7'", "line 1: jail-ids: invalid range of IDs 7-7: use two or more")]
+    #[case("jail-ids = 100000", "line 1: jail-ids: write it in quotes, \"100000\"")]
+    #[case(
+        "jail-ids = 'vms'",
+        "line 1: jail-ids: invalid range of IDs \"vms\": write the first and the last"
+    )]
     #[case("jail = 'on'", "line 1: jail: invalid jail mode \"on\": use off, best-effort, strict")]
     fn errors_name_the_line_and_the_key(#[case] text: &str, #[case] expected: &str) {
         let error = parsed(text).unwrap_err();

@@ -1,6 +1,6 @@
 //! The exit codes of mvm. They are part of its interface: README.md lists them.
 
-use vmm::{ExitReason, VmError};
+use vmm::{ExitReason, Failure, Fault};
 
 /// The guest powered off or rebooted without an exit code of its own, or the user stopped it from the console or a
 /// debugger.
@@ -45,9 +45,13 @@ pub fn of_signal(signal: i32) -> u8 {
     SIGNAL.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX))
 }
 
-/// The exit code for a VM that could not be built.
-pub fn of_error(error: &VmError) -> u8 {
-    if error.is_the_hosts() { HOST } else { USAGE }
+/// The exit code for a VM that could not be built, or was ended by force.
+pub fn of_failure(failure: &Failure) -> u8 {
+    match failure.fault {
+        Fault::User => USAGE,
+        Fault::Host => HOST,
+        Fault::Guest => GUEST,
+    }
 }
 
 #[cfg(test)]

@@ -82,6 +82,10 @@ pub fn send(vm: &Running, number: u8) -> Result<(), Failure> {
     // The keeper of a container that has not started yet ends it.
     let signal = OF_VMS.into_iter().find(|signal| signal.as_raw() == i32::from(number));
     match (signal, entry) {
+        // Those of the process itself are for that in which the guest runs, the others for the one that keeps it.
+        (Some(signal @ (Signal::CONT | Signal::STOP)), None) => {
+            Ok(vm.record.running_process().open()?.signal(signal)?)
+        }
         (Some(signal), _) => Ok(vm.record.process.open()?.signal(signal)?),
         (None, Some(_)) => Err(Failure::NotStarted),
         (None, None) => Err(Failure::Signal),

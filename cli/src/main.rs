@@ -40,7 +40,6 @@ mod run;
 mod screen;
 mod stats;
 mod stop;
-mod supervise;
 mod table;
 mod targets;
 mod top;

@@ -234,6 +234,14 @@ pub struct BootOptions {
     #[arg(long, value_name = "PLACE", help_heading = CONSOLE, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::text")]
     pub gdb: Option<GdbConfig>,
+
+    /// Confine the VM's process on the host: best-effort, strict or off [default: best-effort]
+    ///
+    /// best-effort: by all that the host offers. strict: by all that there is, or the VM is not started. off: not, for
+    /// debuggers and profilers of mvm itself.
+    #[arg(long, value_name = "MODE", value_parser = crate::run::jail_mode, help_heading = LIFE, hide_short_help = true)]
+    #[serde(default, deserialize_with = "values::text")]
+    pub jail: Option<jail::Mode>,
 }
 
 impl BootOptions {
@@ -264,6 +272,7 @@ impl BootOptions {
             gdb: self.gdb.or(other.gdb),
             timeout: self.timeout.or(other.timeout),
             stop_timeout: self.stop_timeout.or(other.stop_timeout),
+            jail: self.jail.or(other.jail),
         }
     }
 
@@ -310,7 +319,9 @@ impl BootOptions {
             gdb: self.gdb,
             timeout: self.timeout,
             stop_timeout: self.stop_timeout.unwrap_or(default.stop_timeout),
-            jail: default.jail,
+            jail: self.jail.unwrap_or_else(crate::defaults::jail),
+            jail_ids: default.jail_ids,
+            limits_cpus: default.limits_cpus,
         })
     }
 }
@@ -350,6 +361,7 @@ mod tests {
                 "vhost-user" => "fs=x,tag=x",
                 "timeout" | "stop-timeout" => "90s",
                 "id" => "0123456789ab",
+                "jail" => "strict",
                 _ => "x",
             };
             let is_switch = matches!(argument.get_action(), clap::ArgAction::SetTrue);

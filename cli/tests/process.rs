@@ -10,6 +10,8 @@
 mod commands;
 #[path = "../../vmm/tests/tiny/image.rs"]
 mod image;
+#[path = "process/jail.rs"]
+mod jail;
 #[path = "process/job_control.rs"]
 mod job_control;
 #[path = "process/keepers.rs"]

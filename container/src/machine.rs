@@ -152,6 +152,8 @@ pub fn machine(
         console: ConsoleConfig::Off,
         balloon: true,
         jail: options.jail,
+        jail_ids: options.jail_ids,
+        limits_cpus: options.milli_cpus.is_some(),
         ..VmConfig::new(&assets.kernel)
     }
 }

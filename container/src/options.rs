@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use agent_protocol::Size;
-use instance::VolumeName;
+use instance::{IdRange, VolumeName};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm::{MacAddress, MemorySize};
@@ -106,6 +106,8 @@ pub struct RunOptions {
     pub sysctls: Vec<(String, String)>,
     /// How its VM's process is confined.
     pub jail: jail::Mode,
+    /// The users of whom it becomes one, where root runs it; the default ones if `None`.
+    pub jail_ids: Option<IdRange>,
 }
 
 impl RunOptions {

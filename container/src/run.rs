@@ -91,6 +91,12 @@ pub enum RunError {
     /// By `mvm kill` where the VM did not answer, or by the host for lack of memory.
     #[error("the container's VM was killed: its process ended with {KILLED}")]
     VmKilled,
+    /// By the host's kernel, as its processes used more than the guest has and its devices need.
+    #[error(
+        "the container's VM was killed: it used more memory than its control group has, which no VM needs: the guest may have \
+         attacked it, or mvm has a fault (SECURITY.md says how to report it; --jail off runs without this limit)"
+    )]
+    VmMemory,
 }
 
 /// What a container is made of.
@@ -339,15 +345,20 @@ fn listen(
                 timing.set_vm(end.timing.clone());
                 return outcome(receiver, end);
             }
-            Some(FromVm::Failed(message)) => return Err(RunError::Vm(message)),
-            // A container's own VM has none.
-            Some(FromVm::Slot { .. }) => {}
+            Some(FromVm::Failed(failure)) => return Err(RunError::Vm(failure.text)),
+            // A container's own VM has no slots, and no text is waited for.
+            Some(FromVm::Built | FromVm::Printed | FromVm::Slot { .. }) => {}
             None => {
                 let code = vm.wait(LAST_WORDS).unwrap_or(0);
                 let text = format!("its process ended with {code}");
-                let end = VmEnd { is_power_off: false, signal: vm.ended_by(), text, timing: Vec::new() };
+                let end = VmEnd::without_a_word(vm.ended_by(), text);
                 return outcome(receiver, end).map_err(|error| match error {
-                    RunError::VmEnded(VmEnd { signal: None, .. }) if code == KILLED => RunError::VmKilled,
+                    RunError::VmEnded(VmEnd { signal: None, .. }) if code == KILLED => {
+                        match vm.is_out_of_memory() {
+                            true => RunError::VmMemory,
+                            false => RunError::VmKilled,
+                        }
+                    }
                     error => error,
                 });
             }
@@ -359,7 +370,7 @@ fn outcome(receiver: &Receiver<Result<Exit, SessionError>>, end: VmEnd) -> Resul
     match receiver.try_recv() {
         Ok(result @ (Ok(_) | Err(SessionError::Failed(_)))) => outcome_of(result),
         // The VM's end is the reason for what the session has seen.
-        Ok(result) if end.is_power_off => outcome_of(result),
+        Ok(result) if end.is_power_off() => outcome_of(result),
         _ => Err(RunError::VmEnded(end)),
     }
 }

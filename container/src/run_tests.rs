@@ -29,7 +29,7 @@ fn kept(vm: &Arc<VmProcess>) -> Result<Ended, RunError> {
 
 #[test]
 fn one_that_says_nonsense_is_killed_at_once() {
-    let end = json!({"Ended": {"is_power_off": 7}}).to_string();
+    let end = json!({"Ended": {"reason": 7}}).to_string();
     for nonsense in [&b"\0\xff\x1b[2J"[..], b"{", end.as_bytes(), &[b'['; 60_000], &[b'1'; 150_000]] {
         let (vm, theirs) = taken_over();
         send(theirs.as_fd(), nonsense, SendFlags::empty()).unwrap();
@@ -55,7 +55,7 @@ fn a_flood_of_requests_is_taken_as_one_and_its_end_is_seen() {
         for _ in 0..200_000 {
             let _ = send(theirs.as_fd(), b"\"Pressed\"", SendFlags::empty());
         }
-        let end = VmEnd { is_power_off: false, signal: None, text: "x".repeat(60_000), timing: Vec::new() };
+        let end = VmEnd::without_a_word(None, "x".repeat(60_000));
         send(theirs.as_fd(), &serde_json::to_vec(&FromVm::Ended(end)).unwrap(), SendFlags::empty()).unwrap();
     });
     assert!(matches!(kept(&vm), Err(RunError::VmEnded(end)) if end.text.len() == 60_000));

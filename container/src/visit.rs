@@ -145,8 +145,8 @@ fn listen(vm: &Arc<VmProcess>) -> io::Result<Ended> {
         while let Some(said) = vm.receive() {
             match said {
                 FromVm::Ended(end) => drop(says.send(end.text)),
-                FromVm::Failed(line) => drop(says.send(line)),
-                FromVm::Pressed | FromVm::Slot { .. } => {}
+                FromVm::Failed(failure) => drop(says.send(failure.text)),
+                FromVm::Pressed | FromVm::Built | FromVm::Printed | FromVm::Slot { .. } => {}
             }
         }
         drop((says, alive));

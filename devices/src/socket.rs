@@ -201,6 +201,13 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     Err(SocketError::InUse)
 }
 
+/// Removes the socket at `path` where no process listens on it any more, and nothing else that is there: for one that a
+/// process which has ended could not remove.
+pub fn remove_left(path: &Path) {
+    // If it stays, the next VM replaces it.
+    let _ = remove_stale(path);
+}
+
 /// Whether a process listens at `path`, where there is a socket.
 fn has_listener(path: &Path) -> Result<bool, SocketError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -14,7 +14,7 @@ use super::place::create_private;
 use super::record::Format;
 use super::registry::{NAMES, Registry, remove_links, renamed};
 use super::removal::RemovalWatch;
-use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName};
+use super::{Identity, InstanceError, Process, Record, Summary, VmId, VmName, cgroup};
 
 /// The name of the control socket in a VM's directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -30,6 +30,7 @@ const MAX_SOCKET_PATH: usize = 107;
 pub struct Instance {
     id: VmId,
     name: Option<VmName>,
+    record: Record,
     path: PathBuf,
     base: PathBuf,
     lock: DirectoryLock,
@@ -65,26 +66,29 @@ impl Instance {
         registry.sweep_some(&adding);
         let (id, path) = make_directory(base, identity.id.as_ref())?;
         let lock = DirectoryLock::wait(&path).map_err(InstanceError::directory("lock", &path))?;
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let record = Record {
+            format: Format::default(),
+            id: id.clone(),
+            name: identity.name.clone(),
+            process,
+            vm_process: None,
+            created,
+            config: summary,
+        };
         // From here on dropping it removes the directory.
         let mut instance = Self {
             id,
             name: None,
+            record,
             path,
             base: base.to_owned(),
             lock,
             removal_reported: Arc::default(),
             is_left: false,
         };
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let record = Record {
-            format: Format::default(),
-            id: instance.id.clone(),
-            name: identity.name.clone(),
-            process,
-            created,
-            config: summary,
-        };
-        record.write(&instance.path).map_err(InstanceError::directory("write to", &instance.path))?;
+        let written = instance.record.write(&instance.path);
+        written.map_err(InstanceError::directory("write to", &instance.path))?;
         if let Some(name) = &identity.name {
             instance.take_name(&registry, name)?;
         }
@@ -114,6 +118,16 @@ impl Instance {
     /// Those of inotify: the user has as many instances as the system allows.
     pub fn watch_removal(&self) -> io::Result<RemovalWatch> {
         RemovalWatch::new(&self.path, self.removal_reported.clone())
+    }
+
+    /// Notes that the VM runs in the process `pid`, a child of this one.
+    ///
+    /// # Errors
+    ///
+    /// /proc does not say when it started, or the record can't be written.
+    pub fn set_vm_process(&mut self, pid: i32) -> Result<(), InstanceError> {
+        self.record.vm_process = Some(Process::child_of(&self.record.process, pid)?);
+        self.record.write(&self.path).map_err(InstanceError::directory("write to", &self.path))
     }
 
     /// Leaves the directory to the process that this one is a copy of.
@@ -215,6 +229,7 @@ fn make_directory(base: &Path, asked: Option<&VmId>) -> Result<(VmId, PathBuf), 
             }
             // The remains of a VM with the same ID; the lock keeps others from using the name.
             Err(_) if asked.is_some() => {
+                cgroup::end_left(&path, &id);
                 fs::remove_dir_all(&path).map_err(InstanceError::directory("remove", &path))?;
             }
             Err(_) => {}

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +24,8 @@ use rustix::process::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::clone::clone_into;
 
 /// The most bytes of a message.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -222,6 +225,8 @@ impl TieListener {
 pub struct Child {
     pid: Pid,
     descriptor: OwnedFd,
+    /// How it ended, which the kernel says once.
+    code: Mutex<Option<u8>>,
 }
 
 /// Makes a copy of this process, which calls `run` and ends with the exit code that it returns. The copy has all open
@@ -232,21 +237,34 @@ pub struct Child {
 /// Those of fork(2), and [`io::ErrorKind::ResourceBusy`] where this process has more than one thread: the copy would
 /// have locks that no thread opens.
 pub fn fork(run: impl FnOnce() -> u8) -> io::Result<Child> {
+    fork_into(None, |_| run())
+}
+
+/// The same, whose copy is in the control group with the directory `group` where the host can do that at once; `run` is told
+/// whether it is.
+///
+/// # Errors
+///
+/// As [`fork`].
+pub fn fork_into(group: Option<BorrowedFd<'_>>, run: impl FnOnce(bool) -> u8) -> io::Result<Child> {
     // A directory has a link from each of those in it, and two of its own.
     if std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() != 3) {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
+    // SAFETY: there is no other thread.
+    let inside = group.map(|group| unsafe { clone_into(group) }).filter(|pid| *pid >= 0);
+    let is_inside = inside.is_some();
     // SAFETY: there is no other thread, so that the copy may do all that this process may.
-    match unsafe { libc::fork() } {
+    match inside.unwrap_or_else(|| unsafe { libc::fork() }) {
         0 => {
-            let code = run();
+            let code = run(is_inside);
             crate::exit_now(code)
         }
         pid => {
             let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)?;
             // It can't be another process: as long as no thread waits for it, its number is its own.
             let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
-            Ok(Child { pid, descriptor })
+            Ok(Child { pid, descriptor, code: Mutex::default() })
         }
     }
 }
@@ -282,7 +300,7 @@ impl Child {
     /// Those of pidfd_open(2).
     pub fn of(child: &std::process::Child) -> io::Result<Self> {
         let pid = Pid::from_child(child);
-        Ok(Self { pid, descriptor: pidfd_open(pid, PidfdFlags::empty())? })
+        Ok(Self { pid, descriptor: pidfd_open(pid, PidfdFlags::empty())?, code: Mutex::default() })
     }
 
     /// A process that another one has started, which leads a group.
@@ -296,7 +314,7 @@ impl Child {
         if getpgid(Some(pid)) != Ok(pid) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(Self { pid, descriptor })
+        Ok(Self { pid, descriptor, code: Mutex::default() })
     }
 
     /// Kills the group that it leads, with all that it has started.
@@ -320,7 +338,7 @@ impl Child {
     }
 
     /// Waits until it has ended; returns its exit code, or 128 and the number of the signal that killed it. `None`
-    /// where that takes longer than `limit`.
+    /// where that takes longer than `limit`. Each thread that waits gets the same.
     pub fn wait(&self, limit: Option<Duration>) -> Option<u8> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
@@ -334,13 +352,14 @@ impl Child {
                 Err(_) => return None,
             }
         }
-        let status = waitid(WaitId::PidFd(self.descriptor.as_fd()), WaitIdOptions::EXITED).ok().flatten()?;
-        let code = match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => code,
-            (None, Some(signal)) => 128 + signal,
-            (None, None) => return None,
-        };
-        u8::try_from(code).ok()
+        let mut known = self.code.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() {
+            let status =
+                waitid(WaitId::PidFd(self.descriptor.as_fd()), WaitIdOptions::EXITED).ok().flatten()?;
+            let code = status.exit_status().or_else(|| Some(128 + status.terminating_signal()?));
+            *known = u8::try_from(code?).ok();
+        }
+        *known
     }
 }
 
@@ -367,7 +386,7 @@ pub fn leave_the_terminal() -> io::Result<()> {
     let null = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())?;
     become_standard(null.as_fd(), 0)?;
     become_standard(null.as_fd(), 1)?;
-    close_inherited();
+    Inherited::find().close();
     Ok(())
 }
 
@@ -379,18 +398,26 @@ fn become_standard(source: BorrowedFd<'_>, stream: RawFd) -> io::Result<()> {
     }
 }
 
-/// Closes what this process has from the one that started it, beyond the standard streams: a lock or a pipe of a shell
-/// would stay for as long as this process. Its own descriptors are all closed by exec, by which they are told apart.
-fn close_inherited() {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
-    for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
-        // SAFETY: F_GETFD and close(2) do nothing to memory, and nothing in this process has a descriptor that exec
-        // keeps.
-        unsafe {
-            if libc::fcntl(number, libc::F_GETFD) == 0 {
-                libc::close(number);
-            }
+/// What this process has open from the one that started it, beyond the standard streams: a lock or a pipe of a shell would
+/// stay for as long as this process. Its own descriptors are all closed by exec, by which they are told apart.
+pub struct Inherited(Vec<RawFd>);
+
+impl Inherited {
+    /// What there is now. Where /proc does not say it, nothing.
+    pub fn find() -> Self {
+        let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
+        let beyond: Vec<_> = numbers.filter(|number| *number > 2).collect();
+        // SAFETY: F_GETFD does nothing to memory.
+        let is_kept = |number: &RawFd| unsafe { libc::fcntl(*number, libc::F_GETFD) } == 0;
+        Self(beyond.into_iter().filter(is_kept).collect())
+    }
+
+    /// Closes it.
+    pub fn close(self) {
+        for number in self.0 {
+            // SAFETY: nothing in this process owns a descriptor that exec keeps.
+            unsafe { libc::close(number) };
         }
     }
 }
@@ -463,6 +490,20 @@ mod tests {
         assert_eq!(server.receive_by::<u32>(Instant::now() + Duration::from_secs(10)).unwrap(), None);
         drop((listener, server));
         assert_eq!(Tie::connect(&path).err().unwrap().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn each_thread_that_waits_is_told_how_a_process_ended() {
+        let mut process = std::process::Command::new("sh").args(["-c", "kill -KILL $$"]).spawn().unwrap();
+        let child = Child::of(&process).unwrap();
+        let limit = Some(Duration::from_secs(60));
+        let codes: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| child.wait(limit))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(codes, [Some(137); 4]);
+        assert_eq!(child.wait(limit), Some(137));
+        assert!(process.wait().is_err(), "it was waited for");
     }
 
     #[test]

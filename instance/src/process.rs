@@ -90,6 +90,15 @@ impl Process {
         Ok(Self { pid, start_time, boot_id: read(BOOT_ID)?.trim_end().to_owned() })
     }
 
+    /// The process `pid` of this boot, which has not been waited for: a child of this one.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::Proc`].
+    pub fn child_of(own: &Self, pid: i32) -> Result<Self, ProcessError> {
+        Ok(Self { pid, start_time: start_time_of(&pid.to_string())?, boot_id: own.boot_id.clone() })
+    }
+
     /// How long ago the process started.
     pub fn age(&self) -> Duration {
         let now = clock_gettime(ClockId::Boottime);

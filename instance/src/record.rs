@@ -50,7 +50,7 @@ impl TryFrom<u32> for Format {
     }
 }
 
-/// Who a VM is. It is written once, before the VM runs; fields that another version of mvm has beyond these are
+/// Who a VM is. It is written before the VM runs, and again when that has a process of its own; fields that another version of mvm has beyond these are
 /// passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -61,8 +61,11 @@ pub struct Record {
     pub id: VmId,
     /// Its name.
     pub name: Option<VmName>,
-    /// Its process.
+    /// The process that keeps it: its signals, exit code and files.
     pub process: Process,
+    /// The process that runs it; `None` before it is there, and in records of older versions, where that is the same one.
+    #[serde(default)]
+    pub vm_process: Option<Process>,
     /// When it was made, in seconds since 1970.
     pub created: u64,
     /// What it is made of.
@@ -103,6 +106,11 @@ pub enum RecordError {
 }
 
 impl Record {
+    /// The process that the guest runs in.
+    pub fn running_process(&self) -> &Process {
+        self.vm_process.as_ref().unwrap_or(&self.process)
+    }
+
     /// Writes the record to `directory`, in one step, so that no reader sees a part of it.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
         let new = directory.join("vm.json.new");
@@ -149,6 +157,7 @@ mod tests {
             id: VmId::from_bytes([1, 2, 3, 4, 5, 6]),
             name,
             process: Process { pid: 1, start_time: 2, boot_id: "x".into() },
+            vm_process: None,
             created: 3,
             config: Summary { cpus: 4, memory: 5, kernel, rootfs: None, stop_timeout_ms: Some(1500) },
         }

@@ -9,7 +9,7 @@ use super::directory::{CONSOLE_SOCKET, CONTROL_SOCKET};
 use super::identity::begins_an_id;
 use super::lock::DirectoryLock;
 use super::record::Record;
-use super::{InstanceError, VmId, VmName, place};
+use super::{InstanceError, VmId, VmName, cgroup, place};
 
 /// The directory of names.
 pub(super) const NAMES: &str = "names";
@@ -147,6 +147,7 @@ impl Registry {
         let directory = self.directory(id);
         let Ok(Some(_lock)) = DirectoryLock::attempt(&directory) else { return };
         remove_links(&self.base.join(NAMES), id);
+        cgroup::end_left(&directory, id);
         match fs::remove_dir_all(&directory) {
             // Its keeper was killed, and the VM's process has not quite ended: another one comes by.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}

@@ -5,11 +5,12 @@ use std::io::{self, Read, Write};
 use rustix::thread::CapabilitySet;
 use thiserror::Error;
 
+use crate::ids::Ids;
 use crate::layer::{Layer, Mode, Report, State};
 use crate::{landlock, namespaces, process, seccomp};
 
 /// What confinement a process gets.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Jail {
     /// How much.
     pub mode: Mode,
@@ -18,6 +19,10 @@ pub struct Jail {
     /// The most bytes of private memory that it may have, beside what files and shared memory take; none where a guest's
     /// RAM is not of a fixed size.
     pub data: Option<u64>,
+    /// Who it becomes.
+    pub ids: Ids,
+    /// The control group that it is in already, or why it is in none.
+    pub cgroup: State,
 }
 
 /// Why a process could not be confined.
@@ -51,9 +56,11 @@ pub fn enter(jail: Jail) -> Result<Report, JailError> {
         return Ok(report);
     }
     let mut note = |layer, state| report.layers.push((layer, state));
+    note(Layer::Cgroup, jail.cgroup);
     process::set_no_new_privs().map_err(host("set no_new_privs"))?;
     note(Layer::NoNewPrivs, State::On(String::new()));
     process::limit(jail.files, jail.data).map_err(host("set limits"))?;
+    let ids = jail.ids.enter();
     // What maps this user in the namespace belongs to root in a process without dumps.
     let unshared = namespaces::unshare();
     process::forbid_dumps().map_err(host("forbid core dumps"))?;
@@ -63,6 +70,7 @@ pub fn enter(jail: Jail) -> Result<Report, JailError> {
         limits += &format!(", {} MiB of data", data >> 20);
     }
     note(Layer::Limits, State::On(limits));
+    note(Layer::Ids, ids);
     let in_words = |(doing, error): (&str, rustix::io::Errno)| {
         State::Missing(format!("cannot {doing}: {}", io::Error::from(error)))
     };
@@ -88,12 +96,12 @@ pub fn enter(jail: Jail) -> Result<Report, JailError> {
 /// The most bytes of a report.
 const MAX_REPORT: u64 = 64 << 10;
 
-/// What this host offers, tried by a process that is made for it.
+/// What this host offers, tried by a process that is made for it, becomes one of `ids` and is said to be in `cgroup`.
 ///
 /// # Errors
 ///
 /// The process could not be made or confined.
-pub fn probe() -> io::Result<Report> {
+pub fn probe(ids: Ids, cgroup: State) -> io::Result<Report> {
     let (said, mut saying) = io::pipe()?;
     // SAFETY: the new process has one thread and ends below. It takes memory, which glibc makes possible after a fork of a
     // process with threads.
@@ -102,7 +110,7 @@ pub fn probe() -> io::Result<Report> {
         return Err(io::Error::last_os_error());
     }
     if child == 0 {
-        let jail = Jail { mode: Mode::BestEffort, files: 16, data: None };
+        let jail = Jail { mode: Mode::BestEffort, files: 16, data: None, ids, cgroup };
         let report = enter(jail).ok().and_then(|report| serde_json::to_vec(&report).ok());
         let written = report.map(|report| saying.write_all(&report));
         // SAFETY: it ends the process.
@@ -124,7 +132,11 @@ pub(crate) fn host(doing: &'static str) -> impl FnOnce(io::Error) -> JailError {
 
 impl Report {
     /// Whether all layers hold, where that is asked for.
-    pub(crate) fn check(&self) -> Result<(), JailError> {
+    ///
+    /// # Errors
+    ///
+    /// [`JailError::Missing`].
+    pub fn check(&self) -> Result<(), JailError> {
         let missing: Vec<_> = self.missing().map(|(layer, why)| format!("{layer} ({why})")).collect();
         if self.mode == Mode::Strict && !missing.is_empty() {
             return Err(JailError::Missing(missing.join(", ")));
@@ -137,7 +149,16 @@ impl Report {
 pub(crate) mod tests {
     use super::*;
 
-    const JAIL: Jail = Jail { mode: Mode::BestEffort, files: 100, data: Some(64 << 20) };
+    /// A number that no user has.
+    const ID: u32 = 2_000_000_123;
+
+    fn jail(mode: Mode) -> Jail {
+        let cgroup = State::On("a group".into());
+        Jail { mode, files: 100, data: Some(64 << 20), ids: Ids::own(ID), cgroup }
+    }
+
+    /// All layers but that of other processes.
+    const ENTERED: usize = Layer::ALL.len() - 1;
 
     /// What `run` writes in a process of its own, where it may change what it is.
     pub(crate) fn in_a_process(run: impl FnOnce() -> String) -> String {
@@ -176,7 +197,7 @@ pub(crate) mod tests {
         let text = in_a_process(|| {
             become_user(user);
             let root = rustix::fs::open(c"/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
-            let report = match enter(JAIL) {
+            let report = match enter(jail(Mode::BestEffort)) {
                 Ok(report) => report,
                 Err(error) => return error.to_string(),
             };
@@ -223,7 +244,10 @@ pub(crate) mod tests {
     fn what_is_left_to_a_process_is_what_it_has_open() {
         for user in [0, 65534] {
             let (report, works) = entered(user);
-            assert_eq!(report.layers.iter().map(|(layer, _)| *layer).collect::<Vec<_>>(), Layer::ALL);
+            assert_eq!(
+                report.layers.iter().map(|(layer, _)| *layer).collect::<Vec<_>>(),
+                Layer::ALL[..ENTERED]
+            );
             eprintln!("user {user}: {report:?}");
             let lacks = |layer| report.missing().any(|(missing, _)| missing == layer);
             if lacks(Layer::Namespaces) || lacks(Layer::Root) {
@@ -237,21 +261,22 @@ pub(crate) mod tests {
 
     #[test]
     fn a_probe_leaves_this_process_as_it_is() {
-        let report = probe().unwrap();
-        assert_eq!(report.layers.len(), Layer::ALL.len());
+        let report = probe(Ids::own(ID), State::Missing("none".into())).unwrap();
+        assert_eq!(report.layers.len(), ENTERED);
+        assert!(report.missing().any(|missing| missing == (Layer::Cgroup, "none")));
         std::fs::File::open("/proc/self/status").unwrap();
     }
 
     #[test]
     fn off_leaves_everything() {
-        let report = enter(Jail { mode: Mode::Off, ..JAIL }).unwrap();
+        let report = enter(jail(Mode::Off)).unwrap();
         assert_eq!(report, Report { mode: Mode::Off, layers: Vec::new() });
         std::fs::File::open("/proc/self/status").unwrap();
     }
 
     #[test]
     fn strict_names_all_that_is_missing() {
-        let text = in_a_process(|| match enter(Jail { mode: Mode::Strict, ..JAIL }) {
+        let text = in_a_process(|| match enter(jail(Mode::Strict)) {
             Ok(report) => format!("missing: {}", report.missing().count()),
             Err(error) => error.to_string(),
         });

@@ -55,12 +55,16 @@ impl FromStr for Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
+    /// Memory, threads and processors are bounded, of the process together with those that serve its devices (cgroups(7)).
+    Cgroup,
     /// No program that is executed gets rights that this process lacks (`PR_SET_NO_NEW_PRIVS`).
     NoNewPrivs,
     /// No core dump, and no other process of the user looks into its memory (`PR_SET_DUMPABLE`, `RLIMIT_CORE`).
     Dumps,
     /// Open files and data are limited (`RLIMIT_NOFILE`, `RLIMIT_DATA`).
     Limits,
+    /// A user and a group of its own (credentials(7)), where root runs it.
+    Ids,
     /// Namespaces of its own of users, mounts, network, IPC, host name and cgroups (namespaces(7)), and no capability.
     Namespaces,
     /// An empty file system as its root.
@@ -69,30 +73,38 @@ pub enum Layer {
     Landlock,
     /// Each thread makes the system calls that it needs and no other (seccomp(2)).
     Seccomp,
+    /// The processes that serve its devices have filters of system calls of their own.
+    Helpers,
 }
 
 impl Layer {
     /// All of them, in the order in which they are entered.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
+        Self::Cgroup,
         Self::NoNewPrivs,
         Self::Dumps,
         Self::Limits,
+        Self::Ids,
         Self::Namespaces,
         Self::Root,
         Self::Landlock,
         Self::Seccomp,
+        Self::Helpers,
     ];
 
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Cgroup => "cgroup",
             Self::NoNewPrivs => "no-new-privs",
             Self::Dumps => "dumps",
             Self::Limits => "limits",
+            Self::Ids => "ids",
             Self::Namespaces => "namespaces",
             Self::Root => "root",
             Self::Landlock => "landlock",
             Self::Seccomp => "seccomp",
+            Self::Helpers => "helpers",
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod enclose;
 mod enter;
+mod ids;
 mod landlock;
 mod layer;
 mod namespaces;
@@ -15,6 +16,7 @@ pub mod seccomp;
 
 pub use enclose::{Enclosure, enclose};
 pub use enter::{Jail, JailError, enter, probe};
+pub use ids::Ids;
 pub use landlock::Reach;
 pub use layer::{Layer, Mode, Report, State};
 pub use rustix::thread::CapabilitySet;

@@ -212,6 +212,15 @@ impl Guest {
         self.input = None;
     }
 
+    /// The process that the guest runs in, which the one that was started has made and keeps.
+    pub fn vm_pid(&self) -> Pid {
+        let keeper = self.pid().as_raw_nonzero();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+        let children = children.expect("mvm runs");
+        let vm = children.trim().parse().ok().and_then(Pid::from_raw);
+        vm.unwrap_or_else(|| panic!("mvm has no process for the VM alone: {children:?}"))
+    }
+
     /// The process ID of mvm.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)

@@ -37,6 +37,8 @@ mod gdb;
 mod hostile;
 #[path = "guests/jail.rs"]
 mod jail;
+#[path = "guests/jail_outside.rs"]
+mod jail_outside;
 #[path = "guests/keepers.rs"]
 mod keepers;
 #[path = "guests/life.rs"]

@@ -52,7 +52,7 @@ def measure_memory(job):
                         net.serve(job, process, listening, what, count)
                 process.wait_for(DONE)
                 time.sleep(SETTLE)
-                size, detail = beyond_ram(process.pid, machine)
+                size, detail = beyond_ram(process, machine)
             runs.append(size)
     name = "memory beyond RAM, all devices in use"
     return [row(name, "MiB", runs, mvm_at_most=6)], [f"{name}:\n{detail}"]

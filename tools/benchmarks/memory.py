@@ -61,9 +61,9 @@ def guest_ram(all_mappings, size, kernel):
     raise RuntimeError("the guest's RAM is not among the mappings")
 
 
-def beyond_ram(pid, machine):
+def beyond_ram(process, machine):
     """MiB of PSS, and a table of the largest mappings."""
-    found = mappings(pid)
+    found = [mapping for pid in process.processes() for mapping in mappings(pid)]
     ram = guest_ram(found, machine.memory << 20, machine.kernel)
     # Persistent memory is the guest's too, and the page cache's.
     rest = [mapping for mapping in found if mapping not in ram and (not machine.pmem or mapping.name != machine.pmem)]
@@ -82,7 +82,7 @@ def measure(job, machine, marker, name):
         with running(command) as process:
             process.wait_for(marker)
             time.sleep(SETTLE)
-            size, details[vmm] = beyond_ram(process.pid, machine)
+            size, details[vmm] = beyond_ram(process, machine)
         runs[vmm].append(size)
     notes = [f"{name}, {vmm}:\n{detail}" for vmm, detail in details.items()]
     return [row(name, "MiB", runs["mvm"], runs["QEMU"], runs.get("before", ()), mvm_at_most=3)], notes

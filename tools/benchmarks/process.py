@@ -51,18 +51,30 @@ class Process:
         """Writes to the guest's console."""
         os.write(self.input, text)
 
+    def processes(self):
+        """It, and the process of the same program that it keeps: mvm runs a guest in one of its own."""
+        with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as file:
+            children = [int(child) for child in file.read().split()]
+        program = name_of(self.pid)
+        return [self.pid, *(child for child in children if name_of(child) == program)]
+
     def own_seconds(self):
         """Processor time of all threads so far, user and system, without what its guest ran."""
-        with open(f"/proc/{self.pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        # From the third field of proc(5) on: of 14, utime, which has 43 in it, guest_time; and of 15, stime.
-        ticks = int(fields[11]) + int(fields[12]) - int(fields[40])
+        ticks = 0
+        for pid in self.processes():
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+            # From the third field of proc(5) on: of 14, utime, which has 43 in it, guest_time; and of 15, stime.
+            ticks += int(fields[11]) + int(fields[12]) - int(fields[40])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def resident(self):
-        """Bytes of memory that it has."""
-        with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+        """Bytes of memory that it has. What two processes share is counted twice."""
+        pages = 0
+        for pid in self.processes():
+            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+                pages += int(file.read().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE")
 
     def wait(self):
         """Waits for the end; returns seconds since the start, and of processor time, the guest's included."""
@@ -80,6 +92,12 @@ class Process:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
+
+
+def name_of(pid):
+    """The name of a process's program."""
+    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+        return file.read().strip()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 //! How a VM ended, and the slot through which its threads say so.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,10 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use instance::name_of;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Why a VM ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a VM ended. The process that has run it tells its keeper.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitReason {
     /// The guest switched its power off.
     PowerOff,
@@ -23,7 +25,7 @@ pub enum ExitReason {
         /// What the kernel's message on the console says behind `Kernel panic - not syncing: `, where it is known.
         message: Option<String>,
         /// What usually causes it, and what to do about it.
-        hint: Option<&'static str>,
+        hint: Option<Cow<'static, str>>,
     },
     /// A triple fault.
     TripleFault {
@@ -32,7 +34,7 @@ pub enum ExitReason {
         /// The instruction pointer, where the processor still has it: AMD's is reset by the fault.
         at: Option<u64>,
         /// What usually causes it, and what to do about it.
-        hint: Option<&'static str>,
+        hint: Option<Cow<'static, str>>,
     },
     /// The processor refused to enter the guest.
     FailEntry {
@@ -48,7 +50,7 @@ pub enum ExitReason {
         /// What KVM says of it.
         detail: String,
         /// What usually causes it, and what to do about it.
-        hint: Option<&'static str>,
+        hint: Option<Cow<'static, str>>,
     },
     /// KVM_RUN itself failed.
     RunFailed {
@@ -71,11 +73,11 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// What usually causes it, and what to do about it, where that is known.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Panicked { hint, .. }
             | Self::TripleFault { hint, .. }
-            | Self::InternalError { hint, .. } => *hint,
+            | Self::InternalError { hint, .. } => hint.as_deref(),
             _ => None,
         }
     }

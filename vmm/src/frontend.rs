@@ -4,9 +4,7 @@
 //! The caller of `launch` makes it. The VM itself takes no signal and touches no terminal, so that all
 //! this can be in another process than the VM.
 
-use instance::RemovalWatch;
-
-use crate::console::{AwaitedText, LogKeeper, Sink};
+use crate::console::{AwaitedText, ConsoleKeeper, LogKeeper, Sink};
 use crate::power_button::OnPress;
 use crate::supervisor::Requests;
 use crate::{ConsoleConfig, VmError};
@@ -22,8 +20,6 @@ pub struct Frontend {
     pub(crate) reads_stdin: bool,
     /// What makes files for the latest output of the console, where this process may not.
     pub(crate) log_keeper: Option<Box<dyn LogKeeper>>,
-    /// Notices when the VM's directory is removed.
-    pub(crate) removal: Option<RemovalWatch>,
     /// What a press of the guest's power button does besides.
     pub(crate) on_press: Option<OnPress>,
     /// What is called when the guest outputs a text.
@@ -58,10 +54,10 @@ impl Frontend {
         Self { log_keeper: Some(keeper), ..self }
     }
 
-    /// The same, whose supervisor also says so when `removal` notices that the VM's directory is gone.
+    /// The same, whose file of `--console` gets its next files from `keeper`.
     #[must_use]
-    pub fn watching(self, removal: Option<RemovalWatch>) -> Self {
-        Self { removal, ..self }
+    pub fn console_kept_by(self, keeper: Box<dyn ConsoleKeeper>) -> Self {
+        Self { output: self.output.map(|output| output.kept_by(keeper)), ..self }
     }
 
     /// The same, which also looks for a text in the output.

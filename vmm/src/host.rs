@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use jail::{Layer, State};
+use instance::{IdRange, examine_cgroups};
+use jail::{Ids, Layer, State};
 use kvm_ioctls::Kvm;
 
 use crate::arch::current::host::{module, nested_paging, nesting, processor, timer};
@@ -13,8 +14,8 @@ use crate::passt::PASST;
 use crate::shares::VIRTIOFSD;
 use crate::teardown::BackgroundTeardown;
 
-/// Checks everything that a VM depends on.
-pub fn examine() -> Vec<Check> {
+/// Checks everything that a VM depends on. As root VMs become users of `ids`, the default ones if `None`.
+pub fn examine(ids: Option<IdRange>) -> Vec<Check> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let kvm = kvm::open().and_then(|kvm| match kvm::missing(&kvm) {
         Some(name) => Err(kvm::KvmError::Capability(name)),
@@ -42,7 +43,7 @@ pub fn examine() -> Vec<Check> {
         io_uring(),
         shared_folders(),
         user_networks(),
-        confinement(jail::probe()),
+        confinement(jail::probe(Ids::own(ids.unwrap_or_default().shared()), cgroups())),
         memory(),
     ]);
     checks
@@ -102,7 +103,7 @@ fn first_vcpu(kvm: &Kvm) -> Option<Check> {
 fn time_first_vcpu(kvm: &Kvm) -> Option<Duration> {
     let vm = kvm::create_vm(kvm).ok()?;
     // Otherwise each attempt would also wait until its VM is freed.
-    let _teardown = BackgroundTeardown::prepare(&vm, None);
+    let _teardown = BackgroundTeardown::prepare(&vm);
     vm.create_irq_chip().ok()?;
     let start = Instant::now();
     let vcpu = vm.create_vcpu(0);
@@ -195,6 +196,11 @@ fn user_networks() -> Check {
     }
 }
 
+/// Whether a VM gets a control group.
+fn cgroups() -> State {
+    examine_cgroups().map_or_else(|error| State::Missing(error.to_string()), |()| State::On(String::new()))
+}
+
 /// What confines the process of a container's VM.
 fn confinement(report: io::Result<jail::Report>) -> Check {
     const NAME: &str = "confinement";
@@ -219,6 +225,12 @@ fn confinement(report: io::Result<jail::Report>) -> Check {
     }
     let found: Vec<_> = missing.iter().map(|(layer, why)| format!("no {layer}: {why}")).collect();
     let fixes = missing.iter().filter_map(|(layer, _)| match layer {
+        Layer::Cgroup => Some(
+            "have a control group delegated to mvm (`systemd-run --user --scope -p Delegate=yes mvm run …`, as root \
+             without --user, in a unit Delegate=yes), on a host with version 2 alone \
+             (systemd.unified_cgroup_hierarchy=1)",
+        ),
+        Layer::Ids => Some("set jail-ids in /etc/mvm/config.toml to IDs that root can become here"),
         Layer::Namespaces => Some(
             "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, \
              kernel.apparmor_restrict_unprivileged_userns=0)",
@@ -309,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_check_that_is_not_good_says_how_to_fix_it() {
-        for check in examine() {
+        for check in examine(None) {
             assert_eq!(check.verdict == Verdict::Good, check.fix.is_none(), "{check:?}");
         }
     }

@@ -46,7 +46,8 @@ pub use config::{
     MemorySize, NetBackend, NetConfig, PmemConfig, Protocol, PublishConfig, Rate, Sandbox, ShareConfig,
     SharedPart, TimeLimit, UserAddresses, VhostUserConfig, VmConfig, VsockConfig, disk_name, port_range,
 };
-pub use console::{AwaitedText, LogFile, LogKeeper, OnText};
+pub use confinement::{JAIL, Outside};
+pub use console::{AwaitedText, ConsoleKeeper, FileIdentity, LogFile, LogKeeper, OnText};
 pub use devices::virtio::block::{
     BlockHandle, Disk, DiskError, ImageFormat, MAX_PARTS, Part, Piece, SlotError, WeakBlockHandle,
 };
@@ -59,7 +60,10 @@ pub use kvm::{KvmError, open as open_kvm};
 pub use launch::{LOG_NAME, Resources, launch, open, seal};
 pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
-pub use process::{Files as SlotFiles, FromVm, JAIL, Split, VmEnd, VmProcess};
+pub use process::{
+    Failure, Fault, Files as SlotFiles, FromVm, Keeping, Order, Outcome, Progress, Split, User, VmEnd,
+    VmProcess,
+};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};
 pub use timing::{Phase, Timeline, phases, timing_table};
 pub use vcpu::{Gate, GateError, Holder};

@@ -1,15 +1,14 @@
-//! Freeing a VM, and what else takes time, without waiting for it.
+//! Freeing a VM without waiting for it.
 //!
 //! The last close of a VM's descriptor frees the VM, and waits there for a grace period of SRCU: 14 to 19 ms for a VM
 //! that is younger than some 100 ms (Linux 6.18), which is most of what a short run takes. So an io_uring holds a
 //! descriptor of the VM too, among its registered files. That is then the last one, and the kernel lets go of the files
-//! of a ring that is closed in a thread of its own. The same goes for the watch on the VM's directory: inotify waits 1
-//! to 2 ms for its grace period.
+//! of a ring that is closed in a thread of its own.
 //!
 //! The VM is gone a little later than the process. What it holds until then is KVM's own: guest RAM ends with the
 //! process.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use kvm_ioctls::VmFd;
 
@@ -26,13 +25,12 @@ pub struct BackgroundTeardown {
 }
 
 impl BackgroundTeardown {
-    /// Prepares it for `vm`, and for another file that takes its time; `None` where the host has no io_uring or refuses
-    /// it (a seccomp filter, the sysctl `kernel.io_uring_disabled`). They are then freed by the threads that close
-    /// their last descriptors.
-    pub fn prepare(vm: &VmFd, other: Option<BorrowedFd<'_>>) -> Option<Self> {
+    /// Prepares it for `vm`; `None` where the host has no io_uring or refuses
+    /// it (a seccomp filter, the sysctl `kernel.io_uring_disabled`). It is then freed by the thread that closes its
+    /// last descriptor.
+    pub fn prepare(vm: &VmFd) -> Option<Self> {
         let ring = setup_ring()?;
-        let mut files = vec![vm.as_raw_fd()];
-        files.extend(other.map(|file| file.as_raw_fd()));
+        let files = [vm.as_raw_fd()];
         // SAFETY: the pointer is to as many descriptors as the count says; the kernel keeps the files, not the pointer.
         let result = unsafe {
             libc::syscall(
@@ -66,21 +64,19 @@ mod tests {
 
     use super::*;
     use crate::kvm;
-    use std::os::fd::AsFd;
 
     /// The descriptor of the VM among the files of this process, and what the ring says of its files (proc(5), fdinfo).
     #[test]
     fn the_ring_holds_the_vm_until_it_is_closed() {
         let Ok(kvm) = kvm::open() else { return eprintln!("skipped: there is no usable /dev/kvm") };
         let vm = kvm::create_vm(&kvm).unwrap();
-        let other = fs::File::open("/proc/self/exe").unwrap();
-        let Some(teardown) = BackgroundTeardown::prepare(&vm, Some(other.as_fd())) else {
+        let Some(teardown) = BackgroundTeardown::prepare(&vm) else {
             return eprintln!("skipped: this host refuses io_uring");
         };
         drop(vm);
         let path = format!("/proc/self/fdinfo/{}", teardown._ring.as_raw_fd());
         let information = fs::read_to_string(path).unwrap();
-        assert!(information.contains("UserFiles:\t2\n"), "{information}");
+        assert!(information.contains("UserFiles:\t1\n"), "{information}");
         assert!(information.contains("kvm-vm"), "{information}");
     }
 }

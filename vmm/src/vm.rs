@@ -1,6 +1,5 @@
 //! A VM, from its configuration to its end.
 
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 use devices::socket::ListeningSocket;
@@ -80,8 +79,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
         resources;
     let (listener, console, meter) = (resources.control, resources.console, resources.meter);
     let vm = kvm::create_vm(&kvm)?;
-    let removal = frontend.removal.as_ref().map(AsFd::as_fd);
-    let teardown = BackgroundTeardown::prepare(&vm, removal);
+    let teardown = BackgroundTeardown::prepare(&vm);
     timeline.mark(Phase::Kvm);
     let space = AddressSpace::new(&vm, config, &opened)?;
     let memory = space.memory.clone();
@@ -229,7 +227,7 @@ impl Control {
         let background = Background::start().map_err(VmError::host("start a thread"))?;
         if let Some(supervisor) = &frontend.supervisor {
             let target = Target::new(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
-            supervisor.watch(target.in_directory(frontend.removal.take()));
+            supervisor.watch(target);
         }
         let Some(listener) = listener else { return Ok(None) };
         let (identity, config) = ((*identity).clone(), config.clone());
@@ -319,9 +317,9 @@ fn end_of(exit: &ExitSlot, console: &Console, given: Given) -> ExitReason {
     let mut reason = exit.reason().unwrap_or(ExitReason::Stopped);
     match &mut reason {
         ExitReason::TripleFault { hint, .. } if console.latest().is_empty() => {
-            *hint = Some(last_words::SILENT_CRASH);
+            *hint = Some(last_words::SILENT_CRASH.into());
         }
-        ExitReason::InternalError { hint, .. } => *hint = Some(last_words::INTERNAL_ERROR),
+        ExitReason::InternalError { hint, .. } => *hint = Some(last_words::INTERNAL_ERROR.into()),
         _ => {}
     }
     let (ExitReason::Reboot | ExitReason::Panicked { .. }) = exit.own_reason().as_ref().unwrap_or(&reason)
@@ -331,7 +329,7 @@ fn end_of(exit: &ExitSlot, console: &Console, given: Given) -> ExitReason {
     let output = console.latest();
     match last_words::panic_message(&output) {
         Some(message) => {
-            let hint = last_words::hint(&message, &output, given);
+            let hint = last_words::hint(&message, &output, given).map(Into::into);
             ExitReason::Panicked { message: Some(message), hint }
         }
         None => reason,

@@ -5,16 +5,14 @@ use serde_json::json;
 use vmm::VmConfig;
 
 use super::Refusal;
-use crate::background::Reporter;
 use crate::{chain, exit_code};
 
-/// Makes the record of a VM, whose root may be an `image`, and has `reporter` keep what mvm says of it.
+/// Makes the record of a VM, whose root may be an `image`.
 pub fn keep(
     instance: &Instance,
     config: &VmConfig,
     image: Option<&str>,
     removes: bool,
-    reporter: &mut Reporter,
 ) -> Result<Keep, Refusal> {
     let refusal = |error: InstanceError| {
         let code = if error.is_the_hosts() { exit_code::HOST } else { exit_code::USAGE };
@@ -45,10 +43,7 @@ pub fn keep(
         volumes: Vec::new(),
         details: json!({}),
     };
-    let keep = Archive::of_user().and_then(|archive| archive.add(entry)).map_err(refusal)?;
-    let kept = reporter.keep_messages(keep.messages());
-    kept.map_err(|error| Refusal::host("write messages to a file", &error))?;
-    Ok(keep)
+    Archive::of_user().and_then(|archive| archive.add(entry)).map_err(refusal)
 }
 
 /// Removes the record of a VM that could not be built.

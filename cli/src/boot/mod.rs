@@ -10,14 +10,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use instance::{Identity, Instance, InstanceError, Keep, Summary};
-use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
+use devices::log::Writer;
+use instance::{Identity, Instance, InstanceError, Keep, Signals, Summary};
+use vmm::{
+    ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Split, User, VmConfig, VmProcess,
+};
 
 use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::options::BootOptions;
 use crate::process::ExitCode;
-use crate::supervise::{self, lock};
 use crate::{chain, complain, config_file, exit_code, print};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
@@ -169,18 +171,13 @@ impl Refusal {
     }
 }
 
-/// Runs the VM; in the background, with a `reporter`, something is kept of it. Returns the exit code.
+/// Runs the VM in a process of its own, which this one keeps; in the background, with a `reporter`, something is kept of it.
+/// Returns the exit code.
 fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
     let reporter = SharedReporter::new(reporter);
-    // Started before the VM: log lines that the VM causes then never wait for the reader of standard error.
-    let _writer = match devices::log::Writer::start() {
-        Ok(writer) => writer,
-        Err(error) => {
-            complain(&format!("cannot start a thread: {error}"));
-            return exit_code::HOST;
-        }
-    };
-    match try_boot(order, has_directory, &reporter) {
+    // Until the last line is written.
+    let mut writer = None;
+    match try_boot(order, has_directory, &reporter, &mut writer) {
         Ok(code) => code,
         Err(Refusal { code, message }) => {
             if !reporter.report(&Report::Failed { code, message: message.clone() }) {
@@ -191,72 +188,130 @@ fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
     }
 }
 
-fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Result<u8, Refusal> {
+fn try_boot(
+    order: Order,
+    has_directory: bool,
+    reporter: &SharedReporter,
+    writer: &mut Option<Writer>,
+) -> Result<u8, Refusal> {
     let Order { mut config, asked, has_agent, image, ready, timing, start, removes } = order;
     instance::ignore_limits_and_terminal();
-    let (place, supervisor) = instance::take_ending()
-        .and_then(|signals| supervise::start(Some(signals), (&config).into(), exit_code::of_exit))
-        .map_err(|error| Refusal::host("take signals", &error))?;
+    let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
     let shown = image.as_ref().map(|image| image.shown.clone());
     let instance = claim(has_directory, &asked, &config, shown.as_deref())?;
     agent::give_place(&mut config, has_agent, instance.as_ref().map(Instance::path))?;
-    // Without a watch, where the user has no inotify instance left, a removal is reported at the VM's end.
-    let removal = instance.as_ref().and_then(|instance| instance.watch_removal().ok());
     let identity = instance.as_ref().map_or(asked, Instance::identity);
-    let keep = match (&instance, &mut *reporter.lock()) {
-        (Some(instance), Some(reporter)) => {
-            Some(kept::keep(instance, &config, shown.as_deref(), removes, reporter)?)
-        }
-        _ => None,
+    let is_background = reporter.lock().is_some();
+    let keep = instance.as_ref().filter(|_| is_background);
+    let keep = keep.map(|instance| kept::keep(instance, &config, shown.as_deref(), removes)).transpose()?;
+    let (messages, log) = (keep.as_ref().map(Keep::messages), keep.as_ref().map(Keep::output));
+    let limits = Limits::from(&config);
+    let awaited = ready.as_ref().map(|ready| ready.text().to_owned());
+    let leave = || drop(reporter.lock().take());
+    let order = vmm::Order {
+        config: &config,
+        identity: &identity,
+        log,
+        user: Some(User { limits, awaited }),
+        split: Split { until_open: Box::new(image), leave: Box::new(leave) },
+        start,
     };
-    let id = identity.id.as_ref().map(ToString::to_string).unwrap_or_default();
-    let started = Report::Started { id: id.clone() };
-    let watch = |ready: &Awaited| ready.watch(reporter.clone(), started.clone(), supervisor.requests());
-    let awaited = ready.as_ref().map(watch).transpose();
-    let awaited = awaited.map_err(|error| Refusal::host("start a thread", &error))?.flatten();
-    *lock(&place) = instance;
-    let timeline = Arc::new(Timeline::starting_at(start));
-    let result = Frontend::of_process(&config.console).and_then(|frontend| {
-        let frontend = frontend.supervised_by(supervisor.requests());
-        let resources = vmm::open(&config, &identity, keep.as_ref().map(Keep::output))?;
-        drop(image);
-        let vm = vmm::seal(vmm::build(
-            resources,
-            frontend.watching(removal).awaiting(awaited),
-            timeline.clone(),
-        )?)?;
-        if ready.is_none() {
-            reporter.report(&started);
+    let started = VmProcess::start_for(order, instance, (keep, signals));
+    let (vm, instance, (keep, signals)) =
+        started.map_err(|error| Refusal::host("make a process for the VM", &error))?;
+    // Where it is slow to read what mvm says, the VM ends in time all the same.
+    *writer = Some(Writer::start().map_err(|error| Refusal::host("start a thread", &error))?);
+    let kept = Kept { vm: Arc::new(vm), instance, keep, signals, messages, ready };
+    kept.run(&config, &identity, (timing, start), reporter)
+}
+
+/// What this process has of a VM that runs in another one.
+struct Kept {
+    vm: Arc<VmProcess>,
+    instance: Option<Instance>,
+    /// In the background, what stays.
+    keep: Option<Keep>,
+    signals: Signals,
+    /// Where what mvm says goes then.
+    messages: Option<PathBuf>,
+    ready: Option<Awaited>,
+}
+
+impl Kept {
+    /// Keeps it until it has ended, and says how; returns the exit code.
+    fn run(
+        self,
+        config: &VmConfig,
+        identity: &Identity,
+        (timing, start): (bool, Instant),
+        reporter: &SharedReporter,
+    ) -> Result<u8, Refusal> {
+        let Self { vm, instance, keep, signals, messages, ready } = self;
+        if let Some((messages, reporter)) = messages.zip(reporter.lock().as_mut()) {
+            let kept = reporter.keep_messages(messages);
+            kept.map_err(|error| Refusal::host("write messages to a file", &error))?;
         }
-        vm.run()
-    });
-    drop(lock(&place).take());
-    if timing && result.is_ok() {
-        devices::log::print(&timeline.to_string());
+        let id = identity.id.as_ref().map(ToString::to_string).unwrap_or_default();
+        let started = Report::Started { id: id.clone() };
+        let watch = |ready: &Awaited| ready.watch(reporter.clone(), started.clone(), vm.clone());
+        let printed = ready.as_ref().map(watch).transpose();
+        let printed = printed.map_err(|error| Refusal::host("start a thread", &error))?;
+        let keeping = Keeping {
+            vm,
+            signals,
+            limits: config.into(),
+            start,
+            // Without a watch, where the user has no inotify instance left, a removal is reported at the VM's end.
+            removal: instance.as_ref().and_then(|instance| instance.watch_removal().ok()),
+            reads_stdin: matches!(config.console, ConsoleConfig::Stdio | ConsoleConfig::Virtio),
+        };
+        let outcome = keeping.run(|progress| match (progress, &printed) {
+            (Progress::Built, None) => drop(reporter.report(&started)),
+            (Progress::Printed, Some(printed)) => printed(),
+            _ => {}
+        });
+        drop(instance);
+        if timing && let Outcome::Ended(_, nanoseconds) = &outcome {
+            devices::log::print(&vmm::timing_table(vmm::phases(nanoseconds)));
+        }
+        finish((outcome, keep), (ready, &id), reporter)
     }
-    let code = match (result, keep) {
-        (Err(error), Some(keep)) => {
-            kept::forget(keep);
-            return Err(Refusal { code: exit_code::of_error(&error), message: chain(&error) });
+}
+
+/// Says how the VM ended, and notes it where something is kept of it; returns the exit code.
+fn finish(
+    (outcome, keep): (Outcome, Option<Keep>),
+    (ready, id): (Option<Awaited>, &str),
+    reporter: &SharedReporter,
+) -> Result<u8, Refusal> {
+    let (code, reason) = match outcome {
+        Outcome::Failed(failure) if failure.fault != Fault::Guest || keep.is_none() => {
+            keep.into_iter().for_each(kept::forget);
+            return Err(Refusal { code: exit_code::of_failure(&failure), message: failure.text });
         }
-        (result, None) => ending(result),
-        (Ok(reason), Some(keep)) => {
-            let code = ending(Ok(reason.clone()));
-            let failure = ready.and_then(|ready| ready.failure(&id, &reason, code));
-            let error = match &failure {
-                Some((_, message)) => message.clone(),
-                None if code == exit_code::SUCCESS => String::new(),
-                None => reason.to_string(),
-            };
-            kept::finish(keep, code, error);
-            if let Some((code, message)) = failure {
-                reporter.report(&Report::Failed { code, message });
-            }
-            code
+        Outcome::Failed(failure) => {
+            complain(&failure.text);
+            (exit_code::of_failure(&failure), failure.text)
+        }
+        Outcome::Ended(reason, _) => (ending(&reason), reason.to_string()),
+        Outcome::Died(code) => {
+            let text = format!("the VM's process ended with {code}");
+            complain(&text);
+            (code, text)
         }
     };
-    // Until the process ends: another thread may still keep it from ending.
-    std::mem::forget(supervisor);
+    if let Some(keep) = keep {
+        let failure = ready.and_then(|ready| ready.failure(id, &reason, code));
+        let error = match &failure {
+            Some((_, message)) => message.clone(),
+            None if code == exit_code::SUCCESS => String::new(),
+            None => reason.clone(),
+        };
+        kept::finish(keep, code, error);
+        // One that has started has been reported.
+        let (code, message) = failure.unwrap_or((code, reason));
+        reporter.report(&Report::Failed { code, message });
+    }
     Ok(code)
 }
 
@@ -288,29 +343,21 @@ fn claim(
 }
 
 /// Says how the VM ended, and returns the exit code for it.
-fn ending(result: Result<ExitReason, VmError>) -> u8 {
-    match result {
-        Ok(reason) => {
-            let code = exit_code::of_exit(&reason);
-            if reason == ExitReason::Stopped {
-                // The guest's last line has no end.
-                devices::log::print("\n");
-                complain(&reason.to_string());
-            } else if code == exit_code::SUCCESS {
-                tracing::info!("{reason}");
-            } else {
-                complain(&reason.to_string());
-                if let Some(hint) = reason.hint() {
-                    complain(hint);
-                }
-            }
-            code
-        }
-        Err(error) => {
-            complain(&chain(&error));
-            exit_code::of_error(&error)
+fn ending(reason: &ExitReason) -> u8 {
+    let code = exit_code::of_exit(reason);
+    if *reason == ExitReason::Stopped {
+        // The guest's last line has no end.
+        devices::log::print("\n");
+        complain(&reason.to_string());
+    } else if code == exit_code::SUCCESS {
+        tracing::info!("{reason}");
+    } else {
+        complain(&reason.to_string());
+        if let Some(hint) = reason.hint() {
+            complain(hint);
         }
     }
+    code
 }
 
 /// What options and file describe.

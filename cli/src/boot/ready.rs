@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
-use vmm::{AwaitedText, ExitReason, Requests, TimeLimit};
+use vmm::{AwaitedText, ExitReason, TimeLimit, VmProcess};
 
 use crate::background::{Report, SharedReporter};
 use crate::exit_code;
@@ -61,8 +61,13 @@ pub struct Awaited {
 }
 
 impl Awaited {
-    /// Has `reporter` report `started` when the text was printed. Where the time is over before, the VM is ended
-    /// through `requests`.
+    /// The text.
+    pub fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// Has `reporter` report `started` when what this returns is called, as the text was printed. Where the time is over
+    /// before, the `vm` is ended.
     ///
     /// # Errors
     ///
@@ -71,12 +76,12 @@ impl Awaited {
         &self,
         reporter: SharedReporter,
         started: Report,
-        requests: Requests,
-    ) -> io::Result<Option<AwaitedText>> {
+        vm: Arc<VmProcess>,
+    ) -> io::Result<impl Fn() + use<>> {
         let (sender, printed) = mpsc::channel();
         let (limit, is_ready) = (self.limit.duration(), self.is_ready.clone());
         std::thread::Builder::new().name("ready".into()).stack_size(64 << 10).spawn(move || {
-            wait(&printed, limit, &is_ready, &requests);
+            wait(&printed, limit, &is_ready, &vm);
         })?;
         let is_ready = self.is_ready.clone();
         let call = move || {
@@ -86,12 +91,12 @@ impl Awaited {
                 let _ = sender.send(());
             }
         };
-        Ok(AwaitedText::new(self.text.clone(), Arc::new(call)))
+        Ok(call)
     }
 
     /// What there is to say where the VM has ended for `reason`, with `code`, before it was ready: an exit code and a
     /// line.
-    pub fn failure(&self, id: &str, reason: &ExitReason, code: u8) -> Option<(u8, String)> {
+    pub fn failure(&self, id: &str, reason: &str, code: u8) -> Option<(u8, String)> {
         if self.is_ready.get() == Some(&true) {
             return None;
         }
@@ -106,10 +111,10 @@ impl Awaited {
 }
 
 /// Waits for the text or the VM's end, which close `printed`.
-fn wait(printed: &mpsc::Receiver<()>, limit: Duration, is_ready: &OnceLock<bool>, requests: &Requests) {
+fn wait(printed: &mpsc::Receiver<()>, limit: Duration, is_ready: &OnceLock<bool>, vm: &Arc<VmProcess>) {
     let is_late = printed.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
     if is_late && is_ready.set(false).is_ok() {
-        requests.end(ExitReason::TimedOut);
+        vm.end_for(ExitReason::TimedOut);
     }
 }
 
@@ -132,12 +137,12 @@ mod tests {
             let is_ready = Arc::new(is_ready.map_or_else(OnceLock::new, OnceLock::from));
             Awaited { text: b"login:".to_vec(), limit: TimeLimit::from_secs(90), is_ready }
         };
-        let (code, line) = awaited(None).failure("0a", &ExitReason::PowerOff, 0).unwrap();
+        let (code, line) = awaited(None).failure("0a", "off", 0).unwrap();
         assert_eq!(code, 1);
         assert!(line.starts_with("VM 0a ended before it printed \"login:\": "), "{line}");
-        assert_eq!(awaited(None).failure("0a", &ExitReason::Code(7), 7).unwrap().0, 7);
-        let late = awaited(Some(false)).failure("0a", &ExitReason::TimedOut, 124);
+        assert_eq!(awaited(None).failure("0a", "7", 7).unwrap().0, 7);
+        let late = awaited(Some(false)).failure("0a", "late", 124);
         assert_eq!(late, Some((124, "VM 0a did not print \"login:\" within 90s, and was ended".into())));
-        assert_eq!(awaited(Some(true)).failure("0a", &ExitReason::PowerOff, 0), None);
+        assert_eq!(awaited(Some(true)).failure("0a", "off", 0), None);
     }
 }

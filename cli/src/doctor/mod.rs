@@ -54,9 +54,10 @@ struct Row {
 impl DoctorCommand {
     /// Prints a row for each check; fails where a Linux guest can't boot.
     pub fn run(self) -> ExitCode {
-        let mut checks = examine();
+        let defaults = Defaults::read();
+        let mut checks = examine(defaults.as_ref().ok().and_then(|defaults| defaults.jail_ids));
         checks.push(containers(Assets::find()));
-        checks.extend(Defaults::read().err().map(|found| Check {
+        checks.extend(defaults.err().map(|found| Check {
             name: "defaults",
             verdict: Verdict::Poor,
             found,

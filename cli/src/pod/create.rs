@@ -172,6 +172,7 @@ impl CreateCommand {
             shm_size: self.shm_size.map(MemorySize::bytes),
             labels: self.label,
             jail: self.jail.or(defaults.jail).unwrap_or_default(),
+            jail_ids: defaults.jail_ids,
             ..RunOptions::default()
         };
         let volumes = Volumes::of_user().map_err(|error| chain(&error))?;

@@ -323,6 +323,7 @@ impl ContainerArguments {
             init: self.init,
             stop_signal: self.stop_signal,
             jail: self.jail.or(defaults.jail).unwrap_or_default(),
+            jail_ids: defaults.jail_ids,
             ..RunOptions::default()
         };
         inherit::add(&mut options, &self.volumes_from)?;

@@ -404,7 +404,7 @@ fn ending(result: Result<Ended, RunError>) -> (u8, Said) {
             let code = match &error {
                 RunError::NotFound(_) => exit_code::NOT_FOUND,
                 RunError::NotExecutable(_) => exit_code::NOT_EXECUTABLE,
-                RunError::VmKilled => killed,
+                RunError::VmKilled | RunError::VmMemory => killed,
                 _ => exit_code::CONTAINER,
             };
             (code, Said::Error(chain(&error)))

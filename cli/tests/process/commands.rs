@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
 use crate::terminal::Shell;
 use crate::vm::{IDLE, Place, Vm, text};
@@ -18,7 +18,7 @@ const QUICK: Duration = Duration::from_secs(3 + 5);
 fn a_vm_whose_process_is_stopped_is_listed_as_not_responding_and_holds_nothing_up() {
     let Some(place) = Place::new(IDLE) else { return };
     let vm = place.start(&[]);
-    vm.signal(Signal::STOP);
+    kill_process(vm.process(), Signal::STOP).unwrap();
     let run = |arguments: &[&str]| {
         let start = Instant::now();
         let output = place.mvm().args(arguments).output().unwrap();
@@ -43,7 +43,7 @@ fn any_number_of_stopped_vms_costs_a_list_one_deadline() {
     let mut vms: Vec<_> =
         (0..VMS).map(|id| Vm(place.boot_named(&format!("vm{id}"), &[]).spawn().unwrap())).collect();
     vms.iter_mut().for_each(Vm::wait_until_ready);
-    vms.iter().for_each(|vm| vm.signal(Signal::STOP));
+    vms.iter().for_each(|vm| kill_process(vm.process(), Signal::STOP).unwrap());
     let start = Instant::now();
     let said = text_of(&place, &["ps"]);
     let took = start.elapsed();

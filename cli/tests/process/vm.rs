@@ -134,6 +134,13 @@ impl Vm {
         assert_eq!(said, 1, "the guest does not start: {:?}", self.0.wait());
     }
 
+    /// The process that the guest runs in, which the one that was started keeps.
+    pub(crate) fn process(&self) -> Pid {
+        let keeper = self.0.id();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
+        Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
     }

@@ -152,19 +152,15 @@ fn listen(shared: &Arc<Shared>, slots: &SyncSender<(u64, Option<String>)>) -> Re
         match shared.vm.receive() {
             Some(FromVm::Pressed) => shared.end_soon(),
             Some(FromVm::Slot { number, failure }) => drop(slots.try_send((number, failure))),
-            Some(FromVm::Ended(end)) if end.is_power_off => return Ok(()),
+            Some(FromVm::Built | FromVm::Printed) => {}
+            Some(FromVm::Ended(end)) if end.is_power_off() => return Ok(()),
             Some(FromVm::Ended(end)) => return Err(RunError::VmEnded(end)),
-            Some(FromVm::Failed(message)) => return Err(RunError::Vm(message)),
+            Some(FromVm::Failed(failure)) => return Err(RunError::Vm(failure.text)),
             None => {
                 let code = shared.vm.wait(LAST_WORDS).unwrap_or(0);
                 let text = format!("its process ended with {code}");
                 let signal = shared.vm.ended_by();
-                return Err(RunError::VmEnded(VmEnd {
-                    is_power_off: false,
-                    signal,
-                    text,
-                    timing: Vec::new(),
-                }));
+                return Err(RunError::VmEnded(VmEnd::without_a_word(signal, text)));
             }
         }
     }

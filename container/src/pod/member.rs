@@ -258,7 +258,7 @@ fn set_ports(mounts: &mut [Mount], ports: &BTreeMap<u32, u32>) {
 fn ended(result: Result<agent_protocol::Exit, SessionError>, control: &Control) -> Result<Ended, RunError> {
     let of_signal = |signal| {
         let text = "the pod's VM has ended".to_owned();
-        RunError::VmEnded(VmEnd { is_power_off: false, signal: Some(signal), text, timing: Vec::new() })
+        RunError::VmEnded(VmEnd::without_a_word(Some(signal), text))
     };
     match (result, control.ended_by()) {
         // What it ended by is what counts, also where the agent was quicker.

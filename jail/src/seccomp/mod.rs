@@ -82,7 +82,7 @@ pub mod numbers {
         fdatasync = SYS_fdatasync, fgetxattr = SYS_fgetxattr, flistxattr = SYS_flistxattr, flock = SYS_flock,
         fsetxattr = SYS_fsetxattr, fstat = SYS_fstat, fstatfs = SYS_fstatfs, fsync = SYS_fsync,
         ftruncate = SYS_ftruncate, futex = SYS_futex, getcwd = SYS_getcwd, getdents64 = SYS_getdents64,
-        getpeername = SYS_getpeername, geteuid = SYS_geteuid, getpid = SYS_getpid, getrandom = SYS_getrandom,
+        getpeername = SYS_getpeername, getpgrp = SYS_getpgrp, geteuid = SYS_geteuid, getpid = SYS_getpid, getrandom = SYS_getrandom,
         getsockname = SYS_getsockname, getsockopt = SYS_getsockopt, gettid = SYS_gettid,
         io_uring_enter = SYS_io_uring_enter, io_uring_register = SYS_io_uring_register, ioctl = SYS_ioctl,
         link = SYS_link, linkat = SYS_linkat, lseek = SYS_lseek, madvise = SYS_madvise, mkdir = SYS_mkdir,

@@ -28,10 +28,10 @@ fn memory_that_the_guest_frees_leaves_the_host() {
         rm /mnt/file; echo freed; read line";
     let mut guest = Boot::new().flag("--memory", "1536M").switch("--balloon").script(script).start();
     guest.wait_for("started");
-    let before = resident(guest.pid());
+    let before = resident(guest.vm_pid());
     guest.type_text("\n");
     guest.wait_for("taken");
-    let taken = resident(guest.pid());
+    let taken = resident(guest.vm_pid());
     assert!(taken >= before + TAKEN - 16 * MIB, "{before} bytes, then {taken}");
 
     guest.type_text("\n");
@@ -39,8 +39,8 @@ fn memory_that_the_guest_frees_leaves_the_host() {
     let freed = Instant::now();
     // Memory that was free before it was taken goes too, so that more may be left in the end than was there before.
     let goal = before + TAKEN / 20;
-    while resident(guest.pid()) > goal {
-        let left = resident(guest.pid()) / MIB;
+    while resident(guest.vm_pid()) > goal {
+        let left = resident(guest.vm_pid()) / MIB;
         assert!(freed.elapsed() < PATIENCE, "{left} MiB are left of {} MiB", taken / MIB);
         // Nothing tells when a process has shrunk, and to ask without a pause would take the lab's one processor from
         // it.
@@ -50,7 +50,7 @@ fn memory_that_the_guest_frees_leaves_the_host() {
         "{} MiB before, {} MiB with the file, {} MiB {:.1} s after it was freed",
         before / MIB,
         taken / MIB,
-        resident(guest.pid()) / MIB,
+        resident(guest.vm_pid()) / MIB,
         freed.elapsed().as_secs_f64()
     );
     guest.type_text("\n");
@@ -92,7 +92,7 @@ fn a_balloon_takes_memory_that_the_guest_uses_for_caches_and_gives_it_back() {
     let boot = Boot::new().flag("--name", "inflated").flag("--memory", "384M").switch("--balloon");
     let mut guest = boot.flag("--disk", disk).script(script).start();
     guest.wait_for("cached");
-    let before = resident(guest.pid());
+    let before = resident(guest.vm_pid());
     assert!(before > 192 * MIB, "{before} bytes");
 
     let too_much = run_mvm(["balloon", "inflated", "321M"]);
@@ -100,7 +100,7 @@ fn a_balloon_takes_memory_that_the_guest_uses_for_caches_and_gives_it_back() {
     assert!(too_much.status.code() == Some(1) && errors.contains("320 MiB at the most"), "{errors}");
 
     inflate("inflated", 256);
-    let inflated = resident(guest.pid());
+    let inflated = resident(guest.vm_pid());
     // What it has left, and mvm itself.
     assert!(inflated < 144 * MIB && inflated + 64 * MIB < before, "{before} bytes, then {inflated}");
     let table = mvm_says(&["balloon", "inflated"]);

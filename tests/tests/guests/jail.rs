@@ -1,15 +1,16 @@
-//! The jail of the process that runs a container's VM, as the host's kernel shows it.
+//! The jail of the process that runs a VM, as the host's kernel shows it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tests::Boot;
 
 use super::containers::{IMAGE, text};
 use super::life::{mvm, pids, said, start};
 
-/// What inspect shows of the jail of a container's VM.
-fn shown(id: &str) -> Value {
+/// What inspect shows of the jail of a VM.
+pub(super) fn shown(id: &str) -> Value {
     serde_json::from_str(&said(&["inspect", "-f", "{{json .Vm.Jail}}", id])).unwrap()
 }
 
@@ -21,7 +22,7 @@ fn threads(pid: &str) -> Vec<(String, PathBuf)> {
 }
 
 /// A line of the status of a thread.
-fn status(thread: &Path, name: &str) -> String {
+pub(super) fn status(thread: &Path, name: &str) -> String {
     let status = fs::read_to_string(thread.join("status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("{name}: {status}")).trim().to_owned()
@@ -55,7 +56,9 @@ fn each_thread_of_a_containers_vm_is_confined() {
 
     let jail = shown("jailed");
     assert_eq!(jail["Mode"], "best-effort");
-    for layer in ["no-new-privs", "dumps", "limits", "namespaces", "root", "landlock", "seccomp"] {
+    for layer in
+        ["cgroup", "ids", "no-new-privs", "dumps", "limits", "namespaces", "root", "landlock", "seccomp"]
+    {
         assert!(
             jail["Layers"][layer].as_str().is_some_and(|state| state.starts_with("on")),
             "{layer}: {jail}"
@@ -70,6 +73,32 @@ fn each_thread_of_a_containers_vm_is_confined() {
     said(&["rename", "jailed", "renamed"]);
     assert_eq!(text(&mvm(&["exec", "renamed", "echo", "still"]).stdout), "still\n");
     said(&["rm", "-f", &id]);
+}
+
+#[test]
+fn each_thread_of_a_whole_guests_vm_is_confined() {
+    let mut guest = Boot::new().flag("--name", "whole").flag("--cpus", "2").switch("--balloon").start();
+    guest.wait_for("init: started");
+    let vm = guest.vm_pid().to_string();
+    let all = threads(&vm);
+    for kind in ["mvm", "vcpu0", "vcpu1", "block", "supervisor", "keeper", "background", "log", "console"] {
+        assert!(all.iter().any(|(name, _)| name == kind), "{kind}: {all:?}");
+    }
+    for (name, thread) in &all {
+        let held = ["NoNewPrivs", "Seccomp", "CapEff", "CapPrm", "CapBnd"].map(|line| status(thread, line));
+        let none = "0000000000000000";
+        assert_eq!(held, ["1", "2", none, none, none], "{name}");
+    }
+    for namespace in ["user", "mnt", "net", "ipc", "uts", "cgroup"] {
+        assert!(!is_same(&vm, namespace), "{namespace}");
+    }
+    assert_eq!(fs::read_dir(format!("/proc/{vm}/root")).unwrap().count(), 0);
+    let jail = shown("whole");
+    assert_eq!(jail["Mode"], "best-effort");
+    assert!(jail["Layers"]["seccomp"].as_str().is_some_and(|state| state.starts_with("on")), "{jail}");
+    guest.close_input();
+    guest.finish().expect_code(0);
+    Boot::new().flag("--jail", "strict").script("true").run().expect_code(0);
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn read_until(stream: &mut TcpStream, end: &str) -> String {
 
 /// The passt of a VM.
 fn passt_of(guest: &Guest) -> Pid {
-    let pid = guest.pid();
+    let pid = guest.vm_pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let passts: Vec<_> = children
         .split_whitespace()

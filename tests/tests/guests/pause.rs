@@ -134,9 +134,9 @@ impl Control {
 /// Pauses the VM, has `provoke` do what would change its RAM if it ran, checks that nothing did, and resumes it.
 fn pause_and_compare(guest: &mut Guest, name: &str, provoke: impl FnOnce(&mut Guest)) {
     mvm_does("pause", name);
-    let before = RamCopy::read(guest.pid(), MEMORY);
+    let before = RamCopy::read(guest.vm_pid(), MEMORY);
     provoke(guest);
-    let after = RamCopy::read(guest.pid(), MEMORY);
+    let after = RamCopy::read(guest.vm_pid(), MEMORY);
     assert!(before == after, "pages of RAM have changed: {:?}", before.changed_pages(&after));
     mvm_does("resume", name);
 }

@@ -105,10 +105,10 @@ fn guests_that_read_one_image_share_its_pages_and_have_no_copies() {
     run("truncate", &["-s", "%2M", text(&image)]);
 
     let first = reader(&image);
-    let (alone, alone_share) = mapping(first.pid(), &image);
+    let (alone, alone_share) = mapping(first.vm_pid(), &image);
     let second = reader(&image);
     for guest in [&first, &second] {
-        let (rss, pss) = mapping(guest.pid(), &image);
+        let (rss, pss) = mapping(guest.vm_pid(), &image);
         println!("alone: Rss {alone} kB, Pss {alone_share} kB; of two: Rss {rss} kB, Pss {pss} kB");
         assert!(rss >= DATA >> 10, "all of it is mapped");
         assert!(pss * 100 <= rss * 55, "half of it belongs to each");

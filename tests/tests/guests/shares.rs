@@ -230,7 +230,7 @@ fn when_virtiofsd_is_killed_requests_fail_and_the_guest_lives() {
         echo lives";
     let mut guest = boot_with(folder.path(), "").script(script).start();
     guest.wait_for("ready");
-    let serving = descendants(guest.pid());
+    let serving = descendants(guest.vm_pid());
     assert_eq!(serving.len(), 2, "virtiofsd and its child in a namespace");
     kill_process(serving[1], Signal::KILL).unwrap();
     guest.type_text("go on\n");
@@ -249,7 +249,7 @@ fn virtiofsd_ends_with_mvm_however_that_ends() {
     for signals in [&[Signal::KILL][..], &[Signal::TERM, Signal::INT]] {
         let mut guest = boot_with(folder.path(), "").start();
         guest.wait_for("init: started");
-        let serving = descendants(guest.pid());
+        let serving = descendants(guest.vm_pid());
         assert!(!serving.is_empty());
         signals.iter().for_each(|signal| guest.signal(*signal));
         drop(guest.finish());

@@ -94,6 +94,12 @@ pub struct VmConfig {
     /// How its process is confined.
     #[serde(skip)]
     pub jail: jail::Mode,
+    /// The users of whom it becomes one, where root runs it; the default ones if `None`.
+    #[serde(skip)]
+    pub jail_ids: Option<instance::IdRange>,
+    /// Whether the host's processors are limited for it, to the vCPUs and what its devices need besides.
+    #[serde(skip)]
+    pub limits_cpus: bool,
 }
 
 /// A path as text; bytes that are not UTF-8 are lost.
@@ -232,6 +238,16 @@ fn looks_like_a_path(text: &str) -> bool {
 }
 
 impl VmConfig {
+    /// The Unix sockets that the VM listens on, beside those of its directory.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let vsock = self.vsock.as_ref().map(|vsock| vsock.path.clone());
+        let gdb = match &self.gdb {
+            Some(GdbConfig::Unix(path)) => Some(path.clone()),
+            _ => None,
+        };
+        vsock.into_iter().chain(gdb).collect()
+    }
+
     /// A VM of `kernel` with one vCPU, 512 MiB, a console on standard input and output, and nothing else.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self {
@@ -258,6 +274,8 @@ impl VmConfig {
             timeout: None,
             stop_timeout: TimeLimit::from_secs(10),
             jail: jail::Mode::default(),
+            jail_ids: None,
+            limits_cpus: false,
         }
     }
 

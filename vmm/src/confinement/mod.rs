@@ -4,6 +4,8 @@
 //! Each thread that it starts then has a filter of system calls of its own from the beginning; the main thread gets its
 //! own when the VM is built.
 
+mod noted;
+mod outside;
 mod table;
 
 use std::collections::BTreeMap;
@@ -12,9 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use jail::seccomp::{Filter, SeccompError};
-use jail::{Jail, Layer, Mode, Report};
+use jail::{Ids, Jail, Layer, Mode, Report, State};
 use rustix::process::{Resource, getrlimit};
 
+pub use self::noted::JAIL;
+pub(crate) use self::noted::Noted;
+pub use self::outside::Outside;
 use self::table::{COMMON, DEBUG, KINDS, VCPU_DEBUGGED};
 use crate::launch::Resources;
 use crate::{VmConfig, VmError};
@@ -79,13 +84,19 @@ fn most_data(config: &VmConfig) -> u64 {
 }
 
 impl Resources<'_> {
-    /// Gives up what running the VM does not need. Calls that a filter forbids are reported to `reports`, as
+    /// Gives up what running the VM does not need, in the control group that it is in already, and as the user that
+    /// [`Outside::enter`] says. Calls that a filter forbids are reported to `reports`, as
     /// [`jail::seccomp::Violation`] reads them. This process has one thread.
     ///
     /// # Errors
     ///
     /// [`VmError::Jail`]: the process cannot be confined as `mode` asks; it is to end then.
-    pub fn confine(&mut self, mode: Mode, reports: OwnedFd) -> Result<Report, VmError> {
+    pub fn confine(
+        &mut self,
+        mode: Mode,
+        (ids, cgroup): (Ids, State),
+        reports: OwnedFd,
+    ) -> Result<Report, VmError> {
         if mode == Mode::Off {
             return Ok(Report { mode, layers: Vec::new() });
         }
@@ -94,7 +105,7 @@ impl Resources<'_> {
         // Both ask the kernel about the process once, by a call that no thread makes later.
         let _ = (rustix::param::page_size(), rustix::time::clock_gettime(rustix::time::ClockId::Monotonic));
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let report = jail::enter(Jail { mode, files, data: Some(most_data(self.config)) })?;
+        let report = jail::enter(Jail { mode, files, data: Some(most_data(self.config)), ids, cgroup })?;
         IS_CONFINED.store(true, Ordering::Relaxed);
         devices::socket::leave_files();
         if !report.missing().any(|(layer, _)| layer == Layer::Seccomp) {

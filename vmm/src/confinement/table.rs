@@ -14,9 +14,8 @@ const GET_FD: u32 = 1;
 const GET_FL: u32 = 3;
 /// `FIONBIO` (ioctl(2)).
 const NON_BLOCKING: u32 = 0x5421;
-/// Of ioctl_tty(2): `TCGETS`, `TCSETS`, `TIOCGPGRP`, `TIOCGWINSZ`.
+/// Of ioctl_tty(2): `TCGETS`, `TIOCGPGRP`, `TIOCGWINSZ`.
 const GET_TERMINAL: u32 = 0x5401;
-const SET_TERMINAL: u32 = 0x5402;
 const GET_GROUP: u32 = 0x540f;
 const GET_WINDOW: u32 = 0x5413;
 /// `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`, `TUNSETIFF` is not among them (linux/if_tun.h).
@@ -109,9 +108,9 @@ pub const MAIN: &[Rule] = &[
     rule!(ppoll: "waits at the VM's end for clients and processes"),
     rule!(ioctl, [Is(1, NON_BLOCKING)]: "clients"),
     rule!(ioctl, [Is(1, GET_WINDOW)]: "the size of the user's window"),
-    rule!(ioctl, [Is(1, GET_TERMINAL)]: "whose terminal it is, and restores it"),
-    rule!(ioctl, [Is(1, SET_TERMINAL)]: "restores the terminal"),
+    rule!(ioctl, [Is(1, GET_TERMINAL)]: "whether it is a terminal"),
     rule!(ioctl, [Is(1, GET_GROUP)]: "whose terminal it is"),
+    rule!(getpgrp: "whether that is this process's"),
     rule!(fcntl, [Is(1, GET_FL)]: "what kind of descriptor it is"),
     rule!(timerfd_settime: "timers of devices and clients"),
     rule!(clock_nanosleep: "waits at the VM's end"),

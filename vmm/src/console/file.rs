@@ -5,20 +5,47 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 /// The most bytes of the file. Then it gets the suffix [`OLD`], in place of an older one, and a new one begins.
 const LIMIT: u64 = 64 << 20;
 const OLD: &str = ".1";
+/// How much more it has at most where another process makes the new one.
+const SPARE: u64 = 1 << 20;
+/// How often that is asked.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Which file it is, and its mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+    mode: u32,
+}
+
+impl FileIdentity {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino(), mode: metadata.permissions().mode() & 0o777 }
+    }
+}
+
+/// Another process, which makes a new file where this one may not. It is not waited for.
+pub trait ConsoleKeeper: Send {
+    /// Asks for a new file in place of `file`.
+    fn ask(&self, file: FileIdentity);
+    /// The file, once it is there.
+    fn take(&self) -> Option<File>;
+}
 
 /// An open file, which may be a FIFO or a terminal. A regular file is bounded.
-#[derive(Debug)]
 pub struct ConsoleFile {
     file: File,
     /// `None` for what is not a regular file.
     regular: Option<Regular>,
 }
 
-#[derive(Debug)]
 struct Regular {
     /// Without symbolic links, which stay as they are.
     path: PathBuf,
@@ -26,6 +53,10 @@ struct Regular {
     limit: u64,
     /// It could not be renamed, which was logged.
     failed: bool,
+    /// Who makes a new one, where this process may not.
+    keeper: Option<Box<dyn ConsoleKeeper>>,
+    /// When that was asked to.
+    asked: Option<Instant>,
 }
 
 impl ConsoleFile {
@@ -43,11 +74,19 @@ impl ConsoleFile {
         let metadata = file.metadata()?;
         let regular = if metadata.is_file() {
             let path = fs::canonicalize(path)?;
-            Some(Regular { path, length: metadata.len(), limit, failed: false })
+            Some(Regular { path, length: metadata.len(), limit, failed: false, keeper: None, asked: None })
         } else {
             None
         };
         Ok(Self { file, regular })
+    }
+
+    /// The same, whose next files are made by `keeper`.
+    pub(super) fn kept_by(mut self, keeper: Box<dyn ConsoleKeeper>) -> Self {
+        if let Some(regular) = &mut self.regular {
+            regular.keeper = Some(keeper);
+        }
+        self
     }
 
     /// Makes room for `count` bytes.
@@ -60,7 +99,12 @@ impl ConsoleFile {
         if regular.length == 0 || regular.length.saturating_add(count as u64) <= regular.limit {
             return Ok(());
         }
-        let result = regular.begin_anew(&self.file);
+        let result = match regular.ask(&self.file) {
+            Some(Ok(None)) => return Ok(()),
+            Some(Ok(Some(file))) => Ok(file),
+            Some(Err(error)) => Err(error),
+            None => self.file.metadata().and_then(|file| begin_anew(&regular.path, FileIdentity::of(&file))),
+        };
         if let Err(error) = &result
             && !std::mem::replace(&mut regular.failed, true)
         {
@@ -82,18 +126,42 @@ impl ConsoleFile {
 }
 
 impl Regular {
-    fn begin_anew(&self, file: &File) -> io::Result<File> {
-        let metadata = file.metadata()?;
-        let identity = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
-        // Another program may have renamed it already.
-        if fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == identity(&metadata)) {
-            let mut old = self.path.as_os_str().to_owned();
-            old.push(OLD);
-            fs::rename(&self.path, old)?;
+    /// The keeper's next file, for which it is asked; `None` within where it is not there yet and the file may grow on.
+    /// `None` without a keeper.
+    fn ask(&mut self, file: &File) -> Option<io::Result<Option<File>>> {
+        let keeper = self.keeper.as_ref()?;
+        if let Some(new) = keeper.take() {
+            self.asked = None;
+            return Some(Ok(Some(new)));
         }
-        let mode = metadata.permissions().mode();
-        OpenOptions::new().append(true).create(true).mode(mode).open(&self.path)
+        if self.asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
+            self.asked = Some(Instant::now());
+            match file.metadata() {
+                Ok(metadata) => keeper.ask(FileIdentity::of(&metadata)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        if self.length <= self.limit.saturating_add(SPARE) {
+            return Some(Ok(None));
+        }
+        Some(Err(io::Error::other("the process that keeps the VM does not answer")))
     }
+}
+
+/// Renames `file`, which is at `path`, and begins another one there.
+///
+/// # Errors
+///
+/// Those of the system calls.
+pub fn begin_anew(path: &Path, file: FileIdentity) -> io::Result<File> {
+    let identity = |file: FileIdentity| (file.device, file.inode);
+    // Another program may have renamed it already.
+    if fs::symlink_metadata(path).is_ok_and(|there| identity(FileIdentity::of(&there)) == identity(file)) {
+        let mut old = path.as_os_str().to_owned();
+        old.push(OLD);
+        fs::rename(path, old)?;
+    }
+    OpenOptions::new().append(true).create(true).mode(file.mode & 0o777).open(path)
 }
 
 impl AsFd for ConsoleFile {
@@ -174,5 +242,38 @@ mod tests {
             append(&mut file, "9abc").unwrap_err();
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "12345678");
+    }
+
+    /// A keeper that makes a file when the test says so.
+    #[derive(Clone, Default)]
+    struct Slow(std::sync::Arc<std::sync::Mutex<(Vec<FileIdentity>, Option<File>)>>);
+
+    impl ConsoleKeeper for Slow {
+        fn ask(&self, file: FileIdentity) {
+            self.0.lock().unwrap().0.push(file);
+        }
+
+        fn take(&self) -> Option<File> {
+            self.0.lock().unwrap().1.take()
+        }
+    }
+
+    #[test]
+    fn a_keeper_makes_the_next_file_and_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        let keeper = Slow::default();
+        let mut file = ConsoleFile::with_limit(&path, 10).unwrap().kept_by(Box::new(keeper.clone()));
+        append(&mut file, "12345678").unwrap();
+        for _ in 0..SPARE / 8 + 1 {
+            append(&mut file, "12345678").unwrap();
+        }
+        append(&mut file, "left out").unwrap_err();
+        let asked = keeper.0.lock().unwrap().0.clone();
+        assert!(!asked.is_empty() && asked.iter().all(|file| *file == asked[0]));
+        keeper.0.lock().unwrap().1 = Some(begin_anew(&path, asked[0]).unwrap());
+        append(&mut file, "9abc").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "9abc");
+        assert!(directory.path().join("console.1").metadata().unwrap().len() > SPARE);
     }
 }

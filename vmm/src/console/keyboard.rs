@@ -11,7 +11,7 @@ use std::time::Duration;
 use devices::Timer;
 use event_manager::{EventOps, EventSet, Events};
 use instance::Signals;
-use instance::console::{Command, Escape, HELP, in_foreground, take_terminal};
+use instance::console::{Command, Escape, HELP, in_foreground};
 
 use super::input::{InputPort, pump};
 use super::watch::{Watch, Watched};
@@ -43,14 +43,11 @@ impl JobControl {
         })
     }
 
-    /// Takes the terminal where it is this process's, and looks again later where it is not.
+    /// Looks whether the terminal is this process's, and looks again later where it is not.
     fn look(&mut self) {
         while self.signals.next().is_some() {}
         self.timer.acknowledge();
-        self.foreground = take_terminal().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot set up the terminal");
-            false
-        });
+        self.foreground = in_foreground();
         if !self.foreground
             && let Err(error) = self.timer.set_once(LOOK_AGAIN)
         {

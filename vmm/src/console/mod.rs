@@ -28,11 +28,11 @@ use devices::socket::{ListeningSocket, SocketError};
 use devices::virtio::console::{Console as VirtioConsole, ConsoleSink};
 use event_manager::MutEventSubscriber;
 use instance::CONSOLE_SOCKET;
-use instance::console::RawTerminal;
 use thiserror::Error;
 
 pub use awaited::{AwaitedText, OnText};
 pub use events::ConsoleEvents;
+pub use file::{ConsoleKeeper, FileIdentity, begin_anew};
 pub use input::InputPort;
 pub use log::{LogFile, LogKeeper};
 pub use sink::Sink;
@@ -98,8 +98,6 @@ pub struct Console {
     hub: Arc<Hub>,
     writer: Option<Writer>,
     virtio: Option<Arc<Mutex<VirtioConsole>>>,
-    /// It restores the terminal.
-    terminal: Option<RawTerminal>,
 }
 
 impl Console {
@@ -113,7 +111,7 @@ impl Console {
         let hub = Hub::new().map_err(ConsoleError::Host)?;
         let start = |sink| Writer::start(hub.awaited_reader(), sink, exit);
         let writer = sink.map(start).transpose().map_err(ConsoleError::Host)?;
-        Ok(Self { hub, writer, virtio: None, terminal: None })
+        Ok(Self { hub, writer, virtio: None })
     }
 
     /// Where a device without flow control writes. Its writer never waits.
@@ -149,8 +147,8 @@ impl Console {
         Ok((port, Box::new(watcher)))
     }
 
-    /// Begins to take input for `port`: from `frontend`, whose terminal is in raw mode from then on, and from who
-    /// attaches by the socket of `files`.
+    /// Begins to take input for `port`: from `frontend`, who has the terminal in raw mode, and from who attaches by the
+    /// socket of `files`.
     ///
     /// # Errors
     ///
@@ -176,7 +174,6 @@ impl Console {
             let stdin = io::stdin();
             let is_terminal = stdin.is_terminal();
             events.add_keyboard(Box::new(stdin), is_terminal, exit.clone())?;
-            self.terminal = RawTerminal::enter().map_err(ConsoleError::Terminal)?;
         }
         Ok(events)
     }
@@ -199,8 +196,7 @@ impl Console {
         String::from_utf8_lossy(&self.hub.latest()).into_owned()
     }
 
-    /// Waits for a reader of standard output or of the file who is merely slow, then restores the terminal. The event
-    /// loop has ended.
+    /// Waits for a reader of standard output or of the file who is merely slow. The event loop has ended.
     pub fn finish(mut self) {
         if self.writer.take().is_some_and(|writer| !writer.finish()) {
             tracing::warn!("the end of the console's output was not read");

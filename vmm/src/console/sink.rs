@@ -7,11 +7,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::ConsoleError;
-use super::file::ConsoleFile;
+use super::file::{ConsoleFile, ConsoleKeeper};
 use crate::ConsoleConfig;
 
 /// An open descriptor to write to.
-#[derive(Debug)]
 pub enum Sink {
     /// Standard output. When its reader has gone, the VM ends as a filter does.
     Standard(BorrowedFd<'static>),
@@ -33,6 +32,14 @@ impl Sink {
                 Ok(file) => Ok(Some(Self::File(file))),
                 Err(source) => Err(ConsoleError::Open { path: path.clone(), source }),
             },
+        }
+    }
+
+    /// The same, whose file's successors are made by `keeper`.
+    pub(crate) fn kept_by(self, keeper: Box<dyn ConsoleKeeper>) -> Self {
+        match self {
+            Self::File(file) => Self::File(file.kept_by(keeper)),
+            standard @ Self::Standard(_) => standard,
         }
     }
 

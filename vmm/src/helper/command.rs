@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 
 use instance::restore_defaults;
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getpid, getppid, set_parent_process_death_signal, setrlimit,
+};
 use rustix::thread::set_no_new_privs;
 
 /// Signals that a helper does not get. To end a service, systemd sends them to all of its processes (KillMode=
@@ -38,6 +40,8 @@ fn prepare(parent: Pid, inherited: &[OwnedFd]) -> io::Result<()> {
     withhold_signals()?;
     restore_defaults();
     set_no_new_privs(true)?;
+    // It has the guest's memory, which belongs into no file.
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // If mvm has ended before that call, there will be no signal.
     if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }

@@ -309,6 +309,12 @@ mod tests {
     }
 
     #[test]
+    fn it_gets_no_rights_and_leaves_no_dump() {
+        let said = program("grep NoNewPrivs /proc/self/status >&2; ulimit -Hc >&2").into_last_words();
+        assert_eq!(said.as_deref(), Some("NoNewPrivs:\\t1; 0"));
+    }
+
+    #[test]
     fn what_it_started_ends_with_it() {
         let mut process = program("sleep 1000 & echo $! >&2");
         let pid = Pid::from_child(&process.child);

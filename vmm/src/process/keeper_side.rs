@@ -3,26 +3,26 @@
 use std::any::Any;
 use std::fs::OpenOptions;
 use std::io::{self, PipeReader, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use instance::Instance;
-use instance::keeper::{Child, Tie, fork};
+use instance::keeper::{Child, Tie};
+use instance::{Identity, Instance};
 use jail::Report;
 use jail::seccomp::Violation;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::messages::{FromVm, Message, ToVm};
+use super::messages::{Failure, Fault, FromVm, Message, ToVm};
 use super::vm_side::{Means, run};
-use crate::{LOG_NAME, LogFile, MAX_DEVICES, VmConfig};
+use crate::confinement::{Noted, Outside};
+use crate::console::{FileIdentity, begin_anew};
+use crate::{ConsoleConfig, ExitReason, LOG_NAME, Limits, LogFile, MAX_DEVICES, VmConfig};
 
-/// The file in a VM's directory that says how it is confined.
-pub const JAIL: &str = "jail.json";
 /// The most processes that serve devices of a VM.
 const MOST_HELPERS: usize = MAX_DEVICES;
 
@@ -38,23 +38,68 @@ pub struct Split<'a> {
     pub leave: Box<dyn FnOnce() + 'a>,
 }
 
+/// What a process is made for.
+pub struct Order<'a> {
+    /// The VM that it runs.
+    pub config: &'a VmConfig,
+    /// Who that is.
+    pub identity: &'a Identity,
+    /// Where the console's latest output is kept, if not in the VM's directory.
+    pub log: Option<PathBuf>,
+    /// The user whose terminal, input and output are the console's; the process leaves the terminal where there is none.
+    pub user: Option<User>,
+    /// What is this process's alone, and the new one's.
+    pub split: Split<'a>,
+    /// When the start began.
+    pub start: Instant,
+}
+
+/// A user in front of a VM.
+pub struct User {
+    /// How long the VM may run, and how long its guest has to power off.
+    pub limits: Limits,
+    /// The text of the console that [`FromVm::Printed`] is said for.
+    pub awaited: Option<Vec<u8>>,
+}
+
 /// The process of a VM, which the keeper has made.
 pub struct VmProcess {
     tie: Tie,
     child: Child,
     /// The signal that it was first told to end by; 0 before.
     ended_by: AtomicI32,
+    /// It has opened all that it needs, and says so.
+    is_open: AtomicBool,
     /// Which system call ended it, if one did.
     violations: Option<PipeReader>,
-    /// The VM's directory.
-    directory: PathBuf,
+    /// Where the console's latest output is kept.
+    log: Option<PathBuf>,
+    /// The file of `--console FILE`.
+    console: Option<PathBuf>,
+    /// The sockets that the user named, whose files go with the VM.
+    sockets: Vec<PathBuf>,
     /// The processes that serve its devices.
     helpers: Mutex<Vec<Child>>,
+    /// How it is confined.
+    noted: Noted,
+    /// Its user and its control group; none of one that is there already.
+    outside: Option<Outside>,
+    /// The kernel has ended one of its processes for want of memory.
+    is_out_of_memory: AtomicBool,
+}
+
+/// One message of the process.
+pub(super) enum Taken {
+    /// It was for this side, which has done what it says.
+    Handled,
+    /// It is for who keeps the VM.
+    Said(FromVm),
+    /// There are no more: the process has ended.
+    Ended,
 }
 
 impl VmProcess {
-    /// Makes the process, which builds the VM of `config` and runs it. `instance` is its directory, and stays that of this
-    /// process; what is in `of_keeper` is dropped in the new one, which gives the rest to `split`.
+    /// Makes the process of a VM that has the directory `instance` and no user, as [`start_for`](Self::start_for) does.
     ///
     /// # Errors
     ///
@@ -66,32 +111,69 @@ impl VmProcess {
         split: Split<'_>,
         start: Instant,
     ) -> io::Result<(Self, Instance, T)> {
+        let identity = instance.identity();
+        let order = Order { config, identity: &identity, log: None, user: None, split, start };
+        let (vm, instance, of_keeper) = Self::start_for(order, Some(instance), of_keeper)?;
+        Ok((vm, instance.ok_or(io::ErrorKind::NotFound)?, of_keeper))
+    }
+
+    /// Makes the process, which builds the VM of `order` and runs it. `instance` is its directory, and stays that of this
+    /// process; what is in `of_keeper` is dropped in the new one.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system calls. This process may have one thread alone.
+    pub fn start_for<T>(
+        order: Order<'_>,
+        instance: Option<Instance>,
+        of_keeper: T,
+    ) -> io::Result<(Self, Option<Instance>, T)> {
+        let Order { config, identity, log, user, split, start } = order;
         let (tie, other) = Tie::pair()?;
         let (violations, reports) = io::pipe()?;
         rustix::io::ioctl_fionbio(&violations, true)?;
         rustix::io::ioctl_fionbio(&reports, true)?;
-        let (dialed, dialer) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let dial = || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (dialed, dialer) = config.vsock.as_ref().map(|_| dial()).transpose()?.unzip();
+        // A container's are in its directory.
+        let sockets = if user.is_some() { config.sockets() } else { Vec::new() };
+        let outside = Outside::prepare(config, instance.as_ref());
         let mut mine = Some((tie, violations, dialed, instance, of_keeper));
+        let given = log.clone();
         // In this process it drops what the new one has until its files are open.
-        let child = fork(|| {
+        let child = outside.fork(|| {
             let Some((tie, violations, dialed, instance, of_keeper)) = mine.take() else { return 0 };
             drop((tie, violations, dialed, of_keeper));
             (split.leave)();
-            run(config, instance, Means { tie: other, reports, dialer }, split.until_open, start)
+            if let Some(instance) = instance {
+                instance.leave();
+            }
+            let means = Means { tie: other, reports, dialer, log: given, user, start, outside: &outside };
+            run((config, identity), means, split.until_open)
         })?;
-        let Some((tie, violations, dialed, instance, of_keeper)) = mine else {
+        let Some((tie, violations, dialed, mut instance, of_keeper)) = mine else {
             return Err(io::ErrorKind::NotFound.into());
         };
+        if let Some(instance) = &mut instance
+            && let Err(error) = instance.set_vm_process(child.id())
+        {
+            // Its end is seen by the socket.
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot note the VM's process");
+        }
+        let directory = instance.as_ref().map(|instance| instance.path().to_owned());
         let vm = Self {
-            tie,
-            child,
-            ended_by: AtomicI32::new(0),
             violations: Some(violations),
-            directory: instance.path().to_owned(),
-            helpers: Mutex::default(),
+            noted: Noted::new(directory.as_deref()),
+            outside: Some(outside),
+            log: log.or_else(|| directory.as_ref().map(|directory| directory.join(LOG_NAME))),
+            console: match &config.console {
+                ConsoleConfig::File(path) => Some(path.clone()),
+                _ => None,
+            },
+            sockets,
+            ..Self::of(tie, child)
         };
-        if let Some(vsock) = &config.vsock {
+        if let Some((vsock, dialed)) = config.vsock.as_ref().zip(dialed) {
             let path = vsock.path.clone();
             let dial = move || devices::virtio::vsock::dial(&dialed, &path);
             Builder::new()
@@ -109,41 +191,63 @@ impl VmProcess {
             tie,
             child,
             ended_by: AtomicI32::new(0),
+            is_open: AtomicBool::new(false),
             violations: None,
-            directory: PathBuf::new(),
+            log: None,
+            console: None,
+            sockets: Vec::new(),
             helpers: Mutex::default(),
+            noted: Noted::new(None),
+            outside: None,
+            is_out_of_memory: AtomicBool::default(),
         }
     }
 
     /// Waits for what it says; `None` when it has ended. One that says what can't be understood is killed.
     pub fn receive(&self) -> Option<FromVm> {
         loop {
-            let said = self.tie.receive().unwrap_or_else(|_| {
-                self.child.kill();
-                let text = "its process said what is not understood, and was killed";
-                Some(Message::Said(FromVm::Failed(text.into())))
-            });
-            match said {
-                Some(Message::Confined { report, helpers }) => self.confined(&report, helpers),
-                Some(Message::NewLog) => self.give_log(),
-                Some(Message::LogFilled) => {
-                    let log = self.directory.join(LOG_NAME);
-                    // The log keeps what it has where that fails, and the VM asks for another file.
-                    let _ = std::fs::rename(LogFile::next_of(&log), log);
-                }
-                None => return self.violation().map(|violation| FromVm::Failed(of_violation(&violation))),
-                Some(Message::Said(said)) => return Some(said),
+            match self.take() {
+                Taken::Handled => {}
+                Taken::Said(said) => return Some(said),
+                Taken::Ended => return None,
             }
         }
     }
 
-    /// Notes how the VM is confined, and which processes are to end with it.
-    fn confined(&self, report: &Report, helpers: Vec<u32>) {
-        let written = serde_json::to_vec(report).map_err(io::Error::from);
-        let written = written.and_then(|text| std::fs::write(self.directory.join(JAIL), text));
-        if let Err(error) = written {
-            tracing::warn!(%error, "cannot note how the VM is confined");
+    /// Waits for one message.
+    pub(super) fn take(&self) -> Taken {
+        let said = self.tie.receive().unwrap_or_else(|_| {
+            self.child.kill();
+            let text = "its process said what is not understood, and was killed".into();
+            Some(Message::Said(FromVm::Failed(Failure { text, fault: Fault::Guest })))
+        });
+        match said {
+            Some(Message::Confined { report, helpers }) => self.confined(report, helpers),
+            Some(Message::Ready) => {
+                if let Err(text) = self.check_helpers() {
+                    self.child.kill();
+                    return Taken::Said(FromVm::Failed(Failure { text, fault: Fault::Host }));
+                }
+            }
+            Some(Message::NewLog) => self.give_log(),
+            Some(Message::LogFilled) => {
+                // The log keeps what it has where that fails, and the VM asks for another file.
+                let _ = self.log.as_ref().map(|log| std::fs::rename(LogFile::next_of(log), log));
+            }
+            Some(Message::NewConsole(file)) => self.give_console(file),
+            None => {
+                let failed = |violation| Taken::Said(FromVm::Failed(of_violation(&violation)));
+                return self.violation().map_or(Taken::Ended, failed);
+            }
+            Some(Message::Said(said)) => return Taken::Said(said),
         }
+        Taken::Handled
+    }
+
+    /// Notes how the VM is confined, and which processes are to end with it.
+    fn confined(&self, report: Report, helpers: Vec<u32>) {
+        self.is_open.store(true, Ordering::SeqCst);
+        self.noted.confined(report);
         let mut known = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
         // Said once, by a process that the guest has not run in yet.
         if known.is_empty() {
@@ -156,13 +260,39 @@ impl VmProcess {
         }
     }
 
+    /// Has the guest run where the processes that serve devices are as they have to be.
+    fn check_helpers(&self) -> Result<(), String> {
+        let helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaders: Vec<_> = helpers.iter().filter_map(|helper| u32::try_from(helper.id()).ok()).collect();
+        drop(helpers);
+        self.noted.helpers(&leaders)?;
+        // It has ended, if this fails.
+        let _ = self.tie.send(&ToVm::Run);
+        Ok(())
+    }
+
     /// Gives the VM another file for the console's log.
     fn give_log(&self) {
-        let path = LogFile::next_of(&self.directory.join(LOG_NAME));
+        let Some(path) = self.log.as_deref().map(LogFile::next_of) else { return };
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
         // The VM goes on without it, and its log lacks output.
         let _ = file.and_then(|file| self.tie.send_with(&ToVm::Log, &[file.as_fd()]));
+    }
+
+    /// Gives the VM another file for its console, in place of `file`.
+    fn give_console(&self, file: FileIdentity) {
+        let Some(path) = &self.console else { return };
+        // A link stays as it is.
+        let file = std::fs::canonicalize(path).and_then(|path| begin_anew(&path, file));
+        match file {
+            // Where it is not taken, the VM asks again.
+            Ok(file) => drop(self.tie.send_with(&ToVm::Console, &[file.as_fd()])),
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!(%error, %path, "the console's file is full and cannot be renamed: output is left out");
+            }
+        }
     }
 
     /// The system call that ended the process, if one did.
@@ -178,8 +308,24 @@ impl VmProcess {
             let _ = self.ended_by.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
         }
         // Where the process does not read, it is killed later.
-        let _ = self.tie.send(&ToVm::End { signal });
+        let _ = self.tie.send(&ToVm::End(signal.map_or(ExitReason::PowerOff, ExitReason::Signal)));
         self.end_within(ENDING);
+    }
+
+    /// Has the VM end for this reason.
+    pub fn end_for(self: &Arc<Self>, reason: ExitReason) {
+        let _ = self.tie.send(&ToVm::End(reason));
+        self.end_within(ENDING);
+    }
+
+    /// Has the VM do what `signal` asks for. One that does not read is killed later.
+    pub(super) fn signal(&self, signal: i32) {
+        let _ = self.tie.send(&ToVm::Signal(signal));
+    }
+
+    /// Whether the process has opened all that it needs, and hears what it is told.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::SeqCst)
     }
 
     /// Asks for a disk to be put into a slot, which is answered by [`FromVm::Slot`].
@@ -222,7 +368,24 @@ impl VmProcess {
         for helper in self.helpers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             helper.kill_group();
         }
+        // Where it has not ended, it may still listen.
+        if code.is_some() {
+            self.sockets.iter().for_each(|socket| devices::socket::remove_left(socket));
+        }
+        if let Some(outside) = &self.outside {
+            // What it says goes with the group.
+            if outside.is_out_of_memory() {
+                self.is_out_of_memory.store(true, Ordering::SeqCst);
+            }
+            outside.end();
+        }
         code
+    }
+
+    /// Whether the kernel ended one of its processes, as they used more memory than they can need. It is known when the
+    /// process was waited for.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.is_out_of_memory.load(Ordering::SeqCst)
     }
 }
 
@@ -234,12 +397,20 @@ pub struct Files {
     pub ends: Vec<u64>,
 }
 
+impl AsFd for VmProcess {
+    /// Readable when it says something, or has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tie.as_fd()
+    }
+}
+
 /// The line for the user about a process that was ended by a system call.
-fn of_violation(violation: &Violation) -> String {
+fn of_violation(violation: &Violation) -> Failure {
     let Violation { thread, call } = violation;
     let name = jail::seccomp::name(*call).map_or_else(|| format!("number {call}"), str::to_owned);
-    format!(
+    let text = format!(
         "its process was ended, as its thread {thread} made the system call {name}, which no VM needs: the guest may have \
          attacked it, or mvm has a fault (SECURITY.md says how to report it; --jail off runs without this check)"
-    )
+    );
+    Failure { text, fault: Fault::Guest }
 }

@@ -3,17 +3,26 @@
 use jail::Report;
 use serde::{Deserialize, Serialize};
 
+use crate::console::FileIdentity;
+use crate::{ExitReason, VmError};
+
 /// What the keeper says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToVm {
-    /// End at once: what the guest was for is done, or this signal ends it.
-    End { signal: Option<i32> },
+    /// End at once, for this reason.
+    End(ExitReason),
+    /// Do what this signal asks for: the power button first, force then.
+    Signal(i32),
     /// Put a disk into a slot. Its open files come with the message; they follow each other up to these places.
     Insert { number: u64, slot: usize, read_only: bool, ends: Vec<u64> },
     /// Take the disk out of a slot.
     Eject { number: u64, slot: usize },
     /// Here is the next file of the console's log.
     Log,
+    /// Here is the next file of `--console FILE`.
+    Console,
+    /// The processes that serve devices are as they have to be: the guest may run.
+    Run,
 }
 
 /// What the VM's process says. A guest that has taken it over may say anything.
@@ -21,10 +30,14 @@ pub enum ToVm {
 pub enum FromVm {
     /// Its power button was pressed.
     Pressed,
+    /// It is built, and runs from now on.
+    Built,
+    /// Its console has printed the text that is waited for.
+    Printed,
     /// The VM has ended.
     Ended(VmEnd),
-    /// It could not be built: a line for the user.
-    Failed(String),
+    /// It could not be built, or was ended by force.
+    Failed(Failure),
     /// What was asked of a slot was done, or why not.
     Slot {
         /// Which request.
@@ -44,20 +57,57 @@ pub enum Message {
         /// The groups.
         helpers: Vec<u32>,
     },
+    /// The VM is built, and waits for [`ToVm::Run`], as processes serve its devices.
+    Ready,
     /// The console's log has grown: another file is to take its place.
     NewLog,
     /// It is filled, and can take its place.
     LogFilled,
+    /// The file of `--console FILE` has grown, which is this one: another one is to take its place.
+    NewConsole(FileIdentity),
     /// What is passed on.
     #[serde(untagged)]
     Said(FromVm),
 }
 
+/// Why a VM's process did not run it to an end of the VM's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// A line for the user.
+    pub text: String,
+    /// Whose fault it is.
+    pub fault: Fault,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// What was asked for can't work.
+    User,
+    /// The host can't do it.
+    Host,
+    /// The guest has attacked the process.
+    Guest,
+}
+
+impl Failure {
+    pub(super) fn host(doing: &'static str) -> impl Fn(std::io::Error) -> Self {
+        move |error| Self { text: format!("cannot {doing}: {error}"), fault: Fault::Host }
+    }
+}
+
+impl From<VmError> for Failure {
+    fn from(error: VmError) -> Self {
+        let fault = if error.is_the_hosts() { Fault::Host } else { Fault::User };
+        Self { text: devices::log::chain(&error), fault }
+    }
+}
+
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmEnd {
-    /// The guest powered off, or what it was for was done.
-    pub is_power_off: bool,
+    /// Why; `None` where its process ended without a word.
+    pub reason: Option<ExitReason>,
     /// The signal that ended it.
     pub signal: Option<i32>,
     /// How it ended, in words.
@@ -65,4 +115,23 @@ pub struct VmEnd {
     /// When each phase of the start was reached, as `vmm::Timeline::nanoseconds`.
     #[serde(default)]
     pub timing: Vec<u64>,
+}
+
+impl VmEnd {
+    /// An end for `reason`, with the phases of the start in `timing`.
+    pub(super) fn of(reason: ExitReason, timing: Vec<u64>) -> Self {
+        let signal = if let ExitReason::Signal(signal) = &reason { Some(*signal) } else { None };
+        let text = reason.hint().map_or_else(|| reason.to_string(), |hint| format!("{reason}; {hint}"));
+        Self { reason: Some(reason), signal, text, timing }
+    }
+
+    /// That of a VM whose process has not said how it ended, `signal` being what it was told to end by.
+    pub fn without_a_word(signal: Option<i32>, text: String) -> Self {
+        Self { reason: None, signal, text, timing: Vec::new() }
+    }
+
+    /// Whether the guest powered off, or what it was for was done.
+    pub fn is_power_off(&self) -> bool {
+        self.reason == Some(ExitReason::PowerOff)
+    }
 }

@@ -1,10 +1,12 @@
 //! The process of a VM, which is a copy of the one that keeps it: that one has the user's terminal, signals, files and
 //! records, this one KVM, the guest's memory and the devices.
 
+mod foreground;
 mod keeper_side;
 mod messages;
 mod slots;
 mod vm_side;
 
-pub use keeper_side::{Files, JAIL, Split, VmProcess};
-pub use messages::{FromVm, VmEnd};
+pub use foreground::{Keeping, Outcome, Progress};
+pub use keeper_side::{Files, Order, Split, User, VmProcess};
+pub use messages::{Failure, Fault, FromVm, VmEnd};

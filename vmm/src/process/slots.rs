@@ -32,7 +32,7 @@ pub(super) fn serve_slots(slots: Slots, tie: Arc<Tie>) -> io::Result<SyncSender<
                     let eject = |slot: BlockHandle| slot.eject().map_err(|error| devices::log::chain(&error));
                     (number, slot_of(&slots, slot).and_then(eject))
                 }
-                ToVm::End { .. } | ToVm::Log => continue,
+                ToVm::End(_) | ToVm::Signal(_) | ToVm::Log | ToVm::Console | ToVm::Run => continue,
             };
             // The keeper has gone, if this fails.
             let _ = tie.send(&FromVm::Slot { number, failure: done.err() });

@@ -15,10 +15,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::log::say;
-use instance::{RemovalWatch, Signals, name_of};
+use instance::{Signals, name_of};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
+pub(crate) use self::policy::SAME_REQUEST;
 pub use self::policy::{Limits, Request};
 
 use self::policy::{Policy, Step};
@@ -45,8 +46,6 @@ pub(crate) struct Target {
     background: Background,
     /// The background thread has been asked to resume the VM and has not yet.
     resuming: Arc<AtomicBool>,
-    /// Until the removal of the VM's directory has been reported, or the VM has ended.
-    removal: Option<RemovalWatch>,
 }
 
 impl Target {
@@ -58,12 +57,7 @@ impl Target {
         pauser: Arc<Pauser>,
         background: Background,
     ) -> Self {
-        Self { exit, button, pauser, background, resuming: Arc::default(), removal: None }
-    }
-
-    /// The same, whose directory's removal is said.
-    pub(crate) fn in_directory(self, removal: Option<RemovalWatch>) -> Self {
-        Self { removal, ..self }
+        Self { exit, button, pauser, background, resuming: Arc::default() }
     }
 }
 
@@ -194,7 +188,6 @@ impl Worker {
                 return;
             }
             self.look_for_end(now);
-            self.look_for_directory();
             let taken = self.signals.iter().flat_map(|signals| std::iter::from_fn(|| signals.next()));
             inbox.messages.extend(taken.map(Message::Signal));
             for message in inbox.messages {
@@ -232,7 +225,6 @@ impl Worker {
         // Once the end is seen, it is not waited for again.
         if let Some(target) = self.target.as_ref().filter(|_| self.end.is_none()) {
             fds.push(PollFd::from_borrowed_fd(target.exit.ended(), PollFlags::IN));
-            fds.extend(target.removal.as_ref().map(|removal| PollFd::new(removal, PollFlags::IN)));
         }
         // Interrupted or failed, what there is to do is looked for all the same.
         let _ = poll(&mut fds, timeout.as_ref());
@@ -340,23 +332,9 @@ impl Worker {
         }
     }
 
-    fn look_for_directory(&mut self) {
-        let Some(target) = self.target.as_mut().filter(|_| self.end.is_none()) else { return };
-        if let Some(watch) = target.removal.take_if(|watch| watch.is_removed()) {
-            tracing::warn!(
-                "{} was removed: the VM runs on, but other commands do not find it any more; end it from its console or by \
-                 `kill {}`, and keep the next one where nothing is removed, by --runtime-dir DIR",
-                watch.directory().display(),
-                std::process::id()
-            );
-        }
-    }
-
     fn look_for_end(&mut self, now: Instant) {
-        let Some(target) = &mut self.target else { return };
+        let Some(target) = &self.target else { return };
         let Some(reason) = target.exit.reason() else { return };
-        // Closed while the VM's parts are still there, it is not the last descriptor, whose close would take its time.
-        target.removal = None;
         if self.end.is_none() {
             let patience = if reason.is_forced() { FORCED_END } else { ORDERLY_END };
             self.end = Some(now + patience);

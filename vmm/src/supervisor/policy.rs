@@ -7,7 +7,7 @@ use crate::{TimeLimit, VmConfig};
 
 /// Signals that come closer together than this are one request: timeout(1) signals its child and then its process
 /// group, and a terminal signals a whole process group.
-pub(super) const SAME_REQUEST: Duration = Duration::from_secs(1);
+pub(crate) const SAME_REQUEST: Duration = Duration::from_secs(1);
 /// How often the button is pressed again until the VM ends: what listens to it may not have started yet.
 const PRESS_AGAIN: Duration = Duration::from_secs(1);
 

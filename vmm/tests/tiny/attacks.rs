@@ -230,7 +230,7 @@ fn attempt(
             // As one of a user who has logged in.
             call!(SYS_prctl, libc::PR_SET_DUMPABLE, 1);
         }
-        resources.confine(Mode::BestEffort, writer.into()).unwrap();
+        resources.confine(Mode::BestEffort, super::machine::alone(), writer.into()).unwrap();
         let mut attack = move || {
             let result = attack(&target);
             outcome_writer.write_all(if result < 0 { b"f" } else { b"s" }).unwrap();

@@ -204,7 +204,7 @@ fn a_triple_fault_says_which_vcpu_and_where() {
             assert!([Some(LOAD_ADDRESS + FAULT), None].contains(&at), "{at:x?}");
             // It has said nothing.
             assert!(
-                hint.is_some_and(|hint| hint.contains("--kernel") && hint.contains("--memory")),
+                hint.as_ref().is_some_and(|hint| hint.contains("--kernel") && hint.contains("--memory")),
                 "{hint:?}"
             );
         }

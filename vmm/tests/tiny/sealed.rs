@@ -149,7 +149,7 @@ fn in_a_process_of_its_own(run: impl FnOnce(io::PipeWriter)) {
 fn run_confined(config: &VmConfig, identity: &Identity, reports: io::PipeWriter) {
     let frontend = Frontend::of_process(&config.console).unwrap();
     let mut resources = vmm::open(config, identity, None).unwrap();
-    let report = resources.confine(jail::Mode::BestEffort, reports.into()).unwrap();
+    let report = resources.confine(jail::Mode::BestEffort, super::machine::alone(), reports.into()).unwrap();
     let lacking: Vec<_> = report.missing().collect();
     if !lacking.is_empty() {
         eprintln!("not all of the jail is there: {lacking:?}");
