@@ -161,7 +161,7 @@ mod tests {
     #[case("cpus = true", "line 1: cpus: invalid value (boolean true): write a number, as in 1.5")]
     #[case("memory = 512", "line 1: memory: write it in quotes, \"512\"")]
     #[case("storage-opt = '20G'", "line 1: storage-opt: invalid storage option \"20G\"")]
-    #[case("network = 'host'", "line 1: network: unknown network \"host\"")]
+    #[case("network = 'host'", "line 1: network: network \"host\": each container's VM")]
     #[case("jail = 'on'", "line 1: jail: invalid jail mode \"on\": use off, best-effort, strict")]
     fn errors_name_the_line_and_the_key(#[case] text: &str, #[case] expected: &str) {
         let error = parsed(text).unwrap_err();
