@@ -169,7 +169,7 @@ mod tests {
     #[case("cpus = true", "line 1: cpus: invalid value (boolean true): write a number, as in 1.5")]
     #[case("memory = 512", "line 1: memory: write it in quotes, \"512\"")]
     #[case("storage-opt = '20G'", "line 1: storage-opt: invalid storage option \"20G\"")]
-    #[case("network = 'host'", "line 1: network: unknown network \"host\"")]
+    #[case("network = 'host'", "line 1: network: network \"host\": each container's VM")]
     #[case("jail-ids = '0-9'", "line 1: jail-ids: invalid range of IDs 0-9: 0 is the ID of root")]
     #[case("jail-ids = '7-7'", "line 1: jail-ids: invalid range of IDs 7-7: use two or more")]
     #[case("jail-ids = 100000", "line 1: jail-ids: write it in quotes, \"100000\"")]

@@ -108,6 +108,7 @@ impl ExecCommand {
         };
         let vm = targets::find(&Registry::of_user(), &self.container)
             .map_err(|failure| targets::message(&self.container, &failure))?;
+        targets::check_guest(&self.container, &vm)?;
         let host = |what: &'static str| move |error: io::Error| format!("cannot {what}: {error}");
         instance::ignore_limits_and_terminal();
         // The command gets them.
@@ -189,7 +190,7 @@ impl Failure {
             _ => exit_code::FAILURE,
         };
         let message = match matches!(error, ExecError::Connection(_)) && targets::is_paused(vm) {
-            true => format!("{name}: it is paused: `mvm resume {name}`"),
+            true => targets::paused(name),
             false => format!("{name}: {}", chain(error)),
         };
         Self { code, message }

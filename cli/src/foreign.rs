@@ -37,7 +37,10 @@ const COMMANDS: &[(Words, &str)] = &[
         "images are built by docker, podman or buildah; `mvm load` and `mvm pull` take them",
     ),
     (&["search"], "registries are searched on their web sites; `mvm pull IMAGE` takes an image"),
-    (&["compose"], "containers have no network of several yet: use `mvm run -d` for each of them"),
+    (
+        &["compose"],
+        "use `mvm run -d` for each container; those that reach each other go into one pod: `mvm pod --help`",
+    ),
     (&["snapshot", "restore"], "snapshots are not supported yet; `mvm pause NAME` pauses a VM"),
     (&["metrics"], "use `mvm stats`, or GET /metrics on the VM's control socket"),
     (&["network"], "networks are options: `mvm run --network user`, `mvm boot --net user`"),

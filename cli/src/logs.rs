@@ -40,7 +40,7 @@ pub struct LineArguments {
     pub follow: bool,
 
     /// Print the last lines only: a number, or all
-    #[arg(long, short = 'n', value_name = "N", default_value = "all", value_parser = tail)]
+    #[arg(long, short = 'n', value_name = "N", default_value = "all", allow_negative_numbers = true, value_parser = tail)]
     tail: Tail,
 
     /// Print the time of each line
@@ -133,7 +133,7 @@ impl LogsCommand {
             return Err(io::Error::other(line));
         }
         // One that was only created has written nothing yet.
-        if kept.entry.started.is_none() && !kept.is_running && !self.lines.follow && !kept.output().exists() {
+        if kept.entry.started.is_none() && !kept.is_running && !kept.output().exists() {
             return Ok(());
         }
         let mut reader = self.lines.open(kept)?;

@@ -27,11 +27,14 @@ pub struct RenameCommand {
 impl RenameCommand {
     /// Gives a container or VM another name, whether it runs or not.
     pub fn run(self) -> ExitCode {
-        let renamed = targets::kept(&self.container)
-            .and_then(|kept| Archive::of_user()?.rename(&kept.entry.id, &self.name));
+        let renamed = targets::kept(&self.container).and_then(|kept| {
+            Archive::of_user()?.rename(&kept.entry.id, &self.name)?;
+            Ok(kept.entry.name)
+        });
         match renamed {
-            Ok(()) => {
-                events::note_of(self.name.as_str(), "rename", &[("oldName", &self.container)]);
+            Ok(earlier) => {
+                let earlier = earlier.as_ref().map_or("", VmName::as_str);
+                events::note_of(self.name.as_str(), "rename", &[("oldName", earlier)]);
                 exit_code::SUCCESS.into()
             }
             Err(error) => complain_of(&self.container, &error.into()).into(),

@@ -196,6 +196,21 @@ pub fn is_paused(vm: &Running) -> bool {
     }
 }
 
+/// Refuses what the guest would have to answer where its VM is paused: that would wait for its deadline. `name` is what
+/// the user wrote for `vm`, which is a VM or a container, also of a pod.
+pub fn check_guest(name: &str, vm: &Running) -> Result<(), String> {
+    match container::pod_directory(&vm.directory) {
+        Some(pod) if is_vm_paused(&pod) => Err(message(name, &Failure::PodPaused)),
+        None if is_vm_paused(&vm.directory) => Err(paused(name)),
+        _ => Ok(()),
+    }
+}
+
+/// That `name` is paused, for the user.
+pub fn paused(name: &str) -> String {
+    format!("{name}: it is paused: `mvm resume {name}`")
+}
+
 /// Whether the VM whose directory that is is paused, as far as it says so.
 pub fn is_vm_paused(directory: &Path) -> bool {
     state(directory) == Some(State::Paused)

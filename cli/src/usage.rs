@@ -97,6 +97,11 @@ fn explain(error: &clap::Error, subcommand: Option<&Command>, command: &str) -> 
             // The best one comes last.
             let similar =
                 texts(ContextKind::SuggestedSubcommand).pop().filter(|similar| is_near(&word, similar));
+            let is_shown = |similar: &String| {
+                let commands = Cli::command();
+                !commands.find_subcommand(similar).is_some_and(Command::is_hide_set)
+            };
+            let similar = similar.filter(is_shown);
             let similar = similar.unwrap_or_default();
             match foreign::command(&word) {
                 Some(advice) => format!("unknown command {word:?}: {advice}"),
@@ -171,6 +176,12 @@ fn of_value(cause: &(dyn std::error::Error + 'static), value: &str) -> String {
 fn unknown_argument(command: &str, argument: &str, similar: &str) -> String {
     if let Some(advice) = foreign::option(command, argument) {
         return format!("unknown option {argument}: {advice}");
+    }
+    if argument.strip_prefix('-').is_some_and(|number| number.parse::<f64>().is_ok()) {
+        return format!(
+            "unknown option {argument}: where it is the value of an option, write it behind =, as in \
+             --OPTION={argument}"
+        );
     }
     if !argument.starts_with('-') {
         return match command {

@@ -50,6 +50,9 @@ fn one_that_is_created_is_listed_and_kept_and_removed() {
 fn one_that_can_not_start_says_why_and_stays() {
     let host = Host::new();
     let id = host.said(&["create", "--name", "web", "--network", "none", "tiny"]);
+    // It has written nothing yet.
+    assert_eq!(host.said(&["logs", "-f", "web"]), "");
+    assert_eq!(host.said(&["logs", "--tail", "-1", "web"]), "");
     let (code, said) = host.fails(&["start", "web"]);
     assert!(code == Some(1) && said.contains("web: "), "{said}");
     let state = "{{.State.Status}} {{.State.ExitCode}} {{ne .State.Error \"\"}}";
@@ -57,6 +60,7 @@ fn one_that_can_not_start_says_why_and_stays() {
     // Of one that no command could have seen, nothing is left.
     host.fails(&["run", "-d", "--network", "none", "tiny"]);
     assert_eq!(host.said(&["ps", "-aq"]), id);
+    assert_eq!(host.said(&["ps", "-aq", "--no-trunc"]), id);
     assert_eq!(host.mvm(&["start", "web", "nosuch"]).status.code(), Some(1));
 }
 
@@ -127,7 +131,7 @@ fn what_happens_is_noted_and_limits_are_changed() {
     assert!(code == Some(1) && said.contains("--memory-reservation is more than --memory"), "{said}");
     // One that was never started is not started by the policy.
     assert_eq!(host.said(&["system", "restore"]), "");
-    host.said(&["rename", "web", "new"]);
+    host.said(&["rename", &id[..6], "new"]);
     host.said(&["rm", "new"]);
     let events =
         |arguments: &[&str]| host.said(&[&["events", "--since", "1h", "--until", "0s"], arguments].concat());
@@ -138,9 +142,9 @@ fn what_happens_is_noted_and_limits_are_changed() {
         all.lines().all(|line| line.contains(&id) && line.contains("a=b") && line.contains("image=tiny")),
         "{all}"
     );
-    let form = "{{.Action}} {{.Actor.Attributes.name}} {{.ID}}";
+    let form = "{{.Action}} {{.Actor.Attributes.oldName}} {{.Actor.Attributes.name}} {{.ID}}";
     let renamed = events(&["--filter", "event=rename", "--format", form]);
-    assert_eq!(renamed, format!("rename new {id}"));
+    assert_eq!(renamed, format!("rename web new {id}"));
     let json = events(&["--filter", "container=web", "--format", "json"]);
     assert_eq!(json.lines().count(), 2, "{json}");
     for line in json.lines() {

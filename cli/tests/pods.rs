@@ -55,7 +55,7 @@ fn a_pod_is_made_and_listed_with_its_containers_and_removed() {
         "{line}"
     );
     // Names are for pods and containers alike.
-    assert!(host.fails(&["create", "--name", "web", "tiny"]).1.contains("the name web is in use"));
+    assert!(host.fails(&["create", "--name", "web", "tiny"]).1.contains("or `mvm pod rm -f web`"));
     assert!(host.fails(&["pod", "create", "app"]).1.contains("the name app is in use"));
     assert_eq!(host.said(&["pod", "rm", "-f", "web", "gone"]), id);
     assert_eq!((host.said(&["pod", "ps", "-q"]), host.said(&["ps", "-aq"])), (String::new(), String::new()));

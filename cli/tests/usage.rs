@@ -52,7 +52,8 @@ fn options_of_containers_are_checked() {
         ("run --oom-score-adj 9999 y", "invalid number \"9999\": use -1000 to 1000"),
         ("run -c x y", "invalid number \"x\": use a whole one"),
         ("run --isolation x y", "a VM of its own"),
-        ("run --network host x", "unknown network \"host\": use `user` (the host's networks)"),
+        ("run --network mynet x", "unknown network \"mynet\": use `user` (the host's networks)"),
+        ("run --network host x", "use `user,host` to reach the host's loopback"),
         ("run --network bridge=br0 x", "bridge=br0 needs the container's address"),
         ("run --network tap=t,ip=10.0.0.2 x", "invalid address \"10.0.0.2\""),
         ("run -p 80/sctp x", "unknown protocol \"sctp\""),
@@ -205,6 +206,10 @@ fn words_of_other_programs_are_answered_with_the_word_to_use() {
 fn wrong_arguments_say_what_to_write() {
     check(&[
         ("boost", "unknown command \"boost\": did you mean boot?"),
+        // Near to a command that is not for users.
+        ("docker", "unknown command \"docker\"; see `mvm --help`"),
+        ("compose up", "those that reach each other go into one pod"),
+        ("stop --time -1 x", "unknown option -1: where it is the value of an option, write it behind ="),
         ("frobnicate", "unknown command \"frobnicate\"; see `mvm --help`"),
         ("boot --kernle x", "unknown option --kernle: did you mean --kernel?"),
         ("boot --frobnicate", "unknown option --frobnicate; see `mvm boot --help`"),

@@ -61,6 +61,9 @@ impl FromStr for NetworkOption {
             "none" => return Ok(Self::None),
             "user" | "bridge" | "default" => return Ok(Self::User { reaches_host: false }),
             "user,host" => return Ok(Self::User { reaches_host: true }),
+            // Docker's others.
+            "host" => return Err(OptionsError::OthersNetwork(text.to_owned())),
+            _ if text.starts_with("container:") => return Err(OptionsError::OthersNetwork(text.to_owned())),
             _ => {}
         }
         let mut words = text.split(',');
@@ -232,9 +235,9 @@ mod tests {
 
     #[rstest]
     #[case("", "unknown network \"\"")]
-    #[case("host", "unknown network \"host\"")]
+    #[case("host", "use `user,host` to reach the host's loopback")]
     #[case("mynet", "unknown network \"mynet\"")]
-    #[case("container:web", "unknown network")]
+    #[case("container:web", "and a pod for containers that share a network")]
     #[case("tap=", "invalid interface name \"\"")]
     #[case("tap=a/b,ip=10.0.0.2/8", "invalid interface name \"a/b\"")]
     #[case("tap=tap0", "needs the container's address")]

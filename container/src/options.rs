@@ -210,6 +210,12 @@ pub enum OptionsError {
          `tap=NAME` or `bridge=NAME` with `,ip=ADDRESS/PREFIX`"
     )]
     Network(String),
+    /// A network of docker's that a VM can't have.
+    #[error(
+        "network {0:?}: each container's VM has a network of its own: use `user,host` to reach the host's loopback, \
+         and a pod for containers that share a network (`mvm pod --help`)"
+    )]
+    OthersNetwork(String),
     /// A word behind a tap or a bridge.
     #[error("unknown word {0:?} of --network: use ip=ADDRESS/PREFIX and gateway=ADDRESS")]
     NetworkWord(String),

@@ -280,9 +280,11 @@ impl Passed {
             let _ = poll(&mut fds, None);
             if !is_stopped && fds.first().is_some_and(|fd| !fd.revents().is_empty()) {
                 is_stopped = true;
-                let _ = self.stop.read(&mut [0]);
-                let request = Request::Signal { container: self.container.clone(), signal: self.stop_signal };
-                self.pass(&requests, request, libc::SIGTERM);
+                if is_asked(&mut self.stop) {
+                    let container = self.container.clone();
+                    let request = Request::Signal { container, signal: self.stop_signal };
+                    self.pass(&requests, request, libc::SIGTERM);
+                }
             }
             while let Some(signal) = self.signals.as_ref().and_then(Signals::next) {
                 asked += u32::from(ENDING.contains(&signal));
@@ -311,6 +313,11 @@ impl Passed {
     }
 }
 
+/// Whether a byte asks the container to end. The pipe ends without one when the VM has ended, which answers nothing then.
+fn is_asked(stop: &mut PipeReader) -> bool {
+    stop.read(&mut [0]).is_ok_and(|count| count > 0)
+}
+
 /// Sends a request on `connection`, which is made if there is none, to the agent behind the socket at `path`.
 fn pass(path: &Path, connection: &mut Option<Connection>, request: &Request) {
     if connection.is_none() {
@@ -330,5 +337,21 @@ fn pass(path: &Path, connection: &mut Option<Connection>, request: &Request) {
             "cannot pass a request on to the container"
         );
         *connection = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_vm_asks_an_ended_container_for_nothing() {
+        let (mut stop, mut asked) = io::pipe().unwrap();
+        asked.write_all(&[1]).unwrap();
+        assert!(is_asked(&mut stop));
+        drop(asked);
+        assert!(!is_asked(&mut stop));
     }
 }

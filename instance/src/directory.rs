@@ -48,10 +48,11 @@ impl Instance {
     /// [`InstanceError`]; nothing is left behind.
     pub fn claim(identity: &Identity, summary: Summary) -> Result<Self, InstanceError> {
         if let Some(name) = &identity.name
-            && let Some(id) = Archive::of_user().ok().and_then(|archive| archive.owner_of(name))
+            && let Ok(archive) = Archive::of_user()
+            && let Some(id) = archive.owner_of(name)
             && identity.id.as_ref() != Some(&id)
         {
-            return Err(InstanceError::NameKept { name: name.clone(), id: id.to_string() });
+            return Err(archive.name_kept(name, &id));
         }
         Self::claim_at(Registry::of_user(), identity, summary)
     }

@@ -72,20 +72,22 @@ pub use volumes::{
 #[derive(Debug, Error)]
 pub enum InstanceError {
     /// The name belongs to a VM that runs.
-    #[error("the name {name} is in use by {id}: give another --name, or `mvm stop {name}`")]
+    #[error("the name {name} is in use by {id}: use another one, or `mvm stop {name}`")]
     NameTaken {
         /// The name.
         name: VmName,
         /// Whose it is.
         id: String,
     },
-    /// The name belongs to a VM or container that is kept.
-    #[error("the name {name} is in use by {id}: give another --name, or `mvm rm -f {name}`")]
+    /// The name belongs to a VM, container or pod that is kept.
+    #[error("the name {name} is in use by {id}: use another one, or `{removal} -f {name}`")]
     NameKept {
         /// The name.
         name: VmName,
         /// Whose it is.
         id: String,
+        /// The command that removes it.
+        removal: &'static str,
     },
     /// What is kept has no place.
     #[error("cannot find a directory for data: set HOME or MVM_DATA_DIR to an absolute path")]

@@ -105,6 +105,7 @@ impl Opened {
         }
         let vm = targets::find(&Registry::of_user(), &word);
         let vm = vm.map_err(|failure| targets::message(&word, &failure))?;
+        targets::check_guest(&word, &vm)?;
         let files = Files::of(&vm.directory, vm.record.id.as_str()).map_err(|error| line(&error))?;
         Ok(Self { files, word, entry, reached: Reached::Running(Box::new(vm)) })
     }
@@ -113,6 +114,7 @@ impl Opened {
     fn of_vm(word: &str) -> Result<Self, String> {
         let vm = targets::find(&Registry::of_user(), word);
         let vm = vm.map_err(|failure| targets::message(word, &failure))?;
+        targets::check_guest(word, &vm)?;
         let files = Files::of(&vm.directory, vm.record.id.as_str());
         let files = files.map_err(|error| format!("{word}: {}", chain(&error)))?;
         Ok(Self { files, word: word.to_owned(), entry: None, reached: Reached::Guest(Box::new(vm)) })
@@ -155,7 +157,7 @@ impl Opened {
             Reached::Running(vm) | Reached::Guest(vm)
                 if matches!(error, FilesError::Connection(_)) && targets::is_paused(vm) =>
             {
-                format!("{name}: it is paused: `mvm resume {name}`")
+                targets::paused(name)
             }
             _ => format!("{name}: {}", chain(error)),
         }

@@ -97,7 +97,7 @@ pub struct PsCommand {
     /// Do not shorten the table to the terminal's width
     ///
     /// On a terminal, what does not fit is cut. Output to a file or pipe is cut at commands only.
-    #[arg(long, conflicts_with_all = ["json", "quiet"])]
+    #[arg(long, conflicts_with = "json")]
     no_trunc: bool,
 }
 

@@ -43,7 +43,7 @@ enum Command {
     /// Remove volumes
     #[command(alias = "remove")]
     Rm(RmCommand),
-    /// Remove volumes that no container uses
+    /// Remove anonymous volumes that no container uses
     Prune(PruneCommand),
 }
 

@@ -69,7 +69,7 @@ impl Archive {
         if let Some(name) = &entry.name
             && let Some(id) = self.owner_of(name)
         {
-            return Err(InstanceError::NameKept { name: name.clone(), id: id.to_string() });
+            return Err(self.name_kept(name, &id));
         }
         let directory = self.directory(&entry.id);
         place::create_private(&directory).map_err(InstanceError::directory("make", &directory))?;
@@ -159,7 +159,7 @@ impl Archive {
         let _lock = self.lock()?;
         let kept = self.read(id)?;
         if let Some(owner) = self.owner_of(name) {
-            return Err(InstanceError::NameKept { name: name.clone(), id: owner.to_string() });
+            return Err(self.name_kept(name, &owner));
         }
         let directory = self.directory(id);
         // What may find no space on the disk comes first, and the name is another one when all is there that finds it.
@@ -259,6 +259,13 @@ impl Archive {
             // One that can't be read keeps its name.
             Err(_) => has_record(&self.directory(&id)).then_some(id),
         }
+    }
+
+    /// That `name` belongs to `owner`.
+    pub(crate) fn name_kept(&self, name: &VmName, owner: &VmId) -> InstanceError {
+        let is_pod = self.read(owner).is_ok_and(|kept| kept.entry.kind == Kind::Pod);
+        let removal = if is_pod { "mvm pod rm" } else { "mvm rm" };
+        InstanceError::NameKept { name: name.clone(), id: owner.to_string(), removal }
     }
 
     /// All that are kept, the oldest first, and what is wrong with those that can't be read.

@@ -126,9 +126,10 @@ fn a_name_belongs_to_one_whether_it_runs_or_not() {
     let taken = || archive.add(entry(2, Some("web"))).err().unwrap().to_string();
     assert!(taken().contains("the name web is in use by 010101010101"), "{}", taken());
     drop(keep);
-    assert!(taken().contains("mvm rm -f web"));
+    assert!(taken().contains("`mvm rm -f web`"));
     assert!(archive.remove(&VmId::from_bytes([1; 6]), true).unwrap());
-    archive.add(entry(2, Some("web"))).unwrap();
+    drop(archive.add(Entry { kind: Kind::Pod, ..entry(3, Some("web")) }).unwrap());
+    assert!(taken().contains("`mvm pod rm -f web`"), "{}", taken());
 }
 
 #[test]
