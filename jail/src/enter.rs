@@ -138,7 +138,6 @@ pub(crate) mod tests {
     use rustix::io::Errno;
 
     use super::*;
-    use crate::rule;
     use crate::seccomp::Rule;
 
     const JAIL: Jail = Jail { mode: Mode::BestEffort, files: 100, data: Some(64 << 20) };
@@ -266,16 +265,47 @@ pub(crate) mod tests {
     /// Calls that a host does not have or allow, how they fail there, and the layers that it lacks for that.
     type OldHost = (&'static [Rule], Errno, &'static [Layer]);
 
+    const fn unknown(name: &'static str, call: i64, why: &'static str) -> Rule {
+        Rule { name, call, arguments: &[], why }
+    }
+
     const OLD_HOSTS: &[OldHost] = &[
-        (&[rule!(landlock_create_ruleset: "Linux before 5.13")], Errno::NOSYS, &[Layer::Landlock]),
-        (&[rule!(landlock_create_ruleset: "lsm= without landlock")], Errno::OPNOTSUPP, &[Layer::Landlock]),
-        (&[rule!(unshare: "a container's filter")], Errno::PERM, &[Layer::Namespaces, Layer::Root]),
-        (&[rule!(unshare: "no CONFIG_USER_NS")], Errno::INVAL, &[Layer::Namespaces, Layer::Root]),
-        (&[rule!(unshare: "user.max_user_namespaces")], Errno::NOSPC, &[Layer::Namespaces, Layer::Root]),
-        (&[rule!(mount: "a security module")], Errno::ACCESS, &[Layer::Root]),
-        (&[rule!(pivot_root: "a root that is a ramfs")], Errno::INVAL, &[Layer::Root]),
         (
-            &[rule!(unshare: "a container's filter"), rule!(landlock_create_ruleset: "the same")],
+            &[unknown("landlock_create_ruleset", libc::SYS_landlock_create_ruleset, "Linux before 5.13")],
+            Errno::NOSYS,
+            &[Layer::Landlock],
+        ),
+        (
+            &[unknown("landlock_create_ruleset", libc::SYS_landlock_create_ruleset, "lsm= without landlock")],
+            Errno::OPNOTSUPP,
+            &[Layer::Landlock],
+        ),
+        (
+            &[unknown("unshare", libc::SYS_unshare, "a container's filter")],
+            Errno::PERM,
+            &[Layer::Namespaces, Layer::Root],
+        ),
+        (
+            &[unknown("unshare", libc::SYS_unshare, "no CONFIG_USER_NS")],
+            Errno::INVAL,
+            &[Layer::Namespaces, Layer::Root],
+        ),
+        (
+            &[unknown("unshare", libc::SYS_unshare, "user.max_user_namespaces")],
+            Errno::NOSPC,
+            &[Layer::Namespaces, Layer::Root],
+        ),
+        (&[unknown("mount", libc::SYS_mount, "a security module")], Errno::ACCESS, &[Layer::Root]),
+        (
+            &[unknown("pivot_root", libc::SYS_pivot_root, "a root that is a ramfs")],
+            Errno::INVAL,
+            &[Layer::Root],
+        ),
+        (
+            &[
+                unknown("unshare", libc::SYS_unshare, "a container's filter"),
+                unknown("landlock_create_ruleset", libc::SYS_landlock_create_ruleset, "the same"),
+            ],
             Errno::PERM,
             &[Layer::Namespaces, Layer::Root, Layer::Landlock],
         ),
