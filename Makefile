@@ -26,7 +26,7 @@ check: ## check format, lints, docs, words, dependencies, scripts
 
 unit: ## run unit tests, and tiny guests where /dev/kvm exists
 	@tools/need apache2-utils docker-registry erofs-utils fish gdb man-db openssl python3 skopeo strace umoci zsh zstd
-	program=$$(tools/static-build) && MVM_BIN=$$program cargo test --locked --workspace --exclude tests
+	program=$$(tools/static-build) && MVM_BIN=$$program cargo test --locked --workspace --exclude tests --features mvm/attack
 
 fuzz: ## run each fuzz target over its seeds and some seconds more
 	@tools/fuzz

@@ -390,7 +390,7 @@ fn device_nodes_are_for_root_alone() {
 }
 
 /// Somebody who has taken over the process that unpacks.
-#[cfg(debug_assertions)]
+#[cfg(feature = "attack")]
 #[test]
 fn who_unpacks_has_its_directory_and_nothing_else() {
     let fake = Fake::new("sealed");

@@ -18,7 +18,7 @@ mod login;
 mod place;
 #[path = "registry/proxy.rs"]
 mod proxy;
-#[cfg(debug_assertions)]
+#[cfg(feature = "attack")]
 #[path = "registry/sealed.rs"]
 mod sealed;
 #[path = "registry/server.rs"]

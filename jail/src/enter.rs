@@ -147,7 +147,10 @@ impl Report {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use rustix::io::Errno;
+
     use super::*;
+    use crate::seccomp::Rule;
 
     /// A number that no user has.
     const ID: u32 = 2_000_000_123;
@@ -282,5 +285,92 @@ pub(crate) mod tests {
         });
         let is_refused = text.starts_with("--jail strict: this host lacks ") && text.contains("mvm doctor");
         assert!(text == "missing: 0" || is_refused, "{text}");
+    }
+
+    /// Calls that a host does not have or allow, how they fail there, and the layers that it lacks for that.
+    type OldHost = (&'static [Rule], Errno, &'static [Layer]);
+
+    const fn unknown(name: &'static str, call: i64, why: &'static str) -> Rule {
+        Rule { name, call, arguments: &[], why }
+    }
+
+    const OLD_HOSTS: &[OldHost] = &[
+        (
+            &[unknown("landlock_create_ruleset", libc::SYS_landlock_create_ruleset, "Linux before 5.13")],
+            Errno::NOSYS,
+            &[Layer::Landlock],
+        ),
+        (
+            &[unknown("landlock_create_ruleset", libc::SYS_landlock_create_ruleset, "lsm= without landlock")],
+            Errno::OPNOTSUPP,
+            &[Layer::Landlock],
+        ),
+        (
+            &[unknown("unshare", libc::SYS_unshare, "a container's filter")],
+            Errno::PERM,
+            &[Layer::Namespaces, Layer::Root],
+        ),
+        (
+            &[unknown("unshare", libc::SYS_unshare, "no CONFIG_USER_NS")],
+            Errno::INVAL,
+            &[Layer::Namespaces, Layer::Root],
+        ),
+        (
+            &[unknown("unshare", libc::SYS_unshare, "user.max_user_namespaces")],
+            Errno::NOSPC,
+            &[Layer::Namespaces, Layer::Root],
+        ),
+        (&[unknown("mount", libc::SYS_mount, "a security module")], Errno::ACCESS, &[Layer::Root]),
+        (
+            &[unknown("pivot_root", libc::SYS_pivot_root, "a root that is a ramfs")],
+            Errno::INVAL,
+            &[Layer::Root],
+        ),
+        (
+            &[
+                unknown("unshare", libc::SYS_unshare, "a container's filter"),
+                unknown("landlock_create_ruleset", libc::SYS_landlock_create_ruleset, "the same"),
+            ],
+            Errno::PERM,
+            &[Layer::Namespaces, Layer::Root, Layer::Landlock],
+        ),
+    ];
+
+    /// What [`enter`] says to `user` on a host where `calls` fail: the layers that are missing, or the refusal.
+    fn on_old_host(mode: Mode, user: u32, calls: &'static [Rule], error: Errno) -> String {
+        in_a_process(|| {
+            become_user(user);
+            let filter = seccomp::Filter::failing("test", calls, error).unwrap();
+            rustix::thread::set_no_new_privs(true).unwrap();
+            filter.install().unwrap();
+            match enter(Jail { mode, ..JAIL }) {
+                Ok(report) => {
+                    report.missing().map(|(layer, _)| layer.to_string()).collect::<Vec<_>>().join(" ")
+                }
+                Err(error) => error.to_string(),
+            }
+        })
+    }
+
+    #[test]
+    fn an_old_host_lacks_a_layer_and_strict_names_it() {
+        let users: &[u32] = if rustix::process::geteuid().is_root() { &[0, 65534] } else { &[0] };
+        for user in users {
+            let own = on_old_host(Mode::BestEffort, *user, &[], Errno::PERM);
+            for (calls, error, lacks) in OLD_HOSTS {
+                let case = format!("user {user}: {}: {error}", calls[0].why);
+                let missing = on_old_host(Mode::BestEffort, *user, calls, *error);
+                let refusal = on_old_host(Mode::Strict, *user, calls, *error);
+                for layer in Layer::ALL {
+                    let name = layer.to_string();
+                    let is_own = own.split(' ').any(|own| own == name);
+                    let is_missing = missing.split(' ').any(|missing| missing == name);
+                    assert_eq!(is_missing, is_own || lacks.contains(&layer), "{case}: {name} in {missing:?}");
+                    let is_named = refusal.contains(&format!("{name} ("));
+                    assert_eq!(is_named, is_missing, "{case}: {name} in {refusal:?}");
+                }
+                assert!(refusal.starts_with("--jail strict: this host lacks "), "{case}: {refusal}");
+            }
+        }
     }
 }

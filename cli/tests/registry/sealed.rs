@@ -11,7 +11,7 @@ use rstest::rstest;
 use crate::place::{Place, fails, succeeds, text};
 use crate::worker::assets;
 
-/// What the process is asked to try (`cli/src/images/worker/attack.rs`), which no release has.
+/// What the process is asked to try (`cli/src/images/worker/attack.rs`), with the feature `attack`.
 const VARIABLE: &str = "MVM_TEST_ATTACK";
 
 /// Whether this host has a Landlock that mvm uses.
@@ -221,6 +221,13 @@ fn a_release_has_no_attacks() {
     let Some(program) = std::env::var_os("MVM_BIN").filter(|path| Path::new(path).is_file()) else {
         return eprintln!("skipped: MVM_BIN names no release");
     };
-    let program = fs::read(program).unwrap();
-    assert!(!program.windows(VARIABLE.len()).any(|bytes| bytes == VARIABLE.as_bytes()));
+    let has_attacks = |program: &Path| {
+        let program = fs::read(program).unwrap();
+        program.windows(VARIABLE.len()).any(|bytes| bytes == VARIABLE.as_bytes())
+    };
+    assert!(
+        has_attacks(Path::new(env!("CARGO_BIN_EXE_mvm"))),
+        "what is looked for is not in the program with attacks"
+    );
+    assert!(!has_attacks(Path::new(&program)));
 }

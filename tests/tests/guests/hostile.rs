@@ -1,7 +1,7 @@
 //! Containers whose programs are after the VM, the agent, or the host's memory and time.
 
 use std::io::{BufReader, Read};
-use std::process::{Child, ChildStdout, Command, Output};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,11 @@ impl Hostile {
 
     /// Starts as many processes as there can be, which start more all the time.
     fn bomb(&self) {
-        let output = self.mvm(&["exec", "-d", "box", "/tmp/hostile", "bomb"]).output().unwrap();
+        self.start_bomb("bomb");
+    }
+
+    fn start_bomb(&self, name: &str) {
+        let output = self.mvm(&["exec", "-d", "box", "/tmp/hostile", name]).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
     }
 
@@ -88,6 +92,12 @@ const ATTACKS: &[(&str, &str)] = &[
     ("cat /proc/1/environ", "Permission denied"),
     ("ls /proc/1/root/", "Permission denied"),
     ("/tmp/hostile vsock", "Operation not permitted"),
+    ("/tmp/hostile vsock-datagrams", "Operation not permitted"),
+    ("/tmp/hostile vsock-pair", "Operation not permitted"),
+    // By the numbers that 32-bit programs have for the call, which the filter or the kernel does not know.
+    ("/tmp/hostile vsock-x32", " not "),
+    ("/tmp/hostile vsock-32", " not "),
+    ("/tmp/hostile vsock-device", "No such file"),
     ("/tmp/hostile module", "Operation not permitted"),
     ("/tmp/hostile bpf", "Operation not permitted"),
     ("/tmp/hostile mounts", "Operation not permitted"),
@@ -160,6 +170,56 @@ fn a_fork_bomb_without_a_limit_can_be_killed() {
     assert_eq!(code, Some(137), "{}", text(&output.stderr));
     eprintln!("killed within {:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+/// Attacks a container with `options` on what the agent shares with it, while sessions of exec are open. The agent goes on
+/// to answer, with one line where it can't do what is asked, and stops the container.
+fn outlasts(bomb: &str, options: &[&str]) {
+    let mut hostile = Hostile::start(options);
+    let mut sessions: Vec<Child> = (0..8)
+        .map(|_| {
+            let mut command = hostile.mvm(&["exec", "-i", "box", "cat"]);
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    hostile.start_bomb(bomb);
+    for _ in 0..5 {
+        let start = Instant::now();
+        let output = hostile.exec("true");
+        let said = text(&output.stderr);
+        eprintln!("{bomb} {options:?}: exec {} within {:?}: {said}", output.status, start.elapsed());
+        // 137 is a command that was killed for memory.
+        assert!(matches!(output.status.code(), Some(0 | 126 | 137)), "{bomb}: {}: {said}", output.status);
+        assert!(said.lines().count() <= 1, "{bomb}: {said}");
+        assert!(start.elapsed() < PATIENCE, "{bomb}: {:?}", start.elapsed());
+    }
+    let stats = hostile.mvm(&["stats", "--no-stream", "box"]).output().unwrap();
+    assert!(stats.status.success(), "{bomb}: {}", text(&stats.stderr));
+    let stop = hostile.mvm(&["stop", "-t", "30", "box"]).output().unwrap();
+    assert!(stop.status.success(), "{bomb}: {}", text(&stop.stderr));
+    // By itself, or killed where it had no time to.
+    let code = hostile.end();
+    assert!(matches!(code, Some(5 | 137)), "{bomb}: {code:?}");
+    for session in &mut sessions {
+        session.wait().unwrap();
+    }
+}
+
+#[test]
+fn descriptors_that_a_container_takes_are_its_own() {
+    outlasts("descriptors", &[]);
+    outlasts("descriptors", &["--ulimit", "nofile=256"]);
+}
+
+#[test]
+fn memory_that_a_container_takes_is_its_own() {
+    outlasts("much-memory", &[]);
+    outlasts("much-memory", &["-m", "128m"]);
+}
+
+#[test]
+fn processes_that_a_container_makes_are_its_own() {
+    outlasts("bomb", &["--pids-limit", "100"]);
 }
 
 /// Bytes of memory that a process has of its own.

@@ -1,4 +1,5 @@
-//! What somebody would try who has taken this process over. Tests have it try; no release has this.
+//! What somebody would try who has taken this process over. Tests have it try, with the feature `attack`,
+//! which no release has.
 
 use std::fs::{self, File};
 use std::io;

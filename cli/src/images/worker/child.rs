@@ -113,7 +113,7 @@ impl Parent {
 
     fn work(self: &Arc<Self>) -> Result<Done, Failed> {
         let request = lock(&self.request).take().ok_or_else(|| Failed::new("there is no request"))?;
-        #[cfg(debug_assertions)]
+        #[cfg(feature = "attack")]
         super::attack::attempt().map_err(Failed::new)?;
         let client = || {
             let credentials: Arc<dyn CredentialSource> = Arc::new(Asked(Arc::clone(self)));

@@ -9,7 +9,7 @@
 //! Before it reads anything of a stranger's, the process gives up what its job does not need ([`seal`]). Its standard
 //! error is where it reports a system call that it may not make.
 
-#[cfg(debug_assertions)]
+#[cfg(feature = "attack")]
 mod attack;
 mod child;
 mod parent;

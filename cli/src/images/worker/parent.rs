@@ -35,7 +35,7 @@ const ENVIRONMENT: &[&str] = &[
     "RES_OPTIONS",
     "MVM_LOG",
     "RUST_BACKTRACE",
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "attack")]
     super::attack::VARIABLE,
 ];
 /// How long the other process may leave what it is sent unread.
