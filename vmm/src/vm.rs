@@ -122,7 +122,9 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let saver = Arc::new(Saver::new(config, (vm.clone(), facts), pauser.clone(), memory.clone()));
     let background = Background::start().map_err(VmError::host("start a thread"))?;
     let resumes = start.is_saved().then(|| background.clone());
-    let control = Control { power_button, pauser: pauser.clone(), metrics: devices.metrics, listener, meter };
+    let metrics = devices.metrics;
+    let control =
+        Control { power_button, pauser: pauser.clone(), metrics, listener, meter, saver: saver.clone() };
     let server = control.start(config, background, &mut outside, (devices.balloon, devices.disks))?;
     devices.subscribers.extend(server);
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
@@ -251,6 +253,7 @@ struct Control {
     /// The control socket, where the VM has a directory.
     listener: Option<ListeningSocket>,
     meter: ProcessMeter,
+    saver: Arc<Saver>,
 }
 
 impl Control {
@@ -262,7 +265,7 @@ impl Control {
         outside: &mut Outside<'_>,
         (balloon, disks): (Option<BalloonHandle>, Vec<BlockHandle>),
     ) -> Result<Option<Subscriber>, VmError> {
-        let Self { power_button, pauser, metrics, listener, meter } = self;
+        let Self { power_button, pauser, metrics, listener, meter, saver } = self;
         let Outside { identity, frontend, exit, .. } = outside;
         if let Some(supervisor) = &frontend.supervisor {
             let target = Target::new(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
@@ -271,7 +274,8 @@ impl Control {
         let Some(listener) = listener else { return Ok(None) };
         let (identity, config) = ((*identity).clone(), config.clone());
         let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
-        let handle = Arc::new(handle.with_balloon(balloon).with_disks(disks).measured_by(meter));
+        let handle = handle.with_balloon(balloon).with_disks(disks).measured_by(meter).saved_by(saver);
+        let handle = Arc::new(handle);
         let server = ControlServer::new(listener, handle, background)?;
         Ok(Some(Box::new(server)))
     }

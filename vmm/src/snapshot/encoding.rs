@@ -131,3 +131,65 @@ impl<'a> Reader<'a> {
         Ok(Section { kind, version: self.number()?, bytes })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::arch::current::state::VmState;
+
+    fn empty() -> SavedVm {
+        let chips = [0_u8; 4096];
+        let mut state = Vec::new();
+        // No vCPUs, then as many bytes as the controllers and the clock have.
+        state.push(0);
+        state.extend(chips);
+        let machine: VmState = postcard::take_from_bytes(&state).unwrap().0;
+        let device = Section { kind: "a device".into(), version: 3, bytes: b"{}".to_vec() };
+        SavedVm { machine, devices: vec![device], regions: vec![(0, 1 << 20), (1 << 32, 4096)] }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = encode(&empty()).unwrap();
+        let read = decode(&bytes).unwrap();
+        assert_eq!((read.devices, read.regions), (empty().devices, empty().regions));
+        assert_eq!(empty().memory(), (1 << 20) + 4096);
+    }
+
+    #[test]
+    fn what_is_not_whole_is_refused_with_the_reason() {
+        let bytes = encode(&empty()).unwrap();
+        for (what, altered) in [
+            ("does not begin", [b"x", &bytes[1..]].concat()),
+            ("does not begin", Vec::new()),
+            ("ends too early", bytes[..bytes.len() - 1].to_vec()),
+            ("follows its end", [&bytes[..], b"x"].concat()),
+            ("version 2", [&bytes[..8], &2_u32.to_le_bytes(), &bytes[12..]].concat()),
+            ("no version 0", [&bytes[..8], &0_u32.to_le_bytes(), &bytes[12..]].concat()),
+            ("65 sections", [&bytes[..12], &65_u32.to_le_bytes(), &bytes[16..]].concat()),
+            ("section \"memory\"", [&bytes[..12], &0_u32.to_le_bytes()].concat()),
+        ] {
+            let error = decode(&altered).unwrap_err().to_string();
+            assert!(error.contains(what), "{what}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn altered_bytes_are_read_or_refused(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = encode(&empty()).unwrap();
+            for (place, byte) in &changes {
+                let place = place.index(bytes.len());
+                bytes[place] = *byte;
+            }
+            let _ = decode(&bytes);
+            bytes.truncate(cut.index(bytes.len()));
+            prop_assert!(decode(&bytes).is_err());
+        }
+    }
+}

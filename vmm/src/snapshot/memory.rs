@@ -76,6 +76,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        // Each has some MiB to look through.
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn the_file_has_what_the_guest_wrote_and_holes(
             writes in proptest::collection::vec((0..(5_u64 << 20) - 100, proptest::collection::vec(any::<u8>(), 1..100)), 0..40),

@@ -185,6 +185,16 @@ impl Machine {
         Ended { reason, console: console(), timeline, _directory: self.directory }
     }
 
+    /// Why the VM is not built, with all causes.
+    pub(super) fn refusal(self) -> String {
+        let supervisor = supervisor(&self.config);
+        let seen = (supervisor.requests(), Arc::new(Timeline::starting_at(Instant::now())));
+        match build_from((&self.config, &self.identity), self.snapshot, seen) {
+            Ok(_) => panic!("the VM is built"),
+            Err(error) => devices::log::chain(&error),
+        }
+    }
+
     /// Starts the guest with a pipe as its console and waits until it says that it is ready, with one byte.
     pub(super) fn run_until_ready(self) -> Running {
         let mut running = self.run_with_pipe(false);

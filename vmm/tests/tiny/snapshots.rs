@@ -1,8 +1,12 @@
 //! VMs that are saved, and go on in another one.
 
-use std::io::{BufReader, Read};
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
+use std::os::fd::AsFd;
 
-use vmm::{ExitReason, SavedVm, Snapshot};
+use instance::Client;
+use instance::api::{SnapshotCreate, VmUpdate, WantedState};
+use vmm::{ExitReason, GdbConfig, SavedVm, Snapshot};
 
 use super::machine::{Machine, Running};
 
@@ -112,4 +116,123 @@ fn align(from: &mut impl Read) -> u32 {
         }
     }
     panic!("{bytes:02x?}")
+}
+
+/// Counts in memory, each vCPU at a place of its own. The others are started by the first.
+const COUNTERS: u64 = 0x1_1000;
+
+guest!(
+    all_count,
+    "
+        map_gib 3, 0x12000
+        lea rsi, [rip + 3f]
+        mov edi, 0x10000
+        mov ecx, 64
+        rep movsb
+        mov ebx, {LOCAL_APIC}
+        store 0xf0, 0x1ff
+        store 0x300, 0x000c4500
+        store 0x300, 0x000c4610
+        say 'r'
+    2:
+        inc dword ptr [{COUNTERS}]
+        jmp 2b
+
+        .code16
+    3:
+        mov ax, cs
+        mov ds, ax
+        mov eax, 1
+        cpuid
+        shr ebx, 24
+    4:
+        inc dword ptr [ebx * 8 + 0x1000]
+        jmp 4b
+    ",
+    COUNTERS = COUNTERS
+);
+
+#[test]
+fn all_vcpus_go_on_where_they_were() {
+    const CPUS: u64 = 4;
+    let Some(machine) = Machine::new(all_count()) else { return };
+    let running = machine.cpus(4).run_until_ready();
+    for cpu in 0..CPUS {
+        running.read_changed(COUNTERS + cpu * 8);
+    }
+    let snapshot = save(&running);
+    for cpu in 0..CPUS {
+        running.read_changed(COUNTERS + cpu * 8);
+    }
+    stop(running);
+    let saved = |cpu| {
+        let mut bytes = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&snapshot.memory, &mut bytes, COUNTERS + cpu * 8).unwrap();
+        u64::from_le_bytes(bytes)
+    };
+    let restored = Machine::new(all_count()).unwrap().cpus(4).continuing(again(&snapshot));
+    let restored = restored.run_with_pipe(false);
+    for cpu in 0..CPUS {
+        assert!(saved(cpu) > 0 && restored.read_changed(COUNTERS + cpu * 8) > saved(cpu), "{cpu}");
+    }
+    stop(restored);
+}
+
+#[test]
+fn the_control_socket_saves_in_files_that_come_with_the_request() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let running = machine.controlled().run_until_ready();
+    let mut client = Client::connect(&running.control_socket()).unwrap();
+    let (mut state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let create = ("PUT", "/snapshot/create");
+    let files: [File; 1] = [state.try_clone().unwrap()];
+    let one = client.send_with_files(create, &SnapshotCreate::default(), &[files[0].as_fd()]);
+    assert!(one.unwrap_err().to_string().contains("two open, empty files"));
+    let path = SnapshotCreate { snapshot_path: Some("/tmp/x".into()), ..SnapshotCreate::default() };
+    let refused = client.send_with_files(create, &path, &[state.as_fd(), memory.as_fd()]);
+    assert!(refused.unwrap_err().to_string().contains("opens no path"));
+    // One that is paused stays so.
+    for wanted in [WantedState::Resumed, WantedState::Paused] {
+        client.send("PATCH", "/vm", &VmUpdate { state: wanted }).unwrap();
+        state.set_len(0).unwrap();
+        state.rewind().unwrap();
+        memory.set_len(0).unwrap();
+        client.send_with_files(create, &SnapshotCreate::default(), &[state.as_fd(), memory.as_fd()]).unwrap();
+        assert_eq!(running.gate.is_paused(), wanted == WantedState::Paused);
+        let mut bytes = Vec::new();
+        state.rewind().unwrap();
+        state.read_to_end(&mut bytes).unwrap();
+        let state = SavedVm::decode(&bytes).unwrap();
+        assert_eq!(state.memory(), 128 << 20);
+        assert_eq!(memory.metadata().unwrap().len(), 128 << 20);
+    }
+    stop(running);
+}
+
+#[test]
+fn what_can_t_be_saved_is_refused_and_runs_on() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let mut machine = machine;
+    machine.config.gdb = Some(GdbConfig::Unix(machine.path("gdb")));
+    let running = machine.run_with_pipe(false);
+    let error = running.saver.save(&tempfile::tempfile().unwrap()).unwrap_err().to_string();
+    assert_eq!(error, "a VM with a debugger (--gdb) cannot be saved");
+    stop(running);
+}
+
+#[test]
+fn a_state_of_another_vm_is_refused() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let running = machine.run_until_ready();
+    let snapshot = save(&running);
+    stop(running);
+    let refused = |machine: Machine, snapshot: Snapshot| machine.continuing(snapshot).refusal();
+    let new = || Machine::new(counts_in_output()).unwrap();
+    let error = refused(new().cpus(2), again(&snapshot));
+    assert!(error.contains("1 vCPUs") && error.contains("2 vCPUs"), "{error}");
+    let error = refused(new().disk("disk", &[0; 4096]), again(&snapshot));
+    assert!(error.contains("devices"), "{error}");
+    let short = Snapshot { memory: tempfile::tempfile().unwrap(), ..again(&snapshot) };
+    let error = refused(new(), short);
+    assert!(error.contains("cut off"), "{error}");
 }
