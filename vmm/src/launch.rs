@@ -68,6 +68,8 @@ pub struct Resources<'a> {
     pub(crate) console: ConsoleFiles,
     /// What the host says of this process.
     pub(crate) meter: ProcessMeter,
+    /// Where paths of the configuration begin.
+    pub(crate) working_directory: PathBuf,
 }
 
 impl Resources<'_> {
@@ -139,7 +141,21 @@ fn open_from<'a>(
     let log = log.or_else(|| directory.map(|directory| directory.join(LOG_NAME)));
     let console = ConsoleFiles::open(log, directory)?;
     let (control, meter) = (control.transpose()?, ProcessMeter::new());
-    Ok(Resources { config, identity, kvm, source, devices, lengths, debugger, control, console, meter })
+    // Without one, all paths are from the root.
+    let working_directory = std::env::current_dir().unwrap_or_default();
+    Ok(Resources {
+        config,
+        identity,
+        kvm,
+        source,
+        devices,
+        lengths,
+        debugger,
+        control,
+        console,
+        meter,
+        working_directory,
+    })
 }
 
 /// Confines this thread as the others are, where the process is confined: the VM is built, and runs next.

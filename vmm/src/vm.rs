@@ -81,6 +81,7 @@ pub fn build(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timelin
 fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
     let Resources { config, identity, kvm, source, devices: opened, lengths, debugger, .. } = resources;
     let (listener, console, meter) = (resources.control, resources.console, resources.meter);
+    let described = config.in_directory(&resources.working_directory);
     let vm = Arc::new(kvm::create_vm(&kvm)?);
     let removal = frontend.removal.as_ref().map(AsFd::as_fd);
     let teardown = BackgroundTeardown::prepare(&vm, removal);
@@ -125,7 +126,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let metrics = devices.metrics;
     let control =
         Control { power_button, pauser: pauser.clone(), metrics, listener, meter, saver: saver.clone() };
-    let server = control.start(config, background, &mut outside, (devices.balloon, devices.disks))?;
+    let server = control.start(described, background, &mut outside, (devices.balloon, devices.disks))?;
     devices.subscribers.extend(server);
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
     for subscriber in devices.subscribers {
@@ -260,7 +261,7 @@ impl Control {
     /// Has the supervisor watch the VM, and serves its control socket.
     fn start(
         self,
-        config: &VmConfig,
+        config: VmConfig,
         background: Background,
         outside: &mut Outside<'_>,
         (balloon, disks): (Option<BalloonHandle>, Vec<BlockHandle>),
@@ -272,7 +273,7 @@ impl Control {
             supervisor.watch(target.in_directory(frontend.removal.take()));
         }
         let Some(listener) = listener else { return Ok(None) };
-        let (identity, config) = ((*identity).clone(), config.clone());
+        let identity = (*identity).clone();
         let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
         let handle = handle.with_balloon(balloon).with_disks(disks).measured_by(meter).saved_by(saver);
         let handle = Arc::new(handle);

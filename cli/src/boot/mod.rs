@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use instance::{Identity, Instance, InstanceError, Keep, Summary};
-use vmm::{ExitReason, Frontend, Timeline, VmConfig, VmError};
+use instance::{Identity, Instance, InstanceError, Keep, Summary, VmName};
+use vmm::{ExitReason, Frontend, Snapshot, Timeline, VmConfig, VmError};
 
 use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::options::BootOptions;
 use crate::process::ExitCode;
 use crate::supervise::{self, lock};
-use crate::{chain, complain, config_file, exit_code, print};
+use crate::{chain, complain, config_file, exit_code, print, snapshot};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
 
@@ -74,6 +74,11 @@ Exit codes:
   124      --timeout expired
   128 + N  stopped by signal N (137: mvm kill)";
 
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  mvm restore ./web.snap
+  mvm restore --detach --name web2 ./web.snap";
+
 /// Arguments of `mvm boot`.
 #[derive(Args)]
 #[command(after_help = MORE, after_long_help = EXAMPLES)]
@@ -119,9 +124,54 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
     let ready = command.ready.into_awaited();
     // An image's VM has the agent without --agent too.
     let has_agent = has_agent || (image.is_some() && has_directory);
-    let order =
-        Order { config, asked, has_agent, image, removes: command.rm, ready, timing: command.timing, start };
-    if !command.detach {
+    let (removes, timing, snapshot) = (command.rm, command.timing, None);
+    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    run_order(order, command.detach, has_directory)
+}
+
+/// Arguments of `mvm restore`.
+#[derive(Args)]
+#[command(after_long_help = RESTORE_EXAMPLES)]
+pub struct RestoreCommand {
+    /// The directory that `mvm snapshot` has made
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+
+    /// Name of the VM
+    #[arg(long, value_name = "NAME")]
+    name: Option<VmName>,
+
+    /// Run in the background, and print the VM's ID
+    #[arg(long, short)]
+    detach: bool,
+
+    /// Remove what is kept of a VM in the background when it ends; of others nothing is
+    #[arg(long)]
+    rm: bool,
+
+    /// Print how long each phase of the start took
+    #[arg(long, hide_short_help = true)]
+    timing: bool,
+}
+
+/// Has a VM go on from where it was saved, as [`run`] boots one.
+pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> ExitCode {
+    let (config, snapshot) = match snapshot::open(&command.directory) {
+        Ok(opened) => opened,
+        Err(message) => {
+            complain(&message);
+            return exit_code::USAGE.into();
+        }
+    };
+    let asked = Identity { name: command.name, ..Identity::default() };
+    let (removes, timing) = (command.rm, command.timing);
+    let (has_agent, image, ready, snapshot) = (false, None, None, Some(snapshot));
+    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    run_order(order, command.detach, has_directory)
+}
+
+fn run_order(order: Order, detach: bool, has_directory: bool) -> ExitCode {
+    if !detach {
         return boot(order, has_directory, None).into();
     }
     if !has_directory {
@@ -149,6 +199,8 @@ struct Order {
     has_agent: bool,
     /// The image that its root is made of.
     image: Option<image::Opened>,
+    /// Where it goes on from, if it does not boot.
+    snapshot: Option<Snapshot>,
     /// What is kept of it in the background is removed when it ends.
     removes: bool,
     /// In the background, what tells that the guest is ready.
@@ -192,7 +244,7 @@ fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
 }
 
 fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Result<u8, Refusal> {
-    let Order { mut config, asked, has_agent, image, ready, timing, start, removes } = order;
+    let Order { mut config, asked, has_agent, image, snapshot, ready, timing, start, removes } = order;
     instance::ignore_limits_and_terminal();
     let (place, supervisor) = instance::take_ending()
         .and_then(|signals| supervise::start(Some(signals), (&config).into(), exit_code::of_exit))
@@ -218,7 +270,11 @@ fn try_boot(order: Order, has_directory: bool, reporter: &SharedReporter) -> Res
     let timeline = Arc::new(Timeline::starting_at(start));
     let result = Frontend::of_process(&config.console).and_then(|frontend| {
         let frontend = frontend.supervised_by(supervisor.requests());
-        let resources = vmm::open(&config, &identity, keep.as_ref().map(Keep::output))?;
+        let log = keep.as_ref().map(Keep::output);
+        let resources = match snapshot {
+            None => vmm::open(&config, &identity, log)?,
+            Some(snapshot) => vmm::open_snapshot(&config, &identity, log, snapshot)?,
+        };
         drop(image);
         let vm = vmm::seal(vmm::build(
             resources,
