@@ -99,8 +99,8 @@ impl SnapshotCommand {
         if targets::kept(id).is_ok_and(|kept| kept.entry.kind != Kind::Vm) {
             return Err(format!("{}: containers cannot be saved yet, only VMs of `mvm boot`", self.vm));
         }
-        let (config, disks) = describe(&vm).map_err(|message| format!("{}: {message}", self.vm))?;
         let place = Place::new(&self.directory)?;
+        let (config, disks) = describe(&vm).map_err(|message| format!("{}: {message}", self.vm))?;
         let mut client = Client::connect_with_limit(&vm.control_socket(), PATIENCE)
             .map_err(|error| format!("{}: {}", self.vm, chain(&error)))?;
         let files = [place.state.as_fd(), place.memory.as_fd()];
