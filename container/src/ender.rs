@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::vm::VmProcess;
+use vmm::VmProcess;
 
 /// Ends a container.
 #[derive(Clone)]

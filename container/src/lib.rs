@@ -34,7 +34,6 @@ mod streams;
 mod timing;
 mod update;
 mod visit;
-mod vm;
 
 pub use agent::{AGENT, NoDevice};
 pub use agent_protocol::{ProcessEntry, Stream as OutputStream, Usage};
@@ -65,10 +64,8 @@ pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod,
 pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
 pub use requests::{freeze, is_frozen, kill_within, processes, send_signal, usage};
 pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};
-pub use seccomp::name as system_call;
 pub use signal::number as signal_number;
 pub use spec::{SHM_SIZE, command, entrypoint_and_command, storage};
 pub use timing::{Step, Timing};
 pub use update::{Update, update};
 pub use visit::Visit;
-pub use vm::{JAIL, Split, VmEnd};

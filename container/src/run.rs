@@ -29,7 +29,7 @@ use crate::sockets::Forwards;
 use crate::spec::{container, filters, storage};
 use crate::stdio::Outputs;
 use crate::timing::{Step, Timing};
-use crate::vm::{FromVm, Split, VmEnd, VmProcess};
+use vmm::{FromVm, Split, VmEnd, VmProcess};
 
 /// How long the VM's process may take to end after it has said how the VM ended.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);

@@ -23,7 +23,7 @@ use crate::options::{RunOptions, Storage};
 use crate::run::{LAST_WORDS, RunError};
 use crate::session::{FILL, Listener, POWER_OFF, START};
 use crate::spec::{container, storage};
-use crate::vm::{FromVm, Split, VmProcess};
+use vmm::{FromVm, Split, VmProcess};
 
 /// The memory of the VM, in bytes: what is copied passes through.
 const MEMORY: u64 = 192 << 20;

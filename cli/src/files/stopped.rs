@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use container::{MountOption, MountSource, Prepared, RunOptions, Split, Storage, Visit};
+use container::{MountOption, MountSource, Prepared, RunOptions, Storage, Visit};
 use instance::{Archive, Identity, Instance, InstanceError, Kept, VolumeDriver, VolumeError, Volumes};
+use vmm::Split;
 
 use crate::chain;
 use crate::run::{Means, prepare};

@@ -2,11 +2,12 @@
 
 use std::io;
 
-use container::{Assets, ImageConfig, PodFolders, PodKeeper, PodOptions, PodPlan, RunError, Split};
+use container::{Assets, ImageConfig, PodFolders, PodKeeper, PodOptions, PodPlan, RunError};
 use devices::log::Writer;
 use instance::{
     Archive, End, Identity, Instance, InstanceError, Kept, Phase, Process, Summary, VmId, Volumes, time,
 };
+use vmm::Split;
 
 use super::options;
 use crate::background::{self, Report, Reporter, SharedReporter};

@@ -133,7 +133,7 @@ fn date(milliseconds: u64) -> String {
 /// How the process of a VM is confined, by the file in its directory: the mode, and each layer with what it is, or why it is
 /// missing.
 fn jail(directory: &Path) -> Value {
-    let text = std::fs::read(directory.join(container::JAIL)).ok();
+    let text = std::fs::read(directory.join(vmm::JAIL)).ok();
     let report = text.and_then(|text| serde_json::from_slice::<Report>(&text).ok());
     let Some(report) = report else { return json!({ "Mode": Mode::Off.as_str(), "Layers": {} }) };
     let layer = |(layer, state): &(Layer, LayerState)| {

@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use container::{
-    Assets, Attachment, Ended, Health, HealthCheck, HealthStatus, Image, Keeper, Left, Plan, RunError, Split,
-    Step, Timing,
+    Assets, Attachment, Ended, Health, HealthCheck, HealthStatus, Image, Keeper, Left, Plan, RunError, Step,
+    Timing,
 };
 use devices::log::Writer;
 use image::{DigestError, Hold};
 use instance::{
     Archive, End, Entry, Identity, Instance, InstanceError, Keep, Phase, VmId, VmName, Volumes, time,
 };
-use vmm::PublishConfig;
+use vmm::{PublishConfig, Split};
 
 use super::again;
 use super::cid::CidFile;

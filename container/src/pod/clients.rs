@@ -19,7 +19,7 @@ use super::{FromPod, ToPod};
 use crate::connection::{Connection, ConnectionError};
 use crate::machine::slot_device;
 use crate::mounts::PrepareError;
-use crate::vm::Files;
+use vmm::SlotFiles;
 
 /// How long the VM may take to put a disk into a slot or to take one out: longer than the disk's own deadline.
 const MOVE: Duration = Duration::from_secs(15);
@@ -99,7 +99,7 @@ impl Shared {
             };
             let reply = match received {
                 Ok(Some((ToPod::Image { container, image, ends }, files))) => {
-                    self.place_image(&mut place, container, &image, Files { files, ends })
+                    self.place_image(&mut place, container, &image, SlotFiles { files, ends })
                 }
                 Ok(Some((ToPod::Changes { ends }, files))) => self.place_changes(&mut place, files, ends),
                 Ok(Some((ToPod::Volume { name }, _))) => self
@@ -129,7 +129,7 @@ impl Shared {
         }
     }
 
-    fn place_image(&self, place: &mut Placed, container: String, image: &str, files: Files) -> FromPod {
+    fn place_image(&self, place: &mut Placed, container: String, image: &str, files: SlotFiles) -> FromPod {
         if !container.bytes().all(|byte| byte.is_ascii_alphanumeric()) || container.is_empty() {
             return FromPod::Refused(format!("{container:?} is not the ID of a container"));
         }
@@ -171,7 +171,7 @@ impl Shared {
         if place.container.is_none() || place.changes.is_some() {
             return FromPod::Refused("a container has one disk for changes, and an image before".into());
         }
-        let (sectors, files) = (sectors(&ends), Files { files, ends });
+        let (sectors, files) = (sectors(&ends), SlotFiles { files, ends });
         let mut slots = lock(&self.slots);
         let Some(slot) = slots.table.take() else { return FromPod::Refused(no_slot(slots.table.len())) };
         match slots.ask(|number| self.vm.insert(number, slot, false, &files)) {
@@ -219,7 +219,7 @@ impl Shared {
         let files = files
             .collect::<io::Result<_>>()
             .map_err(|error| format!("cannot open volume {name}: {error}"))?;
-        let files = Files { files, ends: ends(&disk) };
+        let files = SlotFiles { files, ends: ends(&disk) };
         let sectors = sectors(&files.ends);
         let slot = slots.table.take().ok_or_else(|| no_slot(slots.table.len()))?;
         if let Err(problem) = slots.ask(|number| self.vm.insert(number, slot, false, &files)) {

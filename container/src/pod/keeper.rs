@@ -24,7 +24,7 @@ use crate::machine::{SLOTS, VSOCK, pod_machine};
 use crate::mounts::PodFolders;
 use crate::run::{LAST_WORDS, RunError};
 use crate::session::{Listener, POWER_OFF};
-use crate::vm::{FromVm, Split, VmEnd, VmProcess};
+use vmm::{FromVm, Split, VmEnd, VmProcess};
 
 /// How long the guest may take until the pod is ready.
 const READY: Duration = Duration::from_secs(120);

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::super::clients::MAX_CLIENTS;
 use super::super::{FromPod, ToPod};
 use super::*;
-use crate::vm::VmProcess;
+use vmm::VmProcess;
 
 /// A keeper that serves.
 struct Rig {

@@ -29,7 +29,7 @@ use crate::sockets::{Bound, Forwards};
 use crate::spec::{container, filters, storage};
 use crate::stdio::Outputs;
 use crate::timing::{Step, Timing};
-use crate::vm::VmEnd;
+use vmm::VmEnd;
 
 /// How long the pod's keeper may take to place a disk: another one may be placed before.
 const PLACE: Duration = Duration::from_secs(60);

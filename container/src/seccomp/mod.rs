@@ -65,20 +65,6 @@ pub fn programs(has: impl Fn(&str) -> bool) -> Result<Vec<Vec<u8>>, BackendError
     Ok(vec![instructions.collect(), unknown(!is_admin)])
 }
 
-/// The name of a system call, where containers may have it.
-pub fn name(call: i64) -> Option<&'static str> {
-    // These are allowed with some arguments.
-    match call {
-        libc::SYS_clone => return Some("clone"),
-        libc::SYS_personality => return Some("personality"),
-        libc::SYS_socket => return Some("socket"),
-        _ => {}
-    }
-    let with_capability = WITH_CAPABILITY.iter().flat_map(|(_, calls)| calls.iter());
-    let mut calls = ALLOWED.iter().chain(with_capability);
-    calls.find(|(_, number)| *number == call).map(|(name, _)| name.trim_start_matches("SYS_"))
-}
-
 /// A program by which calls later than [`LAST`], and clone3, whose flags a filter can't see, fail with ENOSYS: programs
 /// then use what there was before. Linux takes the most severe of all filters' answers, of which an error is more
 /// severe than what is allowed, and the last loaded one of two errors.

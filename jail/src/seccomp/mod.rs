@@ -4,6 +4,7 @@
 //! the process tells who keeps it which call of which thread it was, and ends. A thread cannot change that, as it may not
 //! call rt_sigaction(2).
 
+mod names;
 mod trap;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use seccompiler::{
 };
 use thiserror::Error;
 
+pub use names::name;
 pub use trap::{EXIT_CODE, Violation, report_to};
 
 /// One system call that a thread may make.

@@ -177,3 +177,10 @@ fn names_and_numbers_belong_together() {
         assert!(header.contains(&line), "{line}");
     }
 }
+
+#[test]
+fn calls_have_names() {
+    assert_eq!(name(libc::SYS_openat), Some("openat"));
+    assert_eq!(name(libc::SYS_socket), Some("socket"));
+    assert_eq!(name(100_000), None);
+}

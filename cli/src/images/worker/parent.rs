@@ -224,7 +224,7 @@ impl Task<'_> {
         rustix::io::ioctl_fionbio(reports, true).ok()?;
         let count = (&mut &*reports).read(&mut report).ok()?;
         let Violation { call, .. } = Violation::parse(report.get(..count)?)?;
-        let name = container::system_call(call).map_or_else(|| format!("number {call}"), str::to_owned);
+        let name = jail::seccomp::name(call).map_or_else(|| format!("number {call}"), str::to_owned);
         let suspect = match &self.job {
             Job::Pull(_) | Job::Load | Job::LoadDirectory => "image",
             Job::Import { .. } => "archive",
