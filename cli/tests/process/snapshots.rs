@@ -15,6 +15,17 @@ fn mvm(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), text(&output))
 }
 
+/// Ends all VMs of a place, whatever becomes of the test.
+struct Ends<'a>(&'a Place);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        for name in ["one", "two", "three", "four"] {
+            mvm(self.0, &["kill", name]);
+        }
+    }
+}
+
 /// A VM `one` that runs, saved in the directory that is returned.
 fn saved(place: &Place, more: &[&str]) -> PathBuf {
     let kernel = place.path("kernel");
@@ -30,6 +41,7 @@ fn saved(place: &Place, more: &[&str]) -> PathBuf {
 #[test]
 fn a_vm_runs_on_and_others_go_on_from_where_it_was_saved() {
     let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
     let disk = place.path("disk");
     fs::write(&disk, [7; 4096]).unwrap();
     let directory = saved(&place, &["--disk", &format!("{},readonly", disk.display())]);
@@ -68,6 +80,7 @@ fn a_vm_runs_on_and_others_go_on_from_where_it_was_saved() {
 #[test]
 fn what_can_t_be_saved_leaves_nothing() {
     let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
     let disk = place.path("disk");
     fs::write(&disk, [7; 4096]).unwrap();
     let kernel = place.path("kernel");
@@ -91,6 +104,7 @@ fn what_can_t_be_saved_leaves_nothing() {
 #[test]
 fn what_is_not_a_whole_snapshot_is_refused_with_one_line() {
     let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
     let disk = place.path("disk");
     fs::write(&disk, [7; 4096]).unwrap();
     let directory = saved(&place, &["--disk", &format!("{},readonly", disk.display())]);
