@@ -38,6 +38,7 @@ mod rm;
 mod root_config;
 mod run;
 mod screen;
+mod snapshot;
 mod stats;
 mod stop;
 mod table;
@@ -203,6 +204,10 @@ enum Command {
     Top(top::TopCommand),
     /// Print what happens to containers and images
     Events(events::EventsCommand),
+    /// Save a VM in a directory; it runs on
+    Snapshot(snapshot::SnapshotCommand),
+    /// Run a VM from where it was saved
+    Restore(boot::RestoreCommand),
     /// Pause containers and VMs
     Pause(pause::PauseCommand),
     /// Resume paused containers and VMs
@@ -297,6 +302,8 @@ fn run() -> ExitCode {
         Command::Ps(command) => command.run(),
         Command::Stop(command) => command.run(),
         Command::Kill(command) => command.run(),
+        Command::Snapshot(command) => command.run(),
+        Command::Restore(command) => boot::restore(command, has_directory, start),
         Command::Pause(command) => command.run(),
         Command::Wait(command) => command.run(),
         Command::Logs(command) => command.run(),

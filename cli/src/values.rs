@@ -37,6 +37,11 @@ pub fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>,
             self.visit_i128(value.into())
         }
 
+        // JSON's.
+        fn visit_u64<E: de::Error>(self, value: u64) -> Result<u32, E> {
+            self.visit_i128(value.into())
+        }
+
         fn visit_i128<E: de::Error>(self, value: i128) -> Result<u32, E> {
             let error = || E::custom(format!("invalid CPU count {value}: use 1 to {}", vmm::MAX_CPUS));
             u32::try_from(value).ok().filter(|count| (1..=vmm::MAX_CPUS).contains(count)).ok_or_else(error)

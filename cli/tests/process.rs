@@ -20,6 +20,8 @@ mod keepers;
 mod kept;
 #[path = "process/signals.rs"]
 mod signals;
+#[path = "process/snapshots.rs"]
+mod snapshots;
 #[path = "process/stalled_files.rs"]
 mod stalled_files;
 #[path = "process/storm.rs"]

@@ -115,6 +115,29 @@ pub struct BalloonStatistics<Guest = GuestStatistics> {
     pub guest: Guest,
 }
 
+/// The request `PUT /snapshot/create`. The state and the memory go to two open files that come with it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// What is saved.
+    #[serde(default)]
+    pub snapshot_type: SnapshotType,
+    /// A path for the state, which a VM does not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_path: Option<String>,
+    /// A path for the memory, which a VM does not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_file_path: Option<String>,
+}
+
+/// How much of a VM is saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotType {
+    /// All of it.
+    #[default]
+    Full,
+}
+
 /// The request `PATCH /vm`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,12 +1,17 @@
 //! The client's end of the control socket.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType, connect, sendmsg, socket_with,
+};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// More than any answer has.
 const MAX_ANSWER: usize = 4 << 20;
 const MAX_FIELDS: usize = 32;
+/// The most files that go with a request.
+const MAX_FILES: usize = 2;
 
 /// Why a VM could not be asked, or did not do what it was asked.
 #[derive(Debug, Error)]
@@ -114,13 +121,38 @@ impl Client {
         self.request(method, path, &body).map(drop)
     }
 
+    /// The same with open files, which go to the VM.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn send_with_files(
+        &mut self,
+        (method, path): (&str, &str),
+        body: &impl Serialize,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
+        self.request_with_files((method, path), &body, files).map(drop)
+    }
+
     fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>, ClientError> {
+        self.request_with_files((method, path), body, &[])
+    }
+
+    fn request_with_files(
+        &mut self,
+        (method, path): (&str, &str),
+        body: &[u8],
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Vec<u8>, ClientError> {
         let mut request =
             format!("{method} {path} HTTP/1.1\r\nHost: mvm\r\nContent-Length: {}\r\n\r\n", body.len())
                 .into_bytes();
         request.extend_from_slice(body);
         let deadline = Instant::now() + self.limit;
-        self.stream.write_all(&request)?;
+        let sent = self.send_files(&request, files)?;
+        self.stream.write_all(request.get(sent..).unwrap_or_default())?;
         let (status, length) = self.read_head(deadline)?;
         while self.input.len() < length {
             self.read_more(deadline)?;
@@ -133,6 +165,20 @@ impl Client {
                 Err(_) => ClientError::Answer(format!("status {status}")),
             }),
         }
+    }
+
+    /// Sends `files` with the beginning of `request`, and returns how long that is.
+    fn send_files(&self, request: &[u8], files: &[BorrowedFd<'_>]) -> Result<usize, ClientError> {
+        if files.is_empty() {
+            return Ok(0);
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+            return Err(ClientError::Answer("too many files for a request".into()));
+        }
+        let sent = sendmsg(&self.stream, &[IoSlice::new(request)], &mut ancillary, SendFlags::NOSIGNAL);
+        Ok(sent.map_err(io::Error::from)?)
     }
 
     /// Reads up to the body; returns the status and the length of the body.

@@ -343,7 +343,7 @@ pub(crate) mod tests {
             let filter = seccomp::Filter::failing("test", calls, error).unwrap();
             rustix::thread::set_no_new_privs(true).unwrap();
             filter.install().unwrap();
-            match enter(Jail { mode, ..JAIL }) {
+            match enter(jail(mode)) {
                 Ok(report) => {
                     report.missing().map(|(layer, _)| layer.to_string()).collect::<Vec<_>>().join(" ")
                 }

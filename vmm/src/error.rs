@@ -24,6 +24,7 @@ use crate::loader::{CmdlineError, LoadError};
 use crate::memory::MemoryError;
 use crate::network::NetworkError;
 use crate::shares::ShareError;
+use crate::snapshot::SnapshotError;
 use crate::vcpu::VcpuError;
 
 /// Why a VM could not be built or run.
@@ -94,6 +95,9 @@ pub enum VmError {
     /// System calls cannot be filtered.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    /// The state of a VM that was saved.
+    #[error("cannot continue the VM")]
+    Snapshot(#[from] SnapshotError),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -120,6 +124,7 @@ impl VmError {
         }
         match self {
             Self::Share(error) => error.is_the_hosts(),
+            Self::Snapshot(error) => error.is_the_hosts(),
             Self::Kvm(_)
             | Self::Processor(_)
             | Self::Platform(_)

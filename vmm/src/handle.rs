@@ -12,6 +12,7 @@ use crate::exit::{ExitReason, ExitSlot};
 use crate::metrics::MetricsRegistry;
 use crate::pause::{PauseError, Pauser};
 use crate::power_button::PowerButton;
+use crate::snapshot::Saver;
 use crate::{DiskConfig, VmConfig};
 
 /// A running VM, in the hands of those who control it. Any thread may call it.
@@ -25,6 +26,7 @@ pub struct VmHandle {
     process: ProcessMeter,
     disks: Vec<BlockHandle>,
     balloon: Option<BalloonHandle>,
+    saver: Option<Arc<Saver>>,
 }
 
 /// A disk of a running VM.
@@ -58,7 +60,19 @@ impl VmHandle {
             process: ProcessMeter::default(),
             disks: Vec::new(),
             balloon: None,
+            saver: None,
         }
+    }
+
+    /// The same VM, which `saver` saves.
+    #[must_use]
+    pub fn saved_by(self, saver: Arc<Saver>) -> Self {
+        Self { saver: Some(saver), ..self }
+    }
+
+    /// What saves it.
+    pub fn saver(&self) -> Option<&Arc<Saver>> {
+        self.saver.as_ref()
     }
 
     /// The same VM, whose process `meter` measures.

@@ -15,7 +15,7 @@ use crate::frontend::Frontend;
 use crate::gdb::Listener;
 use crate::loader::BootFile;
 use crate::vm::{Vm, build};
-use crate::{ExitReason, Timeline, VmConfig, VmError, confinement, kvm};
+use crate::{ExitReason, Snapshot, Timeline, VmConfig, VmError, confinement, kvm};
 
 /// Runs the VM of `config`, called by `identity`, from its start to its end.
 ///
@@ -41,13 +41,25 @@ pub fn launch(
 /// The name of the console's log in a VM's directory.
 pub const LOG_NAME: &str = "console.log";
 
+/// Where a VM's state comes from.
+pub(crate) enum Source {
+    /// A kernel, and what it finds in memory.
+    Boot {
+        /// The kernel.
+        kernel: BootFile,
+        /// Its first root.
+        initrd: Option<BootFile>,
+    },
+    /// A VM that was saved.
+    Saved(Box<Snapshot>),
+}
+
 /// What a VM needs from the host, open.
 pub struct Resources<'a> {
     pub(crate) config: &'a VmConfig,
     pub(crate) identity: &'a Identity,
     pub(crate) kvm: Kvm,
-    pub(crate) kernel: BootFile,
-    pub(crate) initrd: Option<BootFile>,
+    pub(crate) source: Source,
     pub(crate) devices: Vec<OpenDevice>,
     /// What watches files of persistent memory.
     pub(crate) lengths: Option<LengthWatch>,
@@ -56,6 +68,8 @@ pub struct Resources<'a> {
     pub(crate) console: ConsoleFiles,
     /// What the host says of this process.
     pub(crate) meter: ProcessMeter,
+    /// Where paths of the configuration begin.
+    pub(crate) working_directory: PathBuf,
 }
 
 impl Resources<'_> {
@@ -92,6 +106,30 @@ pub fn open<'a>(
     config.validate()?;
     let kernel = BootFile::kernel(&config.kernel)?;
     let initrd = config.initrd.as_deref().map(BootFile::initrd).transpose()?;
+    open_from(config, identity, log, Source::Boot { kernel, initrd })
+}
+
+/// The same for a VM that goes on from `snapshot`, which is of a VM of the same `config`. Its kernel is not read.
+///
+/// # Errors
+///
+/// As [`open`], and where the snapshot is of another VM.
+pub fn open_snapshot<'a>(
+    config: &'a VmConfig,
+    identity: &'a Identity,
+    log: Option<PathBuf>,
+    snapshot: Snapshot,
+) -> Result<Resources<'a>, VmError> {
+    config.validate()?;
+    open_from(config, identity, log, Source::Saved(Box::new(snapshot)))
+}
+
+fn open_from<'a>(
+    config: &'a VmConfig,
+    identity: &'a Identity,
+    log: Option<PathBuf>,
+    source: Source,
+) -> Result<Resources<'a>, VmError> {
     let devices = open_devices(config)?;
     let files: Vec<_> = devices.iter().filter_map(OpenDevice::pmem).collect();
     let lengths = (!files.is_empty()).then(|| LengthWatch::open(&files)).transpose();
@@ -103,18 +141,20 @@ pub fn open<'a>(
     let log = log.or_else(|| directory.map(|directory| directory.join(LOG_NAME)));
     let console = ConsoleFiles::open(log, directory)?;
     let (control, meter) = (control.transpose()?, ProcessMeter::new());
+    // Without one, all paths are from the root.
+    let working_directory = std::env::current_dir().unwrap_or_default();
     Ok(Resources {
         config,
         identity,
         kvm,
-        kernel,
-        initrd,
+        source,
         devices,
         lengths,
         debugger,
         control,
         console,
         meter,
+        working_directory,
     })
 }
 

@@ -31,6 +31,8 @@ mod pause;
 mod power_button;
 mod process;
 mod shares;
+mod snapshot;
+mod start;
 mod supervisor;
 mod teardown;
 mod timing;
@@ -57,13 +59,14 @@ pub use exit::{ExitReason, ExitSlot};
 pub use frontend::Frontend;
 pub use host::{examine, has_shared_folders, total_memory};
 pub use kvm::{KvmError, open as open_kvm};
-pub use launch::{LOG_NAME, Resources, launch, open, seal};
+pub use launch::{LOG_NAME, Resources, launch, open, open_snapshot, seal};
 pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
 pub use process::{
     Failure, Fault, Files as SlotFiles, FromVm, Keeping, Order, Outcome, Progress, Split, User, VmEnd,
     VmProcess,
 };
+pub use snapshot::{SavedVm, Saver, Snapshot, SnapshotError};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};
 pub use timing::{Phase, Timeline, phases, timing_table};
 pub use vcpu::{Gate, GateError, Holder};

@@ -66,7 +66,25 @@ pub enum MemoryError {
 ///
 /// [`MemoryError::Reserve`] where the host refuses.
 pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
-    build(regions, |_| Ok(None))
+    build(regions, |_| Ok(Backing::Anonymous))
+}
+
+/// As [`reserve`], where the memory begins as the content of `file`, in which the regions lie behind each other. What is
+/// written stays out of the file. One that becomes shorter ends what reads beyond its end.
+///
+/// # Errors
+///
+/// [`MemoryError::Reserve`] where the host refuses.
+pub fn reserve_copy(
+    regions: &[(GuestAddress, u64)],
+    file: &File,
+) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    let mut next = 0;
+    build(regions, |length| {
+        let start = next;
+        next += length;
+        Ok(Backing::Copy(FileOffset::new(file.try_clone()?, start)))
+    })
 }
 
 /// As [`reserve`], but of a file without a name (memfd), which other processes can map too. Only for a VM that has a
@@ -77,17 +95,27 @@ pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, 
 ///
 /// [`MemoryError::Reserve`] where the host refuses.
 pub fn reserve_shared(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
-    build(regions, |length| memory_file(length).map(Some))
+    build(regions, |length| memory_file(length).map(Backing::Shared))
 }
 
-/// Reserves `regions`, each of them in the file that `file` makes for its length.
+/// What is behind a region of RAM.
+enum Backing {
+    /// Memory without a file.
+    Anonymous,
+    /// A file that other processes map too.
+    Shared(FileOffset),
+    /// A file that it begins as, and that does not change by it.
+    Copy(FileOffset),
+}
+
+/// Reserves `regions`, each of them backed by what `backing` makes for its length.
 fn build(
     regions: &[(GuestAddress, u64)],
-    file: impl Fn(u64) -> io::Result<Option<FileOffset>>,
+    mut backing: impl FnMut(u64) -> io::Result<Backing>,
 ) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
     let size = MemorySize::from_bytes(regions.iter().map(|(_, length)| length).sum());
     let regions = regions.iter().map(|(address, length)| {
-        let region = file(*length).and_then(|file| reserve_region(*address, *length, file));
+        let region = backing(*length).and_then(|backing| reserve_region(*address, *length, backing));
         region.map_err(|source| MemoryError::Reserve { size, source })
     });
     let regions = regions.collect::<Result<Vec<_>, _>>()?;
@@ -103,21 +131,18 @@ fn memory_file(length: u64) -> io::Result<FileOffset> {
     Ok(FileOffset::new(file, 0))
 }
 
-fn reserve_region(
-    address: GuestAddress,
-    length: u64,
-    file: Option<FileOffset>,
-) -> io::Result<GuestRegionMmap> {
+fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::Result<GuestRegionMmap> {
     let size = usize::try_from(length).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let start = map_aligned(size, protection, private)?;
-    let flags = match &file {
-        None => private,
-        Some(file) => {
-            let shared = libc::MAP_SHARED | libc::MAP_NORESERVE;
-            map_over(start, size, protection, shared, file.file())?;
-            shared
+    let flags = match &backing {
+        Backing::Anonymous => private,
+        Backing::Shared(file) | Backing::Copy(file) => {
+            let is_copy = matches!(backing, Backing::Copy(_));
+            let kind = if is_copy { libc::MAP_PRIVATE } else { libc::MAP_SHARED } | libc::MAP_NORESERVE;
+            map_over(start, size, (protection, kind), file)?;
+            kind
         }
     };
     // The boot structures are in the guest's first 2 MiB, and little else: to clear a huge page for some small ones is
@@ -129,7 +154,7 @@ fn reserve_region(
     // SAFETY: as above. What a guest keeps stays out of core dumps of mvm.
     unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTDUMP) };
     let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags);
-    if let Some(file) = file {
+    if let Backing::Shared(file) = backing {
         builder = builder.with_file_offset(file);
     }
     // SAFETY: the mapping has `size` bytes and is never unmapped.
@@ -138,11 +163,17 @@ fn reserve_region(
     GuestRegionMmap::new(region, address).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
-/// Maps the first `size` bytes of `file` in place of the `size` bytes that were reserved at `start`.
-fn map_over(start: *mut u8, size: usize, protection: i32, flags: i32, file: &File) -> io::Result<()> {
+/// Maps `size` bytes of `file` in place of the `size` bytes that were reserved at `start`.
+fn map_over(
+    start: *mut u8,
+    size: usize,
+    (protection, flags): (i32, i32),
+    file: &FileOffset,
+) -> io::Result<()> {
+    let (fd, offset) = (file.file().as_raw_fd(), file.start());
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the range is a mapping that was just made and has no other user.
-    let mapping =
-        unsafe { libc::mmap(start.cast(), size, protection, flags | libc::MAP_FIXED, file.as_raw_fd(), 0) };
+    let mapping = unsafe { libc::mmap(start.cast(), size, protection, flags | libc::MAP_FIXED, fd, offset) };
     if mapping == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -60,7 +60,10 @@ impl Pauser {
     ///
     /// [`PauseError`]; the VM runs on.
     pub fn pause(&self) -> Result<(), PauseError> {
-        let mut state = self.lock();
+        self.pause_in(&mut self.lock())
+    }
+
+    fn pause_in(&self, state: &mut State) -> Result<(), PauseError> {
         let paused = self.gate.pause(Holder::User).map_err(PauseError::from).and_then(|()| {
             if state.are_suspended { Ok(()) } else { state.suspend(Instant::now() + DEADLINE) }
         });
@@ -71,13 +74,39 @@ impl Pauser {
         paused
     }
 
+    /// Calls `work` with all devices while the VM is paused. It runs on then, unless it was paused before. Nothing else
+    /// resumes it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`pause`](Self::pause).
+    pub fn while_paused<T>(&self, work: impl FnOnce(&[Arc<dyn Suspend>]) -> T) -> Result<T, PauseError> {
+        let mut state = self.lock();
+        let was_paused = state.are_suspended;
+        self.pause_in(&mut state)?;
+        let done = work(&state.devices);
+        if !was_paused {
+            report(self.resume_in(&mut state));
+        }
+        Ok(done)
+    }
+
+    /// The VM is one whose devices were restored: it is paused before it has run.
+    pub(crate) fn begin_paused(&self) {
+        self.gate.hold(Holder::User);
+        self.lock().are_suspended = true;
+    }
+
     /// Resumes all devices, then the vCPUs. Resuming what runs does nothing.
     ///
     /// # Errors
     ///
     /// [`PauseError::Device`]: the driver of a device was told that it needs a reset. The VM runs all the same.
     pub fn resume(&self) -> Result<(), PauseError> {
-        let mut state = self.lock();
+        Ok(self.resume_in(&mut self.lock())?)
+    }
+
+    fn resume_in(&self, state: &mut State) -> Result<(), SuspendError> {
         let mut result = Ok(());
         if std::mem::take(&mut state.are_suspended) {
             for device in &state.devices {
@@ -90,7 +119,7 @@ impl Pauser {
             }
         }
         self.gate.resume(Holder::User);
-        Ok(result?)
+        result
     }
 
     /// The VM ends: tells all devices to end, and gives them up, so that this keeps none of them alive.

@@ -13,11 +13,10 @@ use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::arch::current as arch;
-use crate::arch::current::boot::{self, BootInformation};
 use crate::arch::current::layout;
+use crate::arch::current::state::Facts;
 use crate::arch::current::vcpu::Processor;
 use crate::background::Background;
-use crate::config::ConfigError;
 use crate::console::{Console, ConsoleFiles};
 use crate::control::ControlServer;
 use crate::device_manager::{
@@ -30,12 +29,13 @@ use crate::handle::VmHandle;
 use crate::helper::Helper;
 use crate::kvm::{self, KvmError};
 use crate::last_words::{self, Given};
-use crate::launch::Resources;
-use crate::loader;
+use crate::launch::{Resources, Source};
 use crate::memory;
 use crate::metrics::MetricsRegistry;
 use crate::pause::Pauser;
 use crate::power_button::PowerButton;
+use crate::snapshot::{Saver, Snapshot, check_length};
+use crate::start::Start;
 use crate::supervisor::Target;
 use crate::teardown::BackgroundTeardown;
 use crate::vcpu::{DebugHook, ExitCounters, Gate, Holder, VcpuShared, Vcpus};
@@ -56,8 +56,11 @@ pub struct Vm {
     pauser: Arc<Pauser>,
     slots: Vec<BlockHandle>,
     memory: Arc<GuestMemoryMmap>,
+    saver: Arc<Saver>,
+    /// What the guest goes on from was restored: its devices are resumed by this thread.
+    resumes: Option<Background>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
-    vm: VmFd,
+    vm: Arc<VmFd>,
     /// Dropped after the descriptor, so that nothing waits here while the VM is freed.
     teardown: Option<BackgroundTeardown>,
 }
@@ -75,20 +78,23 @@ pub fn build(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timelin
 }
 
 fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline>) -> Result<Vm, VmError> {
-    let Resources { config, identity, kvm, kernel, initrd, devices: opened, lengths, debugger, .. } =
-        resources;
+    let Resources { config, identity, kvm, source, devices: opened, lengths, debugger, .. } = resources;
     let (listener, console, meter) = (resources.control, resources.console, resources.meter);
-    let vm = kvm::create_vm(&kvm)?;
+    let described = config.in_directory(&resources.working_directory);
+    let vm = Arc::new(kvm::create_vm(&kvm)?);
     let teardown = BackgroundTeardown::prepare(&vm);
     timeline.mark(Phase::Kvm);
-    let space = AddressSpace::new(&vm, config, &opened)?;
+    let saved = match &source {
+        Source::Boot { .. } => None,
+        Source::Saved(snapshot) => Some(snapshot.as_ref()),
+    };
+    let space = AddressSpace::new(&vm, config, &opened, saved)?;
     let memory = space.memory.clone();
     timeline.mark(Phase::Memory);
     arch::vm::create_interrupt_controllers(&vm)?;
 
-    let kernel = loader::load_kernel(&memory, kernel)?;
-    let initrd = initrd.map(|file| loader::load_initrd(&memory, &kernel, file)).transpose()?;
-    let arguments = loader::kernel_arguments(config, identity.directory.is_some(), kernel.cmdline_max())?;
+    let has_directory = identity.directory.is_some();
+    let start = Start::of(source, config, has_directory, &memory)?;
     timeline.mark(Phase::Kernel);
 
     let exit = Arc::new(ExitSlot::new().map_err(VmError::host("make an eventfd"))?);
@@ -97,25 +103,29 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let (mut devices, power_button) = add_devices(&vm, space, (opened, lengths, console), &mut outside)?;
     outside.timeline.mark(Phase::Devices);
 
-    let (cpus, memory_size) = (config.cpus, config.memory.bytes());
-    let information = BootInformation {
-        arguments: &arguments,
-        initrd,
-        memory_size,
-        cpus: u8::try_from(cpus).map_err(|_| ConfigError::Cpus(cpus))?,
-        virtio: &devices.virtio,
-    };
-    boot::write(&memory, &kernel, &information)?;
+    let cpus = config.cpus;
+    let entry = start.entry(config, &memory, &devices.virtio)?;
     let processor = Processor { cpus, nested: config.nested, pmu: config.pmu };
-    let vcpus = arch::vcpu::create_vcpus(&kvm, &vm, processor, kernel.entry, &dma)?;
+    let vcpus = arch::vcpu::create_vcpus(&kvm, &vm, processor, entry, &dma)?;
+    let facts = Facts::of(&kvm, &vm)?;
+    start.restore(&vm, &vcpus, &facts, &devices.suspends)?;
     outside.timeline.mark(Phase::Vcpus);
 
     let gate = Arc::new(Gate::new(cpus));
     let vcpus = with_counters(vcpus, &mut devices.metrics);
     let pauser = Arc::new(Pauser::new(gate.clone(), devices.suspends));
+    if start.is_saved() {
+        pauser.begin_paused();
+    }
     let unbuilt = Unbuilt(Some(pauser.clone()));
-    let control = Control { power_button, pauser: pauser.clone(), metrics: devices.metrics, listener, meter };
-    devices.subscribers.extend(control.start(config, &mut outside, devices.balloon, devices.disks)?);
+    let saver = Arc::new(Saver::new(config, (vm.clone(), facts), pauser.clone(), memory.clone()));
+    let background = Background::start().map_err(VmError::host("start a thread"))?;
+    let resumes = start.is_saved().then(|| background.clone());
+    let metrics = devices.metrics;
+    let control =
+        Control { power_button, pauser: pauser.clone(), metrics, listener, meter, saver: saver.clone() };
+    let server = control.start(described, background, &mut outside, (devices.balloon, devices.disks))?;
+    devices.subscribers.extend(server);
     let mut events = EventManager::<Subscriber>::new().map_err(VmError::EventLoop)?;
     for subscriber in devices.subscribers {
         events.add_subscriber(subscriber);
@@ -131,7 +141,22 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let (helpers, console, slots) = (devices.helpers, devices.console, devices.slots);
     let given = Given::from(config);
     unbuilt.done();
-    Ok(Vm { vcpus, debugger, events, shared, helpers, console, given, pauser, slots, memory, vm, teardown })
+    Ok(Vm {
+        vcpus,
+        debugger,
+        events,
+        shared,
+        helpers,
+        console,
+        given,
+        pauser,
+        slots,
+        memory,
+        saver,
+        resumes,
+        vm,
+        teardown,
+    })
 }
 
 /// A VM whose building may still fail, when its devices have to let go of what they hold, such as sockets: the supervisor
@@ -167,10 +192,13 @@ struct AddressSpace {
 
 impl AddressSpace {
     /// RAM, the persistent memory of those of `devices` that are it, and the registers of them all.
-    fn new(vm: &VmFd, config: &VmConfig, devices: &[OpenDevice]) -> Result<Self, VmError> {
-        let shared = config.devices().any(|device| device.kind().needs_shared_memory());
-        let reserve = if shared { memory::reserve_shared } else { memory::reserve };
-        let memory = reserve(&layout::ram_regions(config.memory.bytes()))?;
+    fn new(
+        vm: &VmFd,
+        config: &VmConfig,
+        devices: &[OpenDevice],
+        saved: Option<&Snapshot>,
+    ) -> Result<Self, VmError> {
+        let memory = ram(config, saved)?;
         let files: Vec<_> = devices.iter().filter_map(OpenDevice::pmem).collect();
         let pmem = device_manager::place(&files, &memory)?;
         register_memory(vm, &memory)?;
@@ -179,6 +207,19 @@ impl AddressSpace {
         let registers = RegisterWindow::new(vm, slot, devices.len())?;
         Ok(Self { memory, pmem, registers })
     }
+}
+
+/// The RAM of the VM, with what `saved` has in it.
+fn ram(config: &VmConfig, saved: Option<&Snapshot>) -> Result<Arc<GuestMemoryMmap>, VmError> {
+    let regions = layout::ram_regions(config.memory.bytes());
+    if let Some(Snapshot { state, memory: file }) = saved {
+        let places: Vec<_> = regions.iter().map(|(address, length)| (address.0, *length)).collect();
+        state.check(config.cpus, &places)?;
+        check_length(file, state.memory())?;
+        return Ok(memory::reserve_copy(&regions, file)?);
+    }
+    let shared = config.devices().any(|device| device.kind().needs_shared_memory());
+    Ok(if shared { memory::reserve_shared(&regions)? } else { memory::reserve(&regions)? })
 }
 
 /// Makes all devices of the VM, with a console that is connected to its user, and its power button.
@@ -211,28 +252,29 @@ struct Control {
     /// The control socket, where the VM has a directory.
     listener: Option<ListeningSocket>,
     meter: ProcessMeter,
+    saver: Arc<Saver>,
 }
 
 impl Control {
     /// Has the supervisor watch the VM, and serves its control socket.
     fn start(
         self,
-        config: &VmConfig,
+        config: VmConfig,
+        background: Background,
         outside: &mut Outside<'_>,
-        balloon: Option<BalloonHandle>,
-        disks: Vec<BlockHandle>,
+        (balloon, disks): (Option<BalloonHandle>, Vec<BlockHandle>),
     ) -> Result<Option<Subscriber>, VmError> {
-        let Self { power_button, pauser, metrics, listener, meter } = self;
+        let Self { power_button, pauser, metrics, listener, meter, saver } = self;
         let Outside { identity, frontend, exit, .. } = outside;
-        let background = Background::start().map_err(VmError::host("start a thread"))?;
         if let Some(supervisor) = &frontend.supervisor {
             let target = Target::new(exit.clone(), power_button.clone(), pauser.clone(), background.clone());
             supervisor.watch(target);
         }
         let Some(listener) = listener else { return Ok(None) };
-        let (identity, config) = ((*identity).clone(), config.clone());
+        let identity = (*identity).clone();
         let handle = VmHandle::new(identity, config, exit.clone(), power_button, pauser, metrics);
-        let handle = Arc::new(handle.with_balloon(balloon).with_disks(disks).measured_by(meter));
+        let handle = handle.with_balloon(balloon).with_disks(disks).measured_by(meter).saved_by(saver);
+        let handle = Arc::new(handle);
         let server = ControlServer::new(listener, handle, background)?;
         Ok(Some(Box::new(server)))
     }
@@ -273,6 +315,11 @@ impl Vm {
         &self.memory
     }
 
+    /// What saves the VM while it runs.
+    pub fn saver(&self) -> &Arc<Saver> {
+        &self.saver
+    }
+
     /// Runs the VM to its end.
     ///
     /// # Errors
@@ -290,9 +337,17 @@ impl Vm {
             pauser,
             slots,
             memory: _,
+            saver,
+            resumes,
             vm,
             teardown,
         } = self;
+        drop(saver);
+        if let Some(background) = resumes {
+            let pauser = pauser.clone();
+            // Nothing else waits for the thread yet. What can't be resumed is told to its driver, and noted.
+            background.run(Box::new(move || drop(pauser.resume())));
+        }
         shared.gate.resume(Holder::Launch);
         while !shared.exit.has_ended() {
             events.run().map_err(VmError::EventLoop)?;

@@ -11,16 +11,17 @@ use std::time::Instant;
 
 use clap::Args;
 use devices::log::Writer;
-use instance::{Identity, Instance, InstanceError, Keep, Signals, Summary};
+use instance::{Identity, Instance, InstanceError, Keep, Signals, Summary, VmName};
 use vmm::{
-    ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Split, User, VmConfig, VmProcess,
+    ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Snapshot, Split, User, VmConfig,
+    VmProcess,
 };
 
 use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::options::BootOptions;
 use crate::process::ExitCode;
-use crate::{chain, complain, config_file, exit_code, print};
+use crate::{chain, complain, config_file, exit_code, print, snapshot};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
 
@@ -76,6 +77,11 @@ Exit codes:
   124      --timeout expired
   128 + N  stopped by signal N (137: mvm kill)";
 
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  mvm restore ./web.snap
+  mvm restore --detach --name web2 ./web.snap";
+
 /// Arguments of `mvm boot`.
 #[derive(Args)]
 #[command(after_help = MORE, after_long_help = EXAMPLES)]
@@ -121,9 +127,54 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
     let ready = command.ready.into_awaited();
     // An image's VM has the agent without --agent too.
     let has_agent = has_agent || (image.is_some() && has_directory);
-    let order =
-        Order { config, asked, has_agent, image, removes: command.rm, ready, timing: command.timing, start };
-    if !command.detach {
+    let (removes, timing, snapshot) = (command.rm, command.timing, None);
+    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    run_order(order, command.detach, has_directory)
+}
+
+/// Arguments of `mvm restore`.
+#[derive(Args)]
+#[command(after_long_help = RESTORE_EXAMPLES)]
+pub struct RestoreCommand {
+    /// The directory that `mvm snapshot` has made
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+
+    /// Name of the VM
+    #[arg(long, value_name = "NAME")]
+    name: Option<VmName>,
+
+    /// Run in the background, and print the VM's ID
+    #[arg(long, short)]
+    detach: bool,
+
+    /// Remove what is kept of a VM in the background when it ends; of others nothing is
+    #[arg(long)]
+    rm: bool,
+
+    /// Print how long each phase of the start took
+    #[arg(long, hide_short_help = true)]
+    timing: bool,
+}
+
+/// Has a VM go on from where it was saved, as [`run`] boots one.
+pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> ExitCode {
+    let (config, snapshot) = match snapshot::open(&command.directory) {
+        Ok(opened) => opened,
+        Err(message) => {
+            complain(&message);
+            return exit_code::USAGE.into();
+        }
+    };
+    let asked = Identity { name: command.name, ..Identity::default() };
+    let (removes, timing) = (command.rm, command.timing);
+    let (has_agent, image, ready, snapshot) = (false, None, None, Some(snapshot));
+    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    run_order(order, command.detach, has_directory)
+}
+
+fn run_order(order: Order, detach: bool, has_directory: bool) -> ExitCode {
+    if !detach {
         return boot(order, has_directory, None).into();
     }
     if !has_directory {
@@ -151,6 +202,8 @@ struct Order {
     has_agent: bool,
     /// The image that its root is made of.
     image: Option<image::Opened>,
+    /// Where it goes on from, if it does not boot.
+    snapshot: Option<Snapshot>,
     /// What is kept of it in the background is removed when it ends.
     removes: bool,
     /// In the background, what tells that the guest is ready.
@@ -194,7 +247,7 @@ fn try_boot(
     reporter: &SharedReporter,
     writer: &mut Option<Writer>,
 ) -> Result<u8, Refusal> {
-    let Order { mut config, asked, has_agent, image, ready, timing, start, removes } = order;
+    let Order { mut config, asked, has_agent, image, snapshot, ready, timing, start, removes } = order;
     instance::ignore_limits_and_terminal();
     let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
     let shown = image.as_ref().map(|image| image.shown.clone());
@@ -213,6 +266,7 @@ fn try_boot(
         identity: &identity,
         log,
         user: Some(User { limits, awaited }),
+        snapshot,
         split: Split { until_open: Box::new(image), leave: Box::new(leave) },
         start,
     };

@@ -8,6 +8,7 @@
 //! | `kernel` | `Kernel`, `EntryPoint`, `Initrd`: what the loader found; what a kernel's ELF file has to say |
 //! | `boot` | `write`: all that a kernel finds in memory when it starts |
 //! | `vcpu` | `Processor`, `create_vcpus`, `instruction_pointer`, `RESET_VECTOR` |
+//! | `state` | `VmState` of `ProcessorState`s and `InterruptState`: what KVM knows, saved and restored; `Facts` |
 //! | `gdb` | `GuestArch`, `GuestRegisters`, `registers::{read, write}`, `DebugRegisters` |
 //! | `host` | what `mvm doctor` says of the processor and of its KVM |
 //!
@@ -46,7 +47,7 @@ mod contract {
     const _: [&str; 2] = [platform::SERIAL_CONSOLE, platform::EARLY_CONSOLE];
     const _: fn(&GuestMemoryMmap, &Kernel, &boot::BootInformation<'_>) -> Result<(), boot::BootError> =
         boot::write;
-    const _: fn(&Kvm, &VmFd, Processor, EntryPoint, &GuestMemoryMmap) -> Vcpus = vcpu::create_vcpus;
+    const _: fn(&Kvm, &VmFd, Processor, Option<EntryPoint>, &GuestMemoryMmap) -> Vcpus = vcpu::create_vcpus;
     const _: fn(&VcpuFd) -> u64 = vcpu::instruction_pointer;
     const _: [fn() -> Check; 2] = [host::nested_paging, host::nesting];
     const _: () = assert!(crate::config::MAX_CPUS <= vcpu::MAX_CPUS);

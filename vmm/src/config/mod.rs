@@ -102,6 +102,22 @@ pub struct VmConfig {
     pub limits_cpus: bool,
 }
 
+impl VmConfig {
+    /// The same with paths from the root, where those of this one begin in `directory`.
+    #[must_use]
+    pub fn in_directory(&self, directory: &Path) -> Self {
+        let mut config = self.clone();
+        let place = |path: &mut PathBuf| *path = directory.join(&*path);
+        place(&mut config.kernel);
+        config.initrd.iter_mut().for_each(place);
+        config.rootfs.iter_mut().chain(&mut config.disks).map(|disk| &mut disk.path).for_each(place);
+        config.pmem.iter_mut().map(|pmem| &mut pmem.path).for_each(place);
+        config.shares.iter_mut().map(|share| &mut share.path).for_each(place);
+        config.vsock.iter_mut().map(|vsock| &mut vsock.path).for_each(place);
+        config
+    }
+}
+
 /// A path as text; bytes that are not UTF-8 are lost.
 fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     path.to_string_lossy().serialize(serializer)

@@ -38,6 +38,18 @@ const SET_MSRS: u32 = 0x4008_ae89;
 const GET_MP_STATE: u32 = 0x8004_ae98;
 const SET_GUEST_DEBUG: u32 = 0x4048_ae9b;
 const TRANSLATE: u32 = 0xc018_ae85;
+/// The same, for saving a VM: `KVM_GET_LAPIC`, `KVM_GET_XSAVE`, `KVM_GET_XSAVE2`, `KVM_GET_XCRS`, `KVM_GET_DEBUGREGS`,
+/// `KVM_GET_CPUID2`, `KVM_GET_VCPU_EVENTS`, `KVM_GET_TSC_KHZ`, `KVM_GET_IRQCHIP`, `KVM_GET_CLOCK`.
+const GET_LAPIC: u32 = 0x8400_ae8e;
+const GET_XSAVE: u32 = 0x9000_aea4;
+const GET_XSAVE2: u32 = 0x9000_aecf;
+const GET_XCRS: u32 = 0x8188_aea6;
+const GET_DEBUGREGS: u32 = 0x8080_aea1;
+const GET_CPUID: u32 = 0xc008_ae91;
+const GET_EVENTS: u32 = 0x8040_ae9f;
+const GET_TSC_KHZ: u32 = 0xaea3;
+const GET_IRQCHIP: u32 = 0xc208_ae62;
+const GET_CLOCK: u32 = 0x8030_ae7c;
 /// `IORING_REGISTER_ENABLE_RINGS` (io_uring_register(2)).
 const ENABLE_RINGS: u32 = 12;
 /// `AT_EMPTY_PATH` (statx(2)).
@@ -77,6 +89,16 @@ pub const VCPU: &[Rule] = &[
     rule!(ioctl, [Is(1, CLOCK_CONTROL)]: "tells the guest that it was paused"),
     rule!(ioctl, [Is(1, GET_REGS)]: "says where a guest crashed"),
     rule!(ioctl, [Is(1, GET_SREGS)]: "says where a guest crashed"),
+    rule!(ioctl, [Is(1, GET_MP_STATE)]: "saves the VM, and tells a debugger which vCPUs run"),
+    rule!(ioctl, [Is(1, GET_MSRS)]: "saves the VM, and reads registers for a debugger"),
+    rule!(ioctl, [Is(1, GET_XSAVE)]: "saves the VM, where the host is older than Linux 5.17"),
+    rule!(ioctl, [Is(1, GET_XSAVE2)]: "saves the VM"),
+    rule!(ioctl, [Is(1, GET_XCRS)]: "saves the VM"),
+    rule!(ioctl, [Is(1, GET_DEBUGREGS)]: "saves the VM"),
+    rule!(ioctl, [Is(1, GET_LAPIC)]: "saves the VM"),
+    rule!(ioctl, [Is(1, GET_CPUID)]: "saves the VM"),
+    rule!(ioctl, [Is(1, GET_EVENTS)]: "saves the VM"),
+    rule!(ioctl, [Is(1, GET_TSC_KHZ)]: "saves the VM"),
     rule!(timerfd_settime: "the timers of devices that work on a vCPU's thread"),
     rule!(getrandom: "hash tables"),
 ];
@@ -87,9 +109,7 @@ pub const VCPU_DEBUGGED: &[Rule] = &[
     rule!(ioctl, [Is(1, SET_SREGS)]: "sets system registers"),
     rule!(ioctl, [Is(1, GET_FPU)]: "reads registers"),
     rule!(ioctl, [Is(1, SET_FPU)]: "sets registers"),
-    rule!(ioctl, [Is(1, GET_MSRS)]: "reads registers"),
     rule!(ioctl, [Is(1, SET_MSRS)]: "sets registers"),
-    rule!(ioctl, [Is(1, GET_MP_STATE)]: "says which vCPUs run"),
     rule!(ioctl, [Is(1, SET_GUEST_DEBUG)]: "sets breakpoints and steps"),
     rule!(ioctl, [Is(1, TRANSLATE)]: "finds the memory at an address of the guest"),
 ];
@@ -101,6 +121,7 @@ pub const MAIN: &[Rule] = &[
     rule!(epoll_ctl: "watches clients"),
     rule!(accept4: "takes clients"),
     rule!(recvfrom: "reads from clients"),
+    rule!(recvmsg: "reads from clients, with files"),
     rule!(sendto: "writes to clients, and tells the keeper of the end"),
     rule!(sendmsg: "writes to clients"),
     rule!(shutdown: "ends clients"),
@@ -228,6 +249,10 @@ pub const BACKGROUND: &[Rule] = &[
     rule!(lseek: "the size of a disk"),
     rule!(fstat: "the size of a disk"),
     rule!(statx, [Is(2, EMPTY_PATH)]: "the size of a disk"),
+    rule!(ioctl, [Is(1, GET_IRQCHIP)]: "saves the VM"),
+    rule!(ioctl, [Is(1, GET_CLOCK)]: "saves the VM"),
+    rule!(ftruncate: "saves the VM's memory"),
+    rule!(pwrite64: "saves the VM's memory"),
     rule!(timerfd_settime: "timers of devices"),
     rule!(pread64: "what the process uses, from a file of /proc that is open"),
     rule!(getrandom: "hash tables"),

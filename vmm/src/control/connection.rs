@@ -1,9 +1,12 @@
 //! A client's connection.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::request::{self, Parsed, Request};
 use super::response::{Framing, Response};
@@ -14,6 +17,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(60);
 /// What is read in a turn: it bounds the requests that are answered before others have theirs.
 const TURN: usize = 4096;
+
+/// The most files that come with a request.
+const MAX_FILES: usize = 2;
 
 /// What has to happen next on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +42,15 @@ pub(super) enum Answer {
     Later,
 }
 
+/// What serves a request, with the files that came with it.
+pub(super) type Serve<'a> = &'a mut dyn FnMut(&Request<'_>, Vec<OwnedFd>) -> Answer;
+
 /// A connection: what came in and is not yet a request, what has to go out, and how long all that takes.
 pub(super) struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
+    /// Files that came with what is in `input`.
+    files: Vec<OwnedFd>,
     output: Vec<u8>,
     /// Nothing is read any more; it ends when the output is out.
     ends: bool,
@@ -57,6 +68,7 @@ impl Connection {
         Ok(Self {
             stream,
             input: Vec::new(),
+            files: Vec::new(),
             output: Vec::new(),
             ends: false,
             continued: false,
@@ -86,9 +98,9 @@ impl Connection {
     }
 
     /// Takes what the client has sent and hands each request to `serve`.
-    pub(super) fn readable(&mut self, now: Instant, serve: &mut dyn FnMut(&Request<'_>) -> Answer) -> Next {
+    pub(super) fn readable(&mut self, now: Instant, serve: Serve<'_>) -> Next {
         let mut buffer = [0; TURN];
-        match self.stream.read(&mut buffer) {
+        match self.receive(&mut buffer) {
             // A client that has shut down its writing side may still read answers.
             Ok(0) => self.ends = true,
             Ok(length) => {
@@ -103,18 +115,29 @@ impl Connection {
         self.advance(now, serve)
     }
 
+    /// Reads what the client has sent, and keeps the files that come with it, as long as they are not too many.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let message = recvmsg(&self.stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for sent in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = sent {
+                // The others are closed.
+                let room = MAX_FILES.saturating_sub(self.files.len());
+                self.files.extend(files.take(room));
+            }
+        }
+        Ok(message.bytes)
+    }
+
     /// The client reads again.
-    pub(super) fn writable(&mut self, now: Instant, serve: &mut dyn FnMut(&Request<'_>) -> Answer) -> Next {
+    pub(super) fn writable(&mut self, now: Instant, serve: Serve<'_>) -> Next {
         self.advance(now, serve)
     }
 
     /// Brings the answer that was awaited.
-    pub(super) fn answer(
-        &mut self,
-        response: &Response,
-        now: Instant,
-        serve: &mut dyn FnMut(&Request<'_>) -> Answer,
-    ) -> Next {
+    pub(super) fn answer(&mut self, response: &Response, now: Instant, serve: Serve<'_>) -> Next {
         if let Some(framing) = self.awaits.take() {
             self.since = now;
             self.put(response, framing);
@@ -128,7 +151,7 @@ impl Connection {
     }
 
     /// Serves requests as long as there are whole ones and the client reads the answers.
-    fn advance(&mut self, now: Instant, serve: &mut dyn FnMut(&Request<'_>) -> Answer) -> Next {
+    fn advance(&mut self, now: Instant, serve: Serve<'_>) -> Next {
         loop {
             match self.flush(now) {
                 Ok(true) => {}
@@ -150,12 +173,15 @@ impl Connection {
     }
 
     /// Serves the next request; returns whether there may be another.
-    fn serve_one(&mut self, now: Instant, serve: &mut dyn FnMut(&Request<'_>) -> Answer) -> bool {
+    fn serve_one(&mut self, now: Instant, serve: Serve<'_>) -> bool {
         if self.input.is_empty() {
             return false;
         }
         let (answer, framing, length) = match request::parse(&self.input) {
-            Parsed::Whole(request, length) => (serve(&request), request.framing, length),
+            Parsed::Whole(request, length) => {
+                let files = std::mem::take(&mut self.files);
+                (serve(&request, files), request.framing, length)
+            }
             Parsed::Part { expects_continue } => {
                 if expects_continue && !self.continued {
                     self.continued = true;

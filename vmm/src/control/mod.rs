@@ -11,6 +11,7 @@ mod request;
 mod response;
 mod router;
 mod server;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,7 @@
 //! Which request does what.
 
 use std::error::Error;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use devices::virtio::balloon::BalloonHandle;
@@ -10,7 +11,7 @@ use instance::api::{
 
 use super::request::Request;
 use super::response::Response;
-use super::{answers, drives};
+use super::{answers, drives, snapshot};
 use crate::handle::VmHandle;
 use crate::metrics::prometheus;
 use crate::pause::PauseError;
@@ -31,7 +32,15 @@ pub(super) enum Outcome {
 /// What is done on a thread of its own.
 pub(super) type Task = Box<dyn FnOnce(&VmHandle) -> Response + Send>;
 
-type Handler = fn(&VmHandle, &[u8]) -> Result<Outcome, Response>;
+/// What came with a request besides its head.
+pub(super) struct Content<'a> {
+    /// Its body.
+    pub(super) body: &'a [u8],
+    /// Files that were sent with it (SCM_RIGHTS), in their order.
+    pub(super) files: Vec<OwnedFd>,
+}
+
+type Handler = fn(&VmHandle, Content<'_>) -> Result<Outcome, Response>;
 
 /// A resource, and what each of its methods does.
 pub(super) struct Route {
@@ -52,12 +61,13 @@ pub(super) const ROUTES: &[Route] = &[
     Route { path: "/balloon", methods: &[("GET", balloon), ("PATCH", update_balloon)] },
     Route { path: "/balloon/statistics", methods: &[("GET", balloon_statistics)] },
     Route { path: "/actions", methods: &[("PUT", act)] },
+    Route { path: "/snapshot/create", methods: &[("PUT", snapshot::create)] },
     Route { path: "/metrics", methods: &[("GET", metrics)] },
     Route { path: "/metrics.json", methods: &[("GET", metrics_json)] },
 ];
 
-/// Does what `request` asks of `vm`.
-pub(super) fn route(vm: &VmHandle, request: &Request<'_>) -> Outcome {
+/// Does what `request`, with which `files` came, asks of `vm`.
+pub(super) fn route(vm: &VmHandle, request: &Request<'_>, files: Vec<OwnedFd>) -> Outcome {
     if let Some(id) = request.path.strip_prefix(drives::PREFIX) {
         return drives::route(id, request);
     }
@@ -73,27 +83,27 @@ pub(super) fn route(vm: &VmHandle, request: &Request<'_>) -> Outcome {
         }
         return Outcome::Now(Response::wrong_method(&methods));
     };
-    handler(vm, request.body).unwrap_or_else(Outcome::Now)
+    handler(vm, Content { body: request.body, files }).unwrap_or_else(Outcome::Now)
 }
 
 fn now(response: Response) -> Result<Outcome, Response> {
     Ok(Outcome::Now(response))
 }
 
-fn instance(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn instance(vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     now(Response::json(&answers::instance(vm)))
 }
 
-fn version(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn version(_vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     now(Response::json(&Version { mvm_version: env!("CARGO_PKG_VERSION").into() }))
 }
 
-fn openapi(_vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn openapi(_vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     now(Response::text("application/json", OPENAPI))
 }
 
-fn update_vm(_vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
-    match super::body::read::<VmUpdate>(body)?.state {
+fn update_vm(_vm: &VmHandle, content: Content<'_>) -> Result<Outcome, Response> {
+    match super::body::read::<VmUpdate>(content.body)?.state {
         WantedState::Paused => Ok(Outcome::Later(Box::new(|vm| changed("pause", vm.pause())))),
         WantedState::Resumed => Ok(Outcome::Later(Box::new(|vm| changed("resume", vm.resume())))),
     }
@@ -109,11 +119,11 @@ fn changed(doing: &str, result: Result<(), PauseError>) -> Response {
     }
 }
 
-fn config(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn config(vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     now(Response::json(&answers::config(vm)))
 }
 
-fn machine_config(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn machine_config(vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     let config = vm.config();
     now(Response::json(&MachineConfiguration {
         vcpu_count: config.cpus,
@@ -125,13 +135,13 @@ fn balloon_of(vm: &VmHandle) -> Result<&BalloonHandle, Response> {
     vm.balloon().ok_or_else(|| Response::fault(400, "this VM has no balloon: boot it with --balloon"))
 }
 
-fn balloon(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn balloon(vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     now(Response::json(&answers::balloon(balloon_of(vm)?)))
 }
 
-fn update_balloon(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
+fn update_balloon(vm: &VmHandle, content: Content<'_>) -> Result<Outcome, Response> {
     let balloon = balloon_of(vm)?;
-    let asked = super::body::read::<BalloonUpdate>(body)?.amount_mib;
+    let asked = super::body::read::<BalloonUpdate>(content.body)?.amount_mib;
     let set = asked.checked_mul(1 << 20).map(|bytes| balloon.set_target(bytes));
     if let Some(Ok(())) = set {
         return now(Response::done());
@@ -143,7 +153,7 @@ fn update_balloon(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
     ))
 }
 
-fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn balloon_statistics(vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     balloon_of(vm)?;
     Ok(Outcome::LaterIfWanted(Box::new(|vm| match balloon_of(vm) {
         Ok(balloon) => {
@@ -157,8 +167,8 @@ fn balloon_statistics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> 
     })))
 }
 
-fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
-    match super::body::read::<Action>(body)?.action_type {
+fn act(vm: &VmHandle, content: Content<'_>) -> Result<Outcome, Response> {
+    match super::body::read::<Action>(content.body)?.action_type {
         ActionType::SendCtrlAltDel => Ok(Outcome::Later(Box::new(|vm| match vm.press_power_button() {
             Ok(()) => Response::done(),
             Err(error) => Response::fault(400, &format!("cannot press the guest's power button: {error}")),
@@ -170,11 +180,11 @@ fn act(vm: &VmHandle, body: &[u8]) -> Result<Outcome, Response> {
     }
 }
 
-fn metrics(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn metrics(vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     let page = prometheus::page(&vm.metrics(), vm.identity(), vm.config(), vm.is_paused());
     now(Response::text(prometheus::CONTENT_TYPE, page))
 }
 
-fn metrics_json(vm: &VmHandle, _body: &[u8]) -> Result<Outcome, Response> {
+fn metrics_json(vm: &VmHandle, _content: Content<'_>) -> Result<Outcome, Response> {
     now(Response::json(&vm.metrics()))
 }

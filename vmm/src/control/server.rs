@@ -17,8 +17,7 @@ use rustix::net::SocketFlags;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ControlError;
-use super::connection::{Answer, Connection, Next};
-use super::request::Request;
+use super::connection::{Answer, Connection, Next, Serve};
 use super::response::Response;
 use super::router::{Outcome, Task, route};
 use crate::background::Background;
@@ -161,11 +160,11 @@ impl ControlServer {
         &mut self,
         serial: Serial,
         ops: &mut EventOps<'_>,
-        step: impl FnOnce(&mut Connection, &mut dyn FnMut(&Request<'_>) -> Answer) -> Next,
+        step: impl FnOnce(&mut Connection, Serve<'_>) -> Next,
     ) {
         let Some(connection) = self.connections.get_mut(&serial) else { return };
         let (vm, late) = (&self.vm, &mut self.late);
-        let next = step(connection, &mut |request| match route(vm, request) {
+        let next = step(connection, &mut |request, files| match route(vm, request, files) {
             Outcome::Now(response) => Answer::Ready(response),
             Outcome::Later(job) => late.ask(serial, job, true),
             Outcome::LaterIfWanted(job) => late.ask(serial, job, false),
@@ -230,7 +229,7 @@ impl Drop for ControlServer {
             self.late.waiting.remove(&serial);
             if let Some(connection) = self.connections.get_mut(&serial) {
                 let gone = || Answer::Ready(Response::fault(503, "the VM has ended"));
-                connection.answer(&response, Instant::now(), &mut |_| gone());
+                connection.answer(&response, Instant::now(), &mut |_, _| gone());
             }
         }
     }

@@ -21,7 +21,7 @@ use super::messages::{Failure, Fault, FromVm, Message, ToVm};
 use super::vm_side::{Means, run};
 use crate::confinement::{Noted, Outside};
 use crate::console::{FileIdentity, begin_anew};
-use crate::{ConsoleConfig, ExitReason, LOG_NAME, Limits, LogFile, MAX_DEVICES, VmConfig};
+use crate::{ConsoleConfig, ExitReason, LOG_NAME, Limits, LogFile, MAX_DEVICES, Snapshot, VmConfig};
 
 /// The most processes that serve devices of a VM.
 const MOST_HELPERS: usize = MAX_DEVICES;
@@ -48,6 +48,8 @@ pub struct Order<'a> {
     pub log: Option<PathBuf>,
     /// The user whose terminal, input and output are the console's; the process leaves the terminal where there is none.
     pub user: Option<User>,
+    /// Where it goes on from, if it does not boot.
+    pub snapshot: Option<Snapshot>,
     /// What is this process's alone, and the new one's.
     pub split: Split<'a>,
     /// When the start began.
@@ -112,7 +114,8 @@ impl VmProcess {
         start: Instant,
     ) -> io::Result<(Self, Instance, T)> {
         let identity = instance.identity();
-        let order = Order { config, identity: &identity, log: None, user: None, split, start };
+        let (log, user, snapshot) = (None, None, None);
+        let order = Order { config, identity: &identity, log, user, snapshot, split, start };
         let (vm, instance, of_keeper) = Self::start_for(order, Some(instance), of_keeper)?;
         Ok((vm, instance.ok_or(io::ErrorKind::NotFound)?, of_keeper))
     }
@@ -128,7 +131,7 @@ impl VmProcess {
         instance: Option<Instance>,
         of_keeper: T,
     ) -> io::Result<(Self, Option<Instance>, T)> {
-        let Order { config, identity, log, user, split, start } = order;
+        let Order { config, identity, log, user, snapshot, split, start } = order;
         let (tie, other) = Tie::pair()?;
         let (violations, reports) = io::pipe()?;
         rustix::io::ioctl_fionbio(&violations, true)?;
@@ -149,7 +152,7 @@ impl VmProcess {
                 instance.leave();
             }
             let means = Means { tie: other, reports, dialer, log: given, user, start, outside: &outside };
-            run((config, identity), means, split.until_open)
+            run((config, identity, snapshot), means, split.until_open)
         })?;
         let Some((tie, violations, dialed, mut instance, of_keeper)) = mine else {
             return Err(io::ErrorKind::NotFound.into());

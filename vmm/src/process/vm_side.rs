@@ -19,8 +19,8 @@ use super::slots::{SlotRequest, Slots, serve_slots};
 use crate::confinement::Outside;
 use crate::console::{ConsoleKeeper, FileIdentity};
 use crate::{
-    AwaitedText, BlockHandle, ExitReason, Frontend, Limits, LogKeeper, Requests, Resources, Supervisor,
-    Timeline, VmConfig,
+    AwaitedText, BlockHandle, ExitReason, Frontend, Limits, LogKeeper, Requests, Resources, Snapshot,
+    Supervisor, Timeline, VmConfig,
 };
 
 /// What the process has from the one that keeps it.
@@ -41,16 +41,20 @@ pub(super) struct Means<'a> {
 }
 
 /// What the VM's process does.
-pub(super) fn run(vm: (&VmConfig, &Identity), means: Means<'_>, until_open: Box<dyn Any>) -> u8 {
+pub(super) fn run(
+    (config, identity, snapshot): (&VmConfig, &Identity, Option<Snapshot>),
+    means: Means<'_>,
+    until_open: Box<dyn Any>,
+) -> u8 {
     let timeline = Arc::new(Timeline::starting_at(means.start));
     let Means { tie, reports, dialer, log, user, start, outside } = means;
     let tie = Arc::new(tie);
     // Before anything that counts: the guest's memory, and the processes that serve its devices.
     let entered = outside.enter();
-    let opened = open(vm, log, user.is_some(), until_open);
+    let opened = open((config, identity, snapshot), log, user.is_some(), until_open);
     let ran = opened.and_then(|(frontend, mut resources)| {
-        let has_helpers = confine(vm.0, &mut resources, &tie, (reports, dialer, entered))?;
-        serve((vm.0, has_helpers), (frontend, resources), &tie, (user, start), &timeline)
+        let has_helpers = confine(config, &mut resources, &tie, (reports, dialer, entered))?;
+        serve((config, has_helpers), (frontend, resources), &tie, (user, start), &timeline)
     });
     let (message, code) = match ran {
         Ok(reason) => (FromVm::Ended(VmEnd::of(reason, timeline.nanoseconds())), 0),
@@ -64,7 +68,7 @@ pub(super) fn run(vm: (&VmConfig, &Identity), means: Means<'_>, until_open: Box<
 
 /// Opens all that the VM needs, and closes what is not its own.
 fn open<'a>(
-    (config, identity): (&'a VmConfig, &'a Identity),
+    (config, identity, snapshot): (&'a VmConfig, &'a Identity, Option<Snapshot>),
     log: Option<PathBuf>,
     has_user: bool,
     until_open: Box<dyn Any>,
@@ -77,7 +81,10 @@ fn open<'a>(
         None
     };
     let frontend = Frontend::of_process(&config.console)?;
-    let resources = crate::open(config, identity, log)?;
+    let resources = match snapshot {
+        None => crate::open(config, identity, log)?,
+        Some(snapshot) => crate::open_snapshot(config, identity, log, snapshot)?,
+    };
     drop(until_open);
     // One of them may have been named as a file, by /dev/fd.
     inherited.into_iter().for_each(Inherited::close);

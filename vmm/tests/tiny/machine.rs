@@ -18,8 +18,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::ExitSlot;
 use vmm::KvmError;
 use vmm::{
-    ConsoleConfig, ExitReason, Frontend, Limits, MemorySize, PmemConfig, Requests, Supervisor, TimeLimit,
-    Timeline, Vm, VmConfig, VmError,
+    ConsoleConfig, ExitReason, Frontend, Limits, MemorySize, PmemConfig, Requests, Saver, Snapshot,
+    Supervisor, TimeLimit, Timeline, Vm, VmConfig, VmError,
 };
 use vmm::{Gate, Holder};
 
@@ -33,6 +33,8 @@ pub(super) struct Machine {
     /// What the VM is made of. The kernel, the disks and the console are files of the directory.
     pub(super) config: VmConfig,
     identity: Identity,
+    /// Where it goes on from, if it does not boot.
+    snapshot: Option<Snapshot>,
     directory: TempDir,
 }
 
@@ -70,6 +72,8 @@ pub(super) struct Running {
     memory: Arc<GuestMemoryMmap>,
     console: File,
     exit: Arc<ExitSlot>,
+    /// What saves it.
+    pub(super) saver: Arc<Saver>,
     thread: JoinHandle<()>,
     supervisor: Supervisor,
     end: End,
@@ -97,7 +101,7 @@ impl Machine {
         std::fs::write(&kernel, image::elf(code, entry)).unwrap();
         let console = ConsoleConfig::File(directory.path().join("console"));
         let config = VmConfig { memory: MemorySize::from_mib(128), console, ..VmConfig::new(kernel) };
-        Some(Self { config, identity: Identity::default(), directory })
+        Some(Self { config, identity: Identity::default(), snapshot: None, directory })
     }
 
     /// The path of a file next to the kernel.
@@ -138,6 +142,12 @@ impl Machine {
         self
     }
 
+    /// Has the guest go on from where another one was saved, which is of the same configuration.
+    pub(super) fn continuing(mut self, snapshot: Snapshot) -> Self {
+        self.snapshot = Some(snapshot);
+        self
+    }
+
     /// Lets the VM run for `seconds`.
     pub(super) fn timeout(mut self, seconds: u32) -> Self {
         self.config.timeout = Some(TimeLimit::from_secs(seconds));
@@ -165,13 +175,24 @@ impl Machine {
         let timeline = Arc::new(Timeline::starting_at(Instant::now()));
         let supervisor = supervisor(&self.config);
         let described = (self.config, self.identity);
-        let (_thread, end) = start(described, supervisor.requests(), timeline.clone(), built);
+        let (_thread, end) =
+            start(described, self.snapshot, (supervisor.requests(), timeline.clone()), built);
         let console = || std::fs::read(self.directory.path().join("console")).unwrap_or_default();
         let Ok(reason) = end.recv_timeout(WATCHDOG) else {
             panic!("the guest does not end; console: {:02x?}", console());
         };
         let reason = reason.unwrap();
         Ended { reason, console: console(), timeline, _directory: self.directory }
+    }
+
+    /// Why the VM is not built, with all causes.
+    pub(super) fn refusal(self) -> String {
+        let supervisor = supervisor(&self.config);
+        let seen = (supervisor.requests(), Arc::new(Timeline::starting_at(Instant::now())));
+        match build_from((&self.config, &self.identity), self.snapshot, seen) {
+            Ok(_) => panic!("the VM is built"),
+            Err(error) => devices::log::chain(&error),
+        }
     }
 
     /// Starts the guest with a pipe as its console and waits until it says that it is ready, with one byte.
@@ -198,15 +219,19 @@ impl Machine {
         let (sender, parts) = mpsc::channel();
         let supervisor = supervisor(&self.config);
         let requests = supervisor.requests();
-        let (thread, end) = start((self.config, self.identity), requests, timeline, move |vm| {
+        let described = (self.config, self.identity);
+        let (thread, end) = start(described, self.snapshot, (requests, timeline), move |vm| {
             if paused {
                 vm.gate().pause(Holder::User).unwrap();
             }
             // The test has given up waiting if it is not received.
-            let _ = sender.send((vm.gate().clone(), vm.memory().clone(), vm.exit().clone()));
+            let _ =
+                sender.send((vm.gate().clone(), vm.memory().clone(), vm.exit().clone(), vm.saver().clone()));
         });
-        let Ok((gate, memory, exit)) = parts.recv() else { panic!("the VM is not built: {:?}", end.recv()) };
-        Running { gate, memory, console, exit, thread, supervisor, end, directory: self.directory }
+        let Ok((gate, memory, exit, saver)) = parts.recv() else {
+            panic!("the VM is not built: {:?}", end.recv())
+        };
+        Running { gate, memory, console, exit, saver, thread, supervisor, end, directory: self.directory }
     }
 }
 
@@ -284,20 +309,32 @@ pub(super) fn build(
     requests: Requests,
     timeline: Arc<Timeline>,
 ) -> Result<Vm, VmError> {
+    build_from((config, identity), None, (requests, timeline))
+}
+
+fn build_from(
+    (config, identity): (&VmConfig, &Identity),
+    snapshot: Option<Snapshot>,
+    (requests, timeline): (Requests, Arc<Timeline>),
+) -> Result<Vm, VmError> {
     let frontend = Frontend::of_process(&config.console)?.supervised_by(requests);
-    vmm::open(config, identity, None).and_then(|resources| vmm::build(resources, frontend, timeline))
+    let resources = match snapshot {
+        None => vmm::open(config, identity, None)?,
+        Some(snapshot) => vmm::open_snapshot(config, identity, None, snapshot)?,
+    };
+    vmm::build(resources, frontend, timeline)
 }
 
 /// Builds and runs a VM on a thread of its own: [`Vm::run`] returns at the guest's end only.
 fn start(
     described: (VmConfig, Identity),
-    requests: Requests,
-    timeline: Arc<Timeline>,
+    snapshot: Option<Snapshot>,
+    seen: (Requests, Arc<Timeline>),
     built: impl FnOnce(&Vm) + Send + 'static,
 ) -> (JoinHandle<()>, End) {
     let (sender, end) = mpsc::channel();
     let thread = std::thread::spawn(move || {
-        let result = build(&described, requests, timeline).and_then(|vm| {
+        let result = build_from((&described.0, &described.1), snapshot, seen).and_then(|vm| {
             built(&vm);
             vm.run()
         });

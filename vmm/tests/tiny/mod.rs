@@ -20,5 +20,6 @@ mod pause;
 mod pmem;
 mod ports;
 mod sealed;
+mod snapshots;
 mod sockets;
 mod virtio;

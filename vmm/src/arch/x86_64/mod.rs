@@ -10,5 +10,6 @@ pub mod layout;
 mod mp_table;
 pub mod platform;
 mod registers;
+pub mod state;
 pub mod vcpu;
 pub mod vm;

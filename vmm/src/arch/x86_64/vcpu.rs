@@ -68,8 +68,8 @@ pub(crate) fn instruction_pointer(fd: &VcpuFd) -> u64 {
     fd.get_regs().map_or(0, |registers| registers.rip)
 }
 
-/// Makes the vCPUs of `processor`. The first of them begins at `entry`, the others wait until it starts them. `memory`
-/// is all that the guest can address.
+/// Makes the vCPUs of `processor`. The first of them begins at `entry`, the others wait until it starts them; without
+/// `entry`, they are to be given the state of others. `memory` is all that the guest can address.
 ///
 /// # Errors
 ///
@@ -78,7 +78,7 @@ pub fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
     processor: Processor,
-    entry: EntryPoint,
+    entry: Option<EntryPoint>,
     memory: &GuestMemoryMmap,
 ) -> Result<Vec<VcpuFd>, ProcessorError> {
     let refused = |error| match kvm.get_max_vcpus() {
@@ -98,7 +98,7 @@ pub fn create_vcpus(
         };
         vcpu.set_cpuid2(&template.of(id)?).map_err(KvmError::call("set the CPUID of a vCPU"))?;
         registers::set_up(&vcpu, template.has_vmx())?;
-        if id == 0 {
+        if let Some(entry) = entry.filter(|_| id == 0) {
             registers::set_entry(&vcpu, entry)?;
         }
         vcpus.push(vcpu);

@@ -1,0 +1,157 @@
+//! VMs that are saved in a directory and go on from there.
+
+use std::fs::{self, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use crate::vm::{Place, TALKS, Vm, text};
+
+/// Runs mvm with what is kept in `place`; its exit code and all that it says.
+fn mvm(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut mvm = place.mvm();
+    let output = mvm.env("MVM_DATA_DIR", place.path("data")).args(arguments).output().unwrap();
+    (output.status.code(), text(&output))
+}
+
+/// Ends all VMs of a place, whatever becomes of the test.
+struct Ends<'a>(&'a Place);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        for name in ["one", "two", "three", "four"] {
+            mvm(self.0, &["kill", name]);
+        }
+    }
+}
+
+/// A VM `one` that runs, saved in the directory that is returned.
+fn saved(place: &Place, more: &[&str]) -> PathBuf {
+    let kernel = place.path("kernel");
+    let boot = ["boot", "-d", "--kernel", kernel.to_str().unwrap(), "--memory", "32M", "--name", "one"];
+    let (code, said) = mvm(place, &[&boot[..], &["--ready", "rrrr"], more].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let directory = place.path("one.snap");
+    let (code, said) = mvm(place, &["snapshot", "one", directory.to_str().unwrap()]);
+    assert_eq!((code, &*said), (Some(0), ""));
+    directory
+}
+
+#[test]
+fn a_vm_runs_on_and_others_go_on_from_where_it_was_saved() {
+    let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
+    let disk = place.path("disk");
+    fs::write(&disk, [7; 4096]).unwrap();
+    let directory = saved(&place, &["--disk", &format!("{},readonly", disk.display())]);
+    let mode = |name: &str| fs::metadata(directory.join(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o7777, 0o700);
+    assert_eq!(["manifest.json", "state", "memory"].map(mode), [0o400; 3]);
+    // The kernel is in its memory.
+    fs::remove_file(place.path("kernel")).unwrap();
+    let snapshot = directory.to_str().unwrap();
+    let restored = ["two", "three"].map(|name| {
+        let mut mvm = place.mvm();
+        mvm.env("MVM_DATA_DIR", place.path("data")).args(["restore", "--name", name, snapshot]);
+        let mut vm =
+            Vm(mvm.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut said = [0; 100];
+        vm.0.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        assert_eq!(said, [b'r'; 100]);
+        vm
+    });
+    let (code, said) = mvm(&place, &["restore", "-d", "--name", "four", snapshot]);
+    assert_eq!(code, Some(0), "{said}");
+    let (_, listed) = mvm(&place, &["ps", "--format", "{{.Names}} {{.State}}"]);
+    for name in ["one", "two", "three", "four"] {
+        assert!(listed.contains(&format!("{name} running")), "{listed}");
+        assert_eq!(mvm(&place, &["kill", name]).0, Some(0));
+    }
+    for vm in restored {
+        assert_eq!(vm.finish().0, Some(137));
+    }
+    for name in ["one", "four"] {
+        assert_eq!(mvm(&place, &["wait", name]), (Some(0), "137\n".into()));
+    }
+    assert!(place.is_clean());
+}
+
+#[test]
+fn what_can_t_be_saved_leaves_nothing() {
+    let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
+    let disk = place.path("disk");
+    fs::write(&disk, [7; 4096]).unwrap();
+    let kernel = place.path("kernel");
+    let boot = ["boot", "-d", "--kernel", kernel.to_str().unwrap(), "--memory", "32M", "--name", "one"];
+    let (code, said) = mvm(&place, &[&boot[..], &["--disk", disk.to_str().unwrap()]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let target = place.path("new");
+    let target = target.to_str().unwrap();
+    for (vm, directory, expected) in [
+        ("one", target, "can be written to"),
+        ("none", target, "there is no VM or container \"none\""),
+        ("one", disk.to_str().unwrap(), "is there already"),
+    ] {
+        let (code, said) = mvm(&place, &["snapshot", vm, directory]);
+        assert!(code == Some(1) && said.contains(expected) && said.lines().count() == 1, "{said}");
+    }
+    assert!(!place.path("new").exists());
+    assert_eq!(mvm(&place, &["kill", "one"]).0, Some(0));
+}
+
+#[test]
+fn what_is_not_a_whole_snapshot_is_refused_with_one_line() {
+    let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
+    let disk = place.path("disk");
+    fs::write(&disk, [7; 4096]).unwrap();
+    let directory = saved(&place, &["--disk", &format!("{},readonly", disk.display())]);
+    assert_eq!(mvm(&place, &["kill", "one"]).0, Some(0));
+    let file = |name: &str| directory.join(name);
+    let manifest = fs::read_to_string(file("manifest.json")).unwrap();
+    let replaced = |from: &str, to: &str| {
+        assert!(manifest.contains(from), "{manifest}");
+        manifest.replace(from, to).into_bytes()
+    };
+    let state = fs::read(file("state")).unwrap();
+    let rows: [(&str, Vec<u8>, &str); 8] = [
+        ("manifest.json", b"{}".to_vec(), "missing field"),
+        ("manifest.json", replaced("\"format\": 1", "\"format\": 2"), "its format has version 2"),
+        ("manifest.json", replaced("32M", "64M"), "64 MiB"),
+        ("manifest.json", replaced("32M", "1K"), "too small"),
+        ("manifest.json", replaced("readonly", "x"), "invalid options"),
+        ("state", state[..state.len() / 2].to_vec(), "ends too early"),
+        ("state", Vec::new(), "does not begin as one of mvm's"),
+        ("state", [&state[..8], &9_u32.to_le_bytes(), &state[12..]].concat(), "version 9"),
+    ];
+    let refused = |expected: &str| {
+        let (code, said) = mvm(&place, &["restore", directory.to_str().unwrap()]);
+        assert!(code == Some(2) && said.lines().count() == 1 && said.contains(expected), "{code:?} {said}");
+    };
+    for (name, content, expected) in rows {
+        let before = fs::read(file(name)).unwrap();
+        let write = |content: &[u8]| {
+            fs::remove_file(file(name)).unwrap();
+            fs::write(file(name), content).unwrap();
+        };
+        write(&content);
+        refused(expected);
+        write(&before);
+    }
+    let memory = OpenOptions::new().write(true).open(file("memory"));
+    // Root may write to it all the same.
+    if let Ok(memory) = memory {
+        memory.set_len(4096).unwrap();
+        refused("cut off");
+        memory.set_len(32 << 20).unwrap();
+    }
+    OpenOptions::new().write(true).open(&disk).unwrap().write_all_at(&[8], 0).unwrap();
+    refused("has changed since");
+    fs::remove_file(&disk).unwrap();
+    refused("No such file");
+    fs::remove_file(file("memory")).unwrap();
+    let (code, said) = mvm(&place, &["restore", "/nonexistent"]);
+    assert!(code == Some(2) && said.contains("manifest.json"), "{said}");
+}

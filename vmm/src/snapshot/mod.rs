@@ -1,0 +1,209 @@
+//! A VM's state beside its files: saved while it stands still, and continued in another process.
+//!
+//! The state is what KVM and the devices know, a few dozen KiB; the RAM is a sparse file of its own, which a restored VM
+//! maps copy-on-write, so that it reads what it touches alone.
+
+mod encoding;
+mod memory;
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use devices::{Section, Suspend, SuspendError};
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::VmConfig;
+use crate::arch::current::state::{Facts, InterruptState, ProcessorState, StateError, VmState};
+use crate::pause::{PauseError, Pauser};
+use crate::vcpu::GateError;
+
+pub(crate) use memory::check_length;
+
+/// Why a VM can't be saved or continued.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// It has something whose state can't be saved.
+    #[error("a VM with {0} cannot be saved")]
+    Unsupported(&'static str),
+    /// It does not stand still.
+    #[error(transparent)]
+    Pause(#[from] PauseError),
+    /// A vCPU has ended meanwhile.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// What KVM knows of it.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// What a device knows.
+    #[error("cannot save or continue a device")]
+    Device(#[from] SuspendError),
+    /// Its RAM can't be written or read.
+    #[error("cannot {doing} the VM's memory")]
+    Memory {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not a state, or has been altered.
+    #[error("invalid state of a VM: {0}")]
+    Invalid(String),
+    /// It is one of another VM than the configuration's.
+    #[error("the state is that of another VM: it has {saved}, and the configuration {configured}")]
+    Other {
+        /// What was saved.
+        saved: String,
+        /// What is to be continued.
+        configured: String,
+    },
+}
+
+impl SnapshotError {
+    /// Whether the host is at fault, and not what it was asked for.
+    pub(crate) fn is_the_hosts(&self) -> bool {
+        match self {
+            Self::Pause(_) | Self::Gate(_) | Self::State(_) | Self::Memory { .. } => true,
+            Self::Unsupported(_) | Self::Device(_) | Self::Invalid(_) | Self::Other { .. } => false,
+        }
+    }
+}
+
+/// Guest physical address and bytes of a piece of RAM.
+pub(crate) type Region = (u64, u64);
+
+/// All of a VM that is not in its RAM or its files.
+#[derive(Clone, Debug)]
+pub struct SavedVm {
+    pub(crate) machine: VmState,
+    pub(crate) devices: Vec<Section>,
+    pub(crate) regions: Vec<Region>,
+}
+
+impl SavedVm {
+    /// As bytes, for a file.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Invalid`] for a state that can't be expressed.
+    pub fn encode(&self) -> Result<Vec<u8>, SnapshotError> {
+        encoding::encode(self)
+    }
+
+    /// Reads what [`encode`](Self::encode) gave. It may come from anybody.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Invalid`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        encoding::decode(bytes)
+    }
+
+    /// Bytes of the VM's RAM, and so of the file that has it.
+    pub fn memory(&self) -> u64 {
+        self.regions.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
+
+    /// Checks that it has `cpus` and RAM as `regions`.
+    pub(crate) fn check(&self, cpus: u32, regions: &[Region]) -> Result<(), SnapshotError> {
+        let words = |cpus: usize, regions: &[Region]| {
+            let memory = regions.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
+            format!("{cpus} vCPUs and {} MiB of memory", memory >> 20)
+        };
+        let own = usize::try_from(cpus).unwrap_or(usize::MAX);
+        if self.machine.processors.len() == own && self.regions == regions {
+            return Ok(());
+        }
+        let saved = words(self.machine.processors.len(), &self.regions);
+        Err(SnapshotError::Other { saved, configured: words(own, regions) })
+    }
+
+    /// Gives `devices`, which are those of a new VM, the state that they had.
+    pub(crate) fn restore_devices(&self, devices: &[Arc<dyn Suspend>]) -> Result<(), SnapshotError> {
+        if devices.len() != self.devices.len() {
+            let words = |count: usize| format!("{count} devices");
+            let (saved, configured) = (words(self.devices.len()), words(devices.len()));
+            return Err(SnapshotError::Other { saved, configured });
+        }
+        for (device, section) in devices.iter().zip(&self.devices) {
+            device.restore(section)?;
+        }
+        Ok(())
+    }
+}
+
+/// A VM that is to go on from where it was saved.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// What is not in its RAM.
+    pub state: SavedVm,
+    /// Its RAM. It must not become shorter: reading what is gone ends the VM.
+    pub memory: File,
+}
+
+/// What saves a running VM.
+pub struct Saver {
+    pauser: Arc<Pauser>,
+    vm: Arc<VmFd>,
+    facts: Arc<Facts>,
+    memory: Arc<GuestMemoryMmap>,
+    /// What it has whose state can't be saved.
+    unsupported: Option<&'static str>,
+}
+
+impl Saver {
+    /// Of the VM of `config`, whose KVM can do what `facts` say.
+    pub(crate) fn new(
+        config: &VmConfig,
+        (vm, facts): (Arc<VmFd>, Facts),
+        pauser: Arc<Pauser>,
+        memory: Arc<GuestMemoryMmap>,
+    ) -> Self {
+        Self { pauser, vm, facts: Arc::new(facts), memory, unsupported: unsupported(config) }
+    }
+
+    /// Saves the VM, with its RAM in `ram`, which is empty. The VM stands still meanwhile, and then goes on, or stays
+    /// paused if it was. That may take seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`]; the VM runs on.
+    pub fn save(&self, ram: &File) -> Result<SavedVm, SnapshotError> {
+        if let Some(what) = self.unsupported {
+            return Err(SnapshotError::Unsupported(what));
+        }
+        self.pauser.while_paused(|devices| self.save_paused(devices, ram))?
+    }
+
+    fn save_paused(&self, devices: &[Arc<dyn Suspend>], ram: &File) -> Result<SavedVm, SnapshotError> {
+        let processors =
+            (0..self.pauser.gate().cpus()).map(|vcpu| self.processor(vcpu)).collect::<Result<_, _>>()?;
+        let interrupts = InterruptState::save(&self.vm)?;
+        let devices = devices.iter().map(|device| device.save()).collect::<Result<_, _>>()?;
+        memory::write(&self.memory, ram)
+            .map_err(|source| SnapshotError::Memory { doing: "write", source })?;
+        let regions = self.memory.iter().map(|region| (region.start_addr().0, region.len())).collect();
+        Ok(SavedVm { machine: VmState { processors, interrupts }, devices, regions })
+    }
+
+    /// Saves a vCPU, on its own thread.
+    fn processor(&self, vcpu: usize) -> Result<ProcessorState, SnapshotError> {
+        let facts = self.facts.clone();
+        let saved = self.pauser.gate().with_vcpu(vcpu, move |fd| ProcessorState::save(fd, &facts))?;
+        Ok(saved?)
+    }
+}
+
+/// What a VM of `config` has whose state can't be saved.
+fn unsupported(config: &VmConfig) -> Option<&'static str> {
+    if config.devices().any(|device| device.kind().needs_shared_memory()) {
+        return Some("devices that other processes serve (--share, --vhost-user)");
+    }
+    if config.gdb.is_some() {
+        return Some("a debugger (--gdb)");
+    }
+    config.nested.then_some("VMs of its own (--nested)")
+}

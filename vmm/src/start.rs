@@ -1,0 +1,85 @@
+//! What a VM starts from: a kernel that boots, or the state of another VM.
+
+use std::ffi::CString;
+use std::sync::Arc;
+
+use devices::Suspend;
+use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::GuestMemoryMmap;
+
+use crate::arch::current::boot::{self, BootInformation};
+use crate::arch::current::kernel::{EntryPoint, Initrd, Kernel};
+use crate::arch::current::layout::VirtioPlace;
+use crate::arch::current::state::Facts;
+use crate::config::ConfigError;
+use crate::launch::Source;
+use crate::snapshot::{SavedVm, SnapshotError};
+use crate::{VmConfig, VmError, loader};
+
+/// What a VM starts from, as far as it is in its memory.
+pub enum Start {
+    /// A kernel.
+    Boot {
+        kernel: Kernel,
+        initrd: Option<Initrd>,
+        /// Its command line.
+        arguments: CString,
+    },
+    /// The state of a VM, whose memory this one has.
+    Saved(Box<SavedVm>),
+}
+
+impl Start {
+    /// Brings what `source` has into `memory`, for a VM of `config`, with a directory if it `has_directory`.
+    pub fn of(
+        source: Source,
+        config: &VmConfig,
+        has_directory: bool,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Self, VmError> {
+        let (kernel, initrd) = match source {
+            Source::Boot { kernel, initrd } => (kernel, initrd),
+            Source::Saved(snapshot) => return Ok(Self::Saved(Box::new(snapshot.state))),
+        };
+        let kernel = loader::load_kernel(memory, kernel)?;
+        let initrd = initrd.map(|file| loader::load_initrd(memory, &kernel, file)).transpose()?;
+        let arguments = loader::kernel_arguments(config, has_directory, kernel.cmdline_max())?;
+        Ok(Self::Boot { kernel, initrd, arguments })
+    }
+
+    /// Whether the guest has run before.
+    pub fn is_saved(&self) -> bool {
+        matches!(self, Self::Saved(_))
+    }
+
+    /// Writes what the kernel finds when it starts, and returns where it does, if it does.
+    pub fn entry(
+        &self,
+        config: &VmConfig,
+        memory: &GuestMemoryMmap,
+        virtio: &[VirtioPlace],
+    ) -> Result<Option<EntryPoint>, VmError> {
+        let Self::Boot { kernel, initrd, arguments } = self else { return Ok(None) };
+        let cpus = u8::try_from(config.cpus).map_err(|_| ConfigError::Cpus(config.cpus))?;
+        let memory_size = config.memory.bytes();
+        let information = BootInformation { arguments, initrd: *initrd, memory_size, cpus, virtio };
+        boot::write(memory, kernel, &information)?;
+        Ok(Some(kernel.entry))
+    }
+
+    /// Has the guest continue where it was saved, if it was: `vcpus`, `vm` and `devices` are new.
+    pub fn restore(
+        &self,
+        vm: &VmFd,
+        vcpus: &[VcpuFd],
+        facts: &Facts,
+        devices: &[Arc<dyn Suspend>],
+    ) -> Result<(), SnapshotError> {
+        let Self::Saved(saved) = self else { return Ok(()) };
+        for (vcpu, state) in vcpus.iter().zip(&saved.machine.processors) {
+            state.restore(vcpu, facts)?;
+        }
+        saved.machine.interrupts.restore(vm)?;
+        saved.restore_devices(devices)
+    }
+}

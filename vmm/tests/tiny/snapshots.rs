@@ -1,0 +1,238 @@
+//! VMs that are saved, and go on in another one.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
+use std::os::fd::AsFd;
+
+use instance::Client;
+use instance::api::{SnapshotCreate, VmUpdate, WantedState};
+use vmm::{ExitReason, GdbConfig, SavedVm, Snapshot};
+
+use super::machine::{Machine, Running};
+
+/// What a guest keeps in registers, and in the middle of its memory.
+const PATTERN: u64 = 0x0123_4567_89ab_cdef;
+const FAR: u64 = 96 << 20;
+
+/// Ends a guest.
+fn stop(running: Running) {
+    running.force(libc::SIGTERM);
+    assert_eq!(running.wait().0, ExitReason::Signal(libc::SIGTERM));
+}
+
+/// The state of a guest, which has gone through a file.
+fn save(running: &Running) -> Snapshot {
+    let memory = tempfile::tempfile().unwrap();
+    let state = running.saver.save(&memory).unwrap();
+    let state = SavedVm::decode(&state.encode().unwrap()).unwrap();
+    Snapshot { state, memory }
+}
+
+fn again(snapshot: &Snapshot) -> Snapshot {
+    Snapshot { state: snapshot.state.clone(), memory: snapshot.memory.try_clone().unwrap() }
+}
+
+guest!(
+    counts_in_output,
+    "
+        // OSFXSR: the guest uses SSE.
+        mov rax, cr4
+        or eax, 1 << 9
+        mov cr4, rax
+        mov rcx, {FAR}
+        mov rax, {PATTERN}
+        mov r12, rax
+        mov [rcx], rax
+        mov [rcx + 8], rax
+        // What an interpreter knows of SSE, too.
+        movdqu xmm7, [rcx]
+        xor ebx, ebx
+        say 'r'
+    2:
+        mov eax, ebx
+        put32
+        inc ebx
+        mov rcx, {FAR}
+        cmp [rcx], r12
+        jne 3f
+        movdqu [rcx + 16], xmm7
+        cmp [rcx + 24], r12
+        je 2b
+    3:
+        power_off
+    ",
+    FAR = FAR,
+    PATTERN = PATTERN
+);
+
+/// The next `count` numbers of a guest, each of which follows the one before.
+fn numbers(from: &mut impl Read, count: u32, mut next: Option<u32>) -> u32 {
+    for _ in 0..count {
+        let mut bytes = [0; 4];
+        from.read_exact(&mut bytes).unwrap();
+        let number = u32::from_le_bytes(bytes);
+        assert_eq!(next.unwrap_or(number), number);
+        next = Some(number + 1);
+    }
+    next.unwrap()
+}
+
+#[test]
+fn a_guest_goes_on_from_where_it_was_saved_as_often_as_wanted() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let running = machine.run_until_ready();
+    rustix::io::ioctl_fionbio(running.console(), false).unwrap();
+    let mut output = BufReader::new(running.console().try_clone().unwrap());
+    let next = numbers(&mut output, 1000, None);
+    let snapshot = save(&running);
+    // The one that was saved has lost nothing.
+    let next = numbers(&mut output, 5000, Some(next));
+    drop(output);
+    stop(running);
+    for _ in 0..2 {
+        let restored = Machine::new(counts_in_output()).unwrap().continuing(again(&snapshot));
+        let restored = restored.run_with_pipe(false);
+        rustix::io::ioctl_fionbio(restored.console(), false).unwrap();
+        let mut output = BufReader::new(restored.console().try_clone().unwrap());
+        // It may have been saved within a number, whose first bytes are elsewhere.
+        let first = align(&mut output);
+        assert!(first < next, "{first} {next}");
+        numbers(&mut output, 5000, Some(first));
+        drop(output);
+        stop(restored);
+    }
+}
+
+/// Reads the rest of a number, and returns the one after the next.
+fn align(from: &mut impl Read) -> u32 {
+    let mut bytes = [0; 11];
+    from.read_exact(&mut bytes).unwrap();
+    for start in 0..4 {
+        let at = |place: usize| u32::from_le_bytes(bytes[place..place + 4].try_into().unwrap());
+        if start + 8 <= bytes.len() && at(start) + 1 == at(start + 4) {
+            let mut rest = vec![0; (4 - (bytes.len() - start) % 4) % 4];
+            from.read_exact(&mut rest).unwrap();
+            return at(start + 4) + 1 + u32::from(!rest.is_empty());
+        }
+    }
+    panic!("{bytes:02x?}")
+}
+
+/// Counts in memory, each vCPU at a place of its own. The others are started by the first.
+const COUNTERS: u64 = 0x1_1000;
+
+guest!(
+    all_count,
+    "
+        map_gib 3, 0x12000
+        lea rsi, [rip + 3f]
+        mov edi, 0x10000
+        mov ecx, 64
+        rep movsb
+        mov ebx, {LOCAL_APIC}
+        store 0xf0, 0x1ff
+        store 0x300, 0x000c4500
+        store 0x300, 0x000c4610
+        say 'r'
+    2:
+        inc dword ptr [{COUNTERS}]
+        jmp 2b
+
+        .code16
+    3:
+        mov ax, cs
+        mov ds, ax
+        mov eax, 1
+        cpuid
+        shr ebx, 24
+    4:
+        inc dword ptr [ebx * 8 + 0x1000]
+        jmp 4b
+    ",
+    COUNTERS = COUNTERS
+);
+
+#[test]
+fn all_vcpus_go_on_where_they_were() {
+    const CPUS: u64 = 4;
+    let Some(machine) = Machine::new(all_count()) else { return };
+    let running = machine.cpus(4).run_until_ready();
+    for cpu in 0..CPUS {
+        running.read_changed(COUNTERS + cpu * 8);
+    }
+    let snapshot = save(&running);
+    for cpu in 0..CPUS {
+        running.read_changed(COUNTERS + cpu * 8);
+    }
+    stop(running);
+    let saved = |cpu| {
+        let mut bytes = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&snapshot.memory, &mut bytes, COUNTERS + cpu * 8).unwrap();
+        u64::from_le_bytes(bytes)
+    };
+    let restored = Machine::new(all_count()).unwrap().cpus(4).continuing(again(&snapshot));
+    let restored = restored.run_with_pipe(false);
+    for cpu in 0..CPUS {
+        assert!(saved(cpu) > 0 && restored.read_changed(COUNTERS + cpu * 8) > saved(cpu), "{cpu}");
+    }
+    stop(restored);
+}
+
+#[test]
+fn the_control_socket_saves_in_files_that_come_with_the_request() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let running = machine.controlled().run_until_ready();
+    let mut client = Client::connect(&running.control_socket()).unwrap();
+    let (mut state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let create = ("PUT", "/snapshot/create");
+    let files: [File; 1] = [state.try_clone().unwrap()];
+    let one = client.send_with_files(create, &SnapshotCreate::default(), &[files[0].as_fd()]);
+    assert!(one.unwrap_err().to_string().contains("two open, empty files"));
+    let path = SnapshotCreate { snapshot_path: Some("/tmp/x".into()), ..SnapshotCreate::default() };
+    let refused = client.send_with_files(create, &path, &[state.as_fd(), memory.as_fd()]);
+    assert!(refused.unwrap_err().to_string().contains("opens no path"));
+    // One that is paused stays so.
+    for wanted in [WantedState::Resumed, WantedState::Paused] {
+        client.send("PATCH", "/vm", &VmUpdate { state: wanted }).unwrap();
+        state.set_len(0).unwrap();
+        state.rewind().unwrap();
+        memory.set_len(0).unwrap();
+        client.send_with_files(create, &SnapshotCreate::default(), &[state.as_fd(), memory.as_fd()]).unwrap();
+        assert_eq!(running.gate.is_paused(), wanted == WantedState::Paused);
+        let mut bytes = Vec::new();
+        state.rewind().unwrap();
+        state.read_to_end(&mut bytes).unwrap();
+        let state = SavedVm::decode(&bytes).unwrap();
+        assert_eq!(state.memory(), 128 << 20);
+        assert_eq!(memory.metadata().unwrap().len(), 128 << 20);
+    }
+    stop(running);
+}
+
+#[test]
+fn what_can_t_be_saved_is_refused_and_runs_on() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let mut machine = machine;
+    machine.config.gdb = Some(GdbConfig::Unix(machine.path("gdb")));
+    let running = machine.run_with_pipe(false);
+    let error = running.saver.save(&tempfile::tempfile().unwrap()).unwrap_err().to_string();
+    assert_eq!(error, "a VM with a debugger (--gdb) cannot be saved");
+    stop(running);
+}
+
+#[test]
+fn a_state_of_another_vm_is_refused() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let running = machine.run_until_ready();
+    let snapshot = save(&running);
+    stop(running);
+    let refused = |machine: Machine, snapshot: Snapshot| machine.continuing(snapshot).refusal();
+    let new = || Machine::new(counts_in_output()).unwrap();
+    let error = refused(new().cpus(2), again(&snapshot));
+    assert!(error.contains("1 vCPUs") && error.contains("2 vCPUs"), "{error}");
+    let error = refused(new().disk("disk", &[0; 4096]), again(&snapshot));
+    assert!(error.contains("devices"), "{error}");
+    let short = Snapshot { memory: tempfile::tempfile().unwrap(), ..again(&snapshot) };
+    let error = refused(new(), short);
+    assert!(error.contains("cut off"), "{error}");
+}
