@@ -77,6 +77,8 @@ mod registry;
 mod server;
 #[path = "guests/shares.rs"]
 mod shares;
+#[path = "guests/snapshots.rs"]
+mod snapshots;
 #[path = "guests/soak/mod.rs"]
 mod soak;
 #[path = "guests/stopped.rs"]

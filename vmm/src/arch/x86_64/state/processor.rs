@@ -83,7 +83,10 @@ impl ProcessorState {
         vcpu.set_regs(&self.regs).map_err(KvmError::call("set the registers of a vCPU"))?;
         vcpu.set_sregs(&self.sregs).map_err(KvmError::call("set the system registers of a vCPU"))?;
         self.vectors.restore(vcpu, facts.xsave)?;
-        vcpu.set_xcrs(&self.xcrs).map_err(KvmError::call("set the XCRs of a vCPU"))?;
+        // KVM refuses them all where the processor has none.
+        if self.xcrs.nr_xcrs > 0 {
+            vcpu.set_xcrs(&self.xcrs).map_err(KvmError::call("set the XCRs of a vCPU"))?;
+        }
         vcpu.set_debug_regs(&self.debug).map_err(KvmError::call("set the debug registers of a vCPU"))?;
         vcpu.set_lapic(&self.lapic).map_err(KvmError::call("set the local APIC of a vCPU"))?;
         write_msrs(vcpu, &self.msrs)?;

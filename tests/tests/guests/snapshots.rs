@@ -1,0 +1,65 @@
+//! Guests that are saved, and go on in VMs of their own.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tests::{Boot, Guest, mvm, rootfs, run_mvm};
+
+/// Longer than any of these waits.
+const WATCHDOG: Duration = Duration::from_secs(120);
+
+/// Answers each line that is typed, with what is only in its memory, what its disk has when it is read again, how many
+/// of its processors work, and after a timer.
+const ANSWERS: &str = "kept=$(cat /proc/sys/kernel/random/uuid); sum=$(md5sum </dev/vda)
+    mount -t tmpfs tmpfs /mnt; head -c 1000000 /dev/urandom >/mnt/file; file=$(md5sum </mnt/file)
+    echo uuid=$kept.; echo waiting
+    while read -r word && [ $word != end ]; do
+        echo 3 >/proc/sys/vm/drop_caches
+        [ \"$(md5sum </dev/vda)\" = \"$sum\" ] && [ \"$(md5sum </mnt/file)\" = \"$file\" ] || echo differs
+        cpus=0; for cpu in 0 1; do taskset $((1 << cpu)) sh -c : && cpus=$((cpus + 1)); done
+        usleep 100000
+        echo answer=$word,$kept,$cpus.
+    done";
+
+fn saved(guest: &mut Guest, directory: &Path) {
+    guest.wait_for("waiting");
+    let output = run_mvm(["snapshot", "first", directory.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn restored(directory: &Path) -> Guest {
+    let mut command = Command::new(mvm());
+    command.arg("restore").arg(directory);
+    Guest::spawn(command, TempDir::new().unwrap(), WATCHDOG)
+}
+
+#[test]
+fn a_guest_goes_on_in_several_vms_beside_the_first() {
+    let place = TempDir::new().unwrap();
+    let directory = place.path().join("snapshot");
+    let disk = format!("{},readonly", rootfs().display());
+    let boot = Boot::new().flag("--name", "first").flag("--rootfs", disk).flag("--cpus", "2");
+    let mut first = boot.switch("--balloon").script(ANSWERS).watchdog(WATCHDOG).start();
+    saved(&mut first, &directory);
+    let mut guests = [first, restored(&directory), restored(&directory)];
+    for word in ["one", "two", "three"] {
+        for guest in &mut guests {
+            guest.type_text(&format!("{word}\n"));
+        }
+        for guest in &mut guests {
+            guest.wait_for(&format!("answer={word},"));
+        }
+    }
+    let mut kept = Vec::new();
+    for mut guest in guests {
+        guest.type_text("end\n");
+        let outcome = guest.finish().expect_code(0);
+        assert!(!outcome.output.contains("differs"), "{outcome}");
+        let answers = outcome.output.lines().filter_map(|line| line.trim().strip_prefix("answer=three,"));
+        kept.extend(answers.map(str::to_owned));
+    }
+    assert_eq!(kept.len(), 3, "{kept:?}");
+    assert!(kept.iter().all(|answer| *answer == kept[0] && answer.ends_with(",2.")), "{kept:?}");
+}
