@@ -231,7 +231,7 @@ fn when_virtiofsd_is_killed_requests_fail_and_the_guest_lives() {
     let mut guest = boot_with(folder.path(), "").script(script).start();
     guest.wait_for("ready");
     let serving = descendants(guest.vm_pid());
-    assert_eq!(serving.len(), 2, "virtiofsd and its child in a namespace");
+    assert_eq!(serving.len(), 3, "the process of the VM, virtiofsd and its child in a namespace");
     kill_process(serving[1], Signal::KILL).unwrap();
     guest.type_text("go on\n");
     let outcome =
@@ -279,7 +279,7 @@ fn signals_to_all_processes_leave_the_guest_its_files() {
     kill_process_group(Pid::from_child(&mvm), Signal::INT).unwrap();
     // systemd sends them to all processes of a service.
     let serving = descendants(Pid::from_child(&mvm));
-    assert_eq!(serving.len(), 2, "virtiofsd and its child in a namespace");
+    assert_eq!(serving.len(), 3, "the process of the VM, virtiofsd and its child in a namespace");
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         serving.iter().for_each(|pid| kill_process(*pid, signal).unwrap());
     }
