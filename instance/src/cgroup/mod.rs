@@ -174,7 +174,7 @@ impl Cgroup {
         fs::write(self.directory.join("cgroup.procs"), "0")
     }
 
-    /// Whether the kernel has killed a process in it for want of memory.
+    /// Whether the kernel has killed a process in it for lack of memory.
     pub fn is_out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.directory.join("memory.events")).unwrap_or_default();
         value(&events, "oom_kill").is_some_and(|count| count > 0)

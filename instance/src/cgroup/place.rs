@@ -71,7 +71,7 @@ fn find_in(mount: &Path, own: &str, is_root: bool) -> Result<Place, CgroupError>
             return Ok(Place { directory: candidate.to_owned(), kind: PlaceKind::Delegated });
         }
     }
-    // Whoever limits a service means its VMs too, so that they leave nothing but a login and the root itself.
+    // Limits of a service are meant for its VMs too, so that they leave nothing but a login and the root itself.
     let is_free = !has_parent || name_of(&group).starts_with("session-");
     if is_root && is_free && is_host_root(mount) {
         return Ok(Place { directory: mount.join(OF_ROOT), kind: PlaceKind::OfRoot });

@@ -103,7 +103,7 @@ impl Outside {
         }
     }
 
-    /// Whether the kernel ended a process of the VM for want of memory in its control group.
+    /// Whether the kernel ended a process of the VM for lack of memory in its control group.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(&self.cgroup, Some(Ok(cgroup)) if cgroup.is_out_of_memory())
     }

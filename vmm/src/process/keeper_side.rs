@@ -86,7 +86,7 @@ pub struct VmProcess {
     noted: Noted,
     /// Its user and its control group; none of one that is there already.
     outside: Option<Outside>,
-    /// The kernel has ended one of its processes for want of memory.
+    /// The kernel has ended one of its processes for lack of memory.
     is_out_of_memory: AtomicBool,
 }
 

@@ -218,7 +218,7 @@ fn each_example_request_is_answered_as_described() {
             let answer = server.exchange(request.as_bytes());
             let [status] = statuses(&answer)[..] else { panic!("{answer}") };
             let described = &operation["responses"][status.to_string()];
-            // The files that it needs are no part of the text.
+            // The text has no files, which it needs.
             let is_done =
                 status < 300 || path == "/snapshot/create" && answer.contains("two open, empty files");
             assert!(is_done && described.is_object(), "{method} {path}: {answer}");
