@@ -224,10 +224,16 @@ fn end(directory: &Path) {
     }
     kill(directory);
     if let Err(error) = wait_until_empty(directory, deadline).and_then(|()| fs::remove_dir(directory))
-        && error.kind() != io::ErrorKind::NotFound
+        && !is_gone(&error)
     {
         tracing::warn!(%error, "cannot remove the control group {}", directory.display());
     }
+}
+
+/// Whether that is what is said of a group that has been removed meanwhile, by another mvm or another thread: its files
+/// that are open have no device then.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
 /// Kills all processes of a group.

@@ -118,3 +118,12 @@ fn a_copy_begins_in_its_group() {
     assert_eq!(libc::WEXITSTATUS(status), 7);
     group.end();
 }
+
+#[test]
+fn a_group_that_is_gone_is_no_failure() {
+    for (code, expected) in
+        [(libc::ENOENT, true), (libc::ENODEV, true), (libc::EBUSY, false), (libc::EACCES, false)]
+    {
+        assert_eq!(is_gone(&io::Error::from_raw_os_error(code)), expected, "{code}");
+    }
+}
