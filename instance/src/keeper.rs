@@ -246,17 +246,19 @@ pub fn fork(run: impl FnOnce() -> u8) -> io::Result<Child> {
 /// # Errors
 ///
 /// As [`fork`].
-pub fn fork_into(group: Option<BorrowedFd<'_>>, run: impl FnOnce(bool) -> u8) -> io::Result<Child> {
+pub fn fork_into(group: Option<OwnedFd>, run: impl FnOnce(bool) -> u8) -> io::Result<Child> {
     // A directory has a link from each of those in it, and two of its own.
     if std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() != 3) {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     // SAFETY: there is no other thread.
-    let inside = group.map(|group| unsafe { clone_into(group) }).filter(|pid| *pid >= 0);
+    let inside = group.as_ref().map(|group| unsafe { clone_into(group.as_fd()) }).filter(|pid| *pid >= 0);
     let is_inside = inside.is_some();
     // SAFETY: there is no other thread, so that the copy may do all that this process may.
     match inside.unwrap_or_else(|| unsafe { libc::fork() }) {
         0 => {
+            // The copy is to reach no control group.
+            drop(group);
             let code = run(is_inside);
             crate::exit_now(code)
         }

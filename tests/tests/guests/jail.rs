@@ -96,7 +96,7 @@ fn each_thread_of_a_whole_guests_vm_is_confined() {
     let jail = shown("whole");
     assert_eq!(jail["Mode"], "best-effort");
     assert!(jail["Layers"]["seccomp"].as_str().is_some_and(|state| state.starts_with("on")), "{jail}");
-    guest.close_input();
+    guest.type_text("poweroff -f\n");
     guest.finish().expect_code(0);
     Boot::new().flag("--jail", "strict").script("true").run().expect_code(0);
 }

@@ -1,7 +1,6 @@
 //! What is done for the process of a VM from outside, before it is made and after it has ended: its user and its control
 //! group.
 
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
@@ -67,7 +66,7 @@ impl Outside {
     /// Those of `fork`.
     pub fn fork(&self, run: impl FnOnce() -> u8) -> io::Result<Child> {
         let group = self.cgroup.as_ref().and_then(|group| group.as_ref().ok()?.open().ok());
-        fork_into(group.as_ref().map(AsFd::as_fd), |is_inside| {
+        fork_into(group, |is_inside| {
             self.is_inside.store(is_inside, Ordering::Relaxed);
             run()
         })
