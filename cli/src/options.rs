@@ -239,7 +239,7 @@ pub struct BootOptions {
     ///
     /// best-effort: by all that the host offers. strict: by all that there is, or the VM is not started. off: not, for
     /// debuggers and profilers of mvm itself.
-    #[arg(long, value_name = "MODE", value_parser = crate::run::jail_mode, help_heading = LIFE, hide_short_help = true)]
+    #[arg(long, value_name = "MODE", value_parser = values::jail_mode, help_heading = LIFE, hide_short_help = true)]
     #[serde(default, deserialize_with = "values::text")]
     pub jail: Option<jail::Mode>,
 }
@@ -319,7 +319,7 @@ impl BootOptions {
             gdb: self.gdb,
             timeout: self.timeout,
             stop_timeout: self.stop_timeout.unwrap_or(default.stop_timeout),
-            jail: self.jail.unwrap_or_else(crate::defaults::jail),
+            jail: self.jail.unwrap_or(default.jail),
             jail_ids: default.jail_ids,
             limits_cpus: default.limits_cpus,
         })

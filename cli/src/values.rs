@@ -9,6 +9,11 @@ use std::str::FromStr;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
+/// Reads a mode of confinement.
+pub fn jail_mode(text: &str) -> Result<jail::Mode, String> {
+    text.parse()
+}
+
 /// Reads a number of CPUs.
 pub fn cpus(text: &str) -> Result<u32, String> {
     let error = || format!("invalid CPU count {text:?}: use 1 to {}", vmm::MAX_CPUS);

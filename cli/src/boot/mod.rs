@@ -21,7 +21,7 @@ use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::options::BootOptions;
 use crate::process::ExitCode;
-use crate::{chain, complain, config_file, exit_code, print, snapshot};
+use crate::{chain, complain, config_file, defaults, exit_code, print, snapshot};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
 
@@ -160,7 +160,7 @@ pub struct RestoreCommand {
 /// Has a VM go on from where it was saved, as [`run`] boots one.
 pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> ExitCode {
     let (config, snapshot) = match snapshot::open(&command.directory) {
-        Ok(opened) => opened,
+        Ok((config, snapshot)) => (VmConfig { jail: defaults::jail(), ..config }, snapshot),
         Err(message) => {
             complain(&message);
             return exit_code::USAGE.into();
@@ -429,6 +429,7 @@ fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<Described,
     };
     let (asked, has_agent) = (options.identity(), options.agent);
     let image = image::open(&mut options)?;
+    options.jail = options.jail.or_else(|| Some(defaults::jail()));
     let config = options.into_config()?;
     if let Some(warning) = memory_warning(config.memory.bytes(), vmm::total_memory()) {
         tracing::warn!("{warning}");

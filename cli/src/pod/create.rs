@@ -90,7 +90,7 @@ pub struct CreateCommand {
     /// Confine the VM's process on the host: best-effort, strict or off
     ///
     /// As `mvm run --jail`.
-    #[arg(long, value_name = "MODE", value_parser = crate::run::jail_mode)]
+    #[arg(long, value_name = "MODE", value_parser = crate::values::jail_mode)]
     jail: Option<jail::Mode>,
 
     /// Share more than ipc, net and uts, which are always shared: pid

@@ -146,7 +146,7 @@ pub struct ContainerArguments {
     #[arg(
         long,
         value_name = "MODE",
-        value_parser = jail_mode,
+        value_parser = crate::values::jail_mode,
         help_heading = "Security",
         hide_short_help = true
     )]
@@ -167,11 +167,6 @@ pub struct ContainerArguments {
     /// Set how long it has to end when `mvm stop` asks it to
     #[arg(long, value_name = "SECONDS", value_parser = crate::values::seconds, hide_short_help = true)]
     pub stop_timeout: Option<u64>,
-}
-
-/// Reads a mode of confinement.
-pub fn jail_mode(text: &str) -> Result<jail::Mode, String> {
-    text.parse()
 }
 
 /// Reads `PATH[:OPTIONS]`.

@@ -30,7 +30,7 @@ use image::Hold;
 use instance::{Format, VmName};
 
 pub use self::again::KeeperCommand;
-pub use self::arguments::{environment, jail_mode, label, pair, terminal_size};
+pub use self::arguments::{environment, label, pair, terminal_size};
 pub use self::create::CreateCommand;
 pub use self::details::ports;
 pub use self::docker::platform;
