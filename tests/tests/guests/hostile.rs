@@ -93,7 +93,8 @@ const ATTACKS: &[(&str, &str)] = &[
     ("ls /proc/1/root/", "Permission denied"),
     ("/tmp/hostile vsock", "Operation not permitted"),
     ("/tmp/hostile vsock-datagrams", "Operation not permitted"),
-    ("/tmp/hostile vsock-pair", "Operation not permitted"),
+    // The kernel has none of these.
+    ("/tmp/hostile vsock-pair", "Operation not supported"),
     // By the numbers that 32-bit programs have for the call, which the filter or the kernel does not know.
     ("/tmp/hostile vsock-x32", " not "),
     ("/tmp/hostile vsock-32", " not "),
