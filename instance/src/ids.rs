@@ -16,7 +16,7 @@ use super::{InstanceError, place};
 
 /// The directory of locks. It is one for all of root's VMs, wherever their own directories are.
 const LOCKS: &str = "/run/mvm/ids";
-/// The ID of who is nobody, which other programs use too.
+/// The ID of the user `nobody`, which other programs use too.
 const NOBODY: u32 = 65_534;
 /// The last number that is an ID: the next one means none (chown(2)).
 const LAST: u32 = u32::MAX - 1;

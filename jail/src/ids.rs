@@ -37,13 +37,13 @@ impl Ids {
             }
             (Ok(_), _, Some(lack)) => State::Missing(lack.clone()),
             (Ok(_), Some(id), None) => State::On(format!("user and group {id}")),
-            (Ok(_), None, None) => State::Missing("there is no ID for it".into()),
+            (Ok(_), None, None) => State::Missing("no ID is free for it".into()),
         }
     }
 }
 
 /// Makes root the user and the group `id`. What makes namespaces is left to it until capabilities are given up: a host may
-/// let nobody else make some.
+/// let no other user make some.
 fn become_user(id: u32) -> Result<(), (&'static str, Errno)> {
     let failed = |doing| move |error| (doing, error);
     let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
@@ -181,7 +181,7 @@ mod tests {
             format!("{:?}", Ids::own(ONE).enter())
         });
         if is_root() {
-            assert_eq!(text, "Missing(\"there is no ID for it\"), Missing(\"all are in use\")");
+            assert_eq!(text, "Missing(\"no ID is free for it\"), Missing(\"all are in use\")");
             assert_eq!(user, "On(\"user 65534, as this user's other VMs\")");
         } else {
             assert!(user.starts_with("On"), "{user}");
