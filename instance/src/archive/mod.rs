@@ -73,12 +73,17 @@ impl Archive {
         }
         let directory = self.directory(&entry.id);
         place::create_private(&directory).map_err(InstanceError::directory("make", &directory))?;
-        let name = entry.name.clone();
+        let (id, name) = (entry.id.clone(), entry.name.clone());
+        // A record is never without its name: what is listed can be removed by it, whenever this process is killed.
         let made = DirectoryLock::wait(&directory)
-            .and_then(|lock| Keep::create(entry, directory.clone(), lock))
-            .map_err(InstanceError::directory("write to", &directory))
-            .and_then(|keep| self.link(name.as_ref(), &keep.entry.id).map(|()| keep));
+            .map_err(InstanceError::directory("lock", &directory))
+            .and_then(|lock| self.link(name.as_ref(), &id).map(|()| lock))
+            .and_then(|lock| {
+                Keep::create(entry, directory.clone(), lock)
+                    .map_err(InstanceError::directory("write to", &directory))
+            });
         if made.is_err() {
+            name.iter().for_each(|name| self.unlink(name, &id));
             let _ = remove_files(&directory);
         }
         drop(adding);

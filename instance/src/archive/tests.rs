@@ -326,6 +326,36 @@ fn one_that_was_being_removed_by_a_killed_process_leaves_no_name() {
 }
 
 #[test]
+fn one_that_was_being_added_by_a_killed_process_leaves_its_name_free() {
+    let (_directory, archive) = archive();
+    drop(archive.add(entry(1, None)).unwrap());
+    let [killed, web] = [VmId::from_bytes([2; 6]), VmId::from_bytes([3; 6])];
+    fs::create_dir(archive.directory(&killed)).unwrap();
+    archive.link(Some(&"web".parse().unwrap()), &killed).unwrap();
+    assert!(matches!(archive.find("web"), Err(InstanceError::NotFound(_))));
+    let keep = archive.add(entry(3, Some("web"))).unwrap();
+    assert_eq!(archive.find("web").unwrap().entry.id, web);
+    assert!(!archive.directory(&killed).exists());
+    drop(keep);
+}
+
+#[test]
+fn one_that_is_listed_is_found_by_its_name_at_any_time() {
+    let (_directory, archive) = archive();
+    std::thread::scope(|scope| {
+        for number in 0..200 {
+            let (archive, name) = (&archive, format!("n{number}"));
+            let entry = entry(number, Some(&name));
+            let adding = scope.spawn(move || drop(archive.add(entry).unwrap()));
+            let id = VmId::from_bytes([number; 6]);
+            while archive.read(&id).is_err() && !adding.is_finished() {}
+            assert_eq!(archive.owner_of(&name.parse().unwrap()), Some(id));
+            adding.join().unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_name_that_finds_no_space_is_not_taken() {
     let (_directory, archive) = archive();
     let keep = archive.add(entry(1, Some("web"))).unwrap();
