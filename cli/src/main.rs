@@ -5,6 +5,7 @@ mod attach;
 mod background;
 mod balloon;
 mod boot;
+mod complaint;
 mod completions;
 mod config_file;
 mod console;
