@@ -127,3 +127,33 @@ fn the_terminal_is_restored_where_the_vm_is_killed() {
     shell.wait_for("isig icanon");
     assert!(place.is_clean());
 }
+
+#[test]
+fn the_configuration_file_says_whom_a_vm_of_root_becomes() {
+    let Some(place) = Place::new(IDLE) else { return };
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root's VMs have users of their own");
+    }
+    let directory = place.path("configuration");
+    let file = directory.join("mvm/config.toml");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, "jail-ids = '1999999000-1999999001'").unwrap();
+    let mut boot = place.boot(&[]);
+    let mut vm = Vm(boot.env("XDG_CONFIG_HOME", &directory).spawn().unwrap());
+    vm.wait_until_ready();
+    let ids = jail_of(&place)["Layers"]["ids"].as_str().unwrap().to_owned();
+    if ids.starts_with("on") {
+        let status = fs::read_to_string(format!("/proc/{}/status", vm_process(&place).as_raw_nonzero()));
+        let status = status.unwrap();
+        assert!(status.contains("\nUid:\t199999900"), "{status}");
+    } else {
+        eprintln!("not looked at: {ids}");
+    }
+    vm.signal(Signal::KILL);
+    vm.wait();
+    fs::write(&file, "jail-ids = '7-7'").unwrap();
+    let refused = place.boot(&[]).env("XDG_CONFIG_HOME", &directory).output().unwrap();
+    let line = text(&refused);
+    assert_eq!(refused.status.code(), Some(2), "{line}");
+    assert!(line.contains("config.toml, line 1: jail-ids: invalid range of IDs 7-7"), "{line}");
+}
