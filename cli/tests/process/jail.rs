@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -156,4 +157,31 @@ fn the_configuration_file_says_whom_a_vm_of_root_becomes() {
     let line = text(&refused);
     assert_eq!(refused.status.code(), Some(2), "{line}");
     assert!(line.contains("config.toml, line 1: jail-ids: invalid range of IDs 7-7"), "{line}");
+}
+
+#[test]
+fn a_forbidden_system_call_ends_the_vm_and_is_named() {
+    let Some(place) = Place::new(IDLE) else { return };
+    if Command::new("strace").arg("true").stderr(Stdio::null()).status().is_err() {
+        return eprintln!("skipped: there is no strace (Debian package strace)");
+    }
+    let vm = place.start(&[]);
+    let process = vm_process(&place);
+    let seccomp = jail_of(&place)["Layers"]["seccomp"].as_str().unwrap().to_owned();
+    if !seccomp.starts_with("on") || !rustix::process::geteuid().is_root() {
+        return eprintln!(
+            "skipped: another process of the user may not trace a VM's; system calls: {seccomp}"
+        );
+    }
+    // In place of its next wait the process makes a call that no VM makes.
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-e", "inject=epoll_wait:error=EINTR:syscall=getuid", "-o", "/dev/null", "-p"]);
+    let mut strace = strace.arg(process.as_raw_nonzero().to_string()).spawn().unwrap();
+    let (code, errors) = vm.finish();
+    strace.wait().unwrap();
+    assert_eq!((code, errors.lines().count()), (Some(4), 1), "{errors}");
+    let says =
+        "its process was ended, as its thread main made the system call getuid, which no VM needs";
+    assert!(errors.contains(says), "{errors}");
+    assert!(place.is_clean());
 }
