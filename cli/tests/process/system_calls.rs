@@ -73,3 +73,37 @@ fn the_vm_is_freed_by_the_kernel_where_io_uring_is_there_and_by_mvm_where_it_is_
         }
     }
 }
+
+/// What an old host, or one that forbids it, answers; and the layer that a VM lacks then.
+const OLD_HOSTS: &[(&str, Option<&str>)] = &[
+    ("inject=landlock_create_ruleset:error=ENOSYS", Some("landlock")),
+    ("inject=landlock_create_ruleset:error=EOPNOTSUPP", Some("landlock")),
+    ("inject=unshare:error=EPERM", Some("namespaces")),
+    ("inject=unshare:error=ENOSPC", Some("namespaces")),
+    ("inject=mount,move_mount,pivot_root:error=EPERM", Some("root")),
+    ("inject=seccomp:error=EINVAL", Some("seccomp")),
+    ("inject=seccomp:error=ENOSYS", Some("seccomp")),
+    ("inject=io_uring_setup:error=EPERM", None),
+    ("inject=io_uring_setup:error=ENOSYS", None),
+    ("inject=clone3:error=ENOSYS", None),
+];
+
+#[test]
+fn a_host_that_lacks_a_layer_says_so_once_and_with_all_asked_for_starts_nothing() {
+    let Some(place) = Place::new(SPEAKS_AND_ENDS) else { return };
+    for (refusal, layer) in OLD_HOSTS {
+        let Some(mut command) = traced(&place, &["-e", refusal]) else { return };
+        let output = command.args(["--log-level", "info"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && output.stdout == b"r", "{refusal}: {}", text(&output));
+        let Some(layer) = layer else { continue };
+        let without = format!("the VM is confined without {layer}: ");
+        assert_eq!(said.matches(&without).count(), 1, "{refusal}: {said}");
+        let Some(mut command) = traced(&place, &["-e", refusal]) else { return };
+        let output = command.args(["--jail", "strict"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(3), 1), "{refusal}: {said}");
+        assert!(said.contains(layer) && output.stdout.is_empty(), "{refusal}: {said}");
+        assert!(place.is_clean());
+    }
+}
