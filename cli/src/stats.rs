@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use clap::Args;
-use instance::{Archive, Entry, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
+use instance::{Archive, CgroupUsage, Entry, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -86,7 +86,8 @@ struct Usage {
     name: Option<String>,
     /// What the container in it uses, where it is that of one that answers.
     container: Option<ContainerUsage>,
-    /// Percent of one CPU: a VM with two busy vCPUs has 200.
+    /// Percent of one CPU: a VM with two busy vCPUs has 200. Where the VM has a control group, this and the memory are
+    /// what the kernel counts for its process and those that serve its devices together.
     cpu_percent: f64,
     resident_bytes: u64,
     shared_bytes: u64,
@@ -127,6 +128,8 @@ type Sample = HashMap<VmId, (Running, Counters)>;
 /// What one VM has counted.
 struct Counters {
     report: MetricsReport,
+    /// Of its control group, where it has one.
+    group: Option<CgroupUsage>,
     /// Of a container that answers.
     container: Option<container::Usage>,
     /// The container's own limit.
@@ -222,6 +225,7 @@ fn counters(vm: &Running) -> Result<Counters, Failure> {
     let entry = kept.map(|kept| kept.entry).filter(|entry| entry.kind == Kind::Container);
     Ok(Counters {
         report,
+        group: CgroupUsage::of(&vm.directory, &vm.record.id),
         container: entry.as_ref().and_then(|_| container::usage(&vm.directory, id).ok()),
         memory_limit: entry.as_ref().and_then(memory_limit),
         is_container: entry.is_some(),
@@ -252,9 +256,16 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
     let limit = now.memory_limit.unwrap_or(vm.record.config.memory);
     let container = now.container.map(|now| of_agent(before.container, now, limit));
     let silent = now.is_container && container.is_none();
+    let groups = before.group.zip(now.group);
     let (before, now) = (&before.report, &now.report);
     let time = now.process.time_nanoseconds.saturating_sub(before.process.time_nanoseconds).max(1);
-    let cpu = now.process.cpu_nanoseconds.saturating_sub(before.process.cpu_nanoseconds);
+    let (cpu, resident_bytes) = match groups {
+        Some((before, now)) => (now.cpu_nanoseconds.saturating_sub(before.cpu_nanoseconds), now.memory_bytes),
+        None => {
+            let cpu = now.process.cpu_nanoseconds.saturating_sub(before.process.cpu_nanoseconds);
+            (cpu, now.process.resident_bytes)
+        }
+    };
     let difference =
         |kind: &str, counter: &str| now.sum(kind, counter).saturating_sub(before.sum(kind, counter));
     let rate = |kind: &str, counter: &str| per_second(difference(kind, counter), time);
@@ -264,7 +275,7 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
         name: vm.record.name.as_ref().map(ToString::to_string),
         container,
         cpu_percent: percent(cpu, time),
-        resident_bytes: now.process.resident_bytes,
+        resident_bytes,
         shared_bytes: now.process.shared_bytes,
         memory_bytes: vm.record.config.memory,
         disk_read_bytes_per_second: rate("block", "read_bytes"),

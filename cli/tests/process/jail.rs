@@ -180,8 +180,7 @@ fn a_forbidden_system_call_ends_the_vm_and_is_named() {
     let (code, errors) = vm.finish();
     strace.wait().unwrap();
     assert_eq!((code, errors.lines().count()), (Some(4), 1), "{errors}");
-    let says =
-        "its process was ended, as its thread main made the system call getuid, which no VM needs";
+    let says = "its process was ended, as its thread main made the system call getuid, which no VM needs";
     assert!(errors.contains(says), "{errors}");
     assert!(place.is_clean());
 }
