@@ -44,6 +44,7 @@ mod stats;
 mod stop;
 mod table;
 mod targets;
+mod template;
 mod top;
 #[cfg(test)]
 mod units;
@@ -205,6 +206,8 @@ enum Command {
     Top(top::TopCommand),
     /// Print what happens to containers and images
     Events(events::EventsCommand),
+    /// Manage templates, from which containers' VMs go on in place of booting
+    Template(template::TemplateCommand),
     /// Save a VM in a directory; it runs on
     Snapshot(snapshot::SnapshotCommand),
     /// Run a VM from where it was saved
@@ -303,6 +306,7 @@ fn run() -> ExitCode {
         Command::Ps(command) => command.run(),
         Command::Stop(command) => command.run(),
         Command::Kill(command) => command.run(),
+        Command::Template(command) => command.run(),
         Command::Snapshot(command) => command.run(),
         Command::Restore(command) => boot::restore(command, has_directory, start),
         Command::Pause(command) => command.run(),
