@@ -441,3 +441,96 @@ fn try_awake(vsock: &Path, disks: &[agent_protocol::PodDisk]) -> Result<Connecti
         other => Err(ConnectionError::Unexpected(format!("{other:?}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::NetworkOption;
+
+    fn options(network: &str) -> RunOptions {
+        RunOptions { network: network.parse().unwrap(), ..RunOptions::default() }
+    }
+
+    #[test]
+    fn what_a_template_cannot_have_boots() {
+        let none = Prepared::default;
+        let shape = Shape::of(&options("none"), &none()).unwrap();
+        assert!(!shape.has_network && shape.memory > 0 && shape.cpus > 0);
+        assert!(Shape::of(&options("user"), &none()).unwrap().has_network);
+        let larger = RunOptions { memory: Some(3 << 30), milli_cpus: Some(2500), ..options("none") };
+        let larger = Shape::of(&larger, &none()).unwrap();
+        assert!(larger.cpus == 3 && larger.memory > 3 << 30 && larger.name() != shape.name());
+        let volumes = |count| Prepared { disks: vec!["disk".into(); count], ..none() };
+        assert!(Shape::of(&options("none"), &volumes(2)).is_some());
+        assert!(Shape::of(&options("none"), &volumes(3)).is_none());
+        let mac = "02:00:00:00:00:01".parse().ok();
+        for options in [
+            options("tap=x"),
+            options("bridge=x"),
+            RunOptions { mac, ..options("user") },
+            RunOptions { cold: true, ..options("none") },
+        ] {
+            assert_eq!(Shape::of(&options, &none()), None, "{options:?}");
+        }
+        assert_eq!(NetworkOption::None, "none".parse().unwrap());
+    }
+
+    /// A template of nothing in `base`.
+    fn fake(base: &Path, assets: &Assets, shape: Shape) -> PathBuf {
+        let directory = base.join(shape.name());
+        fs::create_dir_all(&directory).unwrap();
+        let key = Key::new(assets, shape).unwrap();
+        fs::write(directory.join(MANIFEST), serde_json::to_vec(&key).unwrap()).unwrap();
+        fs::write(directory.join(STATE), "state").unwrap();
+        fs::write(directory.join(MEMORY), "memory").unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_template_is_of_use_as_long_as_what_it_was_made_of_is_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        let assets = Assets { kernel: path("kernel"), root: path("root"), changes: PathBuf::new() };
+        fs::write(&assets.kernel, "kernel").unwrap();
+        fs::write(&assets.root, "root").unwrap();
+        let templates = Templates { base: path("templates") };
+        let shape = Shape { cpus: 1, memory: 1 << 30, has_network: false };
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        let directory = fake(&templates.base, &assets, shape);
+        // It is looked at, and its state is none.
+        assert!(matches!(templates.open(&assets, shape), Err(TemplateError::State(_))));
+        assert!(templates.open(&assets, Shape { cpus: 2, ..shape }).unwrap().is_none());
+        fs::write(&assets.kernel, "another kernel").unwrap();
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        fake(&templates.base, &assets, shape);
+        fs::remove_file(directory.join(STATE)).unwrap();
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        for manifest in [&b"{"[..], b"null", b"{\"format\":1}", &[b' '; MAX_MANIFEST as usize + 1]] {
+            fs::write(directory.join(MANIFEST), manifest).unwrap();
+            assert!(templates.open(&assets, shape).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn those_that_were_used_last_are_kept() {
+        let place = tempfile::tempdir().unwrap();
+        let assets = Assets { kernel: "/dev/null".into(), root: "/dev/null".into(), changes: PathBuf::new() };
+        let templates = Templates { base: place.path().to_owned() };
+        for cpus in 1..=4 {
+            let directory =
+                fake(&templates.base, &assets, Shape { cpus, memory: 1 << 30, has_network: true });
+            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(100 * u64::from(cpus ^ 1));
+            File::open(directory).unwrap().set_modified(used).unwrap();
+        }
+        let names = || templates.all().into_iter().map(|template| template.name).collect::<Vec<_>>();
+        assert_eq!(
+            names(),
+            ["4c-1024m-user", "2c-1024m-user", "3c-1024m-user", "1c-1024m-user"].map(|name| name)
+        );
+        assert_eq!(templates.forget(2).len(), 2);
+        assert_eq!(names().len(), 2);
+        assert!(templates.forget(2).is_empty());
+        assert_eq!(templates.forget(0).len(), 2);
+        assert!(templates.all().is_empty());
+    }
+}
