@@ -63,13 +63,13 @@ pub(crate) fn change_root() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives up all capabilities but those of `kept` that this process has, for good: it has no_new_privs set.
+/// Gives up all capabilities but those of `kept` that this process has, for good: it has no_new_privs set. What is not
+/// inheritable is not ambient either (capabilities(7)).
 ///
 /// The bounding set stays as it is, also where the host has no seccomp. It limits what a program that is executed may get, and
 /// with no_new_privs that is nothing beyond what the process has (execve(2), prctl(2)); in a new namespace of users the kernel
 /// fills it again. To empty it takes a system call for each of the 41 capabilities, a quarter of what confinement would cost.
 pub(crate) fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
-    rustix::thread::clear_ambient_capability_set()?;
     let kept = if kept.is_empty() { kept } else { kept & rustix::thread::capabilities(None)?.permitted };
     let inheritable = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })?;

@@ -37,6 +37,9 @@ pub(super) enum Action {
     /// The call fails with this error.
     Fail(u16),
     KillProcess,
+    /// Another thread is asked.
+    #[cfg(feature = "record")]
+    Ask,
 }
 
 impl Action {
@@ -46,6 +49,8 @@ impl Action {
             Self::Trap => 0x0003_0000,
             Self::Fail(error) => 0x0005_0000 | u32::from(error),
             Self::KillProcess => 0x8000_0000,
+            #[cfg(feature = "record")]
+            Self::Ask => 0x7fc0_0000,
         }
     }
 }
@@ -217,10 +222,14 @@ mod tests {
     const PROCESS: u32 = 1234;
     const ACTIONS: (Action, Action) = (Action::Allow, Action::Trap);
 
+    fn lower(value: u64) -> u32 {
+        u32::try_from(value & u64::from(u32::MAX)).unwrap()
+    }
+
     /// What the kernel makes of a call; the number of instructions that it takes.
     fn run(program: &[sock_filter], architecture: u32, call: u32, arguments: [u64; 6]) -> (u32, usize) {
         let mut data = [call, architecture, 0, 0].to_vec();
-        data.extend(arguments.iter().flat_map(|value| [*value as u32, (*value >> 32) as u32]));
+        data.extend(arguments.iter().flat_map(|value| [lower(*value), lower(*value >> 32)]));
         let (mut at, mut loaded) = (0, 0);
         for steps in 1.. {
             let sock_filter { code, jt, jf, k } = program[at];
@@ -242,12 +251,12 @@ mod tests {
     /// What is to become of it.
     fn expected(rules: &[Rule], call: u32, arguments: [u64; 6]) -> Action {
         let holds = |argument: &Argument| {
-            let lower = |index: u8| arguments[usize::from(index)] as u32;
+            let of = |index: u8| lower(arguments[usize::from(index)]);
             match *argument {
-                Argument::Is(index, value) => lower(index) == value,
-                Argument::Lacks(index, bits) => lower(index) & bits == 0,
-                Argument::Has(index, bits) => lower(index) & bits == bits,
-                Argument::IsThisProcess(index) => lower(index) == PROCESS,
+                Argument::Is(index, value) => of(index) == value,
+                Argument::Lacks(index, bits) => of(index) & bits == 0,
+                Argument::Has(index, bits) => of(index) & bits == bits,
+                Argument::IsThisProcess(index) => of(index) == PROCESS,
             }
         };
         let allowed = |rule: &Rule| rule.call == i64::from(call) && rule.arguments.iter().all(holds);
@@ -262,15 +271,11 @@ mod tests {
         let numbers: Vec<_> =
             numbers.flat_map(|call| [call.wrapping_sub(1), call, call + 1, call | 1 << 30]).collect();
         for call in (0..600).chain(numbers).chain([u32::MAX]) {
-            for value in values {
-                for other in [0, 4] {
-                    for high in high {
-                        let arguments = [other, u64::from(value) | high, other, 0, 0, 0].map(|value| value);
-                        for arguments in [arguments, [arguments[1], other, arguments[1], 0, 0, 0]] {
-                            let (made, _) = run(&program, X86_64, call, arguments);
-                            let expected = expected(rules, call, arguments).value();
-                            assert_eq!(made, expected, "{call} {arguments:x?}");
-                        }
+            for (value, other) in values.iter().flat_map(|value| [(*value, 0), (*value, 4)]) {
+                for value in high.map(|high| u64::from(value) | high) {
+                    for arguments in [[other, value, other, 0, 0, 0], [value, other, value, 0, 0, 0]] {
+                        let (made, _) = run(&program, X86_64, call, arguments);
+                        assert_eq!(made, expected(rules, call, arguments).value(), "{call} {arguments:x?}");
                     }
                 }
             }
