@@ -49,10 +49,11 @@ fn each_thread_that_a_guest_can_reach_is_confined_and_the_keeper_is_not() {
     assert!(is_on("no-new-privs") && is_on("dumps") && is_on("limits"), "{jail}");
     let threads = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
     for thread in threads.map(Result::unwrap) {
-        let held = ["NoNewPrivs", "Seccomp", "CapEff", "CapPrm"].map(|line| status(&thread, line));
+        let lines = ["NoNewPrivs", "Seccomp", "CapEff", "CapPrm", "CapInh", "CapAmb"];
+        let held = lines.map(|line| status(&thread, line));
         let filter = if is_on("seccomp") { "2" } else { "0" };
         let none = "0000000000000000";
-        assert_eq!(held, ["1", filter, none, none], "{:?}", status(&thread, "Name"));
+        assert_eq!(held, ["1", filter, none, none, none, none], "{:?}", status(&thread, "Name"));
     }
     // Only root may look there.
     if is_on("root") && rustix::process::geteuid().is_root() {

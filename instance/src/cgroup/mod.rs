@@ -104,14 +104,20 @@ pub fn examine_cgroups() -> Result<(), CgroupError> {
 }
 
 impl Cgroup {
-    /// Makes the group of the VM `id`, whose directory is `instance`, with these limits.
+    /// Makes the group of the VM `id`, whose directory is `instance`, with the limits that `limits` returns: it is asked for
+    /// them where the host has groups.
     ///
     /// # Errors
     ///
     /// [`CgroupError`]; nothing is left behind.
-    pub fn make(instance: &Path, id: &VmId, limits: CgroupLimits) -> Result<Self, CgroupError> {
+    pub fn make(
+        instance: &Path,
+        id: &VmId,
+        limits: impl FnOnce() -> CgroupLimits,
+    ) -> Result<Self, CgroupError> {
         let place = place::find()?;
         let has_cpu = place.prepare()?;
+        let limits = limits();
         let directory = place.directory.join(name(instance, id).map_err(CgroupError::host("name a group"))?);
         // Before the group is made, so that it can be found whenever this process ends.
         let path = directory.as_os_str().as_encoded_bytes();

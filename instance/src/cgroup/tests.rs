@@ -11,7 +11,7 @@ fn vm() -> (tempfile::TempDir, VmId) {
 
 /// A group, where this host has them.
 fn group(instance: &Path, id: &VmId) -> Option<Cgroup> {
-    match Cgroup::make(instance, id, LIMITS) {
+    match Cgroup::make(instance, id, || LIMITS) {
         Ok(group) => Some(group),
         Err(error) => {
             eprintln!("skipped: {error}");
