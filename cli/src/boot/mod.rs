@@ -152,6 +152,10 @@ pub struct RestoreCommand {
     #[arg(long)]
     rm: bool,
 
+    /// Check that the snapshot is as it was saved, all of its memory too, and run nothing
+    #[arg(long, conflicts_with_all = ["name", "detach", "rm", "timing"])]
+    check: bool,
+
     /// Print how long each phase of the start took
     #[arg(long, hide_short_help = true)]
     timing: bool,
@@ -159,6 +163,15 @@ pub struct RestoreCommand {
 
 /// Has a VM go on from where it was saved, as [`run`] boots one.
 pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> ExitCode {
+    if command.check {
+        return match snapshot::check(&command.directory) {
+            Ok(()) => exit_code::SUCCESS.into(),
+            Err(message) => {
+                complain(&message);
+                exit_code::USAGE.into()
+            }
+        };
+    }
     let (config, snapshot) = match snapshot::open(&command.directory) {
         Ok((config, snapshot)) => (VmConfig { jail: defaults::jail(), ..config }, snapshot),
         Err(message) => {

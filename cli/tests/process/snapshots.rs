@@ -116,37 +116,55 @@ fn what_is_not_a_whole_snapshot_is_refused_with_one_line() {
         manifest.replace(from, to).into_bytes()
     };
     let state = fs::read(file("state")).unwrap();
-    let rows: [(&str, Vec<u8>, &str); 8] = [
-        ("manifest.json", b"{}".to_vec(), "missing field"),
-        ("manifest.json", replaced("\"format\": 1", "\"format\": 2"), "its format has version 2"),
-        ("manifest.json", replaced("32M", "64M"), "64 MiB"),
-        ("manifest.json", replaced("32M", "1K"), "too small"),
-        ("manifest.json", replaced("readonly", "x"), "invalid options"),
-        ("state", state[..state.len() / 2].to_vec(), "ends too early"),
-        ("state", Vec::new(), "does not begin as one of mvm's"),
-        ("state", [&state[..8], &9_u32.to_le_bytes(), &state[12..]].concat(), "version 9"),
+    let state_of = |state: &[u8]| {
+        let digest = manifest.find("\"state\": \"").unwrap() + 10;
+        let (before, after) = (&manifest[..digest], &manifest[digest + 71..]);
+        (format!("{before}{}{after}", image::Digest::of(state)).into_bytes(), state.to_vec())
+    };
+    let said = |manifest: Vec<u8>, expected| ((manifest, state.clone()), expected);
+    let newer = [&state[..8], &9_u32.to_le_bytes(), &state[12..]].concat();
+    let rows: [((Vec<u8>, Vec<u8>), &str); 11] = [
+        said(b"{}".to_vec(), "missing field"),
+        said(replaced("\"format\": 1", "\"format\": 2"), "its format has version 2"),
+        said(replaced("32M", "64M"), "64 MiB"),
+        said(replaced("32M", "1K"), "too small"),
+        said(replaced("readonly", "x"), "invalid options"),
+        said(replaced("\"disks\": [", "\"disks\": [], \"others\": ["), "describes 0 disks"),
+        ((manifest.clone().into_bytes(), newer.clone()), "state: it was altered"),
+        // With the digest that it has, what is in it counts.
+        (state_of(&state[..state.len() / 2]), "ends too early"),
+        (state_of(b""), "does not begin as one of mvm's"),
+        (state_of(&newer), "version 9"),
+        (state_of(&[&*state, b"x"].concat()), "follows its end"),
     ];
     let refused = |expected: &str| {
         let (code, said) = mvm(&place, &["restore", directory.to_str().unwrap()]);
         assert!(code == Some(2) && said.lines().count() == 1 && said.contains(expected), "{code:?} {said}");
     };
-    for (name, content, expected) in rows {
-        let before = fs::read(file(name)).unwrap();
-        let write = |content: &[u8]| {
-            fs::remove_file(file(name)).unwrap();
-            fs::write(file(name), content).unwrap();
-        };
-        write(&content);
+    let write = |name: &str, content: &[u8]| {
+        fs::remove_file(file(name)).unwrap();
+        fs::write(file(name), content).unwrap();
+    };
+    for ((manifest, state), expected) in rows {
+        write("manifest.json", &manifest);
+        write("state", &state);
         refused(expected);
-        write(&before);
     }
+    write("manifest.json", manifest.as_bytes());
+    write("state", &state);
+    let check = || mvm(&place, &["restore", "--check", directory.to_str().unwrap()]);
+    assert_eq!(check(), (Some(0), String::new()));
     let memory = OpenOptions::new().write(true).open(file("memory"));
     // Root may write to it all the same.
     if let Ok(memory) = memory {
         memory.set_len(4096).unwrap();
         refused("cut off");
+        assert!(check().1.contains("cut off"));
         memory.set_len(32 << 20).unwrap();
     }
+    // What its file has lost is zeros now, which only a check finds.
+    let (code, said) = check();
+    assert!(code == Some(2) && said.contains("memory: it was altered"), "{said}");
     OpenOptions::new().write(true).open(&disk).unwrap().write_all_at(&[8], 0).unwrap();
     refused("has changed since");
     fs::remove_file(&disk).unwrap();

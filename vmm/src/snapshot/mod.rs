@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use devices::virtio::pmem::PmemMode;
 use devices::{Section, Suspend, SuspendError};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -201,6 +202,9 @@ impl Saver {
 fn unsupported(config: &VmConfig) -> Option<&'static str> {
     if config.devices().any(|device| device.kind().needs_shared_memory()) {
         return Some("devices that other processes serve (--share, --vhost-user)");
+    }
+    if config.pmem.iter().any(|pmem| pmem.mode != PmemMode::ReadOnly) {
+        return Some("persistent memory that it can write to (--pmem without `readonly`)");
     }
     if config.gdb.is_some() {
         return Some("a debugger (--gdb)");

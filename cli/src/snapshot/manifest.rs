@@ -1,0 +1,134 @@
+//! What a snapshot says of itself: `manifest.json` in its directory.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use image::Digest;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vmm::{DiskConfig, VmConfig};
+
+use crate::options::BootOptions;
+
+/// The most bytes of a manifest.
+pub const MAX_MANIFEST: u64 = 1 << 20;
+/// The version of the directory's format.
+const FORMAT: u32 = 1;
+/// The most characters that are shown of an error which quotes the manifest.
+const MOST_SHOWN: usize = 1000;
+
+/// What a snapshot is of. A snapshot is used by who has made it: its paths are those of this host.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    format: u32,
+    /// The mvm that has written it.
+    mvm_version: String,
+    created: String,
+    /// The VM's options, as in a configuration file.
+    config: Value,
+    /// Its disks, in the order of the guest.
+    pub disks: Vec<SavedDisk>,
+    /// What the files beside the manifest have to be.
+    pub files: Digests,
+}
+
+/// The digests of a snapshot's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digests {
+    /// That of `state`, which is checked whenever it is read.
+    pub state: Digest,
+    /// That of `memory`, which is checked on request.
+    pub memory: Digest,
+}
+
+/// A disk of the VM.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedDisk {
+    /// Where it is, or was.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was last changed, in nanoseconds since 1970, where it has to be as it was.
+    pub changed: i128,
+}
+
+impl SavedDisk {
+    /// A disk that the guest only reads, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// Those of stat(2).
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        let changed = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        Ok(Self { path: path.to_owned(), bytes: metadata.len(), changed })
+    }
+}
+
+impl Manifest {
+    /// That of a VM with these options and disks.
+    pub fn new(config: Value, disks: Vec<SavedDisk>, created: String, files: Digests) -> Self {
+        Self { format: FORMAT, mvm_version: env!("CARGO_PKG_VERSION").into(), created, config, disks, files }
+    }
+
+    /// Reads one, which anybody may have written.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, on one line.
+    pub fn read(bytes: &[u8]) -> Result<(Self, VmConfig), String> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+            mvm_version: String,
+        }
+        let invalid = |error: serde_json::Error| shown(&error.to_string());
+        let Version { format, mvm_version } = serde_json::from_slice(bytes).map_err(invalid)?;
+        if format != FORMAT {
+            let version = shown(&mvm_version);
+            return Err(format!(
+                "its format has version {format}, and this mvm knows {FORMAT}: use mvm {version}"
+            ));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(invalid)?;
+        let config = options(&manifest.config)?;
+        let (own, named) = (manifest.disks.len(), disks(&config).count());
+        if own != named {
+            return Err(format!("it describes {own} disks, and the VM has {named}"));
+        }
+        Ok((manifest, config))
+    }
+
+    /// As bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of serde_json.
+    pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
+}
+
+/// A message that quotes a manifest, on one line that is not too long.
+fn shown(message: &str) -> String {
+    let shown = message.chars().take(MOST_SHOWN);
+    shown.map(|shown| if shown.is_control() { '\u{fffd}' } else { shown }).collect()
+}
+
+/// The disks of a VM, in the order of the guest.
+pub fn disks(config: &VmConfig) -> impl Iterator<Item = &DiskConfig> {
+    config.rootfs.iter().chain(&config.disks)
+}
+
+/// The configuration of a VM with these options.
+///
+/// # Errors
+///
+/// What is wrong with it, on one line.
+pub fn options(config: &Value) -> Result<VmConfig, String> {
+    let options =
+        BootOptions::deserialize(config).map_err(|error| shown(&format!("invalid options: {error}")))?;
+    options.into_config().map_err(|message| shown(&message))
+}
