@@ -21,6 +21,7 @@ use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::options::BootOptions;
 use crate::process::ExitCode;
+use crate::snapshot::PrivateDisks;
 use crate::{chain, complain, config_file, defaults, exit_code, print, snapshot};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
@@ -152,8 +153,15 @@ pub struct RestoreCommand {
     #[arg(long)]
     rm: bool,
 
+    /// Where the VM's copies of writable disks go: files such as vda.img, which stay [default: go with the VM]
+    ///
+    /// The directory is made where it is not there. By default the copies have no names, take their room where the
+    /// snapshot is, and are gone when the VM has ended.
+    #[arg(long, value_name = "DIR")]
+    disks: Option<PathBuf>,
+
     /// Check that the snapshot is as it was saved, all of its memory too, and run nothing
-    #[arg(long, conflicts_with_all = ["name", "detach", "rm", "timing"])]
+    #[arg(long, conflicts_with_all = ["name", "detach", "rm", "disks", "timing"])]
     check: bool,
 
     /// Print how long each phase of the start took
@@ -172,7 +180,7 @@ pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> 
             }
         };
     }
-    let (config, snapshot) = match snapshot::open(&command.directory) {
+    let (config, snapshot) = match snapshot::open(&command.directory, command.disks) {
         Ok((config, snapshot)) => (VmConfig { jail: defaults::jail(), ..config }, snapshot),
         Err(message) => {
             complain(&message);
@@ -216,7 +224,7 @@ struct Order {
     /// The image that its root is made of.
     image: Option<image::Opened>,
     /// Where it goes on from, if it does not boot.
-    snapshot: Option<Snapshot>,
+    snapshot: Option<snapshot::Opened>,
     /// What is kept of it in the background is removed when it ends.
     removes: bool,
     /// In the background, what tells that the guest is ready.
@@ -264,6 +272,8 @@ fn try_boot(
     instance::ignore_limits_and_terminal();
     let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
     let shown = image.as_ref().map(|image| image.shown.clone());
+    let shown = shown.or_else(|| snapshot.as_ref()?.root(&config));
+    let (snapshot, own_disks) = take_disks(snapshot, &mut config)?;
     let instance = claim(has_directory, &asked, &config, shown.as_deref())?;
     agent::give_place(&mut config, has_agent, instance.as_ref().map(Instance::path))?;
     let identity = instance.as_ref().map_or(asked, Instance::identity);
@@ -288,8 +298,21 @@ fn try_boot(
         started.map_err(|error| Refusal::host("make a process for the VM", &error))?;
     // Where it is slow to read what mvm says, the VM ends in time all the same.
     *writer = Some(Writer::start().map_err(|error| Refusal::host("start a thread", &error))?);
-    let kept = Kept { vm: Arc::new(vm), instance, keep, signals, messages, ready };
+    let kept = Kept { vm: Arc::new(vm), instance, keep, signals, messages, ready, own_disks };
     kept.run(&config, &identity, (timing, start), reporter)
+}
+
+/// Makes the VM's own copies of the disks that a snapshot has the content of.
+fn take_disks(
+    opened: Option<snapshot::Opened>,
+    config: &mut VmConfig,
+) -> Result<(Option<Snapshot>, PrivateDisks), Refusal> {
+    let Some(snapshot::Opened { snapshot, disks, place }) = opened else {
+        return Ok((None, PrivateDisks::default()));
+    };
+    let own = PrivateDisks::of(&disks, place.as_deref(), config);
+    let own = own.map_err(|message| Refusal { code: exit_code::HOST, message })?;
+    Ok((Some(snapshot), own))
 }
 
 /// What this process has of a VM that runs in another one.
@@ -302,6 +325,8 @@ struct Kept {
     /// Where what mvm says goes then.
     messages: Option<PathBuf>,
     ready: Option<Awaited>,
+    /// Copies of disks that are this VM's alone.
+    own_disks: PrivateDisks,
 }
 
 impl Kept {
@@ -313,7 +338,7 @@ impl Kept {
         (timing, start): (bool, Instant),
         reporter: &SharedReporter,
     ) -> Result<u8, Refusal> {
-        let Self { vm, instance, keep, signals, messages, ready } = self;
+        let Self { vm, instance, keep, signals, messages, ready, mut own_disks } = self;
         if let Some((messages, reporter)) = messages.zip(reporter.lock().as_mut()) {
             let kept = reporter.keep_messages(messages);
             kept.map_err(|error| Refusal::host("write messages to a file", &error))?;
@@ -332,12 +357,18 @@ impl Kept {
             removal: instance.as_ref().and_then(|instance| instance.watch_removal().ok()),
             reads_stdin: matches!(config.console, ConsoleConfig::Stdio | ConsoleConfig::Virtio),
         };
-        let outcome = keeping.run(|progress| match (progress, &printed) {
-            (Progress::Built, None) => drop(reporter.report(&started)),
-            (Progress::Printed, Some(printed)) => printed(),
-            _ => {}
+        let outcome = keeping.run(|progress| {
+            if progress == Progress::Built {
+                own_disks.keep();
+            }
+            match (progress, &printed) {
+                (Progress::Built, None) => drop(reporter.report(&started)),
+                (Progress::Printed, Some(printed)) => printed(),
+                _ => {}
+            }
         });
         drop(instance);
+        drop(own_disks);
         if timing && let Outcome::Ended(_, nanoseconds) = &outcome {
             devices::log::print(&vmm::timing_table(vmm::phases(nanoseconds)));
         }

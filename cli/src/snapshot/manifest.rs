@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use image::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vmm::{DiskConfig, VmConfig};
+use vmm::{DiskConfig, VmConfig, disk_name};
 
 use crate::options::BootOptions;
 
@@ -50,8 +50,10 @@ pub struct SavedDisk {
     pub path: PathBuf,
     /// Its length.
     pub bytes: u64,
-    /// When it was last changed, in nanoseconds since 1970, where it has to be as it was.
-    pub changed: i128,
+    /// When it was last changed, in nanoseconds since 1970, where the guest only reads it, and it has to be as it was. Of
+    /// one that the guest writes to, the content is in the snapshot, under the name that the guest has for the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<i128>,
 }
 
 impl SavedDisk {
@@ -63,7 +65,7 @@ impl SavedDisk {
     pub fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
         let changed = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        Ok(Self { path: path.to_owned(), bytes: metadata.len(), changed })
+        Ok(Self { path: path.to_owned(), bytes: metadata.len(), changed: Some(changed) })
     }
 }
 
@@ -98,6 +100,14 @@ impl Manifest {
         if own != named {
             return Err(format!("it describes {own} disks, and the VM has {named}"));
         }
+        for (index, (disk, own)) in disks(&config).zip(&manifest.disks).enumerate() {
+            if disk.read_only != own.changed.is_some() {
+                let name = disk_name(index);
+                return Err(format!(
+                    "it does not say what the content of {name} is, or says it though it is not needed"
+                ));
+            }
+        }
         Ok((manifest, config))
     }
 
@@ -120,6 +130,11 @@ fn shown(message: &str) -> String {
 /// The disks of a VM, in the order of the guest.
 pub fn disks(config: &VmConfig) -> impl Iterator<Item = &DiskConfig> {
     config.rootfs.iter().chain(&config.disks)
+}
+
+/// The same, to be changed.
+pub fn disks_mut(config: &mut VmConfig) -> impl Iterator<Item = &mut DiskConfig> {
+    config.rootfs.iter_mut().chain(&mut config.disks)
 }
 
 /// The configuration of a VM with these options.

@@ -1,10 +1,13 @@
 //! `mvm snapshot`.
 
+mod copies;
 mod manifest;
 mod open;
 mod place;
 
-use std::os::fd::AsFd;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,8 +17,10 @@ use instance::{Client, Kind, Running, time};
 use serde_json::Value;
 use vmm::disk_name;
 
-pub use self::open::{check, open};
+pub use self::copies::PrivateDisks;
+pub use self::open::{Opened, check, open};
 
+use self::copies::{Copying, Source};
 use self::manifest::{Manifest, SavedDisk};
 use self::place::Place;
 use crate::process::ExitCode;
@@ -65,14 +70,17 @@ impl SnapshotCommand {
         if targets::kept(id).is_ok_and(|kept| kept.entry.kind != Kind::Vm) {
             return Err(format!("{}: containers cannot be saved yet, only VMs of `mvm boot`", self.vm));
         }
-        let place = Place::new(&self.directory)?;
-        let (config, disks) = describe(&vm).map_err(|message| format!("{}: {message}", self.vm))?;
+        let of_vm = |message| format!("{}: {message}", self.vm);
+        let mut place = Place::new(&self.directory)?;
+        let Description { config, disks, sources } = describe(&vm).map_err(of_vm)?;
+        let copies = sources
+            .into_iter()
+            .map(|(name, path, source)| Ok((name, Copying::new(source, &path, &place.parent)?)));
+        let copies = copies.collect::<Result<Vec<_>, String>>()?;
         let mut client = Client::connect_with_limit(&vm.control_socket(), PATIENCE)
-            .map_err(|error| format!("{}: {}", self.vm, chain(&error)))?;
-        let files = [place.state.as_fd(), place.memory.as_fd()];
-        client
-            .send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), &files)
-            .map_err(|error| format!("{}: {}", self.vm, chain(&error)))?;
+            .map_err(|error| of_vm(chain(&error)))?;
+        create(&mut client, &place, &copies).map_err(of_vm)?;
+        place.disks = copies.into_iter().map(|(name, copying)| (name, copying.into_file())).collect();
         let manifest = |files| Manifest::new(config, disks, time::now().to_string(), files);
         place.keep(manifest)?;
         events::note_of(id, "checkpoint", &[("checkpoint", &self.directory.to_string_lossy())]);
@@ -80,8 +88,54 @@ impl SnapshotCommand {
     }
 }
 
-/// The options of a VM, and its disks as they are.
-fn describe(vm: &Running) -> Result<(Value, Vec<SavedDisk>), String> {
+/// Has the VM save itself in the files of `place`; its disks are copied while it stands still.
+fn create(client: &mut Client, place: &Place, copies: &[(String, Copying)]) -> Result<(), String> {
+    let files = [place.state.as_fd(), place.memory.as_fd()];
+    let mut send = |files: &[BorrowedFd<'_>]| {
+        let sent = client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), files);
+        sent.map_err(|error| chain(&error))
+    };
+    if copies.is_empty() {
+        return send(&files);
+    }
+    let (ours, theirs) = UnixStream::pair().map_err(|error| format!("cannot make a socket: {error}"))?;
+    let (copied, saved) = std::thread::scope(|scope| {
+        let copied = scope.spawn(|| copy_paused(ours, copies));
+        let saved = send(&[&files[..], &[theirs.as_fd()]].concat());
+        // Where the VM has not paused, this ends the wait for it.
+        drop(theirs);
+        (copied.join(), saved)
+    });
+    match copied {
+        Ok(Ok(true)) => saved,
+        Ok(Ok(false)) => saved.and(Err("it did not stand still for its disks to be copied".to_owned())),
+        Ok(Err(message)) => Err(message),
+        Err(_) => Err("cannot copy its disks".to_owned()),
+    }
+}
+
+/// Copies the disks once the VM stands still, and lets it go. False where it never did.
+fn copy_paused(mut vm: UnixStream, copies: &[(String, Copying)]) -> Result<bool, String> {
+    let count =
+        vm.read(&mut [0]).map_err(|error| format!("it does not say whether it is paused: {error}"))?;
+    if count == 0 {
+        return Ok(false);
+    }
+    copies.iter().try_for_each(|(_, copying)| copying.copy()).map(|()| true)
+}
+
+/// What is saved of a VM beside its state and memory.
+struct Description {
+    /// Its options.
+    config: Value,
+    /// Its disks as they are.
+    disks: Vec<SavedDisk>,
+    /// Those that are to be copied: their names, where they are, and their files.
+    sources: Vec<(String, PathBuf, Source)>,
+}
+
+/// Describes a VM, and opens its disks.
+fn describe(vm: &Running) -> Result<Description, String> {
     let mut client = targets::client(vm).map_err(|failure| chain(&failure))?;
     let mut config: Value = client.get("/vm/config").map_err(|error| chain(&error))?;
     if let Some(members) = config.as_object_mut() {
@@ -89,20 +143,20 @@ fn describe(vm: &Running) -> Result<(Value, Vec<SavedDisk>), String> {
         ["id", "name", "directory"].iter().for_each(|key| drop(members.remove(*key)));
         members.retain(|_, value| !value.is_null());
     }
-    let config_of = manifest::options(&config)?;
-    let mut saved = Vec::new();
-    for (index, disk) in (0..).zip(manifest::disks(&config_of)) {
-        let path = disk.path.display();
-        if !disk.read_only {
-            return Err(format!(
-                "its disk {path} can be written to, and what is on it would not be saved: boot the VM with that disk \
-                 `readonly`, or its root in an --initrd"
-            ));
-        }
-        let own = SavedDisk::of(&disk.path).map_err(|error| format!("cannot look at {path}: {error}"))?;
-        let drive = format!("/drives/{}", disk_name(index));
-        let Drive { size_bytes, .. } = client.get(&drive).map_err(|error| chain(&error))?;
-        if own.bytes != 0 && size_bytes != own.bytes / SECTOR * SECTOR {
+    let (mut saved, mut sources) = (Vec::new(), Vec::new());
+    for (index, disk) in manifest::disks(&manifest::options(&config)?).enumerate() {
+        let (path, name) = (disk.path.display(), disk_name(index));
+        let own = if disk.read_only {
+            SavedDisk::of(&disk.path).map_err(|error| format!("cannot look at {path}: {error}"))?
+        } else {
+            let source = Source::open(&disk.path)?;
+            let bytes = source.bytes;
+            sources.push((name.clone(), disk.path.clone(), source));
+            SavedDisk { path: disk.path.clone(), bytes, changed: None }
+        };
+        let drive: Drive = client.get(&format!("/drives/{name}")).map_err(|error| chain(&error))?;
+        // A block device that is only read has no length here.
+        if own.bytes != 0 && drive.size_bytes != own.bytes / SECTOR * SECTOR {
             return Err(format!(
                 "its disk {path} is made of several files, as an image's are, or is not as long any more: such a VM \
                  cannot be saved yet"
@@ -110,5 +164,5 @@ fn describe(vm: &Running) -> Result<(Value, Vec<SavedDisk>), String> {
         }
         saved.push(own);
     }
-    Ok((config, saved))
+    Ok(Description { config, disks: saved, sources })
 }

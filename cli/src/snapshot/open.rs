@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::Digest;
-use vmm::{SavedVm, Snapshot, VmConfig};
+use vmm::{SavedVm, Snapshot, VmConfig, disk_name};
 
+use super::copies::Saved;
 use super::manifest::{MAX_MANIFEST, Manifest, SavedDisk};
 use super::place::{MANIFEST, MEMORY, STATE, digest};
 use crate::chain;
@@ -49,9 +50,27 @@ impl Reading<'_> {
         SavedVm::decode(&bytes).map_err(|error| self.failed(STATE, &chain(&error)))
     }
 
+    /// The disks whose content the snapshot has.
+    fn disks(&self, manifest: &Manifest) -> Result<Vec<Saved>, String> {
+        let mut saved = Vec::new();
+        for (index, disk) in manifest.disks.iter().enumerate().filter(|(_, disk)| disk.changed.is_none()) {
+            let (name, bytes) = (disk_name(index), disk.bytes);
+            let file = self.open(&name)?.metadata().map_err(|error| self.failed(&name, &error))?;
+            if !file.is_file() || file.len() != bytes {
+                let found = file.len();
+                return Err(self.failed(
+                    &name,
+                    &format!("it has {found} bytes, and not {bytes}: it was cut off or is another one's"),
+                ));
+            }
+            saved.push(Saved { index, path: self.0.join(&name), bytes });
+        }
+        Ok(saved)
+    }
+
     /// Checks that the disks are as they were.
     fn check_disks(&self, manifest: &Manifest) -> Result<(), String> {
-        for before in &manifest.disks {
+        for before in manifest.disks.iter().filter(|disk| disk.changed.is_some()) {
             let path = before.path.display();
             let found = match SavedDisk::of(&before.path) {
                 Ok(now) if now == *before => continue,
@@ -66,18 +85,38 @@ impl Reading<'_> {
     }
 }
 
-/// The snapshot in `directory`, with the configuration of its VM. Its memory is not looked at.
+/// A snapshot that a VM goes on from.
+pub struct Opened {
+    /// Its state and memory.
+    pub snapshot: Snapshot,
+    /// The disks that it has the content of.
+    pub disks: Vec<Saved>,
+    /// Where the VM's copies of them are to be; `None` for files without names.
+    pub place: Option<PathBuf>,
+}
+
+impl Opened {
+    /// What the VM's root is called, where it is a copy.
+    pub fn root(&self, config: &VmConfig) -> Option<String> {
+        let root = self.disks.first().filter(|disk| config.rootfs.is_some() && disk.index == 0);
+        root.map(|disk| disk.path.display().to_string())
+    }
+}
+
+/// The snapshot in `directory`, with the configuration of its VM, whose disks are copied to `place` later. Its memory is not
+/// looked at.
 ///
 /// # Errors
 ///
 /// What is wrong with it, on one line.
-pub fn open(directory: &Path) -> Result<(VmConfig, Snapshot), String> {
+pub fn open(directory: &Path, place: Option<PathBuf>) -> Result<(VmConfig, Opened), String> {
     let reading = Reading(directory);
     let (manifest, config) = reading.manifest()?;
     reading.check_disks(&manifest)?;
+    let disks = reading.disks(&manifest)?;
     let state = reading.state(&manifest)?;
     let memory = reading.open(MEMORY)?;
-    Ok((config, Snapshot { state, memory }))
+    Ok((config, Opened { snapshot: Snapshot { state, memory }, disks, place }))
 }
 
 /// Checks that all of the snapshot in `directory` is as it was saved, which takes as long as its memory takes to be read.
@@ -89,6 +128,7 @@ pub fn check(directory: &Path) -> Result<(), String> {
     let reading = Reading(directory);
     let (manifest, _) = reading.manifest()?;
     reading.check_disks(&manifest)?;
+    reading.disks(&manifest)?;
     let length = reading.state(&manifest)?.memory();
     let failed = |error: &dyn std::fmt::Display| reading.failed(MEMORY, error);
     let mut memory = reading.open(MEMORY)?;

@@ -18,8 +18,12 @@ pub const MEMORY: &str = "memory";
 /// Where a snapshot is made. Its files have no names until they are whole, so that nothing is left of one that is not.
 pub struct Place {
     directory: PathBuf,
+    /// Where its files are until then.
+    pub parent: PathBuf,
     pub state: File,
     pub memory: File,
+    /// Copies of disks, with their names.
+    pub disks: Vec<(String, File)>,
 }
 
 impl Place {
@@ -38,7 +42,14 @@ impl Place {
             Some(parent) => parent,
             None => return Err(format!("{shown} cannot be made: name a directory in another one")),
         };
-        Ok(Self { directory: directory.to_owned(), state: unnamed(parent)?, memory: unnamed(parent)? })
+        let (state, memory) = (unnamed(parent)?, unnamed(parent)?);
+        Ok(Self {
+            directory: directory.to_owned(),
+            parent: parent.to_owned(),
+            state,
+            memory,
+            disks: Vec::new(),
+        })
     }
 
     /// Gives the files their names, with the manifest last, which is made of their digests.
@@ -66,12 +77,11 @@ impl Place {
     }
 
     fn fill(&self, manifest: &Manifest) -> io::Result<()> {
-        for (file, name) in [(&self.state, STATE), (&self.memory, MEMORY)] {
+        let disks = self.disks.iter().map(|(disk, file)| (file, disk.as_str()));
+        for (file, own) in [(&self.state, STATE), (&self.memory, MEMORY)].into_iter().chain(disks) {
             file.set_permissions(Permissions::from_mode(0o400))?;
             file.sync_all()?;
-            let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-            let (flags, cwd) = (rustix::fs::AtFlags::SYMLINK_FOLLOW, rustix::fs::CWD);
-            rustix::fs::linkat(cwd, own, cwd, self.directory.join(name), flags)?;
+            name(file, &self.directory.join(own))?;
         }
         let mut options = OpenOptions::new();
         let mut file =
@@ -82,8 +92,15 @@ impl Place {
     }
 }
 
+/// Gives `file`, which has no name, the name `path`.
+pub fn name(file: &File, path: &Path) -> io::Result<()> {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let (flags, cwd) = (rustix::fs::AtFlags::SYMLINK_FOLLOW, rustix::fs::CWD);
+    Ok(rustix::fs::linkat(cwd, own, cwd, path, flags)?)
+}
+
 /// A file without a name in `directory`, for this user alone.
-fn unnamed(directory: &Path) -> Result<File, String> {
+pub fn unnamed(directory: &Path) -> Result<File, String> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
     options.open(directory).map_err(|error| format!("cannot write to {}: {error}", directory.display()))

@@ -6,6 +6,9 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use instance::Client;
+use instance::api::Drive;
+
 use crate::vm::{Place, TALKS, Vm, text};
 
 /// Runs mvm with what is kept in `place`; its exit code and all that it says.
@@ -77,6 +80,82 @@ fn a_vm_runs_on_and_others_go_on_from_where_it_was_saved() {
     assert!(place.is_clean());
 }
 
+/// Where a VM has its first disk, and what is on it.
+fn disk_of(place: &Place, vm: &str) -> (PathBuf, Vec<u8>) {
+    let (code, socket) = mvm(place, &["ps", "--filter", &format!("name={vm}"), "--json"]);
+    assert_eq!(code, Some(0), "{socket}");
+    let listed: serde_json::Value = serde_json::from_str(&socket).unwrap();
+    let socket = PathBuf::from(listed[0]["control_socket"].as_str().unwrap());
+    let drive: Drive = Client::connect(&socket).unwrap().get("/drives/vda").unwrap();
+    let content = fs::read(&drive.path_on_host).unwrap();
+    (drive.path_on_host.into(), content)
+}
+
+#[test]
+fn each_vm_that_goes_on_has_a_writable_disk_of_its_own() {
+    let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
+    let disk = place.path("disk");
+    fs::write(&disk, [7; 8192]).unwrap();
+    let directory = saved(&place, &["--disk", disk.to_str().unwrap()]);
+    // As the first VM would.
+    OpenOptions::new().write(true).open(&disk).unwrap().write_all_at(&[8; 100], 0).unwrap();
+    assert_eq!(fs::read(directory.join("vda")).unwrap(), [7; 8192]);
+    assert_eq!(fs::metadata(directory.join("vda")).unwrap().permissions().mode() & 0o7777, 0o400);
+    let snapshot = directory.to_str().unwrap();
+    assert_eq!(mvm(&place, &["restore", "-d", "--name", "two", snapshot]).0, Some(0));
+    let named = place.path("disks");
+    let restored = |name, directory: &str| {
+        mvm(&place, &["restore", "-d", "--name", name, "--disks", named.to_str().unwrap(), directory])
+    };
+    let (code, said) = restored("three", snapshot);
+    assert_eq!(code, Some(0), "{said}");
+    let ((two, of_two), (three, of_three)) = (disk_of(&place, "two"), disk_of(&place, "three"));
+    assert_eq!((of_two, of_three), (vec![7; 8192], vec![7; 8192]));
+    assert_eq!(three, named.join("vda.img"));
+    assert!(two.starts_with("/proc"), "{two:?}");
+    OpenOptions::new().write(true).open(&two).unwrap().write_all_at(&[9; 100], 0).unwrap();
+    assert_eq!(disk_of(&place, "three").1, [7; 8192]);
+    assert_eq!(fs::read(directory.join("vda")).unwrap(), [7; 8192]);
+    // One that goes on can be saved in its turn.
+    let again = place.path("again.snap");
+    let (code, said) = mvm(&place, &["snapshot", "two", again.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read(again.join("vda")).unwrap(), [&[9; 100][..], &[7; 8092]].concat());
+    let (code, said) = restored("four", again.to_str().unwrap());
+    assert!(code == Some(3) && said.contains("is there already") && said.lines().count() == 1, "{said}");
+    for name in ["one", "two", "three"] {
+        assert_eq!(mvm(&place, &["kill", name]).0, Some(0));
+    }
+    assert_eq!(fs::read(&three).unwrap(), [7; 8192]);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 4, "no copy has a name in the snapshot");
+    // It would be one that no VM has seen.
+    let copy = OpenOptions::new().write(true).open(directory.join("vda"));
+    if let Ok(copy) = copy {
+        copy.set_len(4096).unwrap();
+        let (code, said) = mvm(&place, &["restore", snapshot]);
+        assert!(code == Some(2) && said.contains("vda: it has 4096 bytes, and not 8192"), "{said}");
+    }
+}
+
+#[test]
+fn a_restore_that_fails_leaves_no_disk() {
+    let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
+    let disk = place.path("disk");
+    fs::write(&disk, [7; 4096]).unwrap();
+    let directory = saved(&place, &["--disk", disk.to_str().unwrap()]);
+    let memory = OpenOptions::new().write(true).open(directory.join("memory"));
+    // The VM can't be built of it.
+    let Ok(memory) = memory else { return };
+    memory.set_len(4096).unwrap();
+    let named = place.path("disks");
+    let (code, said) =
+        mvm(&place, &["restore", "--disks", named.to_str().unwrap(), directory.to_str().unwrap()]);
+    assert!(code == Some(2) && said.contains("cut off"), "{said}");
+    assert_eq!(fs::read_dir(&named).unwrap().count(), 0);
+}
+
 #[test]
 fn what_can_t_be_saved_leaves_nothing() {
     let Some(place) = Place::new(TALKS) else { return };
@@ -87,10 +166,13 @@ fn what_can_t_be_saved_leaves_nothing() {
     let boot = ["boot", "-d", "--kernel", kernel.to_str().unwrap(), "--memory", "32M", "--name", "one"];
     let (code, said) = mvm(&place, &[&boot[..], &["--disk", disk.to_str().unwrap()]].concat());
     assert_eq!(code, Some(0), "{said}");
+    // What the VM writes to is not what has this name now.
+    fs::rename(&disk, place.path("away")).unwrap();
+    fs::write(&disk, [8; 4096]).unwrap();
     let target = place.path("new");
     let target = target.to_str().unwrap();
     for (vm, directory, expected) in [
-        ("one", target, "can be written to"),
+        ("one", target, "the file was replaced"),
         ("none", target, "there is no VM or container \"none\""),
         ("one", disk.to_str().unwrap(), "is there already"),
     ] {
@@ -123,12 +205,13 @@ fn what_is_not_a_whole_snapshot_is_refused_with_one_line() {
     };
     let said = |manifest: Vec<u8>, expected| ((manifest, state.clone()), expected);
     let newer = [&state[..8], &9_u32.to_le_bytes(), &state[12..]].concat();
-    let rows: [((Vec<u8>, Vec<u8>), &str); 11] = [
+    let rows: [((Vec<u8>, Vec<u8>), &str); 12] = [
         said(b"{}".to_vec(), "missing field"),
         said(replaced("\"format\": 1", "\"format\": 2"), "its format has version 2"),
         said(replaced("32M", "64M"), "64 MiB"),
         said(replaced("32M", "1K"), "too small"),
         said(replaced("readonly", "x"), "invalid options"),
+        said(replaced(",readonly", ""), "does not say what the content of vda is"),
         said(replaced("\"disks\": [", "\"disks\": [], \"others\": ["), "describes 0 disks"),
         ((manifest.clone().into_bytes(), newer.clone()), "state: it was altered"),
         // With the digest that it has, what is in it counts.

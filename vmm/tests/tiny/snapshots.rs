@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use instance::Client;
 use instance::api::{SnapshotCreate, VmUpdate, WantedState};
@@ -206,6 +207,39 @@ fn the_control_socket_saves_in_files_that_come_with_the_request() {
         assert_eq!(state.memory(), 128 << 20);
         assert_eq!(memory.metadata().unwrap().len(), 128 << 20);
     }
+    stop(running);
+}
+
+#[test]
+fn the_vm_stands_still_until_its_disks_are_copied() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let running = machine.controlled().run_until_ready();
+    let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let socket = running.control_socket();
+    let files = [state.as_fd(), memory.as_fd(), theirs.as_fd()];
+    let save = || {
+        let mut client = Client::connect(&socket).unwrap();
+        client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), &files)
+    };
+    std::thread::scope(|scope| {
+        let saved = scope.spawn(save);
+        ours.read_exact(&mut [0]).unwrap();
+        // What is left to do would be done if it did not wait.
+        while memory.metadata().unwrap().len() == 0 {
+            std::thread::yield_now();
+        }
+        assert!(running.gate.is_paused() && !saved.is_finished());
+        assert_eq!(state.metadata().unwrap().len(), 0);
+        drop(ours);
+        saved.join().unwrap().unwrap();
+    });
+    assert!(!running.gate.is_paused());
+    assert!(state.metadata().unwrap().len() > 0);
+    // One whose other end has gone before holds nothing.
+    let gone = save().unwrap_err().to_string();
+    assert!(gone.contains("disks to be copied"), "{gone}");
+    assert!(!running.gate.is_paused());
     stop(running);
 }
 
