@@ -76,29 +76,32 @@ fn visit(value: &mut Value, with: &mut dyn FnMut(&mut In<'_>, usize)) {
 }
 
 fn replace(place: &mut In<'_>, at: usize, new: &New) {
+    match (new, &mut *place) {
+        (New::Again, In::List(list)) => {
+            let again = list.get(at).cloned();
+            return list.extend(again);
+        }
+        (New::Removed, In::List(list)) => return drop(list.remove(at)),
+        (New::Removed, In::Members(members)) => {
+            let key = members.keys().nth(at).cloned();
+            return drop(key.map(|key| members.remove(&key)));
+        }
+        _ => {}
+    }
     let value = match place {
         In::List(list) => list.get_mut(at),
         In::Members(members) => members.values_mut().nth(at),
     };
     let Some(value) = value else { return };
     let number = value.as_i64().unwrap_or(0);
-    match (new, place) {
-        (New::Null, _) => *value = Value::Null,
-        (New::Bool(new), _) => *value = (*new).into(),
-        (New::Small(new), _) => *value = (*new).into(),
-        (New::Number(new), _) => *value = (*new).into(),
-        (New::Near(by), _) => *value = number.wrapping_add((*by).into()).into(),
-        (New::Text(new), _) => *value = new.clone().into(),
-        (New::Many(count, of), _) => *value = vec![*of; (count % MOST).into()].into(),
-        (New::Again, In::List(list)) => {
-            let again = list.get(at).cloned();
-            list.extend(again);
-        }
-        (New::Removed, In::List(list)) => drop(list.remove(at)),
-        (New::Removed, In::Members(members)) => {
-            let key = members.keys().nth(at).cloned();
-            key.map(|key| members.remove(&key));
-        }
-        (New::Again, In::Members(_)) => {}
+    match new {
+        New::Null => *value = Value::Null,
+        New::Bool(new) => *value = (*new).into(),
+        New::Small(new) => *value = (*new).into(),
+        New::Number(new) => *value = (*new).into(),
+        New::Near(by) => *value = number.wrapping_add((*by).into()).into(),
+        New::Text(new) => *value = new.clone().into(),
+        New::Many(count, of) => *value = vec![*of; (count % MOST).into()].into(),
+        New::Again | New::Removed => {}
     }
 }

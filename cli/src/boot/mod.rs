@@ -4,6 +4,7 @@ mod agent;
 mod image;
 mod kept;
 mod ready;
+mod restore;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use std::time::Instant;
 
 use clap::Args;
 use devices::log::Writer;
-use instance::{Identity, Instance, InstanceError, Keep, Signals, Summary, VmName};
+use instance::{Identity, Instance, InstanceError, Keep, Signals, Summary};
 use vmm::{
-    ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Snapshot, Split, User, VmConfig,
-    VmProcess,
+    ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Split, User, VmConfig, VmProcess,
 };
+
+pub use self::restore::{RestoreCommand, restore};
 
 use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
@@ -78,11 +80,6 @@ Exit codes:
   124      --timeout expired
   128 + N  stopped by signal N (137: mvm kill)";
 
-const RESTORE_EXAMPLES: &str = "\
-Examples:
-  mvm restore ./web.snap
-  mvm restore --detach --name web2 ./web.snap";
-
 /// Arguments of `mvm boot`.
 #[derive(Args)]
 #[command(after_help = MORE, after_long_help = EXAMPLES)]
@@ -129,67 +126,6 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
     // An image's VM has the agent without --agent too.
     let has_agent = has_agent || (image.is_some() && has_directory);
     let (removes, timing, snapshot) = (command.rm, command.timing, None);
-    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
-    run_order(order, command.detach, has_directory)
-}
-
-/// Arguments of `mvm restore`.
-#[derive(Args)]
-#[command(after_long_help = RESTORE_EXAMPLES)]
-pub struct RestoreCommand {
-    /// The directory that `mvm snapshot` has made
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
-
-    /// Name of the VM
-    #[arg(long, value_name = "NAME")]
-    name: Option<VmName>,
-
-    /// Run in the background, and print the VM's ID
-    #[arg(long, short)]
-    detach: bool,
-
-    /// Remove what is kept of a VM in the background when it ends; of others nothing is
-    #[arg(long)]
-    rm: bool,
-
-    /// Where the VM's copies of writable disks go: files such as vda.img, which stay [default: go with the VM]
-    ///
-    /// The directory is made where it is not there. By default the copies have no names, take their room where the
-    /// snapshot is, and are gone when the VM has ended.
-    #[arg(long, value_name = "DIR")]
-    disks: Option<PathBuf>,
-
-    /// Check that the snapshot is as it was saved, all of its memory too, and run nothing
-    #[arg(long, conflicts_with_all = ["name", "detach", "rm", "disks", "timing"])]
-    check: bool,
-
-    /// Print how long each phase of the start took
-    #[arg(long, hide_short_help = true)]
-    timing: bool,
-}
-
-/// Has a VM go on from where it was saved, as [`run`] boots one.
-pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> ExitCode {
-    if command.check {
-        return match snapshot::check(&command.directory) {
-            Ok(()) => exit_code::SUCCESS.into(),
-            Err(message) => {
-                complain(&message);
-                exit_code::USAGE.into()
-            }
-        };
-    }
-    let (config, snapshot) = match snapshot::open(&command.directory, command.disks) {
-        Ok((config, snapshot)) => (VmConfig { jail: defaults::jail(), ..config }, snapshot),
-        Err(message) => {
-            complain(&message);
-            return exit_code::USAGE.into();
-        }
-    };
-    let asked = Identity { name: command.name, ..Identity::default() };
-    let (removes, timing) = (command.rm, command.timing);
-    let (has_agent, image, ready, snapshot) = (false, None, None, Some(snapshot));
     let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
     run_order(order, command.detach, has_directory)
 }
@@ -273,7 +209,7 @@ fn try_boot(
     let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
     let shown = image.as_ref().map(|image| image.shown.clone());
     let shown = shown.or_else(|| snapshot.as_ref()?.root(&config));
-    let (snapshot, own_disks) = take_disks(snapshot, &mut config)?;
+    let (snapshot, own_disks) = restore::take_disks(snapshot, &mut config)?;
     let instance = claim(has_directory, &asked, &config, shown.as_deref())?;
     agent::give_place(&mut config, has_agent, instance.as_ref().map(Instance::path))?;
     let identity = instance.as_ref().map_or(asked, Instance::identity);
@@ -300,19 +236,6 @@ fn try_boot(
     *writer = Some(Writer::start().map_err(|error| Refusal::host("start a thread", &error))?);
     let kept = Kept { vm: Arc::new(vm), instance, keep, signals, messages, ready, own_disks };
     kept.run(&config, &identity, (timing, start), reporter)
-}
-
-/// Makes the VM's own copies of the disks that a snapshot has the content of.
-fn take_disks(
-    opened: Option<snapshot::Opened>,
-    config: &mut VmConfig,
-) -> Result<(Option<Snapshot>, PrivateDisks), Refusal> {
-    let Some(snapshot::Opened { snapshot, disks, place }) = opened else {
-        return Ok((None, PrivateDisks::default()));
-    };
-    let own = PrivateDisks::of(&disks, place.as_deref(), config);
-    let own = own.map_err(|message| Refusal { code: exit_code::HOST, message })?;
-    Ok((Some(snapshot), own))
 }
 
 /// What this process has of a VM that runs in another one.

@@ -30,6 +30,8 @@ pub struct Manifest {
     config: Value,
     /// Its disks, in the order of the guest.
     pub disks: Vec<SavedDisk>,
+    /// The files that it has as persistent memory, which it only reads.
+    pub pmem: Vec<SavedDisk>,
     /// What the files beside the manifest have to be.
     pub files: Digests,
 }
@@ -71,8 +73,14 @@ impl SavedDisk {
 
 impl Manifest {
     /// That of a VM with these options and disks.
-    pub fn new(config: Value, disks: Vec<SavedDisk>, created: String, files: Digests) -> Self {
-        Self { format: FORMAT, mvm_version: env!("CARGO_PKG_VERSION").into(), created, config, disks, files }
+    pub fn new(
+        config: Value,
+        (disks, pmem): (Vec<SavedDisk>, Vec<SavedDisk>),
+        created: String,
+        files: Digests,
+    ) -> Self {
+        let mvm_version = env!("CARGO_PKG_VERSION").into();
+        Self { format: FORMAT, mvm_version, created, config, disks, pmem, files }
     }
 
     /// Reads one, which anybody may have written.
@@ -100,6 +108,10 @@ impl Manifest {
         if own != named {
             return Err(format!("it describes {own} disks, and the VM has {named}"));
         }
+        if manifest.pmem.len() != config.pmem.len() || manifest.pmem.iter().any(|file| file.changed.is_none())
+        {
+            return Err("it does not describe all files of persistent memory".to_owned());
+        }
         for (index, (disk, own)) in disks(&config).zip(&manifest.disks).enumerate() {
             if disk.read_only != own.changed.is_some() {
                 let name = disk_name(index);
@@ -109,6 +121,11 @@ impl Manifest {
             }
         }
         Ok((manifest, config))
+    }
+
+    /// Whether what leads to the guest's agent is in the VM's directory.
+    pub fn has_agent(&self) -> bool {
+        self.config.get("agent") == Some(&true.into())
     }
 
     /// As bytes.

@@ -8,14 +8,14 @@ mod place;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use instance::api::{Drive, SnapshotCreate};
 use instance::{Client, Kind, Running, time};
 use serde_json::Value;
-use vmm::disk_name;
+use vmm::{VsockConfig, disk_name};
 
 pub use self::copies::PrivateDisks;
 pub use self::open::{Opened, check, open};
@@ -72,7 +72,7 @@ impl SnapshotCommand {
         }
         let of_vm = |message| format!("{}: {message}", self.vm);
         let mut place = Place::new(&self.directory)?;
-        let Description { config, disks, sources } = describe(&vm).map_err(of_vm)?;
+        let Description { config, disks, pmem, sources } = describe(&vm).map_err(of_vm)?;
         let copies = sources
             .into_iter()
             .map(|(name, path, source)| Ok((name, Copying::new(source, &path, &place.parent)?)));
@@ -81,7 +81,7 @@ impl SnapshotCommand {
             .map_err(|error| of_vm(chain(&error)))?;
         create(&mut client, &place, &copies).map_err(of_vm)?;
         place.disks = copies.into_iter().map(|(name, copying)| (name, copying.into_file())).collect();
-        let manifest = |files| Manifest::new(config, disks, time::now().to_string(), files);
+        let manifest = |files| Manifest::new(config, (disks, pmem), time::now().to_string(), files);
         place.keep(manifest)?;
         events::note_of(id, "checkpoint", &[("checkpoint", &self.directory.to_string_lossy())]);
         Ok(())
@@ -130,6 +130,8 @@ struct Description {
     config: Value,
     /// Its disks as they are.
     disks: Vec<SavedDisk>,
+    /// Its files of persistent memory.
+    pmem: Vec<SavedDisk>,
     /// Those that are to be copied: their names, where they are, and their files.
     sources: Vec<(String, PathBuf, Source)>,
 }
@@ -142,12 +144,20 @@ fn describe(vm: &Running) -> Result<Description, String> {
         // Whose they are is another VM's.
         ["id", "name", "directory"].iter().for_each(|key| drop(members.remove(*key)));
         members.retain(|_, value| !value.is_null());
+        // What leads to the agent is in the VM's directory: another one has its own.
+        let socket = members.get("vsock").and_then(Value::as_str);
+        let socket = socket.and_then(|socket| socket.parse::<VsockConfig>().ok());
+        if socket.is_some_and(|socket| socket.path.starts_with(&vm.directory)) {
+            members.remove("vsock");
+            members.insert("agent".into(), true.into());
+        }
     }
     let (mut saved, mut sources) = (Vec::new(), Vec::new());
-    for (index, disk) in manifest::disks(&manifest::options(&config)?).enumerate() {
+    let options = manifest::options(&config)?;
+    for (index, disk) in manifest::disks(&options).enumerate() {
         let (path, name) = (disk.path.display(), disk_name(index));
         let own = if disk.read_only {
-            SavedDisk::of(&disk.path).map_err(|error| format!("cannot look at {path}: {error}"))?
+            as_it_is(&disk.path)?
         } else {
             let source = Source::open(&disk.path)?;
             let bytes = source.bytes;
@@ -164,5 +174,11 @@ fn describe(vm: &Running) -> Result<Description, String> {
         }
         saved.push(own);
     }
-    Ok(Description { config, disks: saved, sources })
+    let pmem = options.pmem.iter().map(|pmem| as_it_is(&pmem.path)).collect::<Result<_, _>>()?;
+    Ok(Description { config, disks: saved, pmem, sources })
+}
+
+/// A file that is only read.
+fn as_it_is(path: &Path) -> Result<SavedDisk, String> {
+    SavedDisk::of(path).map_err(|error| format!("cannot look at {}: {error}", path.display()))
 }

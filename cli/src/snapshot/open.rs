@@ -68,16 +68,16 @@ impl Reading<'_> {
         Ok(saved)
     }
 
-    /// Checks that the disks are as they were.
+    /// Checks that files which are only read are as they were.
     fn check_disks(&self, manifest: &Manifest) -> Result<(), String> {
-        for before in manifest.disks.iter().filter(|disk| disk.changed.is_some()) {
+        for before in manifest.disks.iter().chain(&manifest.pmem).filter(|file| file.changed.is_some()) {
             let path = before.path.display();
             let found = match SavedDisk::of(&before.path) {
                 Ok(now) if now == *before => continue,
-                Ok(_) => format!(
-                    "the disk {path} has changed since: a guest that knows its old content would damage it"
-                ),
-                Err(error) => format!("the disk {path}: {error}"),
+                Ok(_) => {
+                    format!("{path} has changed since: a guest that knows its old content would damage it")
+                }
+                Err(error) => format!("{path}: {error}"),
             };
             return Err(self.failed(MANIFEST, &found));
         }
@@ -91,6 +91,8 @@ pub struct Opened {
     pub snapshot: Snapshot,
     /// The disks that it has the content of.
     pub disks: Vec<Saved>,
+    /// What leads to the guest's agent is in the VM's directory.
+    pub has_agent: bool,
     /// Where the VM's copies of them are to be; `None` for files without names.
     pub place: Option<PathBuf>,
 }
@@ -116,7 +118,10 @@ pub fn open(directory: &Path, place: Option<PathBuf>) -> Result<(VmConfig, Opene
     let disks = reading.disks(&manifest)?;
     let state = reading.state(&manifest)?;
     let memory = reading.open(MEMORY)?;
-    Ok((config, Opened { snapshot: Snapshot { state, memory }, disks, place }))
+    Ok((
+        config,
+        Opened { snapshot: Snapshot { state, memory }, disks, has_agent: manifest.has_agent(), place },
+    ))
 }
 
 /// Checks that all of the snapshot in `directory` is as it was saved, which takes as long as its memory takes to be read.

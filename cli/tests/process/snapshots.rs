@@ -3,8 +3,9 @@
 use std::fs::{self, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use instance::Client;
 use instance::api::Drive;
@@ -97,7 +98,7 @@ fn each_vm_that_goes_on_has_a_writable_disk_of_its_own() {
     let _ends = Ends(&place);
     let disk = place.path("disk");
     fs::write(&disk, [7; 8192]).unwrap();
-    let directory = saved(&place, &["--disk", disk.to_str().unwrap()]);
+    let directory = saved(&place, &["--agent", "--disk", disk.to_str().unwrap()]);
     // As the first VM would.
     OpenOptions::new().write(true).open(&disk).unwrap().write_all_at(&[8; 100], 0).unwrap();
     assert_eq!(fs::read(directory.join("vda")).unwrap(), [7; 8192]);
@@ -114,6 +115,15 @@ fn each_vm_that_goes_on_has_a_writable_disk_of_its_own() {
     assert_eq!((of_two, of_three), (vec![7; 8192], vec![7; 8192]));
     assert_eq!(three, named.join("vda.img"));
     assert!(two.starts_with("/proc"), "{two:?}");
+    // What leads to the agent is each VM's own.
+    let (_, directories) = mvm(&place, &["ps", "--json"]);
+    let directories: serde_json::Value = serde_json::from_str(&directories).unwrap();
+    let directories = directories.as_array().unwrap().iter();
+    let sockets = directories.filter(|vm| {
+        let control = PathBuf::from(vm["control_socket"].as_str().unwrap());
+        UnixStream::connect(control.with_file_name("agent.sock")).is_ok()
+    });
+    assert_eq!(sockets.count(), 3);
     OpenOptions::new().write(true).open(&two).unwrap().write_all_at(&[9; 100], 0).unwrap();
     assert_eq!(disk_of(&place, "three").1, [7; 8192]);
     assert_eq!(fs::read(directory.join("vda")).unwrap(), [7; 8192]);
@@ -154,6 +164,50 @@ fn a_restore_that_fails_leaves_no_disk() {
         mvm(&place, &["restore", "--disks", named.to_str().unwrap(), directory.to_str().unwrap()]);
     assert!(code == Some(2) && said.contains("cut off"), "{said}");
     assert_eq!(fs::read_dir(&named).unwrap().count(), 0);
+}
+
+/// Saves a VM where there is room for neither of its disks, and where there is room for one.
+const NO_ROOM: &str = r#"
+    mkdir room
+    for size in 8m 20m; do
+        mount -t tmpfs -o size=$size none room || exit 77
+        "$mvm" snapshot one room/new 2>err; echo "$? $(wc -l <err) $(ls room | wc -l) $(sed 's/.*\/disk/disk/' err)"
+        umount room
+    done
+"#;
+
+#[test]
+fn where_there_is_no_room_for_disks_nothing_is_left_and_the_vm_runs_on() {
+    let Some(place) = Place::new(TALKS) else { return };
+    let _ends = Ends(&place);
+    let disks = ["disk1", "disk2"].map(|name| {
+        fs::write(place.path(name), vec![7; 16 << 20]).unwrap();
+        place.path(name).display().to_string()
+    });
+    let kernel = place.path("kernel");
+    let boot = ["boot", "-d", "--kernel", kernel.to_str().unwrap(), "--memory", "32M", "--name", "one"];
+    let (code, said) = mvm(&place, &[&boot[..], &["--disk", &disks[0], "--disk", &disks[1]]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    // A file system of its own, in a namespace of its own.
+    let mvm_command = place.mvm();
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "--map-root-user", "sh", "-c", NO_ROOM]).current_dir(place.path(""));
+    for (name, value) in mvm_command.get_envs() {
+        value.map(|value| shell.env(name, value));
+    }
+    let output = shell.env("mvm", mvm_command.get_program()).env("LC_ALL", "C").output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if errors.contains("unshare failed") || output.status.code() == Some(77) {
+        println!("skipped: there are no namespaces here: {errors}");
+        return;
+    }
+    let early =
+        "1 1 0 disk1 has 16 MiB, and there are 8 MiB free in room: name a directory on another file system";
+    let late = "1 1 0 disk2: No space left on device (os error 28)";
+    assert_eq!(said.lines().collect::<Vec<_>>(), [early, late], "{errors}");
+    let (_, listed) = mvm(&place, &["ps", "--format", "{{.Names}} {{.State}}"]);
+    assert!(listed.contains("one running"), "{listed}");
+    assert_eq!(mvm(&place, &["kill", "one"]).0, Some(0));
 }
 
 #[test]

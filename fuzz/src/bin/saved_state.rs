@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use devices::legacy::{Cmos, PowerButton, PowerRegisters, Serial};
+use devices::legacy::{Cmos, PowerEvents, PowerRegisters, Serial};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::{Block, Disk, DiskId, ImageFormat};
@@ -187,7 +187,7 @@ fuzz_target!(|input: Input| {
         Input::Virtio(kind, script) => run_virtio(kind, script),
         Input::Port(0, edits, steps) => run_port(Cmos::default, &edits, &steps),
         Input::Port(1, edits, steps) => {
-            run_port(|| PowerRegisters::new(Arc::new(Deaf), PowerButton::default()), &edits, &steps);
+            run_port(|| PowerRegisters::new(Arc::new(Deaf), PowerEvents::default()), &edits, &steps);
         }
         Input::Port(_, edits, steps) => {
             let line = || Arc::new(AtomicUsize::new(0));
