@@ -1,4 +1,4 @@
-//! States of devices that nobody has saved: what was, with a few of its values replaced.
+//! States of devices that no device has saved: what one has, with a few of its values replaced.
 
 use devices::Section;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};

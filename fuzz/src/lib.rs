@@ -478,7 +478,7 @@ impl<D: VirtioDevice> Rig<D> {
         let _ = self.transport().resume();
     }
 
-    /// Suspends the device and has a new one take over its state with what `alter` does to it, which nobody has to have
+    /// Suspends the device and has a new one take over its state with what `alter` does to it, which no device has to have
     /// saved. What goes on where it is not taken is another new device.
     pub fn replace_by(&mut self, alter: impl FnOnce(&mut Section)) {
         // What is due from a device in such a state is not known.

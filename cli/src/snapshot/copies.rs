@@ -16,6 +16,8 @@ use super::place::unnamed;
 /// How much is copied at a time where the kernel does not copy.
 const PIECE: usize = 1 << 20;
 const PAGE: usize = 4096;
+/// What pages are compared with.
+const ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// A disk of a running VM, open to be copied.
 pub struct Source {
@@ -91,7 +93,7 @@ impl Copying {
         ))
     }
 
-    /// Copies the disk, which nobody writes to.
+    /// Copies the disk, which is not written to meanwhile.
     ///
     /// # Errors
     ///
@@ -165,7 +167,7 @@ fn read_range(from: &File, to: &File, range: std::ops::Range<u64>) -> io::Result
         let piece = buffer.get_mut(..most).ok_or(io::ErrorKind::InvalidInput)?;
         from.read_exact_at(piece, at)?;
         for page in piece.chunks(PAGE) {
-            if page.iter().any(|byte| *byte != 0) {
+            if !ZEROS.starts_with(page) {
                 to.write_all_at(page, at)?;
             }
             at += page.len() as u64;
