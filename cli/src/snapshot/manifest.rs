@@ -164,3 +164,58 @@ pub fn options(config: &Value) -> Result<VmConfig, String> {
         BootOptions::deserialize(config).map_err(|error| shown(&format!("invalid options: {error}")))?;
     options.into_config().map_err(|message| shown(&message))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the first mvm with this format has written it.
+    const FIRST: &str = r#"{
+        "format": 1, "mvm_version": "0.1.0", "created": "1795827991310",
+        "config": {
+            "kernel": "/k", "memory": "32M", "cpus": 1, "console": "stdio", "agent": true, "stop-timeout": "10s",
+            "rootfs": "/root.img,readonly", "disk": ["/proc/21214/fd/8,format=raw,id=data"],
+            "pmem": ["/pmem,readonly"]
+        },
+        "disks": [
+            {"path": "/root.img", "bytes": 8192, "changed": 1795827991310123456},
+            {"path": "/proc/21214/fd/8", "bytes": 4096}
+        ],
+        "pmem": [{"path": "/pmem", "bytes": 2097152, "changed": 1}],
+        "files": {
+            "state": "sha256:a775bc8e679ad41f95311a6f2923af3fca94384a1d9b6b678769db9b38778cc8",
+            "memory": "sha256:85ea796549780d9bd086898b57152bb057dbeff640e57bfac92228b6c53c15a4"
+        }
+    }"#;
+
+    #[test]
+    fn that_of_the_first_mvm_with_this_format_is_read() {
+        let (manifest, config) = Manifest::read(FIRST.as_bytes()).unwrap();
+        let changed: Vec<_> = manifest.disks.iter().map(|disk| disk.changed).collect();
+        assert_eq!(changed, [Some(1_795_827_991_310_123_456), None]);
+        assert!(manifest.has_agent() && config.vsock.is_none());
+        assert_eq!(disks(&config).map(|disk| disk.read_only).collect::<Vec<_>>(), [true, false]);
+        let again = manifest.to_bytes().unwrap();
+        assert_eq!(Manifest::read(&again).unwrap().0.disks, manifest.disks);
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_is_said_on_one_short_line() {
+        let long = "\\n\\u001b[2J".repeat(4000);
+        for (from, to, expected) in [
+            ("\"format\": 1", "\"format\": 7", "use mvm 0.1.0"),
+            ("0.1.0", &*format!("{long}\", \"format\": 1, \"x\": \""), "duplicate field"),
+            ("/root.img,readonly", &*format!("/root.img,{long}"), "invalid options"),
+            (", \"changed\": 1795827991310123456", "", "content of vda"),
+            ("\"bytes\": 4096", "\"bytes\": 4096, \"changed\": 0", "content of vdb"),
+            (", \"changed\": 1}", "}", "persistent memory"),
+            ("sha256:a", "sha256:x", "invalid digest"),
+            ("\"bytes\": 8192", "\"bytes\": -1", "invalid value"),
+        ] {
+            assert!(FIRST.contains(from), "{from}");
+            let error = Manifest::read(FIRST.replacen(from, to, 1).as_bytes()).unwrap_err();
+            assert!(error.contains(expected), "{expected}: {error}");
+            assert!(!error.contains(char::is_control) && error.chars().count() < 1200, "{error}");
+        }
+    }
+}

@@ -259,7 +259,7 @@ fn what_is_not_a_whole_snapshot_is_refused_with_one_line() {
     };
     let said = |manifest: Vec<u8>, expected| ((manifest, state.clone()), expected);
     let newer = [&state[..8], &9_u32.to_le_bytes(), &state[12..]].concat();
-    let rows: [((Vec<u8>, Vec<u8>), &str); 12] = [
+    let rows = [
         said(b"{}".to_vec(), "missing field"),
         said(replaced("\"format\": 1", "\"format\": 2"), "its format has version 2"),
         said(replaced("32M", "64M"), "64 MiB"),
