@@ -206,10 +206,11 @@ fn try_boot(
 ) -> Result<u8, Refusal> {
     let Order { mut config, asked, has_agent, image, snapshot, ready, timing, start, removes } = order;
     instance::ignore_limits_and_terminal();
-    let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
     let shown = image.as_ref().map(|image| image.shown.clone());
     let shown = shown.or_else(|| snapshot.as_ref()?.root(&config));
+    // That may take long, and is ended by a signal as any program.
     let (snapshot, own_disks) = restore::take_disks(snapshot, &mut config)?;
+    let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
     let instance = claim(has_directory, &asked, &config, shown.as_deref())?;
     agent::give_place(&mut config, has_agent, instance.as_ref().map(Instance::path))?;
     let identity = instance.as_ref().map_or(asked, Instance::identity);

@@ -204,29 +204,22 @@ impl PrivateDisks {
     /// On one line; nothing is left.
     pub fn of(saved: &[Saved], directory: Option<&Path>, config: &mut VmConfig) -> Result<Self, String> {
         let mut own = Self::default();
-        for Saved { index, path, bytes } in saved {
-            let shown = path.display();
-            let file = File::open(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-            let beside = path.parent().unwrap_or(Path::new("."));
-            let into = directory.unwrap_or(beside);
-            if let Some(directory) = directory {
-                make(directory)?;
-            }
-            let copying = Copying::new(Source { file, bytes: *bytes }, path, into).map_err(|message| {
-                if directory.is_some() { message } else { format!("{message} (--disks DIR)") }
-            })?;
-            copying.copy()?;
-            let file = copying.into_file();
+        for Saved { path, bytes, .. } in saved {
+            own.files.push(copy_of(path, *bytes, directory)?);
+        }
+        // All of them, before one has a name: a copy that is interrupted leaves nothing.
+        let files = std::mem::take(&mut own.files);
+        for (Saved { index, .. }, file) in saved.iter().zip(&files) {
             let path = match directory {
-                Some(directory) => own.name(&file, &directory.join(format!("{}.img", disk_name(*index))))?,
+                Some(directory) => own.name(file, &directory.join(format!("{}.img", disk_name(*index))))?,
                 None => PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())),
             };
             if let Some(disk) = manifest::disks_mut(config).nth(*index) {
                 // What the guest has written may look like another format: it is its disk's content.
                 (disk.path, disk.format) = (path, ImageFormat::Raw);
             }
-            own.files.push(file);
         }
+        own.files = files;
         Ok(own)
     }
 
@@ -255,6 +248,18 @@ impl Drop for PrivateDisks {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// A copy of the `bytes` of `path` without a name, in `directory` or beside that.
+fn copy_of(path: &Path, bytes: u64, directory: Option<&Path>) -> Result<File, String> {
+    let file = File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let source = Source { file, bytes };
+    let copying = match directory {
+        Some(directory) => make(directory).and_then(|()| Copying::new(source, path, directory)),
+        None => Copying::new(source, path, path.parent().unwrap_or(Path::new(".")))
+            .map_err(|message| format!("{message} (--disks DIR)")),
+    }?;
+    copying.copy().map(|()| copying.into_file())
 }
 
 fn make(directory: &Path) -> Result<(), String> {
