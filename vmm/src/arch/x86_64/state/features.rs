@@ -53,9 +53,9 @@ mod tests {
         let own = [entry(1, 0, 0b1011), entry(7, 0, 1 << 2)];
         for (saved, expected) in [
             (vec![entry(1, 0, 0b0011)], None),
-            // What a guest switches on is no feature of the processor.
+            // Bits that a guest switches on are not compared.
             (vec![entry(1, 0, 1 << 27), entry(7, 0, 1 << 4)], None),
-            // Neither is what is in a leaf of numbers.
+            // Leaves of numbers are not, either.
             (vec![entry(4, 0, 7)], None),
             (vec![entry(1, 0, 0b0111)], Some("CPUID 0x1.0, ECX: 0x4")),
             (vec![entry(0x8000_0001, 0, 1 << 2)], Some("CPUID 0x80000001.0, ECX: 0x4")),
