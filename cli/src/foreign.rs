@@ -41,7 +41,7 @@ const COMMANDS: &[(Words, &str)] = &[
         &["compose"],
         "use `mvm run -d` for each container; those that reach each other go into one pod: `mvm pod --help`",
     ),
-    (&["snapshot", "restore"], "snapshots are not supported yet; `mvm pause NAME` pauses a VM"),
+    (&["checkpoint"], "containers cannot be saved yet; `mvm snapshot` saves a VM of `mvm boot`"),
     (&["metrics"], "use `mvm stats`, or GET /metrics on the VM's control socket"),
     (&["network"], "networks are options: `mvm run --network user`, `mvm boot --net user`"),
     (&["manifest", "scout"], "use `mvm image inspect`"),

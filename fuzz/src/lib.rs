@@ -1,6 +1,7 @@
 //! A driver that does whatever a fuzzer makes up: sane chains, insane ones, and anything at all in memory and
 //! registers. It stands where a guest stands: at the transport's registers and in guest memory.
 
+pub mod altered;
 mod ledger;
 pub mod tar_pieces;
 
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use devices::virtio::events::DeviceEvents;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::{MAX_CHAIN, Spent, VirtioDevice};
-use devices::{BusDevice, Interrupt, Suspend};
+use devices::{BusDevice, Interrupt, Section, Suspend};
 use event_manager::{EventManager, SubscriberOps};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use virtio_bindings::virtio_config as status;
@@ -475,6 +476,32 @@ impl<D: VirtioDevice> Rig<D> {
         self.parts = Some(new);
         // What a driver broke may not be resumed; the device needs a reset then.
         let _ = self.transport().resume();
+    }
+
+    /// Suspends the device and has a new one take over its state with what `alter` does to it, which no device has to have
+    /// saved. What goes on where it is not taken is another new device.
+    pub fn replace_by(&mut self, alter: impl FnOnce(&mut Section)) {
+        // What is due from a device in such a state is not known.
+        self.ledger.end();
+        let saved = self.transport().suspend().and_then(|()| self.transport().save());
+        let Ok(mut section) = saved else {
+            let _ = self.transport().resume();
+            return;
+        };
+        alter(&mut section);
+        if let Some(parts) = self.parts.take() {
+            parts.check_turns();
+        }
+        let start = Instant::now();
+        let mut new = Parts::new((self.make)(), &self.memory, self.line.clone());
+        if new.transport.restore(&section).is_err() {
+            drop(new);
+            new = Parts::new((self.make)(), &self.memory, self.line.clone());
+        }
+        let _ = new.transport.resume();
+        self.parts = Some(new);
+        self.check_time(start);
+        self.pump();
     }
 
     fn add_chain(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) {

@@ -24,6 +24,18 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest of all that `input` gives.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading it.
+    pub fn of_all(input: impl Read) -> io::Result<Self> {
+        let mut hashed = Hashed::new(input);
+        let mut buffer = vec![0; 64 << 10];
+        while hashed.read(&mut buffer)? > 0 {}
+        Ok(hashed.finish().0)
+    }
+
     /// The digest whose hexadecimal digits, without the algorithm, are `hex`.
     pub fn from_hex(hex: &str) -> Option<Self> {
         let mut bytes = [0; 32];
@@ -144,6 +156,8 @@ mod tests {
         let mut hashed = Hashed::new(&b"some bytes"[..]);
         io::copy(&mut hashed, &mut io::sink()).unwrap();
         assert_eq!(hashed.finish(), (Digest::of(b"some bytes"), 10));
+        let long = vec![7; 200_000];
+        assert_eq!(Digest::of_all(&*long).unwrap(), Digest::of(&long));
     }
 
     #[rstest]

@@ -25,7 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 const MAX_ANSWER: usize = 4 << 20;
 const MAX_FIELDS: usize = 32;
 /// The most files that go with a request.
-const MAX_FILES: usize = 2;
+const MAX_FILES: usize = 3;
 
 /// Why a VM could not be asked, or did not do what it was asked.
 #[derive(Debug, Error)]

@@ -1,22 +1,22 @@
-//! The guest's power button.
+//! The guest's power button, and word of another generation of the VM.
 
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
-use devices::legacy::PowerButton as Pressed;
+use devices::legacy::PowerEvents;
 use devices::{Interrupt, Timer};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-/// How soon the interrupt is raised again where the guest has not read the press, at first and at last. Linux has it
+/// How soon the interrupt is raised again where the guest has not read what it is about, at first and at last. Linux has it
 /// masked while it boots, and an edge on a masked pin of the I/O APIC is lost.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LAST_WAIT: Duration = Duration::from_secs(1);
-/// How long a press waits for the guest to read it.
+/// How long an event waits for the guest to read it.
 const EXPIRES: Duration = Duration::from_secs(60);
 
-/// When the interrupt of a press was raised.
+/// When the interrupt of an event was raised.
 #[derive(Debug)]
 struct Raised {
     first: Instant,
@@ -26,10 +26,10 @@ struct Raised {
 /// What else a press does.
 pub type OnPress = Box<dyn Fn() + Send + Sync>;
 
-/// A power button. A press is not lost where the guest's driver is not there yet: the event loop raises the interrupt
+/// A power button, and what else the guest hears by the same interrupt. A press is not lost where the guest's driver is not there yet: the event loop raises the interrupt
 /// until the guest has read it, for a minute at most.
 pub struct PowerButton {
-    pressed: Pressed,
+    events: PowerEvents,
     line: Arc<dyn Interrupt>,
     timer: Timer,
     raised: Mutex<Option<Raised>>,
@@ -37,13 +37,13 @@ pub struct PowerButton {
 }
 
 impl PowerButton {
-    /// A button whose presses the guest reads from `pressed` when `line` is raised.
+    /// A button whose presses the guest reads from `events` when `line` is raised.
     ///
     /// # Errors
     ///
     /// Those of making a timer.
-    pub fn new(pressed: Pressed, line: Arc<dyn Interrupt>) -> io::Result<Self> {
-        Ok(Self { pressed, line, timer: Timer::new()?, raised: Mutex::new(None), on_press: OnceLock::new() })
+    pub fn new(events: PowerEvents, line: Arc<dyn Interrupt>) -> io::Result<Self> {
+        Ok(Self { events, line, timer: Timer::new()?, raised: Mutex::new(None), on_press: OnceLock::new() })
     }
 
     /// Calls `on_press` at each press from now on. A second one is ignored.
@@ -60,23 +60,37 @@ impl PowerButton {
         if let Some(on_press) = self.on_press.get() {
             on_press();
         }
-        self.pressed.press();
+        self.events.press();
+        self.raise()
+    }
+
+    /// Tells the guest that its generation ID has changed, as a press is told.
+    ///
+    /// # Errors
+    ///
+    /// Those of raising the interrupt.
+    pub(crate) fn change_generation(&self) -> io::Result<()> {
+        self.events.change_generation();
+        self.raise()
+    }
+
+    fn raise(&self) -> io::Result<()> {
         *self.lock() = Some(Raised { first: Instant::now(), wait: FIRST_WAIT });
         self.line.trigger()?;
         self.timer.set_once(FIRST_WAIT)
     }
 
-    /// The timer has gone off: raises the interrupt again where the guest has not read the press.
+    /// The timer has gone off: raises the interrupt again where the guest has not read what there is.
     fn raise_again(&self) -> io::Result<()> {
         self.timer.acknowledge();
         let mut raised = self.lock();
         let Some(Raised { first, wait }) = &mut *raised else { return Ok(()) };
-        if !self.pressed.is_pending() {
+        if !self.events.is_pending() {
             *raised = None;
             return Ok(());
         }
         if first.elapsed() > EXPIRES {
-            self.pressed.take();
+            self.events.take();
             *raised = None;
             return Ok(());
         }
@@ -118,7 +132,7 @@ mod tests {
 
     #[test]
     fn the_interrupt_is_raised_until_the_guest_reads_the_press() {
-        let (pressed, line) = (Pressed::default(), Arc::new(AtomicUsize::new(0)));
+        let (pressed, line) = (PowerEvents::default(), Arc::new(AtomicUsize::new(0)));
         let button = Arc::new(PowerButton::new(pressed.clone(), line.clone()).unwrap());
         let mut events = EventManager::<PowerButtonEvents>::new().unwrap();
         events.add_subscriber(PowerButtonEvents(button.clone()));
@@ -128,7 +142,7 @@ mod tests {
             assert_ne!(events.run_with_timeout(10_000).unwrap(), 0, "the timer goes off");
             assert_eq!(line.load(Ordering::SeqCst), raised);
         }
-        assert!(pressed.take(), "the guest reads it");
+        assert_ne!(pressed.take(), 0, "the guest reads it");
         assert_ne!(events.run_with_timeout(10_000).unwrap(), 0, "the timer goes off once more");
         assert_eq!(line.load(Ordering::SeqCst), 3);
         assert!(button.lock().is_none());

@@ -13,6 +13,7 @@ use crate::arch::current::layout::VirtioPlace;
 use crate::arch::current::state::Facts;
 use crate::config::ConfigError;
 use crate::launch::Source;
+use crate::power_button::PowerButton;
 use crate::snapshot::{SavedVm, SnapshotError};
 use crate::{VmConfig, VmError, loader};
 
@@ -81,5 +82,15 @@ impl Start {
         }
         saved.machine.interrupts.restore(vm)?;
         saved.restore_devices(devices)
+    }
+
+    /// Has a guest that goes on know that it does, when it runs: others may go on from the same, with the same random
+    /// numbers in store. Its interrupt controllers have their state.
+    pub fn announce(&self, memory: &GuestMemoryMmap, power_button: &PowerButton) -> Result<(), VmError> {
+        if self.is_saved() {
+            boot::write_generation(memory)?;
+            power_button.change_generation().map_err(VmError::host("raise an interrupt"))?;
+        }
+        Ok(())
     }
 }

@@ -109,6 +109,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let vcpus = arch::vcpu::create_vcpus(&kvm, &vm, processor, entry, &dma)?;
     let facts = Facts::of(&kvm, &vm)?;
     start.restore(&vm, &vcpus, &facts, &devices.suspends)?;
+    start.announce(&memory, &power_button)?;
     outside.timeline.mark(Phase::Vcpus);
 
     let gate = Arc::new(Gate::new(cpus));

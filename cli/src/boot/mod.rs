@@ -4,6 +4,7 @@ mod agent;
 mod image;
 mod kept;
 mod ready;
+mod restore;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,17 +12,19 @@ use std::time::Instant;
 
 use clap::Args;
 use devices::log::Writer;
-use instance::{Identity, Instance, InstanceError, Keep, Signals, Summary, VmName};
+use instance::{Identity, Instance, InstanceError, Keep, Signals, Summary};
 use vmm::{
-    ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Snapshot, Split, User, VmConfig,
-    VmProcess,
+    ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Split, User, VmConfig, VmProcess,
 };
+
+pub use self::restore::{RestoreCommand, restore};
 
 use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::defaults::Defaults;
 use crate::options::BootOptions;
 use crate::process::ExitCode;
+use crate::snapshot::PrivateDisks;
 use crate::{chain, complain, config_file, exit_code, print, snapshot};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
@@ -78,11 +81,6 @@ Exit codes:
   124      --timeout expired
   128 + N  stopped by signal N (137: mvm kill)";
 
-const RESTORE_EXAMPLES: &str = "\
-Examples:
-  mvm restore ./web.snap
-  mvm restore --detach --name web2 ./web.snap";
-
 /// Arguments of `mvm boot`.
 #[derive(Args)]
 #[command(after_help = MORE, after_long_help = EXAMPLES)]
@@ -133,49 +131,6 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
     run_order(order, command.detach, has_directory)
 }
 
-/// Arguments of `mvm restore`.
-#[derive(Args)]
-#[command(after_long_help = RESTORE_EXAMPLES)]
-pub struct RestoreCommand {
-    /// The directory that `mvm snapshot` has made
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
-
-    /// Name of the VM
-    #[arg(long, value_name = "NAME")]
-    name: Option<VmName>,
-
-    /// Run in the background, and print the VM's ID
-    #[arg(long, short)]
-    detach: bool,
-
-    /// Remove what is kept of a VM in the background when it ends; of others nothing is
-    #[arg(long)]
-    rm: bool,
-
-    /// Print how long each phase of the start took
-    #[arg(long, hide_short_help = true)]
-    timing: bool,
-}
-
-/// Has a VM go on from where it was saved, as [`run`] boots one.
-pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> ExitCode {
-    let opened = snapshot::open(&command.directory)
-        .and_then(|(config, snapshot)| Ok((confined(config, None)?, snapshot)));
-    let (config, snapshot) = match opened {
-        Ok(opened) => opened,
-        Err(message) => {
-            complain(&message);
-            return exit_code::USAGE.into();
-        }
-    };
-    let asked = Identity { name: command.name, ..Identity::default() };
-    let (removes, timing) = (command.rm, command.timing);
-    let (has_agent, image, ready, snapshot) = (false, None, None, Some(snapshot));
-    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
-    run_order(order, command.detach, has_directory)
-}
-
 fn run_order(order: Order, detach: bool, has_directory: bool) -> ExitCode {
     if !detach {
         return boot(order, has_directory, None).into();
@@ -206,7 +161,7 @@ struct Order {
     /// The image that its root is made of.
     image: Option<image::Opened>,
     /// Where it goes on from, if it does not boot.
-    snapshot: Option<Snapshot>,
+    snapshot: Option<snapshot::Opened>,
     /// What is kept of it in the background is removed when it ends.
     removes: bool,
     /// In the background, what tells that the guest is ready.
@@ -252,8 +207,11 @@ fn try_boot(
 ) -> Result<u8, Refusal> {
     let Order { mut config, asked, has_agent, image, snapshot, ready, timing, start, removes } = order;
     instance::ignore_limits_and_terminal();
-    let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
     let shown = image.as_ref().map(|image| image.shown.clone());
+    let shown = shown.or_else(|| snapshot.as_ref()?.root(&config));
+    // That may take long, and is ended by a signal as any program.
+    let (snapshot, own_disks) = restore::take_disks(snapshot, &mut config)?;
+    let signals = instance::take_ending().map_err(|error| Refusal::host("take signals", &error))?;
     let instance = claim(has_directory, &asked, &config, shown.as_deref())?;
     agent::give_place(&mut config, has_agent, instance.as_ref().map(Instance::path))?;
     let identity = instance.as_ref().map_or(asked, Instance::identity);
@@ -278,7 +236,7 @@ fn try_boot(
         started.map_err(|error| Refusal::host("make a process for the VM", &error))?;
     // Where it is slow to read what mvm says, the VM ends in time all the same.
     *writer = Some(Writer::start().map_err(|error| Refusal::host("start a thread", &error))?);
-    let kept = Kept { vm: Arc::new(vm), instance, keep, signals, messages, ready };
+    let kept = Kept { vm: Arc::new(vm), instance, keep, signals, messages, ready, own_disks };
     kept.run(&config, &identity, (timing, start), reporter)
 }
 
@@ -292,6 +250,8 @@ struct Kept {
     /// Where what mvm says goes then.
     messages: Option<PathBuf>,
     ready: Option<Awaited>,
+    /// Copies of disks that are this VM's alone.
+    own_disks: PrivateDisks,
 }
 
 impl Kept {
@@ -303,7 +263,7 @@ impl Kept {
         (timing, start): (bool, Instant),
         reporter: &SharedReporter,
     ) -> Result<u8, Refusal> {
-        let Self { vm, instance, keep, signals, messages, ready } = self;
+        let Self { vm, instance, keep, signals, messages, ready, mut own_disks } = self;
         if let Some((messages, reporter)) = messages.zip(reporter.lock().as_mut()) {
             let kept = reporter.keep_messages(messages);
             kept.map_err(|error| Refusal::host("write messages to a file", &error))?;
@@ -322,12 +282,18 @@ impl Kept {
             removal: instance.as_ref().and_then(|instance| instance.watch_removal().ok()),
             reads_stdin: matches!(config.console, ConsoleConfig::Stdio | ConsoleConfig::Virtio),
         };
-        let outcome = keeping.run(|progress| match (progress, &printed) {
-            (Progress::Built, None) => drop(reporter.report(&started)),
-            (Progress::Printed, Some(printed)) => printed(),
-            _ => {}
+        let outcome = keeping.run(|progress| {
+            if progress == Progress::Built {
+                own_disks.keep();
+            }
+            match (progress, &printed) {
+                (Progress::Built, None) => drop(reporter.report(&started)),
+                (Progress::Printed, Some(printed)) => printed(),
+                _ => {}
+            }
         });
         drop(instance);
+        drop(own_disks);
         if timing && let Outcome::Ended(_, nanoseconds) = &outcome {
             devices::log::print(&vmm::timing_table(vmm::phases(nanoseconds)));
         }

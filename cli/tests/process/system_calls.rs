@@ -111,14 +111,14 @@ const OLD_HOSTS: &[(&str, Option<&str>)] = &[
 fn a_host_that_lacks_a_layer_says_so_once_and_with_all_asked_for_starts_nothing() {
     let Some(place) = Place::new(SPEAKS_AND_ENDS) else { return };
     for (refusal, layer) in OLD_HOSTS {
-        let Some(mut command) = traced(&place, &["-e", refusal]) else { return };
+        let Some(mut command) = traced(&place, &["-e", refusal], &[]) else { return };
         let output = command.args(["--log-level", "info"]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && output.stdout == b"r", "{refusal}: {}", text(&output));
         let Some(layer) = layer else { continue };
         let without = format!("the VM is confined without {layer}: ");
         assert_eq!(said.matches(&without).count(), 1, "{refusal}: {said}");
-        let Some(mut command) = traced(&place, &["-e", refusal]) else { return };
+        let Some(mut command) = traced(&place, &["-e", refusal], &[]) else { return };
         let output = command.args(["--jail", "strict"]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!((output.status.code(), said.lines().count()), (Some(3), 1), "{refusal}: {said}");

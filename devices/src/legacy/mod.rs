@@ -15,7 +15,8 @@ pub use exit_code::ExitCode;
 pub use i8042::I8042;
 pub use marker::{BootMarker, INIT_STARTED};
 pub use power::{
-    EVENT_POWER_BUTTON, POWER_BUTTON_NOTIFY, PowerButton, PowerRegisters, S5_SLEEP_TYPE, registers,
+    EVENT_GENERATION, EVENT_POWER_BUTTON, GENERATION_NOTIFY, POWER_BUTTON_NOTIFY, PowerEvents,
+    PowerRegisters, S5_SLEEP_TYPE, registers,
 };
 pub use pvpanic::PvPanic;
 pub use reset::ResetControl;

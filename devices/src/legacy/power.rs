@@ -2,7 +2,7 @@
 //! (ACPI 6.5, 4.8.3.6 and 4.8.3.7). The FADT tells the guest where they are.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::{BusDevice, MachineEvent, MachineEvents, Section, Suspend, SuspendError};
 
@@ -21,40 +21,53 @@ pub mod registers {
 
 /// In the event register: the power button was pressed.
 pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
+/// In the event register: the VM goes on from where it was saved, with another generation ID.
+pub const EVENT_GENERATION: u8 = 1 << 1;
 
 /// The sleep type that stands for S5, soft off; the DSDT's `_S5` names it.
 pub const S5_SLEEP_TYPE: u8 = 5;
 /// The notification value of a power button that was pressed (ACPI 6.5, table 5.162).
 pub const POWER_BUTTON_NOTIFY: u8 = 0x80;
+/// The notification value of a generation ID that has changed.
+pub const GENERATION_NOTIFY: u8 = 0x80;
 
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 0b111 << SLEEP_TYPE_SHIFT;
 const SLEEP_ENABLE: u8 = 1 << 5;
 
-/// Power off and reset by ACPI, and the power button.
+/// Power off and reset by ACPI, and events.
 pub struct PowerRegisters {
     machine: Arc<dyn MachineEvents>,
-    button: PowerButton,
+    events: PowerEvents,
 }
 
-/// Whether the power button was pressed and the guest has not seen that yet. Clones share the state.
+/// What has happened that the guest has not seen yet: bits such as [`EVENT_POWER_BUTTON`]. Clones share the state.
 #[derive(Clone, Default)]
-pub struct PowerButton(Arc<AtomicBool>);
+pub struct PowerEvents(Arc<AtomicU8>);
 
-impl PowerButton {
-    /// Presses the button. The guest reads it when the generic event device's interrupt is raised.
+impl PowerEvents {
+    /// The power button is pressed. The guest reads it when the generic event device's interrupt is raised.
     pub fn press(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.fetch_or(EVENT_POWER_BUTTON, Ordering::SeqCst);
     }
 
-    /// Whether the guest still has to read the last press.
+    /// The generation ID has changed, which the guest reads in the same way.
+    pub fn change_generation(&self) {
+        self.0.fetch_or(EVENT_GENERATION, Ordering::SeqCst);
+    }
+
+    /// Whether the guest still has to read something.
     pub fn is_pending(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.load(Ordering::SeqCst) != 0
     }
 
-    /// Takes back a press that the guest has not read; returns whether there was one.
-    pub fn take(&self) -> bool {
-        self.0.swap(false, Ordering::SeqCst)
+    /// Takes what the guest has not read.
+    pub fn take(&self) -> u8 {
+        self.0.swap(0, Ordering::SeqCst)
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.0.load(Ordering::SeqCst) & EVENT_POWER_BUTTON != 0
     }
 }
 
@@ -66,9 +79,9 @@ impl PowerRegisters {
     /// What the guest writes to the reset register.
     pub const RESET_VALUE: u8 = 1;
 
-    /// Registers that report to `machine` and from which the guest reads presses of `button`.
-    pub fn new(machine: Arc<dyn MachineEvents>, button: PowerButton) -> Self {
-        Self { machine, button }
+    /// Registers that report to `machine` and from which the guest reads `events`.
+    pub fn new(machine: Arc<dyn MachineEvents>, events: PowerEvents) -> Self {
+        Self { machine, events }
     }
 }
 
@@ -81,14 +94,15 @@ impl Suspend for PowerRegisters {
         Ok(())
     }
 
-    /// A press of the button that the guest has not read is all the state.
+    /// A press of the button that the guest has not read is all the state: the generation is another one when the VM goes
+    /// on.
     fn save(&self) -> Result<Section, SuspendError> {
-        Section::new(KIND, STATE_VERSION, &self.button.is_pending())
+        Section::new(KIND, STATE_VERSION, &self.events.is_pressed())
     }
 
     fn restore(&self, section: &Section) -> Result<(), SuspendError> {
         if section.state::<bool>(KIND, STATE_VERSION)? {
-            self.button.press();
+            self.events.press();
         }
         Ok(())
     }
@@ -102,10 +116,8 @@ impl BusDevice for PowerRegisters {
     fn read(&self, offset: u64, data: &mut [u8]) {
         // No wake event has happened and nothing is being reset.
         data.fill(0);
-        if let ([byte], true) = (data, offset == u64::from(registers::EVENT))
-            && self.button.take()
-        {
-            *byte = EVENT_POWER_BUTTON;
+        if let ([byte], true) = (data, offset == u64::from(registers::EVENT)) {
+            *byte = self.events.take();
         }
     }
 
@@ -132,7 +144,7 @@ mod tests {
     #[test]
     fn a_press_that_was_not_read_outlives_a_suspend() {
         let registers = || {
-            let button = PowerButton::default();
+            let button = PowerEvents::default();
             (PowerRegisters::new(Arc::new(Recorder::default()), button.clone()), button)
         };
         for pressed in [false, true] {
@@ -140,6 +152,7 @@ mod tests {
             if pressed {
                 button.press();
             }
+            button.change_generation();
             power.suspend().unwrap();
             other.restore(&power.save().unwrap()).unwrap();
             other.resume().unwrap();
@@ -150,7 +163,7 @@ mod tests {
     #[test]
     fn each_register_reports_its_own_end() {
         let events = Arc::new(Recorder::default());
-        let power = PowerRegisters::new(events.clone(), PowerButton::default());
+        let power = PowerRegisters::new(events.clone(), PowerEvents::default());
         for (offset, value, expected) in [
             (0, S5_SLEEP_TYPE << 2 | SLEEP_ENABLE, Some(MachineEvent::PowerOff)),
             (0, S5_SLEEP_TYPE << 2, None),
@@ -167,7 +180,7 @@ mod tests {
 
     #[test]
     fn the_guest_reads_each_press_of_the_button_once() {
-        let button = PowerButton::default();
+        let button = PowerEvents::default();
         let power = PowerRegisters::new(Arc::new(Recorder::default()), button.clone());
         let read = |offset: u16, length: usize| {
             let mut data = vec![0xff; length];
@@ -175,6 +188,9 @@ mod tests {
             data
         };
         assert_eq!(read(registers::EVENT, 1), [0]);
+        button.press();
+        button.change_generation();
+        assert_eq!(read(registers::EVENT, 1), [EVENT_POWER_BUTTON | EVENT_GENERATION]);
         button.press();
         button.press();
         assert!(button.is_pending());

@@ -63,3 +63,61 @@ fn a_guest_goes_on_in_several_vms_beside_the_first() {
     assert_eq!(kept.len(), 3, "{kept:?}");
     assert!(kept.iter().all(|answer| *answer == kept[0] && answer.ends_with(",2.")), "{kept:?}");
 }
+
+/// Answers each line that is typed with a random number, the first line of its disk, which becomes the one that was typed,
+/// and the time of the host. What goes on waits until it knows that.
+const WRITES: &str = "for disk in /sys/block/vd*; do
+        [ \"$(cat $disk/serial)\" = data ] && data=/dev/${disk##*/}
+    done
+    echo before | dd of=$data bs=512 count=1 conv=sync,fsync 2>/dev/null
+    date -s @600 >/dev/null
+    echo waiting
+    while read -r word && [ $word != end ]; do
+        until [ ${word%-*} = first ] || dmesg | grep -q 'virtual machine fork'; do usleep 10000; done
+        uuid=$(cat /proc/sys/kernel/random/uuid)
+        echo 3 >/proc/sys/vm/drop_caches
+        was=$(head -c 512 $data | tr -d '\\000')
+        echo $word | dd of=$data bs=512 count=1 conv=sync,fsync 2>/dev/null
+        before=$(date +%s); hwclock -s -u; now=$(date +%s)
+        echo answer=$word,$was,$uuid,$((before < 1000)),$now.
+    done";
+
+#[test]
+fn each_that_goes_on_has_its_own_disk_and_random_numbers() {
+    let place = TempDir::new().unwrap();
+    let (directory, disk) = (place.path().join("snapshot"), place.path().join("disk"));
+    std::fs::write(&disk, vec![0; 8 << 20]).unwrap();
+    let rootfs = format!("{},readonly", rootfs().display());
+    let boot = Boot::new().flag("--name", "first").flag("--rootfs", rootfs);
+    let boot = boot.flag("--disk", format!("{},id=data", disk.display()));
+    let mut first = boot.script(WRITES).watchdog(WATCHDOG).start();
+    saved(&mut first, &directory);
+    let mut guests = [("first", first), ("second", restored(&directory)), ("third", restored(&directory))];
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    for turn in ["1", "2"] {
+        for (name, guest) in &mut guests {
+            guest.type_text(&format!("{name}-{turn}\n"));
+            guest.wait_for(&format!("answer={name}-{turn},"));
+        }
+    }
+    let mut numbers = Vec::new();
+    for (name, mut guest) in guests {
+        guest.type_text("end\n");
+        let outcome = guest.finish().expect_code(0);
+        let answers = outcome.output.lines().filter_map(|line| line.trim().strip_prefix("answer="));
+        let answers: Vec<Vec<&str>> =
+            answers.map(|line| line.trim_end_matches('.').split(',').collect()).collect();
+        for (answer, (turn, was)) in answers.iter().zip([("1", "before"), ("2", &format!("{name}-1"))]) {
+            let [said, content, uuid, was_behind, now] = answer[..] else { panic!("{answer:?}") };
+            assert_eq!((said, content), (&*format!("{name}-{turn}"), was), "{outcome}");
+            // The clock goes on from when it was saved, which this one's is far behind; the real-time clock is the host's.
+            assert_eq!(was_behind, if turn == "1" { "1" } else { "0" }, "{outcome}");
+            assert!(now.parse::<u64>().unwrap() >= since, "{since} {outcome}");
+            numbers.push(uuid.to_owned());
+        }
+    }
+    assert_eq!(numbers.len(), 6);
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), 6, "{numbers:?}");
+}

@@ -63,9 +63,14 @@ impl Vm {
 
     /// Waits until the agent takes commands.
     fn wait_for_agent(&self) {
+        self.wait_for_agent_of("vm");
+    }
+
+    /// The same for another VM than this one.
+    fn wait_for_agent_of(&self, name: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let output = self.run(&["exec", "vm", "true"]);
+            let output = self.run(&["exec", name, "true"]);
             if output.status.success() {
                 return;
             }
@@ -144,6 +149,29 @@ const ROWS: &[Row] = &[
     ),
     (&["--privileged"], &["sh", "-c", "head -c 3000000 /dev/zero | wc -c"], "", "3000000\n", 0),
 ];
+
+#[test]
+fn a_vm_that_goes_on_has_its_root_and_an_agent_of_its_own() {
+    let mut vm = Vm::start(Boot::new().switch("--agent"), SERVICE);
+    vm.guest.wait_for("init: started");
+    vm.guest.type_text("\n");
+    vm.wait_for_agent();
+    // In the kernel's memory alone, or on the disk too.
+    vm.shell("mkdir -p /root; echo saved >/root/a; sync; echo saved >/root/b");
+    let snapshot = vm.place.path().join("snapshot");
+    for arguments in [&["snapshot", "vm"][..], &["restore", "-d", "--name", "other"]] {
+        let output = vm.run(&[arguments, &[snapshot.to_str().unwrap()]].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        vm.shell("echo first >/root/a; echo first >/root/b; sync");
+    }
+    vm.wait_for_agent_of("other");
+    let shell = |name, script| text(&vm.run(&["exec", name, "sh", "-c", script]).stdout);
+    assert_eq!(shell("other", "cat /root/a /root/b"), "saved\nsaved\n");
+    shell("other", "echo second >/root/a; sync; echo 3 >/proc/sys/vm/drop_caches");
+    assert_eq!(shell("other", "cat /root/a /root/b"), "second\nsaved\n");
+    assert_eq!(shell("vm", "cat /root/a /root/b"), "first\nfirst\n");
+    assert!(vm.run(&["kill", "other"]).status.success());
+}
 
 #[test]
 fn commands_run_in_the_guest_and_files_go_both_ways() {

@@ -6,7 +6,7 @@
 //! | `vm` | `create_interrupt_controllers`, and the capabilities of KVM that it takes (`REQUIRED`) |
 //! | `platform` | `Platform`: the devices that every VM has besides its virtio devices |
 //! | `kernel` | `Kernel`, `EntryPoint`, `Initrd`: what the loader found; what a kernel's ELF file has to say |
-//! | `boot` | `write`: all that a kernel finds in memory when it starts |
+//! | `boot` | `write`: all that a kernel finds in memory when it starts; `write_generation`: what tells it that it goes on |
 //! | `vcpu` | `Processor`, `create_vcpus`, `instruction_pointer`, `RESET_VECTOR` |
 //! | `state` | `VmState` of `ProcessorState`s and `InterruptState`: what KVM knows, saved and restored; `Facts` |
 //! | `gdb` | `GuestArch`, `GuestRegisters`, `registers::{read, write}`, `DebugRegisters` |
@@ -47,6 +47,7 @@ mod contract {
     const _: [&str; 2] = [platform::SERIAL_CONSOLE, platform::EARLY_CONSOLE];
     const _: fn(&GuestMemoryMmap, &Kernel, &boot::BootInformation<'_>) -> Result<(), boot::BootError> =
         boot::write;
+    const _: fn(&GuestMemoryMmap) -> Result<(), boot::BootError> = boot::write_generation;
     const _: fn(&Kvm, &VmFd, Processor, Option<EntryPoint>, &GuestMemoryMmap) -> Vcpus = vcpu::create_vcpus;
     const _: fn(&VcpuFd) -> u64 = vcpu::instruction_pointer;
     const _: [fn() -> Check; 2] = [host::nested_paging, host::nesting];

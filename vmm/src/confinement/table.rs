@@ -243,9 +243,9 @@ pub const LOG: &[Rule] = &[rule!(poll: "waits for room"), rule!(ppoll: "waits fo
 
 /// The thread that pauses the VM and changes disks.
 pub const BACKGROUND: &[Rule] = &[
-    rule!(poll: "waits for devices"),
-    rule!(ppoll: "waits for devices"),
-    rule!(sendto: "tells the keeper that the power button was pressed"),
+    rule!(poll: "waits for devices, and for who copies disks"),
+    rule!(ppoll: "waits for devices, and for who copies disks"),
+    rule!(sendto: "tells the keeper that the power button was pressed, and who copies disks that the VM stands still"),
     rule!(lseek: "the size of a disk"),
     rule!(fstat: "the size of a disk"),
     rule!(statx, [Is(2, EMPTY_PATH)]: "the size of a disk"),

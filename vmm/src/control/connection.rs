@@ -19,7 +19,7 @@ const IDLE: Duration = Duration::from_secs(60);
 const TURN: usize = 4096;
 
 /// The most files that come with a request.
-const MAX_FILES: usize = 2;
+const MAX_FILES: usize = 3;
 
 /// What has to happen next on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
 
 use devices::log::chain;
 use instance::api::SnapshotCreate;
@@ -10,26 +9,30 @@ use instance::api::SnapshotCreate;
 use super::response::Response;
 use super::router::{Content, Outcome};
 use crate::handle::VmHandle;
+use crate::snapshot::Hold;
 
-/// Saves the VM in two files that come with the request: its state, then its memory. It opens none itself: a process
-/// that is confined can't.
+/// Saves the VM in two files that come with the request: its state, then its memory. A third one is a socket, by which
+/// another process hears that the VM stands still, and lets it go when it has copied the disks. The VM opens no path
+/// itself: a process that is confined can't.
 pub(super) fn create(_vm: &VmHandle, content: Content<'_>) -> Result<Outcome, Response> {
     let SnapshotCreate { snapshot_path, mem_file_path, .. } = super::body::read(content.body)?;
-    let two = <[OwnedFd; 2]>::try_from(content.files).ok();
-    let Some([state, memory]) = two.filter(|_| snapshot_path.is_none() && mem_file_path.is_none()) else {
+    let mut files = content.files.into_iter();
+    let (state, memory, hold) = (files.next(), files.next(), files.next().map(Hold::new));
+    let two = state.zip(memory);
+    let Some((state, memory)) = two.filter(|_| snapshot_path.is_none() && mem_file_path.is_none()) else {
         let how = "send two open, empty files with the request (SCM_RIGHTS), for the state and for the memory: a VM \
                    opens no path; `mvm snapshot` does that";
         return Err(Response::fault(400, how));
     };
-    Ok(Outcome::Later(Box::new(move |vm| match save(vm, state.into(), &memory.into()) {
+    Ok(Outcome::Later(Box::new(move |vm| match save(vm, state.into(), &memory.into(), hold.as_ref()) {
         Ok(()) => Response::done(),
         Err(message) => Response::fault(400, &format!("cannot save the VM: {message}")),
     })))
 }
 
-fn save(vm: &VmHandle, mut state: File, memory: &File) -> Result<(), String> {
+fn save(vm: &VmHandle, mut state: File, memory: &File, hold: Option<&Hold>) -> Result<(), String> {
     let saver = vm.saver().ok_or("it is not one that can be saved")?;
-    let saved = saver.save(memory).map_err(|error| chain(&error))?;
+    let saved = saver.save_with(memory, hold).map_err(|error| chain(&error))?;
     let bytes = saved.encode().map_err(|error| chain(&error))?;
     state.write_all(&bytes).map_err(|error| format!("cannot write its state: {error}"))
 }

@@ -4,12 +4,14 @@
 //! maps copy-on-write, so that it reads what it touches alone.
 
 mod encoding;
+mod hold;
 mod memory;
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use devices::virtio::pmem::PmemMode;
 use devices::{Section, Suspend, SuspendError};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -20,6 +22,7 @@ use crate::arch::current::state::{Facts, InterruptState, ProcessorState, StateEr
 use crate::pause::{PauseError, Pauser};
 use crate::vcpu::GateError;
 
+pub use hold::Hold;
 pub(crate) use memory::check_length;
 
 /// Why a VM can't be saved or continued.
@@ -49,6 +52,9 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// Who copies its disks does not hear of it, or takes too long.
+    #[error("cannot wait for the VM's disks to be copied")]
+    Disks(#[source] io::Error),
     /// It is not a state, or has been altered.
     #[error("invalid state of a VM: {0}")]
     Invalid(String),
@@ -66,7 +72,7 @@ impl SnapshotError {
     /// Whether the host is at fault, and not what it was asked for.
     pub(crate) fn is_the_hosts(&self) -> bool {
         match self {
-            Self::Pause(_) | Self::Gate(_) | Self::State(_) | Self::Memory { .. } => true,
+            Self::Pause(_) | Self::Gate(_) | Self::State(_) | Self::Memory { .. } | Self::Disks(_) => true,
             Self::Unsupported(_) | Self::Device(_) | Self::Invalid(_) | Self::Other { .. } => false,
         }
     }
@@ -172,10 +178,25 @@ impl Saver {
     ///
     /// [`SnapshotError`]; the VM runs on.
     pub fn save(&self, ram: &File) -> Result<SavedVm, SnapshotError> {
+        self.save_with(ram, None)
+    }
+
+    /// The same, and the VM stands still at least as long as `hold` lasts, in which its disks are copied: requests in
+    /// flight are finished, and what the guest has written is in their files.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`]; the VM runs on.
+    pub fn save_with(&self, ram: &File, hold: Option<&Hold>) -> Result<SavedVm, SnapshotError> {
         if let Some(what) = self.unsupported {
             return Err(SnapshotError::Unsupported(what));
         }
-        self.pauser.while_paused(|devices| self.save_paused(devices, ram))?
+        self.pauser.while_paused(|devices| {
+            hold.map(Hold::begin).transpose().map_err(SnapshotError::Disks)?;
+            let saved = self.save_paused(devices, ram)?;
+            hold.map(Hold::wait).transpose().map_err(SnapshotError::Disks)?;
+            Ok(saved)
+        })?
     }
 
     fn save_paused(&self, devices: &[Arc<dyn Suspend>], ram: &File) -> Result<SavedVm, SnapshotError> {
@@ -201,6 +222,9 @@ impl Saver {
 fn unsupported(config: &VmConfig) -> Option<&'static str> {
     if config.devices().any(|device| device.kind().needs_shared_memory()) {
         return Some("devices that other processes serve (--share, --vhost-user)");
+    }
+    if config.pmem.iter().any(|pmem| pmem.mode != PmemMode::ReadOnly) {
+        return Some("persistent memory that it can write to (--pmem without `readonly`)");
     }
     if config.gdb.is_some() {
         return Some("a debugger (--gdb)");

@@ -3,7 +3,10 @@
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
+use devices::legacy::EVENT_GENERATION;
+use devices::virtio::pmem::PmemMode;
 use instance::Client;
 use instance::api::{SnapshotCreate, VmUpdate, WantedState};
 use vmm::{ExitReason, GdbConfig, SavedVm, Snapshot};
@@ -209,6 +212,80 @@ fn the_control_socket_saves_in_files_that_come_with_the_request() {
     stop(running);
 }
 
+guest!(
+    polls_events,
+    "
+        say 'r'
+    2:
+        mov dx, {POWER} + 3
+        in al, dx
+        movzx eax, al
+        test eax, eax
+        jz 2b
+        put32
+        jmp 2b
+    "
+);
+
+#[test]
+fn each_that_goes_on_is_another_generation_and_hears_of_it() {
+    let Some(machine) = Machine::new(polls_events()) else { return };
+    let running = machine.run_until_ready();
+    let id = |running: &Running| {
+        let at = vmm::layout::GENERATION_ID.0;
+        (running.read(at), running.read(at + 8))
+    };
+    let mut ids = vec![id(&running)];
+    let snapshot = save(&running);
+    assert_eq!(id(&running), ids[0]);
+    stop(running);
+    for _ in 0..2 {
+        let restored =
+            Machine::new(polls_events()).unwrap().continuing(again(&snapshot)).run_with_pipe(false);
+        rustix::io::ioctl_fionbio(restored.console(), false).unwrap();
+        let mut output = restored.console();
+        assert_eq!(numbers(&mut output, 1, None), u32::from(EVENT_GENERATION) + 1);
+        ids.push(id(&restored));
+        stop(restored);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    assert!(ids.len() == 3 && ids[0] != (0, 0), "{ids:x?}");
+}
+
+#[test]
+fn the_vm_stands_still_until_its_disks_are_copied() {
+    let Some(machine) = Machine::new(counts_in_output()) else { return };
+    let running = machine.controlled().run_until_ready();
+    let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let socket = running.control_socket();
+    let files = [state.as_fd(), memory.as_fd(), theirs.as_fd()];
+    let save = || {
+        let mut client = Client::connect(&socket).unwrap();
+        client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), &files)
+    };
+    std::thread::scope(|scope| {
+        let saved = scope.spawn(save);
+        ours.read_exact(&mut [0]).unwrap();
+        // What is left to do would be done if it did not wait.
+        while memory.metadata().unwrap().len() == 0 {
+            std::thread::yield_now();
+        }
+        assert!(running.gate.is_paused() && !saved.is_finished());
+        assert_eq!(state.metadata().unwrap().len(), 0);
+        drop(ours);
+        saved.join().unwrap().unwrap();
+    });
+    assert!(!running.gate.is_paused());
+    assert!(state.metadata().unwrap().len() > 0);
+    // One whose other end has gone before holds nothing.
+    let gone = save().unwrap_err().to_string();
+    assert!(gone.contains("disks to be copied"), "{gone}");
+    assert!(!running.gate.is_paused());
+    stop(running);
+}
+
 #[test]
 fn what_can_t_be_saved_is_refused_and_runs_on() {
     let Some(machine) = Machine::new(counts_in_output()) else { return };
@@ -235,4 +312,84 @@ fn a_state_of_another_vm_is_refused() {
     let short = Snapshot { memory: tempfile::tempfile().unwrap(), ..again(&snapshot) };
     let error = refused(new(), short);
     assert!(error.contains("cut off"), "{error}");
+}
+
+/// A state that the first mvm with this format has written, of a VM with most kinds of devices. Later ones go on from it,
+/// or have another version. With `MVM_WRITE_FIXTURES=1` it is written anew, for a format that has changed.
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tiny/state-1");
+
+/// The kinds of devices in it.
+const KINDS: [&str; 15] = [
+    "memory",
+    "machine",
+    "i8042",
+    "cmos",
+    "pvpanic",
+    "reset-control",
+    "exit-code",
+    "boot-marker",
+    "serial",
+    "power",
+    "virtio-2",
+    "virtio-4",
+    "virtio-5",
+    "virtio-19",
+    "virtio-27",
+];
+
+/// A VM with them.
+fn with_devices() -> Option<Machine> {
+    let machine = Machine::new(counts_in_output())?;
+    let mut machine = machine.disk("disk", &[7; 8192]).pmem("pmem", PmemMode::ReadOnly, &[7; 2 << 20]);
+    machine.config.balloon = true;
+    machine.config.vsock = Some(format!("{}", machine.path("vsock").display()).parse().unwrap());
+    Some(machine)
+}
+
+/// The sections of a state, each with its name and as it is in the file.
+fn sections(state: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let number = |at: usize| u32::from_le_bytes(state[at..at + 4].try_into().unwrap()) as usize;
+    let mut at = 16;
+    let sections = (0..number(12)).map(|_| {
+        let (start, name) = (at, at + 4..at + 4 + number(at));
+        at = name.end + 4 + number(name.end) + 4;
+        (String::from_utf8(state[name].to_vec()).unwrap(), state[start..at].to_vec())
+    });
+    let sections = sections.collect();
+    assert_eq!(at, state.len());
+    sections
+}
+
+#[test]
+fn devices_go_on_from_a_state_of_an_older_mvm() {
+    let Some(machine) = with_devices() else { return };
+    let running = machine.run_until_ready();
+    let snapshot = save(&running);
+    stop(running);
+    let own = snapshot.state.encode().unwrap();
+    if std::env::var_os("MVM_WRITE_FIXTURES").is_some() {
+        std::fs::write(FIXTURE, &own).unwrap();
+    }
+    let old = std::fs::read(FIXTURE).unwrap();
+    assert!(SavedVm::decode(&old).unwrap().encode().unwrap() == old, "it is written as it was");
+    // KVM's part is the processor's that it was made on.
+    let mut bytes = own[..12].to_vec();
+    let (old, own) = (sections(&old), sections(&own));
+    bytes.extend(u32::try_from(old.len()).unwrap().to_le_bytes());
+    for (name, section) in &old {
+        let machine = own.iter().find(|(own, _)| name == "machine" && own == name);
+        bytes.extend(machine.map_or(section, |(_, section)| section));
+    }
+    for kind in KINDS {
+        assert!(old.iter().any(|(name, _)| name == kind), "{kind}: {:?}", old.iter().map(|old| &old.0));
+    }
+    let state = SavedVm::decode(&bytes).unwrap();
+    let snapshot = Snapshot { state, ..snapshot };
+    let restored = with_devices().unwrap().continuing(snapshot).run_with_pipe(false);
+    rustix::io::ioctl_fionbio(restored.console(), false).unwrap();
+    let mut output = BufReader::new(restored.console().try_clone().unwrap());
+    let next = align(&mut output);
+    numbers(&mut output, 100, Some(next));
+    drop(output);
+    stop(restored);
 }

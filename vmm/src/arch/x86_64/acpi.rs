@@ -1,7 +1,7 @@
 //! The ACPI tables of a hardware-reduced machine (ACPI 6.5): RSDP, XSDT, FADT, MADT and DSDT.
 //!
 //! They tell the guest its processors, its serial port, its virtio-mmio devices, and how to end: sleep and reset
-//! registers, a power button, and pvpanic.
+//! registers, a power button, and pvpanic; and which generation of a saved VM it is.
 
 use acpi_tables::Aml;
 use acpi_tables::aml;
@@ -12,7 +12,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use devices::legacy::{
-    Cmos, EVENT_POWER_BUTTON, POWER_BUTTON_NOTIFY, PowerRegisters, PvPanic, S5_SLEEP_TYPE, Serial, registers,
+    Cmos, EVENT_GENERATION, EVENT_POWER_BUTTON, GENERATION_NOTIFY, POWER_BUTTON_NOTIFY, PowerRegisters,
+    PvPanic, S5_SLEEP_TYPE, Serial, registers,
 };
 use devices::virtio::mmio::MMIO_LENGTH;
 use thiserror::Error;
@@ -124,6 +125,7 @@ fn dsdt(virtio: &[VirtioPlace]) -> Sdt {
     serial_port(&mut body);
     clock(&mut body);
     panic_device(&mut body);
+    generation(&mut body);
     power_button(&mut body);
     for (index, node) in (0..).zip(virtio) {
         virtio_mmio(&mut body, index, node);
@@ -183,15 +185,30 @@ fn panic_device(sink: &mut Vec<u8>) {
     device(sink, "_SB_.PEVT", &"QEMU0001", 0, vec![&ports], vec![&status]);
 }
 
+/// The VM generation ID (Microsoft, "Virtual Machine Generation ID"): 16 bytes at an address that does not change, which
+/// have another content in each VM that goes on from where one was saved. Linux looks for the hardware ID, others for
+/// the compatible one.
+fn generation(sink: &mut Vec<u8>) {
+    const ADDRESS: u32 = layout::in_32_bits(layout::GENERATION_ID);
+    let hid = aml::Name::new("_HID".into(), &"VMGENCTR");
+    let [cid, ddn] = ["_CID", "_DDN"].map(|name| aml::Name::new(name.into(), &"VM_Gen_Counter"));
+    let address = aml::Name::new("ADDR".into(), &aml::Package::new(vec![&ADDRESS, &aml::ZERO]));
+    aml::Device::new("_SB_.VGEN".into(), vec![&hid, &cid, &ddn, &address]).to_aml_bytes(sink);
+}
+
 /// The power button, and the generic event device (ACPI 6.5, 5.6.9) whose interrupt says that it was pressed.
 ///
 /// The interrupt is raised again until the guest reads the event register, so that a press is not lost while the
-/// guest's kernel has the interrupt masked; the register makes one notification of each press:
+/// guest's kernel has the interrupt masked; the register makes one notification of each event:
 ///
 /// ```text
 /// OperationRegion (EREG, SystemIO, 0x603, 1)
 /// Field (EREG, ByteAcc, NoLock, Preserve) { EVNT, 8 }
-/// Method (_EVT, 1, Serialized) { Local0 = EVNT; If (Local0 == 1) { Notify (\_SB.PWRB, 0x80) } }
+/// Method (_EVT, 1, Serialized) {
+///     Local0 = EVNT
+///     If (Local0 & 1) { Notify (\_SB.PWRB, 0x80) }
+///     If (Local0 & 2) { Notify (\_SB.VGEN, 0x80) }
+/// }
 /// ```
 fn power_button(sink: &mut Vec<u8>) {
     let button = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C"));
@@ -209,11 +226,15 @@ fn power_button(sink: &mut Vec<u8>) {
     );
     let (events, local) = (aml::Path::new("EVNT"), aml::Local(0));
     let read = aml::Store::new(&local, &events);
-    let path = aml::Path::new("\\_SB_.PWRB");
-    let notify = aml::Notify::new(&path, &POWER_BUTTON_NOTIFY);
-    let was_pressed = aml::Equal::new(&local, &EVENT_POWER_BUTTON);
-    let notify = aml::If::new(&was_pressed, vec![&notify]);
-    let event = aml::Method::new("_EVT".into(), 1, true, vec![&read, &notify]);
+    let (button, generation) = (aml::Path::new("\\_SB_.PWRB"), aml::Path::new("\\_SB_.VGEN"));
+    let pressed = aml::Notify::new(&button, &POWER_BUTTON_NOTIFY);
+    let changed = aml::Notify::new(&generation, &GENERATION_NOTIFY);
+    // The name of nothing is what the result is stored in.
+    let was_pressed = aml::And::new(&aml::ZERO, &local, &EVENT_POWER_BUTTON);
+    let has_changed = aml::And::new(&aml::ZERO, &local, &EVENT_GENERATION);
+    let pressed = aml::If::new(&was_pressed, vec![&pressed]);
+    let changed = aml::If::new(&has_changed, vec![&changed]);
+    let event = aml::Method::new("_EVT".into(), 1, true, vec![&read, &pressed, &changed]);
     let interrupt = interrupt(layout::EVENT_DEVICE_GSI);
     device(sink, "_SB_.GED_", &"ACPI0013", 0, vec![&interrupt], vec![&region, &field, &event]);
 }
@@ -269,7 +290,7 @@ mod tests {
         let fadt = table(&bytes, u64_at(xsdt, 36));
         let dsdt = table(&bytes, u64_at(fadt, 140));
         assert_eq!(&dsdt[..4], b"DSDT");
-        for device in ["COM1", "PWRB", "GED_", "V000", "V002"] {
+        for device in ["COM1", "VGEN", "PWRB", "GED_", "V000", "V002"] {
             assert!(dsdt.windows(4).any(|name| name == device.as_bytes()), "{device}");
         }
         assert!(!dsdt.windows(4).any(|name| name == b"V003"));

@@ -2,12 +2,14 @@
 //! `boot_params` for the 64-bit entry, as `hvm_start_info` for the PVH entry; and where it ends, the reset vector.
 
 use std::ffi::CStr;
+use std::io;
 
 use devices::legacy::{PowerRegisters, registers};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
+use rustix::rand::GetRandomFlags;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -40,6 +42,9 @@ pub enum BootError {
     /// More arguments than there is room for.
     #[error("the kernel's arguments have {0} bytes, the limit is {limit}", limit = layout::CMDLINE_CAPACITY - 1)]
     Arguments(usize),
+    /// The host has no random numbers.
+    #[error("cannot make a generation ID")]
+    Random(#[from] io::Error),
     /// Guest memory.
     #[error("cannot write the boot structures to guest memory")]
     Memory(#[from] GuestMemoryError),
@@ -48,7 +53,7 @@ pub enum BootError {
 impl BootError {
     /// Whether the host is at fault, and not what it was asked for.
     pub(crate) fn is_the_hosts(&self) -> bool {
-        matches!(self, Self::Memory(_) | Self::Acpi(AcpiError::Memory(_)))
+        matches!(self, Self::Random(_) | Self::Memory(_) | Self::Acpi(AcpiError::Memory(_)))
     }
 }
 
@@ -70,7 +75,19 @@ pub fn write(
     let rsdp = acpi::write(memory, information.cpus, information.virtio)?;
     mp_table::write(memory, information.cpus)?;
     write_boot_tables(memory, kernel.entry)?;
+    write_generation(memory)?;
     write_parameters(memory, kernel, information, rsdp)
+}
+
+/// Writes another generation ID, which no VM has had.
+///
+/// # Errors
+///
+/// [`BootError::Random`], [`BootError::Memory`].
+pub fn write_generation(memory: &GuestMemoryMmap) -> Result<(), BootError> {
+    let mut id = [0_u8; 16];
+    rustix::rand::getrandom(&mut id[..], GetRandomFlags::empty()).map_err(io::Error::from)?;
+    Ok(memory.write_slice(&id, layout::GENERATION_ID)?)
 }
 
 /// Writes what `kernel` expects for its entry point. The root of the ACPI tables is at `rsdp`.

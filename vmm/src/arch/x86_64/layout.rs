@@ -5,7 +5,7 @@
 //! | 0 | 0x9_fc00 | RAM; the boot structures below lie in it and are free once the kernel has read them |
 //! | 0xe_0000 | 0xf_d000 | ACPI tables |
 //! | 0xf_d000 | 0xf_f000 | tables of the MultiProcessor Specification |
-//! | 0xf_f000 | 0x10_0000 | the reset vector's page, see [`RESET_VECTOR`] |
+//! | 0xf_f000 | 0x10_0000 | the page of the reset vector and of the generation ID, see [`RESET_VECTOR`] |
 //! | 0x10_0000 | up to 0xc000_0000 | RAM: kernel, initrd at its top |
 //! | 0xd000_0000 | 0xd010_0000 | virtio-mmio devices, a page each |
 //! | 0xfec0_0000 | 0xfec0_1000 | I/O APIC |
@@ -54,6 +54,8 @@ pub const ACPI_TABLES_END: GuestAddress = GuestAddress(0xf_d000);
 pub const MP_TABLE: GuestAddress = GuestAddress(0xf_d000);
 /// The end of the MP table: the page of the reset vector.
 pub const RESET_PAGE: GuestAddress = GuestAddress(0xf_f000);
+/// The VM generation ID, 16 bytes: in memory that is neither RAM nor that of ACPI tables to the guest, which keeps it.
+pub const GENERATION_ID: GuestAddress = RESET_PAGE;
 /// F000:FFF0, where a PC's firmware has its entry point. A kernel that finds no EFI reset service jumps there in real
 /// mode to reboot (Linux: `reboot=bios`, the last resort of kernels with `CONFIG_EFI` on hardware-reduced ACPI).
 pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);

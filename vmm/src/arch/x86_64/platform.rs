@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use devices::legacy::{
-    BootMarker, Cmos, ExitCode, I8042, PowerButton, PowerRegisters, PvPanic, ResetControl, Serial,
+    BootMarker, Cmos, ExitCode, I8042, PowerEvents, PowerRegisters, PvPanic, ResetControl, Serial,
     SerialInput,
 };
 use devices::metrics::Metrics;
@@ -45,8 +45,8 @@ pub struct Platform {
     pub input: SerialInput,
     /// What the serial port counts.
     pub serial: Arc<dyn Metrics>,
-    /// The power button, and the interrupt by which the guest learns that it was pressed.
-    pub power_button: (PowerButton, Arc<EventFd>),
+    /// Presses of the power button and other events, and the interrupt by which the guest learns of them.
+    pub power_button: (PowerEvents, Arc<EventFd>),
 }
 
 impl Platform {
@@ -72,12 +72,12 @@ impl Platform {
         let input = serial.input().map_err(PlatformError::Serial)?;
         let metrics = serial.metrics();
         ports.add(Serial::PORT, Serial::PORTS, serial)?;
-        let button = PowerButton::default();
-        let registers = PowerRegisters::new(events.clone(), button.clone());
+        let power = PowerEvents::default();
+        let registers = PowerRegisters::new(events.clone(), power.clone());
         ports.add(PowerRegisters::PORT, PowerRegisters::PORTS, registers)?;
         let pressed = interrupt_line(vm, layout::EVENT_DEVICE_GSI)?;
         let Ports { bus: ports, suspends } = ports;
-        Ok(Self { ports, suspends, input, serial: metrics, power_button: (button, pressed) })
+        Ok(Self { ports, suspends, input, serial: metrics, power_button: (power, pressed) })
     }
 }
 

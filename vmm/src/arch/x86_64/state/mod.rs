@@ -1,5 +1,6 @@
 //! What KVM knows of a VM beyond its memory: saved while its vCPUs are parked, and restored in another VM.
 
+mod features;
 mod interrupts;
 mod processor;
 mod vectors;
@@ -25,6 +26,9 @@ pub enum StateError {
     /// A model-specific register that the guest has and this host's KVM does not.
     #[error("this host's KVM has no MSR {0:#x}, or not with this value")]
     Msr(u32),
+    /// Features of the processor that the guest uses and this VM's vCPUs do not have.
+    #[error("the guest uses features that this host's processors, or the VM's options, do not give it: {0}")]
+    Features(String),
     /// Vector units that the guest uses and this host's processors do not have.
     #[error("the guest uses vector units that this host's processors do not have")]
     Vectors,

@@ -8,7 +8,7 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::vectors::VectorState;
-use super::{Facts, StateError, batch};
+use super::{Facts, StateError, batch, features};
 use crate::kvm::KvmError;
 
 /// IA32_TSC, which the deadline depends on.
@@ -77,6 +77,11 @@ impl ProcessorState {
     /// [`StateError`]: this host can't continue it.
     pub fn restore(&self, vcpu: &VcpuFd, facts: &Facts) -> Result<(), StateError> {
         self.restore_frequency(vcpu)?;
+        let own =
+            vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::call("read the CPUID of a vCPU"))?;
+        if let Some(missing) = features::missing(&self.cpuid, own.as_slice()) {
+            return Err(StateError::Features(missing));
+        }
         let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| StateError::TooLong("the CPUID"))?;
         vcpu.set_cpuid2(&cpuid).map_err(KvmError::call("set the CPUID of a vCPU"))?;
         vcpu.set_mp_state(self.mp_state).map_err(KvmError::call("set whether a vCPU runs"))?;

@@ -1,0 +1,94 @@
+//! `mvm restore`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use instance::{Identity, VmName};
+use vmm::{Snapshot, VmConfig};
+
+use super::{Order, Refusal, confined, run_order};
+use crate::process::ExitCode;
+use crate::snapshot::{self, PrivateDisks};
+use crate::{complain, exit_code};
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm restore ./web.snap
+  mvm restore --detach --name web2 ./web.snap";
+
+/// Arguments of `mvm restore`.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct RestoreCommand {
+    /// The directory that `mvm snapshot` has made
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+
+    /// Name of the VM
+    #[arg(long, value_name = "NAME")]
+    name: Option<VmName>,
+
+    /// Run in the background, and print the VM's ID
+    #[arg(long, short)]
+    detach: bool,
+
+    /// Remove what is kept of a VM in the background when it ends; of others nothing is
+    #[arg(long)]
+    rm: bool,
+
+    /// Where the VM's copies of writable disks go: files such as vda.img, which stay [default: go with the VM]
+    ///
+    /// The directory is made where it is not there. By default the copies have no names, take their room where the
+    /// snapshot is, and are gone when the VM has ended.
+    #[arg(long, value_name = "DIR")]
+    disks: Option<PathBuf>,
+
+    /// Check that the snapshot is as it was saved, all of its memory too, and run nothing
+    #[arg(long, conflicts_with_all = ["name", "detach", "rm", "disks", "timing"])]
+    check: bool,
+
+    /// Print how long each phase of the start took
+    #[arg(long, hide_short_help = true)]
+    timing: bool,
+}
+
+/// Has a VM go on from where it was saved, as [`run`](super::run) boots one.
+pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> ExitCode {
+    if command.check {
+        return match snapshot::check(&command.directory) {
+            Ok(()) => exit_code::SUCCESS.into(),
+            Err(message) => {
+                complain(&message);
+                exit_code::USAGE.into()
+            }
+        };
+    }
+    let opened = snapshot::open(&command.directory, command.disks)
+        .and_then(|(config, snapshot)| Ok((confined(config, None)?, snapshot)));
+    let (config, snapshot) = match opened {
+        Ok(opened) => opened,
+        Err(message) => {
+            complain(&message);
+            return exit_code::USAGE.into();
+        }
+    };
+    let asked = Identity { name: command.name, ..Identity::default() };
+    let (removes, timing) = (command.rm, command.timing);
+    let (has_agent, image, ready, snapshot) = (snapshot.has_agent, None, None, Some(snapshot));
+    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    run_order(order, command.detach, has_directory)
+}
+
+/// Makes the VM's own copies of the disks that a snapshot has the content of.
+pub fn take_disks(
+    opened: Option<snapshot::Opened>,
+    config: &mut VmConfig,
+) -> Result<(Option<Snapshot>, PrivateDisks), Refusal> {
+    let Some(snapshot::Opened { snapshot, disks, place, .. }) = opened else {
+        return Ok((None, PrivateDisks::default()));
+    };
+    let own = PrivateDisks::of(&disks, place.as_deref(), config);
+    let own = own.map_err(|message| Refusal { code: exit_code::HOST, message })?;
+    Ok((Some(snapshot), own))
+}

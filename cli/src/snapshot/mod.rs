@@ -1,0 +1,184 @@
+//! `mvm snapshot`.
+
+mod copies;
+mod manifest;
+mod open;
+mod place;
+
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use instance::api::{Drive, SnapshotCreate};
+use instance::{Client, Kind, Running, time};
+use serde_json::Value;
+use vmm::{VsockConfig, disk_name};
+
+pub use self::copies::PrivateDisks;
+pub use self::open::{Opened, check, open};
+
+use self::copies::{Copying, Source};
+use self::manifest::{Manifest, SavedDisk};
+use self::place::Place;
+use crate::process::ExitCode;
+use crate::targets::{self, Failure};
+use crate::{chain, complain, events, exit_code};
+
+/// Bytes in a sector: a guest does not see the rest of a disk that is not a multiple of it.
+const SECTOR: u64 = 512;
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm snapshot web ./web.snap
+  mvm restore ./web.snap --name web2";
+
+/// How long a VM may take to be saved: as long as its memory takes to be written.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// Arguments of `mvm snapshot`.
+#[derive(Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct SnapshotCommand {
+    /// The VM: its ID, the beginning of that, or its name
+    #[arg(value_name = "VM")]
+    vm: String,
+
+    /// The directory that is made for it
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+impl SnapshotCommand {
+    /// Saves the VM.
+    pub fn run(self) -> ExitCode {
+        match self.save() {
+            Ok(()) => exit_code::SUCCESS.into(),
+            Err(message) => {
+                complain(&message);
+                exit_code::FAILURE.into()
+            }
+        }
+    }
+
+    fn save(&self) -> Result<(), String> {
+        let failure = |failure: Failure| targets::message(&self.vm, &failure);
+        let vm = targets::find(&instance::Registry::of_user(), &self.vm).map_err(failure)?;
+        let id = vm.record.id.as_str();
+        if targets::kept(id).is_ok_and(|kept| kept.entry.kind != Kind::Vm) {
+            return Err(format!("{}: containers cannot be saved yet, only VMs of `mvm boot`", self.vm));
+        }
+        let of_vm = |message| format!("{}: {message}", self.vm);
+        let mut place = Place::new(&self.directory)?;
+        let Description { config, disks, pmem, sources } = describe(&vm).map_err(of_vm)?;
+        let copies = sources
+            .into_iter()
+            .map(|(name, path, source)| Ok((name, Copying::new(source, &path, &place.parent)?)));
+        let copies = copies.collect::<Result<Vec<_>, String>>()?;
+        let mut client = Client::connect_with_limit(&vm.control_socket(), PATIENCE)
+            .map_err(|error| of_vm(chain(&error)))?;
+        create(&mut client, &place, &copies).map_err(of_vm)?;
+        place.disks = copies.into_iter().map(|(name, copying)| (name, copying.into_file())).collect();
+        let manifest = |files| Manifest::new(config, (disks, pmem), time::now().to_string(), files);
+        place.keep(manifest)?;
+        events::note_of(id, "checkpoint", &[("checkpoint", &self.directory.to_string_lossy())]);
+        Ok(())
+    }
+}
+
+/// Has the VM save itself in the files of `place`; its disks are copied while it stands still.
+fn create(client: &mut Client, place: &Place, copies: &[(String, Copying)]) -> Result<(), String> {
+    let files = [place.state.as_fd(), place.memory.as_fd()];
+    let mut send = |files: &[BorrowedFd<'_>]| {
+        let sent = client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), files);
+        sent.map_err(|error| chain(&error))
+    };
+    if copies.is_empty() {
+        return send(&files);
+    }
+    let (ours, theirs) = UnixStream::pair().map_err(|error| format!("cannot make a socket: {error}"))?;
+    let (copied, saved) = std::thread::scope(|scope| {
+        let copied = scope.spawn(|| copy_paused(ours, copies));
+        let saved = send(&[&files[..], &[theirs.as_fd()]].concat());
+        // Where the VM has not paused, this ends the wait for it.
+        drop(theirs);
+        (copied.join(), saved)
+    });
+    match copied {
+        Ok(Ok(true)) => saved,
+        Ok(Ok(false)) => saved.and(Err("it did not stand still for its disks to be copied".to_owned())),
+        Ok(Err(message)) => Err(message),
+        Err(_) => Err("cannot copy its disks".to_owned()),
+    }
+}
+
+/// Copies the disks once the VM stands still, and lets it go. False where it never did.
+fn copy_paused(mut vm: UnixStream, copies: &[(String, Copying)]) -> Result<bool, String> {
+    let count =
+        vm.read(&mut [0]).map_err(|error| format!("it does not say whether it is paused: {error}"))?;
+    if count == 0 {
+        return Ok(false);
+    }
+    copies.iter().try_for_each(|(_, copying)| copying.copy()).map(|()| true)
+}
+
+/// What is saved of a VM beside its state and memory.
+struct Description {
+    /// Its options.
+    config: Value,
+    /// Its disks as they are.
+    disks: Vec<SavedDisk>,
+    /// Its files of persistent memory.
+    pmem: Vec<SavedDisk>,
+    /// Those that are to be copied: their names, where they are, and their files.
+    sources: Vec<(String, PathBuf, Source)>,
+}
+
+/// Describes a VM, and opens its disks.
+fn describe(vm: &Running) -> Result<Description, String> {
+    let mut client = targets::client(vm).map_err(|failure| chain(&failure))?;
+    let mut config: Value = client.get("/vm/config").map_err(|error| chain(&error))?;
+    if let Some(members) = config.as_object_mut() {
+        // Whose they are is another VM's.
+        ["id", "name", "directory"].iter().for_each(|key| drop(members.remove(*key)));
+        members.retain(|_, value| !value.is_null());
+        // What leads to the agent is in the VM's directory: another one has its own.
+        let socket = members.get("vsock").and_then(Value::as_str);
+        let socket = socket.and_then(|socket| socket.parse::<VsockConfig>().ok());
+        if socket.is_some_and(|socket| socket.path.starts_with(&vm.directory)) {
+            members.remove("vsock");
+            members.insert("agent".into(), true.into());
+        }
+    }
+    let (mut saved, mut sources) = (Vec::new(), Vec::new());
+    let options = manifest::options(&config)?;
+    for (index, disk) in manifest::disks(&options).enumerate() {
+        let (path, name) = (disk.path.display(), disk_name(index));
+        let own = if disk.read_only {
+            as_it_is(&disk.path)?
+        } else {
+            let source = Source::open(&disk.path)?;
+            let bytes = source.bytes;
+            sources.push((name.clone(), disk.path.clone(), source));
+            SavedDisk { path: disk.path.clone(), bytes, changed: None }
+        };
+        let drive: Drive = client.get(&format!("/drives/{name}")).map_err(|error| chain(&error))?;
+        // A block device that is only read has no length here.
+        if own.bytes != 0 && drive.size_bytes != own.bytes / SECTOR * SECTOR {
+            return Err(format!(
+                "its disk {path} is made of several files, as an image's are, or is not as long any more: such a VM \
+                 cannot be saved yet"
+            ));
+        }
+        saved.push(own);
+    }
+    let pmem = options.pmem.iter().map(|pmem| as_it_is(&pmem.path)).collect::<Result<_, _>>()?;
+    Ok(Description { config, disks: saved, pmem, sources })
+}
+
+/// A file that is only read.
+fn as_it_is(path: &Path) -> Result<SavedDisk, String> {
+    SavedDisk::of(path).map_err(|error| format!("cannot look at {}: {error}", path.display()))
+}

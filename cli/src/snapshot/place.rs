@@ -1,0 +1,174 @@
+//! Where a snapshot is made.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use image::Digest;
+
+use super::manifest::{Digests, Manifest};
+
+/// The files of a snapshot.
+pub const MANIFEST: &str = "manifest.json";
+pub const STATE: &str = "state";
+pub const MEMORY: &str = "memory";
+
+/// Where a snapshot is made. Its files have no names until they are whole, so that nothing is left of one that is not.
+pub struct Place {
+    directory: PathBuf,
+    /// Where its files are until then.
+    pub parent: PathBuf,
+    pub state: File,
+    pub memory: File,
+    /// Copies of disks, with their names.
+    pub disks: Vec<(String, File)>,
+}
+
+impl Place {
+    /// The place `directory`, which is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// Why not, on one line.
+    pub fn new(directory: &Path) -> Result<Self, String> {
+        let shown = directory.display();
+        if fs::symlink_metadata(directory).is_ok() {
+            return Err(format!("{shown} is there already: name a directory that is not"));
+        }
+        let parent = match directory.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => return Err(format!("{shown} cannot be made: name a directory in another one")),
+        };
+        let (state, memory) = (unnamed(parent)?, unnamed(parent)?);
+        Ok(Self {
+            directory: directory.to_owned(),
+            parent: parent.to_owned(),
+            state,
+            memory,
+            disks: Vec::new(),
+        })
+    }
+
+    /// Gives the files their names, with the manifest last, which is made of their digests.
+    ///
+    /// # Errors
+    ///
+    /// Why not, on one line; nothing is left.
+    pub fn keep(mut self, manifest: impl FnOnce(Digests) -> Manifest) -> Result<(), String> {
+        let failed = |doing: &'static str| {
+            let shown = self.directory.display().to_string();
+            move |error: io::Error| format!("cannot {doing} {shown}: {error}")
+        };
+        let (make, write) = (failed("make"), failed("write the snapshot to"));
+        let mut digests = || {
+            let (state, memory) = (digest(&mut self.state)?, digest(&mut self.memory)?);
+            Ok(Digests { state, memory })
+        };
+        let digests = digests().map_err(&write)?;
+        fs::DirBuilder::new().mode(0o700).create(&self.directory).map_err(make)?;
+        let kept = self.fill(&manifest(digests)).map_err(write);
+        if kept.is_err() {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+        kept
+    }
+
+    fn fill(&self, manifest: &Manifest) -> io::Result<()> {
+        let disks = self.disks.iter().map(|(disk, file)| (file, disk.as_str()));
+        for (file, own) in [(&self.state, STATE), (&self.memory, MEMORY)].into_iter().chain(disks) {
+            file.set_permissions(Permissions::from_mode(0o400))?;
+            file.sync_all()?;
+            name(file, &self.directory.join(own))?;
+        }
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.write(true).create_new(true).mode(0o400).open(self.directory.join(MANIFEST))?;
+        file.write_all(&manifest.to_bytes()?)?;
+        file.sync_all()?;
+        File::open(&self.directory)?.sync_all()
+    }
+}
+
+/// Gives `file`, which has no name, the name `path`.
+pub fn name(file: &File, path: &Path) -> io::Result<()> {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let (flags, cwd) = (rustix::fs::AtFlags::SYMLINK_FOLLOW, rustix::fs::CWD);
+    Ok(rustix::fs::linkat(cwd, own, cwd, path, flags)?)
+}
+
+/// A file without a name in `directory`, for this user alone.
+pub fn unnamed(directory: &Path) -> Result<File, String> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
+    options.open(directory).map_err(|error| format!("cannot write to {}: {error}", directory.display()))
+}
+
+/// The digest of all that is in `file`. What the file system says is a hole is not read.
+pub fn digest(file: &mut File) -> io::Result<Digest> {
+    file.seek(SeekFrom::Start(0))?;
+    Digest::of_all(Sparse { place: 0, data: 0..0, file })
+}
+
+/// What is in a file from its beginning on.
+struct Sparse<'a> {
+    file: &'a File,
+    place: u64,
+    /// Where there is data next: before it is a hole.
+    data: std::ops::Range<u64>,
+}
+
+impl Read for Sparse<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use rustix::fs::{SeekFrom, seek};
+        if self.place >= self.data.end {
+            let length = self.file.metadata()?.len();
+            self.data = match seek(self.file, SeekFrom::Data(self.place)) {
+                Ok(start) => start..seek(self.file, SeekFrom::Hole(start))?,
+                Err(rustix::io::Errno::NXIO) => length.max(self.place)..length.max(self.place),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        let left = |end: u64| usize::try_from(end.saturating_sub(self.place)).unwrap_or(usize::MAX);
+        let hole = left(self.data.start).min(buffer.len());
+        let count = if hole > 0 {
+            buffer.iter_mut().take(hole).for_each(|byte| *byte = 0);
+            hole
+        } else {
+            let most = left(self.data.end).min(buffer.len());
+            let part = buffer.get_mut(..most).unwrap_or_default();
+            std::os::unix::fs::FileExt::read_at(self.file, part, self.place)?
+        };
+        self.place = self.place.saturating_add(count as u64);
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_digest_is_that_of_the_file_with_its_holes(
+            length in 0..400_000_u64,
+            writes in proptest::collection::vec((0..400_000_u64, 1..9000_usize), 0..6),
+        ) {
+            let mut file = tempfile::tempfile().unwrap();
+            file.set_len(length).unwrap();
+            for (place, count) in writes {
+                file.write_all_at(&vec![7; count], place).unwrap();
+            }
+            let mut all = Vec::new();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file.read_to_end(&mut all).unwrap();
+            prop_assert_eq!(digest(&mut file).unwrap(), Digest::of(&all));
+        }
+    }
+}
