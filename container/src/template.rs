@@ -465,8 +465,8 @@ mod tests {
         assert!(Shape::of(&options("none"), &volumes(3)).is_none());
         let mac = "02:00:00:00:00:01".parse().ok();
         for options in [
-            options("tap=x"),
-            options("bridge=x"),
+            options("tap=x,ip=10.0.0.2/8"),
+            options("bridge=x,ip=10.0.0.2/8"),
             RunOptions { mac, ..options("user") },
             RunOptions { cold: true, ..options("none") },
         ] {
@@ -505,7 +505,7 @@ mod tests {
         fake(&templates.base, &assets, shape);
         fs::remove_file(directory.join(STATE)).unwrap();
         assert!(templates.open(&assets, shape).unwrap().is_none());
-        for manifest in [&b"{"[..], b"null", b"{\"format\":1}", &[b' '; MAX_MANIFEST as usize + 1]] {
+        for manifest in [&b"{"[..], b"null", b"{\"format\":1}", &[b' '; (64 << 10) + 1]] {
             fs::write(directory.join(MANIFEST), manifest).unwrap();
             assert!(templates.open(&assets, shape).unwrap().is_none());
         }
