@@ -206,7 +206,7 @@ enum Command {
     Top(top::TopCommand),
     /// Print what happens to containers and images
     Events(events::EventsCommand),
-    /// Manage templates, from which containers' VMs go on in place of booting
+    /// Manage templates, which spare containers' VMs the boot
     Template(template::TemplateCommand),
     /// Save a VM in a directory; it runs on
     Snapshot(snapshot::SnapshotCommand),

@@ -26,6 +26,22 @@ Examples:
 
 /// How long another process that makes a template is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
+const BUILD_EXAMPLES: &str = "\
+Examples:
+  mvm template build
+  mvm template build --cpus 2 --memory 512m --network none";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  mvm template ls
+  mvm template ls --format '{{.Name}} {{.Size}}'
+
+Fields of templates: Name, CPUs, Memory, Network, Size, Used.";
+
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  mvm template prune";
+
 /// The columns of `mvm template ls`.
 const COLUMNS: &[Column] = &[
     ("Name", "NAME"),
@@ -52,11 +68,12 @@ enum Command {
     #[command(alias = "list")]
     Ls(ListCommand),
     /// Remove all templates
-    Prune,
+    Prune(PruneCommand),
 }
 
 /// Arguments of `mvm template build`.
 #[derive(Args)]
+#[command(after_long_help = BUILD_EXAMPLES)]
 struct BuildCommand {
     /// Set how many processors the containers have
     #[arg(long, value_name = "N", value_parser = milli_cpus)]
@@ -90,11 +107,17 @@ fn text_of(Shape { cpus, memory, has_network }: Shape) -> String {
 
 /// Arguments of `mvm template ls`.
 #[derive(Args)]
+#[command(after_long_help = LIST_EXAMPLES)]
 struct ListCommand {
     /// Print json, "table TEMPLATE" or a Go template
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
 }
+
+/// Arguments of `mvm template prune`.
+#[derive(Args)]
+#[command(after_long_help = PRUNE_EXAMPLES)]
+struct PruneCommand {}
 
 impl TemplateCommand {
     /// Runs the command.
@@ -102,7 +125,7 @@ impl TemplateCommand {
         match self.command {
             Command::Build(command) => complete(command.build()),
             Command::Ls(command) => complete(command.list()),
-            Command::Prune => complete(prune()),
+            Command::Prune(PruneCommand {}) => complete(prune()),
         }
     }
 }
