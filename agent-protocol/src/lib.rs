@@ -21,8 +21,8 @@ pub use environment::set_variables;
 pub use frame::{Decoder, FrameError, MAX_MESSAGE, encode};
 pub use relay::{End, Relays};
 pub use spec::{
-    Capabilities, Container, Exec, File, Limit, Mount, MountKind, Network, Pod, PodContainer, PodDisk,
-    Process, Resources, Size, Writable,
+    Awakening, Capabilities, Container, Exec, File, Limit, Mount, MountKind, Network, Pod, PodContainer,
+    PodDisk, Process, Resources, Size, Writable,
 };
 pub use stream::{MAX_PIECE, Receiver, Sender, StreamError};
 
@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 /// The version of these messages. It grows by one when there is a new one: requests and replies are added behind the
 /// last, and none is changed, so that agent and host of different versions understand each other as far as the older
 /// one goes. Where one has to change, so does [`OLDEST`].
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The first version that has [`Request::Copy`].
 pub const COPIES: u32 = 4;
 /// The oldest version that the host still talks to: that of an agent which an older mvm has started.
@@ -166,6 +166,9 @@ pub enum Request {
         /// The container.
         container: String,
     },
+    /// The VM goes on from a template: become another one than those that go on from the same. The answer is
+    /// [`Reply::Done`] or [`Reply::Failed`]. Since version 5.
+    Awake(Box<Awakening>),
 }
 
 /// What the agent says.
@@ -296,6 +299,7 @@ mod tests {
             (14, Request::Release { container: container(), disks: Vec::new() }),
             (15, Request::Freeze { container: container(), freezes: true }),
             (16, Request::IsFrozen { container: container() }),
+            (17, Request::Awake(Box::default())),
         ];
         for (expected, request) in requests {
             assert_eq!(number(&request), expected, "{request:?}");

@@ -217,6 +217,17 @@ pub struct PodContainer {
     pub disks: Vec<PodDisk>,
 }
 
+/// What makes a VM that goes on from a template another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Awakening {
+    /// Random bytes of the host's, which change all that the guest's kernel draws from then on.
+    pub seed: Vec<u8>,
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// The disks that were put into the VM, which are waited for.
+    pub disks: Vec<PodDisk>,
+}
+
 /// A disk that was put into a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodDisk {

@@ -12,16 +12,38 @@ use crate::system::set;
 
 /// Where they are mounted.
 pub const TOP: &str = "/sys/fs/cgroup";
+/// The group of all containers together.
+pub const CONTAINERS: &str = "/sys/fs/cgroup/containers";
+/// Bytes of memory that all containers together leave to the agent and the kernel: its programs' own pages would go first
+/// where a container takes all there is, and each command would wait for them to be read again.
+const RESERVE: u64 = 24 << 20;
 /// The period of processor quotas, in microseconds.
 const PERIOD: u64 = 100_000;
 
 /// Has groups in the group at `path` control what the kernel can.
 pub fn enable_controllers(path: &str) {
     let Ok(controllers) = fs::read_to_string(format!("{path}/cgroup.controllers")) else { return };
-    for controller in controllers.split_whitespace() {
+    let enabled = format!("{path}/cgroup.subtree_control");
+    let each = || controllers.split_whitespace().map(|controller| format!("+{controller}"));
+    if fs::write(&enabled, each().collect::<Vec<_>>().join(" ")).is_err() {
         // One that cannot be enabled is missed by the container that asks for a limit.
-        let _ = fs::write(format!("{path}/cgroup.subtree_control"), format!("+{controller}"));
+        each().for_each(|controller| drop(fs::write(&enabled, controller)));
     }
+}
+
+/// Makes the group of all containers, where groups are mounted.
+///
+/// # Errors
+///
+/// Those of mkdir(2), and of write(2) where the kernel can't limit memory.
+pub fn make_containers() -> Result<()> {
+    enable_controllers(TOP);
+    fs::create_dir(CONTAINERS).during("make the control group of containers")?;
+    let memory = rustix::system::sysinfo();
+    let all = u64::from(memory.mem_unit).saturating_mul(memory.totalram);
+    set(&format!("{CONTAINERS}/memory.max"), &all.saturating_sub(RESERVE).to_string())?;
+    enable_controllers(CONTAINERS);
+    Ok(())
 }
 
 /// The group of a container; it is removed with it.

@@ -60,7 +60,7 @@ const NAMESPACES_IN_POD: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
 
 /// Starts the first process of `container`; one that has its root and does nothing, where the container `is_held`.
 pub fn start(container: &Container, is_held: bool) -> Result<(Started, Home)> {
-    let cgroup = Cgroup::new(cgroup::TOP, &container.id, &container.resources)?;
+    let cgroup = Cgroup::new(cgroup::CONTAINERS, &container.id, &container.resources)?;
     let (ours, ends) = Ours::new(&container.process, false)?;
     let directory = cgroup.directory().during("open a control group")?;
     let made = clone_into(&directory, NAMESPACES).during("make a process")?;

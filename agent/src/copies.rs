@@ -27,7 +27,7 @@ const MAX_LINKS: u32 = 40;
 /// How many files the process may have open: two for each directory on the way to a file, of which a path has 2047.
 const MAX_OPEN: u64 = 8192;
 /// How long the container's processes may take to stand still.
-const FREEZE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const FREEZE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// What the process has of its container.
 pub struct Entered<'a> {
@@ -128,7 +128,12 @@ fn wait_until_frozen(events: BorrowedFd<'_>) -> Result<()> {
             return Ok(());
         }
         match poll(&mut [PollFd::from_borrowed_fd(events, PollFlags::PRI)], Some(&FREEZE)) {
-            Ok(0) => return Err(failure("the container's processes do not stand still".into())),
+            Ok(0) => {
+                return Err(failure(
+                    "the container's processes could not be paused in 60 s: try again, or use --pause=false"
+                        .into(),
+                ));
+            }
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).during("wait for the container to stand still"),
         }

@@ -78,6 +78,7 @@ pub fn refuse(request: &Request) -> Option<Failure> {
         | Request::Processes { .. }
         | Request::Freeze { .. }
         | Request::IsFrozen { .. }
+        | Request::Awake(_)
         | Request::PowerOff => true,
     };
     is_of_containers

@@ -55,7 +55,7 @@ impl Pod {
         if let Some(network) = wanted.network.as_ref().filter(|_| !has_network) {
             network::set_up(network)?;
         }
-        let cgroup = Cgroup::new(cgroup::TOP, "pod", &wanted.resources)?;
+        let cgroup = Cgroup::new(cgroup::CONTAINERS, "pod", &wanted.resources)?;
         cgroup::enable_controllers(cgroup.path());
         // Processes are in the groups of containers alone, but for the first one.
         let top = fs::File::open(cgroup::TOP).during("open a control group")?.into();

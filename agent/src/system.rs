@@ -62,7 +62,7 @@ pub fn prepare() -> Result<()> {
     mount("cgroup2", cgroup::TOP, "cgroup2", PLAIN, c"nsdelegate").during("mount control groups")?;
     hide()?;
     report_small_pieces();
-    cgroup::enable_controllers(cgroup::TOP);
+    cgroup::make_containers()?;
     network::set_loopback_up()
 }
 

@@ -41,9 +41,23 @@ pub struct Defaults {
     /// The users of whom root's VMs become one each.
     #[serde(deserialize_with = "text")]
     pub jail_ids: Option<IdRange>,
+    /// When templates of containers' VMs are made and used.
+    pub templates: Option<TemplateUse>,
     /// Registries that are asked before Docker Hub.
     #[serde(deserialize_with = "list")]
     pub registry_mirror: Vec<String>,
+}
+
+/// When templates of containers' VMs are made and used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TemplateUse {
+    /// One is made in the background where a container finds none.
+    Auto,
+    /// Those of `mvm template build` are used.
+    Manual,
+    /// All VMs boot.
+    Off,
 }
 
 /// Accepts a number of CPUs, with or without quotes.
@@ -97,6 +111,7 @@ impl Defaults {
             network: self.network.or(other.network),
             jail: self.jail.or(other.jail),
             jail_ids: self.jail_ids.or(other.jail_ids),
+            templates: self.templates.or(other.templates),
             registry_mirror: if self.registry_mirror.is_empty() {
                 other.registry_mirror
             } else {

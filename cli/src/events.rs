@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
+use crate::complaint::complete;
 use crate::format::{Column, Filter, Filters, Format};
 use crate::process::ExitCode;
 use crate::{chain, complain, exit_code};
@@ -132,10 +133,7 @@ impl EventsCommand {
     pub fn run(self) -> ExitCode {
         let filters = match Filters::new(&self.filter, FILTERS) {
             Ok(filters) => filters,
-            Err(error) => {
-                complain(&chain(&error));
-                return exit_code::USAGE.into();
-            }
+            Err(error) => return complete(Err(error)),
         };
         match self.print(&filters) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit_code::SUCCESS.into(),

@@ -5,6 +5,7 @@ mod attach;
 mod background;
 mod balloon;
 mod boot;
+mod complaint;
 mod completions;
 mod config_file;
 mod console;
@@ -43,6 +44,7 @@ mod stats;
 mod stop;
 mod table;
 mod targets;
+mod template;
 mod top;
 #[cfg(test)]
 mod units;
@@ -204,6 +206,8 @@ enum Command {
     Top(top::TopCommand),
     /// Print what happens to containers and images
     Events(events::EventsCommand),
+    /// Manage templates, from which containers' VMs go on in place of booting
+    Template(template::TemplateCommand),
     /// Save a VM in a directory; it runs on
     Snapshot(snapshot::SnapshotCommand),
     /// Run a VM from where it was saved
@@ -302,6 +306,7 @@ fn run() -> ExitCode {
         Command::Ps(command) => command.run(),
         Command::Stop(command) => command.run(),
         Command::Kill(command) => command.run(),
+        Command::Template(command) => command.run(),
         Command::Snapshot(command) => command.run(),
         Command::Restore(command) => boot::restore(command, has_directory, start),
         Command::Pause(command) => command.run(),

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 
+use crate::complaint::Complaint;
 use crate::images::human;
 use crate::process::ExitCode;
 use crate::{exit_code, print};
@@ -14,12 +15,12 @@ const MAX_ANSWER: u64 = 1024;
 ///
 /// # Errors
 ///
-/// A line for the user.
+/// A [`Complaint`].
 pub fn prune(
     is_forced: bool,
     warning: &str,
-    remove: impl FnOnce() -> Result<(String, u64), String>,
-) -> Result<ExitCode, String> {
+    remove: impl FnOnce() -> Result<(String, u64), Complaint>,
+) -> Result<ExitCode, Complaint> {
     if !is_forced && !is_confirmed(warning)? {
         return Ok(exit_code::SUCCESS.into());
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use clap::Args;
-use instance::{Archive, Entry, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
+use instance::{Archive, CgroupUsage, Entry, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -86,7 +86,8 @@ struct Usage {
     name: Option<String>,
     /// What the container in it uses, where it is that of one that answers.
     container: Option<ContainerUsage>,
-    /// Percent of one CPU: a VM with two busy vCPUs has 200.
+    /// Percent of one CPU: a VM with two busy vCPUs has 200. Where the VM has a control group, this and the memory are
+    /// what the kernel counts for its process and those that serve its devices together.
     cpu_percent: f64,
     resident_bytes: u64,
     shared_bytes: u64,
@@ -100,6 +101,9 @@ struct Usage {
     disk_write_bytes: u64,
     net_receive_bytes: u64,
     net_transmit_bytes: u64,
+    /// It is a container's whose agent does not answer, as while it is paused.
+    #[serde(skip)]
+    silent: bool,
     /// It does not run, and uses nothing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     ended: bool,
@@ -124,10 +128,14 @@ type Sample = HashMap<VmId, (Running, Counters)>;
 /// What one VM has counted.
 struct Counters {
     report: MetricsReport,
+    /// Of its control group, where it has one.
+    group: Option<CgroupUsage>,
     /// Of a container that answers.
     container: Option<container::Usage>,
     /// The container's own limit.
     memory_limit: Option<u64>,
+    /// It is a container's, which may not have answered.
+    is_container: bool,
 }
 
 impl StatsCommand {
@@ -212,18 +220,16 @@ fn sample(vms: Vec<Running>) -> Sample {
 fn counters(vm: &Running) -> Result<Counters, Failure> {
     let mut client = targets::quick_client(vm)?;
     let report: MetricsReport = client.get("/metrics.json")?;
-    let (container, memory_limit) = of_container(vm);
-    Ok(Counters { report, container, memory_limit })
-}
-
-/// What the container of `vm` uses, if there is one and its agent answers, and its limit of memory.
-fn of_container(vm: &Running) -> (Option<container::Usage>, Option<u64>) {
     let id = vm.record.id.as_str();
-    let kept = Archive::of_user().and_then(|archive| archive.find(id));
-    let Some(entry) = kept.ok().map(|kept| kept.entry).filter(|entry| entry.kind == Kind::Container) else {
-        return (None, None);
-    };
-    (container::usage(&vm.directory, id).ok(), memory_limit(&entry))
+    let kept = Archive::of_user().and_then(|archive| archive.find(id)).ok();
+    let entry = kept.map(|kept| kept.entry).filter(|entry| entry.kind == Kind::Container);
+    Ok(Counters {
+        report,
+        group: CgroupUsage::of(&vm.directory, &vm.record.id),
+        container: entry.as_ref().and_then(|_| container::usage(&vm.directory, id).ok()),
+        memory_limit: entry.as_ref().and_then(memory_limit),
+        is_container: entry.is_some(),
+    })
 }
 
 /// The bytes of memory that a container may use, where it has a limit of its own.
@@ -249,9 +255,17 @@ fn ended() -> Vec<Usage> {
 fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
     let limit = now.memory_limit.unwrap_or(vm.record.config.memory);
     let container = now.container.map(|now| of_agent(before.container, now, limit));
+    let silent = now.is_container && container.is_none();
+    let groups = before.group.zip(now.group);
     let (before, now) = (&before.report, &now.report);
     let time = now.process.time_nanoseconds.saturating_sub(before.process.time_nanoseconds).max(1);
-    let cpu = now.process.cpu_nanoseconds.saturating_sub(before.process.cpu_nanoseconds);
+    let (cpu, resident_bytes) = match groups {
+        Some((before, now)) => (now.cpu_nanoseconds.saturating_sub(before.cpu_nanoseconds), now.memory_bytes),
+        None => {
+            let cpu = now.process.cpu_nanoseconds.saturating_sub(before.process.cpu_nanoseconds);
+            (cpu, now.process.resident_bytes)
+        }
+    };
     let difference =
         |kind: &str, counter: &str| now.sum(kind, counter).saturating_sub(before.sum(kind, counter));
     let rate = |kind: &str, counter: &str| per_second(difference(kind, counter), time);
@@ -261,7 +275,7 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
         name: vm.record.name.as_ref().map(ToString::to_string),
         container,
         cpu_percent: percent(cpu, time),
-        resident_bytes: now.process.resident_bytes,
+        resident_bytes,
         shared_bytes: now.process.shared_bytes,
         memory_bytes: vm.record.config.memory,
         disk_read_bytes_per_second: rate("block", "read_bytes"),
@@ -273,6 +287,7 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
         disk_write_bytes: now.sum("block", "write_bytes"),
         net_receive_bytes: now.sum("net", "rx_bytes"),
         net_transmit_bytes: now.sum("net", "tx_bytes"),
+        silent,
         ended: false,
     }
 }
@@ -309,17 +324,25 @@ impl Usage {
 
     /// The cells of docker's columns behind the name; dashes of one that does not run.
     fn cells(&self) -> [String; 6] {
+        let none = ["--", "-- / --", "--", "-- / --", "-- / --", "--"].map(str::to_owned);
         if self.ended {
-            return ["--", "-- / --", "--", "-- / --", "-- / --", "--"].map(str::to_owned);
+            return none;
+        }
+        let both = |one, other| format!("{} / {}", bytes(one), bytes(other));
+        let net = both(self.net_receive_bytes, self.net_transmit_bytes);
+        let disk = both(self.disk_read_bytes, self.disk_write_bytes);
+        if self.silent {
+            // The VM's own figures would look like the container's.
+            let [cpu, memory, share, _, _, pids] = none;
+            return [cpu, memory, share, net, disk, pids];
         }
         let (cpu, memory, limit) = self.shown();
-        let both = |one, other| format!("{} / {}", bytes(one), bytes(other));
         [
             format!("{cpu:.1}%"),
             both(memory, limit),
             format!("{:.1}%", percent(memory, limit)),
-            both(self.net_receive_bytes, self.net_transmit_bytes),
-            both(self.disk_read_bytes, self.disk_write_bytes),
+            net,
+            disk,
             self.container.map_or_else(|| "--".into(), |container| container.pids.to_string()),
         ]
     }
@@ -433,8 +456,14 @@ mod tests {
             let usage = of_agent(Some(all(before)), all(now), 0);
             assert!((0.0..=100.0).contains(&usage.cpu_percent) && usage.memory_bytes == 0);
         }
-        let ended = Usage { ended: true, ..row };
-        assert_eq!(ended.fields()["MemUsage"], "-- / --");
+        let silent = Usage { silent: true, container: None, resident_bytes: 90 << 20, ..row };
+        assert_eq!(silent.fields()["MemUsage"], "-- / --");
+        assert_eq!(
+            (&silent.fields()["PIDs"], &silent.fields()["BlockIO"]),
+            (&json!("--"), &json!("5.0MiB / 0B"))
+        );
+        let ended = Usage { ended: true, ..silent };
+        assert_eq!(ended.fields()["BlockIO"], "-- / --");
     }
 
     #[test]

@@ -84,6 +84,10 @@ fn a_volume_is_made_listed_shown_and_removed() {
     let made = host.said(&["volume", "create", "--label", "team=web", "-o", "size=1G", "data"]);
     assert_eq!(made, "data\n");
     assert_eq!(host.said(&["volume", "create", "data"]), "data\n");
+    assert_eq!(host.said(&["volume", "create", "-o", "size=1G", "data"]), "data\n");
+    let line = host.fails(&["volume", "create", "-o", "size=2G", "data"], 1);
+    let says = "volume data exists, made --opt size=1G: remove it first, or leave out --opt";
+    assert!(line.contains(says), "{line}");
     assert_eq!(host.said(&["volume", "create", "-d", "shared", "pool"]), "pool\n");
     let list = host.said(&["volume", "ls"]);
     assert_eq!(list, "DRIVER   VOLUME NAME\nlocal    data\nshared   pool\n");
@@ -117,15 +121,15 @@ fn a_volume_is_made_listed_shown_and_removed() {
 #[case(&["volume", "create", "x"], 2, "invalid volume name \"x\"")]
 #[case(&["volume", "create", ""], 2, "invalid volume name \"\"")]
 #[case(&["volume", "create", "-d", "nfs", "data"], 2, "unknown driver \"nfs\": use local or shared")]
-#[case(&["volume", "create", "-o", "size=1", "data"], 1, "invalid volume option \"size=1\": use size=SIZE, from 256M to 1T")]
-#[case(&["volume", "create", "-o", "type=nfs", "data"], 1, "invalid volume option \"type=nfs\"")]
-#[case(&["volume", "create", "-d", "shared", "-o", "size=1G", "data"], 1, "invalid volume option \"size=1G\"")]
+#[case(&["volume", "create", "-o", "size=1", "data"], 2, "invalid volume option \"size=1\": use size=SIZE, from 256M to 1T")]
+#[case(&["volume", "create", "-o", "type=nfs", "data"], 2, "invalid volume option \"type=nfs\"")]
+#[case(&["volume", "create", "-d", "shared", "-o", "size=1G", "data"], 2, "invalid volume option \"size=1G\"")]
 #[case(&["volume", "rm", "missing"], 1, "there is no volume missing: `mvm volume ls` lists them")]
 #[case(&["volume", "inspect", "missing"], 1, "there is no volume missing")]
-#[case(&["volume", "ls", "--filter", "size=1"], 1, "unknown filter \"size\": use dangling, driver, label, label!, name")]
-#[case(&["volume", "ls", "--filter", "dangling=maybe"], 1, "use true or false")]
-#[case(&["volume", "ls", "--filter", "driver=nfs"], 1, "use local or shared")]
-#[case(&["volume", "prune", "-f", "--filter", "until=1h"], 1, "unknown filter \"until\"")]
+#[case(&["volume", "ls", "--filter", "size=1"], 2, "unknown filter \"size\": use dangling, driver, label, label!, name")]
+#[case(&["volume", "ls", "--filter", "dangling=maybe"], 2, "use true or false")]
+#[case(&["volume", "ls", "--filter", "driver=nfs"], 2, "use local or shared")]
+#[case(&["volume", "prune", "-f", "--filter", "until=1h"], 2, "unknown filter \"until\"")]
 fn mistakes_are_said_in_a_line(#[case] arguments: &[&str], #[case] code: i32, #[case] says: &str) {
     let host = Host::new();
     let line = host.fails(arguments, code);

@@ -46,6 +46,8 @@ pub struct RunOptions {
     pub publish_all: bool,
     /// Ports that are exposed, beside those of the image.
     pub exposed: Vec<ExposedPorts>,
+    /// Its VM boots, where it could go on from a template.
+    pub cold: bool,
     /// The address of its network card; random if `None`.
     pub mac: Option<MacAddress>,
     /// Addresses of resolvers, in place of the host's.

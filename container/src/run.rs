@@ -2,8 +2,8 @@
 
 use std::io::{self, PipeWriter, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::mpsc::{Receiver, channel};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,19 +21,23 @@ use crate::machine::machine;
 use crate::mounts::Prepared;
 use crate::options::{OptionsError, RunOptions, Storage};
 use crate::output::{LogTarget, OutputLog};
+use crate::pod::open_disk;
 use crate::ports::PortsError;
 use crate::requests;
-use crate::session::{Listener, Session, SessionError, Way};
+use crate::session::{Listener, Said, Session, SessionError, Way};
 use crate::signal::stop_signal;
 use crate::sockets::Forwards;
 use crate::spec::{container, filters, storage};
 use crate::stdio::Outputs;
+use crate::template::Shape;
 use crate::timing::{Step, Timing};
-use vmm::{FromVm, Split, VmEnd, VmProcess};
+use vmm::{Disk, DiskError, FromVm, Order, Snapshot, Split, VmEnd, VmProcess};
 
 /// How long the VM's process may take to end after it has said how the VM ended.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// What the VM says that its session waits for: each thing is said once, and once more for each disk.
+const SAID: usize = 32;
 /// The exit code of a process that was killed.
 const KILLED: u8 = 137;
 
@@ -131,6 +135,8 @@ pub fn check(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<(), 
 /// A container whose VM starts, kept by this process.
 pub struct Keeper {
     vm: Arc<VmProcess>,
+    /// What is put into the VM once it goes on, where it did not boot.
+    disks: Option<Vec<Disk>>,
     instance: Instance,
     keep: Keep,
     listener: Listener,
@@ -171,12 +177,18 @@ pub struct Left {
 
 impl Keeper {
     /// Starts the VM of a container in a process of its own, which gets what `split` says. `instance` is its directory and
-    /// `keep` what is kept of it; this process has one thread yet.
+    /// `keep` what is kept of it; it goes on from a `template`, or boots. This process has one thread yet.
     ///
     /// # Errors
     ///
     /// [`RunError`]; of the VM nothing is left behind.
-    pub fn start(plan: Plan<'_>, instance: Instance, keep: Keep, split: Split<'_>) -> Result<Self, RunError> {
+    pub fn start(
+        plan: Plan<'_>,
+        instance: Instance,
+        keep: Keep,
+        split: Split<'_>,
+        template: Option<(Shape, Snapshot)>,
+    ) -> Result<Self, RunError> {
         let Plan { assets, image, options, publish, mounts, log, timing } = plan;
         let mut container = container(instance.id().as_str(), &image.config, options, mounts)?;
         if let Writable::Disk(disk) = &mut container.writable
@@ -195,12 +207,29 @@ impl Keeper {
         };
         timing.mark(Step::Disk);
         let (changes, publish) = (changes.as_deref(), publish.to_vec());
-        let config = machine(assets, image, options, instance.path(), changes, mounts, publish);
+        let (config, snapshot, disks) = match template {
+            None => {
+                let config = machine(assets, image, options, instance.path(), changes, mounts, publish);
+                (config, None, None)
+            }
+            Some((shape, snapshot)) => {
+                let config = shape.machine(assets, options, instance.path(), publish);
+                let disks = disks(image, changes, mounts);
+                let disks = disks.map_err(|error| RunError::Vm(devices::log::chain(&error)))?;
+                (config, Some(snapshot), Some(disks))
+            }
+        };
         let listener = Listener::open(instance.path()).map_err(host("make a socket for the agent"))?;
         let forwards = Forwards::open(instance.path(), &mounts.sockets)
             .map_err(host("make sockets for those of the host"))?;
-        let (vm, instance, (keep, listener, forwards)) =
-            VmProcess::start(&config, instance, (keep, listener, forwards), split, timing.start())
+        let (identity, start) = (instance.identity(), timing.start());
+        let (log_file, user) = (None, None);
+        let order =
+            Order { config: &config, identity: &identity, log: log_file, user, snapshot, split, start };
+        let own = (keep, listener, forwards, disks);
+        let (vm, instance, (keep, listener, forwards, disks)) =
+            VmProcess::start_for(order, Some(instance), own)
+                .and_then(|(vm, instance, own)| Ok((vm, instance.ok_or(io::ErrorKind::NotFound)?, own)))
                 .map_err(host("make a process for the VM"))?;
         timing.mark(Step::Process);
         // While the VM's process builds the VM.
@@ -210,12 +239,13 @@ impl Keeper {
         })?;
         let (timing, log) = (timing.clone(), log.cloned());
         let vm = Arc::new(vm);
-        Ok(Self { vm, instance, keep, listener, forwards, container, stop_signal, log, timing })
+        Ok(Self { vm, disks, instance, keep, listener, forwards, container, stop_signal, log, timing })
     }
 
     /// Runs the container's command to its end.
     pub fn run(self, attachment: Attachment) -> Left {
-        let Self { vm, instance, keep, listener, forwards, container, stop_signal, log, timing } = self;
+        let Self { vm, disks, instance, keep, listener, forwards, container, stop_signal, log, timing } =
+            self;
         let is_disk =
             |mount: &Mount| matches!(mount.kind, MountKind::Disk { .. } | MountKind::DiskBelow { .. });
         let is_kept = !keep.entry().removes && matches!(container.writable, Writable::Disk(_))
@@ -240,8 +270,13 @@ impl Keeper {
                 timing: timing.clone(),
             };
             let input = if is_attached { Some(Input::Standard) } else { source.map(Input::Attached) };
+            let (to_session, said) = sync_channel(SAID);
+            let way = match disks {
+                None => Way::Own(listener),
+                Some(disks) => Way::Warm { vm: vm.clone(), disks, said },
+            };
             let session = |stop| Session {
-                way: Way::Own(listener),
+                way,
                 directory: instance.path().to_owned(),
                 container,
                 ender: Ender::Vm(vm.clone()),
@@ -254,7 +289,7 @@ impl Keeper {
                 stop_signal,
                 timing: timing.clone(),
             };
-            serve(&vm, session, &timing)
+            serve(&vm, session, &timing, &to_session)
         });
         if result.is_err() {
             vm.end(None);
@@ -263,6 +298,13 @@ impl Keeper {
         timing.mark(Step::End);
         Left { result, instance, keep, attachments: left }
     }
+}
+
+/// What a container has as disks, in the order in which a VM that boots has them.
+fn disks(image: &Image, changes: Option<&Path>, mounts: &Prepared) -> Result<Vec<Disk>, DiskError> {
+    let image = Disk::compose(&image.disk)?;
+    let writable = changes.into_iter().chain(mounts.disks.iter().map(PathBuf::as_path)).map(open_disk);
+    [Ok(image)].into_iter().chain(writable).collect()
 }
 
 /// Those who are attached, and where the container's input comes from if it is from them.
@@ -321,19 +363,20 @@ fn serve(
     vm: &Arc<VmProcess>,
     session: impl FnOnce(io::PipeReader) -> Session,
     timing: &Timing,
+    to_session: &SyncSender<Said>,
 ) -> Result<Ended, RunError> {
     let host = |doing| move |source| RunError::Host { doing, source };
     let (stop, asked) = io::pipe().map_err(host("make a pipe"))?;
     rustix::io::ioctl_fionbio(&asked, true).map_err(|error| host("make a pipe")(error.into()))?;
     let (sender, receiver) = channel();
     session(stop).start(sender).map_err(host("start a thread"))?;
-    listen(vm, &receiver, &asked, timing)
+    listen(vm, (&receiver, to_session), &asked, timing)
 }
 
 /// Listens to the VM until its end. A press of its button is noted in `asked`, as long as there is room.
 fn listen(
     vm: &Arc<VmProcess>,
-    receiver: &Receiver<Result<Exit, SessionError>>,
+    (receiver, to_session): (&Receiver<Result<Exit, SessionError>>, &SyncSender<Said>),
     mut asked: &PipeWriter,
     timing: &Timing,
 ) -> Result<Ended, RunError> {
@@ -346,8 +389,11 @@ fn listen(
                 return outcome(receiver, end);
             }
             Some(FromVm::Failed(failure)) => return Err(RunError::Vm(failure.text)),
-            // A container's own VM has no slots, and no text is waited for.
-            Some(FromVm::Built | FromVm::Printed | FromVm::Slot { .. }) => {}
+            // One that boots has no slots, and its session waits for neither.
+            Some(FromVm::Built) => drop(to_session.try_send(Said::Built)),
+            Some(FromVm::Slot { number, failure }) => drop(to_session.try_send(Said::Slot(number, failure))),
+            // No text is waited for.
+            Some(FromVm::Printed) => {}
             None => {
                 let code = vm.wait(LAST_WORDS).unwrap_or(0);
                 let text = format!("its process ended with {code}");

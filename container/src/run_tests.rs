@@ -24,7 +24,8 @@ fn kept(vm: &Arc<VmProcess>) -> Result<Ended, RunError> {
     // No process reads it.
     let (_stop, asked) = io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&asked, true).unwrap();
-    listen(vm, &receiver, &asked, &Timing::starting_at(Instant::now()))
+    let (to_session, _said) = sync_channel(1);
+    listen(vm, (&receiver, &to_session), &asked, &Timing::starting_at(Instant::now()))
 }
 
 #[test]

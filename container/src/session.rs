@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -15,13 +15,16 @@ use agent_protocol::{
 use instance::{ENDING, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
+use vmm::{Disk, SlotFiles, VmProcess};
 
 use crate::attach::{Attachments, Input};
 use crate::connection::{Connection, ConnectionError};
 use crate::ender::{Control, Ender};
-use crate::machine::VSOCK;
+use crate::machine::{VSOCK, slot_device};
+use crate::pod::ends;
 use crate::stdio::{self, Outputs};
 use crate::streams::Place;
+use crate::template;
 use crate::timing::{Step, Timing};
 
 /// How long the agent may take to start a container: it mounts file systems and starts a process.
@@ -40,6 +43,9 @@ pub enum SessionError {
     /// This process can't connect its standard input or output.
     #[error("cannot connect standard input and output")]
     Stdio(#[source] io::Error),
+    /// A disk can't be put into the VM.
+    #[error("cannot put a disk into the VM: {0}")]
+    Disk(String),
     /// The agent could not start it.
     #[error("{}", .0.message)]
     Failed(Failure),
@@ -70,6 +76,15 @@ impl Listener {
 pub enum Way {
     /// In a VM of its own, whose agent connects.
     Own(Listener),
+    /// In a VM of its own that goes on from a template.
+    Warm {
+        /// The VM.
+        vm: Arc<VmProcess>,
+        /// What is put into its slots.
+        disks: Vec<Disk>,
+        /// What it says meanwhile.
+        said: Receiver<Said>,
+    },
     /// In the VM of a pod.
     Pod {
         /// What the others can call it.
@@ -83,8 +98,14 @@ pub enum Way {
 
 impl Way {
     /// A connection to the agent, and what it is asked for on it.
-    fn begin(self, path: &Path, container: Container) -> Result<(Connection, Request), ConnectionError> {
+    fn begin(self, path: &Path, container: Container) -> Result<(Connection, Request), SessionError> {
         match self {
+            Self::Warm { vm, disks, said } => {
+                let disks = put(&vm, disks, &said)?;
+                let connection = template::awake(path, disks, START)?;
+                connection.without_deadline()?;
+                Ok((connection, Request::Start(Box::new(container))))
+            }
             Self::Own(listener) => {
                 let (socket, _) = listener.0.accept().map_err(ConnectionError::Io)?;
                 Ok((Connection::greet(socket)?, Request::Start(Box::new(container))))
@@ -92,14 +113,48 @@ impl Way {
             Self::Pod { names, disks, control } => {
                 let connection = Connection::open(path)?;
                 connection.without_deadline()?;
-                if !control.set(connection.try_clone()?) {
-                    return Err(ConnectionError::Closed);
+                if !control.set(connection.try_clone().map_err(ConnectionError::from)?) {
+                    return Err(ConnectionError::Closed.into());
                 }
                 let container = PodContainer { container, names, disks };
                 Ok((connection, Request::StartInPod(Box::new(container))))
             }
         }
     }
+}
+
+/// What the process of a VM says that goes on from a template.
+pub enum Said {
+    /// Its guest runs.
+    Built,
+    /// What became of the request with this number for a slot: why it failed, if it did.
+    Slot(u64, Option<String>),
+}
+
+/// Puts `disks` into the first slots of `vm`, one after the other, as soon as it runs.
+fn put(vm: &VmProcess, disks: Vec<Disk>, said: &Receiver<Said>) -> Result<Vec<PodDisk>, SessionError> {
+    let next = || said.recv_timeout(START).map_err(|_| SessionError::Disk("it does not answer".into()));
+    while !matches!(next()?, Said::Built) {}
+    let mut put = Vec::new();
+    for (slot, disk) in disks.into_iter().enumerate() {
+        let number = u64::try_from(slot).unwrap_or(u64::MAX);
+        let ends = ends(&disk);
+        let sectors = ends.last().map_or(0, |end| end / 512);
+        let files = disk.parts().into_iter().map(|part| part.file.try_clone_to_owned());
+        let files =
+            files.collect::<io::Result<_>>().map_err(|error| SessionError::Disk(error.to_string()))?;
+        vm.insert(number, slot, slot == 0, &SlotFiles { files, ends })
+            .map_err(|error| SessionError::Disk(error.to_string()))?;
+        match next()? {
+            Said::Slot(answered, None) if answered == number => {}
+            Said::Slot(_, Some(failure)) => return Err(SessionError::Disk(failure)),
+            Said::Slot(..) | Said::Built => {
+                return Err(SessionError::Disk("it answers something else".into()));
+            }
+        }
+        put.push(PodDisk { device: slot_device(slot), sectors });
+    }
+    Ok(put)
 }
 
 /// A container that is to be run in a VM.

@@ -132,13 +132,13 @@ fn session(error: ConnectionError) -> RunError {
 }
 
 /// What says that the VM has ended, and why.
-struct Ended {
+pub struct Ended {
     end: PipeReader,
     why: Receiver<String>,
 }
 
 /// Takes what the VM says, on a thread of its own, until it ends.
-fn listen(vm: &Arc<VmProcess>) -> io::Result<Ended> {
+pub fn listen(vm: &Arc<VmProcess>) -> io::Result<Ended> {
     let ((end, alive), (says, why)) = (io::pipe()?, channel());
     let vm = vm.clone();
     Builder::new().name("vm".into()).stack_size(64 << 10).spawn(move || {
@@ -155,7 +155,7 @@ fn listen(vm: &Arc<VmProcess>) -> io::Result<Ended> {
 }
 
 /// Waits until the agent connects, or the VM has ended.
-fn connect(listener: &Listener, ended: &Ended) -> Result<Connection, RunError> {
+pub fn connect(listener: &Listener, ended: &Ended) -> Result<Connection, RunError> {
     let host = |source: io::Error| RunError::Host { doing: "wait for the container's VM", source };
     let deadline = Instant::now() + START;
     loop {

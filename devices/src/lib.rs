@@ -23,7 +23,7 @@ pub use timer::Timer;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 /// Locks `mutex`, also where a thread panicked while it held it: the state behind each lock here is valid
@@ -50,38 +50,42 @@ impl Thread {
     ///
     /// Those of starting a thread.
     pub fn spawn(self, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-        let builder = std::thread::Builder::new().name(self.0.clone()).stack_size(256 << 10);
+        let first = FIRST.get().map(|first| first(&self.0));
+        let builder = std::thread::Builder::new().name(self.0).stack_size(256 << 10);
         builder.spawn(move || {
-            if let Some(first) = FIRST.get() {
-                first(&self.0);
+            if let Some(first) = &first {
+                first();
             }
             run();
         })
     }
 }
 
-/// What a thread does before all else.
-type First = Box<dyn Fn(&str) + Send + Sync>;
+/// What a thread of this name does before all else.
+type First = Box<dyn Fn(&str) -> Arc<dyn Fn() + Send + Sync> + Send + Sync>;
 
 static FIRST: OnceLock<First> = OnceLock::new();
 
-/// Has each [`thread`] of mvm's own that is started from now on call `first` with its name, to give up rights. It can be
-/// said once.
+/// Has each [`thread`] of mvm's own that is started from now on begin with what `first` returns for its name, to give up
+/// rights. The thread that starts it calls `first`: a thread that takes no memory needs no pool of malloc's. It can be said
+/// once.
 pub fn before_threads(first: First) {
     // Of two, the first stays.
     let _ = FIRST.set(first);
 }
 
-/// Starts a thread of mvm's own that is called `name` and takes no signals, which others wait for.
+/// Starts a thread of mvm's own that is called `name` and takes no signals, which others wait for, but SIGSYS: that is no
+/// other thread's, and the answer to a system call that a filter denies.
 ///
 /// # Errors
 ///
 /// Those of starting a thread.
 pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: `sigfillset` initializes the first set, and where the other call returns 0, it has filled the second.
+    // SAFETY: `sigfillset` initializes the first set, and where the last call returns 0, it has filled the second.
     let error = unsafe {
         libc::sigfillset(all.as_mut_ptr());
+        libc::sigdelset(all.as_mut_ptr(), libc::SIGSYS);
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
     };
     if error != 0 {

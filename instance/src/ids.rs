@@ -111,10 +111,15 @@ impl IdRange {
     /// [`InstanceError::Directory`]: the directory of locks cannot be made or used.
     pub fn claim(self) -> Result<IdClaim, InstanceError> {
         let locks = Path::new(LOCKS);
-        if let Some(parent) = locks.parent() {
-            place::make(parent)?;
+        match self.claim_in(locks) {
+            Err(InstanceError::Directory { .. }) if !locks.exists() => {
+                if let Some(parent) = locks.parent() {
+                    place::make(parent)?;
+                }
+                self.claim_in(locks)
+            }
+            claimed => claimed,
         }
-        self.claim_in(locks)
     }
 
     fn claim_in(self, locks: &Path) -> Result<IdClaim, InstanceError> {

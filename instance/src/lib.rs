@@ -47,7 +47,7 @@ use thiserror::Error;
 
 pub use archive::{Archive, End, Entry, EntryError, Keep, Kept, Kind, Phase, write_health};
 pub use bounded::{BoundedFile, Changes, Lines, earlier, open_output};
-pub use cgroup::{Cgroup, CgroupError, CgroupLimits, examine_cgroups};
+pub use cgroup::{Cgroup, CgroupError, CgroupLimits, CgroupUsage, examine_cgroups};
 pub use client::{Client, ClientError, connect_within};
 pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
 pub use events::{Event, EventReader};

@@ -40,8 +40,8 @@ pub fn enclose(enclosure: &Enclosure) -> Result<Report, JailError> {
     note(Layer::NoNewPrivs, State::On(String::new()));
     process::forbid_dumps().map_err(host("forbid core dumps"))?;
     note(Layer::Dumps, State::On(String::new()));
-    process::limit(enclosure.files, Some(enclosure.data)).map_err(host("set limits"))?;
-    let limits = format!("{} open files, {} MiB of data", enclosure.files, enclosure.data >> 20);
+    let files = process::limit(Some(enclosure.files), Some(enclosure.data)).map_err(host("set limits"))?;
+    let limits = format!("{files} open files, {} MiB of data", enclosure.data >> 20);
     note(Layer::Limits, State::On(limits));
     // Rules are made of paths of the host: the root comes after them.
     let landlock = landlock::deny_all_but(&enclosure.reach);

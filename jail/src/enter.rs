@@ -14,8 +14,8 @@ use crate::{landlock, namespaces, process, seccomp};
 pub struct Jail {
     /// How much.
     pub mode: Mode,
-    /// The most descriptors that it may have.
-    pub files: u64,
+    /// The most descriptors that it may have; none for as many as it may have already.
+    pub files: Option<u64>,
     /// The most bytes of private memory that it may have, beside what files and shared memory take; none where a guest's
     /// RAM is not of a fixed size.
     pub data: Option<u64>,
@@ -59,13 +59,13 @@ pub fn enter(jail: Jail) -> Result<Report, JailError> {
     note(Layer::Cgroup, jail.cgroup);
     process::set_no_new_privs().map_err(host("set no_new_privs"))?;
     note(Layer::NoNewPrivs, State::On(String::new()));
-    process::limit(jail.files, jail.data).map_err(host("set limits"))?;
+    let files = process::limit(jail.files, jail.data).map_err(host("set limits"))?;
     let ids = jail.ids.enter();
     // What maps this user in the namespace belongs to root in a process without dumps.
     let unshared = namespaces::unshare();
     process::forbid_dumps().map_err(host("forbid core dumps"))?;
     note(Layer::Dumps, State::On(String::new()));
-    let mut limits = format!("{} open files", jail.files);
+    let mut limits = format!("{files} open files");
     if let Some(data) = jail.data {
         limits += &format!(", {} MiB of data", data >> 20);
     }
@@ -110,7 +110,7 @@ pub fn probe(ids: Ids, cgroup: State) -> io::Result<Report> {
         return Err(io::Error::last_os_error());
     }
     if child == 0 {
-        let jail = Jail { mode: Mode::BestEffort, files: 16, data: None, ids, cgroup };
+        let jail = Jail { mode: Mode::BestEffort, files: Some(16), data: None, ids, cgroup };
         let report = enter(jail).ok().and_then(|report| serde_json::to_vec(&report).ok());
         let written = report.map(|report| saying.write_all(&report));
         // SAFETY: it ends the process.
@@ -157,7 +157,7 @@ pub(crate) mod tests {
 
     fn jail(mode: Mode) -> Jail {
         let cgroup = State::On("a group".into());
-        Jail { mode, files: 100, data: Some(64 << 20), ids: Ids::own(ID), cgroup }
+        Jail { mode, files: Some(100), data: Some(64 << 20), ids: Ids::own(ID), cgroup }
     }
 
     /// All layers but that of other processes.

@@ -153,7 +153,7 @@ mod tests {
         }
         let jail = Jail {
             mode: Mode::BestEffort,
-            files: 100,
+            files: Some(100),
             data: None,
             ids: Ids::own(ONE),
             cgroup: State::On(String::new()),

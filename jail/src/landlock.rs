@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
 /// The newest version that this asks for; an older host gives what it has of it.
@@ -33,7 +33,7 @@ pub struct Reach {
 ///
 /// Returns what that is; an error text where the host has no Landlock.
 pub(crate) fn deny_all() -> Result<String, String> {
-    restrict(&Reach::default()).map(|()| denied(version(), "files", "TCP"))
+    restrict(&Reach::default()).map(|version| denied(version, "files", "TCP"))
 }
 
 /// The same of all but `reach`.
@@ -44,7 +44,7 @@ pub(crate) fn deny_all_but(reach: &Reach) -> Result<String, String> {
         return Err(if version < 1 { NONE.into() } else { "this kernel's Landlock denies renames".into() });
     }
     let tcp = if reach.connects { "TCP servers" } else { "TCP" };
-    restrict(reach).map(|()| denied(version, "other files", tcp))
+    restrict(reach).map(|version| denied(version, "other files", tcp))
 }
 
 const NONE: &str = "this kernel has no Landlock, or it is off (lsm=)";
@@ -57,9 +57,16 @@ fn denied(version: i64, files: &str, tcp: &str) -> String {
     }
 }
 
-fn restrict(reach: &Reach) -> Result<(), String> {
+/// Returns the host's version.
+fn restrict(reach: &Reach) -> Result<i64, String> {
     let status = ruleset(reach).map_err(|error| error.to_string())?;
-    if status.ruleset == RulesetStatus::NotEnforced { Err(NONE.into()) } else { Ok(()) }
+    match status.landlock {
+        _ if status.ruleset == RulesetStatus::NotEnforced => Err(NONE.into()),
+        LandlockStatus::Available { effective_abi, kernel_abi } => {
+            Ok(kernel_abi.unwrap_or(effective_abi as i32).into())
+        }
+        _ => Err(NONE.into()),
+    }
 }
 
 fn ruleset(reach: &Reach) -> Result<landlock::RestrictionStatus, RulesetError> {
@@ -79,7 +86,8 @@ fn ruleset(reach: &Reach) -> Result<landlock::RestrictionStatus, RulesetError> {
     ];
     let rules = rules.into_iter().flat_map(|(paths, access)| paths.iter().map(move |path| (path, access)));
     let rules = rules.filter_map(|(path, access)| Some(PathBeneath::new(PathFd::new(path).ok()?, access)));
-    ruleset.add_rules(rules.map(Ok::<_, RulesetError>))?.restrict_self()
+    // Who calls this has set no_new_privs.
+    ruleset.add_rules(rules.map(Ok::<_, RulesetError>))?.no_new_privs(false).restrict_self()
 }
 
 /// Whether the host denies TCP.

@@ -18,15 +18,19 @@ pub(crate) fn forbid_dumps() -> io::Result<()> {
     Ok(())
 }
 
-/// At most so many open files, and so many bytes of private memory that can be written to.
-pub(crate) fn limit(files: u64, data: Option<u64>) -> io::Result<()> {
+/// At most so many open files, or as many as it may have now, and so many bytes of private memory that can be written to.
+/// Returns the number of files.
+pub(crate) fn limit(files: Option<u64>, data: Option<u64>) -> io::Result<u64> {
     let exact = |value| Rlimit { current: Some(value), maximum: Some(value) };
     // A limit that is lower already stays.
-    let files = rustix::process::getrlimit(Resource::Nofile).maximum.map_or(files, |most| most.min(files));
-    setrlimit(Resource::Nofile, exact(files))?;
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    let files = files.or(before.current).unwrap_or(u64::MAX).min(before.maximum.unwrap_or(u64::MAX));
+    if before != exact(files) {
+        setrlimit(Resource::Nofile, exact(files))?;
+    }
     if let Some(data) = data {
         let data = rustix::process::getrlimit(Resource::Data).maximum.map_or(data, |most| most.min(data));
         setrlimit(Resource::Data, exact(data))?;
     }
-    Ok(())
+    Ok(files)
 }

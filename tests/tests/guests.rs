@@ -104,3 +104,5 @@ mod vm_images;
 mod volumes;
 #[path = "guests/vsock.rs"]
 mod vsock;
+#[path = "guests/warm.rs"]
+mod warm;

@@ -5,6 +5,7 @@ use agent_protocol::{
 };
 
 use super::Server;
+use crate::awake::awake;
 use crate::container;
 use crate::error::{Result, failure};
 use crate::guest;
@@ -103,6 +104,10 @@ impl Server {
             Request::IsFrozen { container } => {
                 self.is_frozen(&container).map_or_else(Reply::Failed, Reply::Frozen)
             }
+            Request::Awake(awakening) => match awake(&awakening) {
+                Ok(()) => Reply::Done,
+                Err(failure) => Reply::Failed(failure),
+            },
         };
         self.answer(id, &reply);
     }

@@ -21,10 +21,11 @@ pub use self::restore::{RestoreCommand, restore};
 
 use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
+use crate::defaults::Defaults;
 use crate::options::BootOptions;
 use crate::process::ExitCode;
 use crate::snapshot::PrivateDisks;
-use crate::{chain, complain, config_file, defaults, exit_code, print, snapshot};
+use crate::{chain, complain, config_file, exit_code, print, snapshot};
 
 const MORE: &str = "`mvm boot --help` has all options, their syntax, and examples.";
 
@@ -397,12 +398,19 @@ fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<Described,
     };
     let (asked, has_agent) = (options.identity(), options.agent);
     let image = image::open(&mut options)?;
-    options.jail = options.jail.or_else(|| Some(defaults::jail()));
-    let config = options.into_config()?;
+    let jail = options.jail;
+    let config = confined(options.into_config()?, jail)?;
     if let Some(warning) = memory_warning(config.memory.bytes(), vmm::total_memory()) {
         tracing::warn!("{warning}");
     }
     Ok(Described { config, asked, has_agent, image })
+}
+
+/// A VM of `config`, confined as the option and the configuration file say.
+fn confined(config: VmConfig, jail: Option<jail::Mode>) -> Result<VmConfig, String> {
+    let defaults = Defaults::read()?;
+    let jail = jail.or(defaults.jail).unwrap_or_default();
+    Ok(VmConfig { jail, jail_ids: defaults.jail_ids, ..config })
 }
 
 /// A warning if a guest of `memory` bytes does not fit into a host of `total` bytes.

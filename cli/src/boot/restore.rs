@@ -7,10 +7,10 @@ use clap::Args;
 use instance::{Identity, VmName};
 use vmm::{Snapshot, VmConfig};
 
-use super::{Order, Refusal, run_order};
+use super::{Order, Refusal, confined, run_order};
 use crate::process::ExitCode;
 use crate::snapshot::{self, PrivateDisks};
-use crate::{complain, defaults, exit_code};
+use crate::{complain, exit_code};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,8 +64,10 @@ pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> 
             }
         };
     }
-    let (config, snapshot) = match snapshot::open(&command.directory, command.disks) {
-        Ok((config, snapshot)) => (VmConfig { jail: defaults::jail(), ..config }, snapshot),
+    let opened = snapshot::open(&command.directory, command.disks)
+        .and_then(|(config, snapshot)| Ok((confined(config, None)?, snapshot)));
+    let (config, snapshot) = match opened {
+        Ok(opened) => opened,
         Err(message) => {
             complain(&message);
             return exit_code::USAGE.into();

@@ -3,8 +3,9 @@
 use clap::Args;
 use instance::{Archive, Kind, time};
 
+use crate::complaint::{Complaint, complete};
 use crate::format::{Filter, Filters, invalid};
-use crate::images::{self, complete};
+use crate::images;
 use crate::process::ExitCode;
 use crate::prune::{deleted, prune};
 use crate::ps::{Item, items};
@@ -62,8 +63,8 @@ impl PruneCommand {
         complete(self.prune())
     }
 
-    fn prune(self) -> Result<ExitCode, String> {
-        let filters = Filters::new(&self.filter, FILTERS).map_err(|error| error.to_string())?;
+    fn prune(self) -> Result<ExitCode, Complaint> {
+        let filters = Filters::new(&self.filter, FILTERS)?;
         let question = "WARNING! This will remove all stopped containers.\n";
         prune(self.force, question, || remove(&filters))
     }
@@ -75,8 +76,8 @@ impl SystemPruneCommand {
         complete(self.prune())
     }
 
-    fn prune(self) -> Result<ExitCode, String> {
-        let filters = Filters::new(&self.filter, FILTERS).map_err(|error| error.to_string())?;
+    fn prune(self) -> Result<ExitCode, Complaint> {
+        let filters = Filters::new(&self.filter, FILTERS)?;
         let which = images::which(self.all);
         let question = format!("WARNING! This will remove:\n  - all stopped containers\n  - {which}\n\n");
         prune(self.force, &question, || {
@@ -88,12 +89,11 @@ impl SystemPruneCommand {
 }
 
 /// Removes containers that do not run and fit; what there is to say of it, and how many bytes that has freed.
-fn remove(filters: &Filters) -> Result<(String, u64), String> {
+fn remove(filters: &Filters) -> Result<(String, u64), Complaint> {
     let mut before = u64::MAX;
     for value in filters.values("until") {
         let time = time::parse_point(value, time::since_1970());
-        let time =
-            time.ok_or_else(|| invalid("until", value, "a time, or a duration such as 24h").to_string())?;
+        let time = time.ok_or_else(|| invalid("until", value, "a time, or a duration such as 24h"))?;
         before = before.min(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     }
     let (items, damaged) = items(true).map_err(|error| chain(&error))?;

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::human::{age, date_of, size};
 use super::list::{repository, short};
 use super::prune::bytes;
-use super::{ContainerUse, complete, containers, store};
+use super::{ContainerUse, containers, store};
+use crate::complaint::{Complaint, complete};
 use crate::containers::SystemPruneCommand;
 use crate::events::EventsCommand;
 use crate::format::{Column, Format};
@@ -110,7 +111,7 @@ impl SystemCommand {
 }
 
 impl DfCommand {
-    fn show(self) -> Result<ExitCode, String> {
+    fn show(self) -> Result<ExitCode, Complaint> {
         let store = store()?;
         let images = store.images().map_err(|error| chain(&error))?;
         let interrupted = store.interrupted().map_err(|error| chain(&error))?;
@@ -125,11 +126,7 @@ impl DfCommand {
                 ];
                 let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).collect();
                 let default = Format::Table(None);
-                format
-                    .as_ref()
-                    .unwrap_or(&default)
-                    .list(COLUMNS, &shown, &rows)
-                    .map_err(|error| error.to_string())?
+                format.as_ref().unwrap_or(&default).list(COLUMNS, &shown, &rows)?
             }
             (true, Some(format)) if !format.is_default() => {
                 let rows: Vec<Value> = containers.iter().map(|container| container.row.clone()).collect();
@@ -137,7 +134,7 @@ impl DfCommand {
                 let all = json!({
                     "Images": image_rows(&images, &containers), "Containers": rows, "Volumes": volumes,
                 });
-                Format::inspect(Some(format), &[all]).map_err(|error| error.to_string())?
+                Format::inspect(Some(format), &[all])?
             }
             (true, _) => verbose(&images, &containers, &volumes),
         };

@@ -3,9 +3,10 @@
 use clap::{ArgAction, Args};
 use serde_json::{Value, json};
 
+use super::find;
 use super::human::{age, date_of, size};
 use super::list::short;
-use super::{complete, find};
+use crate::complaint::{Complaint, complete};
 use crate::format::{Column, Format};
 use crate::process::ExitCode;
 use crate::{exit_code, print};
@@ -62,7 +63,7 @@ impl HistoryCommand {
         complete(self.show())
     }
 
-    fn show(self) -> Result<ExitCode, String> {
+    fn show(self) -> Result<ExitCode, Complaint> {
         let image = find(&self.image)?;
         let whole = if self.no_trunc { image.id.to_string() } else { short(&image) };
         let row = |(index, step): (usize, image::HistoryEntry)| -> Value {
@@ -87,7 +88,7 @@ impl HistoryCommand {
             return Ok(print(ids.as_bytes(), exit_code::SUCCESS));
         }
         let shown = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"];
-        let text = format.list(COLUMNS, &shown, &rows).map_err(|error| error.to_string())?;
+        let text = format.list(COLUMNS, &shown, &rows)?;
         Ok(print(text.as_bytes(), exit_code::SUCCESS))
     }
 }

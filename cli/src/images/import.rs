@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use super::registry::RegistryArguments;
 use super::worker::{Failure, Input, Job, Outcome, Task};
-use super::{change, complete, store};
+use super::{change, store};
+use crate::complaint::complete;
 use crate::process::ExitCode;
 use crate::{events, exit_code, print};
 

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::human::{age, date_of, size};
 use super::pattern::names;
-use super::{complete, store};
+use super::store;
+use crate::complaint::{Complaint, complete};
 use crate::format::{Column, Filter, Filters, Format, invalid};
 use crate::process::ExitCode;
 use crate::{chain, exit_code, print};
@@ -117,10 +118,10 @@ impl ImagesCommand {
         complete(self.list())
     }
 
-    fn list(self) -> Result<ExitCode, String> {
+    fn list(self) -> Result<ExitCode, Complaint> {
         let mut given = self.filter.clone();
         given.extend(self.name.clone().map(|value| Filter { name: "reference".into(), value }));
-        let filters = Filters::new(&given, FILTERS).map_err(|error| error.to_string())?;
+        let filters = Filters::new(&given, FILTERS)?;
         let images = store()?.images().map_err(|error| chain(&error))?;
         let images = chosen(images, &filters)?;
         if self.json {
@@ -140,15 +141,14 @@ impl ImagesCommand {
             true => &["Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"],
             false => &["Repository", "Tag", "ID", "CreatedSince", "Size"],
         };
-        let text = format.list(COLUMNS, shown, &rows).map_err(|error| error.to_string())?;
+        let text = format.list(COLUMNS, shown, &rows)?;
         Ok(print(text.as_bytes(), exit_code::SUCCESS))
     }
 }
 
 /// The images that all filters allow, those that were built last first.
-pub fn chosen(mut images: Vec<Image>, filters: &Filters) -> Result<Vec<Image>, String> {
-    let line = |error: crate::format::FilterError| error.to_string();
-    let dangling = filters.flag("dangling").map_err(line)?;
+pub fn chosen(mut images: Vec<Image>, filters: &Filters) -> Result<Vec<Image>, Complaint> {
+    let dangling = filters.flag("dangling")?;
     let mut before = Vec::new();
     let mut since = Vec::new();
     for (name, times) in [("before", &mut before), ("since", &mut since)] {
@@ -160,7 +160,7 @@ pub fn chosen(mut images: Vec<Image>, filters: &Filters) -> Result<Vec<Image>, S
     }
     for value in filters.values("until") {
         let time = time::parse_point(value, time::since_1970());
-        let time = time.ok_or_else(|| line(invalid("until", value, "a time, or a duration such as 24h")))?;
+        let time = time.ok_or_else(|| invalid("until", value, "a time, or a duration such as 24h"))?;
         before.push(i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
     }
     images.retain(|image| {

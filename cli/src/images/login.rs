@@ -6,9 +6,9 @@ use clap::Args;
 use image::{CredentialFiles, CredentialSource, Credentials, StoredIn, registry_of};
 use instance::console::RawTerminal;
 
-use super::complete;
 use super::registry::{RegistryArguments, UnpackedArguments};
 use super::worker::{Failure, Input, Job, Outcome, Task};
+use crate::complaint::complete;
 use crate::process::ExitCode;
 use crate::{chain, complain, exit_code, print};
 

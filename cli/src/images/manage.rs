@@ -3,7 +3,8 @@
 use clap::Args;
 use image::{Reference, Removed, StoreError};
 
-use super::{complete, is_used, store};
+use super::{is_used, store};
+use crate::complaint::complete;
 use crate::process::ExitCode;
 use crate::{chain, complain, events, exit_code, print};
 

@@ -33,9 +33,8 @@ pub use registry::{PullCommand, PushCommand, RegistryArguments};
 pub use transfer::{LoadCommand, SaveCommand};
 pub use worker::WorkerCommand;
 
-use crate::process::ExitCode;
 use crate::ps;
-use crate::{chain, complain, exit_code};
+use crate::{chain, complain};
 
 /// Opens this user's store, `images` of the directory of data.
 ///
@@ -191,12 +190,4 @@ fn is_used(id: Digest) -> bool {
     let kept = Archive::of_user().and_then(|archive| archive.all()).map(|(kept, _)| kept).unwrap_or_default();
     let id = id.to_string();
     kept.iter().any(|kept| kept.entry.image_id.as_ref() == Some(&id))
-}
-
-/// The exit code of a command, whose error is said.
-pub fn complete(result: Result<ExitCode, String>) -> ExitCode {
-    result.unwrap_or_else(|message| {
-        complain(&message);
-        exit_code::FAILURE.into()
-    })
 }

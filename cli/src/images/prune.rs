@@ -7,7 +7,8 @@ use image::{Digest, Image};
 
 use super::list::{chosen, is_dangling};
 use super::manage::{note, said};
-use super::{ContainerUse, complete, containers, is_used, store};
+use super::{ContainerUse, containers, is_used, store};
+use crate::complaint::{Complaint, complete};
 use crate::format::{Filter, Filters};
 use crate::process::ExitCode;
 use crate::prune::deleted;
@@ -45,13 +46,13 @@ impl PruneCommand {
         complete(self.prune())
     }
 
-    fn prune(self) -> Result<ExitCode, String> {
-        let filters = Filters::new(&self.filter, FILTERS).map_err(|error| error.to_string())?;
+    fn prune(self) -> Result<ExitCode, Complaint> {
+        let filters = Filters::new(&self.filter, FILTERS)?;
         // As docker's: dangling=false is another way to say --all.
-        let all = self.all || filters.flag("dangling").map_err(|error| error.to_string())? == Some(false);
+        let all = self.all || filters.flag("dangling")? == Some(false);
         let others: Vec<Filter> =
             self.filter.iter().filter(|filter| filter.name != "dangling").cloned().collect();
-        let others = Filters::new(&others, FILTERS).map_err(|error| error.to_string())?;
+        let others = Filters::new(&others, FILTERS)?;
         let warning = format!("WARNING! This will remove {}.\n", which(all));
         crate::prune::prune(self.force, &warning, || prune(&others, all))
     }
@@ -67,8 +68,8 @@ pub fn which(all: bool) -> &'static str {
 ///
 /// # Errors
 ///
-/// A line for the user.
-pub fn prune(filters: &Filters, all: bool) -> Result<(String, u64), String> {
+/// A [`Complaint`].
+pub fn prune(filters: &Filters, all: bool) -> Result<(String, u64), Complaint> {
     let store = store()?;
     let images = store.images().map_err(|error| chain(&error))?;
     let before = bytes(&images);

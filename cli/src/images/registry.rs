@@ -9,8 +9,9 @@ use image::{Digest, Mirror, Progress, PullEvent, Pulled, Reference, Store};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use vmm::MemorySize;
 
+use super::store;
 use super::worker::{Input, Job, Outcome, Task};
-use super::{complete, store};
+use crate::complaint::complete;
 use crate::process::ExitCode;
 use crate::{events, exit_code, print};
 

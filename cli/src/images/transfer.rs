@@ -8,8 +8,9 @@ use clap::{Args, ValueEnum};
 use image::SaveFormat;
 
 use super::registry::{RegistryArguments, UnpackedArguments};
+use super::store;
 use super::worker::{Failure, Input, Job, Outcome, Task};
-use super::{complete, store};
+use crate::complaint::complete;
 use crate::output::to_file;
 use crate::process::ExitCode;
 use crate::{chain, events, exit_code, print};

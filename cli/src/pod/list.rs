@@ -7,6 +7,7 @@ use instance::{Archive, InstanceError, Kept, Kind, Registry, VmName, time};
 use serde_json::{Value, json};
 
 use super::{containers, find, options};
+use crate::complaint::{Complaint, complete};
 use crate::format::{Column, Filter, Filters, Format, fitted_table, matches_name};
 use crate::images::human;
 use crate::inspect::print_all;
@@ -212,26 +213,19 @@ pub fn all() -> Result<(Vec<Pod>, Vec<InstanceError>), InstanceError> {
 impl PsCommand {
     /// Lists this user's pods.
     pub fn run(self) -> ExitCode {
-        match self.text() {
-            Ok(text) => print(text.as_bytes(), exit_code::SUCCESS),
-            Err((message, code)) => {
-                complain(&message);
-                code.into()
-            }
-        }
+        complete(self.text().map(|text| print(text.as_bytes(), exit_code::SUCCESS)))
     }
 
-    fn text(&self) -> Result<String, (String, u8)> {
-        let usage = |error: &dyn std::error::Error| (chain(error), exit_code::USAGE);
+    fn text(&self) -> Result<String, Complaint> {
         let known = ["id", "name", "status", "label", "label!", "ctr-number"];
-        let filters = Filters::new(&self.filter, &known).map_err(|error| usage(&error))?;
+        let filters = Filters::new(&self.filter, &known)?;
         if let Some(state) =
             filters.values("status").find(|state| !STATES.iter().any(|known| is_state(known, state)))
         {
             let expected = "created, running, degraded, paused or exited";
-            return Err(usage(&crate::format::invalid("status", state, expected)));
+            return Err(crate::format::invalid("status", state, expected).into());
         }
-        let (mut pods, damaged) = all().map_err(|error| (chain(&error), exit_code::HOST))?;
+        let (mut pods, damaged) = all().map_err(|error| Complaint::host(&error))?;
         damaged.iter().for_each(|error| complain(&chain(error)));
         pods.retain(|pod| {
             let labels = |name: &str| pod.kept.entry.labels.get(name).map(String::as_str);
@@ -247,7 +241,7 @@ impl PsCommand {
         }
         let rows: Vec<Value> = pods.iter().map(Pod::fields).collect();
         match self.format.as_ref().filter(|format| !format.is_default()) {
-            Some(format) => format.list(COLUMNS, &[], &rows).map_err(|error| usage(&error)),
+            Some(format) => Ok(format.list(COLUMNS, &[], &rows)?),
             None => Ok(table(&rows, if self.no_trunc { None } else { table::terminal_width() })),
         }
     }

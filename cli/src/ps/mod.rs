@@ -11,6 +11,7 @@ use serde_json::Value;
 pub use self::item::{Item, items};
 
 use self::filter::{FILTERS, fits};
+use crate::complaint::{Complaint, complete};
 use crate::format::{Column, Filter, Filters, Format, FormatError, fitted_table};
 use crate::images::{self, human};
 use crate::process::ExitCode;
@@ -119,28 +120,21 @@ impl FromStr for ListFormat {
 impl PsCommand {
     /// Lists this user's VMs and containers.
     pub fn run(self) -> ExitCode {
-        match self.text() {
-            Ok(text) => print(text.as_bytes(), exit_code::SUCCESS),
-            Err((message, code)) => {
-                complain(&message);
-                code.into()
-            }
-        }
+        complete(self.text().map(|text| print(text.as_bytes(), exit_code::SUCCESS)))
     }
 
-    fn text(&self) -> Result<String, (String, u8)> {
-        let usage = |error: &dyn std::error::Error| (chain(error), exit_code::USAGE);
-        let filters = Filters::new(&self.filter, FILTERS).map_err(|error| usage(&error))?;
+    fn text(&self) -> Result<String, Complaint> {
+        let filters = Filters::new(&self.filter, FILTERS)?;
         let last = self.last.or(self.latest.then_some(1));
         // A filter of states is about those that have ended, too.
         let all = self.all
             || last.is_some()
             || self.filter.iter().any(|filter| matches!(&*filter.name, "status" | "exited"));
-        let (mut items, damaged) = items(all).map_err(|error| (chain(&error), exit_code::HOST))?;
+        let (mut items, damaged) = items(all).map_err(|error| Complaint::host(&error))?;
         for error in damaged {
             complain(&chain(&error));
         }
-        let fits = fits(&filters, &items).map_err(|error| usage(&error))?;
+        let fits = fits(&filters, &items)?;
         let mut fits = fits.into_iter();
         items.retain(|_| fits.next().unwrap_or_default());
         // The newest first, as docker.
@@ -158,7 +152,7 @@ impl PsCommand {
         }
         match &self.format {
             Some(ListFormat { format, .. }) if !format.is_default() => {
-                format.list(COLUMNS, &[], &rows).map_err(|error| usage(&error))
+                Ok(format.list(COLUMNS, &[], &rows)?)
             }
             _ => {
                 let width = if self.no_trunc { None } else { table::terminal_width() };

@@ -12,7 +12,7 @@ use super::inherit::{self, VolumesFrom};
 use super::network::NetworkArguments;
 use super::resources::ResourceArguments;
 use crate::complain;
-use crate::defaults::Defaults;
+use crate::defaults::{Defaults, TemplateUse};
 
 /// The options of a container, whichever command makes it.
 #[derive(Args)]
@@ -151,6 +151,10 @@ pub struct ContainerArguments {
         hide_short_help = true
     )]
     jail: Option<jail::Mode>,
+
+    /// Boot the VM's kernel: do not go on from a template (see `mvm template`)
+    #[arg(long, env = "MVM_COLD", hide_env = true, value_parser = clap::builder::FalseyValueParser::new(), help_heading = "Isolation")]
+    cold: bool,
 
     /// Set a kernel parameter: NAME=VALUE
     #[arg(long, value_name = "PARAM", value_parser = pair, help_heading = "Security", hide_short_help = true)]
@@ -319,6 +323,7 @@ impl ContainerArguments {
             stop_signal: self.stop_signal,
             jail: self.jail.or(defaults.jail).unwrap_or_default(),
             jail_ids: defaults.jail_ids,
+            cold: self.cold || defaults.templates == Some(TemplateUse::Off),
             ..RunOptions::default()
         };
         inherit::add(&mut options, &self.volumes_from)?;

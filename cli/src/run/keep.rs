@@ -24,7 +24,7 @@ use super::log;
 use super::order::Order;
 use super::policy;
 use crate::background::{Report, Reporter};
-use crate::{chain, complain, events, exit_code, pod};
+use crate::{chain, complain, events, exit_code, pod, template};
 
 /// What it is started with.
 pub struct Means {
@@ -257,11 +257,16 @@ fn try_keep(
         timing: &timing,
     };
     timing.mark(Step::Record);
+    let mut missing = None;
+    let template = match &order.pod {
+        None => template::find(&assets, &order.options, &mounts, &mut missing),
+        Some(_) => None,
+    };
     let leave = || drop((signals.take(), front.take(), lock(reporter).take()));
     let run = match &order.pod {
         None => {
             let split = Split { until_open: Box::new(hold), leave: Box::new(leave) };
-            Keeper::start(plan, instance, keep, split)
+            Keeper::start(plan, instance, keep, split, template)
                 .map(|keeper| Box::new(move |attachment| keeper.run(attachment)) as Runner)
                 .map_err(|error| chain(&error))
         }
@@ -294,6 +299,7 @@ fn try_keep(
         let checked = id.to_string();
         let on_started = Box::new(move || {
             events::note(&entry, "start", &[]);
+            missing.into_iter().for_each(template::make_in_the_background);
             if let Some(check) = check {
                 let mut last = HealthStatus::Starting;
                 let report = move |health: &Health| {

@@ -4,8 +4,8 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{VolumeUse, all};
+use crate::complaint::{Complaint, complete};
 use crate::format::{Column, Filter, Filters, Format, invalid, matches_name};
-use crate::images::complete;
 use crate::process::ExitCode;
 use crate::{exit_code, print};
 
@@ -58,8 +58,8 @@ impl ListCommand {
         complete(self.list())
     }
 
-    fn list(self) -> Result<ExitCode, String> {
-        let filters = Filters::new(&self.filter, FILTERS).map_err(|error| error.to_string())?;
+    fn list(self) -> Result<ExitCode, Complaint> {
+        let filters = Filters::new(&self.filter, FILTERS)?;
         let volumes = chosen(all()?, &filters)?;
         let format = self.format.unwrap_or(Format::Table(None));
         if self.quiet && format.is_default() {
@@ -67,7 +67,7 @@ impl ListCommand {
             return Ok(print(names.as_bytes(), exit_code::SUCCESS));
         }
         let rows: Vec<Value> = volumes.iter().map(VolumeUse::fields).collect();
-        let text = format.list(COLUMNS, &["Driver", "Name"], &rows).map_err(|error| error.to_string())?;
+        let text = format.list(COLUMNS, &["Driver", "Name"], &rows)?;
         Ok(print(text.as_bytes(), exit_code::SUCCESS))
     }
 }
@@ -76,12 +76,12 @@ impl ListCommand {
 ///
 /// # Errors
 ///
-/// A line for the user: a value that a filter does not take.
-pub fn chosen(mut volumes: Vec<VolumeUse>, filters: &Filters) -> Result<Vec<VolumeUse>, String> {
-    let dangling = filters.flag("dangling").map_err(|error| error.to_string())?;
+/// A [`Complaint`]: a value that a filter does not take.
+pub fn chosen(mut volumes: Vec<VolumeUse>, filters: &Filters) -> Result<Vec<VolumeUse>, Complaint> {
+    let dangling = filters.flag("dangling")?;
     for driver in filters.values("driver") {
         if !["local", "shared"].contains(&driver) {
-            return Err(invalid("driver", driver, "local or shared").to_string());
+            return Err(invalid("driver", driver, "local or shared").into());
         }
     }
     volumes.retain(|one| {

@@ -5,7 +5,7 @@ use container::{Assets, create_volume, volume_record, volume_size};
 use instance::{VolumeDriver, VolumeName, VolumeRecord};
 
 use super::{VolumeRemoval, missing, remove, volumes};
-use crate::images::complete;
+use crate::complaint::{Complaint, complete};
 use crate::process::ExitCode;
 use crate::{chain, complain, exit_code, print};
 
@@ -60,9 +60,9 @@ impl CreateCommand {
         complete(self.create())
     }
 
-    fn create(self) -> Result<ExitCode, String> {
+    fn create(self) -> Result<ExitCode, Complaint> {
         volume_size(self.driver, self.option.iter().map(|(name, value)| (name, value)))
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| Complaint::usage(&error))?;
         let name = match self.name {
             Some(name) => name,
             None => VolumeName::random().map_err(|error| format!("cannot get a random name: {error}"))?,
@@ -76,7 +76,19 @@ impl CreateCommand {
             VolumeDriver::Local => Assets::find().map_err(|error| error.to_string())?,
             VolumeDriver::Shared => Assets::default(),
         };
-        create_volume(&assets, &volumes()?, &record).map_err(|error| chain(&error))?;
+        let volumes = volumes()?;
+        let is_new = create_volume(&assets, &volumes, &record).map_err(|error| chain(&error))?;
+        if !is_new {
+            let existing = volumes.find(&name).map_err(|error| chain(&error))?.record.options;
+            let differs = |(option, value): (&String, &String)| existing.get(option) != Some(value);
+            if record.options.iter().any(differs) {
+                let own = existing.iter().map(|(name, value)| format!("--opt {name}={value}"));
+                let own = own.reduce(|all, one| all + " " + &one).unwrap_or_else(|| "without --opt".into());
+                return Err(
+                    format!("volume {name} exists, made {own}: remove it first, or leave out --opt").into()
+                );
+            }
+        }
         Ok(print(format!("{name}\n").as_bytes(), exit_code::SUCCESS))
     }
 }

@@ -4,9 +4,9 @@ use clap::Args;
 
 use super::list::chosen;
 use super::{all, remove};
+use crate::complaint::{Complaint, complete};
 use crate::events;
 use crate::format::{Filter, Filters};
-use crate::images::complete;
 use crate::process::ExitCode;
 use crate::prune::{deleted, prune};
 
@@ -42,9 +42,9 @@ impl PruneCommand {
         complete(self.prune())
     }
 
-    fn prune(self) -> Result<ExitCode, String> {
-        let filters = Filters::new(&self.filter, FILTERS).map_err(|error| error.to_string())?;
-        let all_of_them = self.all || filters.flag("all").map_err(|error| error.to_string())? == Some(true);
+    fn prune(self) -> Result<ExitCode, Complaint> {
+        let filters = Filters::new(&self.filter, FILTERS)?;
+        let all_of_them = self.all || filters.flag("all")? == Some(true);
         let which = if all_of_them { "all" } else { "anonymous" };
         let warning =
             format!("WARNING! This will remove {which} local volumes not used by at least one container.\n");
@@ -54,7 +54,7 @@ impl PruneCommand {
 
 /// Removes volumes that fit `filters` and that nothing uses, unless `all_of_them` the anonymous ones. What there is to
 /// say of it, and how many bytes that has freed.
-fn remove_all(filters: &Filters, all_of_them: bool) -> Result<(String, u64), String> {
+fn remove_all(filters: &Filters, all_of_them: bool) -> Result<(String, u64), Complaint> {
     let (mut removed, mut freed) = (String::new(), 0_u64);
     for one in chosen(all()?, filters)? {
         let is_meant = all_of_them || one.volume.record.is_anonymous;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -48,10 +49,11 @@ fn each_thread_that_a_guest_can_reach_is_confined_and_the_keeper_is_not() {
     assert!(is_on("no-new-privs") && is_on("dumps") && is_on("limits"), "{jail}");
     let threads = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
     for thread in threads.map(Result::unwrap) {
-        let held = ["NoNewPrivs", "Seccomp", "CapEff", "CapPrm"].map(|line| status(&thread, line));
+        let lines = ["NoNewPrivs", "Seccomp", "CapEff", "CapPrm", "CapInh", "CapAmb"];
+        let held = lines.map(|line| status(&thread, line));
         let filter = if is_on("seccomp") { "2" } else { "0" };
         let none = "0000000000000000";
-        assert_eq!(held, ["1", filter, none, none], "{:?}", status(&thread, "Name"));
+        assert_eq!(held, ["1", filter, none, none, none, none], "{:?}", status(&thread, "Name"));
     }
     // Only root may look there.
     if is_on("root") && rustix::process::geteuid().is_root() {
@@ -125,5 +127,61 @@ fn the_terminal_is_restored_where_the_vm_is_killed() {
     kill_process(vm_process(&place), Signal::KILL).unwrap();
     shell.wait_for("code=137");
     shell.wait_for("isig icanon");
+    assert!(place.is_clean());
+}
+
+#[test]
+fn the_configuration_file_says_whom_a_vm_of_root_becomes() {
+    let Some(place) = Place::new(IDLE) else { return };
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root's VMs have users of their own");
+    }
+    let directory = place.path("configuration");
+    let file = directory.join("mvm/config.toml");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, "jail-ids = '1999999000-1999999001'").unwrap();
+    let mut boot = place.boot(&[]);
+    let mut vm = Vm(boot.env("XDG_CONFIG_HOME", &directory).spawn().unwrap());
+    vm.wait_until_ready();
+    let ids = jail_of(&place)["Layers"]["ids"].as_str().unwrap().to_owned();
+    if ids.starts_with("on") {
+        let status = fs::read_to_string(format!("/proc/{}/status", vm_process(&place).as_raw_nonzero()));
+        let status = status.unwrap();
+        assert!(status.contains("\nUid:\t199999900"), "{status}");
+    } else {
+        eprintln!("not looked at: {ids}");
+    }
+    vm.signal(Signal::KILL);
+    vm.wait();
+    fs::write(&file, "jail-ids = '7-7'").unwrap();
+    let refused = place.boot(&[]).env("XDG_CONFIG_HOME", &directory).output().unwrap();
+    let line = text(&refused);
+    assert_eq!(refused.status.code(), Some(2), "{line}");
+    assert!(line.contains("config.toml, line 1: jail-ids: invalid range of IDs 7-7"), "{line}");
+}
+
+#[test]
+fn a_forbidden_system_call_ends_the_vm_and_is_named() {
+    let Some(place) = Place::new(IDLE) else { return };
+    if Command::new("strace").arg("true").stderr(Stdio::null()).status().is_err() {
+        return eprintln!("skipped: there is no strace (Debian package strace)");
+    }
+    let vm = place.start(&[]);
+    let process = vm_process(&place);
+    let seccomp = jail_of(&place)["Layers"]["seccomp"].as_str().unwrap().to_owned();
+    if !seccomp.starts_with("on") || !rustix::process::geteuid().is_root() {
+        return eprintln!(
+            "skipped: another process of the user may not trace a VM's; system calls: {seccomp}"
+        );
+    }
+    // In place of its next wait the process makes a call that no VM makes.
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-e", "inject=epoll_wait:error=EINTR:syscall=getuid", "-o", "/dev/null", "-p"]);
+    let mut strace = strace.arg(process.as_raw_nonzero().to_string()).spawn().unwrap();
+    let (code, errors) = vm.finish();
+    strace.wait().unwrap();
+    assert_eq!((code, errors.lines().count()), (Some(4), 1), "{errors}");
+    let says = "its process was ended, as its thread main made the system call getuid, which no VM needs";
+    assert!(errors.contains(says), "{errors}");
     assert!(place.is_clean());
 }

@@ -33,7 +33,8 @@ impl Containers {
         fs::create_dir(&assets).unwrap();
         fs::copy(place.path("kernel"), assets.join("vmlinux")).unwrap();
         fs::write(assets.join("agent.erofs"), [0; 4096]).unwrap();
-        fs::write(assets.join("changes.templates"), "").unwrap();
+        let template = [256 << 20, 1024, 5].map(u64::to_le_bytes).concat();
+        fs::write(assets.join("changes.templates"), [b"mvm-ext4", &*template, b"magic"].concat()).unwrap();
         containers.import("tiny");
         Some(containers)
     }
@@ -188,5 +189,38 @@ fn one_that_ends_meanwhile_is_removed_or_said_to_run() {
         }
         containers.said(&["rm", "-f", "c"]);
     }
+    containers.expect_nothing();
+}
+
+#[test]
+fn files_of_one_that_does_not_run_are_let_go_of_whenever_who_copies_is_ended() {
+    let Some(containers) = Containers::new() else { return };
+    containers.said(&[
+        "create",
+        "--network",
+        "none",
+        "--storage-opt",
+        "size=256M",
+        "--name",
+        "c",
+        "tiny",
+        "sh",
+    ]);
+    let copy = |signals: Signal| {
+        for point in points().step_by(3) {
+            let mut command = containers.mvm(&["cp", "c:/etc", "-"]);
+            let mut copy = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            sleep(point);
+            expect_started(&mut copy, point);
+            signal(&copy, signals);
+            let start = Instant::now();
+            let ended = copy.wait().unwrap();
+            assert!(start.elapsed() < Duration::from_secs(8), "{signals:?} at {point:?}: {ended}");
+            containers.wait_for_all(|| ());
+        }
+    };
+    [Signal::INT, Signal::TERM, Signal::KILL].into_iter().for_each(copy);
+    assert_eq!(containers.said(&["ps", "-a", "--format", "{{.State}}"]), "created\n");
+    containers.said(&["rm", "c"]);
     containers.expect_nothing();
 }

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 pub use self::keeper::{PodKeeper, PodLeft, PodPlan};
 pub use self::member::{Member, PodPlace};
 
+pub(crate) use self::disk::{ends, open_disk};
+
 use crate::machine::VSOCK;
 use crate::mounts::PodFolder;
 use crate::network;

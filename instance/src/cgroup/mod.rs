@@ -104,14 +104,20 @@ pub fn examine_cgroups() -> Result<(), CgroupError> {
 }
 
 impl Cgroup {
-    /// Makes the group of the VM `id`, whose directory is `instance`, with these limits.
+    /// Makes the group of the VM `id`, whose directory is `instance`, with the limits that `limits` returns: it is asked for
+    /// them where the host has groups.
     ///
     /// # Errors
     ///
     /// [`CgroupError`]; nothing is left behind.
-    pub fn make(instance: &Path, id: &VmId, limits: CgroupLimits) -> Result<Self, CgroupError> {
+    pub fn make(
+        instance: &Path,
+        id: &VmId,
+        limits: impl FnOnce() -> CgroupLimits,
+    ) -> Result<Self, CgroupError> {
         let place = place::find()?;
         let has_cpu = place.prepare()?;
+        let limits = limits();
         let directory = place.directory.join(name(instance, id).map_err(CgroupError::host("name a group"))?);
         // Before the group is made, so that it can be found whenever this process ends.
         let path = directory.as_os_str().as_encoded_bytes();
@@ -202,16 +208,43 @@ fn name(instance: &Path, id: &VmId) -> io::Result<String> {
 /// Ends what a VM `id` has left in the group that its directory names, and removes the group. No process keeps that VM
 /// any more.
 pub(super) fn end_left(instance: &Path, id: &VmId) {
-    let mut path = String::new();
-    let Ok(file) = fs::File::open(instance.join(FILE)) else { return };
-    if file.take(MAX_PATH).read_to_string(&mut path).is_err() {
-        return;
+    if let Some(group) = noted(instance, id) {
+        end(&group);
     }
-    let path = Path::new(&path);
+}
+
+/// The group of the VM `id` that its directory names.
+fn noted(instance: &Path, id: &VmId) -> Option<PathBuf> {
+    let mut path = String::new();
+    fs::File::open(instance.join(FILE)).ok()?.take(MAX_PATH).read_to_string(&mut path).ok()?;
+    let path = PathBuf::from(path);
     // Whatever is in the file: it is this VM's group or nothing.
     let is_its = name(instance, id).is_ok_and(|name| path.file_name() == Some(name.as_ref()));
-    if is_its && path.is_absolute() && place::is_cgroup2(path) {
-        end(path);
+    (is_its && path.is_absolute() && place::is_cgroup2(&path)).then_some(path)
+}
+
+/// What the processes of a VM's group use and have used together, as the kernel counts it: the VM's own, and those that
+/// serve its devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CgroupUsage {
+    /// Nanoseconds on processors.
+    pub cpu_nanoseconds: u64,
+    /// Bytes of memory, without the cache of files that the kernel drops first.
+    pub memory_bytes: u64,
+}
+
+impl CgroupUsage {
+    /// That of the VM `id`, whose directory is `instance`; `None` where it has no group.
+    pub fn of(instance: &Path, id: &VmId) -> Option<Self> {
+        let group = noted(instance, id)?;
+        let read = |name: &str| fs::read_to_string(group.join(name)).ok();
+        let microseconds = value(&read("cpu.stat")?, "usage_usec")?;
+        let memory: u64 = read("memory.current")?.trim().parse().ok()?;
+        let cache = value(&read("memory.stat")?, "inactive_file")?;
+        Some(Self {
+            cpu_nanoseconds: microseconds.saturating_mul(1000),
+            memory_bytes: memory.saturating_sub(cache),
+        })
     }
 }
 

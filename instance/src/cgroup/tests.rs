@@ -11,7 +11,7 @@ fn vm() -> (tempfile::TempDir, VmId) {
 
 /// A group, where this host has them.
 fn group(instance: &Path, id: &VmId) -> Option<Cgroup> {
-    match Cgroup::make(instance, id, LIMITS) {
+    match Cgroup::make(instance, id, || LIMITS) {
         Ok(group) => Some(group),
         Err(error) => {
             eprintln!("skipped: {error}");
@@ -23,7 +23,7 @@ fn group(instance: &Path, id: &VmId) -> Option<Cgroup> {
 /// A shell in `group`, which runs `script`.
 fn shell(group: &Cgroup, script: &str) -> std::process::Child {
     let join = format!("echo 0 >{}/cgroup.procs; {script}", group.directory.display());
-    Command::new("sh").args(["-c", &join]).stdout(Stdio::piped()).spawn().unwrap()
+    Command::new("sh").args(["-c", &join]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 #[test]
@@ -52,6 +52,23 @@ fn a_group_limits_its_processes_and_leaves_nothing_behind() {
     group.end();
     assert!(!group.directory.exists());
     bomb.wait().unwrap();
+}
+
+#[test]
+fn what_a_group_uses_is_what_its_processes_have_used() {
+    let (instance, id) = vm();
+    assert_eq!(CgroupUsage::of(instance.path(), &id), None);
+    let Some(group) = group(instance.path(), &id) else { return };
+    let first = CgroupUsage::of(instance.path(), &id).unwrap();
+    let script = "data=$(head -c 20000000 /dev/zero | tr '\\0' x); echo; read line";
+    let mut busy = shell(&group, script);
+    busy.stdout.take().unwrap().read_exact(&mut [0; 1]).unwrap();
+    let then = CgroupUsage::of(instance.path(), &id).unwrap();
+    assert!(then.memory_bytes > first.memory_bytes + 15_000_000, "{first:?} {then:?}");
+    assert!(then.cpu_nanoseconds > first.cpu_nanoseconds, "{first:?} {then:?}");
+    group.end();
+    busy.wait().unwrap();
+    assert_eq!(CgroupUsage::of(instance.path(), &id), None);
 }
 
 #[test]

@@ -5,19 +5,16 @@
 //! call rt_sigaction(2).
 
 mod names;
+mod program;
 mod trap;
 
-use std::collections::BTreeMap;
 use std::io;
 
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
 use thiserror::Error;
 
+use self::program::{Action, make};
 pub use names::name;
-pub use trap::{EXIT_CODE, Violation, report_to};
+pub use trap::{EXIT_CODE, Violation, may_trap, report_to};
 
 /// One system call that a thread may make.
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +107,8 @@ pub mod numbers {
 #[derive(Debug, Error)]
 pub enum SeccompError {
     /// The table has an error.
-    #[error("the table of system calls of {0} is wrong")]
-    Table(&'static str, #[source] BackendError),
+    #[error("the table of system calls of {0} is wrong: {1}")]
+    Table(&'static str, &'static str),
     /// The kernel refuses the filter.
     #[error("the kernel refuses a filter of system calls")]
     Install(#[source] io::Error),
@@ -124,7 +121,7 @@ pub enum SeccompError {
 #[derive(Clone, Debug)]
 pub struct Filter {
     kind: &'static str,
-    program: BpfProgram,
+    program: Vec<libc::sock_filter>,
 }
 
 impl Filter {
@@ -137,7 +134,20 @@ impl Filter {
         kind: &'static str,
         rules: impl IntoIterator<Item = &'a Rule>,
     ) -> Result<Self, SeccompError> {
-        Self::with(kind, rules, SeccompAction::Trap, SeccompAction::Allow)
+        Self::new_in(kind, std::process::id(), rules)
+    }
+
+    /// The same for the process with the ID `process`.
+    ///
+    /// # Errors
+    ///
+    /// [`SeccompError::Table`].
+    pub fn new_in<'a>(
+        kind: &'static str,
+        process: u32,
+        rules: impl IntoIterator<Item = &'a Rule>,
+    ) -> Result<Self, SeccompError> {
+        Self::with((kind, process), rules, (Action::Allow, Action::Trap))
     }
 
     /// Makes a filter by which the calls of `rules` fail with this error, as where the kernel does not have them, and
@@ -152,49 +162,39 @@ impl Filter {
         rules: impl IntoIterator<Item = &'a Rule>,
         error: rustix::io::Errno,
     ) -> Result<Self, SeccompError> {
-        let error = SeccompAction::Errno(error.raw_os_error().unsigned_abs());
-        Self::with(kind, rules, SeccompAction::Allow, error)
+        let error = Action::Fail(u16::try_from(error.raw_os_error()).unwrap_or_default());
+        Self::with((kind, std::process::id()), rules, (error, Action::Allow))
     }
 
     fn with<'a>(
-        kind: &'static str,
+        (kind, process): (&'static str, u32),
         rules: impl IntoIterator<Item = &'a Rule>,
-        other: SeccompAction,
-        matching: SeccompAction,
+        (matching, other): (Action, Action),
     ) -> Result<Self, SeccompError> {
-        let table = |error| SeccompError::Table(kind, error);
-        let mut calls: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-        let mut always = Vec::new();
-        for rule in rules {
-            let of_call = calls.entry(rule.call).or_default();
-            if rule.arguments.is_empty() {
-                always.push(rule.call);
-                continue;
-            }
-            let conditions = rule.arguments.iter().map(Argument::condition).collect::<Result<_, _>>();
-            of_call.push(conditions.and_then(SeccompRule::new).map_err(table)?);
-        }
-        for call in always {
-            calls.insert(call, Vec::new());
-        }
-        let filter = SeccompFilter::new(calls, other, matching, TargetArch::x86_64);
-        let program = filter.and_then(TryInto::try_into).map_err(table)?;
-        Ok(Self { kind, program })
+        let program = make(rules, process, (matching, other));
+        Ok(Self { kind, program: program.map_err(|why| SeccompError::Table(kind, why))? })
     }
 
-    /// Confines the calling thread, for good.
+    /// The kind of threads that it is for.
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// Confines the calling thread, for good. It takes one system call and no memory. This process has no_new_privs set,
+    /// and the thread does not block SIGSYS, which [`report_to`] and [`may_trap`] see to.
     ///
     /// # Errors
     ///
     /// [`SeccompError`].
     pub fn install(&self) -> Result<(), SeccompError> {
-        trap::prepare_thread(self.kind).map_err(SeccompError::Handler)?;
-        seccompiler::apply_filter(&self.program).map_err(|error| {
-            SeccompError::Install(match error {
-                seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => error,
-                error => io::Error::other(error.to_string()),
-            })
-        })
+        trap::name_thread(self.kind);
+        let too_long = |_| SeccompError::Install(io::ErrorKind::InvalidInput.into());
+        let length = u16::try_from(self.program.len()).map_err(too_long)?;
+        let program = libc::sock_fprog { len: length, filter: self.program.as_ptr().cast_mut() };
+        // SAFETY: the kernel copies the program, which lives until the call returns, and does not write to it.
+        let result =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+        if result == 0 { Ok(()) } else { Err(SeccompError::Install(io::Error::last_os_error())) }
     }
 }
 
@@ -208,18 +208,6 @@ impl Filter {
     pub fn install_for_all(&self) -> Result<(), SeccompError> {
         trap::name_process(self.kind);
         self.install()
-    }
-}
-
-impl Argument {
-    fn condition(&self) -> Result<SeccompCondition, BackendError> {
-        let (index, operator, value) = match *self {
-            Self::Is(index, value) => (index, SeccompCmpOp::Eq, value),
-            Self::Lacks(index, bits) => (index, SeccompCmpOp::MaskedEq(bits.into()), 0),
-            Self::Has(index, bits) => (index, SeccompCmpOp::MaskedEq(bits.into()), bits),
-            Self::IsThisProcess(index) => (index, SeccompCmpOp::Eq, std::process::id()),
-        };
-        SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value.into())
     }
 }
 

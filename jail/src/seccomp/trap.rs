@@ -59,10 +59,18 @@ fn name() -> &'static str {
     }
 }
 
-/// Names this thread in reports, and lets it take SIGSYS: where the signal is blocked, the process is killed without a
-/// report.
-pub(super) fn prepare_thread(kind: &'static str) -> io::Result<()> {
+/// Names this thread in reports.
+pub(super) fn name_thread(kind: &'static str) {
     KIND.set(kind);
+}
+
+/// Lets this thread, and those that it starts, take SIGSYS: where the signal is blocked, the process is killed without a
+/// report.
+///
+/// # Errors
+///
+/// Those of pthread_sigmask(3).
+pub fn may_trap() -> io::Result<()> {
     let mut signals = MaybeUninit::uninit();
     // SAFETY: the first call initializes the set, which the others use.
     let error = unsafe {
@@ -74,7 +82,7 @@ pub(super) fn prepare_thread(kind: &'static str) -> io::Result<()> {
 }
 
 /// Has violations reported to `reports`, as one write each, which [`Violation::parse`] reads. It stays open for as long as
-/// the process lives, and should not block.
+/// the process lives, and should not block. This thread and those that it starts from now on may trap.
 ///
 /// # Errors
 ///
@@ -90,7 +98,10 @@ pub fn report_to(reports: OwnedFd) -> Result<(), SeccompError> {
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut())
     };
-    if result == 0 { Ok(()) } else { Err(SeccompError::Handler(io::Error::last_os_error())) }
+    if result != 0 {
+        return Err(SeccompError::Handler(io::Error::last_os_error()));
+    }
+    may_trap().map_err(SeccompError::Handler)
 }
 
 /// The beginning of `siginfo_t` for SIGSYS (sigaction(2)).

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -128,6 +129,20 @@ fn a_command_without_its_user_or_container_is_refused() {
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
         assert_eq!((output.status.code(), &*stdout, stderr.lines().count()), (Some(code), "", 1), "{stderr}");
     }
+}
+
+#[test]
+fn a_command_in_a_paused_container_is_refused_at_once() {
+    let container = Container::start(&[]);
+    let said = |arguments: &[&str]| assert!(container.mvm(arguments).status().unwrap().success());
+    said(&["pause", "box"]);
+    let start = Instant::now();
+    let refused = container.exec(&["box", "true"]);
+    let line = text(&refused.stderr);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!((refused.status.code(), line.trim()), (Some(1), "mvm: box: it is paused: `mvm resume box`"));
+    said(&["unpause", "box"]);
+    said(&["exec", "box", "true"]);
 }
 
 #[test]

@@ -41,9 +41,9 @@ fn is_confined(vm: &str, kinds: &[&str]) {
         assert!(all.iter().any(|(name, _)| name == kind), "{kind}: {all:?}");
     }
     for (name, thread) in &all {
-        let held = ["NoNewPrivs", "Seccomp", "CapEff", "CapPrm", "CapBnd"].map(|line| status(thread, line));
+        let lines = ["NoNewPrivs", "Seccomp", "CapEff", "CapPrm", "CapInh", "CapAmb"];
         let none = "0000000000000000";
-        assert_eq!(held, ["1", "2", none, none, none], "{name}");
+        assert_eq!(lines.map(|line| status(thread, line)), ["1", "2", none, none, none, none], "{name}");
     }
     for namespace in ["user", "mnt", "net", "ipc", "uts", "cgroup"] {
         assert!(!is_same(vm, namespace), "{namespace}");

@@ -52,7 +52,7 @@ impl Outside {
         let is_root = geteuid().is_root();
         let claim = is_root.then(|| range.claim().map_err(|error| devices::log::chain(&error)));
         let make = |instance: &Instance| {
-            Cgroup::make(instance.path(), instance.id(), limits(config)).map_err(|error| error.to_string())
+            Cgroup::make(instance.path(), instance.id(), || limits(config)).map_err(|error| error.to_string())
         };
         let without = || Err("the VM has no directory, after which its group is named".to_owned());
         let cgroup = Some(instance.map_or_else(without, make));
@@ -127,8 +127,7 @@ fn limits(config: &VmConfig) -> CgroupLimits {
     let networks = count(config.nets.iter().filter(|net| net.is_user()).count());
     let helpers = count(config.shares.len()).saturating_add(networks);
     let disks = count(config.rootfs.iter().len() + config.disks.len() + config.slots);
-    let host_cpus = std::thread::available_parallelism().map_or(1, |cpus| count(cpus.get()));
-    let workers = DISK_REQUESTS.min(host_cpus.saturating_mul(WORKERS_PER_CPU));
+    let workers = if disks == 0 { 0 } else { DISK_REQUESTS.min(host_cpus().saturating_mul(WORKERS_PER_CPU)) };
     let memory = [
         memory,
         memory / TABLES,
@@ -148,6 +147,12 @@ fn limits(config: &VmConfig) -> CgroupLimits {
             .limits_cpus
             .then(|| u64::from(config.cpus).saturating_add(DEVICE_CPUS).saturating_add(helpers)),
     }
+}
+
+/// The processors by which the kernel counts its threads: those of the host, whichever of them mvm may use.
+fn host_cpus() -> u64 {
+    // SAFETY: the call takes a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
 }
 
 fn count(number: usize) -> u64 {

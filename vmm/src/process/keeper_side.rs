@@ -219,12 +219,10 @@ impl VmProcess {
 
     /// Waits for one message.
     pub(super) fn take(&self) -> Taken {
-        let said = self.tie.receive().unwrap_or_else(|_| {
-            self.child.kill();
-            let text = "its process said what is not understood, and was killed".into();
-            Some(Message::Said(FromVm::Failed(Failure { text, fault: Fault::Guest })))
-        });
+        let Ok(said) = self.tie.receive() else { return self.refuse() };
         match said {
+            // It is said before the guest runs. Later, the groups that it names would be any of the user's.
+            Some(Message::Confined { .. }) if self.is_open() => return self.refuse(),
             Some(Message::Confined { report, helpers }) => self.confined(report, helpers),
             Some(Message::Ready) => {
                 if let Err(text) = self.check_helpers() {
@@ -247,20 +245,22 @@ impl VmProcess {
         Taken::Handled
     }
 
+    /// Kills a process that has said what no VM says.
+    fn refuse(&self) -> Taken {
+        self.child.kill();
+        let text = "its process said what is not understood, and was killed".into();
+        Taken::Said(FromVm::Failed(Failure { text, fault: Fault::Guest }))
+    }
+
     /// Notes how the VM is confined, and which processes are to end with it.
     fn confined(&self, report: Report, helpers: Vec<u32>) {
         self.is_open.store(true, Ordering::SeqCst);
         self.noted.confined(report);
-        let mut known = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
-        // Said once, by a process that the guest has not run in yet.
-        if known.is_empty() {
-            known.extend(
-                helpers
-                    .into_iter()
-                    .take(MOST_HELPERS)
-                    .filter_map(|helper| Child::of_group(i32::try_from(helper).ok()?).ok()),
-            );
-        }
+        let groups = helpers
+            .into_iter()
+            .take(MOST_HELPERS)
+            .filter_map(|helper| Child::of_group(i32::try_from(helper).ok()?).ok());
+        self.helpers.lock().unwrap_or_else(PoisonError::into_inner).extend(groups);
     }
 
     /// Has the guest run where the processes that serve devices are as they have to be.

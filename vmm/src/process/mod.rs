@@ -3,6 +3,8 @@
 
 mod foreground;
 mod keeper_side;
+#[cfg(test)]
+mod keeper_tests;
 mod messages;
 mod slots;
 mod vm_side;

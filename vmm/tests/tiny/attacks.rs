@@ -1,15 +1,20 @@
 //! What an attacker who has taken over a thread of a confined VM's process would try: each attempt in a process of its own,
 //! on each kind of thread, and beneath the filters of system calls as well.
 
+use std::ffi::CString;
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::ptr::{null, null_mut};
 
 use instance::Identity;
-use jail::Mode;
 use jail::seccomp::Violation;
+use jail::{Ids, Mode, State};
+use tempfile::TempDir;
 
 use super::machine::Machine;
 use vmm::{ConsoleConfig, VmConfig};
@@ -28,8 +33,11 @@ type Attack = (&'static str, fn(&Target) -> i64);
 
 /// What there is to attack.
 struct Target {
-    /// The process that keeps the VM, as the attacker knows it.
+    /// The process that keeps the VM, as the attacker knows it. It has other VMs too.
     keeper: i32,
+    /// A directory that any user may write to, with a file in it.
+    directory: CString,
+    file: CString,
 }
 
 macro_rules! call {
@@ -45,11 +53,21 @@ const OUTSIDE: &[Attack] = &[
     ("open a file of /proc", |_| call!(SYS_openat, libc::AT_FDCWD, c"/proc/self/mem".as_ptr(), libc::O_RDWR)),
     ("open the root of init", |_| call!(SYS_openat, libc::AT_FDCWD, c"/proc/1/root".as_ptr(), libc::O_PATH)),
     ("open above the root", |_| call!(SYS_openat, libc::AT_FDCWD, c"../../../../etc".as_ptr(), libc::O_PATH)),
+    ("open another VM's directory", |target| {
+        call!(SYS_openat, libc::AT_FDCWD, target.directory.as_ptr(), libc::O_DIRECTORY)
+    }),
+    ("open the memory of another VM's process", |target| {
+        let path = CString::new(format!("/proc/{}/mem", target.keeper)).unwrap();
+        call!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), libc::O_RDONLY)
+    }),
+    ("write to the host's /proc", |_| {
+        call!(SYS_openat, libc::AT_FDCWD, c"/proc/sys/kernel/core_pattern".as_ptr(), libc::O_WRONLY)
+    }),
     ("make a file", |_| {
         call!(SYS_openat, libc::AT_FDCWD, c"/new".as_ptr(), libc::O_CREAT | libc::O_WRONLY, 0o600)
     }),
     ("make a directory", |_| call!(SYS_mkdir, c"/new".as_ptr(), 0o700)),
-    ("remove a file", |_| call!(SYS_unlink, c"/etc/passwd".as_ptr())),
+    ("remove a file", |target| call!(SYS_unlink, target.file.as_ptr())),
     ("look at a file", |_| {
         let mut stat = [0_u8; 256];
         call!(SYS_newfstatat, libc::AT_FDCWD, c"/etc/passwd".as_ptr(), stat.as_mut_ptr(), 0)
@@ -133,6 +151,10 @@ const SURFACE: &[Attack] = &[
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         call!(SYS_mmap, 0, 4096, libc::PROT_READ | libc::PROT_EXEC, flags, -1, 0)
     }),
+    ("execute an open file", |_| {
+        let none = null::<u8>();
+        call!(SYS_execveat, 0, c"".as_ptr(), none, none, libc::AT_EMPTY_PATH)
+    }),
     ("make memory executable", |_| call!(SYS_mprotect, 0, 4096, libc::PROT_READ | libc::PROT_EXEC)),
     ("use keys", |_| call!(SYS_keyctl, 0, 0, 0, 0, 0)),
     ("watch the processor", |_| call!(SYS_perf_event_open, null::<u8>(), 0, 0, 0, 0)),
@@ -188,7 +210,38 @@ enum Outcome {
     Ended(Violation),
     Failed,
     Succeeded,
+    /// The host lacks a layer, and the process did not start.
+    Refused(String),
 }
+
+/// What any user may do on a host where nothing confines the process: attempts that fail in the jail fail by it.
+const ALLOWED_WITHOUT: &[&str] = &[
+    "open a file",
+    "open a file of /proc",
+    "open above the root",
+    "open another VM's directory",
+    "remove a file",
+    "look at a file",
+    "connect to this machine",
+    "connect to an abstract socket",
+    "make a socket",
+    "make a pair of sockets",
+    "make an executable file in memory",
+    "name a process",
+];
+
+/// How an attacker's process is confined.
+#[derive(Clone, Copy)]
+struct Confined {
+    mode: Mode,
+    /// Who it is, if not who runs the tests.
+    user: Option<u32>,
+}
+
+/// As the default is.
+const DEFAULT: Confined = Confined { mode: Mode::BestEffort, user: None };
+/// A user who has nothing.
+const NOBODY: u32 = 65534;
 
 /// The kinds of threads, as they are called.
 const THREADS: [&str; 13] = [
@@ -212,25 +265,40 @@ const THREADS: [&str; 13] = [
 fn attempt(
     config: &VmConfig,
     thread: Option<&'static str>,
-    user: Option<u32>,
+    confined: Confined,
     attack: fn(&Target) -> i64,
 ) -> Outcome {
     let (mut reports, writer) = io::pipe().unwrap();
     let (mut outcome, mut outcome_writer) = io::pipe().unwrap();
-    let target = Target { keeper: std::process::id().cast_signed() };
+    let directory = TempDir::new().unwrap();
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let [path, file] =
+        [directory.path(), &file].map(|path| CString::new(path.as_os_str().as_bytes()).unwrap());
+    let target = Target { keeper: std::process::id().cast_signed(), directory: path, file };
     // SAFETY: the copy has one thread, and ends below. It takes memory, which glibc makes possible after a fork.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let identity = Identity::default();
         let mut resources = vmm::open(config, &identity, None).unwrap();
-        if let Some(user) = user {
+        if let Some(user) = confined.user {
             call!(SYS_setgroups, 0, null::<u8>());
             call!(SYS_setresgid, user, user, user);
             call!(SYS_setresuid, user, user, user);
             // As one of a user who has logged in.
             call!(SYS_prctl, libc::PR_SET_DUMPABLE, 1);
         }
-        resources.confine(Mode::BestEffort, super::machine::alone(), writer.into()).unwrap();
+        let outside = match confined.mode {
+            // What the host gives from outside is there.
+            Mode::Strict => (Ids::own(NOBODY - 1), State::On("a group".into())),
+            _ => super::machine::alone(),
+        };
+        if let Err(error) = resources.confine(confined.mode, outside, writer.into()) {
+            write!(outcome_writer, "{}", devices::log::chain(&error)).unwrap();
+            // SAFETY: it ends the process.
+            unsafe { libc::_exit(0) };
+        }
         let mut attack = move || {
             let result = attack(&target);
             outcome_writer.write_all(if result < 0 { b"f" } else { b"s" }).unwrap();
@@ -252,6 +320,7 @@ fn attempt(
         (b"", Some(violation)) => Outcome::Ended(violation),
         (b"f", None) => Outcome::Failed,
         (b"s", None) => Outcome::Succeeded,
+        (why, None) if why.len() > 1 => Outcome::Refused(String::from_utf8_lossy(why).into_owned()),
         other => panic!("the process ended in another way: {other:?}"),
     }
 }
@@ -290,7 +359,7 @@ fn each_thread_is_ended_at_the_first_attempt() {
     for thread in THREADS {
         let kind = thread.trim_end_matches('0');
         for (name, attack) in OUTSIDE.iter().chain(SURFACE) {
-            let outcome = attempt(&config, Some(thread), None, *attack);
+            let outcome = attempt(&config, Some(thread), DEFAULT, *attack);
             // What a thread may do in principle fails by what it does it to.
             let is_limit = *name == "take much memory" && outcome == Outcome::Failed;
             let is_ended = matches!(&outcome, Outcome::Ended(violation) if violation.thread == kind);
@@ -311,17 +380,62 @@ fn beneath_the_filters_nothing_of_the_host_is_reached() {
     let name = abstract_name(std::process::id().cast_signed());
     let listener = listen_abstract(&name);
     let is_root = rustix::process::geteuid().is_root();
-    let users: &[Option<u32>] = if is_root { &[None, Some(65534)] } else { &[None] };
+    let users: &[Option<u32>] = if is_root { &[None, Some(NOBODY)] } else { &[None] };
     let mut works = String::new();
     for user in users {
         for (name, attack) in OUTSIDE {
-            if attempt(&config, None, *user, *attack) != Outcome::Failed {
+            if attempt(&config, None, Confined { user: *user, ..DEFAULT }, *attack) != Outcome::Failed {
                 writeln!(works, "user {user:?}: {name}").unwrap();
             }
         }
     }
     drop(listener);
     assert!(works.is_empty(), "{works}");
+}
+
+#[test]
+fn where_all_layers_are_asked_for_attempts_fail_or_nothing_starts() {
+    if !is_alone("where_all_layers_are_asked_for_attempts_fail_or_nothing_starts") {
+        return;
+    }
+    let Some((_machine, config)) = machine() else { return };
+    let strict = Confined { mode: Mode::Strict, ..DEFAULT };
+    let mut wrong = String::new();
+    for (name, attack) in OUTSIDE.iter().chain(SURFACE) {
+        match attempt(&config, Some("vcpu0"), strict, *attack) {
+            Outcome::Ended(_) => {}
+            Outcome::Failed if *name == "take much memory" => {}
+            // Nothing of the guest's ever runs there.
+            Outcome::Refused(why) => {
+                assert!(why.contains("--jail"), "{why}");
+                return eprintln!("skipped: {why}");
+            }
+            outcome => writeln!(wrong, "{name}: {outcome:?}").unwrap(),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// It shows that the attempts are real ones.
+#[test]
+fn without_a_jail_an_attacker_may_do_what_the_user_may() {
+    if !is_alone("without_a_jail_an_attacker_may_do_what_the_user_may") {
+        return;
+    }
+    let Some((_machine, config)) = machine() else { return };
+    let listener = listen_abstract(&abstract_name(std::process::id().cast_signed()));
+    let user = rustix::process::geteuid().is_root().then_some(NOBODY);
+    let mut wrong = String::new();
+    for name in ALLOWED_WITHOUT {
+        let mut attacks = OUTSIDE.iter().chain(SURFACE);
+        let (_, attack) = attacks.find(|(known, _)| known == name).unwrap_or_else(|| panic!("{name}"));
+        let outcome = attempt(&config, Some("vcpu0"), Confined { mode: Mode::Off, user }, *attack);
+        if outcome != Outcome::Succeeded {
+            writeln!(wrong, "{name}: {outcome:?}").unwrap();
+        }
+    }
+    drop(listener);
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 fn listen_abstract(name: &[u8]) -> OwnedFd {

@@ -19,6 +19,8 @@ mod leaf {
     pub(super) const HYPERVISOR_TIMING: u32 = 0x4000_0010;
     pub(super) const AMD_FEATURES: u32 = 0x8000_0001;
     pub(super) const AMD_SIZES: u32 = 0x8000_0008;
+    /// The bit that those have which AMD has added.
+    pub(super) const AMD_RANGE: u32 = 0x8000_0000;
     pub(super) const AMD_SVM: u32 = 0x8000_000a;
     pub(super) const AMD_CACHES: u32 = 0x8000_001d;
     pub(super) const AMD_TOPOLOGY: u32 = 0x8000_001e;
@@ -35,6 +37,8 @@ const AMD_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 const SVM: u32 = 1 << 2;
 /// Leaf 1, ECX: the local APIC has the TSC-deadline timer.
 const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1, ECX: the kernel has switched XSAVE on.
+const OS_XSAVE: u32 = 1 << 27;
 /// Leaf 1, ECX: a hypervisor is there.
 const HYPERVISOR_PRESENT: u32 = 1 << 31;
 /// Leaf 1, EDX: the package has more than one logical processor (HTT).
@@ -43,6 +47,32 @@ const MULTIPLE_PROCESSORS: u32 = 1 << 28;
 const CORES_ARE_LEGACY: u32 = 1 << 1;
 /// What KVM's local APIC timer counts in, in kHz.
 const APIC_TIMER_KHZ: u32 = 1_000_000;
+
+/// What the host's processor says that it is and can, by which another one is told apart.
+pub fn identity() -> Vec<u32> {
+    use std::arch::x86_64::{__cpuid_count, __get_cpuid_max};
+    let leaves = [
+        (leaf::VENDOR, 0),
+        (leaf::FEATURES, 0),
+        (7, 0),
+        (7, 1),
+        (0xd, 1),
+        (leaf::AMD_FEATURES, 0),
+        (leaf::AMD_SIZES, 0),
+    ];
+    let known = leaves.into_iter().filter(|(leaf, _)| __get_cpuid_max(leaf & leaf::AMD_RANGE).0 >= *leaf);
+    let words = known.flat_map(|(number, index)| {
+        let found = __cpuid_count(number, index);
+        // Which of the processors this is, and what the kernel has switched on since.
+        let (ebx, ecx) = match number {
+            leaf::FEATURES => (found.ebx & 0xff00, found.ecx & !OS_XSAVE),
+            0xd => (0, found.ecx),
+            _ => (found.ebx, found.ecx),
+        };
+        [found.eax, ebx, ecx, found.edx]
+    });
+    words.collect()
+}
 
 /// Kinds of topology levels in leaves 0xb and 0x1f.
 const LEVEL_THREAD: u32 = 1;

@@ -2,7 +2,7 @@
 
 mod acpi;
 pub mod boot;
-mod cpuid;
+pub mod cpuid;
 pub(crate) mod gdb;
 pub(crate) mod host;
 pub mod kernel;

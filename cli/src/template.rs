@@ -1,0 +1,219 @@
+//! `mvm template`.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command as Program, Stdio};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use container::{Assets, NetworkOption, Prepared, RunOptions, Shape, TemplateError, Templates};
+use serde_json::{Value, json};
+use vmm::{MemorySize, Snapshot};
+
+use crate::complaint::{Complaint, complete};
+use crate::defaults::{Defaults, TemplateUse};
+use crate::format::{Column, Format};
+use crate::images::human;
+use crate::process::ExitCode;
+use crate::run::milli_cpus;
+use crate::{chain, exit_code, print};
+
+const EXAMPLES: &str = "\
+Examples:
+  mvm template build
+  mvm template build --cpus 2 --memory 512m --network none
+  mvm template ls
+  mvm template prune";
+
+/// How long another process that makes a template is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The columns of `mvm template ls`.
+const COLUMNS: &[Column] = &[
+    ("Name", "NAME"),
+    ("CPUs", "CPUS"),
+    ("Memory", "MEMORY"),
+    ("Network", "NETWORK"),
+    ("Size", "SIZE"),
+    ("Used", "USED"),
+];
+
+/// Arguments of `mvm template`.
+#[derive(Args)]
+#[command(after_help = EXAMPLES, disable_help_subcommand = true, arg_required_else_help = true)]
+pub struct TemplateCommand {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the template for containers with these options
+    Build(BuildCommand),
+    /// List templates
+    #[command(alias = "list")]
+    Ls(ListCommand),
+    /// Remove all templates
+    Prune,
+}
+
+/// Arguments of `mvm template build`.
+#[derive(Args)]
+struct BuildCommand {
+    /// Set how many processors the containers have
+    #[arg(long, value_name = "N", value_parser = milli_cpus)]
+    cpus: Option<u64>,
+
+    /// Set the memory of the containers
+    #[arg(long, short, value_name = "SIZE")]
+    memory: Option<MemorySize>,
+
+    /// Set what the containers are connected to: user or none
+    #[arg(long, value_name = "NET")]
+    network: Option<NetworkOption>,
+
+    /// The same as the VM has them: vCPUs, bytes of memory, and whether there is a network
+    #[arg(long, hide = true, value_parser = shape)]
+    shape: Option<Shape>,
+}
+
+fn shape(text: &str) -> Result<Shape, String> {
+    let parsed = || {
+        let mut words = text.split(',');
+        let (cpus, memory) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(Shape { cpus, memory, has_network: words.next()? == "user" })
+    };
+    parsed().ok_or_else(|| "invalid shape: use CPUS,BYTES,user or none".into())
+}
+
+fn text_of(Shape { cpus, memory, has_network }: Shape) -> String {
+    format!("{cpus},{memory},{}", if has_network { "user" } else { "none" })
+}
+
+/// Arguments of `mvm template ls`.
+#[derive(Args)]
+struct ListCommand {
+    /// Print json, "table TEMPLATE" or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+}
+
+impl TemplateCommand {
+    /// Runs the command.
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::Build(command) => complete(command.build()),
+            Command::Ls(command) => complete(command.list()),
+            Command::Prune => complete(prune()),
+        }
+    }
+}
+
+fn templates() -> Result<Templates, Complaint> {
+    Templates::of_user().map_err(|error| Complaint::host(&error))
+}
+
+impl BuildCommand {
+    fn build(self) -> Result<ExitCode, Complaint> {
+        let defaults = Defaults::read().map_err(|line| Complaint { line, code: exit_code::USAGE })?;
+        let assets = Assets::find().map_err(|error| Complaint::host(&error))?;
+        let network = self.network.or(defaults.network).unwrap_or_default();
+        let options = RunOptions {
+            milli_cpus: self.cpus.or(defaults.cpus),
+            memory: self.memory.or(defaults.memory).map(|memory| memory.bytes()),
+            network: match self.shape {
+                Some(shape) if !shape.has_network => NetworkOption::None,
+                Some(_) => NetworkOption::User { reaches_host: false },
+                None => network,
+            },
+            jail: defaults.jail.unwrap_or_default(),
+            jail_ids: defaults.jail_ids,
+            ..RunOptions::default()
+        };
+        let shape =
+            self.shape.or_else(|| Shape::of(&options, &Prepared::default())).ok_or_else(|| Complaint {
+                line: "there are templates for --network user and none alone".into(),
+                code: exit_code::USAGE,
+            })?;
+        // One that a command has started in the background waits for no other.
+        let patience = if self.shape.is_some() { Duration::ZERO } else { PATIENCE };
+        let made = templates()?.make(&assets, shape, &options, patience);
+        match made.map_err(|error| Complaint { line: chain(&error), code: exit_code::CONTAINER })? {
+            true => Ok(exit_code::SUCCESS.into()),
+            false => Err("another process has made a template for long: see whether it is stopped"
+                .to_owned()
+                .into()),
+        }
+    }
+}
+
+impl ListCommand {
+    fn list(self) -> Result<ExitCode, Complaint> {
+        let now = std::time::SystemTime::now();
+        let row = |template: container::ListedTemplate| -> Value {
+            let age = now.duration_since(template.used).unwrap_or_default().as_secs();
+            let of = |part: &dyn Fn(Shape) -> String| template.shape.map_or_else(|| "-".into(), part);
+            json!({
+                "Name": template.name,
+                "CPUs": of(&|shape| shape.cpus.to_string()),
+                "Memory": of(&|shape| MemorySize::from_bytes(shape.memory).to_string()),
+                "Network": of(&|shape| if shape.has_network { "user".into() } else { "none".into() }),
+                "Size": human::size(template.bytes),
+                "Used": format!("{} ago", human::duration(i64::try_from(age).unwrap_or(i64::MAX))),
+            })
+        };
+        let rows: Vec<Value> = templates()?.all().into_iter().map(row).collect();
+        let format = self.format.unwrap_or(Format::Table(None));
+        let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).collect();
+        Ok(print(format.list(COLUMNS, &shown, &rows)?.as_bytes(), exit_code::SUCCESS))
+    }
+}
+
+fn prune() -> Result<ExitCode, Complaint> {
+    let gone = templates()?.forget(0);
+    let freed = gone.iter().map(|template| template.bytes).sum();
+    let text: String = gone.iter().map(|template| format!("{}\n", template.name)).collect();
+    Ok(print(format!("{text}Total reclaimed space: {}\n", human::size(freed)).as_bytes(), exit_code::SUCCESS))
+}
+
+/// What the VM of a container with `options` and `mounts` goes on from; `None` where it boots. Where only a template is
+/// missing for it to go on, its shape is in `missing`.
+pub fn find(
+    assets: &Assets,
+    options: &RunOptions,
+    mounts: &Prepared,
+    missing: &mut Option<Shape>,
+) -> Option<(Shape, Snapshot)> {
+    let shape = Shape::of(options, mounts)?;
+    let templates = Templates::of_user().ok()?;
+    let opened = templates.open(assets, shape).unwrap_or_else(|error: TemplateError| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a template is damaged: it is made anew");
+        templates.discard(shape);
+        None
+    });
+    match &opened {
+        Some(_) => tracing::info!("the VM goes on from template {}", shape.name()),
+        None => *missing = Some(shape),
+    }
+    opened.map(|snapshot| (shape, snapshot))
+}
+
+/// Starts a process in the background that makes the template for VMs of `shape`, when nothing else wants the processor.
+pub fn make_in_the_background(shape: Shape) {
+    if Defaults::read().is_ok_and(|defaults| defaults.templates == Some(TemplateUse::Manual)) {
+        return;
+    }
+    let mut program = Program::new("/proc/self/exe");
+    program.args(["template", "build", "--shape", &text_of(shape)]);
+    program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+    // SAFETY: both are system calls, which may be made between fork and exec.
+    unsafe {
+        program.pre_exec(|| {
+            libc::setsid();
+            libc::nice(19);
+            Ok(())
+        });
+    }
+    // It is not waited for: it outlives this process.
+    if let Err(error) = program.spawn() {
+        tracing::warn!(%error, "cannot start a process that makes a template");
+    }
+}

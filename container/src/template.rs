@@ -1,0 +1,536 @@
+//! Templates: VMs that were saved when their agent was ready. A container's VM goes on from one, and so does not wait for
+//! the guest's kernel.
+//!
+//! A template has no container and no disk but the agent's root. What a container has is put into slots of the VM that goes
+//! on, which are there in the order in which a VM that boots has its disks, so that their devices have the same names.
+//!
+//! ```text
+//! $MVM_DATA_DIR/templates/       0700; `lock` is held while one is made
+//! └── 1c-1024m-user/             for VMs of one size
+//!     ├── manifest.json          what it was made of: [`Key`]
+//!     ├── state                  0400, as the memory
+//!     └── memory
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use instance::api::SnapshotCreate;
+use instance::{Client, ClientError, Identity, InstanceError, VmId};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vmm::{
+    MemorySize, NetBackend, Order, PublishConfig, SavedVm, Snapshot, SnapshotError, Split, VmConfig,
+    VmProcess,
+};
+
+use crate::assets::Assets;
+use crate::connection::{Connection, ConnectionError};
+use crate::image::Image;
+use crate::machine::{machine, size};
+use crate::mounts::Prepared;
+use crate::network;
+use crate::options::RunOptions;
+use crate::run::{LAST_WORDS, RunError};
+use crate::session::Listener;
+use crate::visit::{connect, listen};
+
+/// The version of a template's files.
+const FORMAT: u32 = 1;
+/// Disks that a container whose VM goes on from a template can have: its image, its changes and volumes.
+const SLOTS: usize = 4;
+/// How many templates are kept; those that were not used for longest go.
+const MOST: usize = 8;
+/// The most bytes of a manifest, and of a state.
+const MAX_MANIFEST: u64 = 64 << 10;
+const MAX_STATE: u64 = 64 << 20;
+/// How often a lock is tried.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long the VM may take to be saved.
+const SAVE: Duration = Duration::from_secs(300);
+
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+const LOCK: &str = "lock";
+
+/// What VMs that go on from the same template have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// vCPUs.
+    pub cpus: u32,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// It has a network device.
+    pub has_network: bool,
+}
+
+impl Shape {
+    /// That of the VM of a container with `options` and `mounts`; `None` where that has to boot.
+    pub fn of(options: &RunOptions, mounts: &Prepared) -> Option<Self> {
+        // The image, and the disk for changes.
+        let disks = mounts.disks.len().saturating_add(2);
+        let network = network::device(options);
+        let is_users =
+            network.as_ref().is_none_or(|device| matches!(device.backend, NetBackend::User { .. }));
+        if options.cold || !mounts.parts.is_empty() || disks > SLOTS || options.mac.is_some() || !is_users {
+            return None;
+        }
+        let (cpus, memory) = size(options);
+        Some(Self { cpus, memory, has_network: network.is_some() })
+    }
+
+    /// The name of its template's directory.
+    pub fn name(self) -> String {
+        let Self { cpus, memory, has_network } = self;
+        format!("{cpus}c-{}m-{}", memory >> 20, if has_network { "user" } else { "none" })
+    }
+
+    /// The VM with `options`, which has this shape, in `directory`.
+    pub fn machine(
+        self,
+        assets: &Assets,
+        options: &RunOptions,
+        directory: &Path,
+        publish: Vec<PublishConfig>,
+    ) -> VmConfig {
+        let none = (Image::default(), Prepared::default());
+        let config = machine(assets, &none.0, options, directory, None, &none.1, publish);
+        let memory = MemorySize::from_bytes(self.memory);
+        VmConfig { disks: Vec::new(), slots: SLOTS, cpus: self.cpus, memory, ..config }
+    }
+}
+
+/// What tells whether a file is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Facts {
+    path: PathBuf,
+    inode: (u64, u64),
+    bytes: u64,
+    /// When it was last changed, in seconds and nanoseconds since 1970.
+    changed: (i64, i64),
+}
+
+impl Facts {
+    fn of(path: &Path) -> io::Result<Self> {
+        let data = fs::metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            inode: (data.dev(), data.ino()),
+            bytes: data.len(),
+            changed: (data.mtime(), data.mtime_nsec()),
+        })
+    }
+}
+
+/// What a template was made of. It is of use as long as all of it is the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    format: u32,
+    shape: Shape,
+    /// mvm itself, and what the guest is made of.
+    files: [Facts; 3],
+    /// The host's kernel.
+    host: String,
+    /// What the processor says that it is, and can.
+    processor: Vec<u32>,
+}
+
+impl Key {
+    fn new(assets: &Assets, shape: Shape) -> io::Result<Self> {
+        let program = Path::new("/proc/self/exe");
+        let system = rustix::system::uname();
+        Ok(Self {
+            format: FORMAT,
+            shape,
+            files: [Facts::of(program)?, Facts::of(&assets.kernel)?, Facts::of(&assets.root)?],
+            host: format!("{} {}", system.release().to_string_lossy(), system.version().to_string_lossy()),
+            processor: vmm::processor_identity(),
+        })
+    }
+}
+
+/// Why there is no template.
+#[derive(Debug, Error)]
+pub enum TemplateError {
+    /// The host can't do it.
+    #[error("cannot {doing}")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Where templates are.
+    #[error(transparent)]
+    Directory(#[from] InstanceError),
+    /// Its VM.
+    #[error(transparent)]
+    Vm(#[from] RunError),
+    /// Its agent.
+    #[error(transparent)]
+    Agent(#[from] ConnectionError),
+    /// It can't be saved.
+    #[error("cannot save the template's VM")]
+    Save(#[from] ClientError),
+    /// Its state can't be used.
+    #[error("cannot use the template's state")]
+    State(#[from] SnapshotError),
+}
+
+fn host(doing: &'static str) -> impl FnOnce(io::Error) -> TemplateError {
+    move |source| TemplateError::Host { doing, source }
+}
+
+/// The templates of a user.
+pub struct Templates {
+    base: PathBuf,
+}
+
+/// One of them, as it is listed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// The name of its directory.
+    pub name: String,
+    /// What its VMs have in common; `None` where it is damaged, or another version's.
+    pub shape: Option<Shape>,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// When it was last used.
+    pub used: SystemTime,
+}
+
+impl Templates {
+    /// Those of this process's user.
+    ///
+    /// # Errors
+    ///
+    /// [`InstanceError::NoDataDirectory`].
+    pub fn of_user() -> Result<Self, InstanceError> {
+        let data = instance::data_directory().ok_or(InstanceError::NoDataDirectory)?;
+        Ok(Self { base: data.join("templates") })
+    }
+
+    /// The state of the template for VMs of `shape`, made with `assets` on this host; `None` where there is none, or one of
+    /// something else.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError`]: it is damaged.
+    pub fn open(&self, assets: &Assets, shape: Shape) -> Result<Option<Snapshot>, TemplateError> {
+        let directory = self.base.join(shape.name());
+        let Some(manifest) =
+            read(&directory.join(MANIFEST), MAX_MANIFEST).map_err(host("read a template"))?
+        else {
+            return Ok(None);
+        };
+        let key = Key::new(assets, shape).map_err(host("look at what templates are made of"))?;
+        if !serde_json::from_slice(&manifest).is_ok_and(|made_of: Key| made_of == key) {
+            return Ok(None);
+        }
+        let (Some(state), Some(memory)) = (
+            read(&directory.join(STATE), MAX_STATE).map_err(host("read a template"))?,
+            File::open(directory.join(MEMORY)).ok(),
+        ) else {
+            return Ok(None);
+        };
+        // By which it is known which were not used for long.
+        let _ = File::open(&directory).and_then(|directory| directory.set_modified(SystemTime::now()));
+        Ok(Some(Snapshot { state: SavedVm::decode(&state)?, memory }))
+    }
+
+    /// Makes the template for VMs of `shape`, unless another process makes one for longer than `patience`: whether it is made. This process has one
+    /// thread yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError`]; nothing is left behind.
+    pub fn make(
+        &self,
+        assets: &Assets,
+        shape: Shape,
+        options: &RunOptions,
+        patience: Duration,
+    ) -> Result<bool, TemplateError> {
+        if let Some(data) = self.base.parent() {
+            fs::create_dir_all(data).map_err(host("make the directory of templates"))?;
+        }
+        make_directory(&self.base).map_err(host("make the directory of templates"))?;
+        let lock = self.lock().map_err(host("lock the directory of templates"))?;
+        let deadline = Instant::now() + patience;
+        while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            // A lock of flock(2) is not waited for with a deadline but so.
+            std::thread::sleep(LOOK);
+        }
+        let new = self.base.join("new");
+        // What a killed process has left.
+        let _ = fs::remove_dir_all(&new);
+        make_directory(&new).map_err(host("make a template's directory"))?;
+        let made = fill(&new, assets, shape, options).and_then(|()| {
+            let place = self.base.join(shape.name());
+            let _ = fs::remove_dir_all(&place);
+            fs::rename(&new, place).map_err(host("name a template"))
+        });
+        if made.is_err() {
+            let _ = fs::remove_dir_all(&new);
+        }
+        made?;
+        self.forget(MOST);
+        Ok(true)
+    }
+
+    /// All of them, the last used first.
+    pub fn all(&self) -> Vec<Listed> {
+        let entries = fs::read_dir(&self.base).into_iter().flatten().flatten();
+        let mut all: Vec<_> = entries.filter_map(|entry| listed(&entry.path())).collect();
+        all.sort_by_key(|template| std::cmp::Reverse(template.used));
+        all
+    }
+
+    /// Removes all but the `kept` that were used last, and returns those that are gone. VMs that run from one have its
+    /// memory as long as they run.
+    pub fn forget(&self, kept: usize) -> Vec<Listed> {
+        let mut all = self.all();
+        let gone = all.split_off(kept.min(all.len()));
+        gone.iter().for_each(|template| self.remove(&template.name));
+        gone
+    }
+
+    /// Removes the template for VMs of `shape`, as one that can't be used.
+    pub fn discard(&self, shape: Shape) {
+        self.remove(&shape.name());
+    }
+
+    fn remove(&self, name: &str) {
+        let directory = self.base.join(name);
+        // Without its manifest it is none any more.
+        let _ = fs::remove_file(directory.join(MANIFEST));
+        let _ = fs::remove_dir_all(directory);
+    }
+
+    fn lock(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600).open(self.base.join(LOCK))
+    }
+}
+
+fn listed(directory: &Path) -> Option<Listed> {
+    let data = fs::symlink_metadata(directory).ok().filter(fs::Metadata::is_dir)?;
+    let manifest = read(&directory.join(MANIFEST), MAX_MANIFEST).ok()??;
+    let made_of: Option<Key> = serde_json::from_slice(&manifest).ok();
+    let bytes = [STATE, MEMORY].iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
+    Some(Listed {
+        name: directory.file_name()?.to_str()?.to_owned(),
+        shape: made_of.map(|key| key.shape),
+        bytes: bytes.map(|data| data.blocks().saturating_mul(512)).sum(),
+        used: data.modified().ok()?,
+    })
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+/// What is in a file of at most so many bytes; `None` where it is not there, or has more.
+fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let mut content = Vec::new();
+    file.take(most.saturating_add(1)).read_to_end(&mut content)?;
+    Ok((content.len() as u64 <= most).then_some(content))
+}
+
+/// Boots a VM of `shape` until its agent is ready, and saves it in `directory`.
+fn fill(directory: &Path, assets: &Assets, shape: Shape, options: &RunOptions) -> Result<(), TemplateError> {
+    let key = Key::new(assets, shape).map_err(host("look at what templates are made of"))?;
+    let id = VmId::random().map_err(host("draw a random ID"))?;
+    let identity = Identity { id: Some(id), name: None, directory: Some(directory.to_owned()) };
+    let config = shape.machine(assets, options, directory, Vec::new());
+    let agent = Listener::open(directory).map_err(host("make a socket for the agent"))?;
+    let split = Split { until_open: Box::new(()), leave: Box::new(|| {}) };
+    let (log, user, snapshot) = (None, None, None);
+    let start = Instant::now();
+    let order = Order { config: &config, identity: &identity, log, user, snapshot, split, start };
+    let (vm, _, agent) =
+        VmProcess::start_for(order, None, agent).map_err(host("make a process for the template's VM"))?;
+    let vm = Arc::new(vm);
+    let saved = save(directory, &vm, &agent);
+    vm.kill();
+    vm.wait(LAST_WORDS);
+    saved?;
+    for entry in fs::read_dir(directory).map_err(host("read a template's directory"))?.flatten() {
+        if ![STATE, MEMORY].iter().any(|name| entry.file_name() == **name) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let manifest = serde_json::to_vec_pretty(&key).map_err(io::Error::from);
+    manifest
+        .and_then(|manifest| create(directory, MANIFEST)?.write_all(&manifest))
+        .map_err(host("write a template's manifest"))
+}
+
+fn save(directory: &Path, vm: &Arc<VmProcess>, agent: &Listener) -> Result<(), TemplateError> {
+    let ended = listen(vm).map_err(host("start a thread"))?;
+    drop(connect(agent, &ended)?);
+    let create = |name| create(directory, name).map_err(host("write a template"));
+    let (state, memory) = (create(STATE)?, create(MEMORY)?);
+    let mut client = Client::connect_with_limit(&directory.join(instance::CONTROL_SOCKET), SAVE)?;
+    let files = [state.as_fd(), memory.as_fd()];
+    client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), &files)?;
+    Ok(())
+}
+
+/// Makes a file that its owner can't write to by its name.
+fn create(directory: &Path, name: &str) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o400).open(directory.join(name))
+}
+
+/// Connects to the agent of a VM that goes on, and makes it another VM. The guest first ends connections that it had, and
+/// with them one that is made at that moment.
+///
+/// # Errors
+///
+/// As [`Connection::open`], and what the agent says.
+pub fn awake(
+    vsock: &Path,
+    disks: Vec<agent_protocol::PodDisk>,
+    limit: Duration,
+) -> Result<Connection, ConnectionError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match try_awake(vsock, &disks) {
+            Err(error) if error.is_closed() && Instant::now() < deadline => {
+                std::thread::sleep(AGAIN);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// How long it takes the guest at the least to see that its connections have ended.
+const AGAIN: Duration = Duration::from_millis(1);
+
+fn try_awake(vsock: &Path, disks: &[agent_protocol::PodDisk]) -> Result<Connection, ConnectionError> {
+    use agent_protocol::{Awakening, Reply, Request};
+    let mut connection = Connection::open(vsock)?;
+    let mut seed = vec![0; 32];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| ConnectionError::Io(error.into()))?;
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let time = u64::try_from(since_1970.as_nanos()).unwrap_or(0);
+    connection.send(&Request::Awake(Box::new(Awakening { seed, time, disks: disks.to_vec() })))?;
+    match connection.receive_within(crate::session::START)? {
+        Reply::Done => Ok(connection),
+        Reply::Failed(failure) => Err(ConnectionError::Refused(failure.message)),
+        other => Err(ConnectionError::Unexpected(format!("{other:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::NetworkOption;
+
+    fn options(network: &str) -> RunOptions {
+        RunOptions { network: network.parse().unwrap(), ..RunOptions::default() }
+    }
+
+    #[test]
+    fn what_a_template_cannot_have_boots() {
+        let none = Prepared::default;
+        let shape = Shape::of(&options("none"), &none()).unwrap();
+        assert!(!shape.has_network && shape.memory > 0 && shape.cpus > 0);
+        assert!(Shape::of(&options("user"), &none()).unwrap().has_network);
+        let larger = RunOptions { memory: Some(3 << 30), milli_cpus: Some(2500), ..options("none") };
+        let larger = Shape::of(&larger, &none()).unwrap();
+        assert!(larger.cpus == 3 && larger.memory > 3 << 30 && larger.name() != shape.name());
+        let volumes = |count| Prepared { disks: vec!["disk".into(); count], ..none() };
+        assert!(Shape::of(&options("none"), &volumes(2)).is_some());
+        assert!(Shape::of(&options("none"), &volumes(3)).is_none());
+        let mac = "02:00:00:00:00:01".parse().ok();
+        for options in [
+            options("tap=x"),
+            options("bridge=x"),
+            RunOptions { mac, ..options("user") },
+            RunOptions { cold: true, ..options("none") },
+        ] {
+            assert_eq!(Shape::of(&options, &none()), None, "{options:?}");
+        }
+        assert_eq!(NetworkOption::None, "none".parse().unwrap());
+    }
+
+    /// A template of nothing in `base`.
+    fn fake(base: &Path, assets: &Assets, shape: Shape) -> PathBuf {
+        let directory = base.join(shape.name());
+        fs::create_dir_all(&directory).unwrap();
+        let key = Key::new(assets, shape).unwrap();
+        fs::write(directory.join(MANIFEST), serde_json::to_vec(&key).unwrap()).unwrap();
+        fs::write(directory.join(STATE), "state").unwrap();
+        fs::write(directory.join(MEMORY), "memory").unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_template_is_of_use_as_long_as_what_it_was_made_of_is_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        let assets = Assets { kernel: path("kernel"), root: path("root"), changes: PathBuf::new() };
+        fs::write(&assets.kernel, "kernel").unwrap();
+        fs::write(&assets.root, "root").unwrap();
+        let templates = Templates { base: path("templates") };
+        let shape = Shape { cpus: 1, memory: 1 << 30, has_network: false };
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        let directory = fake(&templates.base, &assets, shape);
+        // It is looked at, and its state is none.
+        assert!(matches!(templates.open(&assets, shape), Err(TemplateError::State(_))));
+        assert!(templates.open(&assets, Shape { cpus: 2, ..shape }).unwrap().is_none());
+        fs::write(&assets.kernel, "another kernel").unwrap();
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        fake(&templates.base, &assets, shape);
+        fs::remove_file(directory.join(STATE)).unwrap();
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        for manifest in [&b"{"[..], b"null", b"{\"format\":1}", &[b' '; MAX_MANIFEST as usize + 1]] {
+            fs::write(directory.join(MANIFEST), manifest).unwrap();
+            assert!(templates.open(&assets, shape).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn those_that_were_used_last_are_kept() {
+        let place = tempfile::tempdir().unwrap();
+        let assets = Assets { kernel: "/dev/null".into(), root: "/dev/null".into(), changes: PathBuf::new() };
+        let templates = Templates { base: place.path().to_owned() };
+        for cpus in 1..=4 {
+            let directory =
+                fake(&templates.base, &assets, Shape { cpus, memory: 1 << 30, has_network: true });
+            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(100 * u64::from(cpus ^ 1));
+            File::open(directory).unwrap().set_modified(used).unwrap();
+        }
+        let names = || templates.all().into_iter().map(|template| template.name).collect::<Vec<_>>();
+        assert_eq!(
+            names(),
+            ["4c-1024m-user", "2c-1024m-user", "3c-1024m-user", "1c-1024m-user"].map(|name| name)
+        );
+        assert_eq!(templates.forget(2).len(), 2);
+        assert_eq!(names().len(), 2);
+        assert!(templates.forget(2).is_empty());
+        assert_eq!(templates.forget(0).len(), 2);
+        assert!(templates.all().is_empty());
+    }
+}

@@ -1,0 +1,153 @@
+//! Containers whose VMs go on from a template.
+
+use std::fs;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant, SystemTime};
+
+use tempfile::TempDir;
+
+use super::containers::{IMAGE, stores, text};
+
+/// A place of its own for templates and containers, with the store's images.
+struct Warm(TempDir);
+
+impl Warm {
+    fn new() -> Self {
+        let warm = Self(TempDir::new().unwrap());
+        let images = stores().directory.path().join("images");
+        std::os::unix::fs::symlink(images, warm.0.path().join("images")).unwrap();
+        warm.configure("manual");
+        warm
+    }
+
+    /// When templates are made and used.
+    fn configure(&self, templates: &str) {
+        fs::create_dir_all(self.0.path().join("mvm")).unwrap();
+        fs::write(self.0.path().join("mvm/config.toml"), format!("templates = {templates:?}")).unwrap();
+    }
+
+    fn mvm(&self, arguments: &[&str]) -> Command {
+        let mut command = stores().mvm();
+        command.env("MVM_DATA_DIR", self.0.path()).env("XDG_CONFIG_HOME", self.0.path());
+        command.env_remove("MVM_COLD").args(arguments);
+        command
+    }
+
+    fn said(&self, arguments: &[&str]) -> String {
+        let output = self.mvm(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// `mvm run` with these arguments, whose VM goes on from a template if it `is_warm`.
+    fn run(&self, is_warm: bool, arguments: &[&str]) -> Output {
+        let common = ["--log-level", "info", "run", "--rm", "--network", "none"];
+        let output = self.mvm(&[&common, arguments].concat()).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(said.contains("the VM goes on from template "), is_warm, "{said}");
+        output
+    }
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+fn containers_of_one_template_are_as_those_that_boot_and_differ_from_each_other() {
+    let warm = Warm::new();
+    assert_eq!(warm.said(&["template", "build", "--network", "none"]), "");
+    let listed = warm.said(&["template", "ls", "--format", "{{.Name}} {{.Network}}"]);
+    assert!(listed.lines().count() == 1 && listed.ends_with("-none none\n"), "{listed}");
+    let script = "echo out; echo err >&2; cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id; \
+                  head -c 16 /dev/urandom | md5sum; date +%s; hostname; echo x >/new; cat /new; exit 3";
+    let shown: Vec<Vec<String>> = [true, true, false]
+        .into_iter()
+        .map(|is_warm| {
+            let cold: &[&str] = if is_warm { &[] } else { &["--cold"] };
+            let output = warm.run(is_warm, &[cold, &[IMAGE, "sh", "-c", script]].concat());
+            let lines: Vec<_> = text(&output.stdout).lines().map(str::to_owned).collect();
+            assert_eq!((output.status.code(), lines.len()), (Some(3), 7), "{output:?}");
+            assert!(text(&output.stderr).contains("err\n"), "{output:?}");
+            let clock: u64 = lines[4].parse().unwrap();
+            assert!(clock.abs_diff(seconds()) <= 5, "{clock}");
+            assert_eq!((&*lines[0], &*lines[6]), ("out", "x"));
+            lines
+        })
+        .collect();
+    for line in [1, 2, 3, 5] {
+        assert!(shown[0][line] != shown[1][line] && shown[1][line] != shown[2][line], "{shown:#?}");
+    }
+}
+
+#[test]
+fn what_a_container_has_is_put_into_a_vm_that_goes_on() {
+    let warm = Warm::new();
+    warm.said(&["template", "build", "--network", "none"]);
+    let options = ["--name", "box", "-v", "data:/data", "--tmpfs", "/t", "-m", "200m", IMAGE];
+    // Another size is another template.
+    warm.run(false, &[&options[..], &["true"]].concat());
+    warm.said(&["template", "build", "--network", "none", "-m", "200m"]);
+    warm.run(true, &[&options[..], &["sh", "-c", "echo kept >/data/file"]].concat());
+    let read = warm.run(true, &[&options[..], &["cat", "/data/file"]].concat());
+    assert_eq!(text(&read.stdout), "kept\n");
+    // It can be stopped, looked into, and started again, as any.
+    let create =
+        ["create", "--network", "none", "--name", "long", IMAGE, "sh", "-c", "echo >>/runs; exec sleep 1000"];
+    warm.said(&create);
+    warm.said(&["start", "long"]);
+    assert_eq!(warm.said(&["exec", "long", "sh", "-c", "wc -l </runs"]).trim(), "1");
+    warm.said(&["stop", "-t", "5", "long"]);
+    warm.said(&["start", "long"]);
+    assert_eq!(warm.said(&["exec", "long", "sh", "-c", "wc -l </runs"]).trim(), "2");
+    warm.said(&["rm", "-f", "long"]);
+    // Folders of the host take a VM that boots.
+    let folder = format!("{}:/host:ro", warm.0.path().display());
+    let listed = warm.run(false, &["-v", &folder, IMAGE, "ls", "/host"]);
+    assert!(text(&listed.stdout).contains("templates"), "{listed:?}");
+}
+
+#[test]
+fn a_template_that_is_damaged_or_of_something_else_is_not_used() {
+    let warm = Warm::new();
+    warm.said(&["template", "build", "--network", "none"]);
+    let name = warm.said(&["template", "ls", "--format", "{{.Name}}"]);
+    let directory = warm.0.path().join("templates").join(name.trim());
+    let manifest = directory.join("manifest.json");
+    let whole = fs::read_to_string(&manifest).unwrap();
+    let replace = |content: &[u8], file: &str| {
+        fs::remove_file(directory.join(file)).unwrap();
+        fs::write(directory.join(file), content).unwrap();
+    };
+    let run = |is_warm| {
+        let output = warm.run(is_warm, &[IMAGE, "echo", "runs"]);
+        assert_eq!(text(&output.stdout), "runs\n", "{output:?}");
+    };
+    replace(whole.replace("\"format\": 1", "\"format\": 2").as_bytes(), "manifest.json");
+    run(false);
+    replace(b"{", "manifest.json");
+    run(false);
+    replace(whole.as_bytes(), "manifest.json");
+    run(true);
+    replace(b"not a state", "state");
+    run(false);
+    // Which has it made again.
+    warm.said(&["template", "build", "--network", "none"]);
+    run(true);
+    assert!(warm.said(&["template", "prune"]).contains("Total reclaimed space"));
+    let listed = || warm.said(&["template", "ls", "--format", "{{.Name}}"]);
+    assert_eq!(listed(), "");
+    run(false);
+    assert_eq!(listed(), "");
+    // In the background, once a container has found none.
+    warm.configure("auto");
+    run(false);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while listed().is_empty() {
+        assert!(Instant::now() < deadline, "no template is made");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    run(true);
+    warm.configure("off");
+    run(false);
+}
