@@ -59,6 +59,8 @@ pub struct Vm {
     saver: Arc<Saver>,
     /// What the guest goes on from was restored: its devices are resumed by this thread.
     resumes: Option<Background>,
+    /// What is called when the guest is about to run.
+    on_running: Box<dyn FnOnce() + Send>,
     /// The VM's descriptor outlives its vCPUs: irqfds and ioeventfds end with it.
     vm: Arc<VmFd>,
     /// Dropped after the descriptor, so that nothing waits here while the VM is freed.
@@ -155,6 +157,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
         memory,
         saver,
         resumes,
+        on_running: Box::new(|| {}),
         vm,
         teardown,
     })
@@ -321,6 +324,12 @@ impl Vm {
         &self.saver
     }
 
+    /// Has `then` called when the guest is about to run, with its devices at work: from then on disks can be put into its
+    /// slots.
+    pub fn on_running(self, then: Box<dyn FnOnce() + Send>) -> Self {
+        Self { on_running: then, ..self }
+    }
+
     /// Runs the VM to its end.
     ///
     /// # Errors
@@ -340,14 +349,21 @@ impl Vm {
             memory: _,
             saver,
             resumes,
+            on_running,
             vm,
             teardown,
         } = self;
         drop(saver);
-        if let Some(background) = resumes {
-            let pauser = pauser.clone();
-            // Nothing else waits for the thread yet. What can't be resumed is told to its driver, and noted.
-            background.run(Box::new(move || drop(pauser.resume())));
+        match resumes {
+            Some(background) => {
+                let pauser = pauser.clone();
+                // Nothing else waits for the thread yet. What can't be resumed is told to its driver, and noted.
+                background.run(Box::new(move || {
+                    let _ = pauser.resume();
+                    on_running();
+                }));
+            }
+            None => on_running(),
         }
         shared.gate.resume(Holder::Launch);
         while !shared.exit.has_ended() {

@@ -205,10 +205,9 @@ fn serve(
         }
         crate::seal(vm)
     });
-    let reason = built.and_then(|vm| {
-        let _ = tie.send(&FromVm::Built);
-        vm.run()
-    });
+    let of_vm = tie.clone();
+    let running = move || drop(of_vm.send(&FromVm::Built));
+    let reason = built.and_then(|vm| vm.on_running(Box::new(running)).run());
     // Until the process ends: another thread may still keep it from ending.
     std::mem::forget(supervisor);
     drop(writer);
