@@ -37,9 +37,6 @@ pub(super) enum Action {
     /// The call fails with this error.
     Fail(u16),
     KillProcess,
-    /// Another thread is asked.
-    #[cfg(feature = "record")]
-    Ask,
 }
 
 impl Action {
@@ -49,8 +46,6 @@ impl Action {
             Self::Trap => 0x0003_0000,
             Self::Fail(error) => 0x0005_0000 | u32::from(error),
             Self::KillProcess => 0x8000_0000,
-            #[cfg(feature = "record")]
-            Self::Ask => 0x7fc0_0000,
         }
     }
 }
