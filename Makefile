@@ -5,7 +5,7 @@ DIR ?= guest
 SEED ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build install guest demo test check unit fuzz guests bench soak clean help
+.PHONY: build install guest demo test check unit allowances fuzz guests bench soak clean help
 
 build: ## build the static program
 	@tools/static-build
@@ -27,6 +27,9 @@ check: ## check format, lints, docs, words, dependencies, scripts
 unit: ## run unit tests, and tiny guests where /dev/kvm exists
 	@tools/need apache2-utils docker-registry erofs-utils fish gdb man-db openssl python3 skopeo strace umoci zsh zstd
 	program=$$(tools/static-build) && MVM_BIN=$$program cargo test --locked --workspace --exclude tests --features mvm/attack
+
+allowances: ## look for system calls that VMs may make and no test needs; minutes under strace
+	@tests/allowances
 
 fuzz: ## run each fuzz target over its seeds and some seconds more
 	@tools/fuzz
