@@ -40,8 +40,8 @@ mod vcpu;
 mod vm;
 mod vsock;
 
-pub use arch::current::cpuid::identity as processor_identity;
 pub use arch::current::layout;
+pub use arch::current::processor_identity;
 pub use arch::current::vcpu::ProcessorError;
 pub use check::{Check, Remedy, Verdict};
 pub use config::{

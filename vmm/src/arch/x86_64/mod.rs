@@ -2,7 +2,7 @@
 
 mod acpi;
 pub mod boot;
-pub mod cpuid;
+mod cpuid;
 pub(crate) mod gdb;
 pub(crate) mod host;
 pub mod kernel;
@@ -13,3 +13,5 @@ mod registers;
 pub mod state;
 pub mod vcpu;
 pub mod vm;
+
+pub use cpuid::identity as processor_identity;
