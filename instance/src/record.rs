@@ -105,6 +105,13 @@ pub enum RecordError {
     OfAnother(VmId),
 }
 
+impl RecordError {
+    /// Whether there is no record.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Read(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 impl Record {
     /// The process that the guest runs in.
     pub fn running_process(&self) -> &Process {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::directory::{CONSOLE_SOCKET, CONTROL_SOCKET};
 use super::identity::begins_an_id;
@@ -18,6 +19,10 @@ const RENAMED: &str = "name";
 /// How many directories a VM looks at when it starts, for remains of others: enough to remove more than it can leave
 /// behind itself, few enough to cost nothing.
 const SWEPT_AT_START: usize = 8;
+
+/// How long a VM may be without a record while its directory is made or removed, and how often that is looked at.
+const MOMENT: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// All VMs of a user.
 pub struct Registry {
@@ -209,9 +214,21 @@ impl Registry {
 
     fn read(&self, id: &VmId) -> Result<Running, InstanceError> {
         let directory = self.directory(id);
-        let record = Record::read(&directory, id)
-            .map_err(|source| InstanceError::Record { id: id.clone(), source })?;
-        Ok(Running { record, directory })
+        let deadline = Instant::now() + MOMENT;
+        loop {
+            match Record::read(&directory, id) {
+                Ok(record) => return Ok(Running { record, directory }),
+                // Its keeper has the lock before the record is there, and after it was removed.
+                Err(source)
+                    if source.is_missing()
+                        && Instant::now() < deadline
+                        && DirectoryLock::is_held(&directory) =>
+                {
+                    std::thread::sleep(LOOK);
+                }
+                Err(source) => return Err(InstanceError::Record { id: id.clone(), source }),
+            }
+        }
     }
 
     fn directory(&self, id: &VmId) -> PathBuf {

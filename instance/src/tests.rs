@@ -187,6 +187,22 @@ fn the_name_of_another_vm_survives_the_removal_of_remains() {
 }
 
 #[test]
+fn one_without_a_record_is_about_to_come_or_to_go() {
+    let place = Place::new();
+    for _ in 0..20 {
+        let instance = place.claim(None, None).unwrap();
+        fs::remove_file(instance.path().join("vm.json")).unwrap();
+        let registry = place.registry();
+        std::thread::scope(|scope| {
+            let listed = scope.spawn(|| registry.running().unwrap());
+            drop(instance);
+            let (running, damaged) = listed.join().unwrap();
+            assert!(running.is_empty() && damaged.is_empty(), "{running:?} {damaged:?}");
+        });
+    }
+}
+
+#[test]
 fn a_damaged_record_is_reported_and_affects_no_other_vm() {
     let place = Place::new();
     let good = place.claim(None, Some("000000000001")).unwrap();
