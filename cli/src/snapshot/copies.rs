@@ -278,6 +278,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        // Each has files of some MiB.
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn a_copy_has_the_content_and_the_holes(
             length in 1..3_000_000_u64,

@@ -155,6 +155,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        // Each has files of some MiB.
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn a_digest_is_that_of_the_file_with_its_holes(
             length in 0..400_000_u64,
