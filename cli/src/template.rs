@@ -147,7 +147,8 @@ impl BuildCommand {
                 Some(_) => NetworkOption::User { reaches_host: false },
                 None => network,
             },
-            jail: defaults.jail.unwrap_or_default(),
+            // No container runs in it, and it has no control group.
+            jail: defaults.jail.filter(|mode| *mode == jail::Mode::Off).unwrap_or_default(),
             jail_ids: defaults.jail_ids,
             ..RunOptions::default()
         };

@@ -6,7 +6,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use devices::virtio::pmem::{PmemFile, PmemMode};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek};
+use rustix::io::Errno;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -15,6 +16,8 @@ use crate::MemorySize;
 
 /// The size and alignment of a transparent huge page.
 const HUGE_PAGE: usize = 2 << 20;
+/// In how many pieces a file is mapped at the most: each is a mapping of the process's.
+const MOST_PIECES: usize = 256;
 /// The size of a page.
 pub const PAGE: u64 = 4096;
 
@@ -138,11 +141,20 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::R
     let start = map_aligned(size, protection, private)?;
     let flags = match &backing {
         Backing::Anonymous => private,
-        Backing::Shared(file) | Backing::Copy(file) => {
-            let is_copy = matches!(backing, Backing::Copy(_));
-            let kind = if is_copy { libc::MAP_PRIVATE } else { libc::MAP_SHARED } | libc::MAP_NORESERVE;
+        Backing::Shared(file) => {
+            let kind = libc::MAP_SHARED | libc::MAP_NORESERVE;
             map_over(start, size, (protection, kind), file)?;
             kind
+        }
+        Backing::Copy(file) => {
+            let kind = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+            for (from, length) in pieces_with_data(file, size) {
+                let place =
+                    FileOffset::new(file.file().try_clone()?, file.start().saturating_add(from as u64));
+                // SAFETY: the piece is a part of the mapping.
+                map_over(unsafe { start.add(from) }, length, (protection, kind), &place)?;
+            }
+            private
         }
     };
     // The boot structures are in the guest's first 2 MiB, and little else: to clear a huge page for some small ones is
@@ -161,6 +173,31 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::R
     let builder = unsafe { builder.with_raw_mmap_pointer(start) };
     let region = builder.build().map_err(io::Error::other)?;
     GuestRegionMmap::new(region, address).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// The pieces of a region of `size` bytes that have to be mapped from its file, as it has data there: offset and length,
+/// in multiples of [`HUGE_PAGE`]. The rest is memory without a file, which has huge pages: what a guest takes that goes on
+/// costs no more than one that boots.
+fn pieces_with_data(file: &FileOffset, size: usize) -> Vec<(usize, usize)> {
+    let mut pieces: Vec<(usize, usize)> = Vec::new();
+    let mut next = 0;
+    while next < size {
+        let data = match seek(file.file(), SeekFrom::Data(file.start().saturating_add(next as u64))) {
+            Ok(data) => data.saturating_sub(file.start()),
+            // There is none behind it.
+            Err(Errno::NXIO) => break,
+            // The file system does not say where it is.
+            Err(_) => next as u64,
+        };
+        let Some(from) = usize::try_from(data).ok().filter(|from| *from < size) else { break };
+        let from = from / HUGE_PAGE * HUGE_PAGE;
+        next = size.min(from.saturating_add(HUGE_PAGE));
+        match pieces.last_mut() {
+            Some((before, length)) if before.saturating_add(*length) == from => *length += next - from,
+            _ => pieces.push((from, next - from)),
+        }
+    }
+    if pieces.len() > MOST_PIECES { vec![(0, size)] } else { pieces }
 }
 
 /// Maps `size` bytes of `file` in place of the `size` bytes that were reserved at `start`.
@@ -279,6 +316,41 @@ mod tests {
 
     fn ram(length: u64) -> Arc<GuestMemoryMmap> {
         reserve(&[(GuestAddress(0), length)]).unwrap()
+    }
+
+    #[test]
+    fn what_goes_on_has_huge_pages_where_its_file_has_holes() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        const MIB: u64 = 1 << 20;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(40 * MIB).unwrap();
+        // In three pieces of 2 MiB of the first region, of which two are side by side, and in the last of the second.
+        for place in [5 * MIB, 7 * MIB + 4096, 12 * MIB, 40 * MIB - 1] {
+            file.write_all_at(b"x", place).unwrap();
+        }
+        let regions = [(GuestAddress(0), 30 * MIB), (GuestAddress(1 << 32), 10 * MIB)];
+        let memory = reserve_copy(&regions, &file).unwrap();
+        let address =
+            |place: u64| GuestAddress(if place < 30 * MIB { place } else { (1 << 32) + place - 30 * MIB });
+        for place in (0..40 * MIB).step_by(1 << 19).chain([7 * MIB + 4096, 40 * MIB - 1]) {
+            let mut expected = [0];
+            file.read_exact_at(&mut expected, place).unwrap();
+            assert_eq!(memory.read_obj::<u8>(address(place)).unwrap(), expected[0], "{place:#x}");
+            memory.write_obj(!expected[0], address(place)).unwrap();
+            let mut after = [0];
+            file.read_exact_at(&mut after, place).unwrap();
+            assert_eq!((after, memory.read_obj::<u8>(address(place)).unwrap()), (expected, !expected[0]));
+        }
+        let inode = file.metadata().unwrap().ino().to_string();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let of_file = maps.lines().filter(|line| line.split_whitespace().nth(4) == Some(&inode));
+        let bytes = of_file.map(|line| {
+            let (from, to) = line.split_whitespace().next().unwrap().split_once('-').unwrap();
+            u64::from_str_radix(to, 16).unwrap() - u64::from_str_radix(from, 16).unwrap()
+        });
+        let mut bytes: Vec<_> = bytes.collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, [2 * MIB, 2 * MIB, 4 * MIB]);
     }
 
     #[test]
