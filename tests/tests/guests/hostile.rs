@@ -217,12 +217,6 @@ fn processes_that_a_container_makes_are_its_own() {
     outlasts("bomb", &["--pids-limit", "100"]);
 }
 
-#[test]
-fn memory_that_a_container_takes_is_its_own() {
-    outlasts("much-memory", &[]);
-    outlasts("much-memory", &["-m", "64m"]);
-}
-
 /// Bytes of memory that a process has of its own.
 fn private_memory(process: &Child) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
