@@ -56,6 +56,24 @@ def measure(job):
     ], []
 
 
+def measure_warm(job):
+    """A whole run from a template, beside podman's and one that boots."""
+    runs, loads = commands(job, "true")
+    # Of the three, one alone goes on from a template.
+    runs = {"warm": ["env", "-u", "MVM_COLD", *runs["mvm"]], "cold": runs["mvm"], "podman": runs["podman"]}
+    for load in [*loads, [job["mvm"], "template", "build", "--network", "none"]]:
+        subprocess.run(load, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    whole = {name: [] for name in runs}
+    for counts, name, command in in_turns(runs, job["runs"]):
+        took = seconds(command)
+        if counts:
+            whole[name].append(took)
+    return [
+        row("run of true from a template; peer: podman", "s", whole["warm"], whole["podman"], ratio_at_most=0.25),
+        row("run of true from a template; peer: mvm that boots", "s", whole["warm"], whole["cold"], ratio_at_most=0.35),
+    ], []
+
+
 def measure_output(job):
     """A large output, of which each byte counts: the image's own program, again and again."""
     with open(shutil.which("busybox"), "rb") as file:
