@@ -209,6 +209,19 @@ proptest! {
     }
 }
 
+/// The header has room for 100 bytes of a name, and one that ends with a slash there was a directory's once.
+#[test]
+fn a_name_that_is_cut_off_at_a_slash_stays_that_of_a_file() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let below = format!("{}/file", "d".repeat(95));
+    fs::create_dir_all(from.path().join("top").join(&below).parent().unwrap()).unwrap();
+    fs::write(from.path().join("top").join(&below), "content").unwrap();
+    let stream = packed(from.path(), "top", "new", PackOptions { sparse: false });
+    let rules = Rules { only: Some(b"new".to_vec()), ..Rules::default() };
+    unpacked(to.path(), &stream, &rules).unwrap();
+    assert_eq!(fs::read_to_string(to.path().join("new").join(&below)).unwrap(), "content");
+}
+
 fn head<'a>(kind: EntryType, path: &'a str, link: &'a str) -> Head<'a> {
     Head {
         kind,

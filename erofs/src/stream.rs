@@ -164,7 +164,7 @@ impl<R: Read> Stream<R> {
 
     fn entry(&mut self, at: u64, header: &Header, extensions: Extensions) -> Result<Entry, StreamError> {
         let stored = extensions.size.map_or_else(|| field(at, "size", stored_size(header)), Ok)?;
-        let kind = kind(header);
+        let kind = kind(header, extensions.path.as_deref());
         // Only files have data, whatever the header of a link says (GNU tar writes its target's size).
         self.begin_data(if matches!(kind, EntryKind::File | EntryKind::Other) { stored } else { 0 });
         let (size, segments) = self.sparse(at, header, &extensions, stored)?;
@@ -387,11 +387,14 @@ impl<R: Read> Stream<R> {
     }
 }
 
-fn kind(header: &Header) -> EntryKind {
+fn kind(header: &Header, path: Option<&[u8]>) -> EntryKind {
     match header.entry_type() {
         // Before POSIX, a directory was a file whose name ends with a slash.
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            if header.path_bytes().ends_with(b"/") { EntryKind::Directory } else { EntryKind::File }
+            // The header's own name is cut off where another one follows, maybe at a slash.
+            let is_directory =
+                path.map_or_else(|| header.path_bytes().ends_with(b"/"), |path| path.ends_with(b"/"));
+            if is_directory { EntryKind::Directory } else { EntryKind::File }
         }
         EntryType::Directory => EntryKind::Directory,
         EntryType::Symlink => EntryKind::Symlink,
