@@ -97,6 +97,8 @@ impl Defaults {
         let own = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")));
         let system = read(Path::new(SYSTEM))?;
         match own {
+            // HOME is that of another user, as with `su` and `setpriv`, and so is the file.
+            Some(directory) if is_closed(&directory) => Ok(system),
             Some(directory) => Ok(read(&directory.join("mvm/config.toml"))?.or(system)),
             None => Ok(system),
         }
@@ -119,6 +121,12 @@ impl Defaults {
             },
         }
     }
+}
+
+/// Whether this user may not even look for a file in `directory`.
+fn is_closed(directory: &Path) -> bool {
+    let found = directory.join("mvm/config.toml").symlink_metadata();
+    found.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 fn read(path: &Path) -> Result<Defaults, String> {
