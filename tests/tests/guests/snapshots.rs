@@ -64,13 +64,12 @@ fn a_guest_goes_on_in_several_vms_beside_the_first() {
     assert!(kept.iter().all(|answer| *answer == kept[0] && answer.ends_with(",2.")), "{kept:?}");
 }
 
-/// Answers each line that is typed with a random number, the first line of its disk, which becomes the one that was typed,
-/// and the time of the host. What goes on waits until it knows that.
+/// Answers each line that is typed with a random number and the first line of its disk, which becomes the one that was
+/// typed. What goes on waits until it knows that.
 const WRITES: &str = "for disk in /sys/block/vd*; do
         [ \"$(cat $disk/serial)\" = data ] && data=/dev/${disk##*/}
     done
     echo before | dd of=$data bs=512 count=1 conv=sync,fsync 2>/dev/null
-    date -s @600 >/dev/null
     echo waiting
     while read -r word && [ $word != end ]; do
         until [ ${word%-*} = first ] || dmesg | grep -q 'virtual machine fork'; do usleep 10000; done
@@ -78,8 +77,7 @@ const WRITES: &str = "for disk in /sys/block/vd*; do
         echo 3 >/proc/sys/vm/drop_caches
         was=$(head -c 512 $data | tr -d '\\000')
         echo $word | dd of=$data bs=512 count=1 conv=sync,fsync 2>/dev/null
-        before=$(date +%s); hwclock -s -u; now=$(date +%s)
-        echo answer=$word,$was,$uuid,$((before < 1000)),$now.
+        echo answer=$word,$was,$uuid.
     done";
 
 #[test]
@@ -93,7 +91,6 @@ fn each_that_goes_on_has_its_own_disk_and_random_numbers() {
     let mut first = boot.script(WRITES).watchdog(WATCHDOG).start();
     saved(&mut first, &directory);
     let mut guests = [("first", first), ("second", restored(&directory)), ("third", restored(&directory))];
-    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     for turn in ["1", "2"] {
         for (name, guest) in &mut guests {
             guest.type_text(&format!("{name}-{turn}\n"));
@@ -108,11 +105,8 @@ fn each_that_goes_on_has_its_own_disk_and_random_numbers() {
         let answers: Vec<Vec<&str>> =
             answers.map(|line| line.trim_end_matches('.').split(',').collect()).collect();
         for (answer, (turn, was)) in answers.iter().zip([("1", "before"), ("2", &format!("{name}-1"))]) {
-            let [said, content, uuid, was_behind, now] = answer[..] else { panic!("{answer:?}") };
+            let [said, content, uuid] = answer[..] else { panic!("{answer:?}") };
             assert_eq!((said, content), (&*format!("{name}-{turn}"), was), "{outcome}");
-            // The clock goes on from when it was saved, which this one's is far behind; the real-time clock is the host's.
-            assert_eq!(was_behind, if turn == "1" { "1" } else { "0" }, "{outcome}");
-            assert!(now.parse::<u64>().unwrap() >= since, "{since} {outcome}");
             numbers.push(uuid.to_owned());
         }
     }
