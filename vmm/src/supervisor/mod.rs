@@ -136,7 +136,7 @@ impl Supervisor {
             early: None,
             last_resort: Some(last_resort),
         };
-        let thread = devices::thread("supervisor").spawn(move || worker.run())?;
+        let thread = devices::spawn("supervisor", move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
