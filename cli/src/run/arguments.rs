@@ -153,7 +153,8 @@ pub struct ContainerArguments {
     jail: Option<jail::Mode>,
 
     /// Boot the VM's kernel: do not go on from a template (see `mvm template`)
-    #[arg(long, env = "MVM_COLD", hide_env = true, value_parser = clap::builder::FalseyValueParser::new(), help_heading = "Isolation")]
+    #[arg(long, env = "MVM_COLD", hide_env = true, value_parser = clap::builder::FalseyValueParser::new(), help_heading = "Security",
+        hide_short_help = true)]
     cold: bool,
 
     /// Set a kernel parameter: NAME=VALUE
