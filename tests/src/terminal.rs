@@ -71,7 +71,14 @@ impl Terminal {
     pub fn resize(&self, columns: u16, rows: u16) {
         set_size(&self.line, columns, rows);
         // The kernel tells the terminal's foreground processes; this one is no process's controlling terminal.
-        self.signal(Signal::WINCH);
+        let mvm = Pid::from_child(&self.child);
+        let children =
+            std::fs::read_to_string(format!("/proc/{mvm}/task/{mvm}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        for process in children.chain([mvm]) {
+            // One of them may have ended.
+            let _ = kill_process(process, Signal::WINCH);
+        }
     }
 
     /// What the screen has shown.
