@@ -135,11 +135,19 @@ def measure_stopped(mvm, runs):
     return [row(f"{words[name]} beside a VM that is stopped", "s", spent, mvm_at_most=1) for name, spent in took.items()]
 
 
-def measure(job):
-    os.environ["MVM_VIRTIOFSD"] = job["virtiofsd"]
+def loaded(job):
+    """How each program is called, with the image in its store."""
     runs, loads = commands(job, "true")
     for load in loads:
         run(*load, **QUIETLY)
-    programs = {name: command[: command.index("run")] for name, command in runs.items()}
-    rows = measure_execs(programs, job["runs"]) + measure_stopped(job["mvm"], job["runs"])
-    return rows + measure_tree(job, programs, job["runs"]), []
+    return {name: command[: command.index("run")] for name, command in runs.items()}
+
+
+def measure(job):
+    programs = loaded(job)
+    return measure_execs(programs, job["runs"]) + measure_stopped(job["mvm"], job["runs"]), []
+
+
+def measure_folder(job):
+    os.environ["MVM_VIRTIOFSD"] = job["virtiofsd"]
+    return measure_tree(job, loaded(job), job["runs"]), []
