@@ -21,8 +21,8 @@ pub use environment::set_variables;
 pub use frame::{Decoder, FrameError, MAX_MESSAGE, encode};
 pub use relay::{End, Relays};
 pub use spec::{
-    Awakening, Capabilities, Container, Exec, File, Limit, Mount, MountKind, Network, Pod, PodContainer,
-    PodDisk, Process, Resources, Size, Writable,
+    Adoption, Awakening, Capabilities, Container, Exec, File, Limit, Mount, MountKind, Network, Pod,
+    PodContainer, PodDisk, Process, Resources, Size, Writable,
 };
 pub use stream::{MAX_PIECE, Receiver, Sender, StreamError};
 
@@ -31,7 +31,9 @@ use serde::{Deserialize, Serialize};
 /// The version of these messages. It grows by one when there is a new one: requests and replies are added behind the
 /// last, and none is changed, so that agent and host of different versions understand each other as far as the older
 /// one goes. Where one has to change, so does [`OLDEST`].
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
+/// The first version that has [`Request::Adopt`].
+pub const ADOPTS: u32 = 6;
 /// The first version that has [`Request::Copy`].
 pub const COPIES: u32 = 4;
 /// The oldest version that the host still talks to: that of an agent which an older mvm has started.
@@ -169,6 +171,10 @@ pub enum Request {
     /// The VM goes on from a template: become another one than those that go on from the same. The answer is
     /// [`Reply::Done`] or [`Reply::Failed`]. Since version 5.
     Awake(Box<Awakening>),
+    /// The VM is a copy of one that ran: its container becomes another one from here on, which [`Request::Wait`] and
+    /// [`Request::Attach`] are about. Its streams begin anew, with what the first one's host was not sent. The answer
+    /// is [`Reply::Done`] or [`Reply::Failed`]. Since version 6.
+    Adopt(Box<Adoption>),
 }
 
 /// What the agent says.
@@ -300,6 +306,7 @@ mod tests {
             (15, Request::Freeze { container: container(), freezes: true }),
             (16, Request::IsFrozen { container: container() }),
             (17, Request::Awake(Box::default())),
+            (18, Request::Adopt(Box::default())),
         ];
         for (expected, request) in requests {
             assert_eq!(number(&request), expected, "{request:?}");

@@ -228,6 +228,19 @@ pub struct Awakening {
     pub disks: Vec<PodDisk>,
 }
 
+/// What makes the container of a VM that is a copy of another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// The container that it is a copy of.
+    pub container: String,
+    /// What it is called from now on.
+    pub id: String,
+    /// Its host name.
+    pub hostname: String,
+    /// Files that name it: they are written where they are files still.
+    pub files: Vec<File>,
+}
+
 /// A disk that was put into a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodDisk {

@@ -189,6 +189,13 @@ impl Sender {
         }
     }
 
+    /// Begins a stream of its own for another receiver, with what the first one was not sent.
+    pub fn begin_anew(&mut self) {
+        self.kept.consume(self.sent);
+        (self.acknowledged, self.sent, self.piece, self.end_sent) = (0, 0, None, false);
+        self.partial.clear();
+    }
+
     /// Goes on from `position`, which is what the receiver has, on another connection.
     ///
     /// # Errors
@@ -460,5 +467,34 @@ mod tests {
             assert!(receiver.has_ended());
         }
         assert_eq!(receiver.receive(&[1, 0, 0, 0, 7], take), Err(StreamError::AfterEnd));
+    }
+
+    /// A copy of a sender goes on for another receiver.
+    #[test]
+    fn a_stream_that_begins_anew_has_what_was_not_sent() {
+        let put = |sender: &mut Sender, bytes: &[u8]| {
+            sender.space().get_mut(..bytes.len()).unwrap().copy_from_slice(bytes);
+            sender.fill(bytes.len());
+        };
+        let mut sender = Sender::default();
+        put(&mut sender, b"sent");
+        let count: usize = sender.to_send().iter().map(|slice| slice.len()).sum();
+        sender.sent(count);
+        put(&mut sender, b"kept");
+        sender.begin_anew();
+        assert_eq!(sender.resume(0), Ok(()));
+        put(&mut sender, b" later");
+        sender.end();
+        let (mut receiver, mut received) = (Receiver::default(), Vec::new());
+        while sender.wants_to_send() {
+            let bytes: Vec<u8> = sender.to_send().iter().flat_map(|slice| slice.iter().copied()).collect();
+            sender.sent(bytes.len());
+            let take = |bytes: &[u8]| {
+                received.extend_from_slice(bytes);
+                Ok::<_, StreamError>(())
+            };
+            receiver.receive(&bytes, take).unwrap();
+        }
+        assert_eq!((&*received, receiver.has_ended()), (&b"kept later"[..], true));
     }
 }

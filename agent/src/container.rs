@@ -122,6 +122,11 @@ fn below<T>(first: BorrowedFd<'_>, make: impl FnOnce() -> T) -> Result<T> {
 }
 
 impl Home {
+    /// The container's first process.
+    pub fn first(&self) -> BorrowedFd<'_> {
+        self.first.as_fd()
+    }
+
     /// Starts a further process.
     pub fn exec(&self, exec: &Exec) -> Result<Started> {
         let process = further(&self.process, exec);

@@ -79,6 +79,7 @@ pub fn refuse(request: &Request) -> Option<Failure> {
         | Request::Freeze { .. }
         | Request::IsFrozen { .. }
         | Request::Awake(_)
+        | Request::Adopt(_)
         | Request::PowerOff => true,
     };
     is_of_containers
@@ -133,6 +134,7 @@ mod tests {
             Request::Usage { container: container() },
             Request::Update { container: container(), resources: Box::<Resources>::default() },
             Request::Processes { container: container() },
+            Request::Adopt(Box::default()),
             Request::PowerOff,
             copy(CopyWhat::Changes),
             copy(CopyWhat::Layer { pauses: true }),

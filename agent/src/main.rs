@@ -6,6 +6,7 @@
 //! `container`, what they do before they become the user's command is in `child`, and what the agent knows of one while
 //! it runs is in `process`. Files pass through processes of their own (`copies`).
 
+mod adopt;
 mod awake;
 mod buffer;
 mod cgroup;

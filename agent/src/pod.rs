@@ -141,12 +141,12 @@ fn spare(pid: Pid) {
 }
 
 /// Gives the namespace of `first` its host name.
-fn name_host(first: BorrowedFd<'_>, name: &str) -> Result<()> {
+pub fn name_host(first: BorrowedFd<'_>, name: &str) -> Result<()> {
     let own = fs::File::open("/proc/self/ns/uts").during("open a namespace")?;
     move_into_thread_name_spaces(first, ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
-        .during("join the pod")?;
+        .during("join a container's names")?;
     let named = rustix::system::sethostname(name.as_bytes()).during("set the host name");
-    move_into_link_name_space(own.as_fd(), None).during("leave the pod")?;
+    move_into_link_name_space(own.as_fd(), None).during("leave a container's names")?;
     named
 }
 

@@ -101,6 +101,13 @@ impl Running {
         Ok((place.replace(connection), position))
     }
 
+    /// Has its streams begin anew, for another host.
+    pub fn begin_anew(&mut self) {
+        self.input.begin_anew();
+        self.output.begin_anew();
+        self.errors.begin_anew();
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, name: &str, number: u8) -> Result<()> {
         let pid = self.pid.ok_or_else(|| failure(format!("{name} has ended")))?;

@@ -78,6 +78,13 @@ impl Sockets {
         });
     }
 
+    /// Those of the container with the ID `before` are those of the one with the ID `now`.
+    pub fn rename(&mut self, before: &str, now: &str) {
+        for listener in self.listeners.iter_mut().filter(|listener| listener.container == before) {
+            listener.container = now.to_owned();
+        }
+    }
+
     /// Calls `watch` for each descriptor that is to be waited for.
     pub fn watch(&self, mut watch: impl FnMut(Source, BorrowedFd<'_>, PollFlags)) {
         if !self.relays.is_full() {

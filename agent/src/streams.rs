@@ -80,6 +80,12 @@ impl Output {
         self.sender.resume(position).ok().map(|()| position)
     }
 
+    /// Begins anew for another host, with what the one before was not sent.
+    pub fn begin_anew(&mut self) {
+        self.sender.begin_anew();
+        self.connection = None;
+    }
+
     /// Takes what the host acknowledges.
     pub fn acknowledge(&mut self, connection: impl AsFd) -> Result<(), Lost> {
         let mut bytes = [0; 64];
@@ -134,6 +140,12 @@ impl Input {
     pub fn resume(&mut self) -> Option<u64> {
         self.receiver.resume();
         (!self.is_finished()).then(|| self.receiver.position())
+    }
+
+    /// Takes what another host sends, from its beginning on.
+    pub fn begin_anew(&mut self) {
+        self.receiver = Receiver::default();
+        self.connection = None;
     }
 
     /// Takes what the host has sent; the acknowledgement that is due, if any.

@@ -17,6 +17,7 @@ mod exec;
 mod exit_code;
 mod files;
 mod foreign;
+mod fork;
 mod format;
 mod images;
 mod inspect;
@@ -212,6 +213,8 @@ enum Command {
     Snapshot(snapshot::SnapshotCommand),
     /// Run a VM from where it was saved
     Restore(boot::RestoreCommand),
+    /// Copy a running container or VM; the copy goes on beside it
+    Fork(fork::ForkCommand),
     /// Pause containers and VMs
     Pause(pause::PauseCommand),
     /// Resume paused containers and VMs
@@ -233,6 +236,7 @@ enum Command {
     /// Print a completion script for a shell
     Completions(completions::CompletionsCommand),
     /// Print a manual page
+    #[command(hide = true)]
     Man(man::ManCommand),
     /// Print the version
     #[command(hide = true)]
@@ -309,6 +313,7 @@ fn run() -> ExitCode {
         Command::Template(command) => command.run(),
         Command::Snapshot(command) => command.run(),
         Command::Restore(command) => boot::restore(command, has_directory, start),
+        Command::Fork(command) => fork::fork(command, has_directory),
         Command::Pause(command) => command.run(),
         Command::Wait(command) => command.run(),
         Command::Logs(command) => command.run(),

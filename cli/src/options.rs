@@ -298,6 +298,7 @@ impl BootOptions {
         // Every field is named, so that a new one cannot be forgotten here.
         Ok(VmConfig {
             slots: 0,
+            in_slots: default.in_slots,
             kernel,
             initrd: self.initrd,
             rootfs: self.rootfs.and_then(RootConfig::into_disk),

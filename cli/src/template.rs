@@ -5,9 +5,9 @@ use std::process::{Command as Program, Stdio};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use container::{Assets, NetworkOption, Prepared, RunOptions, Shape, TemplateError, Templates};
+use container::{Assets, NetworkOption, Origin, Prepared, RunOptions, Shape, TemplateError, Templates};
 use serde_json::{Value, json};
-use vmm::{MemorySize, Snapshot};
+use vmm::MemorySize;
 
 use crate::complaint::{Complaint, complete};
 use crate::defaults::{Defaults, TemplateUse};
@@ -198,26 +198,27 @@ fn prune() -> Result<ExitCode, Complaint> {
     Ok(print(format!("{text}Total reclaimed space: {}\n", human::size(freed)).as_bytes(), exit_code::SUCCESS))
 }
 
-/// What the VM of a container with `options` and `mounts` goes on from; `None` where it boots. Where only a template is
-/// missing for it to go on, its shape is in `missing`.
-pub fn find(
-    assets: &Assets,
-    options: &RunOptions,
-    mounts: &Prepared,
-    missing: &mut Option<Shape>,
-) -> Option<(Shape, Snapshot)> {
-    let shape = Shape::of(options, mounts)?;
-    let templates = Templates::of_user().ok()?;
+/// What the VM of a container with `options` and `mounts` starts from. Where only a template is missing for it to go on, its
+/// shape is in `missing`.
+pub fn find(assets: &Assets, options: &RunOptions, mounts: &Prepared, missing: &mut Option<Shape>) -> Origin {
+    let Some((shape, templates)) = Shape::of(options, mounts).zip(Templates::of_user().ok()) else {
+        return Origin::Boot;
+    };
     let opened = templates.open(assets, shape).unwrap_or_else(|error: TemplateError| {
         tracing::warn!(error = &error as &dyn std::error::Error, "a template is damaged: it is made anew");
         templates.discard(shape);
         None
     });
-    match &opened {
-        Some(_) => tracing::info!("the VM goes on from template {}", shape.name()),
-        None => *missing = Some(shape),
+    match opened {
+        Some(snapshot) => {
+            tracing::info!("the VM goes on from template {}", shape.name());
+            Origin::Template(shape, snapshot)
+        }
+        None => {
+            *missing = Some(shape);
+            Origin::Boot
+        }
     }
-    opened.map(|snapshot| (shape, snapshot))
 }
 
 /// Starts a process in the background that makes the template for VMs of `shape`, when nothing else wants the processor.

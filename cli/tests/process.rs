@@ -8,6 +8,8 @@
 
 #[path = "process/commands.rs"]
 mod commands;
+#[path = "process/forks.rs"]
+mod forks;
 #[path = "../../vmm/tests/tiny/image.rs"]
 mod image;
 #[path = "process/jail.rs"]

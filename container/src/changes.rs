@@ -30,6 +30,11 @@ pub fn open_or_create(assets: &Assets, directory: &Path, size: u64) -> io::Resul
     }
 }
 
+/// Where the disk for the changes of a container is that `directory` is kept in.
+pub fn path(directory: &Path) -> PathBuf {
+    directory.join(FILE)
+}
+
 /// Makes the disk for a container's changes in `directory`, which is the caller's alone, and returns its path. `size`
 /// is that of the disk in bytes; the file takes as much space as is written.
 ///

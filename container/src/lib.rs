@@ -43,7 +43,7 @@ pub use attach::{
     AttachError, AttachOptions, AttachStreams, Attached, Attachments, DetachKeys, KeysError, attach,
     connect as connect_to_keeper,
 };
-pub use changes::create_at as create_changes;
+pub use changes::{create_at as create_changes, path as changes_path};
 pub use exec::{Detached, ExecError, Executed, exec, exec_detached};
 pub use files::{Files, FilesError, Incoming, Outgoing};
 pub use health::{
@@ -62,9 +62,9 @@ pub use network::{HOST_GATEWAY, NetworkOption, StaticAddress, container_address}
 pub use options::{ExecOptions, OptionsError, RunOptions, Storage};
 pub use output::{LogLimits, LogOptions, LogReader, LogTarget, OutputLine, field_name, follow, parse_time};
 pub use pod::{Member, PodKeeper, PodLeft, PodOptions, PodPlace, PodPlan, is_pod, pod_directory};
-pub use ports::{ExposedPorts, PortMapping, PortsError, of as published};
+pub use ports::{ExposedPorts, PortMapping, PortsError, of as published, publish as publish_ports};
 pub use requests::{freeze, is_frozen, kill_within, processes, send_signal, usage};
-pub use run::{Attachment, Ended, Keeper, Left, Plan, RunError, check};
+pub use run::{Attachment, Copied, Ended, Keeper, Left, MakeDisk, Origin, Plan, RunError, check};
 pub use signal::number as signal_number;
 pub use spec::{SHM_SIZE, command, entrypoint_and_command, storage};
 pub use template::{Listed as ListedTemplate, Shape, TemplateError, Templates};

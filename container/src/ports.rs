@@ -174,6 +174,15 @@ pub fn of(options: &RunOptions, image: &ImageConfig) -> Result<Vec<PublishConfig
     resolve(&options.publish, &exposed, options.publish_all)
 }
 
+/// The ports of the host for `published`.
+///
+/// # Errors
+///
+/// [`PortsError`].
+pub fn publish(published: &[PortMapping]) -> Result<Vec<PublishConfig>, PortsError> {
+    resolve(published, &[], false)
+}
+
 /// The ports of the host for `published` and, if `all`, for those of `exposed` that are not published otherwise.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ use crate::signal::stop_signal;
 use crate::sockets::Forwards;
 use crate::spec::{container, filters, storage};
 use crate::stdio::Outputs;
-use crate::template::Shape;
+use crate::template::{self, Shape};
 use crate::timing::{Step, Timing};
 use vmm::{Disk, DiskError, FromVm, Order, Snapshot, Split, VmEnd, VmProcess};
 
@@ -132,11 +132,33 @@ pub fn check(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<(), 
     container(id, image, options, &Prepared::default()).map(drop)
 }
 
+/// What the VM of a container starts from.
+pub enum Origin {
+    /// A kernel.
+    Boot,
+    /// A template of this shape.
+    Template(Shape, Snapshot),
+    /// The VM of another container.
+    Copy(Copied),
+}
+
+/// Makes a disk at a path, where there is nothing yet.
+pub type MakeDisk = Box<dyn FnOnce(&Path) -> io::Result<()>>;
+
+/// The VM of a container that ran, as it was.
+pub struct Copied {
+    /// What is not on its disks.
+    pub snapshot: Snapshot,
+    /// The container's ID.
+    pub container: String,
+    /// What makes the disk with its changes, at the path that it is called with.
+    pub changes: Option<MakeDisk>,
+}
+
 /// A container whose VM starts, kept by this process.
 pub struct Keeper {
     vm: Arc<VmProcess>,
-    /// What is put into the VM once it goes on, where it did not boot.
-    disks: Option<Vec<Disk>>,
+    begin: Begin,
     instance: Instance,
     keep: Keep,
     listener: Listener,
@@ -145,6 +167,16 @@ pub struct Keeper {
     stop_signal: u8,
     log: Option<LogTarget>,
     timing: Timing,
+}
+
+/// How its agent is reached.
+enum Begin {
+    /// It connects when the VM has booted.
+    Boots,
+    /// These disks are put into the VM before.
+    Warm(Vec<Disk>),
+    /// It has this container.
+    Copy(String),
 }
 
 /// How a container's command is run.
@@ -176,8 +208,9 @@ pub struct Left {
 }
 
 impl Keeper {
-    /// Starts the VM of a container in a process of its own, which gets what `split` says. `instance` is its directory and
-    /// `keep` what is kept of it; it goes on from a `template`, or boots. This process has one thread yet.
+    /// Starts the VM of a container in a process of its own, which gets what `split` says. `instance` is its directory
+    /// and
+    /// `keep` what is kept of it. This process has one thread yet.
     ///
     /// # Errors
     ///
@@ -187,7 +220,7 @@ impl Keeper {
         instance: Instance,
         keep: Keep,
         split: Split<'_>,
-        template: Option<(Shape, Snapshot)>,
+        mut origin: Origin,
     ) -> Result<Self, RunError> {
         let Plan { assets, image, options, publish, mounts, log, timing } = plan;
         let mut container = container(instance.id().as_str(), &image.config, options, mounts)?;
@@ -198,6 +231,12 @@ impl Keeper {
         }
         let stop_signal = stop_signal(&image.config, options)?;
         let host = |doing| move |source| RunError::Host { doing, source };
+        if let Origin::Copy(Copied { changes, .. }) = &mut origin
+            && let Some(make) = changes.take()
+        {
+            make(&changes::path(keep.directory()))
+                .map_err(host("make the disk for the container's changes"))?;
+        }
         let changes = match storage(options) {
             Storage::Memory => None,
             Storage::Disk(size) => Some(
@@ -207,16 +246,18 @@ impl Keeper {
         };
         timing.mark(Step::Disk);
         let (changes, publish) = (changes.as_deref(), publish.to_vec());
-        let (config, snapshot, disks) = match template {
-            None => {
-                let config = machine(assets, image, options, instance.path(), changes, mounts, publish);
-                (config, None, None)
-            }
-            Some((shape, snapshot)) => {
+        let booted = |publish| machine(assets, image, options, instance.path(), changes, mounts, publish);
+        let (config, snapshot, begin) = match origin {
+            Origin::Boot => (booted(publish), None, Begin::Boots),
+            Origin::Template(shape, snapshot) => {
                 let config = shape.machine(assets, options, instance.path(), publish);
                 let disks = disks(image, changes, mounts);
                 let disks = disks.map_err(|error| RunError::Vm(devices::log::chain(&error)))?;
-                (config, Some(snapshot), Some(disks))
+                (config, Some(snapshot), Begin::Warm(disks))
+            }
+            Origin::Copy(Copied { snapshot, container, .. }) => {
+                let config = template::with_disks(booted(publish), snapshot.state.disks());
+                (config, Some(snapshot), Begin::Copy(container))
             }
         };
         let listener = Listener::open(instance.path()).map_err(host("make a socket for the agent"))?;
@@ -226,8 +267,8 @@ impl Keeper {
         let (log_file, user) = (None, None);
         let order =
             Order { config: &config, identity: &identity, log: log_file, user, snapshot, split, start };
-        let own = (keep, listener, forwards, disks);
-        let (vm, instance, (keep, listener, forwards, disks)) =
+        let own = (keep, listener, forwards, begin);
+        let (vm, instance, (keep, listener, forwards, begin)) =
             VmProcess::start_for(order, Some(instance), own)
                 .and_then(|(vm, instance, own)| Ok((vm, instance.ok_or(io::ErrorKind::NotFound)?, own)))
                 .map_err(host("make a process for the VM"))?;
@@ -239,12 +280,12 @@ impl Keeper {
         })?;
         let (timing, log) = (timing.clone(), log.cloned());
         let vm = Arc::new(vm);
-        Ok(Self { vm, disks, instance, keep, listener, forwards, container, stop_signal, log, timing })
+        Ok(Self { vm, begin, instance, keep, listener, forwards, container, stop_signal, log, timing })
     }
 
     /// Runs the container's command to its end.
     pub fn run(self, attachment: Attachment) -> Left {
-        let Self { vm, disks, instance, keep, listener, forwards, container, stop_signal, log, timing } =
+        let Self { vm, begin, instance, keep, listener, forwards, container, stop_signal, log, timing } =
             self;
         let is_disk =
             |mount: &Mount| matches!(mount.kind, MountKind::Disk { .. } | MountKind::DiskBelow { .. });
@@ -271,9 +312,10 @@ impl Keeper {
             };
             let input = if is_attached { Some(Input::Standard) } else { source.map(Input::Attached) };
             let (to_session, said) = sync_channel(SAID);
-            let way = match disks {
-                None => Way::Own(listener),
-                Some(disks) => Way::Warm { vm: vm.clone(), disks, said },
+            let way = match begin {
+                Begin::Boots => Way::Own(listener),
+                Begin::Warm(disks) => Way::Warm { vm: vm.clone(), disks, said },
+                Begin::Copy(container) => Way::Copy { container, said },
             };
             let session = |stop| Session {
                 way,

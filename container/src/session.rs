@@ -10,7 +10,8 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use agent_protocol::{
-    Container, Exit, Failure, Mount, MountKind, OLDEST, PORT, PodContainer, PodDisk, Reply, Request, Stream,
+    ADOPTS, Adoption, Container, Exit, Failure, Mount, MountKind, OLDEST, PORT, PodContainer, PodDisk, Reply,
+    Request, Stream,
 };
 use instance::{ENDING, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,6 +34,9 @@ pub const START: Duration = Duration::from_secs(60);
 pub const FILL: Duration = Duration::from_secs(15 * 60);
 /// The first version of the agent's messages with volumes, and parts and sockets of the host.
 const WITH_VOLUMES: u32 = 4;
+
+/// Files of a container that have its name.
+const NAMING: [&str; 2] = ["/etc/hosts", "/etc/hostname"];
 
 /// Why a container did not come to its end.
 #[derive(Debug, Error)]
@@ -85,6 +89,13 @@ pub enum Way {
         /// What it says meanwhile.
         said: Receiver<Said>,
     },
+    /// In a VM of its own that is a copy of another one's, where it runs.
+    Copy {
+        /// What it is a copy of.
+        container: String,
+        /// What the VM says meanwhile.
+        said: Receiver<Said>,
+    },
     /// In the VM of a pod.
     Pod {
         /// What the others can call it.
@@ -105,6 +116,12 @@ impl Way {
                 let connection = template::awake(path, disks, START)?;
                 connection.without_deadline()?;
                 Ok((connection, Request::Start(Box::new(container))))
+            }
+            Self::Copy { container: before, said } => {
+                while !matches!(next(&said)?, Said::Built) {}
+                let connection = adopt(path, before, &container)?;
+                connection.without_deadline()?;
+                Ok((connection, Request::Wait { container: container.id }))
             }
             Self::Own(listener) => {
                 let (socket, _) = listener.0.accept().map_err(ConnectionError::Io)?;
@@ -131,10 +148,30 @@ pub enum Said {
     Slot(u64, Option<String>),
 }
 
+/// The next of what the VM says.
+fn next(said: &Receiver<Said>) -> Result<Said, SessionError> {
+    said.recv_timeout(START).map_err(|_| SessionError::Disk("it does not answer".into()))
+}
+
+/// Has the agent at `path` make what it runs as `before` the container `container`.
+fn adopt(path: &Path, before: String, container: &Container) -> Result<Connection, SessionError> {
+    let mut connection = template::awake(path, Vec::new(), START)?;
+    if !connection.has_version(ADOPTS) {
+        return Err(ConnectionError::TooOldFor("copies of containers", connection.version(), ADOPTS).into());
+    }
+    let (id, hostname) = (container.id.clone(), container.hostname.clone());
+    let files = container.files.iter().filter(|file| NAMING.contains(&&*file.path)).cloned().collect();
+    connection.send(&Request::Adopt(Box::new(Adoption { container: before, id, hostname, files })))?;
+    match connection.receive_within(START)? {
+        Reply::Done => Ok(connection),
+        Reply::Failed(failure) => Err(SessionError::Failed(failure)),
+        other => Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
+    }
+}
+
 /// Puts `disks` into the first slots of `vm`, one after the other, as soon as it runs.
 fn put(vm: &VmProcess, disks: Vec<Disk>, said: &Receiver<Said>) -> Result<Vec<PodDisk>, SessionError> {
-    let next = || said.recv_timeout(START).map_err(|_| SessionError::Disk("it does not answer".into()));
-    while !matches!(next()?, Said::Built) {}
+    while !matches!(next(said)?, Said::Built) {}
     let mut put = Vec::new();
     for (slot, disk) in disks.into_iter().enumerate() {
         let number = u64::try_from(slot).unwrap_or(u64::MAX);
@@ -145,7 +182,7 @@ fn put(vm: &VmProcess, disks: Vec<Disk>, said: &Receiver<Said>) -> Result<Vec<Po
             files.collect::<io::Result<_>>().map_err(|error| SessionError::Disk(error.to_string()))?;
         vm.insert(number, slot, slot == 0, &SlotFiles { files, ends })
             .map_err(|error| SessionError::Disk(error.to_string()))?;
-        match next()? {
+        match next(said)? {
             Said::Slot(answered, None) if answered == number => {}
             Said::Slot(_, Some(failure)) => return Err(SessionError::Disk(failure)),
             Said::Slot(..) | Said::Built => {
@@ -234,6 +271,7 @@ impl Session {
         let limit = if container.mounts.iter().any(fills) { FILL } else { START };
         let id = container.id.clone();
         let (has_input, has_terminal) = (container.process.has_input, container.process.terminal.is_some());
+        let runs_already = matches!(way, Way::Copy { .. });
         let (mut control, request) = way.begin(&path, container)?;
         timing.mark(Step::Agent);
         if control.version() < needed {
@@ -244,7 +282,8 @@ impl Session {
         let output = Connection::open(&path)?;
         let errors = if has_terminal { None } else { Some(Connection::open(&path)?) };
         let connection = if has_input { Some(Connection::open(&path)?) } else { None };
-        match control.receive_within(limit)? {
+        let answer = if runs_already { Reply::Started } else { control.receive_within(limit)? };
+        match answer {
             Reply::Started => timing.mark(Step::Started),
             Reply::Failed(failure) => return Err(SessionError::Failed(failure)),
             other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
@@ -368,7 +407,8 @@ impl Passed {
     }
 }
 
-/// Whether a byte asks the container to end. The pipe ends without one when the VM has ended, which answers nothing then.
+/// Whether a byte asks the container to end. The pipe ends without one when the VM has ended, which answers nothing
+/// then.
 fn is_asked(stop: &mut PipeReader) -> bool {
     stop.read(&mut [0]).is_ok_and(|count| count > 0)
 }

@@ -107,6 +107,14 @@ impl Shape {
     }
 }
 
+/// The VM of `config`, which has so many disks: one that has gone on from a template has slots in their place.
+pub fn with_disks(config: VmConfig, disks: usize) -> VmConfig {
+    if config.rootfs.iter().len() + config.disks.len() == disks {
+        return config;
+    }
+    VmConfig { in_slots: config.disks, disks: Vec::new(), slots: SLOTS, ..config }
+}
+
 /// What tells whether a file is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Facts {

@@ -47,7 +47,7 @@ use thiserror::Error;
 
 pub use archive::{Archive, End, Entry, EntryError, Keep, Kept, Kind, Phase, write_health};
 pub use bounded::{BoundedFile, Changes, Lines, earlier, open_output};
-pub use cgroup::{Cgroup, CgroupError, CgroupLimits, CgroupUsage, examine_cgroups};
+pub use cgroup::{Cgroup, CgroupError, CgroupLimits, CgroupUsage, MoreMemory, examine_cgroups};
 pub use client::{Client, ClientError, connect_within};
 pub use directory::{CONSOLE_SOCKET, CONTROL_SOCKET, Instance};
 pub use events::{Event, EventReader};
@@ -55,7 +55,7 @@ pub use gauges::{ProcessGauges, ProcessMeter};
 pub use identity::{Identity, IdentityError, VmId, VmName};
 pub use ids::{IdClaim, IdRange, IdRangeError};
 pub use metrics::{Counters, MetricsReport};
-pub use place::{data_directory, runtime_directory, set_runtime_directory};
+pub use place::{data_directory, make_data_directory, runtime_directory, set_runtime_directory};
 pub use process::{OpenProcess, Process, ProcessError, exit_now};
 pub use record::{Format, Record, RecordError, Summary};
 pub use registry::{Registry, Running};

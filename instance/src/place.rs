@@ -67,6 +67,24 @@ pub fn data_directory() -> Option<PathBuf> {
     system().or_else(own)
 }
 
+/// The same directory, which is made where it is not there, for this user alone.
+///
+/// # Errors
+///
+/// There is no place for it, or it can't be made.
+pub fn make_data_directory() -> io::Result<PathBuf> {
+    let directory =
+        data_directory().ok_or_else(|| io::Error::other("set HOME or MVM_DATA_DIR to an absolute path"))?;
+    if !directory.is_dir() {
+        fs::create_dir_all(directory.parent().unwrap_or(&directory))?;
+        match DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(directory)
+}
+
 fn belongs_to(path: &Path, user: Uid) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == user.as_raw())
 }

@@ -31,6 +31,8 @@ mod ends;
 mod exec;
 #[path = "guests/flags.rs"]
 mod flags;
+#[path = "guests/forks.rs"]
+mod forks;
 #[path = "guests/gdb.rs"]
 mod gdb;
 #[path = "guests/hostile.rs"]

@@ -1,10 +1,11 @@
 //! What the host asks for.
 
 use agent_protocol::{
-    Container, Exec, Failure, FailureKind, GUEST, MAX_EXECS, PodContainer, Reply, Request, Stream,
+    Adoption, Container, Exec, Failure, FailureKind, GUEST, MAX_EXECS, PodContainer, Reply, Request, Stream,
 };
 
 use super::Server;
+use crate::adopt;
 use crate::awake::awake;
 use crate::container;
 use crate::error::{Result, failure};
@@ -108,6 +109,10 @@ impl Server {
                 Ok(()) => Reply::Done,
                 Err(failure) => Reply::Failed(failure),
             },
+            Request::Adopt(adoption) => match self.adopt(&adoption) {
+                Ok(()) => Reply::Done,
+                Err(failure) => Reply::Failed(failure),
+            },
         };
         self.answer(id, &reply);
     }
@@ -130,6 +135,31 @@ impl Server {
         let (started, home) = container::start(container, is_held)?;
         let running = Running::new(started, Role::First(Box::new(home)), control);
         self.processes.insert(container.id.clone(), running);
+        Ok(())
+    }
+
+    /// Makes a container of this VM another one.
+    fn adopt(&mut self, adoption: &Adoption) -> Result<()> {
+        let Adoption { container, id, .. } = adoption;
+        if !is_plain(id) || self.processes.contains_key(id) {
+            return Err(failure(format!("cannot use {id:?} as a container's ID")));
+        }
+        let running = self.processes.get(container).ok_or_else(|| unknown(container))?;
+        let Role::First(home) = &running.role else { return Err(unknown(container)) };
+        if let Some(pid) = running.pid {
+            adopt::rename(home, pid, adoption)?;
+        }
+        let Some(mut running) = self.processes.remove(container) else { return Err(unknown(container)) };
+        running.begin_anew();
+        self.processes.insert(id.clone(), running);
+        for running in self.processes.values_mut() {
+            if let Role::Further(name) = &mut running.role
+                && name == container
+            {
+                name.clone_from(id);
+            }
+        }
+        self.sockets.rename(container, id);
         Ok(())
     }
 

@@ -1,10 +1,9 @@
 //! A VM whose root has an image's files: the agent's root is its first disk, and mounts the image with what takes its
 //! changes. Both come behind the user's own disks, which have the names that they have with any other root.
 
-use std::fs::{File, OpenOptions, create_dir_all, remove_file};
+use std::fs::{File, OpenOptions, remove_file};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use container::{Assets, Storage};
@@ -134,12 +133,7 @@ fn grow(file: &File, size: Option<u64>) -> io::Result<()> {
 
 /// A disk in the directory of data that has no name any more, so that it goes with who has it open.
 fn scratch(assets: &Assets, size: u64) -> io::Result<File> {
-    let directory = instance::data_directory()
-        .ok_or_else(|| io::Error::other("set HOME or MVM_DATA_DIR to an absolute path"))?;
-    if !directory.is_dir() {
-        create_dir_all(directory.parent().unwrap_or(&directory))?;
-        std::fs::DirBuilder::new().mode(0o700).create(&directory)?;
-    }
+    let directory = instance::make_data_directory()?;
     let path = directory.join(format!(".scratch-{}", std::process::id()));
     // What a process of this number has left that was killed.
     let _ = remove_file(&path);

@@ -17,7 +17,7 @@ use vmm::{
     ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Split, User, VmConfig, VmProcess,
 };
 
-pub use self::restore::{RestoreCommand, restore};
+pub use self::restore::{RestoreCommand, go_on, restore};
 
 use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
@@ -407,7 +407,7 @@ fn configuration(flags: BootOptions, file: Option<PathBuf>) -> Result<Described,
 }
 
 /// A VM of `config`, confined as the option and the configuration file say.
-fn confined(config: VmConfig, jail: Option<jail::Mode>) -> Result<VmConfig, String> {
+pub fn confined(config: VmConfig, jail: Option<jail::Mode>) -> Result<VmConfig, String> {
     let defaults = Defaults::read()?;
     let jail = jail.or(defaults.jail).unwrap_or_default();
     Ok(VmConfig { jail, jail_ids: defaults.jail_ids, ..config })

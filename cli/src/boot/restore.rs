@@ -7,7 +7,8 @@ use clap::Args;
 use instance::{Identity, VmName};
 use vmm::{Snapshot, VmConfig};
 
-use super::{Order, Refusal, confined, run_order};
+use super::{Order, Refusal, boot, confined, run_order};
+use crate::background::Reporter;
 use crate::process::ExitCode;
 use crate::snapshot::{self, PrivateDisks};
 use crate::{complain, exit_code};
@@ -78,6 +79,21 @@ pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> 
     let (has_agent, image, ready, snapshot) = (snapshot.has_agent, None, None, Some(snapshot));
     let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
     run_order(order, command.detach, has_directory)
+}
+
+/// Has a VM of `config` go on in the background from where another one was; returns the exit code.
+pub fn go_on(
+    config: VmConfig,
+    name: Option<VmName>,
+    opened: snapshot::Opened,
+    removes: bool,
+    reporter: Reporter,
+) -> u8 {
+    let asked = Identity { name, ..Identity::default() };
+    let (has_agent, start) = (opened.has_agent, Instant::now());
+    let (image, ready, timing, snapshot) = (None, None, false, Some(opened));
+    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    boot(order, true, Some(reporter))
 }
 
 /// Makes the VM's own copies of the disks that a snapshot has the content of.

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use container::{
-    Assets, Attachment, Ended, Health, HealthCheck, HealthStatus, Image, Keeper, Left, Plan, RunError, Step,
-    Timing,
+    Assets, Attachment, Copied, Ended, Health, HealthCheck, HealthStatus, Image, Keeper, Left, Origin, Plan,
+    RunError, Step, Timing,
 };
 use devices::log::Writer;
 use image::{DigestError, Hold};
@@ -36,6 +36,8 @@ pub struct Means {
     pub timing: Timing,
     /// What gets the ID of one that is made.
     pub cid_file: Option<CidFile>,
+    /// What its VM goes on from, where it is a copy of another container.
+    pub copied: Option<Copied>,
 }
 
 /// Which container is meant.
@@ -230,7 +232,7 @@ fn try_keep(
         Some(pod) => pod::prepare(pod, &means.assets, &order.options, &volumes)?,
     };
     let (instance, keep, publish) = begin(order, &means, which, &archive)?;
-    let Means { assets, image, hold, shows_timing, timing, cid_file } = means;
+    let Means { assets, image, hold, shows_timing, timing, cid_file, copied } = means;
     let id = instance.id().clone();
     let cid_file = match write_id(cid_file, id.as_str()) {
         Ok(cid_file) => cid_file,
@@ -258,15 +260,16 @@ fn try_keep(
     };
     timing.mark(Step::Record);
     let mut missing = None;
-    let template = match &order.pod {
-        None => template::find(&assets, &order.options, &mounts, &mut missing),
-        Some(_) => None,
+    let origin = match (&order.pod, copied) {
+        (None, Some(copied)) => Origin::Copy(copied),
+        (None, None) => template::find(&assets, &order.options, &mounts, &mut missing),
+        (Some(_), _) => Origin::Boot,
     };
     let leave = || drop((signals.take(), front.take(), lock(reporter).take()));
     let run = match &order.pod {
         None => {
             let split = Split { until_open: Box::new(hold), leave: Box::new(leave) };
-            Keeper::start(plan, instance, keep, split, template)
+            Keeper::start(plan, instance, keep, split, origin)
                 .map(|keeper| Box::new(move |attachment| keeper.run(attachment)) as Runner)
                 .map_err(|error| chain(&error))
         }

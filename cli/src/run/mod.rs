@@ -3,6 +3,7 @@
 mod again;
 mod arguments;
 mod cid;
+mod copy;
 mod create;
 mod details;
 mod docker;
@@ -31,6 +32,7 @@ use instance::{Format, VmName};
 
 pub use self::again::KeeperCommand;
 pub use self::arguments::{environment, label, pair, terminal_size};
+pub use self::copy::{Change, check_copy, copy};
 pub use self::create::CreateCommand;
 pub use self::details::ports;
 pub use self::docker::platform;
@@ -195,7 +197,7 @@ fn try_run(command: RunCommand, start: Instant) -> Result<ExitCode, Failure> {
     let Ordered { order, assets, image, hold, name, cid_file } =
         command.order.order(command.what, is_detached)?;
     timing.mark(Step::Image);
-    let means = Means { assets, image, hold, shows_timing, timing, cid_file };
+    let means = Means { assets, image, hold, shows_timing, timing, cid_file, copied: None };
     let which = Which::New(name);
     if !is_detached {
         let has_terminal = order.options.terminal.is_some();

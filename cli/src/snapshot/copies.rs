@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use vmm::{ImageFormat, VmConfig, disk_name};
 
 use super::manifest;
-use super::place::unnamed;
+use super::place::{scratch, unnamed};
 
 /// How much is copied at a time where the kernel does not copy.
 const PIECE: usize = 1 << 20;
@@ -70,7 +70,16 @@ impl Copying {
     ///
     /// The file can't be made, or there is no room; on one line.
     pub fn new(from: Source, shown: &Path, directory: &Path) -> Result<Self, String> {
-        let copying = Self { from, to: unnamed(directory)?, shown: shown.to_owned() };
+        Self::to(from, shown, unnamed(directory)?, directory)
+    }
+
+    /// The same to the file `to`, which is in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn to(from: Source, shown: &Path, to: File, directory: &Path) -> Result<Self, String> {
+        let copying = Self { from, to, shown: shown.to_owned() };
         copying.check_room(directory).map(|()| copying)
     }
 
@@ -103,15 +112,20 @@ impl Copying {
         copied.map_err(|error| format!("cannot copy the disk {}: {error}", self.shown.display()))
     }
 
+    /// Its length.
+    pub fn bytes(&self) -> u64 {
+        self.from.bytes
+    }
+
     /// The copy.
     pub fn into_file(self) -> File {
         self.to
     }
 }
 
-/// Makes `to` a copy of the `bytes` of `from`: one that shares its blocks where the file system can (a reflink), else one
-/// with holes where that has holes.
-fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
+/// Makes `to` a copy of the `bytes` of `from`: one that shares its blocks where the file system can (a reflink), else
+/// one with holes where that has holes.
+pub fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
     let length = rustix::fs::seek(from, rustix::fs::SeekFrom::End(0))?;
     if length != bytes {
         return Err(io::Error::other(format!("it has {length} bytes now, and not {bytes}")));
@@ -178,13 +192,39 @@ fn read_range(from: &File, to: &File, range: std::ops::Range<u64>) -> io::Result
     Ok(())
 }
 
-/// A disk of a snapshot that VMs which go on have copies of.
+/// A disk of a VM that was saved, of which each that goes on has its own copy.
 pub struct Saved {
     /// Which of the VM's disks it is.
     pub index: usize,
-    /// Its content in the snapshot.
-    pub path: PathBuf,
+    /// Its content.
+    pub file: File,
+    /// Its length.
     pub bytes: u64,
+    /// Where it is, for messages and lists.
+    pub shown: PathBuf,
+    /// Where a copy is made if nobody says where: the file system may let them share blocks.
+    pub beside: PathBuf,
+    /// The file is nobody else's, and is the VM's disk as it is.
+    pub is_own: bool,
+}
+
+impl Saved {
+    /// A file without a name, in `directory` or beside this one, with the content.
+    fn copy(&self, directory: Option<&Path>) -> Result<File, String> {
+        let file = self.file.try_clone();
+        let file = file.map_err(|error| format!("cannot read {}: {error}", self.shown.display()))?;
+        if self.is_own {
+            return Ok(file);
+        }
+        let source = Source { file, bytes: self.bytes };
+        let copying = match directory {
+            Some(directory) => make(directory).and_then(|()| Copying::new(source, &self.shown, directory))?,
+            None => scratch(&self.beside)
+                .and_then(|to| Copying::to(source, &self.shown, to, &self.beside))
+                .map_err(|message| format!("{message} (--disks DIR)"))?,
+        };
+        copying.copy().map(|()| copying.into_file())
+    }
 }
 
 /// The private copies of a restored VM's disks. Those without a name go with this and the VM; those with one stay from
@@ -196,16 +236,16 @@ pub struct PrivateDisks {
 }
 
 impl PrivateDisks {
-    /// Copies `saved` for a VM of `config`, which gets their paths: to files called as the guest calls them in `directory`,
-    /// which is made where it is not there, or to files without names beside those of the snapshot.
+    /// Copies `saved` for a VM of `config`, which gets their paths: to files called as the guest calls them in
+    /// `directory`, which is made where it is not there, or to files without names beside those of the snapshot.
     ///
     /// # Errors
     ///
     /// On one line; nothing is left.
     pub fn of(saved: &[Saved], directory: Option<&Path>, config: &mut VmConfig) -> Result<Self, String> {
         let mut own = Self::default();
-        for Saved { path, bytes, .. } in saved {
-            own.files.push(copy_of(path, *bytes, directory)?);
+        for disk in saved {
+            own.files.push(disk.copy(directory)?);
         }
         // All of them, before one has a name: a copy that is interrupted leaves nothing.
         let files = std::mem::take(&mut own.files);
@@ -248,18 +288,6 @@ impl Drop for PrivateDisks {
             let _ = fs::remove_file(path);
         }
     }
-}
-
-/// A copy of the `bytes` of `path` without a name, in `directory` or beside that.
-fn copy_of(path: &Path, bytes: u64, directory: Option<&Path>) -> Result<File, String> {
-    let file = File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let source = Source { file, bytes };
-    let copying = match directory {
-        Some(directory) => make(directory).and_then(|()| Copying::new(source, path, directory)),
-        None => Copying::new(source, path, path.parent().unwrap_or(Path::new(".")))
-            .map_err(|message| format!("{message} (--disks DIR)")),
-    }?;
-    copying.copy().map(|()| copying.into_file())
 }
 
 fn make(directory: &Path) -> Result<(), String> {

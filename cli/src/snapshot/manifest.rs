@@ -52,8 +52,8 @@ pub struct SavedDisk {
     pub path: PathBuf,
     /// Its length.
     pub bytes: u64,
-    /// When it was last changed, in nanoseconds since 1970, where the guest only reads it, and it has to be as it was. Of
-    /// one that the guest writes to, the content is in the snapshot, under the name that the guest has for the disk.
+    /// When it was last changed, in nanoseconds since 1970, where the guest only reads it, and it has to be as it was.
+    /// Of one that the guest writes to, the content is in the snapshot, under the name that the guest has for the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<i128>,
 }
@@ -125,7 +125,7 @@ impl Manifest {
 
     /// Whether what leads to the guest's agent is in the VM's directory.
     pub fn has_agent(&self) -> bool {
-        self.config.get("agent") == Some(&true.into())
+        has_agent(&self.config)
     }
 
     /// As bytes.
@@ -136,6 +136,11 @@ impl Manifest {
     pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
         Ok(serde_json::to_vec_pretty(self)?)
     }
+}
+
+/// Whether what leads to the agent of a VM with these options is in its directory.
+pub fn has_agent(config: &Value) -> bool {
+    config.get("agent") == Some(&true.into())
 }
 
 /// A message that quotes a manifest, on one line that is not too long.

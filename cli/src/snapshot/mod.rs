@@ -1,10 +1,12 @@
 //! `mvm snapshot`.
 
 mod copies;
+mod live;
 mod manifest;
 mod open;
 mod place;
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -13,11 +15,12 @@ use std::time::Duration;
 
 use clap::Args;
 use instance::api::{Drive, SnapshotCreate};
-use instance::{Client, Kind, Running, time};
+use instance::{Client, Kind, MoreMemory, Running, time};
 use serde_json::Value;
 use vmm::{VsockConfig, disk_name};
 
 pub use self::copies::PrivateDisks;
+pub use self::live::{Live, LiveContainer};
 pub use self::open::{Opened, check, open};
 
 use self::copies::{Copying, Source};
@@ -73,14 +76,11 @@ impl SnapshotCommand {
         let of_vm = |message| format!("{}: {message}", self.vm);
         let mut place = Place::new(&self.directory)?;
         let Description { config, disks, pmem, sources } = describe(&vm).map_err(of_vm)?;
-        let copies = sources
-            .into_iter()
-            .map(|(name, path, source)| Ok((name, Copying::new(source, &path, &place.parent)?)));
-        let copies = copies.collect::<Result<Vec<_>, String>>()?;
-        let mut client = Client::connect_with_limit(&vm.control_socket(), PATIENCE)
-            .map_err(|error| of_vm(chain(&error)))?;
-        create(&mut client, &place, &copies).map_err(of_vm)?;
-        place.disks = copies.into_iter().map(|(name, copying)| (name, copying.into_file())).collect();
+        let copying = |source: Writable| Copying::new(source.disk, &source.path, &place.parent);
+        let names: Vec<_> = sources.iter().map(|source| disk_name(source.index)).collect();
+        let copies = sources.into_iter().map(copying).collect::<Result<Vec<_>, String>>()?;
+        create(&vm, (&place.state, &place.memory), &copies).map_err(of_vm)?;
+        place.disks = names.into_iter().zip(copies.into_iter().map(Copying::into_file)).collect();
         let manifest = |files| Manifest::new(config, (disks, pmem), time::now().to_string(), files);
         place.keep(manifest)?;
         events::note_of(id, "checkpoint", &[("checkpoint", &self.directory.to_string_lossy())]);
@@ -88,9 +88,13 @@ impl SnapshotCommand {
     }
 }
 
-/// Has the VM save itself in the files of `place`; its disks are copied while it stands still.
-fn create(client: &mut Client, place: &Place, copies: &[(String, Copying)]) -> Result<(), String> {
-    let files = [place.state.as_fd(), place.memory.as_fd()];
+/// Has the VM save its state and its memory in these files; its disks are copied while it stands still.
+fn create(vm: &Running, (state, memory): (&File, &File), copies: &[Copying]) -> Result<(), String> {
+    let mut client =
+        Client::connect_with_limit(&vm.control_socket(), PATIENCE).map_err(|error| chain(&error))?;
+    // What the guest changes while its memory is written is there twice.
+    let _more = MoreMemory::allow(&vm.directory, &vm.record.id);
+    let files = [state.as_fd(), memory.as_fd()];
     let mut send = |files: &[BorrowedFd<'_>]| {
         let sent = client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), files);
         sent.map_err(|error| chain(&error))
@@ -115,13 +119,13 @@ fn create(client: &mut Client, place: &Place, copies: &[(String, Copying)]) -> R
 }
 
 /// Copies the disks once the VM stands still, and lets it go. False where it never did.
-fn copy_paused(mut vm: UnixStream, copies: &[(String, Copying)]) -> Result<bool, String> {
+fn copy_paused(mut vm: UnixStream, copies: &[Copying]) -> Result<bool, String> {
     let count =
         vm.read(&mut [0]).map_err(|error| format!("it does not say whether it is paused: {error}"))?;
     if count == 0 {
         return Ok(false);
     }
-    copies.iter().try_for_each(|(_, copying)| copying.copy()).map(|()| true)
+    copies.iter().try_for_each(Copying::copy).map(|()| true)
 }
 
 /// What is saved of a VM beside its state and memory.
@@ -132,8 +136,16 @@ struct Description {
     disks: Vec<SavedDisk>,
     /// Its files of persistent memory.
     pmem: Vec<SavedDisk>,
-    /// Those that are to be copied: their names, where they are, and their files.
-    sources: Vec<(String, PathBuf, Source)>,
+    /// Those that are to be copied.
+    sources: Vec<Writable>,
+}
+
+/// A disk that the guest can write to.
+struct Writable {
+    /// Which of its disks it is.
+    index: usize,
+    path: PathBuf,
+    disk: Source,
 }
 
 /// Describes a VM, and opens its disks.
@@ -159,9 +171,9 @@ fn describe(vm: &Running) -> Result<Description, String> {
         let own = if disk.read_only {
             as_it_is(&disk.path)?
         } else {
-            let source = Source::open(&disk.path)?;
-            let bytes = source.bytes;
-            sources.push((name.clone(), disk.path.clone(), source));
+            let source = Writable { index, path: disk.path.clone(), disk: Source::open(&disk.path)? };
+            let bytes = source.disk.bytes;
+            sources.push(source);
             SavedDisk { path: disk.path.clone(), bytes, changed: None }
         };
         let drive: Drive = client.get(&format!("/drives/{name}")).map_err(|error| chain(&error))?;

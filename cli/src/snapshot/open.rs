@@ -13,7 +13,7 @@ use super::place::{MANIFEST, MEMORY, STATE, digest};
 use crate::chain;
 
 /// The most bytes of a state.
-const MAX_STATE: u64 = 64 << 20;
+pub const MAX_STATE: u64 = 64 << 20;
 
 /// A snapshot's directory that is being read.
 struct Reading<'a>(&'a Path);
@@ -55,15 +55,17 @@ impl Reading<'_> {
         let mut saved = Vec::new();
         for (index, disk) in manifest.disks.iter().enumerate().filter(|(_, disk)| disk.changed.is_none()) {
             let (name, bytes) = (disk_name(index), disk.bytes);
-            let file = self.open(&name)?.metadata().map_err(|error| self.failed(&name, &error))?;
-            if !file.is_file() || file.len() != bytes {
-                let found = file.len();
+            let file = self.open(&name)?;
+            let found = file.metadata().map_err(|error| self.failed(&name, &error))?;
+            if !found.is_file() || found.len() != bytes {
+                let found = found.len();
                 return Err(self.failed(
                     &name,
                     &format!("it has {found} bytes, and not {bytes}: it was cut off or is another one's"),
                 ));
             }
-            saved.push(Saved { index, path: self.0.join(&name), bytes });
+            let (shown, beside) = (self.0.join(&name), self.0.to_owned());
+            saved.push(Saved { index, file, bytes, shown, beside, is_own: false });
         }
         Ok(saved)
     }
@@ -101,12 +103,12 @@ impl Opened {
     /// What the VM's root is called, where it is a copy.
     pub fn root(&self, config: &VmConfig) -> Option<String> {
         let root = self.disks.first().filter(|disk| config.rootfs.is_some() && disk.index == 0);
-        root.map(|disk| disk.path.display().to_string())
+        root.map(|disk| disk.shown.display().to_string())
     }
 }
 
-/// The snapshot in `directory`, with the configuration of its VM, whose disks are copied to `place` later. Its memory is not
-/// looked at.
+/// The snapshot in `directory`, with the configuration of its VM, whose disks are copied to `place` later. Its memory
+/// is not looked at.
 ///
 /// # Errors
 ///
@@ -124,7 +126,8 @@ pub fn open(directory: &Path, place: Option<PathBuf>) -> Result<(VmConfig, Opene
     ))
 }
 
-/// Checks that all of the snapshot in `directory` is as it was saved, which takes as long as its memory takes to be read.
+/// Checks that all of the snapshot in `directory` is as it was saved, which takes as long as its memory takes to be
+/// read.
 ///
 /// # Errors
 ///

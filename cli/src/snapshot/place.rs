@@ -99,7 +99,20 @@ pub fn name(file: &File, path: &Path) -> io::Result<()> {
     Ok(rustix::fs::linkat(cwd, own, cwd, path, flags)?)
 }
 
-/// A file without a name in `directory`, for this user alone.
+/// A file without a name in `directory`, for this user alone, which gets none.
+pub fn scratch(directory: &Path) -> Result<File, String> {
+    unnamed(directory).or_else(|failure| {
+        // Not all file systems can do without a name.
+        let path = directory.join(format!(".scratch-{}", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let _ = fs::remove_file(&path);
+        file.map_err(|_| failure)
+    })
+}
+
+/// A file without a name in `directory`, for this user alone, which can get one.
 pub fn unnamed(directory: &Path) -> Result<File, String> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);

@@ -13,18 +13,18 @@ use instance::api::Drive;
 use crate::vm::{Place, TALKS, Vm, text};
 
 /// Runs mvm with what is kept in `place`; its exit code and all that it says.
-fn mvm(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
+pub fn mvm(place: &Place, arguments: &[&str]) -> (Option<i32>, String) {
     let mut mvm = place.mvm();
     let output = mvm.env("MVM_DATA_DIR", place.path("data")).args(arguments).output().unwrap();
     (output.status.code(), text(&output))
 }
 
 /// Ends all VMs of a place, whatever becomes of the test.
-struct Ends<'a>(&'a Place);
+pub struct Ends<'a>(pub &'a Place);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        for name in ["one", "two", "three", "four"] {
+        for name in ["one", "two", "three", "four", "copy-1", "copy-2", "copy-3"] {
             mvm(self.0, &["kill", name]);
         }
     }
@@ -82,7 +82,7 @@ fn a_vm_runs_on_and_others_go_on_from_where_it_was_saved() {
 }
 
 /// Where a VM has its first disk, and what is on it.
-fn disk_of(place: &Place, vm: &str) -> (PathBuf, Vec<u8>) {
+pub fn disk_of(place: &Place, vm: &str) -> (PathBuf, Vec<u8>) {
     let (code, socket) = mvm(place, &["ps", "--filter", &format!("name={vm}"), "--json"]);
     assert_eq!(code, Some(0), "{socket}");
     let listed: serde_json::Value = serde_json::from_str(&socket).unwrap();

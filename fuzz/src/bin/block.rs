@@ -37,7 +37,7 @@ fn open(path: &Path) -> Disk {
 /// A slot in which the disk at `path` is, if it is to be.
 fn slot(kind: u64, valve: &Valve, path: &Path, has_disk: bool) -> Block {
     let block = match kind {
-        0 => Block::slot(),
+        0 => Block::slot(None),
         kind => Block::stalled_slot(valve, kind == 1, DEADLINE),
     };
     let block = Arc::new(Mutex::new(block.expect("a device")));

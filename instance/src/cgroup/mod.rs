@@ -3,7 +3,10 @@
 //!
 //! The path of the group is in the VM's directory, so that who removes the remains of a killed VM removes the group.
 
+mod more;
 mod place;
+
+pub use self::more::MoreMemory;
 
 use std::fs;
 use std::io::{self, Read, Seek};

@@ -144,3 +144,22 @@ fn a_group_that_is_gone_is_no_failure() {
         assert_eq!(is_gone(&io::Error::from_raw_os_error(code)), expected, "{code}");
     }
 }
+
+#[test]
+fn more_memory_lasts_as_long_as_it_is_needed() {
+    let (instance, id) = vm();
+    assert!(MoreMemory::allow(instance.path(), &id).is_none());
+    let Some(group) = group(instance.path(), &id) else { return };
+    let limit = || fs::read_to_string(group.directory.join("memory.max")).unwrap().trim().to_owned();
+    let more = MoreMemory::allow(instance.path(), &id).unwrap();
+    assert_eq!(limit(), (128 << 20).to_string());
+    // Another one waits, and finds what the VM's own limit is.
+    let path = instance.path().to_owned();
+    let other = std::thread::spawn(move || MoreMemory::allow(&path, &id));
+    drop(more);
+    let other = other.join().unwrap().unwrap();
+    assert_eq!(limit(), (128 << 20).to_string());
+    drop(other);
+    assert_eq!(limit(), (64 << 20).to_string());
+    group.end();
+}

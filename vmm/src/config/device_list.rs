@@ -67,8 +67,8 @@ pub enum DeviceConfig<'a> {
     Console,
     /// A disk.
     Disk(&'a DiskConfig),
-    /// A disk that has no file yet.
-    Slot,
+    /// A slot for a disk, with the one that is in it from the beginning.
+    Slot(Option<&'a DiskConfig>),
     /// A network interface.
     Net(&'a NetConfig),
     /// Sockets between guest and host.
@@ -90,7 +90,7 @@ impl DeviceConfig<'_> {
     pub const fn kind(&self) -> DeviceKind {
         match self {
             Self::Console => DeviceKind::Console,
-            Self::Disk(_) | Self::Slot => DeviceKind::Block,
+            Self::Disk(_) | Self::Slot(_) => DeviceKind::Block,
             Self::Net(_) => DeviceKind::Net,
             Self::Vsock(_) => DeviceKind::Vsock,
             Self::Share(_) | Self::VhostUser(VhostUserConfig::Fs { .. }) => DeviceKind::Fs,
@@ -106,7 +106,7 @@ impl VmConfig {
     pub fn devices(&self) -> impl Iterator<Item = DeviceConfig<'_>> + Clone {
         let console = (self.console == ConsoleConfig::Virtio).then_some(DeviceConfig::Console);
         let disks = self.rootfs.iter().chain(&self.disks).map(DeviceConfig::Disk);
-        let slots = std::iter::repeat_n(DeviceConfig::Slot, self.slots);
+        let slots = (0..self.slots).map(|slot| DeviceConfig::Slot(self.in_slots.get(slot)));
         let shares = self.shares.iter().map(DeviceConfig::Share);
         let served = self.vhost_user.iter().map(DeviceConfig::VhostUser);
         (console.into_iter())

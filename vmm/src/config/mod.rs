@@ -55,6 +55,9 @@ pub struct VmConfig {
     /// Disks behind those that have no file yet: disks are put into them while the VM runs (see `Vm::slots`).
     #[serde(skip)]
     pub slots: usize,
+    /// The disks that are in the first of them from the beginning.
+    #[serde(skip)]
+    pub in_slots: Vec<DiskConfig>,
     /// Sockets between guest and host.
     pub vsock: Option<VsockConfig>,
     /// Files that the guest has as persistent memory, in order.
@@ -272,6 +275,7 @@ impl VmConfig {
             rootfs: None,
             disks: Vec::new(),
             slots: 0,
+            in_slots: Vec::new(),
             nets: Vec::new(),
             publish: Vec::new(),
             vsock: None,
@@ -327,7 +331,8 @@ impl VmConfig {
 
     /// Checks that no file is used twice, unless by readers only.
     fn check_files(&self) -> Result<(), ConfigError> {
-        let disks = self.rootfs.iter().chain(&self.disks).map(|disk| (&disk.path, !disk.read_only));
+        let disks = self.rootfs.iter().chain(&self.disks).chain(&self.in_slots);
+        let disks = disks.map(|disk| (&disk.path, !disk.read_only));
         let pmem = self.pmem.iter().map(|pmem| (&pmem.path, pmem.mode == PmemMode::Shared));
         let mut seen: Vec<(PathBuf, bool)> = Vec::new();
         for (path, writes) in disks.chain(pmem) {

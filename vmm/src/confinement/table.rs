@@ -1,11 +1,13 @@
 //! The system calls of a running VM, by the kind of its threads.
 //!
-//! What is opened, made or mapped executable is not among them, nor are signals to other processes. Each rule says what it
-//! is for; a rule that no test needs is to be removed, which `tests/allowances` looks for.
+//! What is opened, made or mapped executable is not among them, nor are signals to other processes. Each rule says what
+//! it is for; a rule that no test needs is to be removed, which `tests/allowances` looks for.
 
 use jail::rule;
 use jail::seccomp::Argument::{Is, IsThisProcess, Lacks};
 use jail::seccomp::Rule;
+
+use crate::snapshot::CLONE_FLAGS;
 
 /// `PROT_EXEC` (mmap(2)).
 const EXECUTE: u32 = 4;
@@ -214,6 +216,10 @@ pub const BACKGROUND: &[Rule] = &[
     rule!(ioctl, [Is(1, GET_CLOCK)]: "saves the VM"),
     rule!(ftruncate: "saves the VM's memory"),
     rule!(pwrite64: "saves the VM's memory"),
+    rule!(clone, [Is(0, CLONE_FLAGS)]: "makes the process that writes the VM's memory"),
+    rule!(close_range: "that process needs no other file"),
+    rule!(getppid: "that process ends with the VM"),
+    rule!(waitid: "the end of that process"),
     rule!(timerfd_settime: "timers of devices"),
     rule!(pread64: "what the process uses, from a file of /proc that is open"),
     rule!(shutdown: "gives up a back end that cannot be paused or resumed"),

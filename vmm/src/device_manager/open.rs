@@ -24,8 +24,8 @@ pub enum OpenDevice {
     Console,
     /// A disk.
     Disk(Disk, DiskId, RateLimits),
-    /// A disk that has no file yet.
-    Slot,
+    /// A slot, with the disk that is in it from the beginning.
+    Slot(Option<Disk>),
     /// A network interface.
     Net(Network),
     /// Sockets between guest and host.
@@ -75,8 +75,11 @@ impl Opener<'_> {
     fn open(&mut self, device: DeviceConfig<'_>) -> Result<OpenDevice, VmError> {
         Ok(match device {
             DeviceConfig::Console => OpenDevice::Console,
-            DeviceConfig::Disk(disk) => open_disk(disk)?,
-            DeviceConfig::Slot => OpenDevice::Slot,
+            DeviceConfig::Disk(disk) => {
+                let id = disk.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
+                OpenDevice::Disk(open_disk(disk)?, id.unwrap_or_default(), disk.limits)
+            }
+            DeviceConfig::Slot(disk) => OpenDevice::Slot(disk.map(open_disk).transpose()?),
             DeviceConfig::Net(net) => OpenDevice::Net(self.open_network(net)?),
             DeviceConfig::Vsock(config) => OpenDevice::Vsock(vsock::open(config, self.descriptors)?),
             DeviceConfig::Share(share) => OpenDevice::Share(shares::start(share)?),
@@ -93,15 +96,13 @@ impl Opener<'_> {
     }
 }
 
-fn open_disk(config: &DiskConfig) -> Result<OpenDevice, VmError> {
-    let id = config.id.as_deref().map(DiskId::new).transpose().map_err(ConfigError::from)?;
-    let disk = if config.pieces.is_empty() {
+fn open_disk(config: &DiskConfig) -> Result<Disk, VmError> {
+    Ok(if config.pieces.is_empty() {
         Disk::open(&config.path, config.read_only, config.format)?
     } else {
         let first = Piece { path: config.path.clone(), start: 0 };
         Disk::compose(&[&[first], &*config.pieces].concat())?
-    };
-    Ok(OpenDevice::Disk(disk, id.unwrap_or_default(), config.limits))
+    })
 }
 
 impl OpenDevice {
@@ -136,8 +137,8 @@ impl OpenDevice {
                 devices.disks.push(BlockHandle::new(block));
                 Ok(())
             }
-            Self::Slot => {
-                let block = Block::slot().map_err(VmError::host("make a disk"))?;
+            Self::Slot(disk) => {
+                let block = Block::slot(disk).map_err(VmError::host("make a disk"))?;
                 let block = devices.add_virtio(DeviceKind::Block, block)?;
                 devices.slots.push(BlockHandle::new(block));
                 Ok(())

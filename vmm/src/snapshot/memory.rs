@@ -2,52 +2,85 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::fd::RawFd;
 
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::SnapshotError;
 
 const PAGE: usize = 4096;
 /// What pages are compared with: to look at each byte takes fifty times as long, while the VM stands still.
 const ZEROS: [u8; PAGE] = [0; PAGE];
-/// How much is copied at a time.
+/// How many bytes are looked at between two questions whether to go on.
 const PIECE: usize = 1 << 20;
 
-/// Writes all of `memory`, which does not change meanwhile, to `file`, which is empty.
-pub fn write(memory: &GuestMemoryMmap, file: &File) -> io::Result<()> {
-    let length = memory.iter().map(GuestMemoryRegion::len).sum();
-    file.set_len(length)?;
-    let (mut place, mut buffer) = (0, vec![0; PIECE]);
+/// A region of the RAM, and where it is in the file.
+pub(super) struct Extent {
+    start: *const u8,
+    bytes: usize,
+    place: u64,
+}
+
+/// The regions of `memory`, for which `file` gets its length.
+pub(super) fn extents(memory: &GuestMemoryMmap, file: &File) -> io::Result<Vec<Extent>> {
+    let (mut place, mut extents) = (0, Vec::new());
     for region in memory.iter() {
-        let mut offset = 0;
-        while offset < region.len() {
-            let count = (PIECE as u64).min(region.len() - offset);
-            let piece = usize::try_from(count).ok().and_then(|count| buffer.get_mut(..count));
-            let piece = piece.ok_or(io::ErrorKind::InvalidInput)?;
-            region.read_slice(piece, MemoryRegionAddress(offset)).map_err(io::Error::other)?;
-            write_piece(piece, file, place + offset)?;
-            offset += count;
-        }
+        let bytes = usize::try_from(region.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        extents.push(Extent { start: region.as_ptr(), bytes, place });
         place += region.len();
+    }
+    file.set_len(place)?;
+    Ok(extents)
+}
+
+/// Writes all of `extents` to `file`, which is empty, as long as `goes_on` says so. It takes no memory and no lock.
+/// Returns the number of the error (errno(3)) where there is one.
+///
+/// # Safety
+///
+/// The regions are mapped, and nobody changes them.
+pub(super) unsafe fn write(extents: &[Extent], file: RawFd, goes_on: impl Fn() -> bool) -> Result<(), i32> {
+    for Extent { start, bytes, place } in extents {
+        for from in (0..*bytes).step_by(PIECE) {
+            if !goes_on() {
+                return Err(libc::ECANCELED);
+            }
+            let count = PIECE.min(*bytes - from);
+            // SAFETY: it is a part of a region.
+            let piece = unsafe { std::slice::from_raw_parts(start.add(from), count) };
+            write_piece(piece, file, *place + from as u64)?;
+        }
     }
     Ok(())
 }
 
 /// Writes the pages of `piece` that are not all zeros, those that follow each other in one call.
-fn write_piece(piece: &[u8], file: &File, place: u64) -> io::Result<()> {
-    let is_empty = |page: &&[u8]| ZEROS.starts_with(page);
-    let mut pages = piece.chunks(PAGE).enumerate().peekable();
-    while let Some((first, page)) = pages.next() {
-        if is_empty(&page) {
+fn write_piece(piece: &[u8], file: RawFd, place: u64) -> Result<(), i32> {
+    let page = |at: usize| piece.get(at..piece.len().min(at + PAGE)).unwrap_or_default();
+    let mut from = 0;
+    while from < piece.len() {
+        if ZEROS.starts_with(page(from)) {
+            from += PAGE;
             continue;
         }
-        let mut end = first * PAGE + page.len();
-        while let Some((_, page)) = pages.next_if(|(_, page)| !is_empty(page)) {
-            end += page.len();
+        let mut end = from + PAGE;
+        while end < piece.len() && !ZEROS.starts_with(page(end)) {
+            end += PAGE;
         }
-        let run = piece.get(first * PAGE..end).unwrap_or_default();
-        file.write_all_at(run, place + (first * PAGE) as u64)?;
+        let end = end.min(piece.len());
+        while from < end {
+            let run = piece.get(from..end).unwrap_or_default();
+            let offset = libc::off_t::try_from(place + from as u64).map_err(|_| libc::EFBIG)?;
+            // SAFETY: `run` is memory of this process.
+            match unsafe { libc::pwrite(file, run.as_ptr().cast(), run.len(), offset) } {
+                0 => return Err(libc::ENOSPC),
+                count if count > 0 => from += count.cast_unsigned(),
+                _ => match io::Error::last_os_error().raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    code => return Err(code.unwrap_or(libc::EIO)),
+                },
+            }
+        }
     }
     Ok(())
 }
@@ -70,10 +103,11 @@ pub fn check_length(file: &File, length: u64) -> Result<(), SnapshotError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::{FileExt, MetadataExt};
 
     use proptest::prelude::*;
-    use vm_memory::GuestAddress;
+    use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
 
@@ -98,7 +132,9 @@ mod tests {
                 expected[at..at + bytes.len()].copy_from_slice(bytes);
             }
             let file = tempfile::tempfile().unwrap();
-            write(&memory, &file).unwrap();
+            let extents = extents(&memory, &file).unwrap();
+            // SAFETY: nobody else has the memory.
+            unsafe { write(&extents, file.as_raw_fd(), || true) }.unwrap();
             let mut found = vec![0; 5 << 20];
             file.read_exact_at(&mut found, 0).unwrap();
             prop_assert!(found == expected);

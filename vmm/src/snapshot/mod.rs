@@ -1,15 +1,18 @@
 //! A VM's state beside its files: saved while it stands still, and continued in another process.
 //!
-//! The state is what KVM and the devices know, a few dozen KiB; the RAM is a sparse file of its own, which a restored VM
-//! maps copy-on-write, so that it reads what it touches alone.
+//! The state is what KVM and the devices know, a few dozen KiB; the RAM is a sparse file of its own, which a restored
+//! VM maps copy-on-write, so that it reads what it touches alone.
 
 mod encoding;
 mod hold;
 mod memory;
+mod writer;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use devices::virtio::pmem::PmemMode;
 use devices::{Section, Suspend, SuspendError};
@@ -24,6 +27,9 @@ use crate::vcpu::GateError;
 
 pub use hold::Hold;
 pub(crate) use memory::check_length;
+pub(crate) use writer::CLONE_FLAGS;
+
+use self::writer::Writer;
 
 /// Why a VM can't be saved or continued.
 #[derive(Debug, Error)]
@@ -78,6 +84,9 @@ impl SnapshotError {
     }
 }
 
+/// The kind of a disk's section: by its device ID (VIRTIO 1.2, 5).
+const BLOCK: &str = "virtio-2";
+
 /// Guest physical address and bytes of a piece of RAM.
 pub(crate) type Region = (u64, u64);
 
@@ -106,6 +115,11 @@ impl SavedVm {
     /// [`SnapshotError::Invalid`].
     pub fn decode(bytes: &[u8]) -> Result<Self, SnapshotError> {
         encoding::decode(bytes)
+    }
+
+    /// How many disks the VM has, with slots for disks.
+    pub fn disks(&self) -> usize {
+        self.devices.iter().filter(|section| section.kind == BLOCK).count()
     }
 
     /// Bytes of the VM's RAM, and so of the file that has it.
@@ -191,21 +205,45 @@ impl Saver {
         if let Some(what) = self.unsupported {
             return Err(SnapshotError::Unsupported(what));
         }
-        self.pauser.while_paused(|devices| {
+        let mut since = Instant::now();
+        let (saved, writer) = self.pauser.while_paused(|devices| {
+            since = Instant::now();
             hold.map(Hold::begin).transpose().map_err(SnapshotError::Disks)?;
-            let saved = self.save_paused(devices, ram)?;
+            let saved = self.save_paused(devices)?;
+            let writer = self.start_writing(ram)?;
             hold.map(Hold::wait).transpose().map_err(SnapshotError::Disks)?;
-            Ok(saved)
-        })?
+            Ok::<_, SnapshotError>((saved, writer))
+        })??;
+        let stood_still = since.elapsed().as_micros();
+        tracing::info!(
+            "the VM stood still for {}.{:03} ms to be saved",
+            stood_still / 1000,
+            stood_still % 1000
+        );
+        writer.map(Writer::wait).transpose().map_err(written)?;
+        Ok(saved)
     }
 
-    fn save_paused(&self, devices: &[Arc<dyn Suspend>], ram: &File) -> Result<SavedVm, SnapshotError> {
+    /// Has the RAM written by a copy of this process, while the VM goes on; where the host makes none, it is written
+    /// here.
+    fn start_writing(&self, ram: &File) -> Result<Option<Writer>, SnapshotError> {
+        match Writer::start(&self.memory, ram) {
+            Ok(writer) => Ok(Some(writer)),
+            Err(error) => {
+                tracing::info!(%error, "no process can be made: the VM stands still while its memory is written");
+                let extents = memory::extents(&self.memory, ram).map_err(written)?;
+                // SAFETY: the VM is paused: nobody changes its memory.
+                let done = unsafe { memory::write(&extents, ram.as_raw_fd(), || true) };
+                done.map_err(|code| written(io::Error::from_raw_os_error(code))).map(|()| None)
+            }
+        }
+    }
+
+    fn save_paused(&self, devices: &[Arc<dyn Suspend>]) -> Result<SavedVm, SnapshotError> {
         let processors =
             (0..self.pauser.gate().cpus()).map(|vcpu| self.processor(vcpu)).collect::<Result<_, _>>()?;
         let interrupts = InterruptState::save(&self.vm)?;
         let devices = devices.iter().map(|device| device.save()).collect::<Result<_, _>>()?;
-        memory::write(&self.memory, ram)
-            .map_err(|source| SnapshotError::Memory { doing: "write", source })?;
         let regions = self.memory.iter().map(|region| (region.start_addr().0, region.len())).collect();
         Ok(SavedVm { machine: VmState { processors, interrupts }, devices, regions })
     }
@@ -216,6 +254,10 @@ impl Saver {
         let saved = self.pauser.gate().with_vcpu(vcpu, move |fd| ProcessorState::save(fd, &facts))?;
         Ok(saved?)
     }
+}
+
+fn written(source: io::Error) -> SnapshotError {
+    SnapshotError::Memory { doing: "write", source }
 }
 
 /// What a VM of `config` has whose state can't be saved.

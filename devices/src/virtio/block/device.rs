@@ -64,20 +64,26 @@ impl Block {
         Self::with_engine(disk, id, limits, engine, DEADLINE)
     }
 
-    /// Makes a device without a disk: it has no sector, and every request fails (5.2). A disk can be put into it later, see
-    /// [`BlockHandle::insert`](super::BlockHandle::insert); the driver may write, as far as that disk allows.
+    /// Makes a device whose disk can be taken out, and another one put in, see
+    /// [`BlockHandle::insert`](super::BlockHandle::insert). Without a `disk` it has no sector, and every request fails (5.2).
+    /// The driver may write, as far as its disk allows.
     ///
     /// # Errors
     ///
     /// The process has no file descriptor or no thread left.
-    pub fn slot() -> io::Result<Self> {
-        Self::slot_with_engine(Engine::open(), DEADLINE)
+    pub fn slot(disk: Option<Disk>) -> io::Result<Self> {
+        Self::slot_with_engine(disk, Engine::open(), DEADLINE)
     }
 
     /// The same with `engine`, and with another deadline for the thread's answers.
-    pub(super) fn slot_with_engine(engine: Engine, deadline: Duration) -> io::Result<Self> {
+    pub(super) fn slot_with_engine(
+        disk: Option<Disk>,
+        engine: Engine,
+        deadline: Duration,
+    ) -> io::Result<Self> {
         let (id, limits) = (DiskId::default(), RateLimits::default());
-        let block = Self::with_engine(Disk::empty(), id, limits, engine, deadline)?;
+        let disk = disk.unwrap_or_else(Disk::empty);
+        let block = Self::with_engine(disk, id, limits, engine, deadline)?;
         Ok(Self { read_only: false, is_slot: true, ..block })
     }
 
@@ -88,7 +94,7 @@ impl Block {
     /// The process has no file descriptor or no thread left.
     #[cfg(any(test, fuzzing))]
     pub fn stalled_slot(valve: &Valve, blocks: bool, deadline: Duration) -> io::Result<Self> {
-        Self::slot_with_engine(Engine::Stalled(Stalled::new(valve.clone(), blocks)), deadline)
+        Self::slot_with_engine(None, Engine::Stalled(Stalled::new(valve.clone(), blocks)), deadline)
     }
 
     /// A device of a disk that carries nothing out while `valve` is closed, and whose thread, if it `blocks`, is stuck

@@ -25,7 +25,7 @@ struct Slot {
 
 impl Slot {
     fn new(with: With) -> Self {
-        Self::of(Block::slot_with_engine(with.engine(), DEADLINE).unwrap())
+        Self::of(Block::slot_with_engine(None, with.engine(), DEADLINE).unwrap())
     }
 
     fn of(mut block: Block) -> Self {
@@ -248,7 +248,7 @@ fn files_that_make_no_disk_are_refused() {
 #[test]
 fn a_disk_that_comes_while_the_device_is_suspended_is_told_when_it_goes_on() {
     let file = image(8);
-    let mut machine = Machine::new(Block::slot().unwrap(), !0);
+    let mut machine = Machine::new(Block::slot(None).unwrap(), !0);
     machine.suspend();
     let handle = BlockHandle::new(machine.transport().device().clone());
     handle.insert(open(file.path(), true)).unwrap();
@@ -256,7 +256,7 @@ fn a_disk_that_comes_while_the_device_is_suspended_is_told_when_it_goes_on() {
     assert!(machine.device().state().resized);
     drop(handle);
     let restored = || {
-        let block = Arc::new(Mutex::new(Block::slot().unwrap()));
+        let block = Arc::new(Mutex::new(Block::slot(None).unwrap()));
         BlockHandle::new(block.clone()).insert(open(file.path(), true)).unwrap();
         Arc::into_inner(block).unwrap().into_inner().unwrap()
     };
@@ -278,7 +278,7 @@ proptest! {
             let file = image(64);
             let has_disk = Cell::new(false);
             let device = || {
-                let block = Arc::new(Mutex::new(Block::slot_with_engine(with.engine(), DEADLINE).unwrap()));
+                let block = Arc::new(Mutex::new(Block::slot_with_engine(None, with.engine(), DEADLINE).unwrap()));
                 if has_disk.get() {
                     BlockHandle::new(block.clone()).insert(open(file.path(), false)).unwrap();
                 }

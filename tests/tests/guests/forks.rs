@@ -1,0 +1,142 @@
+//! Copies of containers and VMs that run.
+
+use tempfile::TempDir;
+
+use super::containers::{IMAGE, Stores, stores, text};
+use tests::{Boot, rootfs, run_mvm};
+
+/// Runs mvm with these arguments, and returns what it prints.
+fn said(stores: &Stores, arguments: &[&str]) -> String {
+    let output = stores.mvm().args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Ends and removes these, whatever becomes of the test.
+struct Ends<'a>(&'a Stores, &'a [&'a str]);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        drop(self.0.mvm().args(["rm", "-f"]).args(self.1).output());
+    }
+}
+
+/// Counts in its memory, and says so when it is asked by a file.
+const COUNTS: &str = "n=0; echo begun; trap 'echo $n >/count; exit 7' TERM
+    while :; do n=$((n + 1)); [ -e /say ] && { rm /say; echo $n >/said; echo said $n; }; usleep 20000; done";
+
+/// Waits until `container` has done what it is asked to, and returns how far it has counted.
+fn count(stores: &Stores, container: &str) -> u64 {
+    let script = "rm -f /said; touch /say; while ! [ -s /said ]; do usleep 10000; done; cat /said";
+    said(stores, &["exec", container, "sh", "-c", script]).trim().parse().unwrap()
+}
+
+#[test]
+fn a_copy_of_a_container_goes_on_beside_it_with_its_memory_and_files() {
+    let stores = stores();
+    let _ends = Ends(stores, &["original", "copy", "third"]);
+    let run = ["run", "-d", "--name", "original", IMAGE, "sh", "-c", COUNTS];
+    said(stores, &run);
+    said(stores, &["exec", "original", "sh", "-c", "echo before >/file; until [ -s /file ]; do :; done"]);
+    let before = count(stores, "original");
+    let copied = said(stores, &["fork", "original", "--name", "copy"]);
+    let id = copied.trim();
+    assert_eq!(id.len(), 12, "{copied}");
+    // Both have counted on from there.
+    for container in ["original", "copy"] {
+        let now = count(stores, container);
+        assert!(now > before, "{container}: {now} after {before}");
+    }
+    // Its files are a copy, and its names its own.
+    said(stores, &["exec", "copy", "sh", "-c", "echo after >/file"]);
+    assert_eq!(said(stores, &["exec", "original", "cat", "/file"]), "before\n");
+    let named = said(stores, &["exec", "copy", "sh", "-c", "hostname; cat /etc/hostname /etc/hosts"]);
+    let first = said(stores, &["inspect", "--format", "{{.Config.Hostname}}", "original"]);
+    assert!(named.starts_with(&format!("{id}\n{id}\n")) && !named.contains(first.trim()), "{id}: {named}");
+    let boots = ["original", "copy"]
+        .map(|container| said(stores, &["exec", container, "cat", "/proc/sys/kernel/random/uuid"]));
+    assert_ne!(boots[0], boots[1]);
+    // A copy of the copy, when the first one is gone.
+    said(stores, &["rm", "-f", "original"]);
+    said(stores, &["fork", "copy", "--name", "third", "--rm"]);
+    assert!(count(stores, "third") > before);
+    assert_eq!(said(stores, &["exec", "third", "cat", "/file"]), "after\n");
+    // What they print from then on is theirs, and they end as any other.
+    let logs = said(stores, &["logs", "copy"]);
+    assert!(!logs.contains("begun") && logs.contains("said "), "{logs}");
+    said(stores, &["stop", "-t", "20", "copy"]);
+    assert_eq!(said(stores, &["wait", "copy"]), "7\n");
+    said(stores, &["start", "copy"]);
+    assert_eq!(said(stores, &["exec", "copy", "cat", "/file"]), "after\n");
+    said(stores, &["kill", "third"]);
+}
+
+#[test]
+fn several_copies_are_made_of_one_moment() {
+    let stores = stores();
+    let names = ["several", "several-1", "several-2", "several-3"];
+    let _ends = Ends(stores, &names);
+    said(stores, &["run", "-d", "--network", "none", "--name", "several", IMAGE, "sh", "-c", COUNTS]);
+    said(stores, &["exec", "several", "sh", "-c", "echo here >/file"]);
+    assert_eq!(said(stores, &["fork", "several", "--count", "3", "--name", "several"]).lines().count(), 3);
+    for name in names {
+        assert_eq!(said(stores, &["exec", name, "cat", "/file"]), "here\n");
+        count(stores, name);
+    }
+}
+
+#[test]
+fn what_one_container_alone_can_have_is_refused() {
+    let stores = stores();
+    let _ends = Ends(stores, &["held"]);
+    let place = TempDir::new().unwrap();
+    let folder = format!("{}:/host", place.path().display());
+    for (options, expected) in [
+        (["-v", "own:/data"], "it has a volume at /data"),
+        (["-v", &folder], "it has a folder, file or socket of the host at /host"),
+    ] {
+        said(stores, &[&["run", "-d", "--name", "held"][..], &options, &[IMAGE, "sleep", "1000"]].concat());
+        let output = stores.mvm().args(["fork", "held"]).output().unwrap();
+        let line = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && line.contains(expected), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert_eq!(said(stores, &["exec", "held", "echo", "on"]), "on\n");
+        said(stores, &["rm", "-f", "held"]);
+    }
+}
+
+/// Answers each line that is typed by what is in its memory, and what is on its disk.
+const ANSWERS: &str =
+    "for disk in /sys/block/vd*; do [ \"$(cat $disk/serial)\" = data ] && data=/dev/${disk##*/}; done
+    n=0; echo waiting
+    while :; do
+        n=$((n + 1)); echo $n | dd of=$data bs=512 count=1 conv=sync 2>/dev/null
+        [ \"$(head -c 512 $data | tr -d '\\000')\" = $n ] || echo differs
+        usleep 10000
+    done";
+
+#[test]
+fn copies_of_a_vm_go_on_with_several_processors_and_a_disk() {
+    let place = TempDir::new().unwrap();
+    let disk = place.path().join("disk");
+    std::fs::write(&disk, vec![0; 8 << 20]).unwrap();
+    let rootfs = format!("{},readonly", rootfs().display());
+    let boot = Boot::new().flag("--name", "machine").flag("--rootfs", rootfs).flag("--cpus", "2");
+    let boot = boot.flag("--disk", format!("{},id=data", disk.display())).switch("--balloon");
+    let mut first = boot.script(ANSWERS).start();
+    first.wait_for("waiting");
+    let output = run_mvm(["fork", "machine", "--name", "machine", "--count", "2"]);
+    let (printed, complaint) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && printed.lines().count() == 2, "{printed}{complaint}");
+    drop(first);
+    for name in ["machine-1", "machine-2"] {
+        let log = || text(&run_mvm(["logs", name]).stdout);
+        // It runs, and finds on its disk what it writes there.
+        let state =
+            text(&run_mvm(["ps", "--filter", &format!("name={name}"), "--format", "{{.State}}"]).stdout);
+        assert_eq!(state, "running\n");
+        assert!(!log().contains("differs"), "{}", log());
+        assert!(run_mvm(["kill", name]).status.success());
+        run_mvm(["rm", "-f", name]);
+    }
+}
