@@ -1,9 +1,13 @@
 """Copies of what runs: what each costs, and how long the first one stands still."""
 
+import glob
 import os
+import re
+import shutil
 import subprocess
 import time
 
+from . import tiny
 from .container_vms import IMAGE, LIMIT, SETTLE, available
 from .containers import commands
 from .lives import QUIETLY, run
@@ -43,6 +47,25 @@ def measure_copies(mvm):
         row(f"{count}: processor time of the command for each", "ms", [1000 * outside / COPIES]),
         row("fork of a container until the copy's agent has answered", "s", one),
     ]
+
+
+def measure_pause(job):
+    """How long a VM stands still that has used a GiB, in huge pages where the host has them."""
+    *_, fills = tiny.write(job["work"])
+    place, data = os.path.join(job["work"], "saved"), os.path.join(job["work"], "data")
+    options = {"env": os.environ | {"MVM_DATA_DIR": data}, **QUIETLY}
+    command = [job["mvm"], "--log-level", "info", "boot", "-d", "--name", "bench", "--kernel", fills]
+    run(*command, "--memory", "1G", "--console", "stdio", "--ready", tiny.SAYS.decode(), **options)
+    try:
+        for _ in range(job["runs"]):
+            run(job["mvm"], "snapshot", "bench", place, **options)
+            shutil.rmtree(place)
+        [log] = glob.glob(os.path.join(data, "instances", "*", "mvm.log"))
+        with open(log, encoding="utf-8") as messages:
+            pauses = [float(pause) for pause in re.findall(r"the VM stood still for ([0-9.]+) ms", messages.read())]
+    finally:
+        subprocess.run([job["mvm"], "rm", "-f", "bench"], stdin=subprocess.DEVNULL, check=False, **options)
+    return [row("a VM's pause for a snapshot, 1 GiB used", "ms", pauses, mvm_at_most=2)], []
 
 
 def measure(job):

@@ -27,7 +27,7 @@ def system_calls(job, command):
 
 
 def measure(job):
-    ends, _, firmware, code = tiny.write(job["work"])
+    ends, _, firmware, code, _ = tiny.write(job["work"])
     # In memory, as /run and $XDG_RUNTIME_DIR are under systemd, which a container or a bare CI machine may lack.
     metrics.use_directory(job["work"])
     machine = Machine(ends, MEMORY)

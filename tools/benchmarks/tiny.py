@@ -22,6 +22,11 @@ RESET = b"\xb0\xfe\xe6\x64"  # mov al, 0xfe; out 0x64, al: the keyboard controll
 EXIT = b"\x66\xba" + struct.pack("<H", DEBUG_EXIT_PORT) + b"\xee"  # mov dx, PORT; out dx, al
 HALT = b"\xfa\xf4\xeb\xfd"  # cli; hlt; jmp to the hlt
 
+FILLED, STEP = 1 << 30, 2 << 20
+# mov edi, STEP; L: mov [edi], edi; add edi, STEP; cmp edi, FILLED; jb L: a word in each huge page but the first
+FILL = b"\xbf" + struct.pack("<I", STEP) + b"\x89\x3f\x81\xc7" + struct.pack("<I", STEP)
+FILL += b"\x81\xff" + struct.pack("<I", FILLED) + b"\x72\xf0"
+
 FIRMWARE_SIZE = 64 << 10
 # At the reset vector, in 16-bit code, where the prefix is not needed.
 FIRMWARE = SAY[1:] + EXIT[1:] + HALT
@@ -43,13 +48,14 @@ def elf(code):
 
 
 def write(work):
-    """Writes the guests into the directory `work`; returns the paths of those that end, idle, are firmware, and are
-    the bare code of the first."""
+    """Writes the guests into the directory `work`; returns the paths of those that end, idle, are firmware, are the bare code
+    of the first, and that use all of a GiB."""
     contents = {
         "ends.elf": elf(SAY + RESET + EXIT + HALT),
         "idles.elf": elf(SAY + HALT),
         "ends.bin": bytes(FIRMWARE_SIZE - 16) + FIRMWARE.ljust(16, b"\0"),
         "ends.code": SAY + RESET + EXIT + HALT,
+        "fills.elf": elf(FILL + SAY + HALT),
     }
     for name, content in contents.items():
         with open(os.path.join(work, name), "wb") as file:

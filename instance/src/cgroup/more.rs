@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{FILE, noted};
+use super::{FILE, noted, value};
 use crate::VmId;
 
 /// The limit of a group.
@@ -35,9 +35,22 @@ impl MoreMemory {
     }
 }
 
+impl MoreMemory {
+    /// Bytes of memory that the group uses, without the cache of files that are elsewhere.
+    fn used(&self) -> Option<u64> {
+        let read = |name: &str| fs::read_to_string(self.group.join(name)).ok();
+        let (all, parts) = (read("memory.current")?.trim().parse::<u64>().ok()?, read("memory.stat")?);
+        let cache = ["active_file", "inactive_file"].map(|key| value(&parts, key).unwrap_or(0));
+        Some(all.saturating_sub(cache.iter().sum()))
+    }
+}
+
 impl Drop for MoreMemory {
     fn drop(&mut self) {
-        // The VM has ended, if this fails.
-        let _ = fs::write(self.group.join(LIMIT), &self.before);
+        // What was written may be in memory, if its file is. The kernel would end the VM for that.
+        if self.used().zip(self.before.parse().ok()).is_some_and(|(used, before): (u64, u64)| used < before) {
+            // The VM has ended, if this fails.
+            let _ = fs::write(self.group.join(LIMIT), &self.before);
+        }
     }
 }

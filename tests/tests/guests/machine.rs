@@ -26,14 +26,19 @@ fn run_in_machine(boot: Boot, directory: &TempDir, script: &str) -> Guest {
     guest
 }
 
-/// `mvm exec` in the VM called "machine" whose runtime directory is in `directory`.
-fn exec(directory: &TempDir, options: &[&str], script: &str) -> (Option<i32>, String) {
+/// Runs mvm, whose runtime directory is in `directory`.
+fn run(directory: &TempDir, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(mvm());
     command.env("MVM_DATA_DIR", directory.path().join("data"));
-    command.arg("--runtime-dir").arg(directory.path().join("run")).arg("exec").args(options);
-    let output = command.args(["machine", "sh", "-c", script]).output().unwrap();
+    command.arg("--runtime-dir").arg(directory.path().join("run")).args(arguments);
+    let output = command.output().unwrap();
     let said = if output.status.success() { output.stdout } else { output.stderr };
     (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+/// `mvm exec` in the VM called "machine".
+fn exec(directory: &TempDir, options: &[&str], script: &str) -> (Option<i32>, String) {
+    run(directory, &[&["exec"], options, &["machine", "sh", "-c", script]].concat())
 }
 
 /// Its agent is there with the first login prompt, and again after its end; what it has started runs on meanwhile.
@@ -58,6 +63,27 @@ fn check_agent(directory: &TempDir) {
     assert_eq!(after, format!("{sleep}active\n"));
 }
 
+/// Copies of it run as it does, each with a name and files of its own.
+fn check_copies(directory: &TempDir) {
+    let (code, said) = run(directory, &["fork", "machine", "--count", "2", "--name", "copy"]);
+    assert!(code == Some(0) && said.lines().count() == 2, "{code:?}: {said}");
+    for name in ["copy-1", "copy-2"] {
+        let script = format!("hostnamectl hostname {name}; systemctl is-system-running; cat /etc/hostname");
+        let said = run(directory, &["exec", name, "sh", "-c", &script]);
+        assert_eq!(said, (Some(0), format!("running\n{name}\n")));
+    }
+    for name in ["copy-1", "copy-2"] {
+        let said =
+            run(directory, &["exec", name, "sh", "-c", "hostname; systemctl is-active containerd dbus"]);
+        assert_eq!(said, (Some(0), format!("{name}\nactive\nactive\n")));
+        assert_eq!(run(directory, &["rm", "-f", name]).0, Some(0));
+    }
+    assert_eq!(
+        exec(directory, &[], "hostname; systemctl is-system-running"),
+        (Some(0), "mvm\nrunning\n".into())
+    );
+}
+
 #[test]
 fn systemd_is_up_without_a_failed_unit_and_heeds_the_power_button() {
     let directory = TempDir::new().unwrap();
@@ -74,6 +100,7 @@ fn systemd_is_up_without_a_failed_unit_and_heeds_the_power_button() {
         .flag("--runtime-dir", directory.path().join("run"));
     let guest = run_in_machine(boot, &directory, script);
     check_agent(&directory);
+    check_copies(&directory);
     guest.signal(Signal::TERM);
     let outcome = guest.finish().expect_code(0).expect("reboot: Power down");
     let units =
