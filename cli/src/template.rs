@@ -220,7 +220,8 @@ pub fn find(
     opened.map(|snapshot| (shape, snapshot))
 }
 
-/// Starts a process in the background that makes the template for VMs of `shape`, when nothing else wants the processor.
+/// Starts a process in the background that makes the template for VMs of `shape`, when nothing else wants the
+/// processor.
 pub fn make_in_the_background(shape: Shape) {
     if Defaults::read().is_ok_and(|defaults| defaults.templates == Some(TemplateUse::Manual)) {
         return;

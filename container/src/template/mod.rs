@@ -1,8 +1,9 @@
-//! Templates: VMs that were saved when their agent was ready. A container's VM goes on from one, and so does not wait for
-//! the guest's kernel.
+//! Templates: VMs that were saved when their agent was ready. A container's VM goes on from one, and so does not wait
+//! for the guest's kernel.
 //!
-//! A template has no container and no disk but the agent's root. What a container has is put into slots of the VM that goes
-//! on, which are there in the order in which a VM that boots has its disks, so that their devices have the same names.
+//! A template has no container and no disk but the agent's root. What a container has is put into slots of the VM that
+//! goes on, which are there in the order in which a VM that boots has its disks, so that their devices have the same
+//! names.
 //!
 //! ```text
 //! $MVM_DATA_DIR/templates/       0700; `lock` is held while one is made
@@ -12,39 +13,33 @@
 //!     └── memory
 //! ```
 
+mod awake;
+mod make;
+mod shape;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use instance::api::SnapshotCreate;
-use instance::{Client, ClientError, Identity, InstanceError, VmId};
+use instance::{ClientError, InstanceError};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vmm::{
-    MemorySize, NetBackend, Order, PublishConfig, SavedVm, Snapshot, SnapshotError, Split, VmConfig,
-    VmProcess,
-};
+use vmm::{SavedVm, Snapshot, SnapshotError};
 
+pub use self::awake::awake;
+pub use self::shape::Shape;
+
+use self::make::fill;
 use crate::assets::Assets;
-use crate::connection::{Connection, ConnectionError};
-use crate::image::Image;
-use crate::machine::{machine, size};
-use crate::mounts::Prepared;
-use crate::network;
+use crate::connection::ConnectionError;
 use crate::options::RunOptions;
-use crate::run::{LAST_WORDS, RunError};
-use crate::session::Listener;
-use crate::visit::{connect, listen};
+use crate::run::RunError;
 
 /// The version of a template's files.
 const FORMAT: u32 = 1;
-/// Disks that a container whose VM goes on from a template can have: its image, its changes and volumes.
-const SLOTS: usize = 4;
 /// How many templates are kept; those that were not used for longest go.
 const MOST: usize = 8;
 /// The most bytes of a manifest, and of a state.
@@ -52,60 +47,10 @@ const MAX_MANIFEST: u64 = 64 << 10;
 const MAX_STATE: u64 = 64 << 20;
 /// How often a lock is tried.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long the VM may take to be saved.
-const SAVE: Duration = Duration::from_secs(300);
-
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const LOCK: &str = "lock";
-
-/// What VMs that go on from the same template have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shape {
-    /// vCPUs.
-    pub cpus: u32,
-    /// Bytes of RAM.
-    pub memory: u64,
-    /// It has a network device.
-    pub has_network: bool,
-}
-
-impl Shape {
-    /// That of the VM of a container with `options` and `mounts`; `None` where that has to boot.
-    pub fn of(options: &RunOptions, mounts: &Prepared) -> Option<Self> {
-        // The image, and the disk for changes.
-        let disks = mounts.disks.len().saturating_add(2);
-        let network = network::device(options);
-        let is_users =
-            network.as_ref().is_none_or(|device| matches!(device.backend, NetBackend::User { .. }));
-        if options.cold || !mounts.parts.is_empty() || disks > SLOTS || options.mac.is_some() || !is_users {
-            return None;
-        }
-        let (cpus, memory) = size(options);
-        Some(Self { cpus, memory, has_network: network.is_some() })
-    }
-
-    /// The name of its template's directory.
-    pub fn name(self) -> String {
-        let Self { cpus, memory, has_network } = self;
-        format!("{cpus}c-{}m-{}", memory >> 20, if has_network { "user" } else { "none" })
-    }
-
-    /// The VM with `options`, which has this shape, in `directory`.
-    pub fn machine(
-        self,
-        assets: &Assets,
-        options: &RunOptions,
-        directory: &Path,
-        publish: Vec<PublishConfig>,
-    ) -> VmConfig {
-        let none = (Image::default(), Prepared::default());
-        let config = machine(assets, &none.0, options, directory, None, &none.1, publish);
-        let memory = MemorySize::from_bytes(self.memory);
-        VmConfig { disks: Vec::new(), slots: SLOTS, cpus: self.cpus, memory, ..config }
-    }
-}
 
 /// What tells whether a file is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,8 +163,8 @@ impl Templates {
         Ok(Self { base: data.join("templates") })
     }
 
-    /// The state of the template for VMs of `shape`, made with `assets` on this host; `None` where there is none, or one of
-    /// something else.
+    /// The state of the template for VMs of `shape`, made with `assets` on this host; `None` where there is none, or
+    /// one of something else.
     ///
     /// # Errors
     ///
@@ -246,8 +191,8 @@ impl Templates {
         Ok(Some(Snapshot { state: SavedVm::decode(&state)?, memory }))
     }
 
-    /// Makes the template for VMs of `shape`, unless another process makes one for longer than `patience`: whether it is made. This process has one
-    /// thread yet.
+    /// Makes the template for VMs of `shape`, unless another process makes one for longer than `patience`: whether
+    /// it is made. This process has one thread yet.
     ///
     /// # Errors
     ///
@@ -355,125 +300,9 @@ fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     Ok((content.len() as u64 <= most).then_some(content))
 }
 
-/// Boots a VM of `shape` until its agent is ready, and saves it in `directory`.
-fn fill(directory: &Path, assets: &Assets, shape: Shape, options: &RunOptions) -> Result<(), TemplateError> {
-    let key = Key::new(assets, shape).map_err(host("look at what templates are made of"))?;
-    let id = VmId::random().map_err(host("draw a random ID"))?;
-    let identity = Identity { id: Some(id), name: None, directory: Some(directory.to_owned()) };
-    let config = shape.machine(assets, options, directory, Vec::new());
-    let agent = Listener::open(directory).map_err(host("make a socket for the agent"))?;
-    let split = Split { until_open: Box::new(()), leave: Box::new(|| {}) };
-    let (log, user, snapshot) = (None, None, None);
-    let start = Instant::now();
-    let order = Order { config: &config, identity: &identity, log, user, snapshot, split, start };
-    let (vm, _, agent) =
-        VmProcess::start_for(order, None, agent).map_err(host("make a process for the template's VM"))?;
-    let vm = Arc::new(vm);
-    let saved = save(directory, &vm, &agent);
-    vm.kill();
-    vm.wait(LAST_WORDS);
-    saved?;
-    for entry in fs::read_dir(directory).map_err(host("read a template's directory"))?.flatten() {
-        if ![STATE, MEMORY].iter().any(|name| entry.file_name() == **name) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-    let manifest = serde_json::to_vec_pretty(&key).map_err(io::Error::from);
-    manifest
-        .and_then(|manifest| create(directory, MANIFEST)?.write_all(&manifest))
-        .map_err(host("write a template's manifest"))
-}
-
-fn save(directory: &Path, vm: &Arc<VmProcess>, agent: &Listener) -> Result<(), TemplateError> {
-    let ended = listen(vm).map_err(host("start a thread"))?;
-    drop(connect(agent, &ended)?);
-    let create = |name| create(directory, name).map_err(host("write a template"));
-    let (state, memory) = (create(STATE)?, create(MEMORY)?);
-    let mut client = Client::connect_with_limit(&directory.join(instance::CONTROL_SOCKET), SAVE)?;
-    let files = [state.as_fd(), memory.as_fd()];
-    client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), &files)?;
-    Ok(())
-}
-
-/// Makes a file that its owner can't write to by its name.
-fn create(directory: &Path, name: &str) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o400).open(directory.join(name))
-}
-
-/// Connects to the agent of a VM that goes on, and makes it another VM. The guest first ends connections that it had, and
-/// with them one that is made at that moment.
-///
-/// # Errors
-///
-/// As [`Connection::open`], and what the agent says.
-pub fn awake(
-    vsock: &Path,
-    disks: Vec<agent_protocol::PodDisk>,
-    limit: Duration,
-) -> Result<Connection, ConnectionError> {
-    let deadline = Instant::now() + limit;
-    loop {
-        match try_awake(vsock, &disks) {
-            Err(error) if error.is_closed() && Instant::now() < deadline => {
-                std::thread::sleep(AGAIN);
-            }
-            result => return result,
-        }
-    }
-}
-
-/// How long it takes the guest at the least to see that its connections have ended.
-const AGAIN: Duration = Duration::from_millis(1);
-
-fn try_awake(vsock: &Path, disks: &[agent_protocol::PodDisk]) -> Result<Connection, ConnectionError> {
-    use agent_protocol::{Awakening, Reply, Request};
-    let mut connection = Connection::open(vsock)?;
-    let mut seed = vec![0; 32];
-    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| ConnectionError::Io(error.into()))?;
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let time = u64::try_from(since_1970.as_nanos()).unwrap_or(0);
-    connection.send(&Request::Awake(Box::new(Awakening { seed, time, disks: disks.to_vec() })))?;
-    match connection.receive_within(crate::session::START)? {
-        Reply::Done => Ok(connection),
-        Reply::Failed(failure) => Err(ConnectionError::Refused(failure.message)),
-        other => Err(ConnectionError::Unexpected(format!("{other:?}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::NetworkOption;
-
-    fn options(network: &str) -> RunOptions {
-        RunOptions { network: network.parse().unwrap(), ..RunOptions::default() }
-    }
-
-    #[test]
-    fn what_a_template_cannot_have_boots() {
-        let none = Prepared::default;
-        let shape = Shape::of(&options("none"), &none()).unwrap();
-        assert!(!shape.has_network && shape.memory > 0 && shape.cpus > 0);
-        assert!(Shape::of(&options("user"), &none()).unwrap().has_network);
-        let larger = RunOptions { memory: Some(3 << 30), milli_cpus: Some(2500), ..options("none") };
-        let larger = Shape::of(&larger, &none()).unwrap();
-        assert!(larger.cpus == 3 && larger.memory > 3 << 30 && larger.name() != shape.name());
-        let volumes = |count| Prepared { disks: vec!["disk".into(); count], ..none() };
-        assert!(Shape::of(&options("none"), &volumes(2)).is_some());
-        assert!(Shape::of(&options("none"), &volumes(3)).is_none());
-        let mac = "02:00:00:00:00:01".parse().ok();
-        for options in [
-            options("tap=x,ip=10.0.0.2/8"),
-            options("bridge=x,ip=10.0.0.2/8"),
-            RunOptions { mac, ..options("user") },
-            RunOptions { cold: true, ..options("none") },
-        ] {
-            assert_eq!(Shape::of(&options, &none()), None, "{options:?}");
-        }
-        assert_eq!(NetworkOption::None, "none".parse().unwrap());
-    }
 
     /// A template of nothing in `base`.
     fn fake(base: &Path, assets: &Assets, shape: Shape) -> PathBuf {

@@ -1,0 +1,74 @@
+//! How a template is made: a VM boots until its agent is ready, and is saved.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use instance::api::SnapshotCreate;
+use instance::{Client, Identity, VmId};
+use vmm::{Order, Split, VmProcess};
+
+use super::{Key, MANIFEST, MEMORY, STATE, Shape, TemplateError, host};
+use crate::assets::Assets;
+use crate::options::RunOptions;
+use crate::run::LAST_WORDS;
+use crate::session::Listener;
+use crate::visit::{connect, listen};
+
+/// How long the VM may take to be saved.
+const SAVE: Duration = Duration::from_secs(300);
+
+/// Boots a VM of `shape` until its agent is ready, and saves it in `directory`.
+pub(super) fn fill(
+    directory: &Path,
+    assets: &Assets,
+    shape: Shape,
+    options: &RunOptions,
+) -> Result<(), TemplateError> {
+    let key = Key::new(assets, shape).map_err(host("look at what templates are made of"))?;
+    let id = VmId::random().map_err(host("draw a random ID"))?;
+    let identity = Identity { id: Some(id), name: None, directory: Some(directory.to_owned()) };
+    let config = shape.machine(assets, options, directory, Vec::new());
+    let agent = Listener::open(directory).map_err(host("make a socket for the agent"))?;
+    let split = Split { until_open: Box::new(()), leave: Box::new(|| {}) };
+    let (log, user, snapshot) = (None, None, None);
+    let start = Instant::now();
+    let order = Order { config: &config, identity: &identity, log, user, snapshot, split, start };
+    let (vm, _, agent) =
+        VmProcess::start_for(order, None, agent).map_err(host("make a process for the template's VM"))?;
+    let vm = Arc::new(vm);
+    let saved = save(directory, &vm, &agent);
+    vm.kill();
+    vm.wait(LAST_WORDS);
+    saved?;
+    for entry in fs::read_dir(directory).map_err(host("read a template's directory"))?.flatten() {
+        if ![STATE, MEMORY].iter().any(|name| entry.file_name() == **name) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let manifest = serde_json::to_vec_pretty(&key).map_err(io::Error::from);
+    manifest
+        .and_then(|manifest| create(directory, MANIFEST)?.write_all(&manifest))
+        .map_err(host("write a template's manifest"))
+}
+
+fn save(directory: &Path, vm: &Arc<VmProcess>, agent: &Listener) -> Result<(), TemplateError> {
+    let ended = listen(vm).map_err(host("start a thread"))?;
+    drop(connect(agent, &ended)?);
+    let create = |name| create(directory, name).map_err(host("write a template"));
+    let (state, memory) = (create(STATE)?, create(MEMORY)?);
+    let mut client = Client::connect_with_limit(&directory.join(instance::CONTROL_SOCKET), SAVE)?;
+    let files = [state.as_fd(), memory.as_fd()];
+    client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), &files)?;
+    Ok(())
+}
+
+/// Makes a file that its owner can't write to by its name.
+fn create(directory: &Path, name: &str) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o400).open(directory.join(name))
+}
