@@ -169,6 +169,9 @@ pub enum Request {
     /// The VM goes on from a template: become another one than those that go on from the same. The answer is
     /// [`Reply::Done`] or [`Reply::Failed`]. Since version 5.
     Awake(Box<Awakening>),
+    /// The VM is about to be saved as a template: let go of the devices that another one has in other processes, until
+    /// [`Request::Awake`]. The answer is [`Reply::Done`] or [`Reply::Failed`]. Since version 5.
+    Rest,
 }
 
 /// What the agent says.
@@ -300,6 +303,7 @@ mod tests {
             (15, Request::Freeze { container: container(), freezes: true }),
             (16, Request::IsFrozen { container: container() }),
             (17, Request::Awake(Box::default())),
+            (18, Request::Rest),
         ];
         for (expected, request) in requests {
             assert_eq!(number(&request), expected, "{request:?}");

@@ -29,14 +29,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const BUILD_EXAMPLES: &str = "\
 Examples:
   mvm template build
-  mvm template build --cpus 2 --memory 512m --network none";
+  mvm template build --cpus 2 --memory 512m --network none
+  mvm template build --folders";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
   mvm template ls
   mvm template ls --format '{{.Name}} {{.Size}}'
 
-Fields of templates: Name, CPUs, Memory, Network, Size, Used.";
+Fields of templates: Name, CPUs, Memory, Network, For, Folders, Size, Used.";
 
 const PRUNE_EXAMPLES: &str = "\
 Examples:
@@ -48,6 +49,8 @@ const COLUMNS: &[Column] = &[
     ("CPUs", "CPUS"),
     ("Memory", "MEMORY"),
     ("Network", "NETWORK"),
+    ("For", "FOR"),
+    ("Folders", "FOLDERS"),
     ("Size", "SIZE"),
     ("Used", "USED"),
 ];
@@ -87,7 +90,15 @@ struct BuildCommand {
     #[arg(long, value_name = "NET")]
     network: Option<NetworkOption>,
 
-    /// The same as the VM has them: vCPUs, bytes of memory, and whether there is a network
+    /// Make it for containers with folders or files of the host (-v ./x:/x)
+    #[arg(long)]
+    folders: bool,
+
+    /// Make it for pods with these options
+    #[arg(long)]
+    pod: bool,
+
+    /// The same as the VM has them: vCPUs, bytes of memory, whether there is a network, and for what it is
     #[arg(long, hide = true, value_parser = shape)]
     shape: Option<Shape>,
 }
@@ -96,13 +107,18 @@ fn shape(text: &str) -> Result<Shape, String> {
     let parsed = || {
         let mut words = text.split(',');
         let (cpus, memory) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some(Shape { cpus, memory, has_network: words.next()? == "user" })
+        let has_network = words.next()? == "user";
+        let words: Vec<_> = words.collect();
+        let has = |word| words.contains(&word);
+        Some(Shape { cpus, memory, has_network, has_share: has("share"), is_pod: has("pod") })
     };
-    parsed().ok_or_else(|| "invalid shape: use CPUS,BYTES,user or none".into())
+    parsed().ok_or_else(|| "invalid shape: use CPUS,BYTES,user or none[,share][,pod]".into())
 }
 
-fn text_of(Shape { cpus, memory, has_network }: Shape) -> String {
-    format!("{cpus},{memory},{}", if has_network { "user" } else { "none" })
+fn text_of(Shape { cpus, memory, has_network, has_share, is_pod }: Shape) -> String {
+    let network = if has_network { "user" } else { "none" };
+    let (share, pod) = (if has_share { ",share" } else { "" }, if is_pod { ",pod" } else { "" });
+    format!("{cpus},{memory},{network}{share}{pod}")
 }
 
 /// Arguments of `mvm template ls`.
@@ -152,11 +168,12 @@ impl BuildCommand {
             jail_ids: defaults.jail_ids,
             ..RunOptions::default()
         };
-        let shape =
-            self.shape.or_else(|| Shape::of(&options, &Prepared::default())).ok_or_else(|| Complaint {
-                line: "there are templates for --network user and none alone".into(),
-                code: exit_code::USAGE,
-            })?;
+        let (has_share, is_pod) = (self.folders, self.pod);
+        let asked = || Some(Shape { has_share, is_pod, ..Shape::of(&options, &Prepared::default())? });
+        let shape = self.shape.or_else(asked).ok_or_else(|| Complaint {
+            line: "there are templates for --network user and none alone".into(),
+            code: exit_code::USAGE,
+        })?;
         // One that a command has started in the background waits for no other.
         let patience = if self.shape.is_some() { Duration::ZERO } else { PATIENCE };
         let made = templates()?.make(&assets, shape, &options, patience);
@@ -180,13 +197,17 @@ impl ListCommand {
                 "CPUs": of(&|shape| shape.cpus.to_string()),
                 "Memory": of(&|shape| MemorySize::from_bytes(shape.memory).to_string()),
                 "Network": of(&|shape| if shape.has_network { "user".into() } else { "none".into() }),
+                "For": of(&|shape| if shape.is_pod { "pods".into() } else { "containers".into() }),
+                "Folders": of(&|shape| if shape.has_share { "yes".into() } else { "no".into() }),
                 "Size": human::size(template.bytes),
                 "Used": format!("{} ago", human::duration(i64::try_from(age).unwrap_or(i64::MAX))),
             })
         };
         let rows: Vec<Value> = templates()?.all().into_iter().map(row).collect();
         let format = self.format.unwrap_or(Format::Table(None));
-        let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).collect();
+        // What it is for is in its name.
+        let is_shown = |field: &&str| !["For", "Folders"].contains(field);
+        let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).filter(is_shown).collect();
         Ok(print(format.list(COLUMNS, &shown, &rows)?.as_bytes(), exit_code::SUCCESS))
     }
 }
@@ -206,7 +227,11 @@ pub fn find(
     mounts: &Prepared,
     missing: &mut Option<Shape>,
 ) -> Option<(Shape, Snapshot)> {
-    let shape = Shape::of(options, mounts)?;
+    find_of(assets, Shape::of(options, mounts)?, missing)
+}
+
+/// The same for a VM of `shape`.
+pub fn find_of(assets: &Assets, shape: Shape, missing: &mut Option<Shape>) -> Option<(Shape, Snapshot)> {
     let templates = Templates::of_user().ok()?;
     let opened = templates.open(assets, shape).unwrap_or_else(|error: TemplateError| {
         tracing::warn!(error = &error as &dyn std::error::Error, "a template is damaged: it is made anew");

@@ -213,7 +213,7 @@ impl Keeper {
                 (config, None, None)
             }
             Some((shape, snapshot)) => {
-                let config = shape.machine(assets, options, instance.path(), publish);
+                let config = shape.machine(assets, options, instance.path(), publish, &mounts.parts);
                 let disks = disks(image, changes, mounts);
                 let disks = disks.map_err(|error| RunError::Vm(devices::log::chain(&error)))?;
                 (config, Some(snapshot), Some(disks))

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use agent_protocol::{Awakening, PodDisk, Reply, Request};
 
 use crate::connection::{Connection, ConnectionError};
+use crate::session::START;
 
 /// Connects to the agent of a VM that goes on, and makes it another VM. The guest first ends connections that it had,
 /// and with them one that is made at that moment.
@@ -36,8 +37,23 @@ fn try_awake(vsock: &Path, disks: &[PodDisk]) -> Result<Connection, ConnectionEr
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let time = u64::try_from(since_1970.as_nanos()).unwrap_or(0);
     connection.send(&Request::Awake(Box::new(Awakening { seed, time, disks: disks.to_vec() })))?;
-    match connection.receive_within(crate::session::START)? {
-        Reply::Done => Ok(connection),
+    done(&mut connection)?;
+    Ok(connection)
+}
+
+/// Has the agent of a VM that is about to be saved let go of what other processes serve.
+///
+/// # Errors
+///
+/// What the agent says.
+pub fn rest(connection: &mut Connection) -> Result<(), ConnectionError> {
+    connection.send(&Request::Rest)?;
+    done(connection)
+}
+
+fn done(connection: &mut Connection) -> Result<(), ConnectionError> {
+    match connection.receive_within(START)? {
+        Reply::Done => Ok(()),
         Reply::Failed(failure) => Err(ConnectionError::Refused(failure.message)),
         other => Err(ConnectionError::Unexpected(format!("{other:?}"))),
     }

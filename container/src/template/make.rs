@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use instance::api::SnapshotCreate;
 use instance::{Client, Identity, VmId};
-use vmm::{Order, Split, VmProcess};
+use vmm::{Order, SharedPart, Split, VmProcess};
 
-use super::{Key, MANIFEST, MEMORY, STATE, Shape, TemplateError, host};
+use super::awake::rest;
+use super::{Key, MANIFEST, MEMORY, STATE, Shape, TemplateError, host, make_directory};
 use crate::assets::Assets;
 use crate::options::RunOptions;
 use crate::run::LAST_WORDS;
@@ -32,7 +33,15 @@ pub(super) fn fill(
     let key = Key::new(assets, shape).map_err(host("look at what templates are made of"))?;
     let id = VmId::random().map_err(host("draw a random ID"))?;
     let identity = Identity { id: Some(id), name: None, directory: Some(directory.to_owned()) };
-    let config = shape.machine(assets, options, directory, Vec::new());
+    // In place of folders, of which those that go on have others. It must not be in the VM's directory, which a share
+    // hides.
+    let empty = directory.with_extension("empty");
+    if shape.has_share {
+        make_directory(&empty).map_err(host("make a directory"))?;
+    }
+    let part = SharedPart { name: "0".into(), path: empty.clone(), read_only: true };
+    let parts = if shape.has_share { vec![part] } else { Vec::new() };
+    let config = shape.machine(assets, options, directory, Vec::new(), &parts);
     let agent = Listener::open(directory).map_err(host("make a socket for the agent"))?;
     let split = Split { until_open: Box::new(()), leave: Box::new(|| {}) };
     let (log, user, snapshot) = (None, None, None);
@@ -41,9 +50,10 @@ pub(super) fn fill(
     let (vm, _, agent) =
         VmProcess::start_for(order, None, agent).map_err(host("make a process for the template's VM"))?;
     let vm = Arc::new(vm);
-    let saved = save(directory, &vm, &agent);
+    let saved = save(directory, shape, &vm, &agent);
     vm.kill();
     vm.wait(LAST_WORDS);
+    let _ = fs::remove_dir(empty);
     saved?;
     for entry in fs::read_dir(directory).map_err(host("read a template's directory"))?.flatten() {
         if ![STATE, MEMORY].iter().any(|name| entry.file_name() == **name) {
@@ -56,9 +66,13 @@ pub(super) fn fill(
         .map_err(host("write a template's manifest"))
 }
 
-fn save(directory: &Path, vm: &Arc<VmProcess>, agent: &Listener) -> Result<(), TemplateError> {
+fn save(directory: &Path, shape: Shape, vm: &Arc<VmProcess>, agent: &Listener) -> Result<(), TemplateError> {
     let ended = listen(vm).map_err(host("start a thread"))?;
-    drop(connect(agent, &ended)?);
+    let mut connection = connect(agent, &ended)?;
+    if shape.has_share {
+        rest(&mut connection)?;
+    }
+    drop(connection);
     let create = |name| create(directory, name).map_err(host("write a template"));
     let (state, memory) = (create(STATE)?, create(MEMORY)?);
     let mut client = Client::connect_with_limit(&directory.join(instance::CONTROL_SOCKET), SAVE)?;

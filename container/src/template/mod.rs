@@ -323,7 +323,7 @@ mod tests {
         fs::write(&assets.kernel, "kernel").unwrap();
         fs::write(&assets.root, "root").unwrap();
         let templates = Templates { base: path("templates") };
-        let shape = Shape { cpus: 1, memory: 1 << 30, has_network: false };
+        let shape = Shape { cpus: 1, memory: 1 << 30, ..Shape::default() };
         assert!(templates.open(&assets, shape).unwrap().is_none());
         let directory = fake(&templates.base, &assets, shape);
         // It is looked at, and its state is none.
@@ -346,8 +346,8 @@ mod tests {
         let assets = Assets { kernel: "/dev/null".into(), root: "/dev/null".into(), changes: PathBuf::new() };
         let templates = Templates { base: place.path().to_owned() };
         for cpus in 1..=4 {
-            let directory =
-                fake(&templates.base, &assets, Shape { cpus, memory: 1 << 30, has_network: true });
+            let shape = Shape { cpus, memory: 1 << 30, has_network: true, ..Shape::default() };
+            let directory = fake(&templates.base, &assets, shape);
             let used = SystemTime::UNIX_EPOCH + Duration::from_secs(100 * u64::from(cpus ^ 1));
             File::open(directory).unwrap().set_modified(used).unwrap();
         }

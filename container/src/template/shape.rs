@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use vmm::{MemorySize, NetBackend, PublishConfig, VmConfig};
+use vmm::{MemorySize, NetBackend, PublishConfig, SharedPart, VmConfig};
 
 use crate::assets::Assets;
 use crate::image::Image;
-use crate::machine::{machine, size};
-use crate::mounts::Prepared;
+use crate::machine::{SLOTS as POD_SLOTS, machine, size};
+use crate::mounts::{PodFolders, Prepared};
 use crate::network;
 use crate::options::RunOptions;
 
@@ -16,7 +16,7 @@ use crate::options::RunOptions;
 const SLOTS: usize = 4;
 
 /// What VMs that go on from the same template have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// vCPUs.
     pub cpus: u32,
@@ -24,6 +24,12 @@ pub struct Shape {
     pub memory: u64,
     /// It has a network device.
     pub has_network: bool,
+    /// It has folders or files of the host, and so RAM that is shared with the process that serves them.
+    #[serde(default)]
+    pub has_share: bool,
+    /// It is the VM of a pod, with slots for the disks of several containers.
+    #[serde(default)]
+    pub is_pod: bool,
 }
 
 impl Shape {
@@ -31,34 +37,48 @@ impl Shape {
     pub fn of(options: &RunOptions, mounts: &Prepared) -> Option<Self> {
         // The image, and the disk for changes.
         let disks = mounts.disks.len().saturating_add(2);
+        Self::of_machine(options, !mounts.parts.is_empty()).filter(|_| disks <= SLOTS)
+    }
+
+    /// The same for a pod with `options` and `folders`.
+    pub fn of_pod(options: &RunOptions, folders: &PodFolders) -> Option<Self> {
+        let shape = Self::of_machine(options, !folders.parts.is_empty())?;
+        Some(Self { is_pod: true, ..shape })
+    }
+
+    fn of_machine(options: &RunOptions, has_share: bool) -> Option<Self> {
         let network = network::device(options);
         let is_users =
             network.as_ref().is_none_or(|device| matches!(device.backend, NetBackend::User { .. }));
-        if options.cold || !mounts.parts.is_empty() || disks > SLOTS || options.mac.is_some() || !is_users {
+        if options.cold || options.mac.is_some() || !is_users {
             return None;
         }
         let (cpus, memory) = size(options);
-        Some(Self { cpus, memory, has_network: network.is_some() })
+        Some(Self { cpus, memory, has_network: network.is_some(), has_share, is_pod: false })
     }
 
     /// The name of its template's directory.
     pub fn name(self) -> String {
-        let Self { cpus, memory, has_network } = self;
-        format!("{cpus}c-{}m-{}", memory >> 20, if has_network { "user" } else { "none" })
+        let Self { cpus, memory, has_network, has_share, is_pod } = self;
+        let network = if has_network { "user" } else { "none" };
+        let (share, pod) = (if has_share { "-share" } else { "" }, if is_pod { "-pod" } else { "" });
+        format!("{cpus}c-{}m-{network}{share}{pod}", memory >> 20)
     }
 
-    /// The VM with `options`, which has this shape, in `directory`.
+    /// The VM with `options` and `parts` of the host, which has this shape, in `directory`.
     pub fn machine(
         self,
         assets: &Assets,
         options: &RunOptions,
         directory: &Path,
         publish: Vec<PublishConfig>,
+        parts: &[SharedPart],
     ) -> VmConfig {
-        let none = (Image::default(), Prepared::default());
-        let config = machine(assets, &none.0, options, directory, None, &none.1, publish);
+        let mounts = Prepared { parts: parts.to_vec(), ..Prepared::default() };
+        let config = machine(assets, &Image::default(), options, directory, None, &mounts, publish);
         let memory = MemorySize::from_bytes(self.memory);
-        VmConfig { disks: Vec::new(), slots: SLOTS, cpus: self.cpus, memory, ..config }
+        let slots = if self.is_pod { POD_SLOTS } else { SLOTS };
+        VmConfig { disks: Vec::new(), slots, cpus: self.cpus, memory, ..config }
     }
 }
 
@@ -83,6 +103,11 @@ mod tests {
         let volumes = |count| Prepared { disks: vec!["disk".into(); count], ..none() };
         assert!(Shape::of(&options("none"), &volumes(2)).is_some());
         assert!(Shape::of(&options("none"), &volumes(3)).is_none());
+        let part = SharedPart { name: "0".into(), path: "/x".into(), read_only: true };
+        let shared = Shape::of(&options("none"), &Prepared { parts: vec![part], ..none() }).unwrap();
+        assert!(shared.has_share && shared.name() == format!("{}-share", shape.name()));
+        let pod = Shape::of_pod(&options("none"), &PodFolders::default()).unwrap();
+        assert!(pod.is_pod && pod.name() == format!("{}-pod", shape.name()));
         let mac = "02:00:00:00:00:01".parse().ok();
         for options in [
             options("tap=x,ip=10.0.0.2/8"),

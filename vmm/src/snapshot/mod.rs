@@ -220,8 +220,9 @@ impl Saver {
 
 /// What a VM of `config` has whose state can't be saved.
 fn unsupported(config: &VmConfig) -> Option<&'static str> {
-    if config.devices().any(|device| device.kind().needs_shared_memory()) {
-        return Some("devices that other processes serve (--share, --vhost-user)");
+    // A share's device says so itself while a driver uses it.
+    if !config.vhost_user.is_empty() {
+        return Some("devices that processes of others serve (--vhost-user)");
     }
     if config.pmem.iter().any(|pmem| pmem.mode != PmemMode::ReadOnly) {
         return Some("persistent memory that it can write to (--pmem without `readonly`)");
