@@ -1,11 +1,16 @@
 //! `mvm template`.
 
+use std::fs::File;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Program, Stdio};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use container::{Assets, NetworkOption, Prepared, RunOptions, Shape, TemplateError, Templates};
+use container::{
+    Assets, ListedTemplate, NetworkOption, Prepared, RunOptions, Shape, TemplateError, Templates,
+    VerifiedTemplate,
+};
 use serde_json::{Value, json};
 use vmm::{MemorySize, Snapshot};
 
@@ -15,13 +20,14 @@ use crate::format::{Column, Format};
 use crate::images::human;
 use crate::process::ExitCode;
 use crate::run::milli_cpus;
-use crate::{chain, exit_code, print};
+use crate::{chain, exit_code, print, snapshot};
 
 const EXAMPLES: &str = "\
 Examples:
   mvm template build
   mvm template build --cpus 2 --memory 512m --network none
   mvm template ls
+  mvm template verify
   mvm template prune";
 
 /// How long another process that makes a template is waited for.
@@ -38,6 +44,12 @@ Examples:
   mvm template ls --format '{{.Name}} {{.Size}}'
 
 Fields of templates: Name, CPUs, Memory, Network, For, Folders, Size, Used.";
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  mvm template verify
+
+Exit codes: 0, or 2 where one was altered. `mvm template prune` removes it.";
 
 const PRUNE_EXAMPLES: &str = "\
 Examples:
@@ -70,6 +82,8 @@ enum Command {
     /// List templates
     #[command(alias = "list")]
     Ls(ListCommand),
+    /// Compare templates with the digests that they had when they were made
+    Verify(VerifyCommand),
     /// Remove all templates
     Prune(PruneCommand),
 }
@@ -135,12 +149,18 @@ struct ListCommand {
 #[command(after_long_help = PRUNE_EXAMPLES)]
 struct PruneCommand {}
 
+/// Arguments of `mvm template verify`.
+#[derive(Args)]
+#[command(after_long_help = VERIFY_EXAMPLES)]
+struct VerifyCommand {}
+
 impl TemplateCommand {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Build(command) => complete(command.build()),
             Command::Ls(command) => complete(command.list()),
+            Command::Verify(VerifyCommand {}) => complete(verify()),
             Command::Prune(PruneCommand {}) => complete(prune()),
         }
     }
@@ -176,7 +196,7 @@ impl BuildCommand {
         })?;
         // One that a command has started in the background waits for no other.
         let patience = if self.shape.is_some() { Duration::ZERO } else { PATIENCE };
-        let made = templates()?.make(&assets, shape, &options, patience);
+        let made = templates()?.make(&assets, shape, &options, patience, &digest);
         match made.map_err(|error| Complaint { line: chain(&error), code: exit_code::CONTAINER })? {
             true => Ok(exit_code::SUCCESS.into()),
             false => Err("another process has made a template for long: see whether it is stopped"
@@ -189,7 +209,7 @@ impl BuildCommand {
 impl ListCommand {
     fn list(self) -> Result<ExitCode, Complaint> {
         let now = std::time::SystemTime::now();
-        let row = |template: container::ListedTemplate| -> Value {
+        let row = |template: ListedTemplate| -> Value {
             let age = now.duration_since(template.used).unwrap_or_default().as_secs();
             let of = |part: &dyn Fn(Shape) -> String| template.shape.map_or_else(|| "-".into(), part);
             json!({
@@ -210,6 +230,27 @@ impl ListCommand {
         let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).filter(is_shown).collect();
         Ok(print(format.list(COLUMNS, &shown, &rows)?.as_bytes(), exit_code::SUCCESS))
     }
+}
+
+/// The digest of a template's file, as its manifest has it.
+fn digest(file: &mut File) -> io::Result<String> {
+    snapshot::digest(file).map(|digest| digest.to_string())
+}
+
+fn verify() -> Result<ExitCode, Complaint> {
+    let (mut text, mut code) = (String::new(), exit_code::SUCCESS);
+    for (ListedTemplate { name, .. }, verified) in templates()?.verify(&digest) {
+        let word = match verified {
+            VerifiedTemplate::Whole => "whole".to_owned(),
+            VerifiedTemplate::Unknown => "another version's, which is not used".to_owned(),
+            VerifiedTemplate::Altered(file) => {
+                code = exit_code::USAGE;
+                format!("altered: {file}")
+            }
+        };
+        text += &format!("{name}  {word}\n");
+    }
+    Ok(print(text.as_bytes(), code))
 }
 
 fn prune() -> Result<ExitCode, Complaint> {

@@ -75,8 +75,8 @@ pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, 
     build(regions, |_| Ok(Backing::Anonymous))
 }
 
-/// As [`reserve`], where the memory begins as the content of `file`, in which the regions lie behind each other. What is
-/// written stays out of the file. One that becomes shorter ends what reads beyond its end.
+/// As [`reserve`], where the memory begins as the content of `file`, in which the regions lie behind each other. What
+/// is written stays out of the file. One that becomes shorter ends what reads beyond its end.
 ///
 /// # Errors
 ///
@@ -202,9 +202,9 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::R
     GuestRegionMmap::new(region, address).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
-/// The pieces of a region of `size` bytes that have to be mapped from its file, as it has data there: offset and length,
-/// in multiples of [`HUGE_PAGE`]. The rest is memory without a file, which has huge pages: what a guest takes that goes on
-/// costs no more than one that boots.
+/// The pieces of a region of `size` bytes that have to be mapped from its file, as it has data there: offset and
+/// length, in multiples of [`HUGE_PAGE`]. The rest is memory without a file, which has huge pages: what a guest takes
+/// that goes on costs no more than one that boots.
 fn pieces_with_data(file: &FileOffset, size: usize) -> Vec<(usize, usize)> {
     let mut pieces: Vec<(usize, usize)> = Vec::new();
     let mut next = 0;
@@ -244,8 +244,8 @@ fn copy(file: &FileOffset, memory: &mut [u8]) -> io::Result<()> {
         let end = hole.min(from.saturating_add(MOST_COPIED)).min(memory.len());
         // What begins behind this memory is another region's.
         let Some(piece) = memory.get_mut(from..end).filter(|piece| !piece.is_empty()) else { break };
-        // SAFETY: the piece is memory of our own. To make its pages at once takes a fifth of what faults for each take;
-        // a kernel that does not know this makes them as they are written.
+        // SAFETY: the piece is memory of our own. To make its pages at once takes less than a fault for each; a kernel
+        // that does not know this makes them as they are written.
         unsafe { libc::madvise(piece.as_mut_ptr().cast(), piece.len(), libc::MADV_POPULATE_WRITE) };
         file.file().read_exact_at(piece, place(from))?;
         next = end;

@@ -19,6 +19,7 @@ use vmm::{VsockConfig, disk_name};
 
 pub use self::copies::PrivateDisks;
 pub use self::open::{Opened, check, open};
+pub use self::place::digest;
 
 use self::copies::{Copying, Source};
 use self::manifest::{Manifest, SavedDisk};

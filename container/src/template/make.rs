@@ -13,7 +13,9 @@ use instance::{Client, Identity, VmId};
 use vmm::{Order, SharedPart, Split, VmProcess};
 
 use super::awake::rest;
-use super::{Key, MANIFEST, MEMORY, STATE, Shape, TemplateError, host, make_directory};
+use super::{
+    Digest, FILES, Key, MANIFEST, MEMORY, Manifest, STATE, Shape, TemplateError, host, make_directory,
+};
 use crate::assets::Assets;
 use crate::options::RunOptions;
 use crate::run::LAST_WORDS;
@@ -23,12 +25,13 @@ use crate::visit::{connect, listen};
 /// How long the VM may take to be saved.
 const SAVE: Duration = Duration::from_secs(300);
 
-/// Boots a VM of `shape` until its agent is ready, and saves it in `directory`.
+/// Boots a VM of `shape` until its agent is ready, and saves it in `directory`, with the digests of its files.
 pub(super) fn fill(
     directory: &Path,
     assets: &Assets,
     shape: Shape,
     options: &RunOptions,
+    digest: Digest<'_>,
 ) -> Result<(), TemplateError> {
     let key = Key::new(assets, shape).map_err(host("look at what templates are made of"))?;
     let id = VmId::random().map_err(host("draw a random ID"))?;
@@ -56,11 +59,13 @@ pub(super) fn fill(
     let _ = fs::remove_dir(empty);
     saved?;
     for entry in fs::read_dir(directory).map_err(host("read a template's directory"))?.flatten() {
-        if ![STATE, MEMORY].iter().any(|name| entry.file_name() == **name) {
+        if !FILES.iter().any(|name| entry.file_name() == **name) {
             let _ = fs::remove_file(entry.path());
         }
     }
-    let manifest = serde_json::to_vec_pretty(&key).map_err(io::Error::from);
+    let digests = FILES.iter().map(|name| digest(&mut File::open(directory.join(name))?));
+    let digests = digests.collect::<io::Result<_>>().map_err(host("read a template's files"))?;
+    let manifest = serde_json::to_vec_pretty(&Manifest { key, digests }).map_err(io::Error::from);
     manifest
         .and_then(|manifest| create(directory, MANIFEST)?.write_all(&manifest))
         .map_err(host("write a template's manifest"))

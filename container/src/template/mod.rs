@@ -50,6 +50,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
+/// Those that have digests.
+const FILES: [&str; 2] = [STATE, MEMORY];
 const LOCK: &str = "lock";
 
 /// What tells whether a file is as it was.
@@ -130,6 +132,29 @@ pub enum TemplateError {
     State(#[from] SnapshotError),
 }
 
+/// A template's manifest.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    #[serde(flatten)]
+    key: Key,
+    /// Of its state and of its memory, by who has them made.
+    digests: Vec<String>,
+}
+
+/// What gives the digest of a file's content.
+pub type Digest<'a> = &'a dyn Fn(&mut File) -> io::Result<String>;
+
+/// What a look at all of a template has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verified {
+    /// It is as it was made.
+    Whole,
+    /// It is another version's: it is not used.
+    Unknown,
+    /// This file of it is not as it was made, or can't be read.
+    Altered(&'static str),
+}
+
 fn host(doing: &'static str) -> impl FnOnce(io::Error) -> TemplateError {
     move |source| TemplateError::Host { doing, source }
 }
@@ -192,7 +217,7 @@ impl Templates {
     }
 
     /// Makes the template for VMs of `shape`, unless another process makes one for longer than `patience`: whether
-    /// it is made. This process has one thread yet.
+    /// it is made, with what gives the digests of its files. This process has one thread yet.
     ///
     /// # Errors
     ///
@@ -203,6 +228,7 @@ impl Templates {
         shape: Shape,
         options: &RunOptions,
         patience: Duration,
+        digest: Digest<'_>,
     ) -> Result<bool, TemplateError> {
         if let Some(data) = self.base.parent() {
             fs::create_dir_all(data).map_err(host("make the directory of templates"))?;
@@ -221,7 +247,7 @@ impl Templates {
         // What a killed process has left.
         let _ = fs::remove_dir_all(&new);
         make_directory(&new).map_err(host("make a template's directory"))?;
-        let made = fill(&new, assets, shape, options).and_then(|()| {
+        let made = fill(&new, assets, shape, options, digest).and_then(|()| {
             let place = self.base.join(shape.name());
             let _ = fs::remove_dir_all(&place);
             fs::rename(&new, place).map_err(host("name a template"))
@@ -240,6 +266,15 @@ impl Templates {
         let mut all: Vec<_> = entries.filter_map(|entry| listed(&entry.path())).collect();
         all.sort_by_key(|template| std::cmp::Reverse(template.used));
         all
+    }
+
+    /// Looks at all of each template, with what has given the digests when it was made.
+    pub fn verify(&self, digest: Digest<'_>) -> Vec<(Listed, Verified)> {
+        let looked = |template: Listed| {
+            let verified = verify(&self.base.join(&template.name), digest);
+            (template, verified)
+        };
+        self.all().into_iter().map(looked).collect()
     }
 
     /// Removes all but the `kept` that were used last, and returns those that are gone. VMs that run from one have its
@@ -273,13 +308,27 @@ fn listed(directory: &Path) -> Option<Listed> {
     let data = fs::symlink_metadata(directory).ok().filter(fs::Metadata::is_dir)?;
     let manifest = read(&directory.join(MANIFEST), MAX_MANIFEST).ok()??;
     let made_of: Option<Key> = serde_json::from_slice(&manifest).ok();
-    let bytes = [STATE, MEMORY].iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
+    let bytes = FILES.iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
     Some(Listed {
         name: directory.file_name()?.to_str()?.to_owned(),
         shape: made_of.map(|key| key.shape),
         bytes: bytes.map(|data| data.blocks().saturating_mul(512)).sum(),
         used: data.modified().ok()?,
     })
+}
+
+/// Whether the files in `directory` are as its manifest says.
+fn verify(directory: &Path, digest: Digest<'_>) -> Verified {
+    let Ok(Some(manifest)) = read(&directory.join(MANIFEST), MAX_MANIFEST) else {
+        return Verified::Altered(MANIFEST);
+    };
+    let Ok(Manifest { digests, .. }) = serde_json::from_slice(&manifest) else { return Verified::Unknown };
+    let mut files = FILES.into_iter().zip(digests.iter().map(Some).chain([None, None]));
+    let altered = files.find(|(name, digest_then)| {
+        let now = File::open(directory.join(name)).and_then(|mut file| digest(&mut file));
+        !now.is_ok_and(|now| *digest_then == Some(&now))
+    });
+    altered.map_or(Verified::Whole, |(name, _)| Verified::Altered(name))
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
@@ -338,6 +387,38 @@ mod tests {
             fs::write(directory.join(MANIFEST), manifest).unwrap();
             assert!(templates.open(&assets, shape).unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn what_was_altered_is_named() {
+        let digest = |file: &mut File| {
+            let mut content = String::new();
+            file.read_to_string(&mut content)?;
+            Ok(format!("digest of {content}"))
+        };
+        let place = tempfile::tempdir().unwrap();
+        let assets = Assets { kernel: "/dev/null".into(), root: "/dev/null".into(), changes: PathBuf::new() };
+        let templates = Templates { base: place.path().to_owned() };
+        let shape = Shape { cpus: 1, memory: 1 << 30, ..Shape::default() };
+        let directory = fake(&templates.base, &assets, shape);
+        let verified =
+            || templates.verify(&digest).into_iter().map(|(_, verified)| verified).collect::<Vec<_>>();
+        // Without digests it is an older one.
+        assert_eq!(verified(), [Verified::Unknown]);
+        let write = |digests: &[&str]| {
+            let digests = digests.iter().map(|digest| (*digest).to_owned()).collect();
+            let manifest = Manifest { key: Key::new(&assets, shape).unwrap(), digests };
+            fs::write(directory.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        };
+        write(&["digest of state", "digest of memory"]);
+        assert_eq!(verified(), [Verified::Whole]);
+        assert!(matches!(templates.open(&assets, shape), Err(TemplateError::State(_))));
+        fs::write(directory.join(MEMORY), "memorx").unwrap();
+        assert_eq!(verified(), [Verified::Altered(MEMORY)]);
+        write(&["digest of state"]);
+        assert_eq!(verified(), [Verified::Altered(MEMORY)]);
+        fs::remove_file(directory.join(STATE)).unwrap();
+        assert_eq!(verified(), [Verified::Altered(STATE)]);
     }
 
     #[test]

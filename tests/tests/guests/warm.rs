@@ -206,7 +206,13 @@ fn a_template_that_is_damaged_or_of_something_else_is_not_used() {
     run(false);
     replace(whole.as_bytes(), "manifest.json");
     run(true);
+    let verify = || {
+        let output = warm.mvm(&["template", "verify"]).output().unwrap();
+        (output.status.code(), text(&output.stdout))
+    };
+    assert_eq!(verify(), (Some(0), format!("{}  whole\n", name.trim())));
     replace(b"not a state", "state");
+    assert_eq!(verify(), (Some(2), format!("{}  altered: state\n", name.trim())));
     run(false);
     // Which has it made again.
     warm.said(&["template", "build", "--network", "none"]);
