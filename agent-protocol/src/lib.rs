@@ -171,6 +171,9 @@ pub enum Request {
     /// The VM goes on from a template: become another one than those that go on from the same. The answer is
     /// [`Reply::Done`] or [`Reply::Failed`]. Since version 5.
     Awake(Box<Awakening>),
+    /// The VM is about to be saved as a template: let go of the devices that another one has in other processes, until
+    /// [`Request::Awake`]. The answer is [`Reply::Done`] or [`Reply::Failed`]. Since version 6.
+    Rest,
     /// The VM is a copy of one that ran: its container becomes another one from here on, which [`Request::Wait`] and
     /// [`Request::Attach`] are about. Its streams begin anew, with what the first one's host was not sent. The answer
     /// is [`Reply::Done`] or [`Reply::Failed`]. Since version 6.
@@ -306,7 +309,8 @@ mod tests {
             (15, Request::Freeze { container: container(), freezes: true }),
             (16, Request::IsFrozen { container: container() }),
             (17, Request::Awake(Box::default())),
-            (18, Request::Adopt(Box::default())),
+            (18, Request::Rest),
+            (19, Request::Adopt(Box::default())),
         ];
         for (expected, request) in requests {
             assert_eq!(number(&request), expected, "{request:?}");

@@ -1,6 +1,6 @@
-//! A VM that goes on from a template: it becomes another one than those that go on from the same.
+//! A VM that is saved as a template, and those that go on from it: each becomes another one than the others.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 
 use agent_protocol::Awakening;
@@ -26,14 +26,34 @@ struct Entropy {
     seed: [u8; SEED],
 }
 
-/// Does what `awakening` says. No process of a container has run yet.
-pub fn awake(awakening: &Awakening) -> Result<()> {
+/// The driver of folders of the host. Where the device has none, its state says nothing of the process that serves it.
+const DRIVER: &str = "/sys/bus/virtio/drivers/virtiofs";
+
+/// Takes the driver from devices that other processes serve, of which nothing is mounted, and notes them in `resting`.
+pub fn rest(resting: &mut Vec<String>) -> Result<()> {
+    // A kernel without the driver has none of these devices.
+    for entry in fs::read_dir(DRIVER).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("virtio") {
+            fs::write(format!("{DRIVER}/unbind"), &name).during("take the driver from a device")?;
+            resting.push(name);
+        }
+    }
+    Ok(())
+}
+
+/// Does what `awakening` says, and gives the devices that are `resting` their driver. No process of a container has run
+/// yet.
+pub fn awake(awakening: &Awakening, resting: Vec<String>) -> Result<()> {
     reseed(&awakening.seed)?;
     let Awakening { time, disks, .. } = awakening;
     let seconds = i64::try_from(time / 1_000_000_000).unwrap_or(i64::MAX);
     let nanoseconds = i64::try_from(time % 1_000_000_000).unwrap_or(0);
     clock_settime(ClockId::Realtime, Timespec { tv_sec: seconds, tv_nsec: nanoseconds })
         .during("set the clock")?;
+    for device in resting {
+        fs::write(format!("{DRIVER}/bind"), device).during("give a device its driver")?;
+    }
     disks.iter().try_for_each(disk::wait_for)
 }
 

@@ -79,6 +79,7 @@ pub fn refuse(request: &Request) -> Option<Failure> {
         | Request::Freeze { .. }
         | Request::IsFrozen { .. }
         | Request::Awake(_)
+        | Request::Rest
         | Request::Adopt(_)
         | Request::PowerOff => true,
     };

@@ -67,6 +67,8 @@ pub struct Server {
     /// Containers that are about to stand still, or to go on.
     freezing: Vec<freezing::Freezing>,
     flow: Flow,
+    /// The devices that have no driver while the VM is saved.
+    resting: Vec<String>,
 }
 
 impl Server {
@@ -100,6 +102,7 @@ impl Server {
             departures: Departures::default(),
             freezing: Vec::new(),
             flow: Flow::default(),
+            resting: Vec::new(),
         })
     }
 

@@ -1,13 +1,18 @@
 //! `mvm template`.
 
+use std::fs::File;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Program, Stdio};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use container::{Assets, NetworkOption, Origin, Prepared, RunOptions, Shape, TemplateError, Templates};
+use container::{
+    Assets, ListedTemplate, NetworkOption, Origin, Prepared, RunOptions, Shape, TemplateError, Templates,
+    VerifiedTemplate,
+};
 use serde_json::{Value, json};
-use vmm::MemorySize;
+use vmm::{MemorySize, Snapshot};
 
 use crate::complaint::{Complaint, complete};
 use crate::defaults::{Defaults, TemplateUse};
@@ -15,13 +20,14 @@ use crate::format::{Column, Format};
 use crate::images::human;
 use crate::process::ExitCode;
 use crate::run::milli_cpus;
-use crate::{chain, exit_code, print};
+use crate::{chain, exit_code, print, snapshot};
 
 const EXAMPLES: &str = "\
 Examples:
   mvm template build
   mvm template build --cpus 2 --memory 512m --network none
   mvm template ls
+  mvm template verify
   mvm template prune";
 
 /// How long another process that makes a template is waited for.
@@ -29,14 +35,21 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const BUILD_EXAMPLES: &str = "\
 Examples:
   mvm template build
-  mvm template build --cpus 2 --memory 512m --network none";
+  mvm template build --cpus 2 --memory 512m --network none
+  mvm template build --folders";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
   mvm template ls
   mvm template ls --format '{{.Name}} {{.Size}}'
 
-Fields of templates: Name, CPUs, Memory, Network, Size, Used.";
+Fields of templates: Name, CPUs, Memory, Network, For, Folders, Size, Used.";
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  mvm template verify
+
+Exit codes: 0, or 2 where one was altered. `mvm template prune` removes it.";
 
 const PRUNE_EXAMPLES: &str = "\
 Examples:
@@ -48,6 +61,8 @@ const COLUMNS: &[Column] = &[
     ("CPUs", "CPUS"),
     ("Memory", "MEMORY"),
     ("Network", "NETWORK"),
+    ("For", "FOR"),
+    ("Folders", "FOLDERS"),
     ("Size", "SIZE"),
     ("Used", "USED"),
 ];
@@ -67,6 +82,8 @@ enum Command {
     /// List templates
     #[command(alias = "list")]
     Ls(ListCommand),
+    /// Compare templates with the digests that they had when they were made
+    Verify(VerifyCommand),
     /// Remove all templates
     Prune(PruneCommand),
 }
@@ -87,7 +104,15 @@ struct BuildCommand {
     #[arg(long, value_name = "NET")]
     network: Option<NetworkOption>,
 
-    /// The same as the VM has them: vCPUs, bytes of memory, and whether there is a network
+    /// Make it for containers with folders or files of the host (-v ./x:/x)
+    #[arg(long)]
+    folders: bool,
+
+    /// Make it for pods with these options
+    #[arg(long)]
+    pod: bool,
+
+    /// The same as the VM has them: vCPUs, bytes of memory, whether there is a network, and for what it is
     #[arg(long, hide = true, value_parser = shape)]
     shape: Option<Shape>,
 }
@@ -96,13 +121,18 @@ fn shape(text: &str) -> Result<Shape, String> {
     let parsed = || {
         let mut words = text.split(',');
         let (cpus, memory) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some(Shape { cpus, memory, has_network: words.next()? == "user" })
+        let has_network = words.next()? == "user";
+        let words: Vec<_> = words.collect();
+        let has = |word| words.contains(&word);
+        Some(Shape { cpus, memory, has_network, has_share: has("share"), is_pod: has("pod") })
     };
-    parsed().ok_or_else(|| "invalid shape: use CPUS,BYTES,user or none".into())
+    parsed().ok_or_else(|| "invalid shape: use CPUS,BYTES,user or none[,share][,pod]".into())
 }
 
-fn text_of(Shape { cpus, memory, has_network }: Shape) -> String {
-    format!("{cpus},{memory},{}", if has_network { "user" } else { "none" })
+fn text_of(Shape { cpus, memory, has_network, has_share, is_pod }: Shape) -> String {
+    let network = if has_network { "user" } else { "none" };
+    let (share, pod) = (if has_share { ",share" } else { "" }, if is_pod { ",pod" } else { "" });
+    format!("{cpus},{memory},{network}{share}{pod}")
 }
 
 /// Arguments of `mvm template ls`.
@@ -119,12 +149,18 @@ struct ListCommand {
 #[command(after_long_help = PRUNE_EXAMPLES)]
 struct PruneCommand {}
 
+/// Arguments of `mvm template verify`.
+#[derive(Args)]
+#[command(after_long_help = VERIFY_EXAMPLES)]
+struct VerifyCommand {}
+
 impl TemplateCommand {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Build(command) => complete(command.build()),
             Command::Ls(command) => complete(command.list()),
+            Command::Verify(VerifyCommand {}) => complete(verify()),
             Command::Prune(PruneCommand {}) => complete(prune()),
         }
     }
@@ -152,14 +188,15 @@ impl BuildCommand {
             jail_ids: defaults.jail_ids,
             ..RunOptions::default()
         };
-        let shape =
-            self.shape.or_else(|| Shape::of(&options, &Prepared::default())).ok_or_else(|| Complaint {
-                line: "there are templates for --network user and none alone".into(),
-                code: exit_code::USAGE,
-            })?;
+        let (has_share, is_pod) = (self.folders, self.pod);
+        let asked = || Some(Shape { has_share, is_pod, ..Shape::of(&options, &Prepared::default())? });
+        let shape = self.shape.or_else(asked).ok_or_else(|| Complaint {
+            line: "there are templates for --network user and none alone".into(),
+            code: exit_code::USAGE,
+        })?;
         // One that a command has started in the background waits for no other.
         let patience = if self.shape.is_some() { Duration::ZERO } else { PATIENCE };
-        let made = templates()?.make(&assets, shape, &options, patience);
+        let made = templates()?.make(&assets, shape, &options, patience, &digest);
         match made.map_err(|error| Complaint { line: chain(&error), code: exit_code::CONTAINER })? {
             true => Ok(exit_code::SUCCESS.into()),
             false => Err("another process has made a template for long: see whether it is stopped"
@@ -172,7 +209,7 @@ impl BuildCommand {
 impl ListCommand {
     fn list(self) -> Result<ExitCode, Complaint> {
         let now = std::time::SystemTime::now();
-        let row = |template: container::ListedTemplate| -> Value {
+        let row = |template: ListedTemplate| -> Value {
             let age = now.duration_since(template.used).unwrap_or_default().as_secs();
             let of = |part: &dyn Fn(Shape) -> String| template.shape.map_or_else(|| "-".into(), part);
             json!({
@@ -180,15 +217,40 @@ impl ListCommand {
                 "CPUs": of(&|shape| shape.cpus.to_string()),
                 "Memory": of(&|shape| MemorySize::from_bytes(shape.memory).to_string()),
                 "Network": of(&|shape| if shape.has_network { "user".into() } else { "none".into() }),
+                "For": of(&|shape| if shape.is_pod { "pods".into() } else { "containers".into() }),
+                "Folders": of(&|shape| if shape.has_share { "yes".into() } else { "no".into() }),
                 "Size": human::size(template.bytes),
                 "Used": format!("{} ago", human::duration(i64::try_from(age).unwrap_or(i64::MAX))),
             })
         };
         let rows: Vec<Value> = templates()?.all().into_iter().map(row).collect();
         let format = self.format.unwrap_or(Format::Table(None));
-        let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).collect();
+        // What it is for is in its name.
+        let is_shown = |field: &&str| !["For", "Folders"].contains(field);
+        let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).filter(is_shown).collect();
         Ok(print(format.list(COLUMNS, &shown, &rows)?.as_bytes(), exit_code::SUCCESS))
     }
+}
+
+/// The digest of a template's file, as its manifest has it.
+fn digest(file: &mut File) -> io::Result<String> {
+    snapshot::digest(file).map(|digest| digest.to_string())
+}
+
+fn verify() -> Result<ExitCode, Complaint> {
+    let (mut text, mut code) = (String::new(), exit_code::SUCCESS);
+    for (ListedTemplate { name, .. }, verified) in templates()?.verify(&digest) {
+        let word = match verified {
+            VerifiedTemplate::Whole => "whole".to_owned(),
+            VerifiedTemplate::Unknown => "another version's, which is not used".to_owned(),
+            VerifiedTemplate::Altered(file) => {
+                code = exit_code::USAGE;
+                format!("altered: {file}")
+            }
+        };
+        text += &format!("{name}  {word}\n");
+    }
+    Ok(print(text.as_bytes(), code))
 }
 
 fn prune() -> Result<ExitCode, Complaint> {
@@ -198,30 +260,32 @@ fn prune() -> Result<ExitCode, Complaint> {
     Ok(print(format!("{text}Total reclaimed space: {}\n", human::size(freed)).as_bytes(), exit_code::SUCCESS))
 }
 
-/// What the VM of a container with `options` and `mounts` starts from. Where only a template is missing for it to go on, its
-/// shape is in `missing`.
+/// What the VM of a container with `options` and `mounts` starts from. Where only a template is missing for it to go on,
+/// its shape is in `missing`.
 pub fn find(assets: &Assets, options: &RunOptions, mounts: &Prepared, missing: &mut Option<Shape>) -> Origin {
-    let Some((shape, templates)) = Shape::of(options, mounts).zip(Templates::of_user().ok()) else {
-        return Origin::Boot;
-    };
+    let of = |shape| find_of(assets, shape, missing);
+    Shape::of(options, mounts)
+        .and_then(of)
+        .map_or(Origin::Boot, |(shape, snapshot)| Origin::Template(shape, snapshot))
+}
+
+/// The template for a VM of `shape`.
+pub fn find_of(assets: &Assets, shape: Shape, missing: &mut Option<Shape>) -> Option<(Shape, Snapshot)> {
+    let templates = Templates::of_user().ok()?;
     let opened = templates.open(assets, shape).unwrap_or_else(|error: TemplateError| {
         tracing::warn!(error = &error as &dyn std::error::Error, "a template is damaged: it is made anew");
         templates.discard(shape);
         None
     });
-    match opened {
-        Some(snapshot) => {
-            tracing::info!("the VM goes on from template {}", shape.name());
-            Origin::Template(shape, snapshot)
-        }
-        None => {
-            *missing = Some(shape);
-            Origin::Boot
-        }
+    match &opened {
+        Some(_) => tracing::info!("the VM goes on from template {}", shape.name()),
+        None => *missing = Some(shape),
     }
+    opened.map(|snapshot| (shape, snapshot))
 }
 
-/// Starts a process in the background that makes the template for VMs of `shape`, when nothing else wants the processor.
+/// Starts a process in the background that makes the template for VMs of `shape`, when nothing else wants the
+/// processor.
 pub fn make_in_the_background(shape: Shape) {
     if Defaults::read().is_ok_and(|defaults| defaults.templates == Some(TemplateUse::Manual)) {
         return;

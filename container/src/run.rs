@@ -250,7 +250,7 @@ impl Keeper {
         let (config, snapshot, begin) = match origin {
             Origin::Boot => (booted(publish), None, Begin::Boots),
             Origin::Template(shape, snapshot) => {
-                let config = shape.machine(assets, options, instance.path(), publish);
+                let config = shape.machine(assets, options, instance.path(), publish, &mounts.parts);
                 let disks = disks(image, changes, mounts);
                 let disks = disks.map_err(|error| RunError::Vm(devices::log::chain(&error)))?;
                 (config, Some(snapshot), Begin::Warm(disks))

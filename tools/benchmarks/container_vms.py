@@ -116,9 +116,10 @@ def available():
         return int(re.search(r"^MemAvailable:\s+(\d+) kB$", file.read(), re.MULTILINE)[1]) / 1024
 
 
-def measure_memory(job):
+def measure_memory(job, prefix=(), what="idle VM of 128 MiB", at_most=36):
     """What each VM adds to the memory of all."""
-    command = [job["mvm"], "run", "--network", "none", "-m", LIMIT, IMAGE, "sh", "-c", "echo ready; exec sleep 100000"]
+    command = [*prefix, job["mvm"], "run", "--network", "none", "-m", LIMIT, IMAGE]
+    command += ["sh", "-c", "echo ready; exec sleep 100000"]
     sizes, lost = [], []
     with contextlib.ExitStack() as stack:
         processes = []
@@ -131,8 +132,8 @@ def measure_memory(job):
             lost.append(before - available())
     further = [after - before for before, after in zip(sizes, sizes[1:])]
     return [
-        row("memory of each further idle VM of 128 MiB", "MiB", further, mvm_at_most=36),
-        row("the host's available memory, less for each", "MiB", lost[1:]),
+        row(f"memory of each further {what}", "MiB", further, mvm_at_most=at_most),
+        row(f"the host's available memory, less for each {what}", "MiB", lost[1:]),
     ]
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 
+from .container_vms import LIMIT, measure_memory
 from .process import in_turns
 from .report import row
 
@@ -16,12 +17,12 @@ OUTPUTS = (8, 40)
 LARGE = 1_000_000_000
 
 
-def commands(job, *arguments):
+def commands(job, *arguments, options=()):
     work = job["work"]
     os.environ.update(MVM_DATA_DIR=os.path.join(work, "images"), MVM_ASSETS=job["assets"])
     podman = ["podman", "--root", os.path.join(work, "podman"), "--runroot", os.path.join(work, "podman-run")]
     podman += ["--cgroup-manager", "cgroupfs", "--events-backend", "none"]
-    run = ["run", "--rm", "--network", "none"]
+    run = ["run", "--rm", "--network", "none", *options]
     return {
         "mvm": [job["mvm"], *run, IMAGE, *arguments],
         "podman": [*podman, *run, "--log-driver", "none", IMAGE, *arguments],
@@ -59,19 +60,40 @@ def measure(job):
 def measure_warm(job):
     """A whole run from a template, beside podman's and one that boots."""
     runs, loads = commands(job, "true")
-    # Of the three, one alone goes on from a template.
-    runs = {"warm": ["env", "-u", "MVM_COLD", *runs["mvm"]], "cold": runs["mvm"], "podman": runs["podman"]}
-    for load in [*loads, [job["mvm"], "template", "build", "--network", "none"]]:
+    warm = ["env", "-u", "MVM_COLD"]
+    os.environ["MVM_VIRTIOFSD"] = job["virtiofsd"]
+    shared = commands(job, "cat", "/given/file", options=["-v", given(job) + ":/given"])[0]["mvm"]
+    runs = {
+        "warm": [*warm, *runs["mvm"]],
+        "cold": runs["mvm"],
+        "podman": runs["podman"],
+        "warm, folder": [*warm, *shared],
+        "cold, folder": shared,
+    }
+    build = [job["mvm"], "template", "build", "--network", "none"]
+    for load in [*loads, build, [*build, "--folders"], [*build, "-m", LIMIT]]:
         subprocess.run(load, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     whole = {name: [] for name in runs}
     for counts, name, command in in_turns(runs, job["runs"]):
-        took = seconds(command)
+        took = seconds(command, stdout=subprocess.DEVNULL)
         if counts:
             whole[name].append(took)
+    what = "run with a folder of the host from a template; peer: mvm that boots"
     return [
         row("run of true from a template; peer: podman", "s", whole["warm"], whole["podman"], ratio_at_most=0.25),
         row("run of true from a template; peer: mvm that boots", "s", whole["warm"], whole["cold"], ratio_at_most=0.35),
+        row(what, "s", whole["warm, folder"], whole["cold, folder"], ratio_at_most=0.5),
+        *measure_memory(job, warm, "idle VM of 128 MiB from a template", 12),
     ], []
+
+
+def given(job):
+    """A folder with a file."""
+    path = os.path.join(job["work"], "given")
+    os.makedirs(path, exist_ok=True)
+    with open(os.path.join(path, "file"), "w", encoding="ascii") as file:
+        file.write("given\n")
+    return path
 
 
 def measure_output(job):

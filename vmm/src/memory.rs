@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use devices::virtio::pmem::{PmemFile, PmemMode};
@@ -18,6 +19,8 @@ use crate::MemorySize;
 const HUGE_PAGE: usize = 2 << 20;
 /// In how many pieces a file is mapped at the most: each is a mapping of the process's.
 const MOST_PIECES: usize = 256;
+/// The most bytes of a file that are read in one go.
+const MOST_COPIED: usize = 8 << 20;
 /// The size of a page.
 pub const PAGE: u64 = 4096;
 
@@ -72,8 +75,8 @@ pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, 
     build(regions, |_| Ok(Backing::Anonymous))
 }
 
-/// As [`reserve`], where the memory begins as the content of `file`, in which the regions lie behind each other. What is
-/// written stays out of the file. One that becomes shorter ends what reads beyond its end.
+/// As [`reserve`], where the memory begins as the content of `file`, in which the regions lie behind each other. What
+/// is written stays out of the file. One that becomes shorter ends what reads beyond its end.
 ///
 /// # Errors
 ///
@@ -101,12 +104,32 @@ pub fn reserve_shared(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemory
     build(regions, |length| memory_file(length).map(Backing::Shared))
 }
 
+/// As [`reserve_shared`], where the memory begins as the content of `file`, in which the regions lie behind each other.
+/// What has data there is copied: other processes map this memory, and what they write must not be in the file.
+///
+/// # Errors
+///
+/// [`MemoryError::Reserve`] where the host refuses, or the file can't be read.
+pub fn reserve_shared_copy(
+    regions: &[(GuestAddress, u64)],
+    file: &File,
+) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    let mut next = 0;
+    build(regions, |length| {
+        let start = next;
+        next += length;
+        Ok(Backing::SharedCopy(memory_file(length)?, FileOffset::new(file.try_clone()?, start)))
+    })
+}
+
 /// What is behind a region of RAM.
 enum Backing {
     /// Memory without a file.
     Anonymous,
     /// A file that other processes map too.
     Shared(FileOffset),
+    /// The same, which gets what another file has.
+    SharedCopy(FileOffset, FileOffset),
     /// A file that it begins as, and that does not change by it.
     Copy(FileOffset),
 }
@@ -141,7 +164,7 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::R
     let start = map_aligned(size, protection, private)?;
     let flags = match &backing {
         Backing::Anonymous => private,
-        Backing::Shared(file) => {
+        Backing::Shared(file) | Backing::SharedCopy(file, _) => {
             let kind = libc::MAP_SHARED | libc::MAP_NORESERVE;
             map_over(start, size, (protection, kind), file)?;
             kind
@@ -165,8 +188,12 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::R
     unsafe { libc::madvise(start.add(small).cast(), size - small, libc::MADV_HUGEPAGE) };
     // SAFETY: as above. What a guest keeps stays out of core dumps of mvm.
     unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTDUMP) };
+    if let Backing::SharedCopy(_, content) = &backing {
+        // SAFETY: the mapping has `size` bytes, and no other user yet.
+        copy(content, unsafe { std::slice::from_raw_parts_mut(start, size) })?;
+    }
     let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags);
-    if let Backing::Shared(file) = backing {
+    if let Backing::Shared(file) | Backing::SharedCopy(file, _) = backing {
         builder = builder.with_file_offset(file);
     }
     // SAFETY: the mapping has `size` bytes and is never unmapped.
@@ -175,9 +202,9 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::R
     GuestRegionMmap::new(region, address).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
-/// The pieces of a region of `size` bytes that have to be mapped from its file, as it has data there: offset and length,
-/// in multiples of [`HUGE_PAGE`]. The rest is memory without a file, which has huge pages: what a guest takes that goes on
-/// costs no more than one that boots.
+/// The pieces of a region of `size` bytes that have to be mapped from its file, as it has data there: offset and
+/// length, in multiples of [`HUGE_PAGE`]. The rest is memory without a file, which has huge pages: what a guest takes
+/// that goes on costs no more than one that boots.
 fn pieces_with_data(file: &FileOffset, size: usize) -> Vec<(usize, usize)> {
     let mut pieces: Vec<(usize, usize)> = Vec::new();
     let mut next = 0;
@@ -198,6 +225,32 @@ fn pieces_with_data(file: &FileOffset, size: usize) -> Vec<(usize, usize)> {
         }
     }
     if pieces.len() > MOST_PIECES { vec![(0, size)] } else { pieces }
+}
+
+/// Copies what has data in `file` to the same places of `memory`, which is all zeros.
+fn copy(file: &FileOffset, memory: &mut [u8]) -> io::Result<()> {
+    let place = |offset: usize| file.start().saturating_add(offset as u64);
+    let offset = |place: u64| usize::try_from(place.saturating_sub(file.start())).unwrap_or(usize::MAX);
+    let mut next = 0;
+    while next < memory.len() {
+        let from = match seek(file.file(), SeekFrom::Data(place(next))) {
+            Ok(data) => offset(data),
+            // There is none behind it.
+            Err(Errno::NXIO) => break,
+            // The file system does not say where it is.
+            Err(_) => next,
+        };
+        let hole = seek(file.file(), SeekFrom::Hole(place(from))).map_or(memory.len(), offset);
+        let end = hole.min(from.saturating_add(MOST_COPIED)).min(memory.len());
+        // What begins behind this memory is another region's.
+        let Some(piece) = memory.get_mut(from..end).filter(|piece| !piece.is_empty()) else { break };
+        // SAFETY: the piece is memory of our own. To make its pages at once takes less than a fault for each; a kernel
+        // that does not know this makes them as they are written.
+        unsafe { libc::madvise(piece.as_mut_ptr().cast(), piece.len(), libc::MADV_POPULATE_WRITE) };
+        file.file().read_exact_at(piece, place(from))?;
+        next = end;
+    }
+    Ok(())
 }
 
 /// Maps `size` bytes of `file` in place of the `size` bytes that were reserved at `start`.
@@ -306,128 +359,5 @@ pub fn read_file(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use proptest::prelude::*;
-    use vm_memory::GuestMemoryBackend;
-
-    use super::*;
-
-    fn ram(length: u64) -> Arc<GuestMemoryMmap> {
-        reserve(&[(GuestAddress(0), length)]).unwrap()
-    }
-
-    #[test]
-    fn what_goes_on_has_huge_pages_where_its_file_has_holes() {
-        use std::os::unix::fs::{FileExt, MetadataExt};
-        const MIB: u64 = 1 << 20;
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(40 * MIB).unwrap();
-        // In three pieces of 2 MiB of the first region, of which two are side by side, and in the last of the second.
-        for place in [5 * MIB, 7 * MIB + 4096, 12 * MIB, 40 * MIB - 1] {
-            file.write_all_at(b"x", place).unwrap();
-        }
-        let regions = [(GuestAddress(0), 30 * MIB), (GuestAddress(1 << 32), 10 * MIB)];
-        let memory = reserve_copy(&regions, &file).unwrap();
-        let address =
-            |place: u64| GuestAddress(if place < 30 * MIB { place } else { (1 << 32) + place - 30 * MIB });
-        for place in (0..40 * MIB).step_by(1 << 19).chain([7 * MIB + 4096, 40 * MIB - 1]) {
-            let mut expected = [0];
-            file.read_exact_at(&mut expected, place).unwrap();
-            assert_eq!(memory.read_obj::<u8>(address(place)).unwrap(), expected[0], "{place:#x}");
-            memory.write_obj(!expected[0], address(place)).unwrap();
-            let mut after = [0];
-            file.read_exact_at(&mut after, place).unwrap();
-            assert_eq!((after, memory.read_obj::<u8>(address(place)).unwrap()), (expected, !expected[0]));
-        }
-        let inode = file.metadata().unwrap().ino().to_string();
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let of_file = maps.lines().filter(|line| line.split_whitespace().nth(4) == Some(&inode));
-        let bytes = of_file.map(|line| {
-            let (from, to) = line.split_whitespace().next().unwrap().split_once('-').unwrap();
-            u64::from_str_radix(to, 16).unwrap() - u64::from_str_radix(from, 16).unwrap()
-        });
-        let mut bytes: Vec<_> = bytes.collect();
-        bytes.sort_unstable();
-        assert_eq!(bytes, [2 * MIB, 2 * MIB, 4 * MIB]);
-    }
-
-    #[test]
-    fn regions_start_at_huge_pages() {
-        let memory = reserve(&[(GuestAddress(0), 16 << 20), (GuestAddress(4 << 30), 4096)]).unwrap();
-        for region in memory.iter() {
-            assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
-        }
-        memory.write_obj(7_u64, GuestAddress((4 << 30) + 4088)).unwrap();
-        assert!(memory.write_obj(7_u64, GuestAddress((4 << 30) + 4089)).is_err());
-    }
-
-    #[test]
-    fn more_than_the_address_space_is_an_error() {
-        for reserve in [reserve, reserve_shared] {
-            assert!(matches!(reserve(&[(GuestAddress(0), 1 << 62)]), Err(MemoryError::Reserve { .. })));
-        }
-    }
-
-    #[test]
-    fn shared_memory_is_what_its_file_says_and_keeps_its_length() {
-        use std::os::unix::fs::FileExt;
-        let memory = reserve_shared(&[(GuestAddress(0), 4 << 20), (GuestAddress(4 << 30), 8192)]).unwrap();
-        memory.write_obj(7_u64, GuestAddress((4 << 30) + 8184)).unwrap();
-        for region in memory.iter() {
-            assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
-        }
-        let region = memory.find_region(GuestAddress(4 << 30)).unwrap();
-        let file = region.file_offset().unwrap();
-        assert_eq!(file.start(), 0);
-        let mut bytes = [0; 8];
-        file.file().read_exact_at(&mut bytes, 8184).unwrap();
-        assert_eq!(u64::from_ne_bytes(bytes), 7);
-        file.file().write_all_at(&[9], 0).unwrap();
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(4 << 30)).unwrap(), 9);
-        assert!(file.file().set_len(4096).is_err() && file.file().set_len(1 << 20).is_err());
-    }
-
-    #[test]
-    fn private_memory_has_no_file() {
-        assert!(ram(1 << 20).iter().all(|region| region.file_offset().is_none()));
-    }
-
-    #[test]
-    fn a_range_outside_ram_or_file_is_an_error() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(1 << 21).unwrap();
-        for (address, offset) in
-            [(1 << 20, 0), ((1 << 20) - 4096, 0), (u64::MAX - 4095, 0), (0, (1 << 21) - 1)]
-        {
-            let result = read_file(&ram(1 << 20), GuestAddress(address), &file, offset, 8192);
-            assert!(matches!(result, Err(MemoryError::Fill { .. })), "{address:#x} {offset:#x}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn the_guest_finds_the_bytes_of_the_file_and_nothing_else_changes(
-            content in proptest::collection::vec(any::<u8>(), 1..40_000),
-            start in 0..20_000_u64,
-            offset in 0..10_000_u64,
-        ) {
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(&content).unwrap();
-            let length = content.len() as u64;
-            let offset = offset.min(length - 1);
-            let memory = ram(1 << 20);
-            memory.write_slice(&[0xaa; 1 << 20], GuestAddress(0)).unwrap();
-            read_file(&memory, GuestAddress(start), &file, offset, length - offset).unwrap();
-
-            let mut expected = vec![0xaa; 1 << 20];
-            let at = usize::try_from(start).unwrap();
-            let part = &content[usize::try_from(offset).unwrap()..];
-            expected[at..at + part.len()].copy_from_slice(part);
-            let mut found = vec![0; 1 << 20];
-            memory.read_slice(&mut found, GuestAddress(0)).unwrap();
-            prop_assert!(found == expected);
-        }
-    }
-}
+#[path = "memory_tests.rs"]
+mod tests;

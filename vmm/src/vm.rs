@@ -216,13 +216,17 @@ impl AddressSpace {
 /// The RAM of the VM, with what `saved` has in it.
 fn ram(config: &VmConfig, saved: Option<&Snapshot>) -> Result<Arc<GuestMemoryMmap>, VmError> {
     let regions = layout::ram_regions(config.memory.bytes());
+    let shared = config.devices().any(|device| device.kind().needs_shared_memory());
     if let Some(Snapshot { state, memory: file }) = saved {
         let places: Vec<_> = regions.iter().map(|(address, length)| (address.0, *length)).collect();
         state.check(config.cpus, &places)?;
         check_length(file, state.memory())?;
-        return Ok(memory::reserve_copy(&regions, file)?);
+        return Ok(if shared {
+            memory::reserve_shared_copy(&regions, file)?
+        } else {
+            memory::reserve_copy(&regions, file)?
+        });
     }
-    let shared = config.devices().any(|device| device.kind().needs_shared_memory());
     Ok(if shared { memory::reserve_shared(&regions)? } else { memory::reserve(&regions)? })
 }
 

@@ -6,7 +6,7 @@ use agent_protocol::{
 
 use super::Server;
 use crate::adopt;
-use crate::awake::awake;
+use crate::awake::{awake, rest};
 use crate::container;
 use crate::error::{Result, failure};
 use crate::guest;
@@ -105,7 +105,11 @@ impl Server {
             Request::IsFrozen { container } => {
                 self.is_frozen(&container).map_or_else(Reply::Failed, Reply::Frozen)
             }
-            Request::Awake(awakening) => match awake(&awakening) {
+            Request::Awake(awakening) => match awake(&awakening, std::mem::take(&mut self.resting)) {
+                Ok(()) => Reply::Done,
+                Err(failure) => Reply::Failed(failure),
+            },
+            Request::Rest => match rest(&mut self.resting) {
                 Ok(()) => Reply::Done,
                 Err(failure) => Reply::Failed(failure),
             },

@@ -17,7 +17,7 @@ use serde_json::json;
 use vmm::MemorySize;
 
 use super::find;
-use crate::defaults::Defaults;
+use crate::defaults::{Defaults, TemplateUse};
 use crate::process::ExitCode;
 use crate::run::{default_network, host, label, milli_cpus, word};
 use crate::{chain, complain, events, exit_code, print};
@@ -92,6 +92,10 @@ pub struct CreateCommand {
     /// As `mvm run --jail`.
     #[arg(long, value_name = "MODE", value_parser = crate::values::jail_mode)]
     jail: Option<jail::Mode>,
+
+    /// Boot the VM's kernel: do not go on from a template (see `mvm template`)
+    #[arg(long, env = "MVM_COLD", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
+    cold: bool,
 
     /// Share more than ipc, net and uts, which are always shared: pid
     ///
@@ -173,6 +177,7 @@ impl CreateCommand {
             labels: self.label,
             jail: self.jail.or(defaults.jail).unwrap_or_default(),
             jail_ids: defaults.jail_ids,
+            cold: self.cold || defaults.templates == Some(TemplateUse::Off),
             ..RunOptions::default()
         };
         let volumes = Volumes::of_user().map_err(|error| chain(&error))?;

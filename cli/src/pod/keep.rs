@@ -2,7 +2,7 @@
 
 use std::io;
 
-use container::{Assets, ImageConfig, PodFolders, PodKeeper, PodOptions, PodPlan, RunError};
+use container::{Assets, ImageConfig, PodFolders, PodKeeper, PodOptions, PodPlan, RunError, Shape};
 use devices::log::Writer;
 use instance::{
     Archive, End, Identity, Instance, InstanceError, Kept, Phase, Process, Summary, VmId, Volumes, time,
@@ -12,7 +12,7 @@ use vmm::Split;
 use super::options;
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::run::ports;
-use crate::{chain, complain, events, exit_code};
+use crate::{chain, complain, events, exit_code, template};
 
 /// Starts the VM of a pod, kept by a process in the background. It is no error where another process has just done so.
 pub fn start(kept: &Kept) -> Result<(), String> {
@@ -74,7 +74,12 @@ fn try_keep(
     let plan = PodPlan { assets, options, publish: &publish, folders: &folders, volumes: &volumes };
     let leave = || drop((signals.take(), reporter.lock().take()));
     let split = Split { until_open: Box::new(()), leave: Box::new(leave) };
-    let keeper = PodKeeper::start(plan, instance, keep, split).map_err(|error| chain(&error))?;
+    let mut missing = None;
+    let template = match Shape::of_pod(&options.options, &folders) {
+        Some(shape) => template::find_of(assets, shape, &mut missing),
+        None => None,
+    };
+    let keeper = PodKeeper::start(plan, instance, keep, split, template).map_err(|error| chain(&error))?;
     *writer = Some(Writer::start().map_err(host("start a thread"))?);
     if let Some(reporter) = &mut *reporter.lock() {
         reporter.keep_messages(messages).map_err(host("write messages to a file"))?;
@@ -84,6 +89,7 @@ fn try_keep(
     let starting = entry.as_ref().ok().cloned();
     let on_started = move || {
         starting.iter().for_each(|entry| events::note(entry, "start", &[]));
+        missing.into_iter().for_each(template::make_in_the_background);
         of_start.report(&started);
     };
     let left = keeper.run(signals, Box::new(on_started));

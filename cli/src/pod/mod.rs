@@ -24,6 +24,7 @@ use self::logs::LogsCommand;
 use self::stats::StatsCommand;
 use self::top::TopCommand;
 use crate::chain;
+use crate::defaults::{Defaults, TemplateUse};
 use crate::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -129,9 +130,11 @@ fn options(kept: &Kept) -> Result<PodOptions, InstanceError> {
     kept.order().map_err(|source| InstanceError::Order { id: kept.entry.id.clone(), source })
 }
 
-/// The pod that `--pod` means, which is made where that is what `word` says. `check` refuses options before.
+/// The pod that `--pod` means, which is made where that is what `word` says: its VM boots if it is to be `cold`. `check`
+/// refuses options before.
 pub fn for_container(
     word: &str,
+    cold: bool,
     check: impl FnOnce() -> Result<(), String>,
 ) -> Result<(VmId, PodOptions), String> {
     let Some(name) = word.strip_prefix("new:") else {
@@ -143,7 +146,8 @@ pub fn for_container(
     check()?;
     let name: VmName = name.parse().map_err(|error: instance::IdentityError| error.to_string())?;
     let network = crate::run::default_network(false);
-    let options = container::RunOptions { network, ..container::RunOptions::default() };
+    let cold = cold || Defaults::read()?.templates == Some(TemplateUse::Off);
+    let options = container::RunOptions { network, cold, ..container::RunOptions::default() };
     make(Some(name), PodOptions { options, ..PodOptions::default() }).map_err(|error| chain(&error))
 }
 

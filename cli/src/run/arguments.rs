@@ -272,6 +272,11 @@ pub fn terminal_size(tty: bool, interactive: bool) -> Result<Option<Size>, Strin
 }
 
 impl ContainerArguments {
+    /// Whether its VM is to boot.
+    pub fn is_cold(&self) -> bool {
+        self.cold
+    }
+
     /// Refuses options that are those of the pod that the container is in.
     ///
     /// # Errors

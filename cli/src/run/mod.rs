@@ -284,7 +284,8 @@ impl OrderArguments {
         let (pod, mut options) = match self.pod {
             None => (None, self.container.options(what.command, terminal)?),
             Some(word) => {
-                let (id, pod) = pod::for_container(&word, || self.container.refuse_in_pod())?;
+                let (id, pod) =
+                    pod::for_container(&word, self.container.is_cold(), || self.container.refuse_in_pod())?;
                 let options = self.container.options(what.command, terminal)?;
                 let mut options = pod.of_container(&options);
                 pod.add_mounts(&mut options);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,8 @@ use crate::machine::{SLOTS, VSOCK, pod_machine};
 use crate::mounts::PodFolders;
 use crate::run::{LAST_WORDS, RunError};
 use crate::session::{Listener, POWER_OFF};
-use vmm::{FromVm, Split, VmEnd, VmProcess};
+use crate::template::{self, Shape};
+use vmm::{FromVm, Order, Snapshot, Split, VmEnd, VmProcess};
 
 /// How long the guest may take until the pod is ready.
 const READY: Duration = Duration::from_secs(120);
@@ -58,6 +59,8 @@ pub struct PodKeeper {
     instance: Instance,
     keep: Keep,
     agent: Listener,
+    /// It goes on from a template.
+    is_warm: bool,
     clients: TieListener,
     pod: Pod,
     continues: bool,
@@ -76,7 +79,7 @@ pub struct PodLeft {
 
 impl PodKeeper {
     /// Starts the VM of a pod in a process of its own, which gets what `split` says. `instance` is its directory and
-    /// `keep` what is kept of it; this process has one thread yet.
+    /// `keep` what is kept of it; it goes on from a `template`, or boots. This process has one thread yet.
     ///
     /// # Errors
     ///
@@ -86,24 +89,35 @@ impl PodKeeper {
         instance: Instance,
         keep: Keep,
         split: Split<'_>,
+        template: Option<(Shape, Snapshot)>,
     ) -> Result<Self, RunError> {
         let PodPlan { assets, options, publish, folders, volumes } = plan;
         let pod = options.of_agent()?;
         let host = |doing| move |source| RunError::Host { doing, source };
-        let config = pod_machine(assets, &options.options, instance.path(), publish.to_vec(), &folders.parts);
+        let (directory, publish, parts) = (instance.path(), publish.to_vec(), &folders.parts);
+        let is_warm = template.is_some();
+        let (config, snapshot) = match template {
+            None => (pod_machine(assets, &options.options, directory, publish, parts), None),
+            Some((shape, snapshot)) => {
+                (shape.machine(assets, &options.options, directory, publish, parts), Some(snapshot))
+            }
+        };
         let agent = Listener::open(instance.path()).map_err(host("make a socket for the agent"))?;
         let clients =
             TieListener::bind(&instance.path().join(SOCKET)).map_err(host("make a socket for the pod"))?;
+        let (identity, log, user, start) = (instance.identity(), None, None, Instant::now());
+        let order = Order { config: &config, identity: &identity, log, user, snapshot, split, start };
         let (vm, instance, (keep, agent, clients)) =
-            VmProcess::start(&config, instance, (keep, agent, clients), split, Instant::now())
+            VmProcess::start_for(order, Some(instance), (keep, agent, clients))
+                .and_then(|(vm, instance, own)| Ok((vm, instance.ok_or(io::ErrorKind::NotFound)?, own)))
                 .map_err(host("make a process for the VM"))?;
         let (vm, continues, volumes) = (Arc::new(vm), options.continues, volumes.clone());
-        Ok(Self { vm, instance, keep, agent, clients, pod, continues, volumes })
+        Ok(Self { vm, instance, keep, agent, is_warm, clients, pod, continues, volumes })
     }
 
     /// Serves the pod until it ends. `on_started` is called when containers can be started in it.
     pub fn run(self, signals: Option<Signals>, on_started: Box<dyn FnOnce() + Send>) -> PodLeft {
-        let Self { vm, instance, mut keep, agent, clients, pod, continues, volumes } = self;
+        let Self { vm, instance, mut keep, agent, is_warm, clients, pod, continues, volumes } = self;
         if let Err(error) = keep.started() {
             tracing::warn!(%error, "cannot note that the pod has started");
         }
@@ -120,11 +134,16 @@ impl PodKeeper {
             clients: AtomicUsize::new(0),
             patience: FIRST,
         });
+        let (runs, is_running) = sync_channel(1);
+        let agent = match is_warm {
+            true => Agent::Warm(is_running),
+            false => Agent::Connects(agent),
+        };
         let started = shared.clone().start(agent, clients, pod, continues, signals, on_started);
         let failed = Arc::new(Mutex::new(None));
         let result = match started {
             Ok(ready) => {
-                let result = listen(&shared, &to_slots);
+                let result = listen(&shared, &to_slots, &runs);
                 lock(&shared.members).is_ending = true;
                 // Why it never became ready is the reason.
                 if let Ok(Err(error)) = ready.try_recv() {
@@ -146,13 +165,26 @@ impl PodKeeper {
     }
 }
 
-/// Listens to the VM until its end.
-fn listen(shared: &Arc<Shared>, slots: &SyncSender<(u64, Option<String>)>) -> Result<(), RunError> {
+/// Where the agent is.
+enum Agent {
+    /// It connects when the guest has booted.
+    Connects(Listener),
+    /// It listens, in a VM that goes on from a template, once this says that it runs.
+    Warm(Receiver<()>),
+}
+
+/// Listens to the VM until its end, and says when it `runs`.
+fn listen(
+    shared: &Arc<Shared>,
+    slots: &SyncSender<(u64, Option<String>)>,
+    runs: &SyncSender<()>,
+) -> Result<(), RunError> {
     loop {
         match shared.vm.receive() {
             Some(FromVm::Pressed) => shared.end_soon(),
             Some(FromVm::Slot { number, failure }) => drop(slots.try_send((number, failure))),
-            Some(FromVm::Built | FromVm::Printed) => {}
+            Some(FromVm::Built) => drop(runs.try_send(())),
+            Some(FromVm::Printed) => {}
             Some(FromVm::Ended(end)) if end.is_power_off() => return Ok(()),
             Some(FromVm::Ended(end)) => return Err(RunError::VmEnded(end)),
             Some(FromVm::Failed(failure)) => return Err(RunError::Vm(failure.text)),
@@ -203,7 +235,7 @@ impl Shared {
     /// Starts the threads. What is returned says why the pod does not become ready.
     fn start(
         self: Arc<Self>,
-        agent: Listener,
+        agent: Agent,
         clients: TieListener,
         pod: Pod,
         continues: bool,
@@ -216,7 +248,7 @@ impl Shared {
             spawn("signals", move || this.take_signals(&signals))?;
         }
         spawn("pod", move || {
-            let made = make(&agent, pod);
+            let made = make(&agent, &self.vsock, pod);
             let is_made = made.is_ok();
             let _ = sender.send(made);
             if !is_made {
@@ -290,8 +322,15 @@ impl Shared {
 }
 
 /// Waits for the agent, and has it make the pod.
-fn make(agent: &Listener, pod: Pod) -> Result<(), ConnectionError> {
-    let mut control = Connection::greet(agent.accept_within(READY)?)?;
+fn make(agent: &Agent, vsock: &Path, pod: Pod) -> Result<(), ConnectionError> {
+    let mut control = match agent {
+        Agent::Connects(listener) => Connection::greet(listener.accept_within(READY)?)?,
+        Agent::Warm(is_running) => {
+            // Its slots are of use from then on.
+            is_running.recv_timeout(READY).map_err(|_| ConnectionError::Silent(READY))?;
+            template::awake(vsock, Vec::new(), READY)?
+        }
+    };
     control.send(&Request::Pod(Box::new(pod)))?;
     match control.receive_within(READY)? {
         Reply::Done => Ok(()),

@@ -99,7 +99,8 @@ impl Rig {
             patience,
         });
         let of_thread = shared.clone();
-        thread::spawn(move || listen(&of_thread, &to_slots));
+        let (runs, _) = sync_channel(1);
+        thread::spawn(move || listen(&of_thread, &to_slots, &runs));
         let clients = TieListener::bind(&directory.path().join(SOCKET)).unwrap();
         let of_thread = shared.clone();
         thread::spawn(move || of_thread.accept(&clients));

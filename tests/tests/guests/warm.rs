@@ -101,10 +101,87 @@ fn what_a_container_has_is_put_into_a_vm_that_goes_on() {
     warm.said(&["start", "long"]);
     assert_eq!(warm.said(&["exec", "long", "sh", "-c", "wc -l </runs"]).trim(), "2");
     warm.said(&["rm", "-f", "long"]);
-    // Folders of the host take a VM that boots.
-    let folder = format!("{}:/host:ro", warm.0.path().display());
-    let listed = warm.run(false, &["-v", &folder, IMAGE, "ls", "/host"]);
-    assert!(text(&listed.stdout).contains("templates"), "{listed:?}");
+}
+
+#[test]
+fn folders_of_the_host_are_those_of_each_container() {
+    let warm = Warm::new();
+    let folders = TempDir::new().unwrap();
+    let path = |name: &str| folders.path().join(name).display().to_string();
+    let options = |name: &str| format!("{}:/host", path(name));
+    for name in ["a", "b"] {
+        fs::create_dir(path(name)).unwrap();
+        fs::write(path(&format!("{name}/name")), format!("{name}\n")).unwrap();
+    }
+    let large: Vec<u8> =
+        (0..4 << 20).map(|number: u32| number.wrapping_mul(0x9e37_79b9).to_le_bytes()[3]).collect();
+    fs::write(path("a/large"), &large).unwrap();
+    // One of another kind of VM is of no use.
+    warm.said(&["template", "build", "--network", "none"]);
+    warm.run(false, &["-v", &options("a"), IMAGE, "true"]);
+    warm.said(&["template", "build", "--network", "none", "--folders"]);
+    let listed = warm.said(&["template", "ls", "--format", "{{.Name}} {{.For}} {{.Folders}}"]);
+    assert!(listed.lines().next().unwrap().ends_with("-none-share containers yes"), "{listed}");
+    for name in ["a", "b", "a"] {
+        let file = format!("{}:/one:ro", path(&format!("{name}/name")));
+        let script =
+            "cat /host/name /one; cat /host/new 2>/dev/null; cp /host/name /host/new; chmod 600 /host/new
+            touch /one 2>/dev/null; echo $?; ls /host; cat /proc/sys/kernel/random/boot_id";
+        let before = fs::read_to_string(path(&format!("{name}/new"))).unwrap_or_default();
+        let output = warm.run(true, &["-v", &options(name), "-v", &file, IMAGE, "sh", "-c", script]);
+        let files = if name == "a" { "large\nname\nnew\n" } else { "name\nnew\n" };
+        let expected = format!("{name}\n{name}\n{before}1\n{files}");
+        let shown = text(&output.stdout);
+        assert!(shown.starts_with(&expected), "{shown} {}", text(&output.stderr));
+        assert_eq!(fs::read_to_string(path(&format!("{name}/new"))).unwrap(), format!("{name}\n"));
+    }
+    let script = "cp /host/large /tmp/x && cp /tmp/x /host/copy && cmp /host/large /host/copy && echo same";
+    let copied = warm.run(true, &["-v", &options("a"), IMAGE, "sh", "-c", script]);
+    assert_eq!(text(&copied.stdout), "same\n", "{copied:?}");
+    assert!(fs::read(path("a/copy")).unwrap() == large);
+    // Two at once, one of which is stopped and started again.
+    let create = ["create", "--network", "none", "--name", "long", "-v"];
+    let command = [IMAGE, "sh", "-c", "echo run >>/host/runs; exec sleep 1000"];
+    warm.said(&[&create[..], &[&options("b")], &command].concat());
+    warm.said(&["start", "long"]);
+    let seen = warm.run(true, &["-v", &options("b"), IMAGE, "cat", "/host/runs"]);
+    assert_eq!(text(&seen.stdout), "run\n");
+    warm.said(&["stop", "-t", "5", "long"]);
+    warm.said(&["start", "long"]);
+    assert_eq!(warm.said(&["exec", "long", "cat", "/host/runs"]), "run\nrun\n");
+    warm.said(&["rm", "-f", "long"]);
+}
+
+#[test]
+fn the_vm_of_a_pod_goes_on_from_a_template_of_its_own() {
+    let warm = Warm::new();
+    let folder = warm.0.path().join("given");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "given\n").unwrap();
+    let folder = folder.display().to_string();
+    warm.said(&["template", "build", "--network", "none", "--pod"]);
+    warm.said(&["template", "build", "--network", "none", "--pod", "--folders"]);
+    for (name, options) in [("plain", &[][..]), ("folders", &["-v", &folder])] {
+        warm.said(&[&["pod", "create", "--network", "none", "--name", name], options].concat());
+        let mount = format!("{folder}:/given");
+        let given: &[&str] = if options.is_empty() { &[] } else { &["-v", &mount] };
+        let script = "echo $HOSTNAME; cat /given/file 2>/dev/null; echo x >/data/x; echo y >/new; date +%s";
+        let run = ["--log-level", "info", "run", "--rm", "--pod", name, "-v", "poddata:/data"];
+        let shown = warm.said(&[&run[..], given, &[IMAGE, "sh", "-c", script]].concat());
+        let expected = if given.is_empty() { "" } else { "given\n" };
+        let clock = shown.strip_prefix(&format!("{name}\n{expected}")).map(|rest| rest.trim().parse::<u64>());
+        assert!(matches!(clock, Some(Ok(clock)) if clock.abs_diff(seconds()) <= 5), "{shown}");
+        // Several at once.
+        for container in ["one", "two", "three"] {
+            warm.said(&["run", "-d", "--pod", name, "--name", container, IMAGE, "sleep", "1000"]);
+        }
+        assert_eq!(warm.said(&["exec", "three", "hostname"]), format!("{name}\n"));
+        let id = warm.said(&["pod", "inspect", "--format", "{{.Id}}", name]);
+        let messages = warm.0.path().join("instances").join(id.trim()).join("mvm.log");
+        let said = fs::read_to_string(&messages).unwrap_or_else(|error| panic!("{messages:?}: {error}"));
+        assert!(said.contains("the VM goes on from template "), "{said}");
+        warm.said(&["pod", "rm", "--force", name]);
+    }
 }
 
 #[test]
@@ -129,7 +206,13 @@ fn a_template_that_is_damaged_or_of_something_else_is_not_used() {
     run(false);
     replace(whole.as_bytes(), "manifest.json");
     run(true);
+    let verify = || {
+        let output = warm.mvm(&["template", "verify"]).output().unwrap();
+        (output.status.code(), text(&output.stdout))
+    };
+    assert_eq!(verify(), (Some(0), format!("{}  whole\n", name.trim())));
     replace(b"not a state", "state");
+    assert_eq!(verify(), (Some(2), format!("{}  altered: state\n", name.trim())));
     run(false);
     // Which has it made again.
     warm.said(&["template", "build", "--network", "none"]);

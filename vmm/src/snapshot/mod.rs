@@ -227,16 +227,19 @@ impl Saver {
     /// Has the RAM written by a copy of this process, while the VM goes on; where the host makes none, it is written
     /// here.
     fn start_writing(&self, ram: &File) -> Result<Option<Writer>, SnapshotError> {
-        match Writer::start(&self.memory, ram) {
-            Ok(writer) => Ok(Some(writer)),
-            Err(error) => {
-                tracing::info!(%error, "no process can be made: the VM stands still while its memory is written");
-                let extents = memory::extents(&self.memory, ram).map_err(written)?;
-                // SAFETY: the VM is paused: nobody changes its memory.
-                let done = unsafe { memory::write(&extents, ram.as_raw_fd(), || true) };
-                done.map_err(|code| written(io::Error::from_raw_os_error(code))).map(|()| None)
+        // Memory that other processes map is the same in a copy of this one.
+        if self.memory.iter().all(|region| region.file_offset().is_none()) {
+            match Writer::start(&self.memory, ram) {
+                Ok(writer) => return Ok(Some(writer)),
+                Err(error) => {
+                    tracing::info!(%error, "no process can be made: the VM stands still while its memory is written");
+                }
             }
         }
+        let extents = memory::extents(&self.memory, ram).map_err(written)?;
+        // SAFETY: the VM is paused: nobody changes its memory.
+        let done = unsafe { memory::write(&extents, ram.as_raw_fd(), || true) };
+        done.map_err(|code| written(io::Error::from_raw_os_error(code))).map(|()| None)
     }
 
     fn save_paused(&self, devices: &[Arc<dyn Suspend>]) -> Result<SavedVm, SnapshotError> {
@@ -262,8 +265,9 @@ fn written(source: io::Error) -> SnapshotError {
 
 /// What a VM of `config` has whose state can't be saved.
 fn unsupported(config: &VmConfig) -> Option<&'static str> {
-    if config.devices().any(|device| device.kind().needs_shared_memory()) {
-        return Some("devices that other processes serve (--share, --vhost-user)");
+    // A share's device says so itself while a driver uses it.
+    if !config.vhost_user.is_empty() {
+        return Some("devices that processes of others serve (--vhost-user)");
     }
     if config.pmem.iter().any(|pmem| pmem.mode != PmemMode::ReadOnly) {
         return Some("persistent memory that it can write to (--pmem without `readonly`)");

@@ -1,0 +1,446 @@
+//! Templates: VMs that were saved when their agent was ready. A container's VM goes on from one, and so does not wait
+//! for the guest's kernel.
+//!
+//! A template has no container and no disk but the agent's root. What a container has is put into slots of the VM that
+//! goes on, which are there in the order in which a VM that boots has its disks, so that their devices have the same
+//! names.
+//!
+//! ```text
+//! $MVM_DATA_DIR/templates/       0700; `lock` is held while one is made
+//! └── 1c-1024m-user/             for VMs of one size
+//!     ├── manifest.json          what it was made of: [`Key`]
+//!     ├── state                  0400, as the memory
+//!     └── memory
+//! ```
+
+mod awake;
+mod make;
+mod shape;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use instance::{ClientError, InstanceError};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vmm::{SavedVm, Snapshot, SnapshotError};
+
+pub use self::awake::awake;
+pub use self::shape::{Shape, with_disks};
+
+use self::make::fill;
+use crate::assets::Assets;
+use crate::connection::ConnectionError;
+use crate::options::RunOptions;
+use crate::run::RunError;
+
+/// The version of a template's files.
+const FORMAT: u32 = 1;
+/// How many templates are kept; those that were not used for longest go.
+const MOST: usize = 8;
+/// The most bytes of a manifest, and of a state.
+const MAX_MANIFEST: u64 = 64 << 10;
+const MAX_STATE: u64 = 64 << 20;
+/// How often a lock is tried.
+const LOOK: Duration = Duration::from_millis(20);
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+/// Those that have digests.
+const FILES: [&str; 2] = [STATE, MEMORY];
+const LOCK: &str = "lock";
+
+/// What tells whether a file is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Facts {
+    path: PathBuf,
+    inode: (u64, u64),
+    bytes: u64,
+    /// When it was last changed, in seconds and nanoseconds since 1970.
+    changed: (i64, i64),
+}
+
+impl Facts {
+    fn of(path: &Path) -> io::Result<Self> {
+        let data = fs::metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            inode: (data.dev(), data.ino()),
+            bytes: data.len(),
+            changed: (data.mtime(), data.mtime_nsec()),
+        })
+    }
+}
+
+/// What a template was made of. It is of use as long as all of it is the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    format: u32,
+    shape: Shape,
+    /// mvm itself, and what the guest is made of.
+    files: [Facts; 3],
+    /// The host's kernel.
+    host: String,
+    /// What the processor says that it is, and can.
+    processor: Vec<u32>,
+}
+
+impl Key {
+    fn new(assets: &Assets, shape: Shape) -> io::Result<Self> {
+        let program = Path::new("/proc/self/exe");
+        let system = rustix::system::uname();
+        Ok(Self {
+            format: FORMAT,
+            shape,
+            files: [Facts::of(program)?, Facts::of(&assets.kernel)?, Facts::of(&assets.root)?],
+            host: format!("{} {}", system.release().to_string_lossy(), system.version().to_string_lossy()),
+            processor: vmm::processor_identity(),
+        })
+    }
+}
+
+/// Why there is no template.
+#[derive(Debug, Error)]
+pub enum TemplateError {
+    /// The host can't do it.
+    #[error("cannot {doing}")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Where templates are.
+    #[error(transparent)]
+    Directory(#[from] InstanceError),
+    /// Its VM.
+    #[error(transparent)]
+    Vm(#[from] RunError),
+    /// Its agent.
+    #[error(transparent)]
+    Agent(#[from] ConnectionError),
+    /// It can't be saved.
+    #[error("cannot save the template's VM")]
+    Save(#[from] ClientError),
+    /// Its state can't be used.
+    #[error("cannot use the template's state")]
+    State(#[from] SnapshotError),
+}
+
+/// A template's manifest.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    #[serde(flatten)]
+    key: Key,
+    /// Of its state and of its memory, by who has them made.
+    digests: Vec<String>,
+}
+
+/// What gives the digest of a file's content.
+pub type Digest<'a> = &'a dyn Fn(&mut File) -> io::Result<String>;
+
+/// What a look at all of a template has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verified {
+    /// It is as it was made.
+    Whole,
+    /// It is another version's: it is not used.
+    Unknown,
+    /// This file of it is not as it was made, or can't be read.
+    Altered(&'static str),
+}
+
+fn host(doing: &'static str) -> impl FnOnce(io::Error) -> TemplateError {
+    move |source| TemplateError::Host { doing, source }
+}
+
+/// The templates of a user.
+pub struct Templates {
+    base: PathBuf,
+}
+
+/// One of them, as it is listed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// The name of its directory.
+    pub name: String,
+    /// What its VMs have in common; `None` where it is damaged, or another version's.
+    pub shape: Option<Shape>,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// When it was last used.
+    pub used: SystemTime,
+}
+
+impl Templates {
+    /// Those of this process's user.
+    ///
+    /// # Errors
+    ///
+    /// [`InstanceError::NoDataDirectory`].
+    pub fn of_user() -> Result<Self, InstanceError> {
+        let data = instance::data_directory().ok_or(InstanceError::NoDataDirectory)?;
+        Ok(Self { base: data.join("templates") })
+    }
+
+    /// The state of the template for VMs of `shape`, made with `assets` on this host; `None` where there is none, or
+    /// one of something else.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError`]: it is damaged.
+    pub fn open(&self, assets: &Assets, shape: Shape) -> Result<Option<Snapshot>, TemplateError> {
+        let directory = self.base.join(shape.name());
+        let Some(manifest) =
+            read(&directory.join(MANIFEST), MAX_MANIFEST).map_err(host("read a template"))?
+        else {
+            return Ok(None);
+        };
+        let key = Key::new(assets, shape).map_err(host("look at what templates are made of"))?;
+        if !serde_json::from_slice(&manifest).is_ok_and(|made_of: Key| made_of == key) {
+            return Ok(None);
+        }
+        let (Some(state), Some(memory)) = (
+            read(&directory.join(STATE), MAX_STATE).map_err(host("read a template"))?,
+            File::open(directory.join(MEMORY)).ok(),
+        ) else {
+            return Ok(None);
+        };
+        // By which it is known which were not used for long.
+        let _ = File::open(&directory).and_then(|directory| directory.set_modified(SystemTime::now()));
+        Ok(Some(Snapshot { state: SavedVm::decode(&state)?, memory }))
+    }
+
+    /// Makes the template for VMs of `shape`, unless another process makes one for longer than `patience`: whether
+    /// it is made, with what gives the digests of its files. This process has one thread yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError`]; nothing is left behind.
+    pub fn make(
+        &self,
+        assets: &Assets,
+        shape: Shape,
+        options: &RunOptions,
+        patience: Duration,
+        digest: Digest<'_>,
+    ) -> Result<bool, TemplateError> {
+        if let Some(data) = self.base.parent() {
+            fs::create_dir_all(data).map_err(host("make the directory of templates"))?;
+        }
+        make_directory(&self.base).map_err(host("make the directory of templates"))?;
+        let lock = self.lock().map_err(host("lock the directory of templates"))?;
+        let deadline = Instant::now() + patience;
+        while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            // A lock of flock(2) is not waited for with a deadline but so.
+            std::thread::sleep(LOOK);
+        }
+        let new = self.base.join("new");
+        // What a killed process has left.
+        let _ = fs::remove_dir_all(&new);
+        make_directory(&new).map_err(host("make a template's directory"))?;
+        let made = fill(&new, assets, shape, options, digest).and_then(|()| {
+            let place = self.base.join(shape.name());
+            let _ = fs::remove_dir_all(&place);
+            fs::rename(&new, place).map_err(host("name a template"))
+        });
+        if made.is_err() {
+            let _ = fs::remove_dir_all(&new);
+        }
+        made?;
+        self.forget(MOST);
+        Ok(true)
+    }
+
+    /// All of them, the last used first.
+    pub fn all(&self) -> Vec<Listed> {
+        let entries = fs::read_dir(&self.base).into_iter().flatten().flatten();
+        let mut all: Vec<_> = entries.filter_map(|entry| listed(&entry.path())).collect();
+        all.sort_by_key(|template| std::cmp::Reverse(template.used));
+        all
+    }
+
+    /// Looks at all of each template, with what has given the digests when it was made.
+    pub fn verify(&self, digest: Digest<'_>) -> Vec<(Listed, Verified)> {
+        let looked = |template: Listed| {
+            let verified = verify(&self.base.join(&template.name), digest);
+            (template, verified)
+        };
+        self.all().into_iter().map(looked).collect()
+    }
+
+    /// Removes all but the `kept` that were used last, and returns those that are gone. VMs that run from one have its
+    /// memory as long as they run.
+    pub fn forget(&self, kept: usize) -> Vec<Listed> {
+        let mut all = self.all();
+        let gone = all.split_off(kept.min(all.len()));
+        gone.iter().for_each(|template| self.remove(&template.name));
+        gone
+    }
+
+    /// Removes the template for VMs of `shape`, as one that can't be used.
+    pub fn discard(&self, shape: Shape) {
+        self.remove(&shape.name());
+    }
+
+    fn remove(&self, name: &str) {
+        let directory = self.base.join(name);
+        // Without its manifest it is none any more.
+        let _ = fs::remove_file(directory.join(MANIFEST));
+        let _ = fs::remove_dir_all(directory);
+    }
+
+    fn lock(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600).open(self.base.join(LOCK))
+    }
+}
+
+fn listed(directory: &Path) -> Option<Listed> {
+    let data = fs::symlink_metadata(directory).ok().filter(fs::Metadata::is_dir)?;
+    let manifest = read(&directory.join(MANIFEST), MAX_MANIFEST).ok()??;
+    let made_of: Option<Key> = serde_json::from_slice(&manifest).ok();
+    let bytes = FILES.iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
+    Some(Listed {
+        name: directory.file_name()?.to_str()?.to_owned(),
+        shape: made_of.map(|key| key.shape),
+        bytes: bytes.map(|data| data.blocks().saturating_mul(512)).sum(),
+        used: data.modified().ok()?,
+    })
+}
+
+/// Whether the files in `directory` are as its manifest says.
+fn verify(directory: &Path, digest: Digest<'_>) -> Verified {
+    let Ok(Some(manifest)) = read(&directory.join(MANIFEST), MAX_MANIFEST) else {
+        return Verified::Altered(MANIFEST);
+    };
+    let Ok(Manifest { digests, .. }) = serde_json::from_slice(&manifest) else { return Verified::Unknown };
+    let mut files = FILES.into_iter().zip(digests.iter().map(Some).chain([None, None]));
+    let altered = files.find(|(name, digest_then)| {
+        let now = File::open(directory.join(name)).and_then(|mut file| digest(&mut file));
+        !now.is_ok_and(|now| *digest_then == Some(&now))
+    });
+    altered.map_or(Verified::Whole, |(name, _)| Verified::Altered(name))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+/// What is in a file of at most so many bytes; `None` where it is not there, or has more.
+fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let mut content = Vec::new();
+    file.take(most.saturating_add(1)).read_to_end(&mut content)?;
+    Ok((content.len() as u64 <= most).then_some(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A template of nothing in `base`.
+    fn fake(base: &Path, assets: &Assets, shape: Shape) -> PathBuf {
+        let directory = base.join(shape.name());
+        fs::create_dir_all(&directory).unwrap();
+        let key = Key::new(assets, shape).unwrap();
+        fs::write(directory.join(MANIFEST), serde_json::to_vec(&key).unwrap()).unwrap();
+        fs::write(directory.join(STATE), "state").unwrap();
+        fs::write(directory.join(MEMORY), "memory").unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_template_is_of_use_as_long_as_what_it_was_made_of_is_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        let assets = Assets { kernel: path("kernel"), root: path("root"), changes: PathBuf::new() };
+        fs::write(&assets.kernel, "kernel").unwrap();
+        fs::write(&assets.root, "root").unwrap();
+        let templates = Templates { base: path("templates") };
+        let shape = Shape { cpus: 1, memory: 1 << 30, ..Shape::default() };
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        let directory = fake(&templates.base, &assets, shape);
+        // It is looked at, and its state is none.
+        assert!(matches!(templates.open(&assets, shape), Err(TemplateError::State(_))));
+        assert!(templates.open(&assets, Shape { cpus: 2, ..shape }).unwrap().is_none());
+        fs::write(&assets.kernel, "another kernel").unwrap();
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        fake(&templates.base, &assets, shape);
+        fs::remove_file(directory.join(STATE)).unwrap();
+        assert!(templates.open(&assets, shape).unwrap().is_none());
+        for manifest in [&b"{"[..], b"null", b"{\"format\":1}", &[b' '; (64 << 10) + 1]] {
+            fs::write(directory.join(MANIFEST), manifest).unwrap();
+            assert!(templates.open(&assets, shape).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn what_was_altered_is_named() {
+        let digest = |file: &mut File| {
+            let mut content = String::new();
+            file.read_to_string(&mut content)?;
+            Ok(format!("digest of {content}"))
+        };
+        let place = tempfile::tempdir().unwrap();
+        let assets = Assets { kernel: "/dev/null".into(), root: "/dev/null".into(), changes: PathBuf::new() };
+        let templates = Templates { base: place.path().to_owned() };
+        let shape = Shape { cpus: 1, memory: 1 << 30, ..Shape::default() };
+        let directory = fake(&templates.base, &assets, shape);
+        let verified =
+            || templates.verify(&digest).into_iter().map(|(_, verified)| verified).collect::<Vec<_>>();
+        // Without digests it is an older one.
+        assert_eq!(verified(), [Verified::Unknown]);
+        let write = |digests: &[&str]| {
+            let digests = digests.iter().map(|digest| (*digest).to_owned()).collect();
+            let manifest = Manifest { key: Key::new(&assets, shape).unwrap(), digests };
+            fs::write(directory.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        };
+        write(&["digest of state", "digest of memory"]);
+        assert_eq!(verified(), [Verified::Whole]);
+        assert!(matches!(templates.open(&assets, shape), Err(TemplateError::State(_))));
+        fs::write(directory.join(MEMORY), "memorx").unwrap();
+        assert_eq!(verified(), [Verified::Altered(MEMORY)]);
+        write(&["digest of state"]);
+        assert_eq!(verified(), [Verified::Altered(MEMORY)]);
+        fs::remove_file(directory.join(STATE)).unwrap();
+        assert_eq!(verified(), [Verified::Altered(STATE)]);
+    }
+
+    #[test]
+    fn those_that_were_used_last_are_kept() {
+        let place = tempfile::tempdir().unwrap();
+        let assets = Assets { kernel: "/dev/null".into(), root: "/dev/null".into(), changes: PathBuf::new() };
+        let templates = Templates { base: place.path().to_owned() };
+        for cpus in 1..=4 {
+            let shape = Shape { cpus, memory: 1 << 30, has_network: true, ..Shape::default() };
+            let directory = fake(&templates.base, &assets, shape);
+            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(100 * u64::from(cpus ^ 1));
+            File::open(directory).unwrap().set_modified(used).unwrap();
+        }
+        let names = || templates.all().into_iter().map(|template| template.name).collect::<Vec<_>>();
+        assert_eq!(
+            names(),
+            ["4c-1024m-user", "2c-1024m-user", "3c-1024m-user", "1c-1024m-user"].map(|name| name)
+        );
+        assert_eq!(templates.forget(2).len(), 2);
+        assert_eq!(names().len(), 2);
+        assert!(templates.forget(2).is_empty());
+        assert_eq!(templates.forget(0).len(), 2);
+        assert!(templates.all().is_empty());
+    }
+}
