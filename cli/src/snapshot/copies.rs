@@ -202,7 +202,7 @@ pub struct Saved {
     pub bytes: u64,
     /// Where it is, for messages and lists.
     pub shown: PathBuf,
-    /// Where a copy is made if nobody says where: the file system may let them share blocks.
+    /// Where a copy is made without --disks: the file system may let them share blocks.
     pub beside: PathBuf,
     /// The file is nobody else's, and is the VM's disk as it is.
     pub is_own: bool,

@@ -38,7 +38,7 @@ pub(super) fn extents(memory: &GuestMemoryMmap, file: &File) -> io::Result<Vec<E
 ///
 /// # Safety
 ///
-/// The regions are mapped, and nobody changes them.
+/// The regions are mapped, and no thread or process changes them.
 pub(super) unsafe fn write(extents: &[Extent], file: RawFd, goes_on: impl Fn() -> bool) -> Result<(), i32> {
     for Extent { start, bytes, place } in extents {
         for from in (0..*bytes).step_by(PIECE) {

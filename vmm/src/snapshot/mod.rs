@@ -237,7 +237,7 @@ impl Saver {
             }
         }
         let extents = memory::extents(&self.memory, ram).map_err(written)?;
-        // SAFETY: the VM is paused: nobody changes its memory.
+        // SAFETY: the VM is paused: its memory does not change.
         let done = unsafe { memory::write(&extents, ram.as_raw_fd(), || true) };
         done.map_err(|code| written(io::Error::from_raw_os_error(code))).map(|()| None)
     }
