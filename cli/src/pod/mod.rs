@@ -130,8 +130,8 @@ fn options(kept: &Kept) -> Result<PodOptions, InstanceError> {
     kept.order().map_err(|source| InstanceError::Order { id: kept.entry.id.clone(), source })
 }
 
-/// The pod that `--pod` means, which is made where that is what `word` says: its VM boots if it is to be `cold`. `check`
-/// refuses options before.
+/// The pod that `--pod` means, which is made where that is what `word` says: its VM boots if it is to be `cold`.
+/// `check` refuses options before.
 pub fn for_container(
     word: &str,
     cold: bool,

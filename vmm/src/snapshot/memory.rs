@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use super::SnapshotError;
 
@@ -14,7 +17,7 @@ const ZEROS: [u8; PAGE] = [0; PAGE];
 /// How many bytes are looked at between two questions whether to go on.
 const PIECE: usize = 1 << 20;
 
-/// A region of the RAM, and where it is in the file.
+/// A part of the RAM, and where it is in the file.
 pub(super) struct Extent {
     start: *const u8,
     bytes: usize,
@@ -26,11 +29,39 @@ pub(super) fn extents(memory: &GuestMemoryMmap, file: &File) -> io::Result<Vec<E
     let (mut place, mut extents) = (0, Vec::new());
     for region in memory.iter() {
         let bytes = usize::try_from(region.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        extents.push(Extent { start: region.as_ptr(), bytes, place });
+        for Range { start: from, end } in parts_with_data(region, bytes) {
+            // SAFETY: it is in the region.
+            let start = unsafe { region.as_ptr().add(from) };
+            extents.push(Extent { start, bytes: end - from, place: place + from as u64 });
+        }
         place += region.len();
     }
     file.set_len(place)?;
     Ok(extents)
+}
+
+/// The parts of a region of so many bytes in which something may be. To read what its file has not, where it has one,
+/// would make pages of zeros.
+fn parts_with_data(region: &GuestRegionMmap, bytes: usize) -> Vec<Range<usize>> {
+    let Some(file) = region.file_offset() else { return vec![Range { start: 0, end: bytes }] };
+    let place = |offset: usize| file.start().saturating_add(offset as u64);
+    let offset = |place: u64| usize::try_from(place.saturating_sub(file.start())).unwrap_or(bytes).min(bytes);
+    let (mut parts, mut next) = (Vec::new(), 0);
+    while next < bytes {
+        let start = match seek(file.file(), SeekFrom::Data(place(next))) {
+            Ok(data) => offset(data),
+            Err(Errno::NXIO) => break,
+            // The file system does not say where it is.
+            Err(_) => next,
+        };
+        let end = seek(file.file(), SeekFrom::Hole(place(start))).map_or(bytes, offset);
+        if end <= start {
+            break;
+        }
+        parts.push(Range { start, end });
+        next = end;
+    }
+    parts
 }
 
 /// Writes all of `extents` to `file`, which is empty, as long as `goes_on` says so. It takes no memory and no lock.
@@ -133,7 +164,7 @@ mod tests {
             }
             let file = tempfile::tempfile().unwrap();
             let extents = extents(&memory, &file).unwrap();
-            // SAFETY: nobody else has the memory.
+            // SAFETY: nothing else has the memory.
             unsafe { write(&extents, file.as_raw_fd(), || true) }.unwrap();
             let mut found = vec![0; 5 << 20];
             file.read_exact_at(&mut found, 0).unwrap();
@@ -142,6 +173,22 @@ mod tests {
             // A write touches two pages at the most.
             prop_assert!(file.metadata().unwrap().blocks() * 512 <= (writes.len() * 2 * PAGE) as u64);
         }
+    }
+
+    #[test]
+    fn shared_memory_that_was_not_used_stays_a_hole() {
+        let memory = crate::memory::reserve_shared(&[(GuestAddress(0), 8 << 20)]).unwrap();
+        memory.write_obj(7_u64, GuestAddress(5 << 20)).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let extents = extents(&memory, &file).unwrap();
+        // SAFETY: nothing else has the memory.
+        unsafe { write(&extents, file.as_raw_fd(), || true) }.unwrap();
+        let mut found = [0; 8];
+        file.read_exact_at(&mut found, 5 << 20).unwrap();
+        assert_eq!((u64::from_ne_bytes(found), file.metadata().unwrap().len()), (7, 8 << 20));
+        let shared = memory.iter().next().and_then(GuestMemoryRegion::file_offset).unwrap();
+        // What is written to is at most a huge page.
+        assert!(shared.file().metadata().unwrap().blocks() * 512 <= 2 << 20);
     }
 
     #[test]
