@@ -234,7 +234,7 @@ impl ListCommand {
 
 /// The digest of a template's file, as its manifest has it.
 fn digest(file: &mut File) -> io::Result<String> {
-    snapshot::digest(file).map(|digest| digest.to_string())
+    snapshot::digest_of_pages(file).map(|digest| digest.to_string())
 }
 
 fn verify() -> Result<ExitCode, Complaint> {

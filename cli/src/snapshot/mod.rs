@@ -22,7 +22,7 @@ use vmm::{VsockConfig, disk_name};
 pub use self::copies::PrivateDisks;
 pub use self::live::{Live, LiveContainer};
 pub use self::open::{Opened, check, open};
-pub use self::place::digest;
+pub use self::place::digest_of_pages;
 
 use self::copies::{Copying, Source};
 use self::manifest::{Manifest, SavedDisk};
