@@ -6,6 +6,8 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a panic is a failed test")]
 #![allow(clippy::indexing_slicing, reason = "a panic is a failed test")]
 
+#[path = "process/back_ends.rs"]
+mod back_ends;
 #[path = "process/commands.rs"]
 mod commands;
 #[path = "process/forks.rs"]

@@ -134,17 +134,13 @@ pub const MAIN: &[Rule] = &[
     rule!(ioctl, [Is(1, GET_TERMINAL)]: "whether it is a terminal"),
     rule!(ioctl, [Is(1, GET_GROUP)]: "whose terminal it is"),
     rule!(getpgrp: "whether that is this process's"),
-    rule!(fcntl, [Is(1, GET_FL)]: "what kind of descriptor it is"),
     rule!(timerfd_settime: "timers of devices and clients"),
     rule!(getrandom: "random numbers of the guest, and hash tables"),
     rule!(pread64: "what the process uses, from a file of /proc that is open"),
     rule!(lseek: "the console's log"),
-    rule!(ftruncate: "the console's file"),
-    rule!(statx, [Is(2, EMPTY_PATH)]: "the length of a file that is open"),
+    rule!(statx, [Is(2, EMPTY_PATH)]: "the length of a file of persistent memory"),
     rule!(fstat: "the length of a file that is open"),
-    rule!(waitid: "the end of a process that serves a device"),
     rule!(wait4: "the end of a process that serves a device"),
-    rule!(fdatasync: "persistent memory"),
 ];
 
 /// A disk's thread.
