@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::io;
 
 use clap::Args;
-use instance::{Archive, CgroupUsage, Entry, InstanceError, Kind, MetricsReport, Registry, Running, VmId};
+use instance::{
+    Archive, CgroupUsage, ClientError, Entry, InstanceError, Kind, MetricsReport, Registry, Running, VmId,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -218,6 +220,9 @@ fn sample(vms: Vec<Running>) -> Sample {
 }
 
 fn counters(vm: &Running) -> Result<Counters, Failure> {
+    if vm.record.running_process().is_stopped() {
+        return Err(ClientError::Io(io::ErrorKind::TimedOut.into()).into());
+    }
     let mut client = targets::quick_client(vm)?;
     let report: MetricsReport = client.get("/metrics.json")?;
     let id = vm.record.id.as_str();

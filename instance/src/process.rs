@@ -67,6 +67,11 @@ fn start_time(stat: &str) -> Option<u64> {
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Whether field 3 of a stat file says that the process is stopped.
+fn is_stopped(stat: &str) -> bool {
+    stat.rsplit_once(')').is_some_and(|(_, behind)| behind.trim_start().starts_with(['T', 't']))
+}
+
 fn start_time_of(pid: &str) -> Result<u64, ProcessError> {
     let path = format!("/proc/{pid}/stat");
     start_time(&read(&path)?)
@@ -107,6 +112,12 @@ impl Process {
         let start =
             Duration::from_secs(self.start_time) / u32::try_from(clock_ticks_per_second()).unwrap_or(100);
         now.saturating_sub(start)
+    }
+
+    /// Whether it is stopped (SIGSTOP, or by a debugger), so that it does not answer. False where that is not known.
+    pub fn is_stopped(&self) -> bool {
+        let stat = read(&format!("/proc/{}/stat", self.pid));
+        stat.is_ok_and(|stat| start_time(&stat) == Some(self.start_time) && is_stopped(&stat))
     }
 
     /// A descriptor of the process, by which it and no other can be signalled and waited for.
@@ -195,6 +206,20 @@ mod tests {
         }
         assert_eq!(start_time("12 (sh) S 1"), None);
         assert_eq!(start_time(""), None);
+    }
+
+    #[test]
+    fn a_process_that_is_stopped_is_known() {
+        let sleeper = Sleeper::new();
+        let pid = i32::try_from(sleeper.0.id()).unwrap();
+        let process = Process::child_of(&Process::own().unwrap(), pid).unwrap();
+        assert!(!process.is_stopped());
+        let pid = Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        // SAFETY: the call writes to no memory of this process.
+        unsafe { libc::waitpid(process.pid, std::ptr::null_mut(), libc::WUNTRACED) };
+        assert!(process.is_stopped());
+        assert!(!Process { start_time: 0, ..process }.is_stopped(), "it is another one");
     }
 
     /// A process that does nothing, and does not outlive its test.

@@ -100,6 +100,9 @@ fn state(vm: &Running) -> &'static str {
     // A container of a pod is paused with all of it, or by itself.
     let pod = container::pod_directory(&vm.directory);
     let directory = pod.as_deref().unwrap_or(&vm.directory);
+    if pod.is_none() && vm.record.running_process().is_stopped() {
+        return "not responding";
+    }
     let socket = directory.join(CONTROL_SOCKET);
     let ask = || Client::connect_with_limit(&socket, ANSWER)?.get::<InstanceInfo>("/");
     match ask().map(|info| info.state) {
