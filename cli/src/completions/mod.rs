@@ -234,7 +234,10 @@ fn positional(command: &Command, argument: &Arg, root: &Command, what: &What<'_>
     {
         "mvm-exec" | "mvm-attach" | "mvm-top" => |known| known.is_running && known.kind == Kind::Container,
         "mvm-console" | "mvm-balloon" | "mvm-resize" => |known| known.is_running && known.kind == Kind::Vm,
-        "mvm-stop" | "mvm-kill" | "mvm-pause" | "mvm-resume" | "mvm-stats" => |known| known.is_running,
+        "mvm-snapshot" if argument.get_id() == "vm" => |known| known.is_running && known.kind == Kind::Vm,
+        "mvm-stop" | "mvm-kill" | "mvm-pause" | "mvm-resume" | "mvm-stats" | "mvm-fork" => {
+            |known| known.is_running
+        }
         "mvm-diff" | "mvm-export" | "mvm-commit" => |known| known.kind == Kind::Container,
         "mvm-cp" => {
             let known = (what.known)().into_iter().filter(|known| known.kind == Kind::Container);
@@ -424,6 +427,8 @@ mod tests {
     #[case("console ", &["db"])]
     #[case("resize db ", &[])]
     #[case("pause ", &["web", "db"])]
+    #[case("fork ", &["web", "db"])]
+    #[case("snapshot ", &["db"])]
     #[case("kill --signal T", &["TERM"])]
     #[case("kill --signal=T", &["--signal=TERM"])]
     #[case("kill --signal = T", &["TERM"])]
