@@ -141,6 +141,10 @@ pub(super) fn connections_take_turns() {
         guest.send(Header { op: op::REQUEST, ..header(80, port) }, b"");
         hosts.push(listener.accept().unwrap().0);
     }
+    // The host may have taken a connection before the device knows of it.
+    while guest.metric("opened_connections") < 3 {
+        std::thread::yield_now();
+    }
     for host in &mut hosts {
         host.write_all(&pattern(20_000)).unwrap();
     }
