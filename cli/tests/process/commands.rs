@@ -33,9 +33,9 @@ fn a_vm_whose_process_is_stopped_is_listed_as_not_responding_and_holds_nothing_u
     assert!(code == Some(0) && said.contains("mvm: vm: no answer, killed after"), "{said}");
 }
 
-/// One after the other they would take as many deadlines as there are VMs.
+/// Those that are known to be stopped are not waited for.
 #[test]
-fn any_number_of_stopped_vms_costs_a_list_one_deadline() {
+fn any_number_of_stopped_vms_costs_a_list_less_than_a_deadline() {
     const VMS: usize = 8;
     // `targets::ANSWER`.
     const DEADLINE: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ fn any_number_of_stopped_vms_costs_a_list_one_deadline() {
     let said = text_of(&place, &["ps"]);
     let took = start.elapsed();
     assert_eq!(said.matches("not responding").count(), VMS, "{said}");
-    assert!((DEADLINE..4 * DEADLINE).contains(&took), "{took:?}");
+    assert!(took < DEADLINE, "{took:?}");
 }
 
 #[test]
