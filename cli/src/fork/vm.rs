@@ -4,9 +4,9 @@ use instance::{Running, VmName};
 use vmm::VmConfig;
 
 use super::{ForkCommand, Refusal};
-use crate::background::Reporter;
+use crate::background::{Report, Reporter};
 use crate::snapshot::Live;
-use crate::{boot, chain, complain, exit_code};
+use crate::{boot, chain, exit_code};
 
 /// A VM as it was, and what copies of it have.
 pub struct Original {
@@ -36,15 +36,16 @@ impl Original {
 }
 
 impl super::Original for Original {
-    fn run(self, name: Option<VmName>, is_only: bool, reporter: Reporter) -> u8 {
+    fn run(self, name: Option<VmName>, is_only: bool, mut reporter: Reporter) -> u8 {
         let Self { live, config, removes } = self;
         let opened = live.opened(is_only);
         drop(live);
         match opened {
             Ok(opened) => boot::go_on(config, name, opened, removes, reporter),
             Err(error) => {
-                complain(&format!("cannot copy a descriptor: {error}"));
-                exit_code::HOST
+                let (code, message) = (exit_code::HOST, format!("cannot copy a descriptor: {error}"));
+                reporter.report(&Report::Failed { code, message });
+                code
             }
         }
     }

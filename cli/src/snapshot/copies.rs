@@ -204,7 +204,7 @@ pub struct Saved {
     pub shown: PathBuf,
     /// Where a copy is made without --disks: the file system may let them share blocks.
     pub beside: PathBuf,
-    /// The file is nobody else's, and is the VM's disk as it is.
+    /// The file belongs to this VM alone, and is its disk as it is.
     pub is_own: bool,
 }
 

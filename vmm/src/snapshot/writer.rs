@@ -58,7 +58,7 @@ impl Writer {
                 unsafe { libc::_exit(code) }
             }
             1.. => {
-                // SAFETY: the descriptor is new, and nobody else's.
+                // SAFETY: the descriptor is new, and has no other owner.
                 let process = unsafe { OwnedFd::from_raw_fd(process) };
                 Ok(Self { process, end: Instant::now() + LIMIT })
             }
@@ -109,7 +109,7 @@ unsafe fn write_alone(extents: &[Extent], file: RawFd, parent: u32) -> i32 {
         // SAFETY: the descriptors are this process's own, and it uses none of them.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, 0_u32) };
     }
-    // SAFETY: the regions are copies, which nobody else has.
+    // SAFETY: the regions are copies, which no other thread has.
     match unsafe { memory::write(extents, file, goes_on) } {
         Ok(()) => 0,
         Err(code) => code.clamp(1, UNKNOWN),
