@@ -85,12 +85,8 @@ pub fn reserve_copy(
     regions: &[(GuestAddress, u64)],
     file: &File,
 ) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
-    let mut next = 0;
-    build(regions, |length| {
-        let start = next;
-        next += length;
-        Ok(Backing::Copy(FileOffset::new(file.try_clone()?, start)))
-    })
+    let mut place = places(file);
+    build(regions, |length| place(length).map(Backing::Copy))
 }
 
 /// As [`reserve`], but of a file without a name (memfd), which other processes can map too. Only for a VM that has a
@@ -114,12 +110,18 @@ pub fn reserve_shared_copy(
     regions: &[(GuestAddress, u64)],
     file: &File,
 ) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
+    let mut place = places(file);
+    build(regions, |length| Ok(Backing::SharedCopy(memory_file(length)?, place(length)?)))
+}
+
+/// What gives each region its place in `file`, in which they lie behind each other, by their lengths in order.
+fn places(file: &File) -> impl FnMut(u64) -> io::Result<FileOffset> {
     let mut next = 0;
-    build(regions, |length| {
+    move |length| {
         let start = next;
         next += length;
-        Ok(Backing::SharedCopy(memory_file(length)?, FileOffset::new(file.try_clone()?, start)))
-    })
+        Ok(FileOffset::new(file.try_clone()?, start))
+    }
 }
 
 /// What is behind a region of RAM.
