@@ -11,9 +11,10 @@ use tests::{Boot, Guest, Terminal, run_mvm};
 const LISTENS: &str =
     "exec 3</dev/input/event0; echo waiting; dd bs=24 count=1 <&3 >/dev/null 2>&1; echo pressed; poweroff -f";
 const DOES_NOT_LISTEN: &str = "echo waiting; sleep 1000";
-/// Reads its disk again and again, which takes no exit, and says so, which does.
-const READS: &str =
-    "echo waiting; while :; do echo 3 >/proc/sys/vm/drop_caches; cat /dev/vda >/dev/null; echo again; done";
+/// Reads from its disk again and again, which takes no exit, and says so, which does. It reads so little at a time that
+/// `stats` sees some of both.
+const READS: &str = "echo waiting
+    while :; do echo 3 >/proc/sys/vm/drop_caches; head -c 65536 /dev/vda >/dev/null; echo again; done";
 
 fn start(name: &str, script: &str) -> Guest {
     let mut guest = Boot::new().flag("--name", name).script(script).start();

@@ -10,8 +10,9 @@ use tests::{Boot, Guest, mvm, rootfs, run_mvm};
 /// Longer than any of these waits.
 const WATCHDOG: Duration = Duration::from_secs(120);
 
-/// Answers each line that is typed, with what is only in its memory, what its disk has when it is read again, how many
-/// of its processors work, and after a timer.
+/// Answers each line that is typed, and says that the answer is whole: what is typed later appears behind it. It
+/// answers with what is only in its memory, what its disk has when it is read again, how many of its processors work,
+/// and after a timer.
 const ANSWERS: &str = "kept=$(cat /proc/sys/kernel/random/uuid); sum=$(md5sum </dev/vda)
     mount -t tmpfs tmpfs /mnt; head -c 1000000 /dev/urandom >/mnt/file; file=$(md5sum </mnt/file)
     echo uuid=$kept.; echo waiting
@@ -20,7 +21,7 @@ const ANSWERS: &str = "kept=$(cat /proc/sys/kernel/random/uuid); sum=$(md5sum </
         [ \"$(md5sum </dev/vda)\" = \"$sum\" ] && [ \"$(md5sum </mnt/file)\" = \"$file\" ] || echo differs
         cpus=0; for cpu in 0 1; do taskset $((1 << cpu)) sh -c : && cpus=$((cpus + 1)); done
         usleep 100000
-        echo answer=$word,$kept,$cpus.
+        echo answer=$word,$kept,$cpus.; echo said=$word.
     done";
 
 fn saved(guest: &mut Guest, directory: &Path) {
@@ -49,7 +50,7 @@ fn a_guest_goes_on_in_several_vms_beside_the_first() {
             guest.type_text(&format!("{word}\n"));
         }
         for guest in &mut guests {
-            guest.wait_for(&format!("answer={word},"));
+            guest.wait_for(&format!("said={word}."));
         }
     }
     let mut kept = Vec::new();
@@ -77,7 +78,7 @@ const WRITES: &str = "for disk in /sys/block/vd*; do
         echo 3 >/proc/sys/vm/drop_caches
         was=$(head -c 512 $data | tr -d '\\000')
         echo $word | dd of=$data bs=512 count=1 conv=sync,fsync 2>/dev/null
-        echo answer=$word,$was,$uuid.
+        echo answer=$word,$was,$uuid.; echo said=$word.
     done";
 
 #[test]
@@ -94,7 +95,7 @@ fn each_that_goes_on_has_its_own_disk_and_random_numbers() {
     for turn in ["1", "2"] {
         for (name, guest) in &mut guests {
             guest.type_text(&format!("{name}-{turn}\n"));
-            guest.wait_for(&format!("answer={name}-{turn},"));
+            guest.wait_for(&format!("said={name}-{turn}."));
         }
     }
     let mut numbers = Vec::new();
