@@ -106,19 +106,10 @@ impl Key {
 /// Why there is no template.
 #[derive(Debug, Error)]
 pub enum TemplateError {
-    /// The host can't do it.
-    #[error("cannot {doing}")]
-    Host {
-        /// What was being done.
-        doing: &'static str,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
     /// Where templates are.
     #[error(transparent)]
     Directory(#[from] InstanceError),
-    /// Its VM.
+    /// Its VM, or the host.
     #[error(transparent)]
     Vm(#[from] RunError),
     /// Its agent.
@@ -156,7 +147,7 @@ pub enum Verified {
 }
 
 fn host(doing: &'static str) -> impl FnOnce(io::Error) -> TemplateError {
-    move |source| TemplateError::Host { doing, source }
+    move |source| TemplateError::Vm(RunError::Host { doing, source })
 }
 
 /// The templates of a user.

@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use vmm::{MemorySize, NetBackend, PublishConfig, SharedPart, VmConfig};
 
 use crate::assets::Assets;
-use crate::image::Image;
-use crate::machine::{SLOTS as POD_SLOTS, machine, size};
+use crate::machine::{SLOTS as POD_SLOTS, pod_machine, size};
 use crate::mounts::{PodFolders, Prepared};
 use crate::network;
 use crate::options::RunOptions;
@@ -74,11 +73,10 @@ impl Shape {
         publish: Vec<PublishConfig>,
         parts: &[SharedPart],
     ) -> VmConfig {
-        let mounts = Prepared { parts: parts.to_vec(), ..Prepared::default() };
-        let config = machine(assets, &Image::default(), options, directory, None, &mounts, publish);
         let memory = MemorySize::from_bytes(self.memory);
         let slots = if self.is_pod { POD_SLOTS } else { SLOTS };
-        VmConfig { disks: Vec::new(), slots, cpus: self.cpus, memory, ..config }
+        let of_pod = pod_machine(assets, options, directory, publish, parts);
+        VmConfig { slots, cpus: self.cpus, memory, ..of_pod }
     }
 }
 
