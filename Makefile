@@ -19,14 +19,15 @@ guest: ## put a kernel and a root file system into DIR
 demo: ## boot a small Linux and show its console, and run a container
 	@tools/demo
 
-test: check unit fuzz guests ## run all of the four below
+test: ## run all of the four below
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check fuzz
+	@$(MAKE) --no-print-directory unit guests
 
 check: ## check format, lints, docs, words, dependencies, scripts
 	@tests/check
 
 unit: ## run unit tests, and tiny guests where /dev/kvm exists
-	@tools/need apache2-utils docker-registry erofs-utils fish gdb man-db openssl python3 skopeo strace umoci zsh zstd
-	program=$$(tools/static-build) && MVM_BIN=$$program cargo test --locked --workspace --exclude tests --features mvm/attack
+	@tests/unit
 
 allowances: ## look for system calls that VMs may make and no test needs; minutes under strace
 	@tests/allowances

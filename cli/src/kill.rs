@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use clap::Args;
 use instance::api::{Action, ActionType, State, VmUpdate, WantedState};
-use instance::{Archive, Entry, Kind, OpenProcess, Running};
+use instance::{Archive, Entry, Kept, Kind, OpenProcess, Registry, Running};
 use rustix::process::Signal;
 
-use crate::events;
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
+use crate::{events, run};
 
 /// How long a VM has to end and clean up, which takes milliseconds, before its process is killed.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -48,9 +48,14 @@ const OF_VMS: [Signal; 6] =
 impl KillCommand {
     /// Ends the VMs and containers, or signals them.
     pub fn run(self) -> ExitCode {
-        targets::each(&self.vms, |vm| {
+        let is_kill = i32::from(self.signal) == libc::SIGKILL;
+        let registry = Registry::of_user();
+        targets::each_word(&self.vms, |word| {
+            if is_kill && let Some(kept) = targets::kept(word).ok().filter(Kept::is_saved) {
+                return run::discard(&kept);
+            }
+            let vm = &targets::find(&registry, word)?;
             events::note_of(vm.record.id.as_str(), "kill", &[("signal", &self.signal.to_string())]);
-            let is_kill = i32::from(self.signal) == libc::SIGKILL;
             if let Ok(kept) = targets::kept(vm.record.id.as_str())
                 && (is_kill || self.signal == stop_signal(&kept.entry))
             {

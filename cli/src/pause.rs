@@ -1,16 +1,21 @@
 //! `mvm pause` and `mvm resume`.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use clap::Args;
 use instance::api::{State, VmUpdate, WantedState};
+use instance::{Registry, Running};
 
-use crate::events;
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
+use crate::{events, run};
 
 const PAUSE_EXAMPLES: &str = "\
 Examples:
   mvm pause web
-  mvm pause $(mvm ps --quiet)";
+  mvm pause $(mvm ps --quiet)
+  mvm pause --save desk                  its memory goes to disk, until mvm resume desk";
 
 const RESUME_EXAMPLES: &str = "\
 Examples:
@@ -23,6 +28,13 @@ pub struct PauseCommand {
     /// IDs, beginnings of IDs, or names
     #[arg(required = true, value_name = "NAME")]
     vms: Vec<String>,
+
+    /// Save its VM on disk and end it, so that it takes no memory until `mvm resume`
+    ///
+    /// What a container does and has open goes on from there, also after the host has been down; connections to
+    /// others end. Not those of a pod, and not those with folders or files of the host.
+    #[arg(long)]
+    save: bool,
 }
 
 /// Arguments of `mvm resume`.
@@ -37,35 +49,43 @@ pub struct ResumeCommand {
 impl PauseCommand {
     /// Returns when all vCPUs are stopped; of a container in a pod, when all its processes are.
     pub fn run(self) -> ExitCode {
-        update(&self.vms, WantedState::Paused)
+        targets::each(&self.vms, |vm| if self.save { run::save(vm) } else { update(vm, WantedState::Paused) })
     }
 }
 
 impl ResumeCommand {
     /// Returns when they run again.
     pub fn run(self) -> ExitCode {
-        update(&self.vms, WantedState::Resumed)
+        let is_saved = |word: &&String| targets::kept(word).is_ok_and(|kept| kept.is_saved());
+        // One after the other, since each makes a process; this one has no threads yet.
+        let saved = self.vms.iter().filter(is_saved).map(|word| (word, Mutex::new(run::resume(word).err())));
+        let saved: BTreeMap<_, _> = saved.collect();
+        let registry = Registry::of_user();
+        targets::each_word(&self.vms, |word| match saved.get(&word.to_owned()) {
+            Some(failure) => {
+                failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+            }
+            None => update(&targets::find(&registry, word)?, WantedState::Resumed),
+        })
     }
 }
 
-fn update(vms: &[String], state: WantedState) -> ExitCode {
+fn update(vm: &Running, state: WantedState) -> Result<(), Failure> {
     let pauses = state == WantedState::Paused;
-    targets::each(vms, |vm| {
-        let id = vm.record.id.as_str();
-        let pod = container::pod_directory(&vm.directory);
-        let is_paused = match &pod {
-            None => targets::state(&vm.directory).map(|state| state == State::Paused),
-            // The others of its pod go on.
-            Some(pod) if targets::is_vm_paused(pod) => return Err(Failure::PodPaused),
-            Some(_) => container::is_frozen(&vm.directory, id).ok(),
-        };
-        match (pauses, is_paused) {
-            (true, Some(true)) => return Err(Failure::Paused),
-            (false, Some(false)) => return Err(Failure::NotPaused),
-            _ if pod.is_none() => targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state })?,
-            _ => container::freeze(&vm.directory, id, pauses)?,
-        }
-        events::note_of(id, if pauses { "pause" } else { "unpause" }, &[]);
-        Ok(())
-    })
+    let id = vm.record.id.as_str();
+    let pod = container::pod_directory(&vm.directory);
+    let is_paused = match &pod {
+        None => targets::state(&vm.directory).map(|state| state == State::Paused),
+        // The others of its pod go on.
+        Some(pod) if targets::is_vm_paused(pod) => return Err(Failure::PodPaused),
+        Some(_) => container::is_frozen(&vm.directory, id).ok(),
+    };
+    match (pauses, is_paused) {
+        (true, Some(true)) => return Err(Failure::Paused),
+        (false, Some(false)) => return Err(Failure::NotPaused),
+        _ if pod.is_none() => targets::client(vm)?.send("PATCH", "/vm", &VmUpdate { state })?,
+        _ => container::freeze(&vm.directory, id, pauses)?,
+    }
+    events::note_of(id, if pauses { "pause" } else { "unpause" }, &[]);
+    Ok(())
 }

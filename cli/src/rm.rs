@@ -86,6 +86,9 @@ impl RmCommand {
         if kept.is_running && !self.force {
             return Err(Failure::Running);
         }
+        if kept.is_saved() && !self.force {
+            return Err(Failure::Saved);
+        }
         let start = Instant::now();
         loop {
             if kept.is_running {

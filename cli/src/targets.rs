@@ -33,6 +33,12 @@ pub enum Failure {
     /// One can't be attached to it.
     #[error("{0}")]
     Attach(String),
+    /// Its VM is saved.
+    #[error("it is saved: `mvm resume` has it go on, and `mvm kill` ends it")]
+    Saved,
+    /// It can't be saved.
+    #[error("{0}")]
+    Save(String),
     /// It waits to be started again.
     #[error("it is not running: it ended with {0}, and is started again soon")]
     Restarting(u8),
@@ -149,6 +155,7 @@ pub fn find(registry: &Registry, word: &str) -> Result<Running, Failure> {
         let kept = matches!(error, InstanceError::NotFound(_)).then(|| kept(word).ok()).flatten();
         match kept {
             Some(kept) if kept.is_created() && !kept.is_running => Failure::Created,
+            Some(kept) if kept.is_saved() => Failure::Saved,
             Some(kept) if kept.is_restarting() => Failure::Restarting(kept.last_end().code),
             Some(kept) => kept.end().map_or_else(|| error.into(), |end| Failure::NotRunning(end.code)),
             None => error.into(),

@@ -256,7 +256,7 @@ impl Keeper {
                 (config, Some(snapshot), Begin::Warm(disks))
             }
             Origin::Copy(Copied { snapshot, container, .. }) => {
-                let config = template::with_disks(booted(publish), snapshot.state.disks());
+                let config = template::as_saved(booted(publish), &snapshot.state);
                 (config, Some(snapshot), Begin::Copy(container))
             }
         };

@@ -74,6 +74,8 @@ mod pods;
 mod readme;
 #[path = "guests/registry.rs"]
 mod registry;
+#[path = "guests/saved.rs"]
+mod saved;
 #[path = "../../cli/tests/registry/server.rs"]
 #[allow(dead_code, reason = "another package's tests use more of it")]
 mod server;

@@ -145,7 +145,8 @@ impl Server {
     /// Makes a container of this VM another one.
     fn adopt(&mut self, adoption: &Adoption) -> Result<()> {
         let Adoption { container, id, .. } = adoption;
-        if !is_plain(id) || self.processes.contains_key(id) {
+        // One that goes on later keeps its ID.
+        if !is_plain(id) || id != container && self.processes.contains_key(id) {
             return Err(failure(format!("cannot use {id:?} as a container's ID")));
         }
         let running = self.processes.get(container).ok_or_else(|| unknown(container))?;

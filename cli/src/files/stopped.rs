@@ -8,6 +8,7 @@ use vmm::Split;
 
 use crate::chain;
 use crate::run::{Means, prepare};
+use crate::targets;
 
 /// What a container has mounted while it runs, and not in the VM that has its root meanwhile.
 pub struct Absent {
@@ -39,6 +40,9 @@ const NO_VIRTIOFSD: &str =
 ///
 /// A line for the user, behind the container's name.
 pub fn visit(kept: &Kept, with_mounts: bool) -> Result<(Visit, Vec<Absent>), String> {
+    if kept.is_saved() {
+        return Err(chain(&targets::Failure::Saved));
+    }
     let (order, means) = prepare(kept).map_err(|failure| chain(&failure))?;
     if container::storage(&order.options) == Storage::Memory {
         return Err(

@@ -70,6 +70,11 @@ pub fn items(all: bool) -> Result<(Vec<Item>, Vec<InstanceError>), InstanceError
         let pod = pod_of(Some(&kept.entry));
         Item { entry: Some(kept.entry), running: None, end, state: "restarting", health, pod }
     }));
+    let (saved, others): (Vec<_>, Vec<_>) = others.into_iter().partition(Kept::is_saved);
+    items.extend(saved.into_iter().map(|kept| {
+        let (health, pod) = (kept.health(), pod_of(Some(&kept.entry)));
+        Item { entry: Some(kept.entry), running: None, end: None, state: "paused", health, pod }
+    }));
     if all {
         // Those that run are in another runtime directory.
         let ended = others.into_iter().filter_map(|kept| {
@@ -216,6 +221,9 @@ impl Item {
         }
         if self.state == "created" {
             return "Created".into();
+        }
+        if self.state == "paused" && self.running.is_none() {
+            return "Saved".into();
         }
         let started = self.entry.as_ref().and_then(|entry| entry.started).unwrap_or_else(|| self.created());
         let up = human::duration(seconds_since(started));

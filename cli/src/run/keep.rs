@@ -22,7 +22,7 @@ use super::again;
 use super::cid::CidFile;
 use super::log;
 use super::order::Order;
-use super::policy;
+use super::{policy, saved};
 use crate::background::{Report, Reporter};
 use crate::{chain, complain, events, exit_code, pod, template};
 
@@ -38,6 +38,8 @@ pub struct Means {
     pub cid_file: Option<CidFile>,
     /// What its VM goes on from, where it is a copy of another container.
     pub copied: Option<Copied>,
+    /// That is the container itself, whose VM was saved.
+    pub resumes: bool,
 }
 
 /// Which container is meant.
@@ -206,6 +208,20 @@ fn give_up(archive: &Archive, id: &VmId, is_new: bool, failure: &str) {
     }
 }
 
+/// What becomes of a container that was saved, and whose VM could not be started: it is as it was.
+fn stay_saved(archive: &Archive, id: &VmId) {
+    if let Ok(Some(mut keep)) = archive.take(id) {
+        note_saved(&mut keep);
+        saved::put_back(keep.directory());
+    }
+}
+
+fn note_saved(keep: &mut Keep) {
+    if let Err(error) = keep.change(|entry| entry.phase = Phase::Saved) {
+        tracing::warn!(%error, "cannot note that the container is saved");
+    }
+}
+
 /// What runs a container to its end.
 type Runner = Box<dyn FnOnce(Attachment) -> Left>;
 
@@ -232,7 +248,7 @@ fn try_keep(
         Some(pod) => pod::prepare(pod, &means.assets, &order.options, &volumes)?,
     };
     let (instance, keep, publish) = begin(order, &means, which, &archive)?;
-    let Means { assets, image, hold, shows_timing, timing, cid_file, copied } = means;
+    let Means { assets, image, hold, shows_timing, timing, cid_file, copied, resumes } = means;
     let id = instance.id().clone();
     let cid_file = match write_id(cid_file, id.as_str()) {
         Ok(cid_file) => cid_file,
@@ -283,7 +299,11 @@ fn try_keep(
         Err(message) => {
             drop(mounts);
             events::note_unmounts(id.as_str(), &order.options.mounts);
-            give_up(&archive, &id, is_new, &message);
+            if resumes {
+                stay_saved(&archive, &id);
+            } else {
+                give_up(&archive, &id, is_new, &message);
+            }
             cid_file.iter().for_each(CidFile::forget);
             return Err(message.into());
         }
@@ -300,8 +320,11 @@ fn try_keep(
         let reporter = reporter.clone();
         let started = Report::Started { id: id.to_string() };
         let checked = id.to_string();
+        let directory_of_saved = resumes.then(|| kept.clone());
         let on_started = Box::new(move || {
             events::note(&entry, "start", &[]);
+            // What it has gone on from.
+            directory_of_saved.iter().for_each(|directory| saved::remove(directory));
             missing.into_iter().for_each(template::make_in_the_background);
             if let Some(check) = check {
                 let mut last = HealthStatus::Starting;
@@ -330,13 +353,22 @@ fn try_keep(
         text = timing.table();
         devices::log::print(&text);
     }
-    let (code, said) = ending(left.result);
+    let has_run = !(resumes && matches!(left.result, Err(RunError::Vm(_))));
+    let (code, mut said) = ending(left.result);
     // A thread that waits for an agent, or for a reader of the output, may still have it.
     let mut keep = left.keep.lock().unwrap_or_else(PoisonError::into_inner);
     drop(mounts);
-    finish(&archive, &mut keep, order, code, &said);
+    let is_saved = !has_run || saved::is_there(keep.directory());
+    if is_saved {
+        keep_saved(&mut keep, has_run, &mut said);
+        events::note_unmounts(id.as_str(), &order.options.mounts);
+    } else {
+        finish(&archive, &mut keep, order, code, &said);
+        saved::remove(keep.directory());
+    }
     drop(left.instance);
-    let is_for_good = left.attachments.as_ref().is_some_and(|attachments| attachments.is_for_good());
+    let is_for_good =
+        is_saved || left.attachments.as_ref().is_some_and(|attachments| attachments.is_for_good());
     let next = if is_for_good { None } else { next(order, &archive, &mut keep, code, waited) };
     if let Some(attachments) = left.attachments {
         text += &said.line().map(|line| format!("mvm: {line}\n")).unwrap_or_default();
@@ -351,6 +383,20 @@ fn try_keep(
         said => said.line().into_iter().for_each(complain),
     }
     Ok(code)
+}
+
+/// Notes that a container is saved: since now, if it `has_run`, or still.
+fn keep_saved(keep: &mut Keep, has_run: bool, said: &mut Said) {
+    if has_run {
+        if let Err(error) = saved::note_disks(keep) {
+            tracing::warn!(%error, "cannot note what the disks of the container are like: it will not go on");
+        }
+        *said = Said::Saved;
+    }
+    note_saved(keep);
+    if !has_run {
+        saved::put_back(keep.directory());
+    }
 }
 
 /// Keeps how the container is beside its record.
@@ -385,6 +431,7 @@ fn next(order: &Order, archive: &Archive, keep: &mut Keep, code: u8, waited: Dur
 enum Said {
     Nothing,
     OutOfMemory,
+    Saved,
     Error(String),
 }
 
@@ -394,6 +441,7 @@ impl Said {
         match self {
             Self::Nothing => None,
             Self::OutOfMemory => Some("the container was killed: it had no memory left; give it more by -m"),
+            Self::Saved => Some("the container is saved: `mvm resume` has it go on"),
             Self::Error(message) => Some(message),
         }
     }

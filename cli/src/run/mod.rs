@@ -17,6 +17,7 @@ mod order;
 mod policy;
 mod resources;
 mod restore;
+mod saved;
 mod start;
 mod update;
 
@@ -42,6 +43,7 @@ pub use self::network::{default_network, host, word};
 pub use self::policy::RestartPolicy;
 pub use self::resources::milli_cpus;
 pub use self::restore::RestoreCommand;
+pub use self::saved::{discard, resume, save};
 pub use self::start::{RestartCommand, StartCommand, prepare, start as start_kept};
 pub use self::update::UpdateCommand;
 
@@ -197,7 +199,7 @@ fn try_run(command: RunCommand, start: Instant) -> Result<ExitCode, Failure> {
     let Ordered { order, assets, image, hold, name, cid_file } =
         command.order.order(command.what, is_detached)?;
     timing.mark(Step::Image);
-    let means = Means { assets, image, hold, shows_timing, timing, cid_file, copied: None };
+    let means = Means { assets, image, hold, shows_timing, timing, cid_file, copied: None, resumes: false };
     let which = Which::New(name);
     if !is_detached {
         let has_terminal = order.options.terminal.is_some();

@@ -100,6 +100,9 @@ fn attached(word: &str, is_read: bool, arguments: &AttachArguments) -> Result<u8
     if kept.is_running {
         return Err(Failure::Running);
     }
+    if kept.is_saved() {
+        return Err(Failure::Saved);
+    }
     let (order, means) = prepare(&kept)?;
     let which = Which::Kept(kept.entry.id);
     let streams = AttachStreams { input: is_read, output: true, errors: true };
@@ -158,6 +161,9 @@ pub fn start(word: &str) -> Result<(), Failure> {
     if kept.is_running {
         return if kept.entry.kind == Kind::Vm { Err(Failure::IsVm) } else { Ok(()) };
     }
+    if kept.is_saved() {
+        return Err(Failure::Saved);
+    }
     let (order, means) = prepare(&kept)?;
     let id = kept.entry.id;
     let which = Which::Kept(id);
@@ -172,5 +178,6 @@ pub fn prepare(kept: &Kept) -> Result<(Order, Means), Failure> {
     let assets = Assets::find().map_err(|error| Failure::Start(chain(&error)))?;
     let (image, hold) = images::open_kept(&order.image).map_err(Failure::Start)?;
     let timing = Timing::starting_at(Instant::now());
-    Ok((order, Means { assets, image, hold, shows_timing: false, timing, cid_file: None, copied: None }))
+    let (copied, resumes, cid_file) = (None, false, None);
+    Ok((order, Means { assets, image, hold, shows_timing: false, timing, cid_file, copied, resumes }))
 }

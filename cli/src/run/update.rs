@@ -105,6 +105,9 @@ fn change(
     if kept.entry.kind == Kind::Vm {
         return Err(Failure::Start("it is a VM: use `mvm balloon` and `mvm resize`".into()));
     }
+    if kept.is_saved() {
+        return Err(Failure::Saved);
+    }
     let id = kept.entry.id.clone();
     let order = kept.order::<Order>().map_err(|source| InstanceError::Order { id: id.clone(), source });
     let mut order = order?;

@@ -21,7 +21,7 @@ use vmm::{VsockConfig, disk_name};
 
 pub use self::copies::PrivateDisks;
 pub use self::live::{Live, LiveContainer};
-pub use self::open::{Opened, check, open};
+pub use self::open::{MAX_STATE, Opened, check, open};
 pub use self::place::digest_of_pages;
 
 use self::copies::{Copying, Source};
@@ -87,6 +87,15 @@ impl SnapshotCommand {
         events::note_of(id, "checkpoint", &[("checkpoint", &self.directory.to_string_lossy())]);
         Ok(())
     }
+}
+
+/// Has the VM save its state and its memory in these files; its disks are left as they are.
+///
+/// # Errors
+///
+/// On one line.
+pub fn save_memory(vm: &Running, state: &File, memory: &File) -> Result<(), String> {
+    create(vm, (state, memory), &[])
 }
 
 /// Has the VM save its state and its memory in these files; its disks are copied while it stands still.

@@ -30,7 +30,7 @@ use thiserror::Error;
 use vmm::{SavedVm, Snapshot, SnapshotError};
 
 pub use self::awake::awake;
-pub use self::shape::{Shape, with_disks};
+pub use self::shape::{Shape, as_saved};
 
 use self::make::fill;
 use crate::assets::Assets;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use vmm::{MemorySize, NetBackend, PublishConfig, SharedPart, VmConfig};
+use vmm::{MemorySize, NetBackend, PublishConfig, SavedVm, SharedPart, VmConfig};
 
 use crate::assets::Assets;
 use crate::machine::{SLOTS as POD_SLOTS, pod_machine, size};
@@ -80,9 +80,12 @@ impl Shape {
     }
 }
 
-/// The VM of `config`, which has so many disks: one that has gone on from a template has slots in their place.
-pub fn with_disks(config: VmConfig, disks: usize) -> VmConfig {
-    if config.rootfs.iter().len() + config.disks.len() == disks {
+/// The VM of `config` as it was `saved`: it has the size that it was started with, whatever the container's limits are
+/// now, and one that has gone on from a template has slots in place of its disks.
+pub fn as_saved(config: VmConfig, saved: &SavedVm) -> VmConfig {
+    let memory = MemorySize::from_bytes(saved.memory());
+    let config = VmConfig { cpus: saved.cpus(), memory, ..config };
+    if config.rootfs.iter().len() + config.disks.len() == saved.disks() {
         return config;
     }
     VmConfig { in_slots: config.disks, disks: Vec::new(), slots: SLOTS, ..config }

@@ -67,6 +67,8 @@ pub enum Phase {
     Started,
     /// It has ended, and its keeper is about to start it again.
     Restarting,
+    /// Its VM was saved beside the record, and goes on from there when a user says so.
+    Saved,
 }
 
 /// The record of a VM or container. Fields that another version of mvm has beyond these are passed over.
@@ -235,9 +237,9 @@ impl Kept {
         Ok(Self { entry, directory, is_running, end })
     }
 
-    /// How it ended; `None` while it runs, and where it was never started.
+    /// How it ended; `None` while it runs, where it was never started, and while it is saved.
     pub fn end(&self) -> Option<End> {
-        if self.is_running || self.is_created() { None } else { Some(self.last_end()) }
+        if self.is_running || self.is_created() || self.is_saved() { None } else { Some(self.last_end()) }
     }
 
     /// It was made, and never started.
@@ -245,9 +247,14 @@ impl Kept {
         self.entry.phase == Phase::Created
     }
 
+    /// It does not run, and its VM goes on from what was saved of it when a user says so.
+    pub fn is_saved(&self) -> bool {
+        !self.is_running && self.entry.phase == Phase::Saved
+    }
+
     /// It should have been removed at its end, and its keeper was killed before.
     pub(super) fn is_left(&self) -> bool {
-        self.entry.removes && !self.is_running && !self.is_created()
+        self.entry.removes && !self.is_running && !self.is_created() && !self.is_saved()
     }
 
     /// What was asked for.

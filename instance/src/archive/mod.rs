@@ -386,7 +386,7 @@ impl Archive {
     fn sweep(&self, most: usize) {
         for id in self.ids().unwrap_or_default().into_iter().take(most) {
             let directory = self.directory(&id);
-            let is_over = |kept: &Kept| kept.entry.removes && !kept.is_created();
+            let is_over = |kept: &Kept| kept.entry.removes && !kept.is_created() && !kept.is_saved();
             let kept = self.read(&id).ok().filter(is_over);
             if (kept.is_some() || !has_record(&directory))
                 && let Ok(Some(_free)) = DirectoryLock::attempt(&directory)

@@ -6,14 +6,14 @@ use super::containers::{IMAGE, Stores, stores, text};
 use tests::{Boot, rootfs, run_mvm};
 
 /// Runs mvm with these arguments, and returns what it prints.
-fn said(stores: &Stores, arguments: &[&str]) -> String {
+pub fn said(stores: &Stores, arguments: &[&str]) -> String {
     let output = stores.mvm().args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     text(&output.stdout)
 }
 
 /// Ends and removes these, whatever becomes of the test.
-struct Ends<'a>(&'a Stores, &'a [&'a str]);
+pub struct Ends<'a>(pub &'a Stores, pub &'a [&'a str]);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
@@ -22,11 +22,11 @@ impl Drop for Ends<'_> {
 }
 
 /// Counts in its memory, and says so when it is asked by a file.
-const COUNTS: &str = "n=0; echo begun; trap 'echo $n >/count; exit 7' TERM
+pub const COUNTS: &str = "n=0; echo begun; trap 'echo $n >/count; exit 7' TERM
     while :; do n=$((n + 1)); [ -e /say ] && { rm /say; echo $n >/said; echo said $n; }; usleep 20000; done";
 
 /// Waits until `container` has done what it is asked to, and returns how far it has counted.
-fn count(stores: &Stores, container: &str) -> u64 {
+pub fn count(stores: &Stores, container: &str) -> u64 {
     let script = "rm -f /said; touch /say; while ! [ -s /said ]; do usleep 10000; done; cat /said";
     said(stores, &["exec", container, "sh", "-c", script]).trim().parse().unwrap()
 }

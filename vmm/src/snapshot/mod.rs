@@ -122,6 +122,11 @@ impl SavedVm {
         self.devices.iter().filter(|section| section.kind == BLOCK).count()
     }
 
+    /// How many vCPUs the VM has.
+    pub fn cpus(&self) -> u32 {
+        u32::try_from(self.machine.processors.len()).unwrap_or(u32::MAX)
+    }
+
     /// Bytes of the VM's RAM, and so of the file that has it.
     pub fn memory(&self) -> u64 {
         self.regions.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
