@@ -438,7 +438,7 @@ fn listen(
             Some(FromVm::Printed) => {}
             None => {
                 let code = vm.wait(LAST_WORDS).unwrap_or(0);
-                let text = format!("its process ended with {code}");
+                let text = vmm::end_without_a_word(code);
                 let end = VmEnd::without_a_word(vm.ended_by(), text);
                 return outcome(receiver, end).map_err(|error| match error {
                     RunError::VmEnded(VmEnd { signal: None, .. }) if code == KILLED => {

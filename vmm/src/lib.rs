@@ -65,7 +65,7 @@ pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
 pub use process::{
     Failure, Fault, Files as SlotFiles, FromVm, Keeping, Order, Outcome, Progress, Split, User, VmEnd,
-    VmProcess,
+    VmProcess, end_without_a_word,
 };
 pub use snapshot::{Hold, SavedVm, Saver, Snapshot, SnapshotError};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};

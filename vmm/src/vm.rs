@@ -34,7 +34,7 @@ use crate::memory;
 use crate::metrics::MetricsRegistry;
 use crate::pause::Pauser;
 use crate::power_button::PowerButton;
-use crate::snapshot::{Saver, Snapshot, check_length};
+use crate::snapshot::{Saver, Snapshot};
 use crate::start::Start;
 use crate::supervisor::Target;
 use crate::teardown::BackgroundTeardown;
@@ -220,7 +220,7 @@ fn ram(config: &VmConfig, saved: Option<&Snapshot>) -> Result<Arc<GuestMemoryMma
     if let Some(Snapshot { state, memory: file }) = saved {
         let places: Vec<_> = regions.iter().map(|(address, length)| (address.0, *length)).collect();
         state.check(config.cpus, &places)?;
-        check_length(file, state.memory())?;
+        state.check_memory(file)?;
         return Ok(if shared {
             memory::reserve_shared_copy(&regions, file)?
         } else {

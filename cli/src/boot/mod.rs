@@ -318,7 +318,7 @@ fn finish(
         }
         Outcome::Ended(reason, _) => (ending(&reason), reason.to_string()),
         Outcome::Died(code) => {
-            let text = format!("the VM's process ended with {code}");
+            let text = format!("the VM ended: {}", vmm::end_without_a_word(code));
             complain(&text);
             (code, text)
         }

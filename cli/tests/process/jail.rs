@@ -89,7 +89,7 @@ fn a_killed_vm_is_said_and_leaves_nothing() {
     assert!(socket.exists());
     kill_process(vm_process(&place), Signal::KILL).unwrap();
     let (code, errors) = vm.finish();
-    assert_eq!((code, errors.as_str()), (Some(137), "mvm: the VM's process ended with 137\n"));
+    assert_eq!((code, errors.as_str()), (Some(137), "mvm: the VM ended: its process ended with 137\n"));
     assert!(place.is_clean() && !socket.exists());
 }
 

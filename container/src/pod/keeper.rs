@@ -190,7 +190,7 @@ fn listen(
             Some(FromVm::Failed(failure)) => return Err(RunError::Vm(failure.text)),
             None => {
                 let code = shared.vm.wait(LAST_WORDS).unwrap_or(0);
-                let text = format!("its process ended with {code}");
+                let text = vmm::end_without_a_word(code);
                 let signal = shared.vm.ended_by();
                 return Err(RunError::VmEnded(VmEnd::without_a_word(signal, text)));
             }

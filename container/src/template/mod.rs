@@ -204,7 +204,9 @@ impl Templates {
         };
         // By which it is known which were not used for long.
         let _ = File::open(&directory).and_then(|directory| directory.set_modified(SystemTime::now()));
-        Ok(Some(Snapshot { state: SavedVm::decode(&state)?, memory }))
+        let state = SavedVm::decode(&state)?;
+        state.check_memory(&memory)?;
+        Ok(Some(Snapshot { state, memory }))
     }
 
     /// Makes the template for VMs of `shape`, unless another process makes one for longer than `patience`: whether

@@ -185,6 +185,27 @@ fn the_vm_of_a_pod_goes_on_from_a_template_of_its_own() {
 }
 
 #[test]
+fn a_template_that_is_cut_off_ends_what_runs_from_it_and_no_more() {
+    let warm = Warm::new();
+    warm.said(&["template", "build", "--network", "none"]);
+    let name = warm.said(&["template", "ls", "--format", "{{.Name}}"]);
+    for (container, option) in [("cut", "--rm=false"), ("other", "--cold")] {
+        let run = ["run", "-d", "--network", "none", "--name", container, option, IMAGE, "sleep", "1000"];
+        warm.said(&run);
+    }
+    let memory = warm.0.path().join("templates").join(name.trim()).join("memory");
+    fs::OpenOptions::new().write(true).open(memory).unwrap().set_len(0).unwrap();
+    let output = warm.mvm(&["exec", "cut", "true"]).output().unwrap();
+    assert!(!output.status.success() && text(&output.stderr).lines().count() == 1, "{output:?}");
+    warm.said(&["wait", "cut"]);
+    let error = warm.said(&["inspect", "--format", "{{.State.Error}}", "cut"]);
+    assert!(error.contains("was the file that it comes from cut off"), "{error}");
+    assert_eq!(warm.said(&["exec", "other", "echo", "on"]), "on\n");
+    warm.run(false, &[IMAGE, "true"]);
+    warm.said(&["rm", "-f", "cut", "other"]);
+}
+
+#[test]
 fn a_template_that_is_damaged_or_of_something_else_is_not_used() {
     let warm = Warm::new();
     warm.said(&["template", "build", "--network", "none"]);

@@ -117,6 +117,16 @@ pub struct VmEnd {
     pub timing: Vec<u64>,
 }
 
+/// What a page of the VM's memory can have come from that is gone.
+const CUT_OFF: &str = "a page of its memory is gone (SIGBUS): was the file that it comes from cut off, of a template, a snapshot \
+                       or --pmem, or is its storage full or failing?";
+
+/// Why a VM's process ended that has not said it, by its exit code.
+pub fn end_without_a_word(code: u8) -> String {
+    let of_bus = u8::try_from(libc::SIGBUS).unwrap_or_default().saturating_add(128);
+    if code == of_bus { CUT_OFF.to_owned() } else { format!("its process ended with {code}") }
+}
+
 impl VmEnd {
     /// An end for `reason`, with the phases of the start in `timing`.
     pub(super) fn of(reason: ExitReason, timing: Vec<u64>) -> Self {

@@ -11,4 +11,4 @@ mod vm_side;
 
 pub use foreground::{Keeping, Outcome, Progress};
 pub use keeper_side::{Files, Order, Split, User, VmProcess};
-pub use messages::{Failure, Fault, FromVm, VmEnd};
+pub use messages::{Failure, Fault, FromVm, VmEnd, end_without_a_word};

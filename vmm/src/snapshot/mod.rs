@@ -26,7 +26,7 @@ use crate::pause::{PauseError, Pauser};
 use crate::vcpu::GateError;
 
 pub use hold::Hold;
-pub(crate) use memory::check_length;
+use memory::check_length;
 pub(crate) use writer::CLONE_FLAGS;
 
 use self::writer::Writer;
@@ -130,6 +130,15 @@ impl SavedVm {
     /// Bytes of the VM's RAM, and so of the file that has it.
     pub fn memory(&self) -> u64 {
         self.regions.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
+
+    /// Checks that `file` is as long as its RAM.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`]: it is not, or can't be looked at.
+    pub fn check_memory(&self, file: &File) -> Result<(), SnapshotError> {
+        check_length(file, self.memory())
     }
 
     /// Checks that it has `cpus` and RAM as `regions`.

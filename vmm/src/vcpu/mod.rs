@@ -63,8 +63,8 @@ pub enum VcpuError {
 }
 
 /// What a failure of KVM_RUN with EFAULT means.
-const NO_PAGE: &str = "the host has no page for an address that the guest used (EFAULT); was a file of --pmem cut off, \
-                       or is its storage full or failing?";
+const NO_PAGE: &str = "the host has no page for an address that the guest used (EFAULT); was the file \
+                       that it comes from cut off, of a template, a snapshot or --pmem, or is its storage full or failing?";
 
 /// What EAGAIN means that does not end.
 const REFUSED: &str =
