@@ -24,6 +24,8 @@ mod keepers;
 mod kept;
 #[path = "process/signals.rs"]
 mod signals;
+#[path = "process/saved.rs"]
+mod saved;
 #[path = "process/snapshots.rs"]
 mod snapshots;
 #[path = "process/stalled_files.rs"]

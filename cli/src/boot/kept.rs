@@ -5,7 +5,7 @@ use serde_json::json;
 use vmm::VmConfig;
 
 use super::Refusal;
-use crate::{chain, exit_code};
+use crate::{chain, exit_code, run};
 
 /// Makes the record of a VM, whose root may be an `image`.
 pub fn keep(
@@ -46,8 +46,18 @@ pub fn keep(
     Archive::of_user().and_then(|archive| archive.add(entry)).map_err(refusal)
 }
 
-/// Removes the record of a VM that could not be built.
-pub fn forget(keep: Keep) {
+/// Has the VM of `keep` begin another life.
+pub fn begin(keep: &mut Keep) -> Result<(), Refusal> {
+    let process = Process::own().map_err(|error| Refusal::host("name this process", &error))?;
+    let begun = keep.begin(|entry| (entry.phase, entry.process) = (Phase::Started, process));
+    begun.map_err(|error| Refusal::host("write the VM's record", &error))
+}
+
+/// Removes the record of a VM that could not be built. One that was saved still is.
+pub fn forget(mut keep: Keep) {
+    if run::stay_saved(&mut keep) {
+        return;
+    }
     if let Err(error) = Archive::of_user().and_then(|archive| archive.remove_own(&keep)) {
         tracing::warn!("{}", chain(&error));
     }
@@ -55,6 +65,9 @@ pub fn forget(keep: Keep) {
 
 /// Notes how the VM ended, and what went wrong where something did.
 pub fn finish(mut keep: Keep, code: u8, error: String) {
+    if run::stay_saved(&mut keep) || run::note_saved(&mut keep) {
+        return;
+    }
     let end = End { code, out_of_memory: false, error, finished: time::now() };
     if let Err(error) = keep.ended(&end) {
         tracing::warn!(%error, "cannot note how the VM ended");

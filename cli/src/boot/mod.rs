@@ -17,13 +17,14 @@ use vmm::{
     ConsoleConfig, ExitReason, Fault, Keeping, Limits, Outcome, Progress, Split, User, VmConfig, VmProcess,
 };
 
-pub use self::restore::{RestoreCommand, go_on, restore};
+pub use self::restore::{RestoreCommand, go_on, restore, resume};
 
 use self::ready::{Awaited, ReadyArguments};
 use crate::background::{self, Report, Reporter, SharedReporter};
 use crate::defaults::Defaults;
 use crate::options::BootOptions;
 use crate::process::ExitCode;
+use crate::run::{remove_resumed, stay_saved_by};
 use crate::snapshot::PrivateDisks;
 use crate::{chain, complain, config_file, exit_code, print, snapshot};
 
@@ -127,7 +128,8 @@ pub fn run(command: BootCommand, has_directory: bool, start: Instant) -> ExitCod
     // An image's VM has the agent without --agent too.
     let has_agent = has_agent || (image.is_some() && has_directory);
     let (removes, timing, snapshot) = (command.rm, command.timing, None);
-    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    let again = None;
+    let order = Order { config, asked, has_agent, image, snapshot, removes, again, ready, timing, start };
     run_order(order, command.detach, has_directory)
 }
 
@@ -164,6 +166,8 @@ struct Order {
     snapshot: Option<snapshot::Opened>,
     /// What is kept of it in the background is removed when it ends.
     removes: bool,
+    /// What is kept already of one that goes on from what was saved of itself.
+    again: Option<Keep>,
     /// In the background, what tells that the guest is ready.
     ready: Option<Awaited>,
     timing: bool,
@@ -205,7 +209,7 @@ fn try_boot(
     reporter: &SharedReporter,
     writer: &mut Option<Writer>,
 ) -> Result<u8, Refusal> {
-    let Order { mut config, asked, has_agent, image, snapshot, ready, timing, start, removes } = order;
+    let Order { mut config, asked, has_agent, image, snapshot, ready, timing, start, removes, again } = order;
     instance::ignore_limits_and_terminal();
     let shown = image.as_ref().map(|image| image.shown.clone());
     let shown = shown.or_else(|| snapshot.as_ref()?.root(&config));
@@ -217,7 +221,16 @@ fn try_boot(
     let identity = instance.as_ref().map_or(asked, Instance::identity);
     let is_background = reporter.lock().is_some();
     let keep = instance.as_ref().filter(|_| is_background);
-    let keep = keep.map(|instance| kept::keep(instance, &config, shown.as_deref(), removes)).transpose()?;
+    let keep = match (keep, again) {
+        (Some(_), Some(mut again)) => {
+            kept::begin(&mut again)?;
+            Some(again)
+        }
+        (instance, _) => {
+            let keep = |instance| kept::keep(instance, &config, shown.as_deref(), removes);
+            instance.map(keep).transpose()?
+        }
+    };
     let (messages, log) = (keep.as_ref().map(Keep::messages), keep.as_ref().map(Keep::output));
     let limits = Limits::from(&config);
     let awaited = ready.as_ref().map(|ready| ready.text().to_owned());
@@ -232,8 +245,10 @@ fn try_boot(
         start,
     };
     let started = VmProcess::start_for(order, instance, (keep, signals));
-    let (vm, instance, (keep, signals)) =
-        started.map_err(|error| Refusal::host("make a process for the VM", &error))?;
+    let (vm, instance, (keep, signals)) = started.map_err(|error| {
+        let _ = identity.id.as_ref().map(stay_saved_by);
+        Refusal::host("make a process for the VM", &error)
+    })?;
     // Where it is slow to read what mvm says, the VM ends in time all the same.
     *writer = Some(Writer::start().map_err(|error| Refusal::host("start a thread", &error))?);
     let kept = Kept { vm: Arc::new(vm), instance, keep, signals, messages, ready, own_disks };
@@ -285,6 +300,7 @@ impl Kept {
         let outcome = keeping.run(|progress| {
             if progress == Progress::Built {
                 own_disks.keep();
+                keep.iter().for_each(|keep| remove_resumed(keep.directory()));
             }
             match (progress, &printed) {
                 (Progress::Built, None) => drop(reporter.report(&started)),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use instance::{Identity, VmName};
+use instance::{Entry, Identity, Keep, VmName};
 use vmm::{Snapshot, VmConfig};
 
 use super::{Order, Refusal, boot, confined, run_order};
@@ -77,7 +77,8 @@ pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> 
     let asked = Identity { name: command.name, ..Identity::default() };
     let (removes, timing) = (command.rm, command.timing);
     let (has_agent, image, ready, snapshot) = (snapshot.has_agent, None, None, Some(snapshot));
-    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    let again = None;
+    let order = Order { config, asked, has_agent, image, snapshot, removes, again, ready, timing, start };
     run_order(order, command.detach, has_directory)
 }
 
@@ -89,10 +90,26 @@ pub fn go_on(
     removes: bool,
     reporter: Reporter,
 ) -> u8 {
-    let asked = Identity { name, ..Identity::default() };
+    in_the_background(config, Identity { name, ..Identity::default() }, opened, (removes, None), reporter)
+}
+
+/// Has the VM of `keep`, which was saved, go on in the background; returns the exit code.
+pub fn resume(config: VmConfig, keep: Keep, opened: snapshot::Opened, reporter: Reporter) -> u8 {
+    let Entry { id, name, removes, .. } = keep.entry().clone();
+    let identity = Identity { id: Some(id), name, directory: None };
+    in_the_background(config, identity, opened, (removes, Some(keep)), reporter)
+}
+
+fn in_the_background(
+    config: VmConfig,
+    asked: Identity,
+    opened: snapshot::Opened,
+    (removes, again): (bool, Option<Keep>),
+    reporter: Reporter,
+) -> u8 {
     let (has_agent, start) = (opened.has_agent, Instant::now());
     let (image, ready, timing, snapshot) = (None, None, false, Some(opened));
-    let order = Order { config, asked, has_agent, image, snapshot, removes, ready, timing, start };
+    let order = Order { config, asked, has_agent, image, snapshot, removes, again, ready, timing, start };
     boot(order, true, Some(reporter))
 }
 

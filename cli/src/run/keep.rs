@@ -38,8 +38,6 @@ pub struct Means {
     pub cid_file: Option<CidFile>,
     /// What its VM goes on from, where it is a copy of another container.
     pub copied: Option<Copied>,
-    /// That is the container itself, whose VM was saved.
-    pub resumes: bool,
 }
 
 /// Which container is meant.
@@ -208,20 +206,6 @@ fn give_up(archive: &Archive, id: &VmId, is_new: bool, failure: &str) {
     }
 }
 
-/// What becomes of a container that was saved, and whose VM could not be started: it is as it was.
-fn stay_saved(archive: &Archive, id: &VmId) {
-    if let Ok(Some(mut keep)) = archive.take(id) {
-        note_saved(&mut keep);
-        saved::put_back(keep.directory());
-    }
-}
-
-fn note_saved(keep: &mut Keep) {
-    if let Err(error) = keep.change(|entry| entry.phase = Phase::Saved) {
-        tracing::warn!(%error, "cannot note that the container is saved");
-    }
-}
-
 /// What runs a container to its end.
 type Runner = Box<dyn FnOnce(Attachment) -> Left>;
 
@@ -248,7 +232,7 @@ fn try_keep(
         Some(pod) => pod::prepare(pod, &means.assets, &order.options, &volumes)?,
     };
     let (instance, keep, publish) = begin(order, &means, which, &archive)?;
-    let Means { assets, image, hold, shows_timing, timing, cid_file, copied, resumes } = means;
+    let Means { assets, image, hold, shows_timing, timing, cid_file, copied } = means;
     let id = instance.id().clone();
     let cid_file = match write_id(cid_file, id.as_str()) {
         Ok(cid_file) => cid_file,
@@ -275,6 +259,8 @@ fn try_keep(
         timing: &timing,
     };
     timing.mark(Step::Record);
+    // It goes on from what was saved of itself, which stays until it runs.
+    let resumes = saved::is_resuming(&kept);
     let mut missing = None;
     let origin = match (&order.pod, copied) {
         (None, Some(copied)) => Origin::Copy(copied),
@@ -299,9 +285,7 @@ fn try_keep(
         Err(message) => {
             drop(mounts);
             events::note_unmounts(id.as_str(), &order.options.mounts);
-            if resumes {
-                stay_saved(&archive, &id);
-            } else {
+            if !(resumes && saved::stay_by(&id)) {
                 give_up(&archive, &id, is_new, &message);
             }
             cid_file.iter().for_each(CidFile::forget);
@@ -358,17 +342,23 @@ fn try_keep(
     // A thread that waits for an agent, or for a reader of the output, may still have it.
     let mut keep = left.keep.lock().unwrap_or_else(PoisonError::into_inner);
     drop(mounts);
-    let is_saved = !has_run || saved::is_there(keep.directory());
+    let is_saved = has_run && saved::note(&mut keep);
     if is_saved {
-        keep_saved(&mut keep, has_run, &mut said);
+        said = Said::Saved;
+    }
+    if !has_run {
+        saved::stay(&mut keep);
+    }
+    if is_saved || !has_run {
         events::note_unmounts(id.as_str(), &order.options.mounts);
     } else {
         finish(&archive, &mut keep, order, code, &said);
         saved::remove(keep.directory());
     }
     drop(left.instance);
-    let is_for_good =
-        is_saved || left.attachments.as_ref().is_some_and(|attachments| attachments.is_for_good());
+    let is_for_good = is_saved
+        || !has_run
+        || left.attachments.as_ref().is_some_and(|attachments| attachments.is_for_good());
     let next = if is_for_good { None } else { next(order, &archive, &mut keep, code, waited) };
     if let Some(attachments) = left.attachments {
         text += &said.line().map(|line| format!("mvm: {line}\n")).unwrap_or_default();
@@ -383,20 +373,6 @@ fn try_keep(
         said => said.line().into_iter().for_each(complain),
     }
     Ok(code)
-}
-
-/// Notes that a container is saved: since now, if it `has_run`, or still.
-fn keep_saved(keep: &mut Keep, has_run: bool, said: &mut Said) {
-    if has_run {
-        if let Err(error) = saved::note_disks(keep) {
-            tracing::warn!(%error, "cannot note what the disks of the container are like: it will not go on");
-        }
-        *said = Said::Saved;
-    }
-    note_saved(keep);
-    if !has_run {
-        saved::put_back(keep.directory());
-    }
 }
 
 /// Keeps how the container is beside its record.

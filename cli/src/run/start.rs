@@ -178,6 +178,5 @@ pub fn prepare(kept: &Kept) -> Result<(Order, Means), Failure> {
     let assets = Assets::find().map_err(|error| Failure::Start(chain(&error)))?;
     let (image, hold) = images::open_kept(&order.image).map_err(Failure::Start)?;
     let timing = Timing::starting_at(Instant::now());
-    let (copied, resumes, cid_file) = (None, false, None);
-    Ok((order, Means { assets, image, hold, shows_timing: false, timing, cid_file, copied, resumes }))
+    Ok((order, Means { assets, image, hold, shows_timing: false, timing, cid_file: None, copied: None }))
 }

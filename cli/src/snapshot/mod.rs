@@ -17,15 +17,16 @@ use clap::Args;
 use instance::api::{Drive, SnapshotCreate};
 use instance::{Client, Kind, MoreMemory, Running, time};
 use serde_json::Value;
-use vmm::{VsockConfig, disk_name};
+use vmm::{Snapshot, VmConfig, VsockConfig, disk_name};
 
 pub use self::copies::PrivateDisks;
 pub use self::live::{Live, LiveContainer};
+pub use self::manifest::SavedDisk;
 pub use self::open::{MAX_STATE, Opened, check, open};
 pub use self::place::digest_of_pages;
 
 use self::copies::{Copying, Source};
-use self::manifest::{Manifest, SavedDisk};
+use self::manifest::Manifest;
 use self::place::Place;
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
@@ -87,6 +88,27 @@ impl SnapshotCommand {
         events::note_of(id, "checkpoint", &[("checkpoint", &self.directory.to_string_lossy())]);
         Ok(())
     }
+}
+
+/// The options of a VM, and the paths of the disks that its guest can write to.
+///
+/// # Errors
+///
+/// On one line.
+pub fn options(vm: &Running) -> Result<(Value, Vec<PathBuf>), String> {
+    let Description { config, sources, .. } = describe(vm)?;
+    Ok((config, sources.into_iter().map(|source| source.path).collect()))
+}
+
+/// What a VM with these `options` goes on from, with the disks that it had.
+///
+/// # Errors
+///
+/// On one line.
+pub fn with_own_disks(options: &Value, snapshot: Snapshot) -> Result<(VmConfig, Opened), String> {
+    let config = manifest::options(options)?;
+    let has_agent = manifest::has_agent(options);
+    Ok((config, Opened { snapshot, disks: Vec::new(), has_agent, place: None }))
 }
 
 /// Has the VM save its state and its memory in these files; its disks are left as they are.

@@ -7,7 +7,7 @@ use crate::snapshots::{Ends, disk_of, mvm};
 use crate::vm::{Place, TALKS};
 
 /// A VM `one` that runs.
-fn boot(place: &Place, more: &[&str]) {
+pub fn boot(place: &Place, more: &[&str]) {
     let kernel = place.path("kernel");
     let boot = ["boot", "-d", "--kernel", kernel.to_str().unwrap(), "--memory", "32M", "--name", "one"];
     let (code, said) = mvm(place, &[&boot[..], &["--ready", "rrrr"], more].concat());

@@ -16,6 +16,8 @@ const MOST: u64 = 3 << 20;
 pub struct LogFile {
     path: PathBuf,
     file: File,
+    /// How much is in it from an earlier life of the VM.
+    length: u64,
     /// Who makes the files that take its place, where this process may not.
     keeper: Option<Box<dyn LogKeeper>>,
 }
@@ -31,14 +33,15 @@ pub trait LogKeeper: Send {
 }
 
 impl LogFile {
-    /// A new file at `path`.
+    /// The file at `path`, which is made where it is missing; what is in it stays.
     ///
     /// # Errors
     ///
     /// [`ConsoleError::Open`].
     pub(crate) fn create(path: PathBuf) -> Result<Self, ConsoleError> {
-        let file = create(&path).map_err(|source| ConsoleError::Open { path: path.clone(), source })?;
-        Ok(Self { path, file, keeper: None })
+        let opened = open(&path, false).and_then(|mut file| Ok((file.seek(SeekFrom::End(0))?, file)));
+        let (length, file) = opened.map_err(|source| ConsoleError::Open { path: path.clone(), source })?;
+        Ok(Self { path, file, length, keeper: None })
     }
 
     /// The same, which gets its next files from `keeper`.
@@ -78,16 +81,17 @@ pub(super) struct Log {
     failed: bool,
 }
 
-fn create(path: &Path) -> io::Result<File> {
+/// Opens the file at `path`, and makes it where it is missing; it is made empty if it `is_new`.
+fn open(path: &Path, is_new: bool) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     // Readable by its owner alone: guests show secrets on their consoles.
-    OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
+    OpenOptions::new().read(true).write(true).create(true).truncate(is_new).mode(0o600).open(path)
 }
 
 impl Log {
-    /// A log in `file`, which is new, of what `reader` reads.
+    /// A log in `file` of what `reader` reads.
     pub(super) fn new(file: LogFile, reader: Reader) -> Self {
-        Self { file, length: 0, asked: false, reader, buffer: Vec::new(), failed: false }
+        Self { length: file.length, file, asked: false, reader, buffer: Vec::new(), failed: false }
     }
 
     /// Writes what there is.
@@ -129,10 +133,10 @@ impl Log {
     /// Begins a new file with the latest part of the old one and puts it in its place, so that a reader sees the
     /// one or the other.
     fn shorten(&mut self) -> io::Result<()> {
-        let LogFile { path, file, keeper } = &mut self.file;
+        let LogFile { path, file, keeper, .. } = &mut self.file;
         let next = LogFile::next_of(path);
         let mut new = match keeper {
-            None => create(&next)?,
+            None => open(&next, true)?,
             Some(keeper) => match keeper.take() {
                 Some(new) => new,
                 None => {
