@@ -15,7 +15,7 @@ const PAUSE_EXAMPLES: &str = "\
 Examples:
   mvm pause web
   mvm pause $(mvm ps --quiet)
-  mvm pause --save desk                  its memory goes to disk, until mvm resume desk";
+  mvm pause --save desk";
 
 const RESUME_EXAMPLES: &str = "\
 Examples:

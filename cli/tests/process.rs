@@ -22,10 +22,10 @@ mod job_control;
 mod keepers;
 #[path = "process/kept.rs"]
 mod kept;
-#[path = "process/signals.rs"]
-mod signals;
 #[path = "process/saved.rs"]
 mod saved;
+#[path = "process/signals.rs"]
+mod signals;
 #[path = "process/snapshots.rs"]
 mod snapshots;
 #[path = "process/stalled_files.rs"]

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use container::Copied;
 use instance::api::{State, VmUpdate, WantedState};
-use instance::{Archive, End, InstanceError, Keep, Kept, Kind, Phase, Running, VmId, Volumes, time};
+use instance::{Archive, End, InstanceError, Keep, Kept, Kind, Phase, Process, Running, VmId, Volumes, time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -50,20 +50,23 @@ struct Vm {
     options: Option<Value>,
     /// The disks that the guest can write to.
     disks: Vec<PathBuf>,
+    /// The process that has saved it, and lives until its keeper has noted that.
+    saver: Process,
 }
 
 impl Vm {
     /// That of `kept`, which runs in `vm`.
     fn of(kept: &Kept, vm: &Running) -> Result<Self, String> {
+        let saver = Process::own().map_err(|error| format!("cannot name this process: {}", chain(&error)))?;
         if kept.entry.kind == Kind::Vm {
             let (options, disks) = options(vm)?;
-            return Ok(Self { options: Some(options), disks });
+            return Ok(Self { options: Some(options), disks, saver });
         }
         let volumes = Volumes::of_user().map_err(|error| chain(&error))?;
         let content = |name| Ok(volumes.find(name).map_err(|error| chain(&error))?.content());
         let changes = Some(container::changes_path(&kept.directory)).filter(|path| path.exists());
         let disks = changes.into_iter().map(Ok).chain(kept.entry.volumes.iter().map(content));
-        Ok(Self { options: None, disks: disks.collect::<Result<_, String>>()? })
+        Ok(Self { options: None, disks: disks.collect::<Result<_, String>>()?, saver })
     }
 
     /// What its disks are like.
@@ -107,20 +110,13 @@ pub fn save(vm: &Running) -> Result<(), Failure> {
     if kept.entry.started.is_none() {
         return Err(Failure::NotStarted);
     }
-    let failed =
-        |what: &'static str| move |error: io::Error| Failure::Save(format!("cannot {what}: {error}"));
     let mut client = targets::client(vm)?;
     // It is not to run on from where it was saved.
     let was_paused = targets::state(&vm.directory) == Some(State::Paused);
     client.send("PATCH", "/vm", &VmUpdate { state: WantedState::Paused })?;
     let directory = kept.directory.join(NEW);
     let written = write(&kept, vm, &directory).map_err(Failure::Save);
-    let written = written.and_then(|()| {
-        let process = vm.record.process.open()?;
-        fs::rename(&directory, kept.directory.join(SAVED)).map_err(failed("write to its directory"))?;
-        Ok(process)
-    });
-    let process = match written {
+    let process = match written.and_then(|()| Ok(vm.record.process.open()?)) {
         Ok(process) => process,
         Err(failure) => {
             let _ = fs::remove_dir_all(&directory);
@@ -130,9 +126,13 @@ pub fn save(vm: &Running) -> Result<(), Failure> {
             return Err(failure);
         }
     };
-    client.kill_server().map_err(failed("end its VM"))?;
+    client.kill_server().map_err(|error| Failure::Save(format!("cannot end its VM: {error}")))?;
+    // Which notes that it is saved.
     if !process.wait(Some(DEADLINE)) {
         return Err(Failure::NotEnded);
+    }
+    if !kept.directory.join(SAVED).exists() {
+        return Err(Failure::Save("its keeper could not note that it is saved: it has ended".into()));
     }
     events::note(&kept.entry, "pause", &[]);
     Ok(())
@@ -148,23 +148,29 @@ fn write(kept: &Kept, vm: &Running, directory: &Path) -> Result<(), String> {
         options.read(true).write(true).create_new(true).mode(0o600).open(directory.join(name)).map_err(failed)
     };
     let (state, memory) = (file(STATE)?, file(MEMORY)?);
-    write_json(&directory.join(VM), &Vm::of(kept, vm)?).map_err(failed)?;
+    let vm_and_saver = Vm::of(kept, vm)?;
     save_memory(vm, &state, &memory)?;
-    state.sync_all().and_then(|()| memory.sync_all()).map_err(failed)
+    state.sync_all().and_then(|()| memory.sync_all()).map_err(failed)?;
+    // With it all is there.
+    write_json(&directory.join(VM), &vm_and_saver).map_err(failed)
 }
 
-/// Notes that what `keep` is of was saved, if it was: its VM has ended. Its keeper calls it.
+/// Notes that what `keep` is of was saved, if its VM has ended by that. Its keeper calls it.
 pub fn note(keep: &mut Keep) -> bool {
-    let saved = keep.directory().join(SAVED);
-    if !saved.exists() {
+    let new = keep.directory().join(NEW);
+    let Ok(vm) = read_json::<Vm>(&new.join(VM)) else { return false };
+    // It may have run on since, where the process that saved it was killed.
+    if vm.saver.open().is_err() {
+        let _ = fs::remove_dir_all(new);
         return false;
     }
-    let noted = read_json::<Vm>(&saved.join(VM)).and_then(|vm| write_json(&saved.join(DISKS), &vm.disks()?));
+    let noted = vm.disks().and_then(|disks| write_json(&new.join(DISKS), &disks));
+    let noted = noted.and_then(|()| fs::rename(&new, keep.directory().join(SAVED)));
     let noted = noted.and_then(|()| keep.change(|entry| entry.phase = Phase::Saved));
-    if let Err(error) = noted {
-        tracing::warn!(%error, "cannot note what the disks are like: it will not go on");
+    if let Err(error) = &noted {
+        tracing::warn!(%error, "cannot note that it is saved");
     }
-    true
+    noted.is_ok()
 }
 
 /// Whether a VM is about to go on from what was saved in `directory`, and has not run yet.
@@ -258,7 +264,7 @@ pub fn discard(kept: &Kept) -> Result<(), Failure> {
     let end = End { code, out_of_memory: false, error: String::new(), finished: time::now() };
     let ended = keep.begin(|entry| entry.phase = Phase::Started).and_then(|()| keep.ended(&end));
     ended.map_err(|error| Failure::Save(format!("cannot note that it has ended: {error}")))?;
-    for name in [SAVED, RESUMING] {
+    for name in [NEW, SAVED, RESUMING] {
         let _ = fs::remove_dir_all(kept.directory.join(name));
     }
     events::note(keep.entry(), "die", &[("exitCode", &code.to_string())]);

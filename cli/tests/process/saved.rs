@@ -59,7 +59,7 @@ fn what_can_t_go_on_stays_saved() {
     let instances = place.path("data").join("instances");
     let own = fs::read_dir(&instances).unwrap().map(|entry| entry.unwrap().path());
     let saved = own.map(|path| path.join("saved")).find(|path| path.exists()).unwrap();
-    let whole = fs::read(saved.join("state")).unwrap();
+    let (whole, vm) = (fs::read(saved.join("state")).unwrap(), fs::read(saved.join("vm.json")).unwrap());
     for (content, expected) in [(&b"not a state"[..], "state"), (&whole[..whole.len() / 2], "state")] {
         fs::write(saved.join("state"), content).unwrap();
         let (code, said) = mvm(&place, &["resume", "one"]);
@@ -74,5 +74,15 @@ fn what_can_t_go_on_stays_saved() {
     assert_eq!(mvm(&place, &["pause", "--save", "one"]).0, Some(0));
     assert_eq!(mvm(&place, &["rm", "-f", "one"]).0, Some(0));
     assert_eq!(state(&place), "");
+    // Saved by a process that was killed before it ended the VM, which has run on and ends otherwise.
+    boot(&place, &[]);
+    let mut own = fs::read_dir(&instances).unwrap().map(|entry| entry.unwrap().path());
+    let own = own.find(|path| path.join("record.json").exists()).unwrap();
+    fs::create_dir(own.join("saved.new")).unwrap();
+    fs::write(own.join("saved.new/vm.json"), vm).unwrap();
+    assert_eq!(mvm(&place, &["kill", "one"]).0, Some(0));
+    assert!(state(&place).contains(" exited Exited (137)"), "{}", state(&place));
+    assert_eq!(fs::read_dir(&own).unwrap().filter(|file| file.as_ref().unwrap().path().is_dir()).count(), 0);
+    assert_eq!(mvm(&place, &["rm", "one"]).0, Some(0));
     assert!(place.is_clean());
 }
