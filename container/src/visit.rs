@@ -3,7 +3,7 @@
 use std::io::{self, PipeReader};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::thread::Builder;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use agent_protocol::{Reply, Request};
@@ -135,13 +135,21 @@ fn session(error: ConnectionError) -> RunError {
 pub struct Ended {
     end: PipeReader,
     why: Receiver<String>,
+    thread: JoinHandle<()>,
+}
+
+impl Ended {
+    /// Waits until the VM has ended, and with it the thread.
+    pub fn wait(self) {
+        let _ = self.thread.join();
+    }
 }
 
 /// Takes what the VM says, on a thread of its own, until it ends.
 pub fn listen(vm: &Arc<VmProcess>) -> io::Result<Ended> {
     let ((end, alive), (says, why)) = (io::pipe()?, channel());
     let vm = vm.clone();
-    Builder::new().name("vm".into()).stack_size(64 << 10).spawn(move || {
+    let thread = Builder::new().name("vm".into()).stack_size(64 << 10).spawn(move || {
         while let Some(said) = vm.receive() {
             match said {
                 FromVm::Ended(end) => drop(says.send(end.text)),
@@ -151,7 +159,7 @@ pub fn listen(vm: &Arc<VmProcess>) -> io::Result<Ended> {
         }
         drop((says, alive));
     })?;
-    Ok(Ended { end, why })
+    Ok(Ended { end, why, thread })
 }
 
 /// Waits until the agent connects, or the VM has ended.

@@ -67,7 +67,7 @@ pub use process::{
     Failure, Fault, Files as SlotFiles, FromVm, Keeping, Order, Outcome, Progress, Split, User, VmEnd,
     VmProcess, end_without_a_word,
 };
-pub use snapshot::{Hold, SavedVm, Saver, Snapshot, SnapshotError};
+pub use snapshot::{Hold, SavedVm, Saver, Snapshot, SnapshotError, Touched};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};
 pub use timing::{Phase, Timeline, phases, timing_table};
 pub use vcpu::{Gate, GateError, Holder};

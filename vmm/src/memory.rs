@@ -14,6 +14,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::MemorySize;
+use crate::snapshot::Touched;
 
 /// The size and alignment of a transparent huge page.
 const HUGE_PAGE: usize = 2 << 20;
@@ -76,7 +77,8 @@ pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, 
 }
 
 /// As [`reserve`], where the memory begins as the content of `file`, in which the regions lie behind each other. What
-/// is written stays out of the file. One that becomes shorter ends what reads beyond its end.
+/// is written stays out of the file. One that becomes shorter ends what reads beyond its end. What is `touched` is there
+/// without a fault.
 ///
 /// # Errors
 ///
@@ -84,9 +86,10 @@ pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, 
 pub fn reserve_copy(
     regions: &[(GuestAddress, u64)],
     file: &File,
+    touched: &[Touched],
 ) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
     let mut place = places(file);
-    build(regions, |length| place(length).map(Backing::Copy))
+    build(regions, |length| Ok(Backing::Copy(place(length)?, touched)))
 }
 
 /// As [`reserve`], but of a file without a name (memfd), which other processes can map too. Only for a VM that has a
@@ -125,7 +128,7 @@ fn places(file: &File) -> impl FnMut(u64) -> io::Result<FileOffset> {
 }
 
 /// What is behind a region of RAM.
-enum Backing {
+enum Backing<'a> {
     /// Memory without a file.
     Anonymous,
     /// A file that other processes map too.
@@ -133,13 +136,13 @@ enum Backing {
     /// The same, which gets what another file has.
     SharedCopy(FileOffset, FileOffset),
     /// A file that it begins as, and that does not change by it.
-    Copy(FileOffset),
+    Copy(FileOffset, &'a [Touched]),
 }
 
 /// Reserves `regions`, each of them backed by what `backing` makes for its length.
-fn build(
+fn build<'a>(
     regions: &[(GuestAddress, u64)],
-    mut backing: impl FnMut(u64) -> io::Result<Backing>,
+    mut backing: impl FnMut(u64) -> io::Result<Backing<'a>>,
 ) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
     let size = MemorySize::from_bytes(regions.iter().map(|(_, length)| length).sum());
     let regions = regions.iter().map(|(address, length)| {
@@ -159,7 +162,7 @@ fn memory_file(length: u64) -> io::Result<FileOffset> {
     Ok(FileOffset::new(file, 0))
 }
 
-fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::Result<GuestRegionMmap> {
+fn reserve_region(address: GuestAddress, length: u64, backing: Backing<'_>) -> io::Result<GuestRegionMmap> {
     let size = usize::try_from(length).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -171,7 +174,7 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::R
             map_over(start, size, (protection, kind), file)?;
             kind
         }
-        Backing::Copy(file) => {
+        Backing::Copy(file, _) => {
             let kind = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
             for (from, length) in pieces_with_data(file, size) {
                 let place =
@@ -190,9 +193,13 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing) -> io::R
     unsafe { libc::madvise(start.add(small).cast(), size - small, libc::MADV_HUGEPAGE) };
     // SAFETY: as above. What a guest keeps stays out of core dumps of mvm.
     unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTDUMP) };
-    if let Backing::SharedCopy(_, content) = &backing {
-        // SAFETY: the mapping has `size` bytes, and no other user yet.
-        copy(content, unsafe { std::slice::from_raw_parts_mut(start, size) })?;
+    match &backing {
+        Backing::SharedCopy(_, content) => {
+            // SAFETY: the mapping has `size` bytes, and no other user yet.
+            copy(content, unsafe { std::slice::from_raw_parts_mut(start, size) })?;
+        }
+        Backing::Copy(file, touched) => populate(start, size, file.start(), touched),
+        Backing::Anonymous | Backing::Shared(_) => {}
     }
     let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags);
     if let Backing::Shared(file) | Backing::SharedCopy(file, _) = backing {
@@ -227,6 +234,21 @@ fn pieces_with_data(file: &FileOffset, size: usize) -> Vec<(usize, usize)> {
         }
     }
     if pieces.len() > MOST_PIECES { vec![(0, size)] } else { pieces }
+}
+
+/// Makes the pages of what is `touched` and lies in the `size` bytes at `start`, which are those at `place` of a file.
+fn populate(start: *mut u8, size: usize, place: u64, touched: &[Touched]) {
+    for Touched { place: from, bytes, is_written } in touched {
+        let from = from.checked_sub(place).and_then(|from| usize::try_from(from).ok());
+        let Some((from, room)) = from.and_then(|from| Some((from, size.checked_sub(from)?))) else {
+            continue;
+        };
+        let bytes = usize::try_from(*bytes).unwrap_or(usize::MAX).min(room);
+        let advice = if *is_written { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        // SAFETY: the piece is a part of a mapping of our own. A kernel that does not know this, or has no memory, makes
+        // the pages when they are used.
+        unsafe { libc::madvise(start.add(from).cast(), bytes, advice) };
+    }
 }
 
 /// Copies what has data in `file` to the same places of `memory`, which is all zeros.

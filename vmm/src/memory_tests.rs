@@ -20,7 +20,11 @@ fn what_goes_on_has_huge_pages_where_its_file_has_holes() {
         file.write_all_at(b"x", place).unwrap();
     }
     let regions = [(GuestAddress(0), 30 * MIB), (GuestAddress(1 << 32), 10 * MIB)];
-    let memory = reserve_copy(&regions, &file).unwrap();
+    let page = |place, is_written| Touched { place, bytes: 4096, is_written };
+    // Those beyond a region, or of no mapping of the file, do no harm.
+    let touched =
+        [page(5 * MIB, true), page(12 * MIB, false), page(30 * MIB - 4096, true), page(90 * MIB, true)];
+    let memory = reserve_copy(&regions, &file, &touched).unwrap();
     let address =
         |place: u64| GuestAddress(if place < 30 * MIB { place } else { (1 << 32) + place - 30 * MIB });
     for place in (0..40 * MIB).step_by(1 << 19).chain([7 * MIB + 4096, 40 * MIB - 1]) {

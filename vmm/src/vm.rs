@@ -217,14 +217,14 @@ impl AddressSpace {
 fn ram(config: &VmConfig, saved: Option<&Snapshot>) -> Result<Arc<GuestMemoryMmap>, VmError> {
     let regions = layout::ram_regions(config.memory.bytes());
     let shared = config.devices().any(|device| device.kind().needs_shared_memory());
-    if let Some(Snapshot { state, memory: file }) = saved {
+    if let Some(Snapshot { state, memory: file, touched }) = saved {
         let places: Vec<_> = regions.iter().map(|(address, length)| (address.0, *length)).collect();
         state.check(config.cpus, &places)?;
         state.check_memory(file)?;
         return Ok(if shared {
             memory::reserve_shared_copy(&regions, file)?
         } else {
-            memory::reserve_copy(&regions, file)?
+            memory::reserve_copy(&regions, file, touched)?
         });
     }
     Ok(if shared { memory::reserve_shared(&regions)? } else { memory::reserve(&regions)? })

@@ -297,5 +297,5 @@ fn open(kept: &Kept) -> Result<(Snapshot, Vm), String> {
     let memory = File::open(saved.join(MEMORY)).map_err(failed)?;
     state.check_memory(&memory).map_err(|error| chain(&error))?;
     fs::rename(&saved, &resuming).map_err(failed)?;
-    Ok((Snapshot { state, memory }, vm))
+    Ok((Snapshot::new(state, memory), vm))
 }

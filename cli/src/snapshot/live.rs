@@ -85,7 +85,7 @@ impl Live {
             Ok(Saved { index, file, bytes, shown: path.clone(), beside: beside.clone(), is_own: is_only })
         });
         let disks = disks.collect::<io::Result<_>>()?;
-        let snapshot = Snapshot { state: self.state.clone(), memory };
+        let snapshot = Snapshot::new(self.state.clone(), memory);
         Ok(Opened { snapshot, disks, has_agent: self.has_agent, place: None })
     }
 }
@@ -138,7 +138,7 @@ impl LiveContainer {
             let make = move |path: &Path| make_disk(path, &file, bytes, is_only);
             Box::new(make) as MakeDisk
         };
-        let (snapshot, changes) = (Snapshot { state, memory }, changes.map(make));
+        let (snapshot, changes) = (Snapshot::new(state, memory), changes.map(make));
         Copied { snapshot, container: id.to_owned(), changes }
     }
 }

@@ -122,7 +122,7 @@ pub fn open(directory: &Path, place: Option<PathBuf>) -> Result<(VmConfig, Opene
     let memory = reading.open(MEMORY)?;
     Ok((
         config,
-        Opened { snapshot: Snapshot { state, memory }, disks, has_agent: manifest.has_agent(), place },
+        Opened { snapshot: Snapshot::new(state, memory), disks, has_agent: manifest.has_agent(), place },
     ))
 }
 

@@ -14,13 +14,14 @@ use vmm::{Order, SharedPart, Split, VmProcess};
 
 use super::awake::rest;
 use super::{
-    Digest, FILES, Key, MANIFEST, MEMORY, Manifest, STATE, Shape, TemplateError, host, make_directory,
+    Digest, FILES, Key, MANIFEST, MEMORY, Manifest, STATE, Shape, TOUCHED, TemplateError, host,
+    make_directory, touched,
 };
 use crate::assets::Assets;
 use crate::options::RunOptions;
 use crate::run::LAST_WORDS;
 use crate::session::Listener;
-use crate::visit::{connect, listen};
+use crate::visit::{Ended, connect, listen};
 
 /// How long the VM may take to be saved.
 const SAVE: Duration = Duration::from_secs(300);
@@ -53,15 +54,30 @@ pub(super) fn fill(
     let (vm, _, agent) =
         VmProcess::start_for(order, None, agent).map_err(host("make a process for the template's VM"))?;
     let vm = Arc::new(vm);
-    let saved = save(directory, shape, &vm, &agent);
+    let ended = listen(&vm).map_err(host("start a thread"));
+    let saved = ended.and_then(|ended| save(directory, shape, &ended, &agent).map(|()| ended));
     vm.kill();
     vm.wait(LAST_WORDS);
     let _ = fs::remove_dir(empty);
-    saved?;
-    for entry in fs::read_dir(directory).map_err(host("read a template's directory"))?.flatten() {
-        if !FILES.iter().any(|name| entry.file_name() == **name) {
-            let _ = fs::remove_file(entry.path());
+    // The next process is made by one without other threads.
+    saved?.wait();
+    drop(agent);
+    clear(directory)?;
+    // The memory of one that is shared is there from the beginning.
+    if !shape.has_share {
+        match touched::look(directory, assets, shape, options) {
+            Ok(touched) => create(directory, TOUCHED)
+                .and_then(|mut file| file.write_all(&touched::encode(&touched)))
+                .map_err(host("write a template"))?,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(
+                    error,
+                    "cannot see which pages VMs of the template use at once: they take longer"
+                );
+            }
         }
+        clear(directory)?;
     }
     let digests = FILES.iter().map(|name| digest(&mut File::open(directory.join(name))?));
     let digests = digests.collect::<io::Result<_>>().map_err(host("read a template's files"))?;
@@ -71,9 +87,18 @@ pub(super) fn fill(
         .map_err(host("write a template's manifest"))
 }
 
-fn save(directory: &Path, shape: Shape, vm: &Arc<VmProcess>, agent: &Listener) -> Result<(), TemplateError> {
-    let ended = listen(vm).map_err(host("start a thread"))?;
-    let mut connection = connect(agent, &ended)?;
+/// Removes all but the template's files from its directory.
+fn clear(directory: &Path) -> Result<(), TemplateError> {
+    for entry in fs::read_dir(directory).map_err(host("read a template's directory"))?.flatten() {
+        if ![STATE, MEMORY, TOUCHED].iter().any(|name| entry.file_name() == **name) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn save(directory: &Path, shape: Shape, ended: &Ended, agent: &Listener) -> Result<(), TemplateError> {
+    let mut connection = connect(agent, ended)?;
     if shape.has_share {
         rest(&mut connection)?;
     }

@@ -10,12 +10,14 @@
 //! └── 1c-1024m-user/             for VMs of one size
 //!     ├── manifest.json          what it was made of: [`Key`]
 //!     ├── state                  0400, as the memory
-//!     └── memory
+//!     ├── memory
+//!     └── touched                which pages of it a VM uses as soon as it goes on
 //! ```
 
 mod awake;
 mod make;
 mod shape;
+mod touched;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -45,11 +47,14 @@ const MOST: usize = 8;
 /// The most bytes of a manifest, and of a state.
 const MAX_MANIFEST: u64 = 64 << 10;
 const MAX_STATE: u64 = 64 << 20;
+/// The same of what says which pages are used at once.
+const MAX_TOUCHED: u64 = 256 << 10;
 /// How often a lock is tried.
 const LOOK: Duration = Duration::from_millis(20);
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
+const TOUCHED: &str = "touched";
 /// Those that have digests.
 const FILES: [&str; 2] = [STATE, MEMORY];
 const LOCK: &str = "lock";
@@ -206,7 +211,9 @@ impl Templates {
         let _ = File::open(&directory).and_then(|directory| directory.set_modified(SystemTime::now()));
         let state = SavedVm::decode(&state)?;
         state.check_memory(&memory)?;
-        Ok(Some(Snapshot { state, memory }))
+        // Without it, it takes longer.
+        let touched = read(&directory.join(TOUCHED), MAX_TOUCHED).ok().flatten().unwrap_or_default();
+        Ok(Some(Snapshot { touched: touched::decode(&touched), ..Snapshot::new(state, memory) }))
     }
 
     /// Makes the template for VMs of `shape`, unless another process makes one for longer than `patience`: whether

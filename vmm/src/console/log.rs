@@ -226,7 +226,7 @@ mod tests {
         assert!((MOST..MOST + (1 << 20)).contains(&length), "{length}");
         assert_eq!(keeper.0.lock().unwrap().0, 1);
         let next = LogFile::next_of(&path);
-        keeper.0.lock().unwrap().1 = Some(create(&next).unwrap());
+        keeper.0.lock().unwrap().1 = Some(open(&next, true).unwrap());
         write(b"later", &mut log);
         let text = std::fs::read(&next).unwrap();
         assert!(text.len() as u64 == KEEP + 5 && text.ends_with(b"alater"), "{}", text.len());

@@ -176,6 +176,26 @@ pub struct Snapshot {
     pub state: SavedVm,
     /// Its RAM. It must not become shorter: reading what is gone ends the VM.
     pub memory: File,
+    /// What a VM that goes on uses of it at once.
+    pub touched: Vec<Touched>,
+}
+
+impl Snapshot {
+    /// One of which it is not known what is used at once.
+    pub fn new(state: SavedVm, memory: File) -> Self {
+        Self { state, memory, touched: Vec::new() }
+    }
+}
+
+/// Pages of a VM's RAM that it uses as soon as it goes on. To have them made in one go takes less than a fault for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touched {
+    /// Where they are in the file, in bytes.
+    pub place: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// It writes to them.
+    pub is_written: bool,
 }
 
 /// What saves a running VM.

@@ -28,11 +28,12 @@ fn save(running: &Running) -> Snapshot {
     let memory = tempfile::tempfile().unwrap();
     let state = running.saver.save(&memory).unwrap();
     let state = SavedVm::decode(&state.encode().unwrap()).unwrap();
-    Snapshot { state, memory }
+    Snapshot::new(state, memory)
 }
 
 fn again(snapshot: &Snapshot) -> Snapshot {
-    Snapshot { state: snapshot.state.clone(), memory: snapshot.memory.try_clone().unwrap() }
+    let memory = snapshot.memory.try_clone().unwrap();
+    Snapshot::new(snapshot.state.clone(), memory)
 }
 
 guest!(

@@ -1,0 +1,176 @@
+//! Which pages of a template's memory a VM uses as soon as it goes on: one goes on from it once, and is looked at.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use instance::{Identity, VmId};
+use vmm::{FromVm, Order, SavedVm, Snapshot, Split, Touched, VmConfig, VmProcess};
+
+use super::awake::awake;
+use super::{MAX_STATE, MEMORY, STATE, Shape, TemplateError, host, read};
+use crate::assets::Assets;
+use crate::machine::VSOCK;
+use crate::options::RunOptions;
+use crate::run::{LAST_WORDS, RunError};
+use crate::session::START;
+
+const PAGE: u64 = 4096;
+/// Of an entry of /proc/PID/pagemap: the page is there, and it is the file's and not a copy.
+const IS_PRESENT: u64 = 1 << 63;
+const IS_FILES: u64 = 1 << 61;
+
+/// The pages that a VM uses of the template in `directory`, which has no manifest yet, until its agent is awake. This
+/// process has one thread.
+pub(super) fn look(
+    directory: &Path,
+    assets: &Assets,
+    shape: Shape,
+    options: &RunOptions,
+) -> Result<Vec<Touched>, TemplateError> {
+    let reading = || host("read a template");
+    let state = read(&directory.join(STATE), MAX_STATE).map_err(reading())?.unwrap_or_default();
+    let memory = File::open(directory.join(MEMORY)).map_err(reading())?;
+    let inode = memory.metadata().map_err(reading())?.ino();
+    let snapshot = Some(Snapshot::new(SavedVm::decode(&state)?, memory));
+    let id = VmId::random().map_err(host("draw a random ID"))?;
+    let identity = Identity { id: Some(id), name: None, directory: Some(directory.to_owned()) };
+    // Nobody sees the pages of one that is confined. What runs in it is the agent alone.
+    let jail = jail::Mode::Off;
+    let config = VmConfig { jail, ..shape.machine(assets, options, directory, Vec::new(), &[]) };
+    let split = Split { until_open: Box::new(()), leave: Box::new(|| {}) };
+    let (log, user, start) = (None, None, Instant::now());
+    let order = Order { config: &config, identity: &identity, log, user, snapshot, split, start };
+    let (vm, _, ()) =
+        VmProcess::start_for(order, None, ()).map_err(host("make a process for the template's VM"))?;
+    let vm = Arc::new(vm);
+    let looked = await_agent(&vm, directory)
+        .and_then(|()| pages(vm.pid(), inode).map_err(host("look at the pages of a VM")));
+    vm.kill();
+    vm.wait(LAST_WORDS);
+    looked
+}
+
+fn await_agent(vm: &VmProcess, directory: &Path) -> Result<(), TemplateError> {
+    loop {
+        match vm.receive() {
+            Some(FromVm::Built) => break,
+            Some(FromVm::Failed(failure)) => return Err(RunError::Vm(failure.text).into()),
+            Some(FromVm::Ended(end)) => return Err(RunError::VmEnded(end).into()),
+            Some(FromVm::Pressed | FromVm::Printed | FromVm::Slot { .. }) => {}
+            None => return Err(RunError::VmKilled.into()),
+        }
+    }
+    awake(&directory.join(VSOCK), Vec::new(), START)?;
+    Ok(())
+}
+
+/// The pages that the process `pid` has of the file with that inode.
+fn pages(pid: u32, inode: u64) -> io::Result<Vec<Touched>> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let entries = File::open(format!("/proc/{pid}/pagemap"))?;
+    let mut runs = Vec::new();
+    for (start, end, place) in maps.lines().filter_map(|line| mapping(line, inode)) {
+        let pages = usize::try_from(end.saturating_sub(start) / PAGE).map_err(io::Error::other)?;
+        let mut bytes = vec![0; pages.saturating_mul(8)];
+        entries.read_exact_at(&mut bytes, start / PAGE * 8)?;
+        let (entries, _) = bytes.as_chunks::<8>();
+        add(&mut runs, place, entries.iter().map(|entry| u64::from_ne_bytes(*entry)));
+    }
+    Ok(runs)
+}
+
+/// Where a line of /proc/PID/maps says that the file with that inode is mapped: from, to, and the place in the file.
+fn mapping(line: &str, inode: u64) -> Option<(u64, u64, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let (from, to) = words.next()?.split_once('-')?;
+    let place = words.nth(1)?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let found = words.nth(1)?.parse::<u64>().ok()?;
+    (found == inode).then_some((hex(from)?, hex(to)?, hex(place)?))
+}
+
+/// Adds the pages at `place` and behind it to `runs`, as the entries of /proc/PID/pagemap say.
+fn add(runs: &mut Vec<Touched>, place: u64, entries: impl Iterator<Item = u64>) {
+    for (place, entry) in (0..).map(|page: u64| place.saturating_add(page * PAGE)).zip(entries) {
+        if entry & IS_PRESENT == 0 {
+            continue;
+        }
+        let is_written = entry & IS_FILES == 0;
+        match runs.last_mut() {
+            Some(run) if run.place + run.bytes == place && run.is_written == is_written => run.bytes += PAGE,
+            _ => runs.push(Touched { place, bytes: PAGE, is_written }),
+        }
+    }
+}
+
+/// As the bytes of a file.
+pub(super) fn encode(touched: &[Touched]) -> Vec<u8> {
+    let number = |bytes: u64| u32::try_from(bytes / PAGE).unwrap_or(u32::MAX).to_le_bytes();
+    let entry =
+        |run: &Touched| [number(run.place), number(run.bytes), u32::from(run.is_written).to_le_bytes()];
+    touched.iter().flat_map(entry).flatten().collect()
+}
+
+/// Reads what [`encode`] gave. It says what is to be there sooner, and nothing that could be wrong.
+pub(super) fn decode(bytes: &[u8]) -> Vec<Touched> {
+    let (numbers, _) = bytes.as_chunks::<4>();
+    let (runs, _) = numbers.as_chunks::<3>();
+    let run = |[place, count, is_written]: &[[u8; 4]; 3]| {
+        let pages = |number: &[u8; 4]| u64::from(u32::from_le_bytes(*number)) * PAGE;
+        Touched { place: pages(place), bytes: pages(count), is_written: *is_written != [0; 4] }
+    };
+    runs.iter().map(run).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_follow_each_other_are_one_run() {
+        let mut runs = Vec::new();
+        let (file, copy) = (IS_PRESENT | IS_FILES, IS_PRESENT);
+        add(&mut runs, 2 << 20, [0, file, file, copy, 0, copy, IS_FILES].into_iter());
+        let page = |number: u64, count: u64, is_written| Touched {
+            place: (2 << 20) + number * PAGE,
+            bytes: count * PAGE,
+            is_written,
+        };
+        assert_eq!(runs, [page(1, 2, false), page(3, 1, true), page(5, 1, true)]);
+        assert_eq!(decode(&encode(&runs)), runs);
+        assert_eq!(decode(&[1; 11]), []);
+    }
+
+    #[test]
+    fn this_process_has_what_it_touched() {
+        use std::os::fd::AsRawFd;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 * PAGE).unwrap();
+        file.write_all_at(&[1; 64 << 12], 0).unwrap();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let size = 32 << 12;
+        // SAFETY: it is a new mapping, which lives as long as the process.
+        let start = unsafe {
+            let start = libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                protection,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                4 << 12,
+            );
+            assert_ne!(start, libc::MAP_FAILED);
+            libc::madvise(start, size, libc::MADV_RANDOM);
+            start.cast::<u8>()
+        };
+        // SAFETY: the page is in the mapping.
+        unsafe { start.add(3 << 12).write_volatile(9) };
+        let runs = pages(std::process::id(), file.metadata().unwrap().ino()).unwrap();
+        let written: Vec<_> = runs.iter().filter(|run| run.is_written).collect();
+        assert_eq!(written, [&Touched { place: 7 * PAGE, bytes: PAGE, is_written: true }], "{runs:?}");
+    }
+}
