@@ -7,15 +7,18 @@ use crate::format::FormatError;
 use crate::process::ExitCode;
 use crate::{complain, exit_code};
 
+/// Before the first time, so that something is there soon: long enough for rates.
+const FIRST: Duration = Duration::from_millis(250);
 /// Between two times.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Moves the cursor to the upper left corner and clears the rest of the screen (ECMA-48: CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// Calls `turn` each second until it is done, or the reader of standard output has gone: `code` then.
+/// Calls `turn` soon and then each second until it is done, or the reader of standard output has gone: `code` then.
 pub fn each_second(code: u8, mut turn: impl FnMut() -> io::Result<bool>) -> ExitCode {
+    let mut interval = FIRST;
     loop {
-        std::thread::sleep(INTERVAL);
+        std::thread::sleep(std::mem::replace(&mut interval, INTERVAL));
         match turn() {
             Ok(false) => {}
             Ok(true) => return code.into(),
