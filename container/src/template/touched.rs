@@ -38,7 +38,7 @@ pub(super) fn look(
     let snapshot = Some(Snapshot::new(SavedVm::decode(&state)?, memory));
     let id = VmId::random().map_err(host("draw a random ID"))?;
     let identity = Identity { id: Some(id), name: None, directory: Some(directory.to_owned()) };
-    // Nobody sees the pages of one that is confined. What runs in it is the agent alone.
+    // The pages of a process that is confined cannot be looked at. What runs in it is the agent alone.
     let jail = jail::Mode::Off;
     let config = VmConfig { jail, ..shape.machine(assets, options, directory, Vec::new(), &[]) };
     let split = Split { until_open: Box::new(()), leave: Box::new(|| {}) };

@@ -213,6 +213,11 @@ fn descriptors_that_a_container_takes_are_its_own() {
 }
 
 #[test]
+fn memory_that_a_container_takes_is_its_own() {
+    outlasts("much-memory", &["-m", "64m"]);
+}
+
+#[test]
 fn processes_that_a_container_makes_are_its_own() {
     outlasts("bomb", &["--pids-limit", "100"]);
 }
