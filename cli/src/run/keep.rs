@@ -260,7 +260,7 @@ fn try_keep(
     };
     timing.mark(Step::Record);
     // It goes on from what was saved of itself, which stays until it runs.
-    let resumes = saved::is_resuming(&kept);
+    let resumes = copied.as_ref().is_some_and(|copied| copied.container == id.as_str());
     let mut missing = None;
     let origin = match (&order.pod, copied) {
         (None, Some(copied)) => Origin::Copy(copied),

@@ -173,8 +173,8 @@ pub fn note(keep: &mut Keep) -> bool {
     noted.is_ok()
 }
 
-/// Whether a VM is about to go on from what was saved in `directory`, and has not run yet.
-pub fn is_resuming(directory: &Path) -> bool {
+/// Whether what a VM was to go on from is in `directory` yet.
+fn is_resuming(directory: &Path) -> bool {
     directory.join(RESUMING).exists()
 }
 
