@@ -121,6 +121,20 @@ fn an_oci_archive_is_loaded(#[case] suffix: &str, #[case] compress: fn(&[u8]) ->
     assert_eq!(entries(&store), entries(&other));
 }
 
+/// An archive's last record is filled up, and may come late: who writes it must not find a closed pipe.
+#[rstest]
+#[case::plain(<[u8]>::to_vec)]
+#[case::gzip(gzip)]
+fn an_archive_is_read_to_the_end_of_its_stream(#[case] compress: fn(&[u8]) -> Vec<u8>) {
+    let (_directory, store) = store();
+    let mut archive = fixture().docker_archive(&["hello:1"]);
+    archive.resize(archive.len() + (1 << 20), 0);
+    let archive = compress(&archive);
+    let mut input = &archive[..];
+    store.load(&mut input).unwrap();
+    assert_eq!(input.len(), 0);
+}
+
 #[test]
 fn the_entry_for_this_platform_is_loaded() {
     let (_directory, store) = store();
