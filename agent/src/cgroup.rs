@@ -14,8 +14,8 @@ use crate::system::set;
 pub const TOP: &str = "/sys/fs/cgroup";
 /// The group of all containers together.
 pub const CONTAINERS: &str = "/sys/fs/cgroup/containers";
-/// Bytes of memory that all containers together leave to the agent and the kernel: its programs' own pages would go first
-/// where a container takes all there is, and each command would wait for them to be read again.
+/// Bytes of memory that all containers together leave to the agent and the kernel: its programs' own pages would go
+/// first where a container takes all there is, and each command would wait for them to be read again.
 const RESERVE: u64 = 24 << 20;
 /// The period of processor quotas, in microseconds.
 const PERIOD: u64 = 100_000;

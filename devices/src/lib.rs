@@ -66,16 +66,16 @@ type First = Box<dyn Fn(&str) -> Arc<dyn Fn() + Send + Sync> + Send + Sync>;
 
 static FIRST: OnceLock<First> = OnceLock::new();
 
-/// Has each [`thread`] of mvm's own that is started from now on begin with what `first` returns for its name, to give up
-/// rights. The thread that starts it calls `first`: a thread that takes no memory needs no pool of malloc's. It can be said
-/// once.
+/// Has each [`thread`] of mvm's own that is started from now on begin with what `first` returns for its name, to give
+/// up rights. The thread that starts it calls `first`: a thread that takes no memory needs no pool of malloc's. It can
+/// be said once.
 pub fn before_threads(first: First) {
     // Of two, the first stays.
     let _ = FIRST.set(first);
 }
 
-/// Starts a thread of mvm's own that is called `name` and takes no signals, which others wait for, but SIGSYS: that is no
-/// other thread's, and the answer to a system call that a filter denies.
+/// Starts a thread of mvm's own that is called `name` and takes no signals, which others wait for, but SIGSYS: that is
+/// no other thread's, and the answer to a system call that a filter denies.
 ///
 /// # Errors
 ///

@@ -9,9 +9,9 @@ const CLEAR_TID: u64 = 0x0020_0000;
 /// `PR_GET_TID_ADDRESS` (prctl(2)).
 const GET_TID_ADDRESS: libc::c_int = 40;
 
-/// Makes a copy of this process, as fork(2) does, in the control group whose directory is `group`. To move it there later would
-/// have the kernel wait until all processors have seen it, some 10 ms. Returns 0 in the copy; less than 0 where the host cannot
-/// do it (before Linux 5.7, or as a container's filter forbids it), and there is no copy.
+/// Makes a copy of this process, as fork(2) does, in the control group whose directory is `group`. To move it there
+/// later would have the kernel wait until all processors have seen it, some 10 ms. Returns 0 in the copy; less than 0
+/// where the host cannot do it (before Linux 5.7, or as a container's filter forbids it), and there is no copy.
 ///
 /// # Safety
 ///

@@ -50,8 +50,8 @@ impl TryFrom<u32> for Format {
     }
 }
 
-/// Who a VM is. It is written before the VM runs, and again when that has a process of its own; fields that another version of mvm has beyond these are
-/// passed over.
+/// Who a VM is. It is written before the VM runs, and again when that has a process of its own; fields that another
+/// version of mvm has beyond these are passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The version of the record.
@@ -63,7 +63,8 @@ pub struct Record {
     pub name: Option<VmName>,
     /// The process that keeps it: its signals, exit code and files.
     pub process: Process,
-    /// The process that runs it; `None` before it is there, and in records of older versions, where that is the same one.
+    /// The process that runs it; `None` before it is there, and in records of older versions, where that is the same
+    /// one.
     #[serde(default)]
     pub vm_process: Option<Process>,
     /// When it was made, in seconds since 1970.

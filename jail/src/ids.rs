@@ -42,8 +42,8 @@ impl Ids {
     }
 }
 
-/// Makes root the user and the group `id`. What makes namespaces is left to it until capabilities are given up: a host may
-/// let no other user make some.
+/// Makes root the user and the group `id`. What makes namespaces is left to it until capabilities are given up: a host
+/// may let no other user make some.
 fn become_user(id: u32) -> Result<(), (&'static str, Errno)> {
     let failed = |doing| move |error| (doing, error);
     let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
@@ -80,7 +80,8 @@ mod tests {
     fn beside<T>(begin: impl FnOnce(), meanwhile: impl FnOnce(i32) -> T) -> T {
         let (mut said, mut saying) = io::pipe().unwrap();
         let (mut waiting, release) = io::pipe().unwrap();
-        // SAFETY: the new process has one thread, and ends below. It takes memory, which glibc makes possible after a fork.
+        // SAFETY: the new process has one thread, and ends below. It takes memory, which glibc makes possible after a
+        // fork.
         let child = unsafe { libc::fork() };
         if child == 0 {
             drop((said, release));

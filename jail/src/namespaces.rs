@@ -8,8 +8,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, moun
 use rustix::process::{getegid, geteuid};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 
-/// Makes namespaces for this process, which has one thread. Its user and group stay what they are, and nobody else exists
-/// there.
+/// Makes namespaces for this process, which has one thread. Its user and group stay what they are, and nobody else
+/// exists there.
 pub(crate) fn unshare() -> Result<(), (&'static str, Errno)> {
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
     let namespaces = UnshareFlags::NEWUSER
@@ -66,9 +66,10 @@ pub(crate) fn change_root() -> io::Result<()> {
 /// Gives up all capabilities but those of `kept` that this process has, for good: it has no_new_privs set. What is not
 /// inheritable is not ambient either (capabilities(7)).
 ///
-/// The bounding set stays as it is, also where the host has no seccomp. It limits what a program that is executed may get, and
-/// with no_new_privs that is nothing beyond what the process has (execve(2), prctl(2)); in a new namespace of users the kernel
-/// fills it again. To empty it takes a system call for each of the 41 capabilities, a quarter of what confinement would cost.
+/// The bounding set stays as it is, also where the host has no seccomp. It limits what a program that is executed may
+/// get, and with no_new_privs that is nothing beyond what the process has (execve(2), prctl(2)); in a new namespace of
+/// users the kernel fills it again. To empty it takes a system call for each of the 41 capabilities, a quarter of what
+/// confinement would cost.
 pub(crate) fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
     let kept = if kept.is_empty() { kept } else { kept & rustix::thread::capabilities(None)?.permitted };
     let inheritable = CapabilitySet::empty();

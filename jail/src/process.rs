@@ -18,8 +18,8 @@ pub(crate) fn forbid_dumps() -> io::Result<()> {
     Ok(())
 }
 
-/// At most so many open files, or as many as it may have now, and so many bytes of private memory that can be written to.
-/// Returns the number of files.
+/// At most so many open files, or as many as it may have now, and so many bytes of private memory that can be written
+/// to. Returns the number of files.
 pub(crate) fn limit(files: Option<u64>, data: Option<u64>) -> io::Result<u64> {
     let exact = |value| Rlimit { current: Some(value), maximum: Some(value) };
     // A limit that is lower already stays.

@@ -9,8 +9,8 @@ use devices::legacy::PowerEvents;
 use devices::{Interrupt, Timer};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-/// How soon the interrupt is raised again where the guest has not read what it is about, at first and at last. Linux has it
-/// masked while it boots, and an edge on a masked pin of the I/O APIC is lost.
+/// How soon the interrupt is raised again where the guest has not read what it is about, at first and at last. Linux
+/// has it masked while it boots, and an edge on a masked pin of the I/O APIC is lost.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LAST_WAIT: Duration = Duration::from_secs(1);
 /// How long an event waits for the guest to read it.
@@ -26,8 +26,8 @@ struct Raised {
 /// What else a press does.
 pub type OnPress = Box<dyn Fn() + Send + Sync>;
 
-/// A power button, and what else the guest hears by the same interrupt. A press is not lost where the guest's driver is not there yet: the event loop raises the interrupt
-/// until the guest has read it, for a minute at most.
+/// A power button, and what else the guest hears by the same interrupt. A press is not lost where the guest's driver is
+/// not there yet: the event loop raises the interrupt until the guest has read it, for a minute at most.
 pub struct PowerButton {
     events: PowerEvents,
     line: Arc<dyn Interrupt>,

@@ -83,8 +83,8 @@ pub fn phases(nanoseconds: &[u64]) -> impl Iterator<Item = (&'static str, Option
     })
 }
 
-/// A table with a line for each of `marks`, in the order in which they were reached: what it took, and the time since the
-/// start. What was not reached comes last.
+/// A table with a line for each of `marks`, in the order in which they were reached: what it took, and the time since
+/// the start. What was not reached comes last.
 pub fn timing_table<'a>(marks: impl IntoIterator<Item = (&'a str, Option<Duration>)>) -> String {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     let mut marks: Vec<_> = marks.into_iter().collect();

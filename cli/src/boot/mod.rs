@@ -186,8 +186,8 @@ impl Refusal {
     }
 }
 
-/// Runs the VM in a process of its own, which this one keeps; in the background, with a `reporter`, something is kept of it.
-/// Returns the exit code.
+/// Runs the VM in a process of its own, which this one keeps; in the background, with a `reporter`, something is kept
+/// of it. Returns the exit code.
 fn boot(order: Order, has_directory: bool, reporter: Option<Reporter>) -> u8 {
     let reporter = SharedReporter::new(reporter);
     // Until the last line is written.

@@ -138,8 +138,8 @@ fn date(milliseconds: u64) -> String {
     time::rfc3339(Duration::from_millis(milliseconds))
 }
 
-/// How the process of a VM is confined, by the file in its directory: the mode, and each layer with what it is, or why it is
-/// missing.
+/// How the process of a VM is confined, by the file in its directory: the mode, and each layer with what it is, or why
+/// it is missing.
 fn jail(directory: &Path) -> Value {
     let text = std::fs::read(directory.join(vmm::JAIL)).ok();
     let report = text.and_then(|text| serde_json::from_slice::<Report>(&text).ok());

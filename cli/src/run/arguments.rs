@@ -141,8 +141,8 @@ pub struct ContainerArguments {
 
     /// Confine the VM's process on the host: best-effort, strict or off
     ///
-    /// best-effort: by all that the host offers. strict: by all that there is, or the container is not started. off: not, for
-    /// debuggers and profilers.
+    /// best-effort: by all that the host offers. strict: by all that there is, or the container is not started. off:
+    /// not, for debuggers and profilers.
     #[arg(
         long,
         value_name = "MODE",

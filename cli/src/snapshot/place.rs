@@ -162,8 +162,8 @@ impl Read for Sparse<'_> {
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
-/// The digest of the length of `file` and of its pages that are not all zeros, each with its place in front, eight bytes,
-/// little endian. A file that is nearly all holes, as a VM's memory, has it in a moment.
+/// The digest of the length of `file` and of its pages that are not all zeros, each with its place in front, eight
+/// bytes, little endian. A file that is nearly all holes, as a VM's memory, has it in a moment.
 pub fn digest_of_pages(file: &File) -> io::Result<Digest> {
     use rustix::fs::{SeekFrom, seek};
     use rustix::io::Errno;

@@ -11,18 +11,19 @@ const SPEAKS_AND_ENDS: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, 0xb0,
 /// and the signal that ends KVM_RUN, which is sent until it has its effect.
 const UNCOUNTED: &str = "trace=!futex,tgkill,rt_sigreturn,sched_yield,restart_syscall";
 
-/// The most system calls of both processes and all their threads but [`UNCOUNTED`], from the program's start to its end: some
-/// 470 as root, of which a few depend on which thread waits for which. Some 100 of them are those of a process of its own: its
-/// making, messages and end. This program has glibc and its dynamic loader, and a check of each descriptor that is closed,
-/// which the one that is released has not.
+/// The most system calls of both processes and all their threads but [`UNCOUNTED`], from the program's start to its
+/// end: some 470 as root, of which a few depend on which thread waits for which. Some 100 of them are those of a
+/// process of its own: its making, messages and end. This program has glibc and its dynamic loader, and a check of each
+/// descriptor that is closed, which the one that is released has not.
 const MOST_CALLS: u64 = 490;
 /// The most of them that confine the VM's process: some 50 as root, and 30 as another user.
 const MOST_OF_JAIL: u64 = 60;
-/// How often each is counted; what counts is the median: threads that wait for each other add calls, and one that comes late
-/// takes two messages at once, which leaves some out.
+/// How often each is counted; what counts is the median: threads that wait for each other add calls, and one that comes
+/// late takes two messages at once, which leaves some out.
 const RUNS: usize = 15;
 
-/// `mvm boot` of that guest with `arguments`, under strace with `options`; `None`, with the reason printed, where that can't be.
+/// `mvm boot` of that guest with `arguments`, under strace with `options`; `None`, with the reason printed, where that
+/// can't be.
 fn traced(place: &Place, options: &[&str], arguments: &[&str]) -> Option<Command> {
     if Command::new("strace").args(["-f", "true"]).stderr(Stdio::null()).status().is_err() {
         eprintln!("skipped: there is no strace (Debian package strace)");

@@ -1,5 +1,5 @@
-//! What a VM's process says to its keeper, once its guest has taken it over: it is understood, or the process is killed;
-//! and each is said once.
+//! What a VM's process says to its keeper, once its guest has taken it over: it is understood, or the process is
+//! killed; and each is said once.
 
 #![no_main]
 

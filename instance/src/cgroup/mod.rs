@@ -1,5 +1,5 @@
-//! A control group for each VM, where the host has them in version 2 and leaves a subtree to mvm: it bounds what the VM's
-//! process and those that serve its devices use together, and holds all of them until the last one has ended.
+//! A control group for each VM, where the host has them in version 2 and leaves a subtree to mvm: it bounds what the
+//! VM's process and those that serve its devices use together, and holds all of them until the last one has ended.
 //!
 //! The path of the group is in the VM's directory, so that who removes the remains of a killed VM removes the group.
 
@@ -107,8 +107,8 @@ pub fn examine_cgroups() -> Result<(), CgroupError> {
 }
 
 impl Cgroup {
-    /// Makes the group of the VM `id`, whose directory is `instance`, with the limits that `limits` returns: it is asked for
-    /// them where the host has groups.
+    /// Makes the group of the VM `id`, whose directory is `instance`, with the limits that `limits` returns: it is
+    /// asked for them where the host has groups.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Where a VM's control group can be made: in a subtree that was delegated to mvm (cgroups(7)), or for root, beside those of
-//! the host's services.
+//! Where a VM's control group can be made: in a subtree that was delegated to mvm (cgroups(7)), or for root, beside
+//! those of the host's services.
 
 use std::ffi::CStr;
 use std::fs;
@@ -88,8 +88,8 @@ fn name_of(group: &Path) -> String {
     group.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Whether `group` was left to its processes: systemd says so, or it is the first one on the way from the root that belongs
-/// to this user. The one of a user's own systemd is left to that.
+/// Whether `group` was left to its processes: systemd says so, or it is the first one on the way from the root that
+/// belongs to this user. The one of a user's own systemd is left to that.
 fn is_delegated(group: &Path, mount: &Path) -> bool {
     if group == mount {
         // The root of a namespace is that of a container's manager, which has left it to the container where it can be

@@ -40,8 +40,8 @@ pub fn fork(run: impl FnOnce() -> u8) -> io::Result<Child> {
     fork_into(None, |_| run())
 }
 
-/// The same, whose copy is in the control group with the directory `group` where the host can do that at once; `run` is told
-/// whether it is.
+/// The same, whose copy is in the control group with the directory `group` where the host can do that at once; `run` is
+/// told whether it is.
 ///
 /// # Errors
 ///
@@ -200,8 +200,8 @@ fn become_standard(source: BorrowedFd<'_>, stream: RawFd) -> io::Result<()> {
     }
 }
 
-/// What this process has open from the one that started it, beyond the standard streams: a lock or a pipe of a shell would
-/// stay for as long as this process. Its own descriptors are all closed by exec, by which they are told apart.
+/// What this process has open from the one that started it, beyond the standard streams: a lock or a pipe of a shell
+/// would stay for as long as this process. Its own descriptors are all closed by exec, by which they are told apart.
 pub struct Inherited(Vec<RawFd>);
 
 impl Inherited {

@@ -1,8 +1,8 @@
 //! The system calls that a thread may make.
 //!
 //! A table says for each kind of thread which calls it makes, with which arguments, and why. What is not in it traps:
-//! the process tells who keeps it which call of which thread it was, and ends. A thread cannot change that, as it may not
-//! call rt_sigaction(2).
+//! the process tells who keeps it which call of which thread it was, and ends. A thread cannot change that, as it may
+//! not call rt_sigaction(2).
 
 mod names;
 mod program;
@@ -180,8 +180,8 @@ impl Filter {
         self.kind
     }
 
-    /// Confines the calling thread, for good. It takes one system call and no memory. This process has no_new_privs set,
-    /// and the thread does not block SIGSYS, which [`report_to`] and [`may_trap`] see to.
+    /// Confines the calling thread, for good. It takes one system call and no memory. This process has no_new_privs
+    /// set, and the thread does not block SIGSYS, which [`report_to`] and [`may_trap`] see to.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
 //! The programs of filters (seccomp(2), and "Linux Socket Filtering" in the kernel's documentation).
 //!
-//! The kernel translates a program when it is installed, and then tries it for every number of a system call, so that those
-//! that are always allowed cost nothing later. Each thread of a VM installs one when it starts: what a program costs is its
-//! length, and the steps to its end. Calls are therefore found by a search in a tree, and have few instructions.
+//! The kernel translates a program when it is installed, and then tries it for every number of a system call, so that
+//! those that are always allowed cost nothing later. Each thread of a VM installs one when it starts: what a program
+//! costs is its length, and the steps to its end. Calls are therefore found by a search in a tree, and have few
+//! instructions.
 
 use libc::sock_filter;
 
@@ -14,7 +15,8 @@ const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
 /// `AUDIT_ARCH_X86_64`.
 const X86_64: u32 = 0xc000_003e;
-/// Instructions: `BPF_LD | BPF_W | BPF_ABS`, `BPF_ALU | BPF_AND`, `BPF_JMP` with `BPF_JA`, `BPF_JEQ` and `BPF_JGE`, `BPF_RET`.
+/// Instructions: `BPF_LD | BPF_W | BPF_ABS`, `BPF_ALU | BPF_AND`, `BPF_JMP` with `BPF_JA`, `BPF_JEQ` and `BPF_JGE`,
+/// `BPF_RET`.
 const LOAD: u16 = 0x20;
 const AND: u16 = 0x54;
 const JUMP: u16 = 0x05;
@@ -91,8 +93,8 @@ impl Reversed {
     }
 }
 
-/// Makes the program by which the calls of `rules` get the action `matching`, others `other`. `process` is the ID of the
-/// process that it is for. Calls of another architecture kill the process.
+/// Makes the program by which the calls of `rules` get the action `matching`, others `other`. `process` is the ID of
+/// the process that it is for. Calls of another architecture kill the process.
 ///
 /// # Errors
 ///

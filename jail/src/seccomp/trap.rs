@@ -64,8 +64,8 @@ pub(super) fn name_thread(kind: &'static str) {
     KIND.set(kind);
 }
 
-/// Lets this thread, and those that it starts, take SIGSYS: where the signal is blocked, the process is killed without a
-/// report.
+/// Lets this thread, and those that it starts, take SIGSYS: where the signal is blocked, the process is killed without
+/// a report.
 ///
 /// # Errors
 ///
@@ -81,8 +81,8 @@ pub fn may_trap() -> io::Result<()> {
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
-/// Has violations reported to `reports`, as one write each, which [`Violation::parse`] reads. It stays open for as long as
-/// the process lives, and should not block. This thread and those that it starts from now on may trap.
+/// Has violations reported to `reports`, as one write each, which [`Violation::parse`] reads. It stays open for as long
+/// as the process lives, and should not block. This thread and those that it starts from now on may trap.
 ///
 /// # Errors
 ///

@@ -6,7 +6,8 @@
 //! | `vm` | `create_interrupt_controllers`, and the capabilities of KVM that it takes (`REQUIRED`) |
 //! | `platform` | `Platform`: the devices that every VM has besides its virtio devices |
 //! | `kernel` | `Kernel`, `EntryPoint`, `Initrd`: what the loader found; what a kernel's ELF file has to say |
-//! | `boot` | `write`: all that a kernel finds in memory when it starts; `write_generation`: what tells it that it goes on |
+//! | `boot` | `write`: all that a kernel finds in memory when it starts; `write_generation`: what tells it that it goes
+//! on |
 //! | `vcpu` | `Processor`, `create_vcpus`, `instruction_pointer`, `RESET_VECTOR` |
 //! | `state` | `VmState` of `ProcessorState`s and `InterruptState`: what KVM knows, saved and restored; `Facts` |
 //! | `gdb` | `GuestArch`, `GuestRegisters`, `registers::{read, write}`, `DebugRegisters` |

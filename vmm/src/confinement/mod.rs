@@ -1,8 +1,8 @@
 //! Confinement of the process that runs a VM.
 //!
-//! Once all that the VM needs is open, the process gives up the rest with [`Resources::confine`], while it has one thread.
-//! Each thread that it starts then has a filter of system calls of its own from the beginning; the main thread gets its
-//! own when the VM is built.
+//! Once all that the VM needs is open, the process gives up the rest with [`Resources::confine`], while it has one
+//! thread. Each thread that it starts then has a filter of system calls of its own from the beginning; the main thread
+//! gets its own when the VM is built.
 
 mod noted;
 mod outside;
@@ -25,8 +25,8 @@ use crate::{VmConfig, VmError};
 
 /// Private memory of the process beside the guest's: what devices keep for connections and requests, and stacks.
 const OVERHEAD: u64 = 512 << 20;
-/// How many memory pools malloc has for all threads. With more, it would read the number of processors from a file, and each
-/// takes four system calls and 132 KiB.
+/// How many memory pools malloc has for all threads. With more, it would read the number of processors from a file, and
+/// each takes four system calls and 132 KiB.
 const ARENAS: i32 = 1;
 /// The exit code where a thread cannot be confined, as for a panic.
 const ABORTED: i32 = 134;

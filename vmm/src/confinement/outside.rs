@@ -1,5 +1,5 @@
-//! What is done for the process of a VM from outside, before it is made and after it has ended: its user and its control
-//! group.
+//! What is done for the process of a VM from outside, before it is made and after it has ended: its user and its
+//! control group.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,8 @@ use crate::{MAX_DEVICES, VmConfig};
 const SHARE_MEMORY: u64 = 1 << 30;
 /// Memory of the process that serves a user network: buffers of its sockets.
 const NETWORK_MEMORY: u64 = 256 << 20;
-/// The kernel's tables of the guest's memory are at most this part of it: page tables of the process, of the guest, and what
-/// KVM notes of each page, 1/512 each, and 1/50 for those of a guest's own VMs.
+/// The kernel's tables of the guest's memory are at most this part of it: page tables of the process, of the guest, and
+/// what KVM notes of each page, 1/512 each, and 1/50 for those of a guest's own VMs.
 const TABLES: u64 = 32;
 /// Threads of the VM's process beside vCPUs and those of devices, and some to spare.
 const OWN_THREADS: u64 = 32;
@@ -72,7 +72,8 @@ impl Outside {
         })
     }
 
-    /// Called in the VM's process: it enters its control group. Returns what it becomes next, and the state of the group.
+    /// Called in the VM's process: it enters its control group. Returns what it becomes next, and the state of the
+    /// group.
     pub fn enter(&self) -> (Ids, State) {
         let cgroup = match &self.cgroup {
             Some(Ok(cgroup)) if self.is_inside.load(Ordering::Relaxed) => State::On(cgroup.summary()),
@@ -159,8 +160,8 @@ fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// Memory of what the guest writes to files: private copies of persistent memory, and files of file systems in memory, which
-/// count for who writes them.
+/// Memory of what the guest writes to files: private copies of persistent memory, and files of file systems in memory,
+/// which count for who writes them.
 fn files_in_memory(config: &VmConfig) -> u64 {
     let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
     let copied = config.pmem.iter().map(|pmem| length(&pmem.path));

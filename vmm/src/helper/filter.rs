@@ -16,8 +16,8 @@ struct Process {
     group: u32,
 }
 
-/// Checks that of the process groups of helpers, `leaders`, each process that works has a filter of system calls (seccomp(2)),
-/// which it may be about to get. One that has started another one and waits for it needs none.
+/// Checks that of the process groups of helpers, `leaders`, each process that works has a filter of system calls
+/// (seccomp(2)), which it may be about to get. One that has started another one and waits for it needs none.
 ///
 /// # Errors
 ///
@@ -63,8 +63,8 @@ fn processes(groups: &[u32]) -> Vec<Process> {
     ids.filter_map(read).filter(|process| groups.contains(&process.group)).collect()
 }
 
-/// A process by its line of proc_pid_stat(5), whose second field may have anything in its brackets. One that has ended does
-/// not count.
+/// A process by its line of proc_pid_stat(5), whose second field may have anything in its brackets. One that has ended
+/// does not count.
 fn parse(id: u32, stat: &str) -> Option<Process> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;

@@ -1,4 +1,5 @@
-//! Keeping a VM whose user is in front of it: signals, the terminal, and an end in time, whatever the VM's process does.
+//! Keeping a VM whose user is in front of it: signals, the terminal, and an end in time, whatever the VM's process
+//! does.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -58,8 +59,8 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// Keeps the VM until its process has ended, which it does in time once it is asked to. `on_progress` is told how far
-    /// the VM has come.
+    /// Keeps the VM until its process has ended, which it does in time once it is asked to. `on_progress` is told how
+    /// far the VM has come.
     pub fn run(self, mut on_progress: impl FnMut(Progress)) -> Outcome {
         let Self { vm, signals, limits, start, removal, reads_stdin } = self;
         let mut request = Request::new(limits, start);

@@ -140,13 +140,13 @@ fn discard_part(region: &GuestRegionMmap, start: u64, end: u64) -> Result<u64, E
     Ok(length)
 }
 
-/// Has the host make no more huge pages of `memory`: those that it has stay. It would fill what a guest has given back of
-/// one.
+/// Has the host make no more huge pages of `memory`: those that it has stay. It would fill what a guest has given back
+/// of one.
 pub(super) fn stop_huge_pages(memory: &GuestMemoryMmap) {
     for region in memory.iter() {
         let size = usize::try_from(region.len()).unwrap_or(0);
-        // SAFETY: the range is a mapping of guest memory that `memory` keeps, and its contents stay. Without huge pages in
-        // the host's kernel the call fails, and nothing depends on it.
+        // SAFETY: the range is a mapping of guest memory that `memory` keeps, and its contents stay. Without huge pages
+        // in the host's kernel the call fails, and nothing depends on it.
         let _ = unsafe { madvise(region.as_ptr().cast(), size, Advice::LinuxNoHugepage) };
     }
 }

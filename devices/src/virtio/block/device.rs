@@ -65,8 +65,8 @@ impl Block {
     }
 
     /// Makes a device whose disk can be taken out, and another one put in, see
-    /// [`BlockHandle::insert`](super::BlockHandle::insert). Without a `disk` it has no sector, and every request fails (5.2).
-    /// The driver may write, as far as its disk allows.
+    /// [`BlockHandle::insert`](super::BlockHandle::insert). Without a `disk` it has no sector, and every request fails
+    /// (5.2). The driver may write, as far as its disk allows.
     ///
     /// # Errors
     ///

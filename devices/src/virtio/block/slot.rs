@@ -46,8 +46,8 @@ impl BlockHandle {
         block.set_disk(disk).map_err(SlotError::Busy)
     }
 
-    /// Takes the disk out of the slot, if there is one: tells the driver that it has no sector any more, waits for what is in
-    /// flight, and closes the files. It waits for the host's storage, 5 s at most.
+    /// Takes the disk out of the slot, if there is one: tells the driver that it has no sector any more, waits for what
+    /// is in flight, and closes the files. It waits for the host's storage, 5 s at most.
     ///
     /// # Errors
     ///

@@ -291,8 +291,8 @@ impl Worker {
         self.transfers.release(number);
     }
 
-    /// A completion that belongs to no request in flight: the request that it was for is never answered, so the device needs
-    /// a reset.
+    /// A completion that belongs to no request in flight: the request that it was for is never answered, so the device
+    /// needs a reset.
     fn lost(&mut self, number: u16) {
         tracing::error!(number, "the host completed disk I/O that was not started; the device needs a reset");
         self.queue.fail_chain(Head::default());

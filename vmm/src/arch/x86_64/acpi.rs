@@ -185,9 +185,9 @@ fn panic_device(sink: &mut Vec<u8>) {
     device(sink, "_SB_.PEVT", &"QEMU0001", 0, vec![&ports], vec![&status]);
 }
 
-/// The VM generation ID (Microsoft, "Virtual Machine Generation ID"): 16 bytes at an address that does not change, which
-/// have another content in each VM that goes on from where one was saved. Linux looks for the hardware ID, others for
-/// the compatible one.
+/// The VM generation ID (Microsoft, "Virtual Machine Generation ID"): 16 bytes at an address that does not change,
+/// which have another content in each VM that goes on from where one was saved. Linux looks for the hardware ID, others
+/// for the compatible one.
 fn generation(sink: &mut Vec<u8>) {
     const ADDRESS: u32 = layout::in_32_bits(layout::GENERATION_ID);
     let hid = aml::Name::new("_HID".into(), &"VMGENCTR");

@@ -162,8 +162,8 @@ impl Engine {
     ///
     /// # Safety
     ///
-    /// The file of `place`, what is left of `ranges`, and the memory that it names, have to stay valid until the completion was
-    /// taken from [`pop`](Self::pop).
+    /// The file of `place`, what is left of `ranges`, and the memory that it names, have to stay valid until the
+    /// completion was taken from [`pop`](Self::pop).
     pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, place: Place, ranges: &IoVecs) {
         match self {
             // SAFETY: the caller promises the same.

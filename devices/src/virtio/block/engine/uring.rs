@@ -148,8 +148,8 @@ impl Uring {
     ///
     /// # Safety
     ///
-    /// The file of `place`, what is left of `ranges`, and the memory that it names, have to stay valid until the completion was
-    /// taken.
+    /// The file of `place`, what is left of `ranges`, and the memory that it names, have to stay valid until the
+    /// completion was taken.
     pub(super) unsafe fn start(&mut self, number: u16, operation: Operation, place: Place, ranges: &IoVecs) {
         let entry = Self::entry(operation, place, ranges).user_data(u64::from(number));
         // SAFETY: the caller promises that all that the entry points to outlives the operation.

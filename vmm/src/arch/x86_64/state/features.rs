@@ -10,8 +10,8 @@ const EBX: Register = ("EBX", |entry| entry.ebx);
 const ECX: Register = ("ECX", |entry| entry.ecx);
 const EDX: Register = ("EDX", |entry| entry.edx);
 
-/// The registers whose bits are features, by leaf and subleaf (Intel SDM volume 2A, AMD APM volume 3 appendix E), and the
-/// bits of them that change with the state of a vCPU.
+/// The registers whose bits are features, by leaf and subleaf (Intel SDM volume 2A, AMD APM volume 3 appendix E), and
+/// the bits of them that change with the state of a vCPU.
 const FEATURES: &[(u32, u32, Register, u32)] = &[
     // MONITOR, OSXSAVE.
     (1, 0, ECX, 1 << 3 | 1 << 27),
