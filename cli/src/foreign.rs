@@ -1,8 +1,9 @@
 //! What users of docker, QEMU, Firecracker, cloud-hypervisor and virsh write, and what to write instead.
 
-/// What to write in place of the command `word`.
-pub fn command(word: &str) -> Option<&'static str> {
-    COMMANDS.iter().find(|(words, _)| words.contains(&word)).map(|(_, advice)| *advice)
+/// What to write in place of the command `word` of `group`, which is empty for one of mvm itself.
+pub fn command(group: &str, word: &str) -> Option<&'static str> {
+    let of_group = TEMPLATE_COMMANDS.iter().filter(|_| group == "template");
+    of_group.chain(COMMANDS).find(|(words, _)| words.contains(&word)).map(|(_, advice)| *advice)
 }
 
 /// What to write in place of the option or argument `word` of `command`.
@@ -41,7 +42,10 @@ const COMMANDS: &[(Words, &str)] = &[
         &["compose"],
         "use `mvm run -d` for each container; those that reach each other go into one pod: `mvm pod --help`",
     ),
-    (&["checkpoint"], "containers cannot be saved yet; `mvm snapshot` saves a VM of `mvm boot`"),
+    (
+        &["checkpoint"],
+        "use `mvm pause --save NAME` and `mvm resume NAME`; `mvm snapshot` saves a VM of `mvm boot`",
+    ),
     (&["metrics"], "use `mvm stats`, or GET /metrics on the VM's control socket"),
     (&["network"], "networks are options: `mvm run --network user`, `mvm boot --net user`"),
     (&["manifest", "scout"], "use `mvm image inspect`"),
@@ -52,6 +56,11 @@ const COMMANDS: &[(Words, &str)] = &[
         &["context", "swarm", "service", "stack", "node", "plugin", "secret", "config", "trust"],
         "mvm has neither a daemon nor a cluster",
     ),
+];
+
+const TEMPLATE_COMMANDS: &[(Words, &str)] = &[
+    (&["create", "make"], "use `mvm template build`"),
+    (&["rm", "remove", "delete"], "use `mvm template prune`, which removes all templates"),
 ];
 
 const BOOT: Words = &["boot"];
@@ -187,7 +196,7 @@ const OPTIONS: &[(Words, Words, &str)] = &[
         &["--blkio-weight"],
         "the disks of containers have no limits yet; those of `mvm boot` have",
     ),
-    (&["start"], &["--checkpoint", "--checkpoint-dir"], "leave it out: snapshots are not supported yet"),
+    (&["start"], &["--checkpoint", "--checkpoint-dir"], "use `mvm pause --save` and `mvm resume`"),
     (&["rm"], &["-l", "--link"], "leave it out: containers have no links"),
     (&["stats"], &["-f", "--filter"], "name them, as in `mvm stats web db`"),
     (SIGNALLED, &["-a", "--all"], "name them, as in `mvm stop $(mvm ps --quiet)`"),

@@ -209,11 +209,11 @@ enum Command {
     Events(events::EventsCommand),
     /// Manage templates, which spare containers' VMs the boot
     Template(template::TemplateCommand),
-    /// Save a VM in a directory; it runs on
+    /// Save a VM of `mvm boot` in a new directory; it continues to run
     Snapshot(snapshot::SnapshotCommand),
-    /// Run a VM from where it was saved
+    /// Run a VM from a snapshot of `mvm snapshot`
     Restore(boot::RestoreCommand),
-    /// Copy a running container or VM; the copy goes on beside it
+    /// Copy a running container or VM with its memory; both run
     Fork(fork::ForkCommand),
     /// Pause containers and VMs
     Pause(pause::PauseCommand),

@@ -1,15 +1,18 @@
 //! `mvm pause` and `mvm resume`.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Mutex, PoisonError};
+use std::thread::Builder;
 
 use clap::Args;
 use instance::api::{State, VmUpdate, WantedState};
 use instance::{Registry, Running};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
-use crate::{events, run};
+use crate::{complain, events, exit_code, run};
 
 const PAUSE_EXAMPLES: &str = "\
 Examples:
@@ -19,7 +22,9 @@ Examples:
 
 const RESUME_EXAMPLES: &str = "\
 Examples:
-  mvm resume web";
+  mvm resume web
+
+`mvm unpause` is the same command.";
 
 /// Arguments of `mvm pause`.
 #[derive(Args)]
@@ -31,8 +36,9 @@ pub struct PauseCommand {
 
     /// Save its VM on disk and end it, so that it takes no memory until `mvm resume`
     ///
-    /// What a container does and has open goes on from there, also after the host has been down; connections to
-    /// others end. Not those of a pod, and not those with folders or files of the host.
+    /// It resumes with its memory and processes, also after the host has been down; connections to others end. A VM
+    /// must have been started with `mvm boot -d`. Containers in a pod, and those with folders or files of the host,
+    /// cannot be saved.
     #[arg(long)]
     save: bool,
 }
@@ -49,6 +55,12 @@ pub struct ResumeCommand {
 impl PauseCommand {
     /// Returns when all vCPUs are stopped; of a container in a pod, when all its processes are.
     pub fn run(self) -> ExitCode {
+        if self.save
+            && let Err(error) = watch_signals()
+        {
+            complain(&format!("cannot take signals: {error}"));
+            return exit_code::HOST.into();
+        }
         targets::each(&self.vms, |vm| if self.save { run::save(vm) } else { update(vm, WantedState::Paused) })
     }
 }
@@ -68,6 +80,20 @@ impl ResumeCommand {
             None => update(&targets::find(&registry, word)?, WantedState::Resumed),
         })
     }
+}
+
+/// Has signals that end this process give up what it saves, on a thread of its own. This process has one thread yet.
+fn watch_signals() -> io::Result<()> {
+    let signals = instance::take_ending()?;
+    let watch = move || {
+        loop {
+            let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
+            while let Some(signal) = signals.next() {
+                run::give_up_saves(signal);
+            }
+        }
+    };
+    Builder::new().name("signals".into()).spawn(watch).map(drop)
 }
 
 fn update(vm: &Running, state: WantedState) -> Result<(), Failure> {

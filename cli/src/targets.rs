@@ -34,7 +34,7 @@ pub enum Failure {
     #[error("{0}")]
     Attach(String),
     /// Its VM is saved.
-    #[error("it is saved: `mvm resume` has it go on, and `mvm kill` ends it")]
+    #[error("it is saved: `mvm resume` continues it, and `mvm kill` ends it")]
     Saved,
     /// It can't be saved.
     #[error("{0}")]

@@ -19,8 +19,9 @@ use crate::defaults::{Defaults, TemplateUse};
 use crate::format::{Column, Format};
 use crate::images::human;
 use crate::process::ExitCode;
-use crate::run::milli_cpus;
-use crate::{chain, exit_code, print, snapshot};
+use crate::run::{default_network, milli_cpus};
+use crate::values::check_memory;
+use crate::{exit_code, print, snapshot};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,13 +37,18 @@ const BUILD_EXAMPLES: &str = "\
 Examples:
   mvm template build
   mvm template build --cpus 2 --memory 512m --network none
-  mvm template build --folders";
+  mvm template build --folders
+
+Exit codes: 0, 1 while another process makes one, 2 for wrong usage,
+3 where the host cannot make it.";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
   mvm template ls
   mvm template ls --format '{{.Name}} {{.Size}}'
 
+MEMORY is what the VM has: the containers' --memory, a sixteenth of it and
+96 MiB for the guest's kernel and agent (640M with --memory 512m).
 Fields of templates: Name, CPUs, Memory, Network, For, Folders, Size, Used.";
 
 const VERIFY_EXAMPLES: &str = "\
@@ -96,12 +102,12 @@ struct BuildCommand {
     #[arg(long, value_name = "N", value_parser = milli_cpus)]
     cpus: Option<u64>,
 
-    /// Set the memory of the containers
+    /// Set the memory of the containers, as `mvm run --memory` does; their VM has more
     #[arg(long, short, value_name = "SIZE")]
     memory: Option<MemorySize>,
 
-    /// Set what the containers are connected to: user or none
-    #[arg(long, value_name = "NET")]
+    /// Set what the containers are connected to: user or none; those with a tap or bridge boot
+    #[arg(long, value_name = "NET", value_parser = network)]
     network: Option<NetworkOption>,
 
     /// Make it for containers with folders or files of the host (-v ./x:/x)
@@ -115,6 +121,16 @@ struct BuildCommand {
     /// The same as the VM has them: vCPUs, bytes of memory, whether there is a network, and for what it is
     #[arg(long, hide = true, value_parser = shape)]
     shape: Option<Shape>,
+}
+
+/// Of a network that the user or the configuration file names.
+const NO_BRIDGE: &str = "templates are for user and none alone; containers with a bridge or tap boot";
+
+fn network(text: &str) -> Result<NetworkOption, String> {
+    if text.starts_with("bridge=") || text.starts_with("tap=") {
+        return Err(NO_BRIDGE.into());
+    }
+    text.parse::<NetworkOption>().map_err(|error| error.to_string())
 }
 
 fn shape(text: &str) -> Result<Shape, String> {
@@ -172,12 +188,18 @@ fn templates() -> Result<Templates, Complaint> {
 
 impl BuildCommand {
     fn build(self) -> Result<ExitCode, Complaint> {
-        let defaults = Defaults::read().map_err(|line| Complaint { line, code: exit_code::USAGE })?;
+        let usage = |line: String| Complaint { line, code: exit_code::USAGE };
+        let defaults = Defaults::read().map_err(usage)?;
+        let network = self.network.or(defaults.network).unwrap_or_else(|| default_network(false));
+        if let NetworkOption::Tap(..) | NetworkOption::Bridge(..) = network {
+            return Err(usage(format!("--network: {NO_BRIDGE}")));
+        }
+        let memory = self.memory.or(defaults.memory).map(MemorySize::bytes).filter(|bytes| *bytes > 0);
+        check_memory(memory).map_err(usage)?;
         let assets = Assets::find().map_err(|error| Complaint::host(&error))?;
-        let network = self.network.or(defaults.network).unwrap_or_default();
         let options = RunOptions {
             milli_cpus: self.cpus.or(defaults.cpus),
-            memory: self.memory.or(defaults.memory).map(|memory| memory.bytes()),
+            memory,
             network: match self.shape {
                 Some(shape) if !shape.has_network => NetworkOption::None,
                 Some(_) => NetworkOption::User { reaches_host: false },
@@ -190,18 +212,18 @@ impl BuildCommand {
         };
         let (has_share, is_pod) = (self.folders, self.pod);
         let asked = || Some(Shape { has_share, is_pod, ..Shape::of(&options, &Prepared::default())? });
-        let shape = self.shape.or_else(asked).ok_or_else(|| Complaint {
-            line: "there are templates for --network user and none alone".into(),
-            code: exit_code::USAGE,
-        })?;
+        let boots = || usage("there is no template for these options: containers with them boot".into());
+        let shape = self.shape.or_else(asked).ok_or_else(boots)?;
         // One that a command has started in the background waits for no other.
         let patience = if self.shape.is_some() { Duration::ZERO } else { PATIENCE };
         let made = templates()?.make(&assets, shape, &options, patience, &digest);
-        match made.map_err(|error| Complaint { line: chain(&error), code: exit_code::CONTAINER })? {
+        match made.map_err(|error| Complaint::host(&error))? {
             true => Ok(exit_code::SUCCESS.into()),
-            false => Err("another process has made a template for long: see whether it is stopped"
-                .to_owned()
-                .into()),
+            false => {
+                let seconds = patience.as_secs();
+                Err(format!("another process has been making a template for {seconds} s: try again later")
+                    .into())
+            }
         }
     }
 }
@@ -242,7 +264,7 @@ fn verify() -> Result<ExitCode, Complaint> {
     for (ListedTemplate { name, .. }, verified) in templates()?.verify(&digest) {
         let word = match verified {
             VerifiedTemplate::Whole => "whole".to_owned(),
-            VerifiedTemplate::Unknown => "another version's, which is not used".to_owned(),
+            VerifiedTemplate::Unknown => "not used: made by another version of mvm".to_owned(),
             VerifiedTemplate::Altered(file) => {
                 code = exit_code::USAGE;
                 format!("altered: {file}")
@@ -260,7 +282,7 @@ fn prune() -> Result<ExitCode, Complaint> {
     Ok(print(format!("{text}Total reclaimed space: {}\n", human::size(freed)).as_bytes(), exit_code::SUCCESS))
 }
 
-/// What the VM of a container with `options` and `mounts` starts from. Where only a template is missing for it to go on,
+/// What the VM of a container with `options` and `mounts` starts from. Where it boots only because a template is missing,
 /// its shape is in `missing`.
 pub fn find(assets: &Assets, options: &RunOptions, mounts: &Prepared, missing: &mut Option<Shape>) -> Origin {
     let of = |shape| find_of(assets, shape, missing);
@@ -273,7 +295,7 @@ pub fn find(assets: &Assets, options: &RunOptions, mounts: &Prepared, missing: &
 pub fn find_of(assets: &Assets, shape: Shape, missing: &mut Option<Shape>) -> Option<(Shape, Snapshot)> {
     let templates = Templates::of_user().ok()?;
     let opened = templates.open(assets, shape).unwrap_or_else(|error: TemplateError| {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a template is damaged: it is made anew");
+        tracing::warn!(error = &error as &dyn std::error::Error, "a template is damaged: it is made again");
         templates.discard(shape);
         None
     });

@@ -103,13 +103,16 @@ fn explain(error: &clap::Error, subcommand: Option<&Command>, command: &str) -> 
             };
             let similar = similar.filter(is_shown);
             let similar = similar.unwrap_or_default();
-            match foreign::command(&word) {
+            match foreign::command(command, &word) {
                 Some(advice) => format!("unknown command {word:?}: {advice}"),
                 None if similar.is_empty() => format!("unknown command {word:?}"),
                 None => format!("unknown command {word:?}: did you mean {similar}?"),
             }
         }
-        ErrorKind::InvalidValue if value.is_empty() => format!("{flag} needs a value: {argument}"),
+        ErrorKind::InvalidValue if value.is_empty() => match flag.trim_matches(['[', ']', '<', '>', '.']) {
+            name if name == flag => format!("{flag} needs a value: {argument}"),
+            name => format!("{name} is empty: write a value"),
+        },
         ErrorKind::InvalidValue => {
             format!("{flag}: invalid value {value:?}: use {}", text(ContextKind::ValidValue))
         }

@@ -20,6 +20,19 @@ pub fn cpus(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|count| (1..=vmm::MAX_CPUS).contains(count)).ok_or_else(error)
 }
 
+/// The least limit of a container's memory, which is docker's.
+const MIN_MEMORY: u64 = 6 << 20;
+
+/// Refuses a limit of memory below docker's least.
+pub fn check_memory(memory: Option<u64>) -> Result<(), String> {
+    match memory.filter(|bytes| *bytes < MIN_MEMORY) {
+        Some(bytes) => {
+            Err(format!("invalid --memory of {bytes} bytes: use 6m or more, with a unit as in 512m or 2g"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Reads a number of seconds, at most a year.
 pub fn seconds(text: &str) -> Result<u64, String> {
     const MOST: u64 = 365 * 24 * 3600;

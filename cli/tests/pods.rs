@@ -146,7 +146,7 @@ fn a_pod_is_made_with_its_first_container_or_by_itself() {
 #[case(&["run", "--pod", "new:a/b", "tiny"], 125, "a/b")]
 #[case(&["pod", "create", "--share", "user"], 2, "invalid namespace \"user\": use pid")]
 #[case(&["pod", "create", "--hostname", "a b"], 125, "invalid host name \"a b\"")]
-#[case(&["pod", "create", "-m", "1m"], 125, "invalid --memory: use 6m or more")]
+#[case(&["pod", "create", "-m", "1m"], 125, "invalid --memory of 1048576 bytes: use 6m or more")]
 #[case(&["pod", "create", "--network", "mynet"], 2, "unknown network \"mynet\"")]
 #[case(&["pod", "create", "web"], 125, "the name web is in use")]
 #[case(&["pod", "start", "box"], 1, "there is no pod \"box\"")]

@@ -153,6 +153,13 @@ fn words_of_other_programs_are_answered_with_the_word_to_use() {
         ("shutdown web", "use `mvm stop NAME`"),
         ("destroy web", "use `mvm kill NAME`"),
         ("suspend web", "use `mvm pause NAME`"),
+        ("checkpoint create web one", "use `mvm pause --save NAME` and `mvm resume NAME`"),
+        (
+            "start --checkpoint one web",
+            "unknown option --checkpoint: use `mvm pause --save` and `mvm resume`",
+        ),
+        ("template create", "use `mvm template build`"),
+        ("template rm 1c-1024m-user", "use `mvm template prune`"),
         ("exec web", "missing argument: mvm exec CONTAINER COMMAND"),
         ("rm", "missing argument: mvm rm NAME"),
         ("build .", "docker, podman or buildah"),
@@ -243,6 +250,11 @@ fn wrong_arguments_say_what_to_write() {
         ("stop --time abc x", "--time: invalid time \"abc\": use a number of seconds, as in 30"),
         ("stop -t abc x", "use a number of seconds, as in 30"),
         ("balloon x much", "SIZE: invalid size \"much\""),
+        ("fork x --count abc", "--count: invalid number \"abc\": use a whole number from 1 to 1000"),
+        ("fork x --count 1001", "--count: invalid number \"1001\": use a whole number from 1 to 1000"),
+        ("template build -m 1k", "invalid --memory of 1024 bytes: use 6m or more"),
+        ("template build --network bridge=br0", "--network: templates are for user and none alone"),
+        ("restore gone", "cannot restore gone: there is no such directory"),
         ("balloon x 512", "512 is 512 bytes; for MiB write a unit, as in 256M"),
     ]);
 }

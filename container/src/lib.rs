@@ -56,7 +56,7 @@ pub use machine::size;
 pub use mounts::{
     LongMount, MountError, MountOption, MountSource, PodFolder, PodFolders, PodSource, PodVolume,
     PrepareError, Prepared, ShortMount, Tmpfs, VolumeMount, check_room, create as create_volume,
-    make_volumes, prepare, prepare_in_pod, record as volume_record, settle, volume_size,
+    make_volumes, prepare, prepare_holding, prepare_in_pod, record as volume_record, settle, volume_size,
 };
 pub use network::{HOST_GATEWAY, NetworkOption, StaticAddress, container_address};
 pub use options::{ExecOptions, OptionsError, RunOptions, Storage};

@@ -149,6 +149,8 @@ pub type MakeDisk = Box<dyn FnOnce(&Path) -> io::Result<()>>;
 pub struct Copied {
     /// What is not on its disks.
     pub snapshot: Snapshot,
+    /// vCPUs and bytes of memory that its VM was started with.
+    pub size: (u32, u64),
     /// The container's ID.
     pub container: String,
     /// What makes the disk with its changes, at the path that it is called with.
@@ -255,8 +257,8 @@ impl Keeper {
                 let disks = disks.map_err(|error| RunError::Vm(devices::log::chain(&error)))?;
                 (config, Some(snapshot), Begin::Warm(disks))
             }
-            Origin::Copy(Copied { snapshot, container, .. }) => {
-                let config = template::as_saved(booted(publish), &snapshot.state);
+            Origin::Copy(Copied { snapshot, size, container, .. }) => {
+                let config = template::as_saved(booted(publish), &snapshot.state, size);
                 (config, Some(snapshot), Begin::Copy(container))
             }
         };

@@ -112,7 +112,7 @@ impl Way {
     fn begin(self, path: &Path, container: Container) -> Result<(Connection, Request), SessionError> {
         match self {
             Self::Warm { vm, disks, said } => {
-                let disks = put(&vm, disks, &said)?;
+                let disks = put(&vm, disks, &mut || next(&said))?;
                 let connection = template::awake(path, disks, START)?;
                 connection.without_deadline()?;
                 Ok((connection, Request::Start(Box::new(container))))
@@ -169,9 +169,13 @@ fn adopt(path: &Path, before: String, container: &Container) -> Result<Connectio
     }
 }
 
-/// Puts `disks` into the first slots of `vm`, one after the other, as soon as it runs.
-fn put(vm: &VmProcess, disks: Vec<Disk>, said: &Receiver<Said>) -> Result<Vec<PodDisk>, SessionError> {
-    while !matches!(next(said)?, Said::Built) {}
+/// Puts `disks` into the first slots of `vm`, one after the other, as soon as it runs. `next` waits for what it says.
+pub fn put(
+    vm: &VmProcess,
+    disks: Vec<Disk>,
+    next: &mut dyn FnMut() -> Result<Said, SessionError>,
+) -> Result<Vec<PodDisk>, SessionError> {
+    while !matches!(next()?, Said::Built) {}
     let mut put = Vec::new();
     for (slot, disk) in disks.into_iter().enumerate() {
         let number = u64::try_from(slot).unwrap_or(u64::MAX);
@@ -182,7 +186,7 @@ fn put(vm: &VmProcess, disks: Vec<Disk>, said: &Receiver<Said>) -> Result<Vec<Po
             files.collect::<io::Result<_>>().map_err(|error| SessionError::Disk(error.to_string()))?;
         vm.insert(number, slot, slot == 0, &SlotFiles { files, ends })
             .map_err(|error| SessionError::Disk(error.to_string()))?;
-        match next(said)? {
+        match next()? {
             Said::Slot(answered, None) if answered == number => {}
             Said::Slot(_, Some(failure)) => return Err(SessionError::Disk(failure)),
             Said::Slot(..) | Said::Built => {

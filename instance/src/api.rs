@@ -128,6 +128,9 @@ pub struct SnapshotCreate {
     /// A path for the memory, which a VM does not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_file_path: Option<String>,
+    /// The VM, which is paused, is not resumed as long as the other end of the socket that comes with it is open.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays_paused: bool,
 }
 
 /// How much of a VM is saved.

@@ -41,8 +41,8 @@ fn rollup_bytes(rollup: &str) -> Option<(u64, u64)> {
     Some((kib("Rss")?, kib("Shared_Clean")?.checked_add(kib("Shared_Dirty")?)?))
 }
 
-/// Reads the gauges of this process. Its files of /proc stay open, so that reading opens nothing. Without them there are
-/// no gauges of memory.
+/// Reads the gauges of this process. Its files of /proc stay open, so that reading opens nothing; without them the
+/// gauges of memory are missing.
 #[derive(Default)]
 pub struct ProcessMeter {
     statm: Option<File>,

@@ -12,7 +12,7 @@ use crate::exit::{ExitReason, ExitSlot};
 use crate::metrics::MetricsRegistry;
 use crate::pause::{PauseError, Pauser};
 use crate::power_button::PowerButton;
-use crate::snapshot::Saver;
+use crate::snapshot::{Hold, Saver};
 use crate::{DiskConfig, VmConfig};
 
 /// A running VM, in the hands of those who control it. Any thread may call it.
@@ -125,6 +125,15 @@ impl VmHandle {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot resume a device");
         }
         self.power_button.press()
+    }
+
+    /// Has the VM, which is paused, stay so as long as `hold` lasts.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError`]: it runs, or somebody has it paused.
+    pub(crate) fn stay_paused(&self, hold: Hold) -> Result<(), PauseError> {
+        self.pauser.stay(hold)
     }
 
     /// Ends the VM now, as SIGKILL would, but after cleaning up.

@@ -29,6 +29,7 @@ mod network;
 mod passt;
 mod pause;
 mod power_button;
+mod prefault;
 mod process;
 mod shares;
 mod snapshot;
@@ -64,8 +65,8 @@ pub use launch::{LOG_NAME, Resources, launch, open, open_snapshot, seal};
 pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
 pub use process::{
-    Failure, Fault, Files as SlotFiles, FromVm, Keeping, Order, Outcome, Progress, Split, User, VmEnd,
-    VmProcess, end_without_a_word,
+    Failure, Fault, FileFacts, Files as SlotFiles, FromVm, Keeping, Order, Outcome, Progress, Split, Started,
+    User, VmEnd, VmProcess, end_without_a_word,
 };
 pub use snapshot::{Hold, SavedVm, Saver, Snapshot, SnapshotError, Touched};
 pub use supervisor::{FORCED_END, Limits, Requests, Supervisor};

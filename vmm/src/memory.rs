@@ -77,8 +77,8 @@ pub fn reserve(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, 
 }
 
 /// As [`reserve`], where the memory begins as the content of `file`, in which the regions lie behind each other. What
-/// is written stays out of the file. One that becomes shorter ends what reads beyond its end. What is `touched` is there
-/// without a fault.
+/// is written stays out of the file. One that becomes shorter ends what reads beyond its end. What is `touched` is
+/// there without a fault.
 ///
 /// # Errors
 ///
@@ -245,8 +245,8 @@ fn populate(start: *mut u8, size: usize, place: u64, touched: &[Touched]) {
         };
         let bytes = usize::try_from(*bytes).unwrap_or(usize::MAX).min(room);
         let advice = if *is_written { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
-        // SAFETY: the piece is a part of a mapping of our own. A kernel that does not know this, or has no memory, makes
-        // the pages when they are used.
+        // SAFETY: the piece is a part of a mapping of our own. A kernel that does not know this, or has no memory,
+        // makes the pages when they are used.
         unsafe { libc::madvise(start.add(from).cast(), bytes, advice) };
     }
 }

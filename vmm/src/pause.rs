@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use devices::{Suspend, SuspendError};
 use thiserror::Error;
 
+use crate::snapshot::Hold;
 use crate::vcpu::{Gate, GateError, Holder};
 
 /// How long pausing may take; a device that is being suspended then is still waited for, for as long as that takes it
@@ -27,6 +28,12 @@ pub enum PauseError {
     /// The devices together took too long.
     #[error("its devices did not stop within {} seconds", DEADLINE.as_secs())]
     TooSlow,
+    /// What is to stay paused runs.
+    #[error("it does not stand still: it was resumed meanwhile")]
+    Runs,
+    /// Another process has it paused until that is done.
+    #[error("it is being saved")]
+    Kept,
 }
 
 /// Pauses and resumes a VM, from any thread.
@@ -40,12 +47,14 @@ struct State {
     /// In the order in which they are suspended; they are resumed in the same order.
     devices: Vec<Arc<dyn Suspend>>,
     are_suspended: bool,
+    /// As long as it lasts, the VM is not resumed.
+    kept: Option<Hold>,
 }
 
 impl Pauser {
     /// The vCPUs of `gate` and `devices`.
     pub fn new(gate: Arc<Gate>, devices: Vec<Arc<dyn Suspend>>) -> Self {
-        Self { gate, state: Mutex::new(State { devices, are_suspended: false }) }
+        Self { gate, state: Mutex::new(State { devices, are_suspended: false, kept: None }) }
     }
 
     /// Where the vCPUs are held.
@@ -97,13 +106,32 @@ impl Pauser {
         self.lock().are_suspended = true;
     }
 
+    /// Has the VM, which is paused, stay so as long as `hold` lasts.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError::Runs`], or [`PauseError::Kept`] where another one has it paused.
+    pub(crate) fn stay(&self, hold: Hold) -> Result<(), PauseError> {
+        let mut state = self.lock();
+        if !state.are_suspended {
+            return Err(PauseError::Runs);
+        }
+        state.check_kept()?;
+        state.kept = Some(hold);
+        Ok(())
+    }
+
     /// Resumes all devices, then the vCPUs. Resuming what runs does nothing.
     ///
     /// # Errors
     ///
-    /// [`PauseError::Device`]: the driver of a device was told that it needs a reset. The VM runs all the same.
+    /// [`PauseError::Kept`]: it stays paused. [`PauseError::Device`]: the driver of a device was told that it needs a
+    /// reset. The VM runs all the same.
     pub fn resume(&self) -> Result<(), PauseError> {
-        Ok(self.resume_in(&mut self.lock())?)
+        let mut state = self.lock();
+        state.check_kept()?;
+        state.kept = None;
+        Ok(self.resume_in(&mut state)?)
     }
 
     fn resume_in(&self, state: &mut State) -> Result<(), SuspendError> {
@@ -135,6 +163,10 @@ impl Pauser {
 }
 
 impl State {
+    fn check_kept(&self) -> Result<(), PauseError> {
+        if self.kept.as_ref().is_some_and(Hold::lasts) { Err(PauseError::Kept) } else { Ok(()) }
+    }
+
     /// Suspends all devices, or none.
     fn suspend(&self, deadline: Instant) -> Result<(), PauseError> {
         for (index, device) in self.devices.iter().enumerate() {
@@ -266,6 +298,24 @@ mod tests {
             Err(PauseError::TooSlow)
         ));
         assert_eq!(logged(&log), "suspend a, resume a");
+    }
+
+    #[test]
+    fn what_is_kept_is_not_resumed_until_who_keeps_it_is_gone() {
+        let (pauser, ..) = rig();
+        let hold = || std::os::unix::net::UnixStream::pair().map(|(far, near)| (far, Hold::new(near.into())));
+        let (far, near) = hold().unwrap();
+        assert!(matches!(pauser.stay(near), Err(PauseError::Runs)));
+        drop(far);
+        pauser.pause().unwrap();
+        let (far, near) = hold().unwrap();
+        pauser.stay(near).unwrap();
+        assert!(matches!(pauser.resume(), Err(PauseError::Kept)) && pauser.gate().is_paused());
+        assert!(matches!(pauser.stay(hold().unwrap().1), Err(PauseError::Kept)));
+        assert!(pauser.while_paused(|_| ()).is_ok() && pauser.gate().is_paused());
+        drop(far);
+        pauser.resume().unwrap();
+        assert!(!pauser.gate().is_paused());
     }
 
     #[test]

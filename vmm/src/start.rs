@@ -14,7 +14,8 @@ use crate::arch::current::state::Facts;
 use crate::config::ConfigError;
 use crate::launch::Source;
 use crate::power_button::PowerButton;
-use crate::snapshot::{SavedVm, SnapshotError};
+use crate::prefault::prefault;
+use crate::snapshot::{SavedVm, Snapshot, SnapshotError, Touched};
 use crate::{VmConfig, VmError, loader};
 
 /// What a VM starts from, as far as it is in its memory.
@@ -26,8 +27,8 @@ pub enum Start {
         /// Its command line.
         arguments: CString,
     },
-    /// The state of a VM, whose memory this one has.
-    Saved(Box<SavedVm>),
+    /// The state of a VM, whose memory this one has, and what it uses of that at once.
+    Saved(Box<SavedVm>, Vec<Touched>),
 }
 
 impl Start {
@@ -40,7 +41,10 @@ impl Start {
     ) -> Result<Self, VmError> {
         let (kernel, initrd) = match source {
             Source::Boot { kernel, initrd } => (kernel, initrd),
-            Source::Saved(snapshot) => return Ok(Self::Saved(Box::new(snapshot.state))),
+            Source::Saved(snapshot) => {
+                let Snapshot { state, touched, .. } = *snapshot;
+                return Ok(Self::Saved(Box::new(state), touched));
+            }
         };
         let kernel = loader::load_kernel(memory, kernel)?;
         let initrd = initrd.map(|file| loader::load_initrd(memory, &kernel, file)).transpose()?;
@@ -50,7 +54,7 @@ impl Start {
 
     /// Whether the guest has run before.
     pub fn is_saved(&self) -> bool {
-        matches!(self, Self::Saved(_))
+        matches!(self, Self::Saved(..))
     }
 
     /// Writes what the kernel finds when it starts, and returns where it does, if it does.
@@ -68,17 +72,21 @@ impl Start {
         Ok(Some(kernel.entry))
     }
 
-    /// Has the guest continue where it was saved, if it was: `vcpus`, `vm` and `devices` are new.
+    /// Has the guest continue where it was saved, if it was: `vcpus`, `vm` and `devices` are new, and `memory` has its
+    /// content.
     pub fn restore(
         &self,
-        vm: &VmFd,
-        vcpus: &[VcpuFd],
+        (vm, vcpus): (&VmFd, &[VcpuFd]),
         facts: &Facts,
         devices: &[Arc<dyn Suspend>],
+        memory: &GuestMemoryMmap,
     ) -> Result<(), SnapshotError> {
-        let Self::Saved(saved) = self else { return Ok(()) };
+        let Self::Saved(saved, touched) = self else { return Ok(()) };
         for (vcpu, state) in vcpus.iter().zip(&saved.machine.processors) {
             state.restore(vcpu, facts)?;
+        }
+        if let Some(vcpu) = vcpus.first() {
+            prefault(vcpu, memory, touched);
         }
         saved.machine.interrupts.restore(vm)?;
         saved.restore_devices(devices)

@@ -110,7 +110,7 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     let processor = Processor { cpus, nested: config.nested, pmu: config.pmu };
     let vcpus = arch::vcpu::create_vcpus(&kvm, &vm, processor, entry, &dma)?;
     let facts = Facts::of(&kvm, &vm)?;
-    start.restore(&vm, &vcpus, &facts, &devices.suspends)?;
+    start.restore((&vm, &vcpus), &facts, &devices.suspends, &memory)?;
     start.announce(&memory, &power_button)?;
     outside.timeline.mark(Phase::Vcpus);
 
@@ -163,8 +163,8 @@ fn assemble(resources: Resources<'_>, frontend: Frontend, timeline: Arc<Timeline
     })
 }
 
-/// A VM whose building may still fail, when its devices have to let go of what they hold, such as sockets: the supervisor
-/// has the pauser from before the last steps, and so the devices.
+/// A VM whose building may still fail, when its devices have to let go of what they hold, such as sockets: the
+/// supervisor has the pauser from before the last steps, and so the devices.
 struct Unbuilt(Option<Arc<Pauser>>);
 
 impl Unbuilt {
@@ -328,8 +328,8 @@ impl Vm {
         &self.saver
     }
 
-    /// Has `then` called when the guest is about to run, with its devices at work: from then on disks can be put into its
-    /// slots.
+    /// Has `then` called when the guest is about to run, with its devices at work: from then on disks can be put into
+    /// its slots.
     pub fn on_running(self, then: Box<dyn FnOnce() + Send>) -> Self {
         Self { on_running: then, ..self }
     }

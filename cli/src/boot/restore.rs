@@ -16,13 +16,19 @@ use crate::{complain, exit_code};
 const EXAMPLES: &str = "\
 Examples:
   mvm restore ./web.snap
-  mvm restore --detach --name web2 ./web.snap";
+  mvm restore --detach --name web2 ./web.snap
+  mvm restore --check ./web.snap
+
+Exit codes:
+  2      wrong usage, or the snapshot is damaged or does not fit its disks
+  3      the host cannot run the VM, or copy its disks
+  other  those of `mvm boot`; with --check, 0 where the snapshot is whole";
 
 /// Arguments of `mvm restore`.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct RestoreCommand {
-    /// The directory that `mvm snapshot` has made
+    /// The directory that `mvm snapshot` has made, of a VM of `mvm boot`
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 
@@ -34,14 +40,14 @@ pub struct RestoreCommand {
     #[arg(long, short)]
     detach: bool,
 
-    /// Remove what is kept of a VM in the background when it ends; of others nothing is
+    /// Remove the VM's record when it ends (with --detach; in the foreground none is kept)
     #[arg(long)]
     rm: bool,
 
-    /// Where the VM's copies of writable disks go: files such as vda.img, which stay [default: go with the VM]
+    /// Where the VM's copies of writable disks go: files such as vda.img, which stay [default: deleted when the VM ends]
     ///
-    /// The directory is made where it is not there. By default the copies have no names, take their room where the
-    /// snapshot is, and are gone when the VM has ended.
+    /// The directory is made if it does not exist. By default the copies have no names, are stored beside the snapshot,
+    /// and are deleted when the VM ends.
     #[arg(long, value_name = "DIR")]
     disks: Option<PathBuf>,
 
@@ -54,7 +60,7 @@ pub struct RestoreCommand {
     timing: bool,
 }
 
-/// Has a VM go on from where it was saved, as [`run`](super::run) boots one.
+/// Starts a VM from where it was saved, as [`run`](super::run) boots one.
 pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> ExitCode {
     if command.check {
         return match snapshot::check(&command.directory) {
@@ -82,7 +88,7 @@ pub fn restore(command: RestoreCommand, has_directory: bool, start: Instant) -> 
     run_order(order, command.detach, has_directory)
 }
 
-/// Has a VM of `config` go on in the background from where another one was; returns the exit code.
+/// Starts a VM of `config` in the background from where another one was; returns the exit code.
 pub fn go_on(
     config: VmConfig,
     name: Option<VmName>,
@@ -93,7 +99,7 @@ pub fn go_on(
     in_the_background(config, Identity { name, ..Identity::default() }, opened, (removes, None), reporter)
 }
 
-/// Has the VM of `keep`, which was saved, go on in the background; returns the exit code.
+/// Resumes the VM of `keep`, which was saved, in the background; returns the exit code.
 pub fn resume(config: VmConfig, keep: Keep, opened: snapshot::Opened, reporter: Reporter) -> u8 {
     let Entry { id, name, removes, .. } = keep.entry().clone();
     let identity = Identity { id: Some(id), name, directory: None };

@@ -19,13 +19,13 @@ pub struct Original {
 impl Original {
     /// Saves the VM of the container `kept`, for what `command` asks.
     pub fn of(kept: Kept, vm: &Running, command: &ForkCommand) -> Result<Self, Refusal> {
-        check_copy(&kept).map_err(Refusal::failed)?;
+        let volumes = check_copy(&kept).map_err(Refusal::failed)?;
         let changes = ::container::changes_path(&kept.directory);
         let changes = changes.exists().then_some(changes);
         let place = instance::make_data_directory();
         let place = place
             .map_err(|error| Refusal::failed(format!("cannot make a directory for its memory: {error}")))?;
-        let live = LiveContainer::of(vm, &place, changes.as_deref()).map_err(Refusal::failed)?;
+        let live = LiveContainer::of(vm, &place, changes.as_deref(), &volumes).map_err(Refusal::failed)?;
         Ok(Self { kept, live, publish: command.publish.clone(), removes: command.rm })
     }
 }
@@ -33,7 +33,7 @@ impl Original {
 impl super::Original for Original {
     fn run(self, name: Option<VmName>, is_only: bool, reporter: Reporter) -> u8 {
         let Self { kept, live, publish, removes } = self;
-        let copied = live.into_copied(kept.entry.id.as_str(), is_only);
-        copy(&kept, copied, Change { name, publish, removes }, reporter)
+        let (copied, volumes) = live.into_copied(kept.entry.id.as_str(), is_only);
+        copy(&kept, copied, Change { name, publish, volumes, removes }, reporter)
     }
 }

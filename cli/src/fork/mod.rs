@@ -1,4 +1,4 @@
-//! `mvm fork`: copies of what runs, which go on beside it.
+//! `mvm fork`: copies of what runs, which run beside it.
 
 mod container;
 mod vm;
@@ -31,10 +31,10 @@ pub struct ForkCommand {
     name: Option<VmName>,
 
     /// How many copies are made, all from the same moment
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
     count: u16,
 
-    /// Publish a port of the copy, as `mvm run` does; those of what it is a copy of are not its own
+    /// Publish a port of the copy, as `mvm run` does (the original's ports are not published for it)
     #[arg(long, short, value_name = "PORT")]
     publish: Vec<PortMapping>,
 
@@ -43,7 +43,15 @@ pub struct ForkCommand {
     rm: bool,
 }
 
-/// What keeps the command from going on.
+/// The most copies that are made at once.
+const MOST: u16 = 1000;
+
+fn count(text: &str) -> Result<u16, String> {
+    let count = text.parse().ok().filter(|count| (1..=MOST).contains(count));
+    count.ok_or_else(|| format!("invalid number {text:?}: use a whole number from 1 to {MOST}"))
+}
+
+/// Why the command fails.
 struct Refusal {
     code: u8,
     message: String,
@@ -67,7 +75,7 @@ trait Original {
     fn run(self, name: Option<VmName>, is_only: bool, reporter: Reporter) -> u8;
 }
 
-/// Has copies of a running container or VM go on beside it, in the background, and prints their IDs.
+/// Runs copies of a running container or VM beside it, in the background, and prints their IDs.
 pub fn fork(command: ForkCommand, has_directory: bool) -> ExitCode {
     match try_fork(&command, has_directory) {
         Ok(code) => code,
@@ -90,6 +98,15 @@ fn try_fork(command: &ForkCommand, has_directory: bool) -> Result<ExitCode, Refu
             "a port can be published for one copy only: leave --publish or --count out",
         ));
     }
+    // Before anything is saved.
+    for name in names.iter().flatten() {
+        if let Ok(kept) = targets::kept(name.as_str())
+            && kept.entry.name.as_ref() == Some(name)
+        {
+            let id = kept.entry.id;
+            return Err(Refusal::usage(format!("the name {name} is in use by {id}: use another one")));
+        }
+    }
     let failure = |failure: Failure| Refusal::failed(targets::message(&command.vm, &failure));
     let vm = targets::find(&Registry::of_user(), &command.vm).map_err(failure)?;
     let of_vm =
@@ -107,9 +124,14 @@ fn try_fork(command: &ForkCommand, has_directory: bool) -> Result<ExitCode, Refu
 /// Starts copies called `names`, and prints their IDs.
 fn copy(original: impl Original, vm: &Running, names: Vec<Option<VmName>>) -> Result<ExitCode, Refusal> {
     events::note_of(vm.record.id.as_str(), "fork", &[("count", &names.len().to_string())]);
-    let (mut original, is_only) = (Some(original), names.len() == 1);
+    let (mut original, is_only, count) = (Some(original), names.len() == 1, names.len());
     let (mut ids, mut refusal) = (String::new(), None);
-    for name in names {
+    for (running, name) in names.into_iter().enumerate() {
+        let shown = name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let of_copy = |message: String| match is_only {
+            true => message,
+            false => format!("copy {} of {count}{shown} failed, and {running} run: {message}", running + 1),
+        };
         // In the new process it is the copy's, and goes with it; this one keeps it for the next.
         let started = background::start(|reporter| match original.take() {
             Some(original) => original.run(name, is_only, reporter),
@@ -117,9 +139,11 @@ fn copy(original: impl Original, vm: &Running, names: Vec<Option<VmName>>) -> Re
         });
         match started {
             Ok(Report::Started { id }) => ids += &format!("{id}\n"),
-            Ok(Report::Failed { code, message }) => refusal = Some(Refusal { code, message }),
+            Ok(Report::Failed { code, message }) => {
+                refusal = Some(Refusal { code, message: of_copy(message) });
+            }
             Err(error) => {
-                let message = format!("cannot run a copy in the background: {error}");
+                let message = of_copy(format!("cannot run a copy in the background: {error}"));
                 refusal = Some(Refusal { code: exit_code::HOST, message });
             }
         }
@@ -127,7 +151,7 @@ fn copy(original: impl Original, vm: &Running, names: Vec<Option<VmName>>) -> Re
             break;
         }
     }
-    // Those that run already go on.
+    // Those that run already stay.
     let code = print(ids.as_bytes(), exit_code::SUCCESS);
     refusal.map_or(Ok(code), Err)
 }

@@ -20,6 +20,7 @@ use super::find;
 use crate::defaults::{Defaults, TemplateUse};
 use crate::process::ExitCode;
 use crate::run::{default_network, host, label, milli_cpus, word};
+use crate::values::check_memory;
 use crate::{chain, complain, events, exit_code, print};
 
 const EXAMPLES: &str = "\
@@ -93,7 +94,7 @@ pub struct CreateCommand {
     #[arg(long, value_name = "MODE", value_parser = crate::values::jail_mode)]
     jail: Option<jail::Mode>,
 
-    /// Boot the VM's kernel: do not go on from a template (see `mvm template`)
+    /// Boot the VM's kernel: do not start from a template (see `mvm template`)
     #[arg(long, env = "MVM_COLD", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
     cold: bool,
 
@@ -140,9 +141,6 @@ fn shares(text: &str) -> Result<Shares, String> {
     }
 }
 
-/// The least bytes of memory of a pod, as of a container.
-const MIN_MEMORY: u64 = 6 << 20;
-
 impl CreateCommand {
     /// Makes the pod.
     pub fn run(self) -> ExitCode {
@@ -159,9 +157,7 @@ impl CreateCommand {
 
     fn options(self) -> Result<PodOptions, String> {
         let memory = self.memory.map(MemorySize::bytes).filter(|bytes| *bytes > 0);
-        if memory.is_some_and(|bytes| bytes < MIN_MEMORY) {
-            return Err("invalid --memory: use 6m or more, with a unit as in 512m or 2g".into());
-        }
+        check_memory(memory)?;
         let defaults = Defaults::read()?;
         let options = RunOptions {
             network: self.network.unwrap_or_else(|| default_network(!self.publish.is_empty())),

@@ -14,7 +14,8 @@ use container::{
 use devices::log::Writer;
 use image::{DigestError, Hold};
 use instance::{
-    Archive, End, Entry, Identity, Instance, InstanceError, Keep, Phase, VmId, VmName, Volumes, time,
+    Archive, End, Entry, Identity, Instance, InstanceError, Keep, Phase, VmId, VmName, VolumeHold, Volumes,
+    time,
 };
 use vmm::{PublishConfig, Split};
 
@@ -38,6 +39,8 @@ pub struct Means {
     pub cid_file: Option<CidFile>,
     /// What its VM goes on from, where it is a copy of another container.
     pub copied: Option<Copied>,
+    /// Volumes that are held for it already.
+    pub holds: Vec<VolumeHold>,
 }
 
 /// Which container is meant.
@@ -46,6 +49,8 @@ pub enum Which {
     New(Option<VmName>),
     /// One that is there.
     Kept(VmId),
+    /// One that is there and that this process keeps already.
+    Taken(Box<Keep>),
     /// One that this process keeps already, and has waited so long to start again.
     Again(Box<Keep>, Duration),
 }
@@ -171,8 +176,11 @@ fn begin(
         Which::Kept(id) => {
             let keep = archive.take(&id).map_err(said)?;
             let keep = keep.ok_or_else(|| format!("{id} is running already"))?;
-            archive.set_stopped(&id, false).map_err(said)?;
-            begin(order, means, Which::Again(Box::new(keep), Duration::ZERO), archive)
+            begin(order, means, Which::Taken(Box::new(keep)), archive)
+        }
+        Which::Taken(keep) => {
+            archive.set_stopped(&keep.entry().id, false).map_err(said)?;
+            begin(order, means, Which::Again(keep, Duration::ZERO), archive)
         }
         Which::Again(mut keep, waited) => {
             let (id, name) = (keep.entry().id.clone(), keep.entry().name.clone());
@@ -212,7 +220,7 @@ type Runner = Box<dyn FnOnce(Attachment) -> Left>;
 /// `writer` writes what is said once there is a thread for it.
 fn try_keep(
     order: &Order,
-    means: Means,
+    mut means: Means,
     which: Which,
     reporter: &Arc<Mutex<Option<Reporter>>>,
     mut front: Option<UnixStream>,
@@ -228,11 +236,15 @@ fn try_keep(
     // The volumes stay from here on, and then others find out from the record that they are used.
     let volumes = Volumes::of_user().map_err(|error| chain(&error))?;
     let mounts = match &order.pod {
-        None => container::prepare(&means.assets, &order.options, &volumes).map_err(|error| chain(&error))?,
+        None => {
+            let held = std::mem::take(&mut means.holds);
+            let prepared = container::prepare_holding(&means.assets, &order.options, &volumes, held);
+            prepared.map_err(|error| chain(&error))?
+        }
         Some(pod) => pod::prepare(pod, &means.assets, &order.options, &volumes)?,
     };
     let (instance, keep, publish) = begin(order, &means, which, &archive)?;
-    let Means { assets, image, hold, shows_timing, timing, cid_file, copied } = means;
+    let Means { assets, image, hold, shows_timing, timing, cid_file, copied, .. } = means;
     let id = instance.id().clone();
     let cid_file = match write_id(cid_file, id.as_str()) {
         Ok(cid_file) => cid_file,
@@ -261,6 +273,7 @@ fn try_keep(
     timing.mark(Step::Record);
     // It goes on from what was saved of itself, which stays until it runs.
     let resumes = copied.as_ref().is_some_and(|copied| copied.container == id.as_str());
+    let is_copy = copied.is_some() && !resumes;
     let mut missing = None;
     let origin = match (&order.pod, copied) {
         (None, Some(copied)) => Origin::Copy(copied),
@@ -351,6 +364,12 @@ fn try_keep(
     }
     if is_saved || !has_run {
         events::note_unmounts(id.as_str(), &order.options.mounts);
+    } else if is_copy && keep.entry().started.is_none() {
+        // Nothing of it has run that was not the first one's.
+        events::note_unmounts(id.as_str(), &order.options.mounts);
+        if let Err(error) = archive.remove_own(&keep) {
+            tracing::warn!("{}", chain(&error));
+        }
     } else {
         finish(&archive, &mut keep, order, code, &said);
         saved::remove(keep.directory());
@@ -417,7 +436,7 @@ impl Said {
         match self {
             Self::Nothing => None,
             Self::OutOfMemory => Some("the container was killed: it had no memory left; give it more by -m"),
-            Self::Saved => Some("the container is saved: `mvm resume` has it go on"),
+            Self::Saved => Some("the container is saved: `mvm resume` continues it"),
             Self::Error(message) => Some(message),
         }
     }

@@ -44,8 +44,8 @@ pub use self::policy::RestartPolicy;
 pub use self::resources::milli_cpus;
 pub use self::restore::RestoreCommand;
 pub use self::saved::{
-    discard, note as note_saved, remove as remove_resumed, resume, save, stay as stay_saved,
-    stay_by as stay_saved_by,
+    discard, give_up as give_up_saves, note as note_saved, remove as remove_resumed, resume, save,
+    stay as stay_saved, stay_by as stay_saved_by,
 };
 pub use self::start::{RestartCommand, StartCommand, prepare, start as start_kept};
 pub use self::update::UpdateCommand;
@@ -202,7 +202,8 @@ fn try_run(command: RunCommand, start: Instant) -> Result<ExitCode, Failure> {
     let Ordered { order, assets, image, hold, name, cid_file } =
         command.order.order(command.what, is_detached)?;
     timing.mark(Step::Image);
-    let means = Means { assets, image, hold, shows_timing, timing, cid_file, copied: None };
+    let means =
+        Means { assets, image, hold, shows_timing, timing, cid_file, copied: None, holds: Vec::new() };
     let which = Which::New(name);
     if !is_detached {
         let has_terminal = order.options.terminal.is_some();

@@ -6,6 +6,7 @@ use vmm::MemorySize;
 
 use crate::complain;
 use crate::defaults::Defaults;
+use crate::values::check_memory;
 
 /// Limits of a container.
 #[derive(Args)]
@@ -69,9 +70,6 @@ pub struct ResourceArguments {
     ulimit: Vec<Ulimit>,
 }
 
-/// The least bytes of memory that docker lets a container have.
-const MIN_MEMORY: u64 = 6 << 20;
-
 /// Memory and swap together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swap {
@@ -121,20 +119,6 @@ pub fn note(swap: Option<Swap>, memory: Option<u64>) -> Result<Option<&'static s
             Ok(Some("--memory-swap is as if it were the size of --memory: there is no swap in the VM"))
         }
         _ => Ok(None),
-    }
-}
-
-/// Refuses a limit of memory below docker's least.
-///
-/// # Errors
-///
-/// A line for the user.
-pub fn check_memory(memory: Option<u64>) -> Result<(), String> {
-    match memory.filter(|bytes| *bytes < MIN_MEMORY) {
-        Some(bytes) => {
-            Err(format!("invalid --memory of {bytes} bytes: use 6m or more, with a unit as in 512m or 2g"))
-        }
-        None => Ok(()),
     }
 }
 

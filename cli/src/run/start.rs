@@ -178,5 +178,17 @@ pub fn prepare(kept: &Kept) -> Result<(Order, Means), Failure> {
     let assets = Assets::find().map_err(|error| Failure::Start(chain(&error)))?;
     let (image, hold) = images::open_kept(&order.image).map_err(Failure::Start)?;
     let timing = Timing::starting_at(Instant::now());
-    Ok((order, Means { assets, image, hold, shows_timing: false, timing, cid_file: None, copied: None }))
+    Ok((
+        order,
+        Means {
+            assets,
+            image,
+            hold,
+            shows_timing: false,
+            timing,
+            cid_file: None,
+            copied: None,
+            holds: Vec::new(),
+        },
+    ))
 }

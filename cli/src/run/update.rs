@@ -9,9 +9,10 @@ use super::details;
 use super::docker::QuotaArguments;
 use super::order::Order;
 use super::policy::RestartPolicy;
-use super::resources::{Swap, check_memory, milli_cpus, note, swap};
+use super::resources::{Swap, milli_cpus, note, swap};
 use crate::process::ExitCode;
 use crate::targets::{self, Failure};
+use crate::values::check_memory;
 use crate::{chain, complain, events, exit_code};
 
 const EXAMPLES: &str = "\

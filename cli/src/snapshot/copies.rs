@@ -1,4 +1,4 @@
-//! Copies of disks that can be written to: into a snapshot, and from there for each VM that goes on.
+//! Copies of disks that can be written to: into a snapshot, and from there for each VM that starts from it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -70,17 +70,28 @@ impl Copying {
     ///
     /// The file can't be made, or there is no room; on one line.
     pub fn new(from: Source, shown: &Path, directory: &Path) -> Result<Self, String> {
-        Self::to(from, shown, unnamed(directory)?, directory)
+        let advice = "name a directory on another file system";
+        Self::with_advice(from, shown, (unnamed(directory)?, directory), advice)
     }
 
-    /// The same to the file `to`, which is in `directory`.
+    /// The same to the file `to`, which is in `directory`, of which the user has named no other.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
     pub fn to(from: Source, shown: &Path, to: File, directory: &Path) -> Result<Self, String> {
+        Self::with_advice(from, shown, (to, directory), "make room there")
+    }
+
+    /// The same; where there is no room, `advice` is what to do.
+    fn with_advice(
+        from: Source,
+        shown: &Path,
+        (to, directory): (File, &Path),
+        advice: &str,
+    ) -> Result<Self, String> {
         let copying = Self { from, to, shown: shown.to_owned() };
-        copying.check_room(directory).map(|()| copying)
+        copying.check_room(directory).map_err(|message| format!("{message}: {advice}")).map(|()| copying)
     }
 
     /// Checks that there is room for the copy, where it takes any. A reflink writes out what the disk has in the page
@@ -96,7 +107,7 @@ impl Copying {
         }
         let (shown, directory) = (self.shown.display(), directory.display());
         Err(format!(
-            "the disk {shown} has {} MiB, and there are {} MiB free in {directory}: name a directory on another file system",
+            "the disk {shown} has {} MiB, and there are {} MiB free in {directory}",
             needed.div_ceil(1 << 20),
             free >> 20
         ))
@@ -192,7 +203,7 @@ fn read_range(from: &File, to: &File, range: std::ops::Range<u64>) -> io::Result
     Ok(())
 }
 
-/// A disk of a VM that was saved, of which each that goes on has its own copy.
+/// A disk of a VM that was saved, of which each VM that starts from it has its own copy.
 pub struct Saved {
     /// Which of the VM's disks it is.
     pub index: usize,
@@ -219,9 +230,12 @@ impl Saved {
         let source = Source { file, bytes: self.bytes };
         let copying = match directory {
             Some(directory) => make(directory).and_then(|()| Copying::new(source, &self.shown, directory))?,
-            None => scratch(&self.beside)
-                .and_then(|to| Copying::to(source, &self.shown, to, &self.beside))
-                .map_err(|message| format!("{message} (--disks DIR)"))?,
+            None => {
+                let to = scratch(&self.beside)
+                    .map_err(|message| format!("{message}: use `mvm restore --disks DIR`"))?;
+                let advice = "make room there, or use `mvm snapshot` and `mvm restore --disks DIR`";
+                Copying::with_advice(source, &self.shown, (to, &self.beside), advice)?
+            }
         };
         copying.copy().map(|()| copying.into_file())
     }

@@ -6,8 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use container::{Copied, MakeDisk};
-use instance::Running;
-use vmm::{ConsoleConfig, NetBackend, SavedVm, Snapshot, VmConfig};
+use instance::{Running, Volume, VolumeName};
+use vmm::{ConsoleConfig, NetBackend, SavedVm, Snapshot, Started, VmConfig};
 
 use super::copies::{Copying, Saved, Source, copy};
 use super::open::MAX_STATE;
@@ -103,43 +103,75 @@ fn take(vm: &Running, place: &Path, copies: &[Copying]) -> Result<(SavedVm, File
 /// A container's VM as it was at one moment.
 pub struct LiveContainer {
     state: SavedVm,
+    /// vCPUs and bytes of memory.
+    size: (u32, u64),
     memory: File,
     /// Its changes, and their length.
     changes: Option<(File, u64)>,
+    /// The same of its volumes.
+    volumes: Vec<(VolumeName, File, u64)>,
+}
+
+/// The content of a volume for a copy of its container.
+pub struct VolumeCopy {
+    /// What the volume is called.
+    pub name: VolumeName,
+    /// What makes the disk of the copy's.
+    pub make: MakeDisk,
 }
 
 impl LiveContainer {
     /// Saves the VM, which runs on. What is written goes to files without names: its memory to `place`, its `changes`
-    /// to the file system that these are on, where other containers are kept too.
+    /// and the disks of its `volumes` to the file systems that these are on, where those of others are kept too.
     ///
     /// # Errors
     ///
     /// On one line; the VM runs on.
-    pub fn of(vm: &Running, place: &Path, changes: Option<&Path>) -> Result<Self, String> {
-        let mut copies = Vec::new();
-        if let Some(path) = changes {
-            // Beside the containers' directories, as this one's may go meanwhile.
+    pub fn of(
+        vm: &Running,
+        place: &Path,
+        changes: Option<&Path>,
+        volumes: &[Volume],
+    ) -> Result<Self, String> {
+        let started = Started::read(&vm.directory)?;
+        started.check_files()?;
+        let size = started.size()?;
+        let content = |volume: &Volume| (Some(volume.record.name.clone()), volume.content());
+        let disks =
+            changes.map(|path| (None, path.to_owned())).into_iter().chain(volumes.iter().map(content));
+        let (mut names, mut copies) = (Vec::new(), Vec::new());
+        for (name, path) in disks {
+            // Beside the directories of containers and volumes, as its own may go meanwhile.
             let beside = path.parent().and_then(Path::parent).unwrap_or(place);
             let file = unnamed(beside).or_else(|_| scratch(beside))?;
-            copies.push(Copying::to(Source::open(path)?, path, file, beside)?);
+            copies.push(Copying::to(Source::open(&path)?, &path, file, beside)?);
+            names.push(name);
         }
         let (state, memory) = take(vm, place, &copies)?;
-        let changes = copies.pop().map(|copying| {
-            let bytes = copying.bytes();
-            (copying.into_file(), bytes)
-        });
-        Ok(Self { state, memory, changes })
+        let (mut changes, mut volumes) = (None, Vec::new());
+        for (name, copying) in names.into_iter().zip(copies) {
+            let (bytes, file) = (copying.bytes(), copying.into_file());
+            match name {
+                None => changes = Some((file, bytes)),
+                Some(name) => volumes.push((name, file, bytes)),
+            }
+        }
+        Ok(Self { state, size, memory, changes, volumes })
     }
 
-    /// What a copy of the container `id` begins with: its own copy of the changes, or, where it `is_only` one, these.
-    pub fn into_copied(self, id: &str, is_only: bool) -> Copied {
-        let Self { state, memory, changes } = self;
+    /// What a copy of the container `id` begins with, and its volumes: its own copies of the disks, or, where it
+    /// `is_only` one, these.
+    pub fn into_copied(self, id: &str, is_only: bool) -> (Copied, Vec<VolumeCopy>) {
+        let Self { state, size, memory, changes, volumes } = self;
         let make = |(file, bytes)| {
             let make = move |path: &Path| make_disk(path, &file, bytes, is_only);
             Box::new(make) as MakeDisk
         };
+        let copies =
+            volumes.into_iter().map(|(name, file, bytes)| VolumeCopy { name, make: make((file, bytes)) });
+        let copies = copies.collect();
         let (snapshot, changes) = (Snapshot::new(state, memory), changes.map(make));
-        Copied { snapshot, container: id.to_owned(), changes }
+        (Copied { snapshot, size, container: id.to_owned(), changes }, copies)
     }
 }
 

@@ -87,37 +87,37 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, on one line.
+    /// What is wrong with it and what to do, on one line, as a phrase behind the file's name.
     pub fn read(bytes: &[u8]) -> Result<(Self, VmConfig), String> {
         #[derive(Deserialize)]
         struct Version {
             format: u32,
             mvm_version: String,
         }
-        let invalid = |error: serde_json::Error| shown(&error.to_string());
+        let invalid = |error: serde_json::Error| {
+            is_damaged(&format!("line {}, column {}", error.line(), error.column()))
+        };
         let Version { format, mvm_version } = serde_json::from_slice(bytes).map_err(invalid)?;
         if format != FORMAT {
             let version = shown(&mvm_version);
             return Err(format!(
-                "its format has version {format}, and this mvm knows {FORMAT}: use mvm {version}"
+                "has version {format} of its format, and this mvm knows {FORMAT}: use mvm {version}"
             ));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(invalid)?;
-        let config = options(&manifest.config)?;
+        let config = options(&manifest.config).map_err(|message| is_damaged(&message))?;
         let (own, named) = (manifest.disks.len(), disks(&config).count());
         if own != named {
-            return Err(format!("it describes {own} disks, and the VM has {named}"));
+            return Err(is_damaged(&format!("it describes {own} disks, and the VM has {named}")));
         }
         if manifest.pmem.len() != config.pmem.len() || manifest.pmem.iter().any(|file| file.changed.is_none())
         {
-            return Err("it does not describe all files of persistent memory".to_owned());
+            return Err(is_damaged("it does not describe all files of persistent memory"));
         }
         for (index, (disk, own)) in disks(&config).zip(&manifest.disks).enumerate() {
             if disk.read_only != own.changed.is_some() {
                 let name = disk_name(index);
-                return Err(format!(
-                    "it does not say what the content of {name} is, or says it though it is not needed"
-                ));
+                return Err(is_damaged(&format!("what it says of {name} is contradictory")));
             }
         }
         Ok((manifest, config))
@@ -136,6 +136,11 @@ impl Manifest {
     pub fn to_bytes(&self) -> io::Result<Vec<u8>> {
         Ok(serde_json::to_vec_pretty(self)?)
     }
+}
+
+/// What is said of a manifest that can't be used: `what` is wrong with it.
+fn is_damaged(what: &str) -> String {
+    format!("is damaged ({what}): take a new snapshot")
 }
 
 /// Whether what leads to the agent of a VM with these options is in its directory.
@@ -209,13 +214,13 @@ mod tests {
         let long = "\\n\\u001b[2J".repeat(4000);
         for (from, to, expected) in [
             ("\"format\": 1", "\"format\": 7", "use mvm 0.1.0"),
-            ("0.1.0", &*format!("{long}\", \"format\": 1, \"x\": \""), "duplicate field"),
+            ("0.1.0", &*format!("{long}\", \"format\": 1, \"x\": \""), "is damaged (line 2, column "),
             ("/root.img,readonly", &*format!("/root.img,{long}"), "invalid options"),
-            (", \"changed\": 1795827991310123456", "", "content of vda"),
-            ("\"bytes\": 4096", "\"bytes\": 4096, \"changed\": 0", "content of vdb"),
+            (", \"changed\": 1795827991310123456", "", "says of vda is contradictory"),
+            ("\"bytes\": 4096", "\"bytes\": 4096, \"changed\": 0", "says of vdb is contradictory"),
             (", \"changed\": 1}", "}", "persistent memory"),
-            ("sha256:a", "sha256:x", "invalid digest"),
-            ("\"bytes\": 8192", "\"bytes\": -1", "invalid value"),
+            ("sha256:a", "sha256:x", "is damaged (line "),
+            ("\"bytes\": 8192", "\"bytes\": -1", "is damaged (line "),
         ] {
             assert!(FIRST.contains(from), "{from}");
             let error = Manifest::read(FIRST.replacen(from, to, 1).as_bytes()).unwrap_err();

@@ -8,6 +8,7 @@ mod place;
 
 use std::fs::File;
 use std::io::Read;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,10 +18,10 @@ use clap::Args;
 use instance::api::{Drive, SnapshotCreate};
 use instance::{Client, Kind, MoreMemory, Running, time};
 use serde_json::Value;
-use vmm::{Snapshot, VmConfig, VsockConfig, disk_name};
+use vmm::{Snapshot, Started, VmConfig, VsockConfig, disk_name};
 
 pub use self::copies::PrivateDisks;
-pub use self::live::{Live, LiveContainer};
+pub use self::live::{Live, LiveContainer, VolumeCopy};
 pub use self::manifest::SavedDisk;
 pub use self::open::{MAX_STATE, Opened, check, open};
 pub use self::place::digest_of_pages;
@@ -38,7 +39,11 @@ const SECTOR: u64 = 512;
 const EXAMPLES: &str = "\
 Examples:
   mvm snapshot web ./web.snap
-  mvm restore ./web.snap --name web2";
+  mvm restore ./web.snap --name web2
+
+Exit codes:
+  1      there is no such VM, DIR exists already, or the VM cannot be saved
+  2      wrong usage";
 
 /// How long a VM may take to be saved: as long as its memory takes to be written.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -47,11 +52,11 @@ const PATIENCE: Duration = Duration::from_secs(15 * 60);
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct SnapshotCommand {
-    /// The VM: its ID, the beginning of that, or its name
+    /// The VM of `mvm boot`: its ID, the beginning of that, or its name (for containers: `mvm pause --save`)
     #[arg(value_name = "VM")]
     vm: String,
 
-    /// The directory that is made for it
+    /// The directory that is made for it; it must not exist yet
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
@@ -73,7 +78,10 @@ impl SnapshotCommand {
         let vm = targets::find(&instance::Registry::of_user(), &self.vm).map_err(failure)?;
         let id = vm.record.id.as_str();
         if targets::kept(id).is_ok_and(|kept| kept.entry.kind != Kind::Vm) {
-            return Err(format!("{}: containers cannot be saved yet, only VMs of `mvm boot`", self.vm));
+            return Err(format!(
+                "{}: it is a container: `mvm pause --save` saves it, and `mvm fork` makes a copy",
+                self.vm
+            ));
         }
         let of_vm = |message| format!("{}: {message}", self.vm);
         let mut place = Place::new(&self.directory)?;
@@ -90,14 +98,14 @@ impl SnapshotCommand {
     }
 }
 
-/// The options of a VM, and the paths of the disks that its guest can write to.
+/// The options of a VM, and the paths of its disks and its persistent memory.
 ///
 /// # Errors
 ///
 /// On one line.
 pub fn options(vm: &Running) -> Result<(Value, Vec<PathBuf>), String> {
-    let Description { config, sources, .. } = describe(vm)?;
-    Ok((config, sources.into_iter().map(|source| source.path).collect()))
+    let Description { config, disks, pmem, .. } = describe(vm)?;
+    Ok((config, disks.into_iter().chain(pmem).map(|disk| disk.path).collect()))
 }
 
 /// What a VM with these `options` goes on from, with the disks that it had.
@@ -111,26 +119,42 @@ pub fn with_own_disks(options: &Value, snapshot: Snapshot) -> Result<(VmConfig, 
     Ok((config, Opened { snapshot, disks: Vec::new(), has_agent, place: None }))
 }
 
-/// Has the VM save its state and its memory in these files; its disks are left as they are.
+/// Has the VM, which is paused, save its state and its memory in these files; its disks are left as they are. It stays
+/// paused as long as the other end of `hold` is open.
 ///
 /// # Errors
 ///
 /// On one line.
-pub fn save_memory(vm: &Running, state: &File, memory: &File) -> Result<(), String> {
-    create(vm, (state, memory), &[])
+pub fn save_memory(vm: &Running, state: &File, memory: &File, hold: &UnixStream) -> Result<(), String> {
+    let request = SnapshotCreate { stays_paused: true, ..SnapshotCreate::default() };
+    Request::to(vm)?.send(&request, &[state.as_fd(), memory.as_fd(), hold.as_fd()])
+}
+
+/// A request to save a VM.
+struct Request {
+    client: Client,
+    /// What the guest changes while its memory is written is there twice.
+    _more: Option<MoreMemory>,
+}
+
+impl Request {
+    fn to(vm: &Running) -> Result<Self, String> {
+        let client = Client::connect_with_limit(&vm.control_socket(), PATIENCE);
+        let client = client.map_err(|error| chain(&error))?;
+        Ok(Self { client, _more: MoreMemory::allow(&vm.directory, &vm.record.id) })
+    }
+
+    fn send(&mut self, request: &SnapshotCreate, files: &[BorrowedFd<'_>]) -> Result<(), String> {
+        let sent = self.client.send_with_files(("PUT", "/snapshot/create"), request, files);
+        sent.map_err(|error| chain(&error))
+    }
 }
 
 /// Has the VM save its state and its memory in these files; its disks are copied while it stands still.
 fn create(vm: &Running, (state, memory): (&File, &File), copies: &[Copying]) -> Result<(), String> {
-    let mut client =
-        Client::connect_with_limit(&vm.control_socket(), PATIENCE).map_err(|error| chain(&error))?;
-    // What the guest changes while its memory is written is there twice.
-    let _more = MoreMemory::allow(&vm.directory, &vm.record.id);
+    let mut request = Request::to(vm)?;
     let files = [state.as_fd(), memory.as_fd()];
-    let mut send = |files: &[BorrowedFd<'_>]| {
-        let sent = client.send_with_files(("PUT", "/snapshot/create"), &SnapshotCreate::default(), files);
-        sent.map_err(|error| chain(&error))
-    };
+    let mut send = |files: &[BorrowedFd<'_>]| request.send(&SnapshotCreate::default(), files);
     if copies.is_empty() {
         return send(&files);
     }
@@ -138,8 +162,8 @@ fn create(vm: &Running, (state, memory): (&File, &File), copies: &[Copying]) -> 
     let (copied, saved) = std::thread::scope(|scope| {
         let copied = scope.spawn(|| copy_paused(ours, copies));
         let saved = send(&[&files[..], &[theirs.as_fd()]].concat());
-        // Where the VM has not paused, this ends the wait for it.
-        drop(theirs);
+        // This ends the wait for a VM that has not paused, whatever its process does with its end.
+        let _ = theirs.shutdown(Shutdown::Both);
         (copied.join(), saved)
     });
     match copied {
@@ -183,7 +207,10 @@ struct Writable {
 /// Describes a VM, and opens its disks.
 fn describe(vm: &Running) -> Result<Description, String> {
     let mut client = targets::client(vm).map_err(|failure| chain(&failure))?;
-    let mut config: Value = client.get("/vm/config").map_err(|error| chain(&error))?;
+    // Not by the VM's process: what that says, its guest may have had it say.
+    let started = Started::read(&vm.directory)?;
+    started.check_files()?;
+    let mut config = started.config;
     if let Some(members) = config.as_object_mut() {
         // Whose they are is another VM's.
         ["id", "name", "directory"].iter().for_each(|key| drop(members.remove(*key)));

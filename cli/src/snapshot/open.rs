@@ -1,7 +1,7 @@
 //! Snapshots that are there: opened for a VM, and checked.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use image::Digest;
@@ -16,38 +16,86 @@ use crate::chain;
 pub const MAX_STATE: u64 = 64 << 20;
 
 /// A snapshot's directory that is being read.
-struct Reading<'a>(&'a Path);
+struct Reading<'a> {
+    directory: &'a Path,
+    /// What it is read for, as messages say it.
+    doing: &'static str,
+}
 
-impl Reading<'_> {
-    fn failed(&self, name: &str, error: &dyn std::fmt::Display) -> String {
-        format!("cannot restore {}: {name}: {error}", self.0.display())
+impl<'a> Reading<'a> {
+    /// The snapshot in `directory`, if there is one.
+    fn of(directory: &'a Path, doing: &'static str) -> Result<Self, String> {
+        let reading = Self { directory, doing };
+        let is_missing =
+            |path: &Path| fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        if is_missing(directory) {
+            return Err(reading.failed("there is no such directory"));
+        }
+        if !directory.is_dir() || is_missing(&directory.join(MANIFEST)) {
+            let no_snapshot = format!(
+                "it is not a snapshot (it has no {MANIFEST}): name a directory made by `mvm snapshot`"
+            );
+            return Err(reading.failed(&no_snapshot));
+        }
+        Ok(reading)
+    }
+
+    fn failed(&self, message: &str) -> String {
+        format!("cannot {} {}: {message}", self.doing, self.directory.display())
+    }
+
+    /// What can't be mended in the snapshot.
+    fn damaged(&self, message: &str) -> String {
+        self.failed(&format!("{message}: take a new snapshot"))
+    }
+
+    fn unreadable(&self, name: &str, error: &io::Error) -> String {
+        match error.kind() {
+            ErrorKind::NotFound => self.damaged(&format!("{name} is missing")),
+            _ => self.failed(&format!("cannot read {name}: {error}")),
+        }
     }
 
     fn open(&self, name: &str) -> Result<File, String> {
-        File::open(self.0.join(name)).map_err(|error| self.failed(name, &error))
+        File::open(self.directory.join(name)).map_err(|error| self.unreadable(name, &error))
+    }
+
+    fn altered(&self, name: &str) -> String {
+        self.damaged(&format!("{name} was altered since it was saved, or is from another snapshot"))
+    }
+
+    fn cut_off(&self, name: &str, found: u64, bytes: u64) -> String {
+        self.damaged(&format!(
+            "{name} has {found} bytes, and not {bytes} (it was cut off, or is from another snapshot)"
+        ))
     }
 
     /// All of a file, if it has no more than `most` bytes.
     fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, String> {
         let mut content = Vec::new();
         let file = self.open(name)?;
-        file.take(most + 1).read_to_end(&mut content).map_err(|error| self.failed(name, &error))?;
+        file.take(most + 1).read_to_end(&mut content).map_err(|error| self.unreadable(name, &error))?;
         match content.len() as u64 <= most {
             true => Ok(content),
-            false => Err(self.failed(name, &format!("it has more than {} MiB", most >> 20))),
+            false => Err(self.damaged(&format!("{name} has more than {} MiB", most >> 20))),
         }
     }
 
     fn manifest(&self) -> Result<(Manifest, VmConfig), String> {
-        Manifest::read(&self.read(MANIFEST, MAX_MANIFEST)?).map_err(|error| self.failed(MANIFEST, &error))
+        let read = Manifest::read(&self.read(MANIFEST, MAX_MANIFEST)?);
+        read.map_err(|message| self.failed(&format!("{MANIFEST} {message}")))
     }
 
     fn state(&self, manifest: &Manifest) -> Result<SavedVm, String> {
         let bytes = self.read(STATE, MAX_STATE)?;
         if Digest::of(&bytes) != manifest.files.state {
-            return Err(self.failed(STATE, &"it was altered since it was saved, or is another one's"));
+            return Err(self.altered(STATE));
         }
-        SavedVm::decode(&bytes).map_err(|error| self.failed(STATE, &chain(&error)))
+        SavedVm::decode(&bytes).map_err(|error| {
+            let message = format!("{STATE}: {}", chain(&error));
+            // One of another version says which mvm to use.
+            if message.contains(": use ") { self.failed(&message) } else { self.damaged(&message) }
+        })
     }
 
     /// The disks whose content the snapshot has.
@@ -56,15 +104,11 @@ impl Reading<'_> {
         for (index, disk) in manifest.disks.iter().enumerate().filter(|(_, disk)| disk.changed.is_none()) {
             let (name, bytes) = (disk_name(index), disk.bytes);
             let file = self.open(&name)?;
-            let found = file.metadata().map_err(|error| self.failed(&name, &error))?;
+            let found = file.metadata().map_err(|error| self.unreadable(&name, &error))?;
             if !found.is_file() || found.len() != bytes {
-                let found = found.len();
-                return Err(self.failed(
-                    &name,
-                    &format!("it has {found} bytes, and not {bytes}: it was cut off or is another one's"),
-                ));
+                return Err(self.cut_off(&name, found.len(), bytes));
             }
-            let (shown, beside) = (self.0.join(&name), self.0.to_owned());
+            let (shown, beside) = (self.directory.join(&name), self.directory.to_owned());
             saved.push(Saved { index, file, bytes, shown, beside, is_own: false });
         }
         Ok(saved)
@@ -76,18 +120,16 @@ impl Reading<'_> {
             let path = before.path.display();
             let found = match SavedDisk::of(&before.path) {
                 Ok(now) if now == *before => continue,
-                Ok(_) => {
-                    format!("{path} has changed since: a guest that knows its old content would damage it")
-                }
-                Err(error) => format!("{path}: {error}"),
+                Ok(_) => format!("the disk {path} has changed since the snapshot"),
+                Err(error) => format!("cannot read the disk {path}: {error}"),
             };
-            return Err(self.failed(MANIFEST, &found));
+            return Err(self.failed(&format!("{found}: put the old file back, or take a new snapshot")));
         }
         Ok(())
     }
 }
 
-/// A snapshot that a VM goes on from.
+/// A snapshot that a VM starts from.
 pub struct Opened {
     /// Its state and memory.
     pub snapshot: Snapshot,
@@ -114,7 +156,7 @@ impl Opened {
 ///
 /// What is wrong with it, on one line.
 pub fn open(directory: &Path, place: Option<PathBuf>) -> Result<(VmConfig, Opened), String> {
-    let reading = Reading(directory);
+    let reading = Reading::of(directory, "restore")?;
     let (manifest, config) = reading.manifest()?;
     reading.check_disks(&manifest)?;
     let disks = reading.disks(&manifest)?;
@@ -133,21 +175,19 @@ pub fn open(directory: &Path, place: Option<PathBuf>) -> Result<(VmConfig, Opene
 ///
 /// What is wrong with it, on one line.
 pub fn check(directory: &Path) -> Result<(), String> {
-    let reading = Reading(directory);
+    let reading = Reading::of(directory, "check")?;
     let (manifest, _) = reading.manifest()?;
     reading.check_disks(&manifest)?;
     reading.disks(&manifest)?;
     let length = reading.state(&manifest)?.memory();
-    let failed = |error: &dyn std::fmt::Display| reading.failed(MEMORY, error);
+    let unreadable = |error: io::Error| reading.unreadable(MEMORY, &error);
     let mut memory = reading.open(MEMORY)?;
-    let found = memory.metadata().map_err(|error| failed(&error))?.len();
+    let found = memory.metadata().map_err(unreadable)?.len();
     if found != length {
-        return Err(failed(&format!(
-            "it has {found} bytes, and not {length}: it was cut off or is another one's"
-        )));
+        return Err(reading.cut_off(MEMORY, found, length));
     }
-    if digest(&mut memory).map_err(|error| failed(&error))? != manifest.files.memory {
-        return Err(failed(&"it was altered since it was saved, or is another one's"));
+    if digest(&mut memory).map_err(unreadable)? != manifest.files.memory {
+        return Err(reading.altered(MEMORY));
     }
     Ok(())
 }

@@ -15,7 +15,8 @@ Examples:
   mvm volume ls --filter dangling=true --quiet
   mvm volume ls --format '{{.Name}} {{.Size}}'
 
-Filters: dangling=true|false, driver=local|shared, label=KEY[=VALUE], name=TEXT.
+Filters: dangling=true|false, driver=local|shared, label=KEY[=VALUE],
+label!=KEY[=VALUE], name=TEXT.
 Fields of templates: Driver, Name, Mountpoint, Scope, Labels, Links, Size,
 Availability, Group, Status.";
 

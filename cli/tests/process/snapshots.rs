@@ -144,7 +144,7 @@ fn each_vm_that_goes_on_has_a_writable_disk_of_its_own() {
     if let Ok(copy) = copy {
         copy.set_len(4096).unwrap();
         let (code, said) = mvm(&place, &["restore", snapshot]);
-        assert!(code == Some(2) && said.contains("vda: it has 4096 bytes, and not 8192"), "{said}");
+        assert!(code == Some(2) && said.contains("vda has 4096 bytes, and not 8192"), "{said}");
     }
 }
 
@@ -260,16 +260,16 @@ fn what_is_not_a_whole_snapshot_is_refused_with_one_line() {
     let said = |manifest: Vec<u8>, expected| ((manifest, state.clone()), expected);
     let newer = [&state[..8], &9_u32.to_le_bytes(), &state[12..]].concat();
     let rows = [
-        said(b"{}".to_vec(), "missing field"),
-        said(replaced("\"format\": 1", "\"format\": 2"), "its format has version 2"),
+        said(b"{}".to_vec(), "manifest.json is damaged (line 1, column 2): take a new snapshot"),
+        said(replaced("\"format\": 1", "\"format\": 2"), "manifest.json has version 2 of its format"),
         said(replaced("32M", "64M"), "64 MiB"),
         said(replaced("32M", "1K"), "too small"),
-        said(replaced("readonly", "x"), "invalid options"),
-        said(replaced(",readonly", ""), "does not say what the content of vda is"),
+        said(replaced("readonly", "x"), "is damaged (invalid options: "),
+        said(replaced(",readonly", ""), "says of vda is contradictory"),
         said(replaced("\"disks\": [", "\"disks\": [], \"others\": ["), "describes 0 disks"),
-        ((manifest.clone().into_bytes(), newer.clone()), "state: it was altered"),
+        ((manifest.clone().into_bytes(), newer.clone()), "state was altered"),
         // With the digest that it has, what is in it counts.
-        (state_of(&state[..state.len() / 2]), "ends too early"),
+        (state_of(&state[..state.len() / 2]), "ends too early: take a new snapshot"),
         (state_of(b""), "does not begin as one of mvm's"),
         (state_of(&newer), "version 9"),
         (state_of(&[&*state, b"x"].concat()), "follows its end"),
@@ -301,12 +301,21 @@ fn what_is_not_a_whole_snapshot_is_refused_with_one_line() {
     }
     // What its file has lost is zeros now, which only a check finds.
     let (code, said) = check();
-    assert!(code == Some(2) && said.contains("memory: it was altered"), "{said}");
+    assert!(code == Some(2) && said.contains("memory was altered"), "{said}");
     OpenOptions::new().write(true).open(&disk).unwrap().write_all_at(&[8], 0).unwrap();
-    refused("has changed since");
+    refused("has changed since the snapshot: put the old file back, or take a new snapshot");
     fs::remove_file(&disk).unwrap();
     refused("No such file");
-    fs::remove_file(file("memory")).unwrap();
-    let (code, said) = mvm(&place, &["restore", "/nonexistent"]);
-    assert!(code == Some(2) && said.contains("manifest.json"), "{said}");
+    let empty = place.path("empty");
+    fs::create_dir(&empty).unwrap();
+    for (arguments, expected) in [
+        (&["/nonexistent"][..], "cannot restore /nonexistent: there is no such directory"),
+        (&["--check", "/nonexistent"], "cannot check /nonexistent: there is no such directory"),
+        (&[empty.to_str().unwrap()], "it is not a snapshot (it has no manifest.json)"),
+        (&[disk.parent().unwrap().join("kernel").to_str().unwrap()], "it is not a snapshot"),
+        (&[""], "DIR is empty: write a value"),
+    ] {
+        let (code, said) = mvm(&place, &[&["restore"], arguments].concat());
+        assert!(code == Some(2) && said.contains(expected), "{arguments:?}: {said}");
+    }
 }

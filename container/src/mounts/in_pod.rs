@@ -136,7 +136,7 @@ pub fn prepare_in_pod(
     let volume = |prepared: &mut Prepared, wanted: &VolumeMount, read_only: bool| {
         prepared.volume_in_pod(folders, volumes, wanted, read_only)
     };
-    prepare_with(options, bind, volume)
+    prepare_with(Prepared::default(), options, bind, volume)
 }
 
 /// Something in a folder of a pod.

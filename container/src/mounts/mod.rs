@@ -20,7 +20,7 @@ pub use self::error::PrepareError;
 pub use self::in_pod::{PodFolder, PodFolders, PodSource, PodVolume, prepare_in_pod};
 pub use self::long::LongMount;
 pub use self::make::{create, make_volumes};
-pub use self::prepare::{Forward, Prepared, check_room, prepare};
+pub use self::prepare::{Forward, Prepared, check_room, prepare, prepare_holding};
 pub use self::settle::{record, settle};
 pub use self::short::ShortMount;
 pub use self::tmpfs::Tmpfs;

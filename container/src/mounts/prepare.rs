@@ -63,19 +63,35 @@ pub struct Prepared {
 ///
 /// [`PrepareError`]; volumes that were made stay.
 pub fn prepare(assets: &Assets, options: &RunOptions, volumes: &Volumes) -> Result<Prepared, PrepareError> {
+    prepare_holding(assets, options, volumes, Vec::new())
+}
+
+/// The same for a container for which some volumes are held already.
+///
+/// # Errors
+///
+/// As [`prepare`].
+pub fn prepare_holding(
+    assets: &Assets,
+    options: &RunOptions,
+    volumes: &Volumes,
+    held: Vec<VolumeHold>,
+) -> Result<Prepared, PrepareError> {
     check_room(options, volumes)?;
     let first_disk = match storage(options) {
         Storage::Memory => 2,
         Storage::Disk(_) => 3,
     };
-    prepare_with(options, Prepared::bind, |prepared, volume, read_only| {
+    let prepared = Prepared { holds: held, ..Prepared::default() };
+    prepare_with(prepared, options, Prepared::bind, |prepared, volume, read_only| {
         prepared.volume(assets, volumes, volume, read_only, first_disk)
     })
 }
 
-/// The mounts of `options`, where `bind` says what is mounted for a path of the host, where a folder may be made, and
+/// Adds the mounts of `options` to `prepared`, where `bind` says what is mounted for a path of the host, where a folder may be made, and
 /// `volume` for a volume; both get whether it is read-only.
 pub(super) fn prepare_with(
+    mut prepared: Prepared,
     options: &RunOptions,
     mut bind: impl FnMut(&mut Prepared, &Path, bool, bool) -> Result<MountKind, PrepareError>,
     mut volume: impl FnMut(&mut Prepared, &VolumeMount, bool) -> Result<MountKind, PrepareError>,
@@ -84,7 +100,6 @@ pub(super) fn prepare_with(
         let asked = options.mounts.len();
         return Err(PrepareError::TooMany { what: "mounts", asked, most: MAX_MOUNTS, advice: "" });
     }
-    let mut prepared = Prepared::default();
     let mut wanted: Vec<&MountOption> = options.mounts.iter().collect();
     // What is mounted below another one comes behind it.
     wanted.sort_by_key(|mount| mount.target.split('/').count());
@@ -351,6 +366,17 @@ mod tests {
         assert_eq!((second.parts.len(), second.disks.len()), (1, 0));
         drop(first);
         host.prepare(&["data:/a"]).unwrap();
+        // One that is held for it already.
+        let own = record(&"own".parse().unwrap(), VolumeDriver::Local);
+        let held = host.volumes().create_held(&own, |path| fs::write(path, "x")).unwrap();
+        assert!(said(host.prepare(&["own:/a"])).contains("volume own is in use"));
+        let mut options = RunOptions::default();
+        options.mounts.push("own:/a".parse::<ShortMount>().unwrap().mount);
+        settle(&mut options, &ImageConfig::default()).unwrap();
+        let third = prepare_holding(&host.assets, &options, &host.volumes(), vec![held]).unwrap();
+        assert_eq!((third.disks.len(), third.holds.len()), (1, 1));
+        assert!(host.volumes().create_held(&own, |_| Ok(())).is_err());
+        assert_eq!(fs::read(&third.disks[0]).unwrap(), b"x");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod touched;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 use instance::{ClientError, InstanceError};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use thiserror::Error;
 use vmm::{SavedVm, Snapshot, SnapshotError};
 
@@ -191,7 +193,13 @@ impl Templates {
     ///
     /// [`TemplateError`]: it is damaged.
     pub fn open(&self, assets: &Assets, shape: Shape) -> Result<Option<Snapshot>, TemplateError> {
-        let directory = self.base.join(shape.name());
+        // One directory, whatever takes its place meanwhile.
+        let opened = match File::open(self.base.join(shape.name())) {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(host("read a template")(error)),
+        };
+        let directory = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
         let Some(manifest) =
             read(&directory.join(MANIFEST), MAX_MANIFEST).map_err(host("read a template"))?
         else {
@@ -208,7 +216,7 @@ impl Templates {
             return Ok(None);
         };
         // By which it is known which were not used for long.
-        let _ = File::open(&directory).and_then(|directory| directory.set_modified(SystemTime::now()));
+        let _ = opened.set_modified(SystemTime::now());
         let state = SavedVm::decode(&state)?;
         state.check_memory(&memory)?;
         // Without it, it takes longer.
@@ -306,8 +314,11 @@ impl Templates {
 
 fn listed(directory: &Path) -> Option<Listed> {
     let data = fs::symlink_metadata(directory).ok().filter(fs::Metadata::is_dir)?;
-    let manifest = read(&directory.join(MANIFEST), MAX_MANIFEST).ok()??;
-    let made_of: Option<Key> = serde_json::from_slice(&manifest).ok();
+    let path = directory.join(MANIFEST);
+    // Without it it is none, or not made yet; with one that can't be read it is damaged.
+    fs::symlink_metadata(&path).ok()?;
+    let manifest = read(&path, MAX_MANIFEST).ok().flatten();
+    let made_of: Option<Key> = manifest.and_then(|manifest| serde_json::from_slice(&manifest).ok());
     let bytes = FILES.iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
     Some(Listed {
         name: directory.file_name()?.to_str()?.to_owned(),
@@ -322,7 +333,9 @@ fn verify(directory: &Path, digest: Digest<'_>) -> Verified {
     let Ok(Some(manifest)) = read(&directory.join(MANIFEST), MAX_MANIFEST) else {
         return Verified::Altered(MANIFEST);
     };
-    let Ok(Manifest { digests, .. }) = serde_json::from_slice(&manifest) else { return Verified::Unknown };
+    let Ok(Manifest { digests, .. }) = serde_json::from_slice(&manifest) else {
+        return if is_others(&manifest) { Verified::Unknown } else { Verified::Altered(MANIFEST) };
+    };
     let mut files = FILES.into_iter().zip(digests.iter().map(Some).chain([None, None]));
     let altered = files.find(|(name, digest_then)| {
         let now = File::open(directory.join(name)).and_then(|mut file| digest(&mut file));
@@ -347,6 +360,13 @@ fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut content = Vec::new();
     file.take(most.saturating_add(1)).read_to_end(&mut content)?;
     Ok((content.len() as u64 <= most).then_some(content))
+}
+
+/// Whether a manifest that this mvm can't read is that of another version: it has another format, or no digests yet.
+fn is_others(manifest: &[u8]) -> bool {
+    let Ok(manifest) = serde_json::from_slice::<Value>(manifest) else { return false };
+    let format = manifest.get("format").and_then(Value::as_u64);
+    format.is_some_and(|format| format != u64::from(FORMAT) || manifest.get("digests").is_none())
 }
 
 #[cfg(test)]
@@ -419,6 +439,14 @@ mod tests {
         assert_eq!(verified(), [Verified::Altered(MEMORY)]);
         fs::remove_file(directory.join(STATE)).unwrap();
         assert_eq!(verified(), [Verified::Altered(STATE)]);
+        let too_long = [b' '; (64 << 10) + 1];
+        let damaged: [&[u8]; 5] = [b"{", b"null", b"{}", b"{\"format\":1,\"digests\":7}", &too_long];
+        for manifest in damaged {
+            fs::write(directory.join(MANIFEST), manifest).unwrap();
+            assert_eq!(verified(), [Verified::Altered(MANIFEST)]);
+        }
+        fs::write(directory.join(MANIFEST), b"{\"format\":2}").unwrap();
+        assert_eq!(verified(), [Verified::Unknown]);
     }
 
     #[test]

@@ -12,7 +12,9 @@ use crate::network;
 use crate::options::RunOptions;
 
 /// Disks that a container whose VM goes on from a template can have: its image, its changes and volumes.
-const SLOTS: usize = 4;
+const MOST_DISKS: usize = 4;
+/// Places for them. One is always left, so that no VM with as many disks was booted with what such a container has.
+const SLOTS: usize = MOST_DISKS + 1;
 
 /// What VMs that go on from the same template have in common.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +38,7 @@ impl Shape {
     pub fn of(options: &RunOptions, mounts: &Prepared) -> Option<Self> {
         // The image, and the disk for changes.
         let disks = mounts.disks.len().saturating_add(2);
-        Self::of_machine(options, !mounts.parts.is_empty()).filter(|_| disks <= SLOTS)
+        Self::of_machine(options, !mounts.parts.is_empty()).filter(|_| disks <= MOST_DISKS)
     }
 
     /// The same for a pod with `options` and `folders`.
@@ -80,15 +82,16 @@ impl Shape {
     }
 }
 
-/// The VM of `config` as it was `saved`: it has the size that it was started with, whatever the container's limits are
-/// now, and one that has gone on from a template has slots in place of its disks.
-pub fn as_saved(config: VmConfig, saved: &SavedVm) -> VmConfig {
-    let memory = MemorySize::from_bytes(saved.memory());
-    let config = VmConfig { cpus: saved.cpus(), memory, ..config };
+/// The VM of `config` as it was `saved`: it has the `size` that it was started with, vCPUs and bytes of memory, whatever
+/// the container's limits are now, and one that has gone on from a template has slots in place of its disks. What was
+/// saved may be what a guest wants it to be, and says nothing of its size.
+pub fn as_saved(config: VmConfig, saved: &SavedVm, (cpus, memory): (u32, u64)) -> VmConfig {
+    let config = VmConfig { cpus, memory: MemorySize::from_bytes(memory), ..config };
     if config.rootfs.iter().len() + config.disks.len() == saved.disks() {
         return config;
     }
-    VmConfig { in_slots: config.disks, disks: Vec::new(), slots: SLOTS, ..config }
+    let slots = saved.disks().saturating_sub(config.rootfs.iter().len());
+    VmConfig { in_slots: config.disks, disks: Vec::new(), slots, ..config }
 }
 
 #[cfg(test)]

@@ -7,24 +7,31 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use agent_protocol::{Reply, Request};
 use instance::{Identity, VmId};
-use vmm::{FromVm, Order, SavedVm, Snapshot, Split, Touched, VmConfig, VmProcess};
+use vmm::{Disk, FromVm, ImageFormat, Order, SavedVm, Snapshot, Split, Touched, VmConfig, VmProcess};
 
 use super::awake::awake;
 use super::{MAX_STATE, MEMORY, STATE, Shape, TemplateError, host, read};
 use crate::assets::Assets;
+use crate::changes;
+use crate::connection::{Connection, ConnectionError};
+use crate::image::ImageConfig;
 use crate::machine::VSOCK;
-use crate::options::RunOptions;
+use crate::mounts::Prepared;
+use crate::options::{RunOptions, Storage};
+use crate::pod::open_disk;
 use crate::run::{LAST_WORDS, RunError};
-use crate::session::START;
+use crate::session::{START, Said, SessionError, put};
+use crate::spec::{container, filters, storage};
 
 const PAGE: u64 = 4096;
 /// Of an entry of /proc/PID/pagemap: the page is there, and it is the file's and not a copy.
 const IS_PRESENT: u64 = 1 << 63;
 const IS_FILES: u64 = 1 << 61;
 
-/// The pages that a VM uses of the template in `directory`, which has no manifest yet, until its agent is awake. This
-/// process has one thread.
+/// The pages that a VM uses of the template in `directory`, which has no manifest yet, until a container has run in it;
+/// in that of a pod, until its agent is awake. This process has one thread.
 pub(super) fn look(
     directory: &Path,
     assets: &Assets,
@@ -37,7 +44,7 @@ pub(super) fn look(
     let inode = memory.metadata().map_err(reading())?.ino();
     let snapshot = Some(Snapshot::new(SavedVm::decode(&state)?, memory));
     let id = VmId::random().map_err(host("draw a random ID"))?;
-    let identity = Identity { id: Some(id), name: None, directory: Some(directory.to_owned()) };
+    let identity = Identity { id: Some(id.clone()), name: None, directory: Some(directory.to_owned()) };
     // The pages of a process that is confined cannot be looked at. What runs in it is the agent alone.
     let jail = jail::Mode::Off;
     let config = VmConfig { jail, ..shape.machine(assets, options, directory, Vec::new(), &[]) };
@@ -47,25 +54,72 @@ pub(super) fn look(
     let (vm, _, ()) =
         VmProcess::start_for(order, None, ()).map_err(host("make a process for the template's VM"))?;
     let vm = Arc::new(vm);
-    let looked = await_agent(&vm, directory)
-        .and_then(|()| pages(vm.pid(), inode).map_err(host("look at the pages of a VM")));
+    let used = if shape.is_pod {
+        wake(&vm, directory, Vec::new()).map(drop)
+    } else {
+        run_container(&vm, directory, assets, &id, options)
+    };
+    let looked = used.and_then(|()| pages(vm.pid(), inode).map_err(host("look at the pages of a VM")));
     vm.kill();
     vm.wait(LAST_WORDS);
     looked
 }
 
-fn await_agent(vm: &VmProcess, directory: &Path) -> Result<(), TemplateError> {
+/// Makes the VM one with `disks`.
+fn wake(vm: &VmProcess, directory: &Path, disks: Vec<Disk>) -> Result<Connection, TemplateError> {
+    let disks = put(vm, disks, &mut || said(vm)).map_err(outcome)?;
+    Ok(awake(&directory.join(VSOCK), disks, START)?)
+}
+
+/// What the VM says next.
+fn said(vm: &VmProcess) -> Result<Said, SessionError> {
     loop {
-        match vm.receive() {
-            Some(FromVm::Built) => break,
-            Some(FromVm::Failed(failure)) => return Err(RunError::Vm(failure.text).into()),
-            Some(FromVm::Ended(end)) => return Err(RunError::VmEnded(end).into()),
-            Some(FromVm::Pressed | FromVm::Printed | FromVm::Slot { .. }) => {}
-            None => return Err(RunError::VmKilled.into()),
+        return match vm.receive() {
+            Some(FromVm::Built) => Ok(Said::Built),
+            Some(FromVm::Slot { number, failure }) => Ok(Said::Slot(number, failure)),
+            Some(FromVm::Pressed | FromVm::Printed) => continue,
+            Some(FromVm::Failed(failure)) => Err(SessionError::Disk(failure.text)),
+            Some(FromVm::Ended(end)) => Err(SessionError::Disk(end.text)),
+            None => Err(SessionError::Disk("its process has ended".to_owned())),
+        };
+    }
+}
+
+fn outcome(error: SessionError) -> TemplateError {
+    RunError::Session(Box::new(error)).into()
+}
+
+/// Runs a container as `mvm run` does, to its end. Its image is the agent's own disk.
+fn run_container(
+    vm: &VmProcess,
+    directory: &Path,
+    assets: &Assets,
+    id: &VmId,
+    options: &RunOptions,
+) -> Result<(), TemplateError> {
+    let options = RunOptions { network: options.network.clone(), init: true, ..RunOptions::default() };
+    let of_options = |error| TemplateError::from(RunError::from(error));
+    let mut disks = vec![Disk::open(&assets.root, true, ImageFormat::Raw)];
+    if let Storage::Disk(size) = storage(&options) {
+        let changes = changes::open_or_create(assets, directory, size);
+        disks.push(open_disk(&changes.map_err(host("make a disk for a container's changes"))?));
+    }
+    let disks: Result<_, _> = disks.into_iter().collect();
+    let disks = disks.map_err(|error| RunError::Vm(devices::log::chain(&error)))?;
+    let mut connection = wake(vm, directory, disks)?;
+    let command = ["/sbin/init", "--version"].map(ToOwned::to_owned).to_vec();
+    let image = ImageConfig { command, ..ImageConfig::default() };
+    let mut container = container(id.as_str(), &image, &options, &Prepared::default()).map_err(of_options)?;
+    container.process.seccomp = filters(&options).map_err(of_options)?;
+    connection.send(&Request::Start(Box::new(container)))?;
+    loop {
+        match connection.receive_within(START)? {
+            Reply::Started => {}
+            Reply::Exited(_) => return Ok(()),
+            Reply::Failed(failure) => return Err(outcome(SessionError::Failed(failure))),
+            other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
         }
     }
-    awake(&directory.join(VSOCK), Vec::new(), START)?;
-    Ok(())
 }
 
 /// The pages that the process `pid` has of the file with that inode.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! $MVM_DATA_DIR/volumes/      0700; its lock is held while a volume is added
-//! └── data/                   0700; its lock is held by the keeper of the container that uses it, and by who removes it
+//! └── data/                   0700; its lock is held by the keeper of the container that uses it, and by who removes
+//! it
 //!     ├── volume.json         what it is, see [`VolumeRecord`]
 //!     ├── disk.ext4           what is in it, a disk that one VM has at a time
 //!     └── data/               or, of the driver `shared`, a directory
@@ -297,6 +298,38 @@ impl Volumes {
         }
         self.note("create", record);
         Ok((Volume { record: record.clone(), directory }, true))
+    }
+
+    /// Makes the volume that `record` describes, which nobody else knows of yet, and holds it. Others can make volumes
+    /// while `fill` makes its content, however long that takes.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError`]; nothing is left of one that can't be made.
+    pub fn create_held(
+        &self,
+        record: &VolumeRecord,
+        fill: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<VolumeHold, VolumeError> {
+        let name = &record.name;
+        let directory = self.directory(name);
+        let host = |source| VolumeError::Host { doing: "make", name: name.clone(), source };
+        let adding = self.lock()?;
+        place::create_private(&directory).map_err(host)?;
+        // With it the directory is not taken for one that was left, as long as it has no record.
+        let lock =
+            DirectoryLock::attempt(&directory).and_then(|lock| lock.ok_or(io::ErrorKind::WouldBlock.into()));
+        drop(adding);
+        let made = lock.and_then(|lock| {
+            fill(&content(&directory, record.driver))?;
+            write_record(&directory, record).map(|()| lock)
+        });
+        let lock = made.map_err(|error| {
+            let _ = remove_all(&directory);
+            host(error)
+        })?;
+        self.note("create", record);
+        Ok(VolumeHold { volume: Volume { record: record.clone(), directory }, _lock: lock })
     }
 
     /// Holds the volume that is called `name` for a container: a disk for that one alone.

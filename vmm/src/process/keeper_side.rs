@@ -18,6 +18,7 @@ use jail::seccomp::Violation;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::messages::{Failure, Fault, FromVm, Message, ToVm};
+use super::started;
 use super::vm_side::{Means, run};
 use crate::confinement::{Noted, Outside};
 use crate::console::{FileIdentity, begin_anew};
@@ -164,6 +165,11 @@ impl VmProcess {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot note the VM's process");
         }
         let directory = instance.as_ref().map(|instance| instance.path().to_owned());
+        if let Some(directory) = &directory
+            && let Err(error) = started::note(directory, config)
+        {
+            tracing::warn!(%error, "cannot note what the VM is made of: it cannot be saved or copied");
+        }
         let vm = Self {
             violations: Some(violations),
             noted: Noted::new(directory.as_deref()),

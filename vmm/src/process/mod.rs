@@ -7,8 +7,10 @@ mod keeper_side;
 mod keeper_tests;
 mod messages;
 mod slots;
+mod started;
 mod vm_side;
 
 pub use foreground::{Keeping, Outcome, Progress};
 pub use keeper_side::{Files, Order, Split, User, VmProcess};
 pub use messages::{Failure, Fault, FromVm, VmEnd, end_without_a_word};
+pub use started::{FileFacts, Started};

@@ -37,6 +37,11 @@ impl Hold {
         self.wait_until(Instant::now() + LIMIT)
     }
 
+    /// Whether it lasts: the other process has said nothing, and lives.
+    pub(crate) fn lasts(&self) -> bool {
+        self.wait_until(Instant::now()).is_err()
+    }
+
     fn wait_until(&self, end: Instant) -> io::Result<()> {
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -67,13 +72,14 @@ mod tests {
             far.read_exact(&mut [0]).unwrap();
             let soon = Instant::now() + Duration::from_millis(20);
             assert_eq!(hold.wait_until(soon).unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert!(hold.lasts());
             if says {
                 far.write_all(b"x").unwrap();
                 hold.wait().unwrap();
             }
             drop(far);
             hold.wait().unwrap();
-            assert!(hold.begin().is_err());
+            assert!(!hold.lasts() && hold.begin().is_err());
         }
     }
 

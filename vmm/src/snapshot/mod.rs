@@ -122,11 +122,6 @@ impl SavedVm {
         self.devices.iter().filter(|section| section.kind == BLOCK).count()
     }
 
-    /// How many vCPUs the VM has.
-    pub fn cpus(&self) -> u32 {
-        u32::try_from(self.machine.processors.len()).unwrap_or(u32::MAX)
-    }
-
     /// Bytes of the VM's RAM, and so of the file that has it.
     pub fn memory(&self) -> u64 {
         self.regions.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
@@ -187,7 +182,8 @@ impl Snapshot {
     }
 }
 
-/// Pages of a VM's RAM that it uses as soon as it goes on. To have them made in one go takes less than a fault for each.
+/// Pages of a VM's RAM that it uses as soon as it goes on. To have them made in one go takes less than a fault for
+/// each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touched {
     /// Where they are in the file, in bytes.

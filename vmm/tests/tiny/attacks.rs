@@ -1,5 +1,5 @@
-//! What an attacker who has taken over a thread of a confined VM's process would try: each attempt in a process of its own,
-//! on each kind of thread, and beneath the filters of system calls as well.
+//! What an attacker who has taken over a thread of a confined VM's process would try: each attempt in a process of its
+//! own, on each kind of thread, and beneath the filters of system calls as well.
 
 use std::ffi::CString;
 use std::fmt::Write as _;
@@ -260,8 +260,8 @@ const THREADS: [&str; 13] = [
     "gdb",
 ];
 
-/// Confines a process as one of a VM of `config`, and has it attack: on a thread that is called `thread`, or before there is
-/// one, beneath all filters.
+/// Confines a process as one of a VM of `config`, and has it attack: on a thread that is called `thread`, or before
+/// there is one, beneath all filters.
 fn attempt(
     config: &VmConfig,
     thread: Option<&'static str>,
@@ -335,8 +335,8 @@ fn machine() -> Option<(Machine, VmConfig)> {
 /// Set for the process that a test below has made for itself.
 const ALONE: &str = "MVM_TEST_ALONE";
 
-/// Whether this is a process with nothing in it but the test `name`; where it is not, the test is run in one. The memory of other
-/// tests' VMs would count for the limit of the jail.
+/// Whether this is a process with nothing in it but the test `name`; where it is not, the test is run in one. The
+/// memory of other tests' VMs would count for the limit of the jail.
 fn is_alone(name: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;

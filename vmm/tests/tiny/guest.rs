@@ -20,8 +20,10 @@
 /// | `map_gib n, table` | maps GiB `n` onto itself with the page directory `table`; RCX, RDI |
 /// | `store offset, value` | 32 bits to RBX + offset |
 /// | `map_virtio` | maps the registers of virtio devices; RBX becomes the first device; RCX, RDI |
-/// | `accept_version_1` | resets the virtio device at RBX and accepts VERSION_1 and no other feature, as far as FEATURES_OK |
-/// | `take_interrupt gsi, handler` | local APIC, I/O APIC and IDT deliver `gsi` to `handler`; RBX becomes the local APIC; RBP |
+/// | `accept_version_1` | resets the virtio device at RBX and accepts VERSION_1 and no other feature, as far as
+/// FEATURES_OK |
+/// | `take_interrupt gsi, handler` | local APIC, I/O APIC and IDT deliver `gsi` to `handler`; RBX becomes the local
+/// APIC; RBP |
 /// | `end_of_interrupt` | tells the local APIC; RBX |
 /// | `start_device` | the same, and sets the device up with queue 0, as far as DRIVER_OK |
 /// | `descriptor index, address, length, flags` | writes a descriptor of queue 0 |

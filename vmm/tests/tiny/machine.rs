@@ -136,6 +136,12 @@ impl Machine {
         self
     }
 
+    /// Gives the guest so much memory in place of 128 MiB.
+    pub(super) fn memory(mut self, mib: u32) -> Self {
+        self.config.memory = MemorySize::from_mib(mib);
+        self
+    }
+
     /// Ends the VM by force `seconds` after it was asked to end.
     pub(super) fn stop_timeout(mut self, seconds: u32) -> Self {
         self.config.stop_timeout = TimeLimit::from_secs(seconds);

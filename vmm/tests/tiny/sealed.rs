@@ -1,5 +1,5 @@
-//! Opening what a VM needs makes no thread. Once a VM is built it makes no thread either, opens no path and has no socket
-//! made, whatever guest and clients do: so that the process can give up the right to.
+//! Opening what a VM needs makes no thread. Once a VM is built it makes no thread either, opens no path and has no
+//! socket made, whatever guest and clients do: so that the process can give up the right to.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -286,7 +286,8 @@ fn calls(trace: &str) -> impl Iterator<Item = &str> {
     trace.lines().filter_map(|line| Some(line.split_once(' ')?.1.trim_start()))
 }
 
-/// The calls in `trace` that made threads while the VM was opened, which begins with its kernel, and while it was built.
+/// The calls in `trace` that made threads while the VM was opened, which begins with its kernel, and while it was
+/// built.
 fn threads_before_run(trace: &str) -> (Vec<&str>, Vec<&str>) {
     let is_kernel = |call: &&str| call.starts_with("open") && call.contains("/kernel\"");
     let of_vm = calls(trace).skip_while(|call| !is_kernel(call)).take_while(|call| !call.contains("KVM_RUN"));

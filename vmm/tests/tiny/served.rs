@@ -38,7 +38,8 @@ macro_rules! asks {
 asks!(starts_once, 1);
 asks!(starts_twice, 2);
 
-/// Says `r` once it has started its shared folder and asked it for something, then the error that it got, and powers off.
+/// Says `r` once it has started its shared folder and asked it for something, then the error that it got, and powers
+/// off.
 pub(crate) fn asking() -> &'static [u8] {
     starts_once()
 }

@@ -182,6 +182,30 @@ fn all_vcpus_go_on_where_they_were() {
     stop(restored);
 }
 
+/// How often a guest is copied: each is a copy of the one before, which has ended.
+const COPIES: usize = 1000;
+
+#[test]
+fn a_busy_guest_is_copied_a_thousand_times() {
+    const CPUS: u64 = 2;
+    // To look through more is most of the time that a copy takes.
+    let machine = || Some(Machine::new(all_count())?.memory(16).cpus(2));
+    let Some(first) = machine() else { return };
+    let mut running = first.run_until_ready();
+    let mut last = [0; 2];
+    for number in 0..COPIES {
+        let snapshot = save(&running);
+        let copy = machine().unwrap().continuing(again(&snapshot)).run_with_pipe(false);
+        stop(std::mem::replace(&mut running, copy));
+        for (cpu, last) in (0..CPUS).zip(&mut last) {
+            let now = running.read_changed(COUNTERS + cpu * 8);
+            assert!(now > *last, "{number}: {cpu}: {now} after {last}");
+            *last = now;
+        }
+    }
+    stop(running);
+}
+
 #[test]
 fn the_control_socket_saves_in_files_that_come_with_the_request() {
     let Some(machine) = Machine::new(counts_in_output()) else { return };
@@ -210,6 +234,22 @@ fn the_control_socket_saves_in_files_that_come_with_the_request() {
         assert_eq!(state.memory(), 128 << 20);
         assert_eq!(memory.metadata().unwrap().len(), 128 << 20);
     }
+    // It is not resumed by others while who has saved it has not ended it.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let stays = SnapshotCreate { stays_paused: true, ..SnapshotCreate::default() };
+    client.send_with_files(create, &stays, &[state.as_fd(), memory.as_fd(), theirs.as_fd()]).unwrap();
+    drop(theirs);
+    let resumed = ("PATCH", "/vm", &VmUpdate { state: WantedState::Resumed });
+    let refused = client.send(resumed.0, resumed.1, resumed.2).unwrap_err().to_string();
+    assert!(refused.contains("it is being saved") && running.gate.is_paused(), "{refused}");
+    drop(ours);
+    client.send(resumed.0, resumed.1, resumed.2).unwrap();
+    assert!(!running.gate.is_paused());
+    // Nor is one saved so that runs.
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let files = [state.as_fd(), memory.as_fd(), theirs.as_fd()];
+    let refused = client.send_with_files(create, &stays, &files).unwrap_err().to_string();
+    assert!(refused.contains("it does not stand still"), "{refused}");
     stop(running);
 }
 
@@ -315,8 +355,8 @@ fn a_state_of_another_vm_is_refused() {
     assert!(error.contains("cut off"), "{error}");
 }
 
-/// A state that the first mvm with this format has written, of a VM with most kinds of devices. Later ones go on from it,
-/// or have another version. With `MVM_WRITE_FIXTURES=1` it is written anew, for a format that has changed.
+/// A state that the first mvm with this format has written, of a VM with most kinds of devices. Later ones go on from
+/// it, or have another version. With `MVM_WRITE_FIXTURES=1` it is written anew, for a format that has changed.
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tiny/state-1");
 
 /// The kinds of devices in it.

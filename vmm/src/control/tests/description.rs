@@ -142,6 +142,7 @@ fn written() -> Vec<(&'static str, Value)> {
             json!(SnapshotCreate {
                 snapshot_path: Some(String::new()),
                 mem_file_path: Some(String::new()),
+                stays_paused: true,
                 ..SnapshotCreate::default()
             }),
         ),
