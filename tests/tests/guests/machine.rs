@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use tests::{Boot, Guest, debian_image, mvm, sparse_copy};
 
 use super::passt::{Uplink, ask, serve};
+use crate::counts::{count, report};
 
 /// A boot of Debian takes half a minute in the KVM lab, the start of a container ten seconds; a busy host, a multiple.
 const WATCHDOG: Duration = Duration::from_secs(600);
@@ -65,14 +66,16 @@ fn check_agent(directory: &TempDir) {
 
 /// Copies of it run as it does, each with a name and files of its own.
 fn check_copies(directory: &TempDir) {
-    let (code, said) = run(directory, &["fork", "machine", "--count", "2", "--name", "copy"]);
-    assert!(code == Some(0) && said.lines().count() == 2, "{code:?}: {said}");
-    for name in ["copy-1", "copy-2"] {
+    let (start, times) = (Instant::now(), count("MACHINES", 2));
+    let (code, said) = run(directory, &["fork", "machine", "--count", &times.to_string(), "--name", "copy"]);
+    assert!(code == Some(0) && said.lines().count() as u64 == times, "{code:?}: {said}");
+    let names: Vec<String> = (1..=times).map(|number| format!("copy-{number}")).collect();
+    for name in &names {
         let script = format!("hostnamectl hostname {name}; systemctl is-system-running; cat /etc/hostname");
         let said = run(directory, &["exec", name, "sh", "-c", &script]);
         assert_eq!(said, (Some(0), format!("running\n{name}\n")));
     }
-    for name in ["copy-1", "copy-2"] {
+    for name in &names {
         let said =
             run(directory, &["exec", name, "sh", "-c", "hostname; systemctl is-active containerd dbus"]);
         assert_eq!(said, (Some(0), format!("{name}\nactive\nactive\n")));
@@ -82,6 +85,7 @@ fn check_copies(directory: &TempDir) {
         exec(directory, &[], "hostname; systemctl is-system-running"),
         (Some(0), "mvm\nrunning\n".into())
     );
+    report("copies of a VM with systemd", times, start, "");
 }
 
 #[test]

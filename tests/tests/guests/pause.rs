@@ -190,35 +190,72 @@ touch /tmp/stop
 wait $fio $lines
 echo rounds=$(wc -l </tmp/rounds)";
 
+/// A VM that does [`WORK`], with connections to it.
+pub struct Busy {
+    pub guest: Guest,
+    network: EchoTraffic,
+    sockets: EchoTraffic,
+    _directory: TempDir,
+    _tap: HostLink,
+}
+
+impl Busy {
+    /// Boots it with a tap of the host's.
+    pub fn start(name: &str, tap: &'static str) -> Self {
+        let link = HostLink::tap(tap, "", "10.9.20.1");
+        let directory = TempDir::new().expect("a directory can be made");
+        let program = std::fs::read(vsock_program()).expect("the program is there");
+        let disk = directory.path().join("program");
+        let padding = program.len().next_multiple_of(512) - program.len();
+        std::fs::write(&disk, [program, vec![0; padding]].concat()).expect("a file can be made");
+        let data = sparse_file(directory.path(), "data", 4 << 20);
+        let socket = directory.path().join("v");
+        let mut guest = Boot::new()
+            .flag("--name", name)
+            .flag("--memory", "96M")
+            .flag("--console", "virtio")
+            .flag("--rootfs", format!("{},readonly", fio_rootfs().display()))
+            .flag("--disk", format!("{},readonly,id=vsock", disk.display()))
+            .flag("--disk", format!("{},id=data", data.display()))
+            .flag("--net", format!("tap={tap}"))
+            .flag("--vsock", &socket)
+            .switch("--balloon")
+            .script(WORK)
+            .start();
+        guest.wait_for("ready");
+        guest.wait_for("seq=2");
+        let connection = tcp("10.9.20.2:5000");
+        let network = EchoTraffic::start(connection.try_clone().expect("a descriptor is left"), connection);
+        let connection = vsock(&socket, 52);
+        let sockets = EchoTraffic::start(connection.try_clone().expect("a descriptor is left"), connection);
+        Self { guest, network, sockets, _directory: directory, _tap: link }
+    }
+
+    /// Waits until something comes back on each connection.
+    pub fn goes_on(&self) {
+        self.network.goes_on();
+        self.sockets.goes_on();
+    }
+
+    /// Ends it, and checks that nothing was lost on the way.
+    pub fn finish(self) {
+        let Self { mut guest, network, sockets, .. } = self;
+        network.finish();
+        sockets.finish();
+        guest.type_text("stop\n");
+        let outcome = guest.finish().expect_code(0);
+        assert!(!outcome.output.contains("fio failed"), "{outcome}");
+        assert!(outcome.number("rounds") > 0, "{outcome}");
+        let numbers = outcome.output.lines().filter_map(|line| line.trim().strip_prefix("seq="));
+        let numbers: Vec<u64> = numbers.map(|number| number.parse().expect("a whole line")).collect();
+        let expected: Vec<u64> = (0..outcome.number("lines")).collect();
+        assert_eq!(numbers, expected, "lines of the console were lost or doubled");
+    }
+}
+
 #[test]
 fn a_paused_vm_touches_no_ram_and_loses_nothing() {
-    let _tap = HostLink::tap("mvmpause", "", "10.9.20.1");
-    let directory = TempDir::new().expect("a directory can be made");
-    let program = std::fs::read(vsock_program()).expect("the program is there");
-    let disk = directory.path().join("program");
-    let padding = program.len().next_multiple_of(512) - program.len();
-    std::fs::write(&disk, [program, vec![0; padding]].concat()).expect("a file can be made");
-    let data = sparse_file(directory.path(), "data", 4 << 20);
-    let socket = directory.path().join("v");
-    let mut guest = Boot::new()
-        .flag("--name", "pausing")
-        .flag("--memory", "96M")
-        .flag("--console", "virtio")
-        .flag("--rootfs", format!("{},readonly", fio_rootfs().display()))
-        .flag("--disk", format!("{},readonly,id=vsock", disk.display()))
-        .flag("--disk", format!("{},id=data", data.display()))
-        .flag("--net", "tap=mvmpause")
-        .flag("--vsock", &socket)
-        .switch("--balloon")
-        .script(WORK)
-        .start();
-    guest.wait_for("ready");
-    guest.wait_for("seq=2");
-    let connection = tcp("10.9.20.2:5000");
-    let network = EchoTraffic::start(connection.try_clone().expect("a descriptor is left"), connection);
-    let connection = vsock(&socket, 52);
-    let sockets = EchoTraffic::start(connection.try_clone().expect("a descriptor is left"), connection);
-
+    let mut busy = Busy::start("pausing", "mvmpause");
     let mut control = Control::of("pausing");
     let mut typed = 0;
     for cycle in 0..CYCLES {
@@ -227,27 +264,17 @@ fn a_paused_vm_touches_no_ram_and_loses_nothing() {
             control.set_state("Resumed");
             continue;
         }
-        pause_and_compare(&mut guest, "pausing", |guest| {
+        pause_and_compare(&mut busy.guest, "pausing", |guest| {
             guest.type_text(&format!("word {typed}\n"));
             let _ = run_mvm(["balloon", "pausing"]);
         });
-        guest.wait_for(&format!("heard word {typed}"));
+        busy.guest.wait_for(&format!("heard word {typed}"));
         typed += 1;
-        network.goes_on();
-        sockets.goes_on();
+        busy.goes_on();
         // mvm closes a connection that was silent for so long.
         control = Control::of("pausing");
     }
-    network.finish();
-    sockets.finish();
-    guest.type_text("stop\n");
-    let outcome = guest.finish().expect_code(0);
-    assert!(!outcome.output.contains("fio failed"), "{outcome}");
-    assert!(outcome.number("rounds") > 0, "{outcome}");
-    let numbers = outcome.output.lines().filter_map(|line| line.trim().strip_prefix("seq="));
-    let numbers: Vec<u64> = numbers.map(|number| number.parse().expect("a whole line")).collect();
-    let expected: Vec<u64> = (0..outcome.number("lines")).collect();
-    assert_eq!(numbers, expected, "lines of the console were lost or doubled");
+    busy.finish();
 }
 
 #[test]

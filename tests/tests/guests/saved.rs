@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use super::containers::{IMAGE, Stores, stores, text};
-use super::forks::{COUNTS, Ends, count, said};
+use super::forks::{COUNTS, Ends, check_clock, count, said};
 
 fn refused(stores: &Stores, arguments: &[&str], expected: &str) {
     let Output { status, stderr, .. } = stores.mvm().args(arguments).output().unwrap();
@@ -53,6 +53,7 @@ fn a_container_that_is_saved_takes_no_process_and_goes_on_where_it_was() {
         let now = count(stores, "saved");
         assert!(now > before, "{now} after {before}");
         before = now;
+        check_clock(stores.mvm(), "saved");
         assert_eq!(said(stores, &["exec", "saved", "cat", "/file", "/data/file"]), "text\nmore\n");
         refused(stores, &["resume", "saved"], "it is not paused");
     }

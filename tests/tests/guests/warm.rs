@@ -4,15 +4,17 @@ use std::fs;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 
 use super::containers::{IMAGE, stores, text};
+use super::forks::check_clock;
 
 /// A place of its own for templates and containers, with the store's images.
-struct Warm(TempDir);
+pub struct Warm(TempDir);
 
 impl Warm {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let warm = Self(TempDir::new().unwrap());
         let images = stores().directory.path().join("images");
         std::os::unix::fs::symlink(images, warm.0.path().join("images")).unwrap();
@@ -33,14 +35,15 @@ impl Warm {
         command
     }
 
-    fn said(&self, arguments: &[&str]) -> String {
+    /// Runs mvm with these arguments, and returns what it prints.
+    pub fn said(&self, arguments: &[&str]) -> String {
         let output = self.mvm(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
         text(&output.stdout)
     }
 
     /// `mvm run` with these arguments, whose VM goes on from a template if it `is_warm`.
-    fn run(&self, is_warm: bool, arguments: &[&str]) -> Output {
+    pub fn run(&self, is_warm: bool, arguments: &[&str]) -> Output {
         let common = ["--log-level", "info", "run", "--rm", "--network", "none"];
         let output = self.mvm(&[&common, arguments].concat()).output().unwrap();
         let said = text(&output.stderr);
@@ -97,10 +100,23 @@ fn what_a_container_has_is_put_into_a_vm_that_goes_on() {
     warm.said(&create);
     warm.said(&["start", "long"]);
     assert_eq!(warm.said(&["exec", "long", "sh", "-c", "wc -l </runs"]).trim(), "1");
+    check_clock(warm.mvm(&[]), "long");
     warm.said(&["stop", "-t", "5", "long"]);
     warm.said(&["start", "long"]);
     assert_eq!(warm.said(&["exec", "long", "sh", "-c", "wc -l </runs"]).trim(), "2");
     warm.said(&["rm", "-f", "long"]);
+    // With as many disks as there is room for, it is saved and copied as any.
+    let volumes = ["-v", "one:/one", "-v", "two:/two"];
+    let run = ["run", "-d", "--network", "none", "--name", "full"];
+    warm.said(&[&run[..], &volumes, &[IMAGE, "sleep", "1000"]].concat());
+    warm.said(&["exec", "full", "sh", "-c", "echo kept >/two/file"]);
+    warm.said(&["pause", "--save", "full"]);
+    warm.said(&["resume", "full"]);
+    warm.said(&["fork", "full", "--name", "copy"]);
+    for name in ["full", "copy"] {
+        assert_eq!(warm.said(&["exec", name, "cat", "/two/file"]), "kept\n");
+    }
+    warm.said(&["rm", "-f", "-v", "full", "copy"]);
 }
 
 #[test]
@@ -246,10 +262,14 @@ fn a_template_that_is_damaged_or_of_something_else_is_not_used() {
     // In the background, once a container has found none.
     warm.configure("auto");
     run(false);
+    // Who makes one has the lock meanwhile. To ask all the time would leave it no processor: it makes room for all others.
+    let lock = fs::OpenOptions::new().write(true).open(warm.0.path().join("templates/lock")).unwrap();
     let deadline = Instant::now() + Duration::from_secs(120);
     while listed().is_empty() {
         assert!(Instant::now() < deadline, "no template is made");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_secs(1));
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        flock(&lock, FlockOperation::Unlock).unwrap();
     }
     run(true);
     warm.configure("off");

@@ -11,4 +11,5 @@ mod host;
 mod kills;
 mod processes;
 mod reboot;
+mod saves;
 mod services;
