@@ -23,8 +23,9 @@ test: ## run all of the four below
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check fuzz
 	@$(MAKE) --no-print-directory unit guests
 
+# The two have no part in make's own bookkeeping of jobs, which cargo would look for.
 check: ## check format, lints, docs, words, dependencies, scripts
-	@tests/check
+	@MAKEFLAGS= tests/check
 
 unit: ## run unit tests, and tiny guests where /dev/kvm exists
 	@tests/unit
@@ -33,7 +34,7 @@ allowances: ## look for system calls that VMs may make and no test needs; minute
 	@tests/allowances
 
 fuzz: ## run each fuzz target over its seeds and some seconds more
-	@tools/fuzz
+	@MAKEFLAGS= tools/fuzz
 
 guests: ## boot real guests, on this host's KVM or in the KVM lab
 	@tests/run

@@ -13,7 +13,7 @@ from .containers import commands
 from .lives import QUIETLY, run
 from .report import row
 
-COPIES = 20
+COPIES = 100
 
 
 def measure_copies(mvm):
