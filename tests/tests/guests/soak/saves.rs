@@ -60,7 +60,7 @@ fn copies_of_a_busy_vm_find_on_their_disks_what_they_had_written() {
         .start();
     first.wait_for("round=1.");
     for _ in 0..times {
-        does(&["fork", "copied", "--name", "copy"]);
+        does(&["fork", "copied", "--name", "copy", "--rm"]);
         // What it prints is its own: a round that it has ended, and one that it has begun.
         let mut console = Command::new(mvm());
         console.args(["console", "copy"]);
