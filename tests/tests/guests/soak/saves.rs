@@ -22,7 +22,7 @@ fn does(arguments: &[&str]) {
 
 #[test]
 fn a_busy_vm_that_is_saved_again_and_again_loses_nothing() {
-    let (start, times) = (Instant::now(), count("SAVES", 5));
+    let (start, times) = (Instant::now(), count("SAVES", 3));
     let place = TempDir::new().unwrap();
     let busy = Busy::start("saving", "mvmsave");
     for number in 0..times {
