@@ -164,8 +164,8 @@ pub fn save(vm: &Running) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes the directory for what is saved of `vm`, from where on a signal gives that up. Returns what the VM stays paused
-/// by, and its end of that.
+/// Makes the directory for what is saved of `vm`, from where on a signal gives that up. Returns what the VM stays
+/// paused by, and its end of that.
 fn begin(vm: &Running, directory: &Path, was_paused: bool) -> io::Result<(UnixStream, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     let (vm, hold) = (vm.clone(), ours.try_clone()?);
@@ -224,8 +224,8 @@ fn lock_saves() -> MutexGuard<'static, Saves> {
     SAVES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends this process for `signal`, and gives up what it saves: VMs that ran do so again. Returns where one is about to end,
-/// as it is saved then.
+/// Ends this process for `signal`, and gives up what it saves: VMs that ran do so again. Returns where one is about to
+/// end, as it is saved then.
 pub fn give_up(signal: i32) {
     let mut saves = lock_saves();
     if saves.ending > 0 {
