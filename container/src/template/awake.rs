@@ -8,9 +8,10 @@ use agent_protocol::{Awakening, PodDisk, Reply, Request};
 use crate::connection::{Connection, ConnectionError};
 use crate::session::START;
 
-/// Connects to the agent of a VM that goes on, and makes it another VM. The guest first ends connections that it had,
-/// and with them one that is made at that moment, of which it says nothing: so one that is silent is given up for another
-/// one, the first time soon. To be made another VM twice does no harm.
+/// Connects to the agent of a VM that goes on, and makes it another VM. The guest first ends connections that it had.
+/// The device lets none be made before that, but for a guest that takes long: then one that is made at that moment is
+/// ended too, of which the guest says nothing. So one that is silent is given up for another one, the first time soon.
+/// To be made another VM twice does no harm.
 ///
 /// # Errors
 ///

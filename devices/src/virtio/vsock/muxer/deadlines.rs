@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Muxer;
+use super::{Connections, Muxer};
 use crate::virtio::vsock::table::Role;
 
 /// For the line of a process of the host.
@@ -19,6 +19,8 @@ pub(super) const DRAIN: Duration = Duration::from_secs(30);
 pub(super) const ATTEMPT: Duration = Duration::from_millis(20);
 /// For such a listener. Linux gives up after two seconds.
 pub(super) const CONNECT: Duration = Duration::from_secs(2);
+/// For the driver to take the event that its connections are gone.
+pub(super) const EVENT: Duration = Duration::from_secs(5);
 /// Until accepting is tried again, when there were no descriptors.
 const ACCEPT: Duration = Duration::from_millis(200);
 
@@ -30,8 +32,9 @@ pub(super) fn in_time(timeout: Duration) -> Instant {
 impl Muxer {
     /// How long the device may sleep; `None`: forever.
     pub(in crate::virtio::vsock) fn timeout(&self) -> Option<Duration> {
-        let next =
-            [self.connections.table.earliest(), self.connections.accept_at].into_iter().flatten().min()?;
+        let Connections { table, accept_at, hold, .. } = &self.connections;
+        let held = hold.as_ref().map(|hold| hold.until).filter(|_| self.has_news());
+        let next = [table.earliest(), *accept_at, held].into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 

@@ -32,6 +32,7 @@ use crate::virtio::iovecs::IoVecs;
 use crate::virtio::queue::{ActiveQueue, Chain};
 use crate::virtio::{ActivateError, Activation, VirtioInterrupt};
 
+use self::suspend::Hold;
 pub(super) use self::suspend::Parked;
 
 /// The receive queue (5.10.2).
@@ -113,6 +114,7 @@ struct Connections {
     accept_at: Option<Instant>,
     /// The host's port of the next connection of the host.
     next_port: u32,
+    hold: Option<Hold>,
 }
 
 impl Muxer {
@@ -133,6 +135,7 @@ impl Muxer {
                 accepting: true,
                 accept_at: None,
                 next_port: events::FIRST_PORT,
+                hold: setup.reset_event.get().then(Hold::new),
             },
         };
         Ok(Self {

@@ -16,6 +16,9 @@ const MAX_MORE: usize = 15;
 impl Muxer {
     /// Fills the guest's buffers: RSTs first, then a packet of each connection in turn.
     pub(in crate::virtio::vsock) fn fill_receive_queue(&mut self) {
+        if self.is_held() {
+            return;
+        }
         self.rx.start_turn();
         while self.has_news() && self.rx.may_go_on() {
             if !self.rx_in_hand && !self.take_buffer() {

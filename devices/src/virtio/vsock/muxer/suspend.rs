@@ -1,8 +1,9 @@
 //! Suspending: the queues go back, and the connections stay where they are.
 
+use std::num::Wrapping;
 use std::time::Instant;
 
-use super::{Connections, Muxer};
+use super::{Connections, Muxer, deadlines};
 use crate::virtio::queue::ActiveQueue;
 use crate::virtio::{Activation, Queue};
 
@@ -38,7 +39,25 @@ impl Parked {
         if let Some(at) = &mut self.connections.accept_at {
             *at += paused;
         }
+        if let Some(hold) = &mut self.connections.hold {
+            hold.until += paused;
+        }
         self.connections
+    }
+}
+
+/// Packets to the driver wait until it has heard that its connections are gone. Linux ends all that it has when it takes
+/// the event, and says nothing of one that was made meanwhile; then it makes the event's buffer available again.
+pub(super) struct Hold {
+    /// When they wait no longer, for a driver that never does so.
+    pub(super) until: Instant,
+    /// How many event buffers it had made available when it was told; `None`: it is yet to be told.
+    told_at: Option<Wrapping<u16>>,
+}
+
+impl Hold {
+    pub(super) fn new() -> Self {
+        Self { until: deadlines::in_time(deadlines::EVENT), told_at: None }
     }
 }
 
@@ -69,6 +88,9 @@ impl Muxer {
             let event = TRANSPORT_RESET.to_le_bytes();
             let written = self.event_chain.writable.put(&self.memory, &event);
             if written == event.len() {
+                if let Some(hold) = &mut self.connections.hold {
+                    hold.told_at = Some(queue.await_more());
+                }
                 queue.add_used(self.event_chain.head, u32::try_from(written).unwrap_or(u32::MAX));
                 self.setup.reset_event.set(false);
             } else {
@@ -76,5 +98,19 @@ impl Muxer {
             }
         }
         queue.end_turn();
+    }
+
+    /// Whether packets to the driver wait until it has heard that its connections are gone.
+    pub(super) fn is_held(&mut self) -> bool {
+        let Some(hold) = &self.connections.hold else { return false };
+        // A driver without the queue cannot hear it.
+        let has_heard = self
+            .event_queue
+            .as_ref()
+            .is_none_or(|queue| hold.told_at.is_some_and(|count| queue.available() != count));
+        if has_heard || hold.until <= Instant::now() {
+            self.connections.hold = None;
+        }
+        self.connections.hold.is_some()
     }
 }

@@ -87,12 +87,58 @@ pub(super) fn a_device_in_its_place_tells_the_driver_that_its_connections_are_go
     assert_eq!(guest.drivers[EVENT].take_used(), [(event.into(), 4)]);
     assert_eq!(guest.drivers[EVENT].read(FREE, 8), [&TRANSPORT_RESET[..], &[0xff; 4]].concat());
     assert!(!guest.device.state().reset_event, "it was told");
+    give_event_buffer(&mut guest);
     // What it still sends over an old connection has no other end.
     guest.send(Header { op: op::RW, ..header(80, 1025) }, b"x");
     guest.expect(op::RST, 0);
     let mut host = guest.connect(80, 1026);
     guest.send(Header { op: op::RW, ..header(80, 1026) }, b"new");
     assert_eq!(read_exactly(&mut host, 3), b"new");
+}
+
+/// Gives the device a buffer for an event, as Linux does once it has ended its connections.
+fn give_event_buffer(guest: &mut Guest) {
+    guest.drivers[EVENT].add(&[(FREE, 8, WRITE)]);
+    guest.drivers[EVENT].notifier.write(1).unwrap();
+}
+
+#[test]
+pub(super) fn a_driver_gets_no_packet_until_it_has_ended_its_connections() {
+    let mut guest = Guest::new();
+    give_event_buffer(&mut guest);
+    let saved = guest.suspend();
+    guest.replace_device();
+    guest.resume(&saved);
+    let mut process = guest.dial("CONNECT 52\n");
+    while guest.drivers[EVENT].used_count() == 0 {
+        assert!(guest.wait());
+    }
+    for _ in 0..2 {
+        // What does not happen has no event: the time for it is what is given.
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(guest.drivers[0].used_count(), 0);
+        // It waits over a suspension too.
+        let saved = guest.suspend();
+        guest.resume(&saved);
+    }
+    give_event_buffer(&mut guest);
+    let request = guest.expect(op::REQUEST, 0);
+    guest.send(Header { op: op::RESPONSE, ..header(request.src_port, 52) }, b"");
+    assert_eq!(read_exactly(&mut process, 3), b"OK ");
+}
+
+#[test]
+pub(super) fn a_driver_that_never_gives_an_event_buffer_back_gets_its_packets_later() {
+    let mut guest = Guest::new();
+    give_event_buffer(&mut guest);
+    let saved = guest.suspend();
+    guest.replace_device();
+    guest.resume(&saved);
+    let _process = guest.dial("CONNECT 52\n");
+    while guest.drivers[0].used_count() == 0 {
+        assert!(guest.wait());
+    }
+    guest.expect(op::REQUEST, 0);
 }
 
 #[test]
