@@ -30,6 +30,7 @@ pub fn of_exit(reason: &ExitReason) -> u8 {
         ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Stopped | ExitReason::Killed => SUCCESS,
         ExitReason::Code(code) => *code,
         ExitReason::TimedOut => TIMED_OUT,
+        ExitReason::NotResumed { .. } => HOST,
         ExitReason::Panicked { .. }
         | ExitReason::TripleFault { .. }
         | ExitReason::FailEntry { .. }

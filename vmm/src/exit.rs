@@ -61,6 +61,11 @@ pub enum ExitReason {
     },
     /// A file that the guest has as memory was made shorter.
     MemoryCutOff,
+    /// A device of a saved VM did not start.
+    NotResumed {
+        /// Which device and why.
+        detail: String,
+    },
     /// The user ended the VM from its console.
     Stopped,
     /// A debugger ended the VM.
@@ -115,6 +120,7 @@ impl fmt::Display for ExitReason {
                 write!(f, "the guest cannot continue: KVM_RUN of vCPU {vcpu} failed: {detail}")
             }
             Self::MemoryCutOff => f.write_str("the guest cannot continue: a file of --pmem was truncated"),
+            Self::NotResumed { detail } => write!(f, "the saved VM cannot continue: {detail}"),
             Self::Stopped => f.write_str("stopped"),
             Self::Killed => f.write_str("stopped by the debugger"),
             Self::Signal(libc::SIGPIPE) => {

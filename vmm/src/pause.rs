@@ -3,12 +3,14 @@
 //! While a VM is paused nothing changes its memory: its vCPUs wait at the gate, and every device is suspended, so that
 //! packets stay in the tap, sockets are not read and what is typed waits.
 
+use std::error::Error as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::{Suspend, SuspendError};
 use thiserror::Error;
 
+use crate::exit::{ExitReason, ExitSlot};
 use crate::snapshot::Hold;
 use crate::vcpu::{Gate, GateError, Holder};
 
@@ -34,6 +36,19 @@ pub enum PauseError {
     /// Another process has it paused until that is done.
     #[error("it is being saved")]
     Kept,
+}
+
+impl PauseError {
+    /// What it says, and why, in one line.
+    pub(crate) fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = self.source();
+        while let Some(cause) = next {
+            text = format!("{text}: {cause}");
+            next = cause.source();
+        }
+        text
+    }
 }
 
 /// Pauses and resumes a VM, from any thread.
@@ -132,6 +147,18 @@ impl Pauser {
         state.check_kept()?;
         state.kept = None;
         Ok(self.resume_in(&mut state)?)
+    }
+
+    /// Resumes a VM that was saved for the first time, and returns whether it goes on: its driver has no part in what
+    /// is lost with a device that does not start, so that it ends for that reason.
+    pub(crate) fn begin(&self, exit: &ExitSlot) -> bool {
+        match self.resume() {
+            Ok(()) => true,
+            Err(error) => {
+                exit.end(ExitReason::NotResumed { detail: error.in_full() });
+                false
+            }
+        }
     }
 
     fn resume_in(&self, state: &mut State) -> Result<(), SuspendError> {
@@ -287,6 +314,19 @@ mod tests {
         assert!(matches!(pauser.resume(), Err(PauseError::Device(_))));
         assert_eq!(logged(&log), "resume a, resume b, resume c");
         assert!(!pauser.gate().is_paused());
+    }
+
+    #[test]
+    fn a_saved_vm_whose_device_does_not_start_ends() {
+        let exit = ExitSlot::new().unwrap();
+        let (pauser, devices, _log) = rig();
+        pauser.pause().unwrap();
+        assert!(pauser.begin(&exit) && !exit.has_ended());
+        pauser.pause().unwrap();
+        *devices[1].fails.lock().unwrap() = true;
+        assert!(!pauser.begin(&exit));
+        let reason = exit.reason().unwrap();
+        assert_eq!(reason.to_string(), "the saved VM cannot continue: b is not suspended");
     }
 
     #[test]

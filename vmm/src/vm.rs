@@ -361,10 +361,12 @@ impl Vm {
         match resumes {
             Some(background) => {
                 let pauser = pauser.clone();
-                // Nothing else waits for the thread yet. What can't be resumed is told to its driver, and noted.
+                let shared = Arc::clone(&shared);
+                // Nothing else waits for the thread yet.
                 background.run(Box::new(move || {
-                    let _ = pauser.resume();
-                    on_running();
+                    if pauser.begin(&shared.exit) {
+                        on_running();
+                    }
                 }));
             }
             None => on_running(),

@@ -1,6 +1,5 @@
 //! Which request does what.
 
-use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -112,10 +111,7 @@ fn update_vm(_vm: &VmHandle, content: Content<'_>) -> Result<Outcome, Response> 
 fn changed(doing: &str, result: Result<(), PauseError>) -> Response {
     match result {
         Ok(()) => Response::done(),
-        Err(error) => {
-            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-            Response::fault(400, &format!("cannot {doing} the VM: {error}{cause}"))
-        }
+        Err(error) => Response::fault(400, &format!("cannot {doing} the VM: {}", error.in_full())),
     }
 }
 

@@ -145,6 +145,7 @@ fn last_words(reason: Option<ExitReason>) -> MultiThreadStopReason<u64> {
         Some(
             ExitReason::Panicked { .. }
             | ExitReason::MemoryCutOff
+            | ExitReason::NotResumed { .. }
             | ExitReason::TripleFault { .. }
             | ExitReason::FailEntry { .. }
             | ExitReason::InternalError { .. }
