@@ -27,6 +27,8 @@ mod disks;
 mod docker_inside;
 #[path = "guests/ends.rs"]
 mod ends;
+#[path = "guests/ends_debian.rs"]
+mod ends_debian;
 #[path = "guests/exec.rs"]
 mod exec;
 #[path = "guests/flags.rs"]

@@ -101,7 +101,8 @@ fn systemd_is_up_without_a_failed_unit_and_heeds_the_power_button() {
     let boot = Boot::new()
         .switch("--agent")
         .flag("--name", "machine")
-        .flag("--runtime-dir", directory.path().join("run"));
+        .flag("--runtime-dir", directory.path().join("run"))
+        .flag("--stop-timeout", "60s");
     let guest = run_in_machine(boot, &directory, script);
     check_agent(&directory);
     check_copies(&directory);
