@@ -99,6 +99,8 @@ mod table_docker;
 mod table_files;
 #[path = "guests/table_life.rs"]
 mod table_life;
+#[path = "guests/table_volumes.rs"]
+mod table_volumes;
 #[path = "../../cli/tests/registry/tls.rs"]
 #[allow(dead_code, reason = "another package's tests use more of it")]
 mod tls;

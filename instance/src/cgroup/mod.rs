@@ -5,6 +5,7 @@
 
 mod more;
 mod place;
+mod systemd;
 
 pub use self::more::MoreMemory;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 
-use super::CgroupError;
+use super::{CgroupError, systemd};
 
 /// Where the hierarchy of version 2 is mounted, where it is the host's only one.
 pub(super) const MOUNT: &str = "/sys/fs/cgroup";
@@ -89,7 +89,8 @@ fn name_of(group: &Path) -> String {
 }
 
 /// Whether `group` was left to its processes: systemd says so, or it is the first one on the way from the root that
-/// belongs to this user. The one of a user's own systemd is left to that.
+/// belongs to this user. The one of a user's own systemd is left to that; it is asked about those of its units that have
+/// no process but mvm's, since it marks none.
 fn is_delegated(group: &Path, mount: &Path) -> bool {
     if group == mount {
         // The root of a namespace is that of a container's manager, which has left it to the container where it can be
@@ -104,7 +105,24 @@ fn is_delegated(group: &Path, mount: &Path) -> bool {
     }
     let owner = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.uid());
     let user = geteuid().as_raw();
-    user != 0 && owner(group) == Some(user) && group.parent().and_then(owner) != Some(user)
+    let is_first = user != 0 && owner(group) == Some(user) && group.parent().and_then(owner) != Some(user);
+    is_first
+        || systemd::unit_of(group).is_some_and(|unit| {
+            processes_of(group).is_ok_and(|found| are_mvms(&found)) && systemd::delegates(unit)
+        })
+}
+
+/// The processes in `group` itself; 0 for one of another namespace.
+fn processes_of(group: &Path) -> Result<Vec<u32>, CgroupError> {
+    let listed = fs::read_to_string(group.join("cgroup.procs"));
+    let listed = listed.map_err(CgroupError::host("read the processes of the control group"))?;
+    Ok(listed.lines().map(|line| line.parse().unwrap_or(0)).collect())
+}
+
+/// Whether all `processes` run this program.
+fn are_mvms(processes: &[u32]) -> bool {
+    let own = program(std::process::id());
+    own.is_some() && processes.iter().all(|process| program(*process) == own)
 }
 
 fn has_attribute(group: &Path, name: &CStr) -> bool {
@@ -138,31 +156,23 @@ impl Place {
             PlaceKind::Delegated => &self.directory,
         };
         let is_enabled = missing(group)?.is_empty();
-        let processes =
-            if is_enabled || self.kind == PlaceKind::OfRoot { Vec::new() } else { self.processes()? };
-        let own = program(std::process::id());
-        let is_shared = processes.into_iter().any(|process| program(process) != own);
-        if is_shared { Err(CgroupError::Shared) } else { Ok(()) }
-    }
-
-    /// The processes in the group itself; 0 for one of another namespace.
-    fn processes(&self) -> Result<Vec<u32>, CgroupError> {
-        let listed = fs::read_to_string(self.directory.join("cgroup.procs"));
-        let listed = listed.map_err(CgroupError::host("read the processes of the control group"))?;
-        Ok(listed.lines().map(|line| line.parse().unwrap_or(0)).collect())
+        if is_enabled || self.kind == PlaceKind::OfRoot || are_mvms(&processes_of(&self.directory)?) {
+            Ok(())
+        } else {
+            Err(CgroupError::Shared)
+        }
     }
 
     /// Moves this process, and others of mvm, out of the group itself.
     fn leave(&self) -> Result<(), CgroupError> {
-        let own = program(std::process::id()).ok_or(CgroupError::Shared)?;
         let keepers = self.directory.join(KEEPERS);
         let mut seen = 0;
         loop {
-            let processes = self.processes()?;
+            let processes = processes_of(&self.directory)?;
             if processes.is_empty() {
                 return Ok(());
             }
-            if processes.iter().any(|process| program(*process) != Some(own)) {
+            if !are_mvms(&processes) {
                 return Err(CgroupError::Shared);
             }
             match fs::create_dir(&keepers) {

@@ -146,10 +146,7 @@ impl User<'_> {
         let drop_in = format!("[Service]\n{environment}\nStandardOutput=append:{data}.log\n");
         fs::create_dir(units.join("mvm-restore.service.d")).unwrap();
         fs::write(units.join("mvm-restore.service.d/test.conf"), drop_in).unwrap();
-        fs::write(units.join(target), "[Unit]\nDescription=What is wanted\n").unwrap();
-        let wants = units.join(format!("{target}.wants"));
-        fs::create_dir(&wants).unwrap();
-        symlink(units.join("mvm-restore.service"), wants.join("mvm-restore.service")).unwrap();
+        want(units, target, "mvm-restore.service");
     }
 
     /// What it has written in all its lives, once it runs no more.
@@ -160,22 +157,22 @@ impl User<'_> {
     }
 }
 
-#[test]
-fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
+/// Whether a systemd can be booted here.
+fn has_systemd() -> bool {
     let has_groups = Path::new(GROUPS).join("cgroup.procs").exists();
-    if !Path::new(SYSTEMD).exists() || !rustix::process::geteuid().is_root() || !has_groups {
+    let has = Path::new(SYSTEMD).exists() && rustix::process::geteuid().is_root() && has_groups;
+    if !has {
         eprintln!("skipped: it needs systemd, root, and version 2 of control groups");
-        return;
     }
-    let host = Shared::take();
-    let units = [host.path("units"), host.path("units/user")];
-    units.iter().for_each(|units| fs::create_dir(units).unwrap());
-    let users = ["system", "user"].map(|name| User { host: &host, name });
-    users.iter().for_each(User::prepare);
-    host.go_down();
+    has
+}
 
-    users[0].enable(&units[0], "multi-user.target");
-    users[1].enable(&units[1], "default.target");
+/// Makes directories for the system's units, with the one that starts a user's systemd, and for that user's.
+fn make_units(host: &Host) -> [PathBuf; 2] {
+    let units = [host.path("units"), host.path("units/user")];
+    // Of another test.
+    let _ = fs::remove_dir_all(&units[0]);
+    units.iter().for_each(|units| fs::create_dir(units).unwrap());
     for (own, of, to) in [(OWN, "/lib/systemd/system", &units[0]), (OF_USER, "/lib/systemd/user", &units[1])]
     {
         for unit in own {
@@ -187,9 +184,32 @@ fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
         host.path("share").display(),
         units[1].display()
     );
-    fs::write(units[0].join("user.service"), format!("{USER}{environment}")).unwrap();
-    symlink(units[0].join("user.service"), units[0].join("multi-user.target.wants/user.service")).unwrap();
+    fs::write(units[0].join("user@0.service"), format!("{USER}{environment}")).unwrap();
+    units
+}
 
+/// Has the target `name` of `units` want the unit `wanted`.
+fn want(units: &Path, name: &str, wanted: &str) {
+    fs::write(units.join(name), "[Unit]\nDescription=What is wanted\n").unwrap();
+    let wants = units.join(format!("{name}.wants"));
+    fs::create_dir_all(&wants).unwrap();
+    symlink(units.join(wanted), wants.join(wanted)).unwrap();
+}
+
+#[test]
+fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
+    if !has_systemd() {
+        return;
+    }
+    let host = Shared::take();
+    let users = ["system", "user"].map(|name| User { host: &host, name });
+    users.iter().for_each(User::prepare);
+    host.go_down();
+
+    let units = make_units(&host);
+    users[0].enable(&units[0], "multi-user.target");
+    users[1].enable(&units[1], "default.target");
+    want(&units[0], "multi-user.target", "user@0.service");
     let system = System::boot(&units[0]);
     let program = tests::mvm().display().to_string();
     let mut groups = Vec::new();
@@ -215,9 +235,9 @@ fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
         let pid = mvm(&["inspect", "-f", "{{.State.Pid}}", user.name]);
         let file = format!("/proc/{}/cgroup", text(&pid.stdout).trim());
         let group = text(&system.run("cat", &[&file]).stdout);
-        // Where VMs have groups, what keeps them has one too.
-        let own = ["/mvm-restore.service", "/mvm-restore.service/mvm-keepers"];
-        assert!(own.iter().any(|end| group.trim().ends_with(end)), "{}: {pid:?}: {group}", user.name);
+        // VMs have groups of their own, and so has what keeps them.
+        let own = "/mvm-restore.service/mvm-keepers";
+        assert!(group.trim().ends_with(own), "{}: {pid:?}: {group}", user.name);
         groups.push(format!("{GROUPS}{}/cgroup.procs", group.trim().trim_start_matches("0::")));
     }
     for group in &groups {
@@ -232,4 +252,50 @@ fn containers_with_a_restart_policy_run_when_systemd_has_booted() {
         assert_eq!((&*state, &*user.lives()), ("exited 7", "up\nup\nbye\n"), "{}: {all}", user.name);
         assert_eq!(user.mvm(&["system", "restore"]), user.name);
     }
+}
+
+#[test]
+fn a_vm_in_a_scope_of_a_users_systemd_has_a_group_in_it() {
+    if !has_systemd() {
+        return;
+    }
+    let host = Shared::take();
+    let units = make_units(&host);
+    want(&units[0], "multi-user.target", "user@0.service");
+    fs::write(units[1].join("default.target"), "[Unit]\nDescription=Nothing is wanted\n").unwrap();
+    let system = System::boot(&units[0]);
+    let data = format!("MVM_DATA_DIR={}", host.path("data").display());
+    let assets = format!("MVM_ASSETS={}", tests::container_assets().display());
+    let before = ["-u", "MVM_RUNTIME_DIR", "XDG_RUNTIME_DIR=/run/user", &data, &assets, "timeout", "100"];
+    let user = |arguments: &[&str]| system.run("env", &[&before[..], arguments].concat());
+    let said = |arguments: &[&str]| {
+        let output = user(arguments);
+        assert!(output.status.success(), "{arguments:?}: {} {}", output.status, text(&output.stderr));
+        text(&output.stdout).trim_end().to_owned()
+    };
+    let program = tests::mvm().display().to_string();
+    let scope = ["systemd-run", "--user", "--scope", "--quiet", "--unit=box", "-p", "Delegate=yes", &program];
+    let run = ["run", "-d", "--jail", "strict", "--network", "none", "--name", "box", IMAGE, "sleep", "1000"];
+    said(&[&scope[..], &run].concat());
+
+    let group = |pid: &str| {
+        let groups = said(&["cat", &format!("/proc/{pid}/cgroup")]);
+        groups.strip_prefix("0::").unwrap().to_owned()
+    };
+    let pid = said(&[&program, "inspect", "-f", "{{.State.Pid}}", "box"]);
+    let vm = group(&said(&["cat", &format!("/proc/{pid}/task/{pid}/children")]));
+    let keeper = group(&pid);
+    let scope = keeper.strip_suffix("/mvm-keepers").unwrap_or_else(|| panic!("{keeper}"));
+    assert!(scope.ends_with("/box.scope"), "{scope}");
+    assert!(vm.starts_with(&format!("{scope}/mvm-")) && vm != keeper, "{vm}");
+    let most = said(&["cat", &format!("{GROUPS}{vm}/memory.max")]);
+    assert!(most.parse::<u64>().is_ok(), "{most}");
+
+    said(&[&program, "rm", "-f", "box"]);
+    let start = Instant::now();
+    // The scope ends with its last process, and its groups with it.
+    while user(&["test", "-e", &format!("{GROUPS}{scope}")]).status.success() {
+        assert!(start.elapsed() < Duration::from_secs(60), "the scope is left");
+    }
+    system.power_off();
 }
