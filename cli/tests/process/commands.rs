@@ -29,6 +29,13 @@ fn a_vm_whose_process_is_stopped_is_listed_as_not_responding_and_holds_nothing_u
     assert!(code == Some(0) && said.contains("not responding"), "{said}");
     let (_, said) = run(&["stats", "--no-stream"]);
     assert!(said.contains("not responding"), "{said}");
+    // It goes on with what it was doing.
+    kill_process(vm.process(), Signal::CONT).unwrap();
+    let start = Instant::now();
+    while run(&["ps"]).1.contains("not responding") {
+        assert!(start.elapsed() < QUICK, "it does not go on");
+    }
+    kill_process(vm.process(), Signal::STOP).unwrap();
     let (code, said) = run(&["stop", "--time", "1", "vm"]);
     assert!(code == Some(0) && said.contains("mvm: vm: no answer, killed after"), "{said}");
 }

@@ -23,9 +23,10 @@ const USER: &str = "[Service]\nType=notify\nDelegate=yes\nKillMode=mixed\nTimeou
 /// Begins in a control group of its own, which is the root of its namespace.
 const BEGIN: &str = r#"mkdir "$2" && echo $$ >"$2/cgroup.procs" || exit
     exec unshare --pid --mount --fork --cgroup --mount-proc --kill-child sh -c "$0" "$1" "$3""#;
-/// Goes on in the namespaces.
+/// Goes on in the namespaces, alone in the group: one with other processes gives its children no controllers.
 const INIT: &str = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd /run/user &&
     umount /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
+    while grep -qx 0 /sys/fs/cgroup/cgroup.procs; do sleep 0.01; done &&
     exec env -i PATH=\"$PATH\" container=test SYSTEMD_UNIT_PATH=\"$0\" SYSTEMD_GENERATOR_PATH=/nonexistent \
     SYSTEMD_LOG_TARGET=console SYSTEMD_COLORS=0 \"$1\" --system --unit=multi-user.target";
 
@@ -52,6 +53,11 @@ impl System {
         command.args(["-c", BEGIN, INIT]).arg(units).arg(&group).arg(SYSTEMD).stdin(Stdio::null());
         let mut system = Self { init: spawn(&mut command), group };
         let start = Instant::now();
+        let comm = format!("/proc/{}/comm", system.init.id());
+        while fs::read_to_string(&comm).unwrap() != "unshare\n" || system.children().is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(60), "it does not begin");
+        }
+        fs::write(Path::new(GROUPS).join("cgroup.procs"), system.init.id().to_string()).unwrap();
         loop {
             assert_eq!(system.init.try_wait().unwrap(), None, "systemd has ended");
             // It answers once it listens, and then when it has booted.
@@ -68,9 +74,14 @@ impl System {
         }
     }
 
+    /// Its first process.
+    fn children(&self) -> String {
+        fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.init.id())).unwrap_or_default()
+    }
+
     /// Runs a program in it.
     fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.init.id())).unwrap();
+        let children = self.children();
         let mut command = Command::new("nsenter");
         command.arg("--all").arg(format!("--target={}", children.trim())).arg("--").arg(program);
         command.args(arguments).stdin(Stdio::null()).output().unwrap()
