@@ -300,8 +300,8 @@ fn a_container_without_memory_is_killed_and_so_it_says() {
 
 #[test]
 fn a_container_that_fills_its_root_gets_an_error_and_lives_on() {
-    let script = "head -c 80000000 /dev/zero >/x; echo $?; rm /x; echo more >/y; cat /y";
-    for storage in ["memory", "size=64m"] {
+    let script = "dd if=/dev/zero of=/x bs=1M count=300 2>/dev/null; echo $?; rm /x; echo more >/y; cat /y";
+    for storage in ["memory", "size=256m"] {
         let output = run(&["-m", "64m", "--storage-opt", storage, IMAGE, "sh", "-c", script]);
         assert_eq!(text(&output.stdout), "1\nmore\n", "{storage}: {}", text(&output.stderr));
     }
