@@ -53,7 +53,7 @@ enum Action {
 
 #[derive(Arbitrary, Debug)]
 enum Input {
-    /// The file of a state.
+    /// The file of a state, and changes of one that is valid.
     File(Vec<u8>),
     /// A manifest.
     Manifest(Vec<u8>),
@@ -170,14 +170,38 @@ fn run_port<D: BusDevice + Suspend>(make: impl Fn() -> D, edits: &[Edit], steps:
     let _ = other.save().expect("it is suspended");
 }
 
+/// A file of a state that a VM of a test was saved as.
+const SAVED: &[u8] = include_bytes!("../../../vmm/tests/tiny/state-1");
+
+/// What is read is written as the same.
+fn read(file: &[u8]) {
+    if let Ok(saved) = SavedVm::decode(file) {
+        let again = saved.encode().expect("it can be written");
+        assert!(SavedVm::decode(&again).is_ok());
+    }
+}
+
+/// [`SAVED`] with `changes`: each a place, what is done there, and a byte.
+fn altered(changes: &[u8]) -> Vec<u8> {
+    let mut file = SAVED.to_vec();
+    for change in changes.chunks_exact(4).take(64) {
+        let [low, high, kind, byte] = [change[0], change[1], change[2], change[3]];
+        let place = usize::from(u16::from_le_bytes([low, high])) % file.len().max(1);
+        match kind % 8 {
+            0 if place < file.len() => drop(file.remove(place)),
+            1 => file.insert(place, byte),
+            2 => file.truncate(place),
+            _ => file.get_mut(place).into_iter().for_each(|old| *old = byte),
+        }
+    }
+    file
+}
+
 fuzz_target!(|input: Input| {
     match input {
         Input::File(bytes) => {
-            // What is read is written as the same.
-            if let Ok(saved) = SavedVm::decode(&bytes) {
-                let again = saved.encode().expect("it can be written");
-                assert!(SavedVm::decode(&again).is_ok());
-            }
+            read(&bytes);
+            read(&altered(&bytes));
         }
         Input::Manifest(bytes) => {
             if let Err(message) = manifest::Manifest::read(&bytes) {
