@@ -8,6 +8,7 @@ use instance::{Archive, Entry, Kept, Kind, OpenProcess, Registry, Running};
 use rustix::process::Signal;
 
 use crate::process::ExitCode;
+use crate::stop::end_keeper;
 use crate::targets::{self, Failure};
 use crate::{events, run};
 
@@ -54,7 +55,16 @@ impl KillCommand {
             if is_kill && let Some(kept) = targets::kept(word).ok().filter(Kept::is_saved) {
                 return run::discard(&kept);
             }
-            let vm = &targets::find(&registry, word)?;
+            let found = targets::find(&registry, word);
+            if let (Err(Failure::Restarting(_)), Ok(kept)) = (&found, targets::kept(word))
+                && (is_kill || self.signal == stop_signal(&kept.entry))
+            {
+                // Its keeper waits, and starts it no more.
+                Archive::of_user()?.set_stopped(&kept.entry.id, true)?;
+                events::note(&kept.entry, "kill", &[("signal", &self.signal.to_string())]);
+                return end_keeper(&kept.entry.process);
+            }
+            let vm = &found?;
             events::note_of(vm.record.id.as_str(), "kill", &[("signal", &self.signal.to_string())]);
             if let Ok(kept) = targets::kept(vm.record.id.as_str())
                 && (is_kill || self.signal == stop_signal(&kept.entry))

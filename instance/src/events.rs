@@ -10,11 +10,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::{BoundedFile, Changes, Lines, open_output};
+use crate::lock::DirectoryLock;
 use crate::{Entry, Kind, place, time};
 
 const FILE: &str = "events.log";
@@ -23,6 +24,8 @@ const LOCK: &str = "events.lock";
 const MAX_FILE: u64 = 1 << 20;
 /// The most bytes of an event.
 const MAX_EVENT: usize = 16 << 10;
+/// How long the others that write are waited for, each of which takes a moment.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Something that has happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,8 +84,8 @@ impl Event {
         line.push(b'\n');
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600).open(directory.join(LOCK))?;
-        // Who has it writes a line.
-        flock(&lock, FlockOperation::LockExclusive)?;
+        // Who has it writes a line. One that is stopped meanwhile holds up nothing else: the event is lost.
+        let _lock = DirectoryLock::wait_for_file(lock.into(), PATIENCE)?;
         let path = directory.join(FILE);
         if !ends_whole(&path)? {
             // What a process has left that was killed while it wrote becomes a line of its own, which is passed over.
@@ -168,6 +171,18 @@ mod tests {
 
     fn all(reader: &mut EventReader) -> Vec<u64> {
         std::iter::from_fn(|| reader.next_event().unwrap()).map(|event| event.time).collect()
+    }
+
+    #[test]
+    fn who_has_the_lock_for_long_holds_nobody_up() {
+        let directory = tempfile::tempdir().unwrap();
+        event(1).write(directory.path()).unwrap();
+        let held = fs::File::open(directory.path().join(LOCK)).unwrap();
+        held.lock().unwrap();
+        assert_eq!(event(2).write(directory.path()).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(held);
+        event(3).write(directory.path()).unwrap();
+        assert_eq!(all(&mut EventReader::open(directory.path()).unwrap()), [1, 3]);
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! User and group IDs of VMs, of which each is one VM's as long as a process of it has the lock of the ID's file.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::str::FromStr;
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
@@ -128,13 +127,9 @@ impl IdRange {
         for id in self.first.saturating_add(1)..=self.last {
             let path = locks.join(id.to_string());
             let lock = || {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .mode(0o600)
-                    .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default())
-                    .open(&path)?;
+                // The VM's process has it open too: for reading, so that it cannot make it longer.
+                let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?);
                 match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                     Ok(()) => Ok(Some(file)),
                     Err(Errno::WOULDBLOCK) => Ok(None),

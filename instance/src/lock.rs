@@ -43,6 +43,11 @@ impl DirectoryLock {
         Self::wait_until(directory, Instant::now() + PATIENCE)
     }
 
+    /// Waits for the lock on what `file` is, which is no directory, no longer than `patience`.
+    pub(super) fn wait_for_file(file: OwnedFd, patience: Duration) -> io::Result<Self> {
+        Self::wait_until(file, Instant::now() + patience)
+    }
+
     fn wait_until(directory: OwnedFd, deadline: Instant) -> io::Result<Self> {
         let mut pause = Duration::from_millis(1);
         loop {

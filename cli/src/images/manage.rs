@@ -3,7 +3,7 @@
 use clap::Args;
 use image::{Reference, Removed, StoreError};
 
-use super::{is_used, store};
+use super::{is_used, known, store};
 use crate::complaint::complete;
 use crate::process::ExitCode;
 use crate::{chain, complain, events, exit_code, print};
@@ -47,7 +47,9 @@ impl RmiCommand {
                 }
                 Err(StoreError::NoImage(_)) if self.force => {}
                 Err(error) => {
-                    complain(&chain(&error));
+                    // It may be in use for all that is known.
+                    let unknown = matches!(error, StoreError::Used(_)).then(known).and_then(Result::err);
+                    complain(&unknown.unwrap_or_else(|| chain(&error)));
                     code = exit_code::FAILURE;
                 }
             }

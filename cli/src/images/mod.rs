@@ -185,9 +185,18 @@ pub fn sizes() -> std::collections::HashMap<String, u64> {
     images.into_iter().map(|image| (image.id.to_string(), image.size)).collect()
 }
 
-/// Whether a container that is kept needs an image.
+/// Whether a container that is kept needs an image, or may need it, as its record can't be read.
 fn is_used(id: Digest) -> bool {
-    let kept = Archive::of_user().and_then(|archive| archive.all()).map(|(kept, _)| kept).unwrap_or_default();
     let id = id.to_string();
-    kept.iter().any(|kept| kept.entry.image_id.as_ref() == Some(&id))
+    known().map_or(true, |kept| kept.iter().any(|kept| kept.entry.image_id.as_ref() == Some(&id)))
+}
+
+/// All containers, as it is known which images they need.
+///
+/// # Errors
+///
+/// A line for the user: the record of one can't be read.
+fn known() -> Result<Vec<instance::Kept>, String> {
+    let kept = Archive::of_user().and_then(|archive| archive.all_readable());
+    kept.map_err(|error| format!("cannot see which images are in use: {}", chain(&error)))
 }

@@ -7,7 +7,7 @@ use image::{Digest, Image};
 
 use super::list::{chosen, is_dangling};
 use super::manage::{note, said};
-use super::{ContainerUse, containers, is_used, store};
+use super::{ContainerUse, containers, is_used, known, store};
 use crate::complaint::{Complaint, complete};
 use crate::format::{Filter, Filters};
 use crate::process::ExitCode;
@@ -71,6 +71,7 @@ pub fn which(all: bool) -> &'static str {
 /// A [`Complaint`].
 pub fn prune(filters: &Filters, all: bool) -> Result<(String, u64), Complaint> {
     let store = store()?;
+    known()?;
     let images = store.images().map_err(|error| chain(&error))?;
     let before = bytes(&images);
     // What killed processes left has no age that a filter would ask for.

@@ -127,7 +127,24 @@ pub fn with_own_disks(options: &Value, snapshot: Snapshot) -> Result<(VmConfig, 
 /// On one line.
 pub fn save_memory(vm: &Running, state: &File, memory: &File, hold: &UnixStream) -> Result<(), String> {
     let request = SnapshotCreate { stays_paused: true, ..SnapshotCreate::default() };
-    Request::to(vm)?.send(&request, &[state.as_fd(), memory.as_fd(), hold.as_fd()])
+    Request::to(vm)?.send(&request, &[state.as_fd(), memory.as_fd(), hold.as_fd()])?;
+    check_lengths(vm, state, memory)
+}
+
+/// Checks that a VM's process has made these files no longer than the VM's state and memory are: to read what it has made
+/// of holes could take longer than anybody waits.
+fn check_lengths(vm: &Running, state: &File, memory: &File) -> Result<(), String> {
+    let (_, bytes) = Started::read(&vm.directory)?.size()?;
+    for (file, most) in [(state, MAX_STATE), (memory, bytes)] {
+        let length =
+            file.metadata().map_err(|error| format!("cannot look at what was saved: {error}"))?.len();
+        if length > most {
+            return Err(format!(
+                "its process has saved {length} bytes, and {most} are the most that it can have"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A request to save a VM.
@@ -156,7 +173,8 @@ fn create(vm: &Running, (state, memory): (&File, &File), copies: &[Copying]) -> 
     let files = [state.as_fd(), memory.as_fd()];
     let mut send = |files: &[BorrowedFd<'_>]| request.send(&SnapshotCreate::default(), files);
     if copies.is_empty() {
-        return send(&files);
+        send(&files)?;
+        return check_lengths(vm, state, memory);
     }
     let (ours, theirs) = UnixStream::pair().map_err(|error| format!("cannot make a socket: {error}"))?;
     let (copied, saved) = std::thread::scope(|scope| {
@@ -167,7 +185,7 @@ fn create(vm: &Running, (state, memory): (&File, &File), copies: &[Copying]) -> 
         (copied.join(), saved)
     });
     match copied {
-        Ok(Ok(true)) => saved,
+        Ok(Ok(true)) => saved.and_then(|()| check_lengths(vm, state, memory)),
         Ok(Ok(false)) => saved.and(Err("it did not stand still for its disks to be copied".to_owned())),
         Ok(Err(message)) => Err(message),
         Err(_) => Err("cannot copy its disks".to_owned()),

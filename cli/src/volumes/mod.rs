@@ -6,7 +6,7 @@ mod manage;
 mod prune;
 
 use clap::{Args, Subcommand};
-use instance::{Archive, Volume, VolumeError, VolumeName, Volumes};
+use instance::{Archive, InstanceError, Volume, VolumeError, VolumeName, Volumes};
 use serde_json::{Value, json};
 
 use self::inspect::InspectCommand;
@@ -116,12 +116,26 @@ impl VolumeUse {
 }
 
 /// The users of a volume, in words.
-fn users(archive: &Archive, name: &VolumeName) -> String {
-    let users = archive.users_of(name);
+fn users(archive: &Archive, name: &VolumeName) -> Result<String, InstanceError> {
+    let users = archive.users_of(name)?;
     let word = |kept: &instance::Kept| {
         kept.entry.name.as_ref().map_or_else(|| kept.entry.id.to_string(), ToString::to_string)
     };
-    users.iter().map(word).collect::<Vec<_>>().join(", ")
+    Ok(users.iter().map(word).collect::<Vec<_>>().join(", "))
+}
+
+/// That it is not known what is in use.
+fn unknown(error: &InstanceError) -> String {
+    format!("cannot see which volumes are in use: {}", chain(error))
+}
+
+/// Checks that it is known which volumes are in use.
+///
+/// # Errors
+///
+/// A line for the user: a container's record can't be read.
+fn check_known() -> Result<(), String> {
+    Archive::of_user().and_then(|archive| archive.all_readable()).map(drop).map_err(|error| unknown(&error))
 }
 
 /// Removes the volume `name`.
@@ -131,10 +145,11 @@ fn users(archive: &Archive, name: &VolumeName) -> String {
 /// A line for the user where it is used, or can't be removed.
 fn remove(name: &VolumeName) -> Result<(), VolumeRemoval> {
     let archive = Archive::of_user().map_err(|error| VolumeRemoval::Other(chain(&error)))?;
-    match volumes().map_err(VolumeRemoval::Other)?.remove(name, || !archive.users_of(name).is_empty()) {
+    let is_used = || !archive.users_of(name).is_ok_and(|users| users.is_empty());
+    match volumes().map_err(VolumeRemoval::Other)?.remove(name, is_used) {
         Ok(true) => Ok(()),
         Ok(false) => {
-            let users = users(&archive, name);
+            let users = users(&archive, name).map_err(|error| VolumeRemoval::Other(unknown(&error)))?;
             let users = if users.is_empty() { "a container that starts or ends".to_owned() } else { users };
             Err(VolumeRemoval::Other(format!("volume {name} is in use by {users}: `mvm rm` that first")))
         }

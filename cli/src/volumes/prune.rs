@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::list::chosen;
-use super::{all, remove};
+use super::{all, check_known, remove};
 use crate::complaint::{Complaint, complete};
 use crate::events;
 use crate::format::{Filter, Filters};
@@ -55,6 +55,7 @@ impl PruneCommand {
 /// Removes volumes that fit `filters` and that nothing uses, unless `all_of_them` the anonymous ones. What there is to
 /// say of it, and how many bytes that has freed.
 fn remove_all(filters: &Filters, all_of_them: bool) -> Result<(String, u64), Complaint> {
+    check_known()?;
     let (mut removed, mut freed) = (String::new(), 0_u64);
     for one in chosen(all()?, filters)? {
         let is_meant = all_of_them || one.volume.record.is_anonymous;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use agent_protocol::Stream;
 use instance::{Changes, Kept, Lines, ProcessError, time};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 /// More than a line of the log can have.
@@ -129,6 +129,13 @@ impl LogReader {
         errors.flush()
     }
 
+    /// For how long what comes may be wanted; `None`: for ever.
+    fn time_left(&self) -> Option<Duration> {
+        let now = time::since_1970();
+        let until = time::parse_point(self.options.until.as_deref()?, now)?;
+        Some(until.saturating_sub(now))
+    }
+
     /// The next line of those that are wanted, if there is one now.
     ///
     /// # Errors
@@ -148,7 +155,8 @@ impl LogReader {
     }
 }
 
-/// Has `reader` write all that there is, and what comes until the process that keeps `kept` ends.
+/// Has `reader` write all that there is, and what comes until the process that keeps `kept` ends, or until what comes
+/// is later than what is wanted.
 ///
 /// # Errors
 ///
@@ -169,12 +177,15 @@ pub fn follow(
     loop {
         // Looked at first: what was written before it ended is read then.
         let has_ended = process.as_ref().is_none_or(|process| process.wait(Some(Duration::ZERO)));
+        let left = reader.time_left();
+        let has_ended = has_ended || left == Some(Duration::ZERO);
         reader.copy(&mut output, &mut errors)?;
         let Some(process) = process.as_ref().filter(|_| !has_ended) else { return Ok(()) };
         let reader_of_output = PollFd::new(&output, PollFlags::empty());
         let mut fds =
             [PollFd::new(&changes, PollFlags::IN), PollFd::new(process, PollFlags::IN), reader_of_output];
-        match poll(&mut fds, None) {
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, left.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -210,5 +221,23 @@ impl LogLines {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_until_a_time_is_awaited_until_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let left = |until: Option<&str>| {
+            let options =
+                LogOptions { until: until.map(|text| parse_time(text).unwrap()), ..LogOptions::default() };
+            LogReader::open(&directory.path().join("log"), options).unwrap().time_left()
+        };
+        assert_eq!(left(None), None);
+        assert_eq!(left(Some("2024-01-01T00:00:00Z")), Some(Duration::ZERO));
+        assert!(left(Some("2999-01-01T00:00:00Z")).unwrap() > Duration::from_secs(1 << 30));
     }
 }

@@ -297,6 +297,16 @@ impl Archive {
         Ok((all, damaged))
     }
 
+    /// All that are kept: for what is removed only where none of them uses it.
+    ///
+    /// # Errors
+    ///
+    /// As [`all`](Self::all), and one of them can't be read: what it uses is not known.
+    pub fn all_readable(&self) -> Result<Vec<Kept>, InstanceError> {
+        let (all, damaged) = self.all()?;
+        damaged.into_iter().next().map_or(Ok(all), Err)
+    }
+
     /// The one that `word` means: an ID, a name, or the beginning of just one ID.
     ///
     /// # Errors
@@ -353,9 +363,14 @@ impl Archive {
     }
 
     /// Who of those that are kept uses the volume `name`.
-    pub fn users_of(&self, name: &VolumeName) -> Vec<Kept> {
-        let all = self.all().map(|(all, _)| all).unwrap_or_default();
-        all.into_iter().filter(|kept| kept.entry.volumes.contains(name)).collect()
+    ///
+    /// # Errors
+    ///
+    /// As [`all_readable`](Self::all_readable).
+    pub fn users_of(&self, name: &VolumeName) -> Result<Vec<Kept>, InstanceError> {
+        let mut all = self.all_readable()?;
+        all.retain(|kept| kept.entry.volumes.contains(name));
+        Ok(all)
     }
 
     /// Removes those of `names` that are anonymous and that no other container uses.
@@ -363,7 +378,8 @@ impl Archive {
         let Some(volumes) = self.base.parent().map(Volumes::beside) else { return };
         for name in names {
             if volumes.find(name).is_ok_and(|volume| volume.record.is_anonymous)
-                && let Err(error) = volumes.remove(name, || !self.users_of(name).is_empty())
+                && let Err(error) =
+                    volumes.remove(name, || !self.users_of(name).is_ok_and(|users| users.is_empty()))
             {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove an anonymous volume");
             }

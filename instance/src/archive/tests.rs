@@ -391,11 +391,19 @@ fn anonymous_volumes_go_with_the_one_that_used_them_last() {
     let names = vec![named.clone(), anonymous.clone(), held.clone()];
     let entry = |id| Entry { volumes: names.clone(), ..entry(id, None) };
     let (one, other) = (archive.add(entry(1)).unwrap(), archive.add(entry(2)).unwrap());
-    assert_eq!(archive.users_of(&anonymous).len(), 2);
+    assert_eq!(archive.users_of(&anonymous).unwrap().len(), 2);
     archive.remove_own(&one).unwrap();
     assert!(volumes.find(&anonymous).is_ok());
     let id = other.entry().id.clone();
     drop(other);
+    // Nobody knows what one that can't be read uses.
+    let whole = fs::read(archive.directory(&id).join("record.json")).unwrap();
+    let third = archive.add(entry(4)).unwrap();
+    fs::write(archive.directory(&id).join("record.json"), "{\"format\":99}").unwrap();
+    assert!(archive.users_of(&anonymous).is_err() && archive.all_readable().is_err());
+    archive.remove_own(&third).unwrap();
+    assert!(volumes.find(&anonymous).is_ok());
+    fs::write(archive.directory(&id).join("record.json"), whole).unwrap();
     let hold = volumes.hold(&held).unwrap();
     assert!(archive.remove(&id, true).unwrap());
     assert!(volumes.find(&named).is_ok() && volumes.find(&anonymous).is_err());

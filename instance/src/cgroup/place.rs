@@ -142,11 +142,14 @@ impl Place {
                 _ => return enable(&self.directory),
             }
         }
-        if let Ok(has_cpu) = enable(&self.directory) {
-            return Ok(has_cpu);
+        match enable(&self.directory) {
+            // Processes in it are in the way.
+            Err(CgroupError::Host { .. }) => {
+                self.leave()?;
+                enable(&self.directory)
+            }
+            result => result,
         }
-        self.leave()?;
-        enable(&self.directory)
     }
 
     /// Whether groups in it could have the controllers of VMs.
@@ -314,6 +317,17 @@ mod tests {
         assert!(!directory.join(KEEPERS).exists());
         fs::write(directory.join("cgroup.procs"), "0\n").unwrap();
         assert!(matches!(place.prepare(), Err(CgroupError::Shared)), "one of another namespace");
+    }
+
+    #[test]
+    fn no_process_is_moved_for_controllers_that_are_not_there() {
+        let mount = hierarchy(true, &["scope"]);
+        let directory = mount.path().join("scope");
+        fs::write(directory.join("cgroup.controllers"), "cpu pids").unwrap();
+        fs::write(directory.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        let place = Place { directory: directory.clone(), kind: PlaceKind::Delegated };
+        assert!(matches!(place.prepare(), Err(CgroupError::NoController("memory"))));
+        assert!(!directory.join(KEEPERS).exists());
     }
 
     #[test]

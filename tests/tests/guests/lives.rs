@@ -107,10 +107,18 @@ fn one_that_is_always_started_again_is_stopped_for_good() {
     assert!(text(&mvm(&["exec", "always", "true"]).stderr).lines().count() <= 1);
     assert_eq!(said(&["stop", "always"]), "always");
     assert!(follow.wait().unwrap().success());
-    let status = said(&["ps", "-a", "--filter", "name=always", "--format", "{{.Status}}"]);
-    assert!(status.starts_with("Exited ("), "{status}");
+    let status = || said(&["ps", "-a", "--filter", "name=always", "--format", "{{.Status}}"]);
+    assert!(status().starts_with("Exited ("), "{}", status());
     // A stop counts for the next start of the host, but for `always`.
     assert_eq!(said(&["system", "restore"]), "always");
+    // Also while it waits for its next start.
+    let start = Instant::now();
+    while !status().starts_with("Restarting") {
+        assert!(start.elapsed() < Duration::from_secs(100), "{}", status());
+    }
+    assert_eq!(said(&["kill", "always"]), "always");
+    assert!(status().starts_with("Exited ("), "{}", status());
+    assert_eq!(said(&["start", "always"]), "always");
     assert_eq!(said(&["rm", "-f", "always"]), "always");
     assert_eq!(said(&["system", "restore"]), "");
 }
