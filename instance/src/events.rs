@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_lock_for_long_holds_nobody_up() {
+    fn a_lock_that_is_held_for_long_holds_no_process_up() {
         let directory = tempfile::tempdir().unwrap();
         event(1).write(directory.path()).unwrap();
         let held = fs::File::open(directory.path().join(LOCK)).unwrap();

@@ -129,7 +129,7 @@ impl LogReader {
         errors.flush()
     }
 
-    /// For how long what comes may be wanted; `None`: for ever.
+    /// For how long what comes may be wanted; `None`: without end.
     fn time_left(&self) -> Option<Duration> {
         let now = time::since_1970();
         let until = time::parse_point(self.options.until.as_deref()?, now)?;

@@ -396,7 +396,7 @@ fn anonymous_volumes_go_with_the_one_that_used_them_last() {
     assert!(volumes.find(&anonymous).is_ok());
     let id = other.entry().id.clone();
     drop(other);
-    // Nobody knows what one that can't be read uses.
+    // What one that cannot be read uses is not known.
     let whole = fs::read(archive.directory(&id).join("record.json")).unwrap();
     let third = archive.add(entry(4)).unwrap();
     fs::write(archive.directory(&id).join("record.json"), "{\"format\":99}").unwrap();
