@@ -25,6 +25,8 @@ use crate::VmId;
 
 /// The file in a VM's directory with the path of its group.
 const FILE: &str = "cgroup";
+/// The one with the bytes of memory that the group may have.
+const OWN_MEMORY: &str = "cgroup-memory";
 /// The longest path in it.
 const MAX_PATH: u64 = 4096;
 /// What the name of a VM's group begins with.
@@ -125,7 +127,9 @@ impl Cgroup {
         let directory = place.directory.join(name(instance, id).map_err(CgroupError::host("name a group"))?);
         // Before the group is made, so that it can be found whenever this process ends.
         let path = directory.as_os_str().as_encoded_bytes();
-        fs::write(instance.join(FILE), path).map_err(CgroupError::host("note the control group"))?;
+        fs::write(instance.join(FILE), path)
+            .and_then(|()| fs::write(instance.join(OWN_MEMORY), limits.memory.to_string()))
+            .map_err(CgroupError::host("note the control group"))?;
         for attempt in 1.. {
             match fs::create_dir(&directory) {
                 Ok(()) => break,

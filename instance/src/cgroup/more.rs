@@ -2,36 +2,38 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-
-use super::{FILE, noted, value};
+use super::{FILE, OWN_MEMORY, noted, value};
 use crate::VmId;
+use crate::lock::DirectoryLock;
 
 /// The limit of a group.
 const LIMIT: &str = "memory.max";
+/// How long another one that saves the VM is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Twice the memory for a VM's group, for as long as this is kept. Where its holder is killed, that stays.
-#[derive(Debug)]
+/// Twice the memory that a VM's group was made with, for as long as this is kept. Where its holder is killed, or the group
+/// uses that much at the end, it stays.
 pub struct MoreMemory {
-    /// What was the limit.
-    before: String,
+    /// Bytes that the group was made with.
+    own: u64,
     group: PathBuf,
-    /// Locked, so that no other process takes the limit of this one for the VM's own.
-    _lock: File,
+    /// Two that save the VM have it one after the other.
+    _lock: DirectoryLock,
 }
 
 impl MoreMemory {
-    /// For the group of the VM `id`, whose directory is `instance`. `None` where it has none, or no limit, or one that
-    /// can't be changed, with which it has to do then.
+    /// For the group of the VM `id`, whose directory is `instance`. `None` where it has none, or a limit that can't be
+    /// changed, or where another process has more for it for long; it has to do with its limit then.
     pub fn allow(instance: &Path, id: &VmId) -> Option<Self> {
         let lock = File::open(instance.join(FILE)).ok()?;
-        flock(&lock, FlockOperation::LockExclusive).ok()?;
+        let lock = DirectoryLock::wait_for_file(lock.into(), PATIENCE).ok()?;
         let group = noted(instance, id)?;
-        let before = fs::read_to_string(group.join(LIMIT)).ok()?.trim().to_owned();
-        let more = before.parse::<u64>().ok()?.saturating_mul(2);
-        fs::write(group.join(LIMIT), more.to_string()).ok()?;
-        Some(Self { before, group, _lock: lock })
+        // Not twice what is the limit now: a VM that uses all that it gets would have it doubled with each save.
+        let own: u64 = fs::read_to_string(instance.join(OWN_MEMORY)).ok()?.parse().ok()?;
+        fs::write(group.join(LIMIT), own.saturating_mul(2).to_string()).ok()?;
+        Some(Self { own, group, _lock: lock })
     }
 }
 
@@ -48,9 +50,9 @@ impl MoreMemory {
 impl Drop for MoreMemory {
     fn drop(&mut self) {
         // What was written may be in memory, if its file is. The kernel would end the VM for that.
-        if self.used().zip(self.before.parse().ok()).is_some_and(|(used, before): (u64, u64)| used < before) {
+        if self.used().is_some_and(|used| used < self.own) {
             // The VM has ended, if this fails.
-            let _ = fs::write(self.group.join(LIMIT), &self.before);
+            let _ = fs::write(self.group.join(LIMIT), self.own.to_string());
         }
     }
 }

@@ -154,12 +154,18 @@ fn more_memory_lasts_as_long_as_it_is_needed() {
     let more = MoreMemory::allow(instance.path(), &id).unwrap();
     assert_eq!(limit(), (128 << 20).to_string());
     // Another one waits, and finds what the VM's own limit is.
-    let path = instance.path().to_owned();
-    let other = std::thread::spawn(move || MoreMemory::allow(&path, &id));
+    let (path, same) = (instance.path().to_owned(), id.clone());
+    let other = std::thread::spawn(move || MoreMemory::allow(&path, &same));
     drop(more);
     let other = other.join().unwrap().unwrap();
     assert_eq!(limit(), (128 << 20).to_string());
     drop(other);
+    assert_eq!(limit(), (64 << 20).to_string());
+    // What an earlier one has left is not doubled.
+    fs::write(group.directory.join("memory.max"), (128 << 20).to_string()).unwrap();
+    let more = MoreMemory::allow(instance.path(), &id).unwrap();
+    assert_eq!(limit(), (128 << 20).to_string());
+    drop(more);
     assert_eq!(limit(), (64 << 20).to_string());
     group.end();
 }
