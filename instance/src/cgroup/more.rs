@@ -25,7 +25,7 @@ pub struct MoreMemory {
 
 impl MoreMemory {
     /// For the group of the VM `id`, whose directory is `instance`. `None` where it has none, or a limit that can't be
-    /// changed, or where another process has more for it for long; it has to do with its limit then.
+    /// changed, or where another process that saves it takes long; it stays within its limit then.
     pub fn allow(instance: &Path, id: &VmId) -> Option<Self> {
         let lock = File::open(instance.join(FILE)).ok()?;
         let lock = DirectoryLock::wait_for_file(lock.into(), PATIENCE).ok()?;
