@@ -3,10 +3,10 @@
 //! While a VM is paused nothing changes its memory: its vCPUs wait at the gate, and every device is suspended, so that
 //! packets stay in the tap, sockets are not read and what is typed waits.
 
-use std::error::Error as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::log::chain;
 use devices::{Suspend, SuspendError};
 use thiserror::Error;
 
@@ -36,19 +36,6 @@ pub enum PauseError {
     /// Another process has it paused until that is done.
     #[error("it is being saved")]
     Kept,
-}
-
-impl PauseError {
-    /// What it says, and why, in one line.
-    pub(crate) fn in_full(&self) -> String {
-        let mut text = self.to_string();
-        let mut next = self.source();
-        while let Some(cause) = next {
-            text = format!("{text}: {cause}");
-            next = cause.source();
-        }
-        text
-    }
 }
 
 /// Pauses and resumes a VM, from any thread.
@@ -155,7 +142,7 @@ impl Pauser {
         match self.resume() {
             Ok(()) => true,
             Err(error) => {
-                exit.end(ExitReason::NotResumed { detail: error.in_full() });
+                exit.end(ExitReason::NotResumed { detail: chain(&error) });
                 false
             }
         }

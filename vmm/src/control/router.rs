@@ -111,7 +111,9 @@ fn update_vm(_vm: &VmHandle, content: Content<'_>) -> Result<Outcome, Response> 
 fn changed(doing: &str, result: Result<(), PauseError>) -> Response {
     match result {
         Ok(()) => Response::done(),
-        Err(error) => Response::fault(400, &format!("cannot {doing} the VM: {}", error.in_full())),
+        Err(error) => {
+            Response::fault(400, &format!("cannot {doing} the VM: {}", devices::log::chain(&error)))
+        }
     }
 }
 
