@@ -10,6 +10,9 @@ pub(crate) type Job = Box<dyn FnOnce() + Send>;
 /// How many jobs wait at most, besides the one that is worked on: as many as the control socket has connections.
 pub(crate) const WAITING: usize = 15;
 
+/// What the thread is called, and a copy of the process that it makes to save the VM.
+pub(crate) const COPYING_THREAD: &str = "background";
+
 /// Gives jobs to the thread. It ends when the last of these is dropped, after the job that it works on.
 #[derive(Clone)]
 pub struct Background(SyncSender<Job>);
@@ -22,7 +25,7 @@ impl Background {
     /// The host has no thread left.
     pub fn start() -> io::Result<Self> {
         let (jobs, given) = mpsc::sync_channel::<Job>(WAITING);
-        devices::thread("background").spawn(move || given.iter().for_each(|job| job()))?;
+        devices::thread(COPYING_THREAD).spawn(move || given.iter().for_each(|job| job()))?;
         Ok(Self(jobs))
     }
 

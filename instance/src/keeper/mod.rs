@@ -3,6 +3,7 @@
 //! The keeper has the user's side: terminal, signals, output, records. The VM's process has KVM and the devices. Either
 //! ends when the other one does, which the hang-up of their socket tells.
 
+mod orphans;
 mod tie;
 
 use std::io;
@@ -19,6 +20,7 @@ use rustix::process::{
 };
 
 use super::clone::clone_into;
+pub use orphans::{adopt_orphans, end_orphans};
 pub use tie::{MAX_FILES, Tie, TieListener};
 
 /// A process that [`fork`] made.
@@ -27,6 +29,13 @@ pub struct Child {
     descriptor: OwnedFd,
     /// How it ended, which the kernel says once.
     code: Mutex<Option<u8>>,
+}
+
+impl AsFd for Child {
+    /// Readable when it has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
 }
 
 /// Makes a copy of this process, which calls `run` and ends with the exit code that it returns. The copy has all open
@@ -122,8 +131,7 @@ impl Child {
     /// Kills the group that it leads, with all that it has started.
     pub fn kill_group(&self) {
         // Once it has ended, its number may be another one's.
-        let ended = poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&Timespec::default()));
-        if ended == Ok(0) {
+        if !self.has_ended() {
             let _ = kill_process_group(self.pid, Signal::KILL);
         }
     }
@@ -139,9 +147,29 @@ impl Child {
         let _ = pidfd_send_signal(&self.descriptor, Signal::KILL);
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&Timespec::default())) != Ok(0)
+    }
+
     /// Waits until it has ended; returns its exit code, or 128 and the number of the signal that killed it. `None`
     /// where that takes longer than `limit`. Each thread that waits gets the same.
     pub fn wait(&self, limit: Option<Duration>) -> Option<u8> {
+        self.wait_and(limit, || ())
+    }
+
+    /// The same. What it has left in the group that it leads, if it leads one, is killed.
+    pub fn wait_with_group(&self, limit: Option<Duration>) -> Option<u8> {
+        self.wait_and(limit, || {
+            // All at once: what is copied meanwhile is killed as well.
+            if getpgid(Some(self.pid)) == Ok(self.pid) {
+                let _ = kill_process_group(self.pid, Signal::KILL);
+            }
+        })
+    }
+
+    /// Calls `last` once it has ended, as long as its number is its own.
+    fn wait_and(&self, limit: Option<Duration>, last: impl FnOnce()) -> Option<u8> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -156,6 +184,7 @@ impl Child {
         }
         let mut known = self.code.lock().unwrap_or_else(PoisonError::into_inner);
         if known.is_none() {
+            last();
             let status =
                 waitid(WaitId::PidFd(self.descriptor.as_fd()), WaitIdOptions::EXITED).ok().flatten()?;
             let code = status.exit_status().or_else(|| Some(128 + status.terminating_signal()?));
@@ -240,6 +269,27 @@ mod tests {
         assert_eq!(codes, [Some(137); 4]);
         assert_eq!(child.wait(limit), Some(137));
         assert!(process.wait().is_err(), "it was waited for");
+    }
+
+    #[test]
+    fn what_a_process_leaves_in_its_group_ends_with_it() {
+        use std::os::unix::process::CommandExt;
+        for leads in [true, false] {
+            let (end, theirs) = io::pipe().unwrap();
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "sleep 20 & exit 3"]).stdout(theirs);
+            if leads {
+                command.process_group(0);
+            }
+            let process = command.spawn().unwrap();
+            drop(command);
+            let child = Child::of(&process).unwrap();
+            assert_eq!(child.wait_with_group(Some(Duration::from_secs(60))), Some(3));
+            // Closed by the last process that has it. Nothing in the group of another one is ended.
+            let limit = Timespec { tv_sec: if leads { 15 } else { 0 }, tv_nsec: 0 };
+            let closed = poll(&mut [PollFd::new(&end, PollFlags::empty())], Some(&limit));
+            assert_eq!(closed, Ok(usize::from(leads)));
+        }
     }
 
     #[test]

@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
-    listen, recv, recvmsg, send, sendmsg, socket_with, socketpair,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
+    connect, listen, recv, recvmsg, send, sendmsg, shutdown, socket_with, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -152,6 +152,12 @@ impl Tie {
         Ok(())
     }
 
+    /// Takes no more messages: those that have come are received, and then the end, whoever has the other end open.
+    pub fn hang_up(&self) {
+        // The other end is closed, if this fails.
+        let _ = shutdown(&self.0, Shutdown::Read);
+    }
+
     /// Waits for a message; `None` when the other process has ended.
     ///
     /// # Errors
@@ -226,6 +232,16 @@ mod tests {
         drop(one);
         assert!(other.receive::<String>().unwrap().is_none());
         assert!(other.send(&1).is_err());
+    }
+
+    #[test]
+    fn after_hanging_up_there_is_what_has_come_and_then_the_end() {
+        let (one, other) = Tie::pair().unwrap();
+        one.send(&"first").unwrap();
+        other.hang_up();
+        assert!(one.send(&"second").is_err());
+        assert_eq!(other.receive::<String>().unwrap().unwrap(), "first");
+        assert!(other.receive::<String>().unwrap().is_none());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use jail::rule;
 use jail::seccomp::Argument::{Is, IsThisProcess, Lacks};
 use jail::seccomp::Rule;
 
+use crate::background::COPYING_THREAD;
 use crate::snapshot::CLONE_FLAGS;
 
 /// `PROT_EXEC` (mmap(2)).
@@ -266,7 +267,7 @@ pub const KINDS: &[(&str, &[Rule])] = &[
     ("vhost-user", VHOST_USER),
     ("console", CONSOLE),
     ("log", LOG),
-    ("background", BACKGROUND),
+    (COPYING_THREAD, BACKGROUND),
     ("supervisor", SUPERVISOR),
     ("keeper", KEEPER),
     ("slots", SLOTS),

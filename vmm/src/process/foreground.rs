@@ -77,7 +77,7 @@ impl Keeping {
             }
             look_for_directory(&mut removal);
             terminal.iter_mut().for_each(Terminal::look);
-            if !is_readable(&vm) {
+            if !vm.is_ready(false) {
                 continue;
             }
             match vm.take() {
@@ -118,16 +118,12 @@ fn wait(
     let look = terminal.filter(|terminal| !terminal.is_ours).map(|_| LOOK_AGAIN);
     let timeout = left.into_iter().chain(look).min();
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    let mut fds = vec![PollFd::new(vm, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+    let mut fds = Vec::from(vm.ready());
+    fds.push(PollFd::new(signals, PollFlags::IN));
     fds.extend(removal.map(|removal| PollFd::new(removal, PollFlags::IN)));
     fds.extend(terminal.map(|terminal| PollFd::new(&terminal.resumed, PollFlags::IN)));
     // Interrupted or failed, what there is to do is looked for all the same.
     let _ = poll(&mut fds, timeout.as_ref());
-}
-
-/// Whether the VM's process has said something, or has ended.
-fn is_readable(vm: &VmProcess) -> bool {
-    poll(&mut [PollFd::new(vm, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 fn look_for_directory(removal: &mut Option<RemovalWatch>) {

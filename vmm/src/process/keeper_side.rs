@@ -11,15 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use instance::keeper::{Child, Tie};
+use instance::keeper::{Child, Tie, adopt_orphans, end_orphans};
 use instance::{Identity, Instance};
 use jail::Report;
 use jail::seccomp::Violation;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::messages::{Failure, Fault, FromVm, Message, ToVm};
 use super::started;
 use super::vm_side::{Means, run};
+use crate::background::COPYING_THREAD;
 use crate::confinement::{Noted, Outside};
 use crate::console::{FileIdentity, begin_anew};
 use crate::{ConsoleConfig, ExitReason, LOG_NAME, Limits, LogFile, MAX_DEVICES, Snapshot, VmConfig};
@@ -87,6 +89,8 @@ pub struct VmProcess {
     noted: Noted,
     /// Its user and its control group; none of one that is there already.
     outside: Option<Outside>,
+    /// It leads no group, as it shares the user's terminal with this process, which its copies are left to.
+    is_in_our_group: bool,
     /// The kernel has ended one of its processes for lack of memory.
     is_out_of_memory: AtomicBool,
 }
@@ -141,6 +145,10 @@ impl VmProcess {
         let (dialed, dialer) = config.vsock.as_ref().map(|_| dial()).transpose()?.unzip();
         // A container's are in its directory.
         let sockets = if user.is_some() { config.sockets() } else { Vec::new() };
+        let is_in_our_group = user.is_some() && has_terminal();
+        if is_in_our_group {
+            adopt_orphans()?;
+        }
         let outside = Outside::prepare(config, instance.as_ref());
         let mut mine = Some((tie, violations, dialed, instance, of_keeper));
         let given = log.clone();
@@ -152,7 +160,16 @@ impl VmProcess {
             if let Some(instance) = instance {
                 instance.leave();
             }
-            let means = Means { tie: other, reports, dialer, log: given, user, start, outside: &outside };
+            let means = Means {
+                tie: other,
+                reports,
+                dialer,
+                log: given,
+                user,
+                is_in_our_group,
+                start,
+                outside: &outside,
+            };
             run((config, identity, snapshot), means, split.until_open)
         })?;
         let Some((tie, violations, dialed, mut instance, of_keeper)) = mine else {
@@ -180,6 +197,7 @@ impl VmProcess {
                 _ => None,
             },
             sockets,
+            is_in_our_group,
             ..Self::of(tie, child)
         };
         if let Some((vsock, dialed)) = config.vsock.as_ref().zip(dialed) {
@@ -208,6 +226,7 @@ impl VmProcess {
             helpers: Mutex::default(),
             noted: Noted::new(None),
             outside: None,
+            is_in_our_group: false,
             is_out_of_memory: AtomicBool::default(),
         }
     }
@@ -223,8 +242,24 @@ impl VmProcess {
         }
     }
 
+    /// What is readable when it says something, or has ended.
+    pub(super) fn ready(&self) -> [PollFd<'_>; 2] {
+        [PollFd::new(&self.tie, PollFlags::IN), PollFd::new(&self.child, PollFlags::IN)]
+    }
+
+    /// Whether it has said something, or has ended; where it `waits`, when that is so.
+    pub(super) fn is_ready(&self, waits: bool) -> bool {
+        let limit = (!waits).then(Timespec::default);
+        poll(&mut self.ready(), limit.as_ref()).is_ok_and(|ready| ready > 0)
+    }
+
     /// Waits for one message.
     pub(super) fn take(&self) -> Taken {
+        while !self.is_ready(true) {}
+        if self.child.has_ended() {
+            // Copies of it may have its end open, and say something without end.
+            self.tie.hang_up();
+        }
         let Ok(said) = self.tie.receive() else { return self.refuse() };
         match said {
             // It is said before the guest runs. Later, the groups that it names would be any of the user's.
@@ -375,10 +410,13 @@ impl VmProcess {
 
     /// Waits until the process has ended, and kills it where that takes longer than `limit`; returns its exit code.
     pub fn wait(&self, limit: Duration) -> Option<u8> {
-        let code = self.child.wait(Some(limit)).or_else(|| {
+        let code = self.child.wait_with_group(Some(limit)).or_else(|| {
             self.child.kill();
-            self.child.wait(Some(limit))
+            self.child.wait_with_group(Some(limit))
         });
+        if self.is_in_our_group && code.is_some() && !end_orphans(COPYING_THREAD, limit) {
+            tracing::warn!("the VM's process has left copies of itself behind, which do not end");
+        }
         for helper in self.helpers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             helper.kill_group();
         }
@@ -411,11 +449,11 @@ pub struct Files {
     pub ends: Vec<u64>,
 }
 
-impl AsFd for VmProcess {
-    /// Readable when it says something, or has ended.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tie.as_fd()
-    }
+/// Whether one of the standard streams is the terminal of this session: a process that is not in the group which has
+/// that can't read it, and a shell stops and continues groups.
+fn has_terminal() -> bool {
+    let is_ours = |stream: BorrowedFd<'_>| rustix::termios::tcgetpgrp(stream).is_ok();
+    is_ours(io::stdin().as_fd()) || is_ours(io::stdout().as_fd()) || is_ours(io::stderr().as_fd())
 }
 
 /// The line for the user about a process that was ended by a system call.

@@ -1,9 +1,11 @@
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
 use instance::keeper::{Child, Tie};
 use jail::Report;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use super::keeper_side::VmProcess;
@@ -35,6 +37,26 @@ fn a_vm_that_was_taken_over_has_no_other_processes_ended() {
     assert_eq!(seen.wait(Some(Duration::ZERO)), None, "it was ended");
     other.kill().unwrap();
     other.wait().unwrap();
+}
+
+/// Its copy keeps the socket open, as one of a process that was taken over does.
+#[test]
+fn a_vm_that_has_left_a_copy_has_ended_and_its_copy_ends() {
+    let (ours, theirs) = Tie::pair().unwrap();
+    theirs.send(&FromVm::Built).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "sleep infinity & exit 3"]).process_group(0);
+    command.stdout(theirs.as_fd().try_clone_to_owned().unwrap());
+    let process = command.spawn().unwrap();
+    drop((theirs, command));
+    let watched = ours.as_fd().try_clone_to_owned().unwrap();
+    let vm = VmProcess::of(ours, Child::of(&process).unwrap());
+    assert!(matches!(vm.receive(), Some(FromVm::Built)));
+    assert!(vm.receive().is_none());
+    assert_eq!(vm.wait(Duration::from_secs(10)), Some(3));
+    let limit = Timespec::try_from(Duration::from_secs(10)).unwrap();
+    let mut closed = [PollFd::new(&watched, PollFlags::empty())];
+    assert_eq!(poll(&mut closed, Some(&limit)), Ok(1), "the copy lives");
 }
 
 #[test]

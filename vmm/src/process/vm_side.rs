@@ -34,6 +34,8 @@ pub(super) struct Means<'a> {
     pub log: Option<PathBuf>,
     /// Who is in front of it.
     pub user: Option<User>,
+    /// It stays in the group of the process that keeps it.
+    pub is_in_our_group: bool,
     /// When the start began.
     pub start: Instant,
     /// Its user and its control group.
@@ -47,11 +49,12 @@ pub(super) fn run(
     until_open: Box<dyn Any>,
 ) -> u8 {
     let timeline = Arc::new(Timeline::starting_at(means.start));
-    let Means { tie, reports, dialer, log, user, start, outside } = means;
+    let Means { tie, reports, dialer, log, user, is_in_our_group, start, outside } = means;
     let tie = Arc::new(tie);
     // Before anything that counts: the guest's memory, and the processes that serve its devices.
     let entered = outside.enter();
-    let opened = open((config, identity, snapshot), log, user.is_some(), until_open);
+    let opened =
+        open((config, identity, snapshot), log, user.is_some().then_some(is_in_our_group), until_open);
     let ran = opened.and_then(|(frontend, mut resources)| {
         let has_helpers = confine(config, &mut resources, &tie, (reports, dialer, entered))?;
         serve((config, has_helpers), (frontend, resources), &tie, (user, start), &timeline)
@@ -66,14 +69,20 @@ pub(super) fn run(
     code
 }
 
-/// Opens all that the VM needs, and closes what is not its own.
+/// Opens all that the VM needs, and closes what is not its own. Where it has a user, `of_user` says whether it stays in
+/// the group of the process that keeps it.
 fn open<'a>(
     (config, identity, snapshot): (&'a VmConfig, &'a Identity, Option<Snapshot>),
     log: Option<PathBuf>,
-    has_user: bool,
+    of_user: Option<bool>,
     until_open: Box<dyn Any>,
 ) -> Result<(Frontend, Resources<'a>), Failure> {
-    let inherited = if has_user {
+    let inherited = if let Some(is_in_our_group) = of_user {
+        if !is_in_our_group {
+            // Its copies are in it too, and end with it.
+            rustix::process::setpgid(None, None)
+                .map_err(|error| Failure::host("make a process group")(error.into()))?;
+        }
         Some(Inherited::find())
     } else {
         // A terminal's signals and the command's input and output are the keeper's.

@@ -167,6 +167,9 @@ const SURFACE: &[Attack] = &[
     ("make a VM", |_| call!(SYS_ioctl, 0, 0xae01, 0)),
     ("type on the terminal", |_| call!(SYS_ioctl, 0, libc::TIOCSTI, c"x".as_ptr())),
     ("duplicate a descriptor", |_| call!(SYS_dup, 0)),
+    ("leave its group", |_| call!(SYS_setpgid, 0, 0)),
+    ("leave its session", |_| call!(SYS_setsid)),
+    ("be called as another thread", |_| call!(SYS_prctl, libc::PR_SET_NAME, c"main".as_ptr())),
     ("signal by a descriptor", |_| call!(SYS_pidfd_send_signal, 0, 0, 0, 0)),
     ("change its name", |_| call!(SYS_chdir, c"/".as_ptr())),
     ("change its root", |_| call!(SYS_chroot, c"/".as_ptr())),
@@ -326,7 +329,7 @@ fn attempt(
 }
 
 /// A VM that can be opened.
-fn machine() -> Option<(Machine, VmConfig)> {
+pub(super) fn machine() -> Option<(Machine, VmConfig)> {
     let machine = Machine::new(waits())?;
     let config = VmConfig { console: ConsoleConfig::Off, ..VmConfig::new(machine.path("kernel")) };
     Some((machine, config))
@@ -337,12 +340,12 @@ const ALONE: &str = "MVM_TEST_ALONE";
 
 /// Whether this is a process with nothing in it but the test `name`; where it is not, the test is run in one. The
 /// memory of other tests' VMs would count for the limit of the jail.
-fn is_alone(name: &str) -> bool {
+pub(super) fn is_alone(name: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", &format!("tiny::attacks::{name}"), "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", &format!("tiny::{name}"), "--nocapture", "--test-threads=1"]);
     let output = command.env(ALONE, "1").output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
@@ -351,7 +354,7 @@ fn is_alone(name: &str) -> bool {
 
 #[test]
 fn each_thread_is_ended_at_the_first_attempt() {
-    if !is_alone("each_thread_is_ended_at_the_first_attempt") {
+    if !is_alone("attacks::each_thread_is_ended_at_the_first_attempt") {
         return;
     }
     let Some((_machine, config)) = machine() else { return };
@@ -373,7 +376,7 @@ fn each_thread_is_ended_at_the_first_attempt() {
 
 #[test]
 fn beneath_the_filters_nothing_of_the_host_is_reached() {
-    if !is_alone("beneath_the_filters_nothing_of_the_host_is_reached") {
+    if !is_alone("attacks::beneath_the_filters_nothing_of_the_host_is_reached") {
         return;
     }
     let Some((_machine, config)) = machine() else { return };
@@ -395,7 +398,7 @@ fn beneath_the_filters_nothing_of_the_host_is_reached() {
 
 #[test]
 fn where_all_layers_are_asked_for_attempts_fail_or_nothing_starts() {
-    if !is_alone("where_all_layers_are_asked_for_attempts_fail_or_nothing_starts") {
+    if !is_alone("attacks::where_all_layers_are_asked_for_attempts_fail_or_nothing_starts") {
         return;
     }
     let Some((_machine, config)) = machine() else { return };
@@ -419,7 +422,7 @@ fn where_all_layers_are_asked_for_attempts_fail_or_nothing_starts() {
 /// It shows that the attempts are real ones.
 #[test]
 fn without_a_jail_an_attacker_may_do_what_the_user_may() {
-    if !is_alone("without_a_jail_an_attacker_may_do_what_the_user_may") {
+    if !is_alone("attacks::without_a_jail_an_attacker_may_do_what_the_user_may") {
         return;
     }
     let Some((_machine, config)) = machine() else { return };

@@ -10,6 +10,7 @@ mod balloon;
 mod boot;
 mod consoles;
 mod control;
+mod copies;
 mod cpus;
 mod ends;
 mod flood;
