@@ -6,13 +6,14 @@
 mod orphans;
 mod tie;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpgid, kill_process_group, pidfd_open,
@@ -205,20 +206,41 @@ pub fn go_to_the_background(messages: BorrowedFd<'_>) -> io::Result<()> {
     leave_the_terminal()
 }
 
-/// The same, with standard error as it is.
+/// The same, with standard error as it is: where that is a terminal, it can only be written to, and where the host does
+/// not open it so, it leads nowhere.
 ///
 /// # Errors
 ///
 /// Those of the system calls.
 pub fn leave_the_terminal() -> io::Result<()> {
+    // As long as the terminal is this session's.
+    let stderr = io::stderr();
+    if stderr.is_terminal() {
+        let own = write_only(stderr.as_fd())
+            .or_else(|_| rustix::fs::open("/dev/null", WRITE_ONLY, Mode::empty()))?;
+        become_standard(own.as_fd(), 2)?;
+    }
     // It fails where this process leads a group already.
     let _ = rustix::process::setsid();
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
-    let null = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     become_standard(null.as_fd(), 0)?;
     become_standard(null.as_fd(), 1)?;
     Inherited::find().close();
     Ok(())
+}
+
+/// How a terminal is opened to be written to.
+const WRITE_ONLY: OFlags = OFlags::WRONLY.union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// What `terminal` is, to be written to alone.
+fn write_only(terminal: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let own = format!("/proc/self/fd/{}", terminal.as_raw_fd());
+    let opened = rustix::fs::open(own, WRITE_ONLY, Mode::empty()).or_else(|error| {
+        // It is another user's, as after su(1). The terminal of this session can be opened all the same.
+        rustix::termios::tcgetsid(terminal).map_err(|_| error)?;
+        rustix::fs::open("/dev/tty", WRITE_ONLY, Mode::empty())
+    });
+    Ok(opened?)
 }
 
 fn become_standard(source: BorrowedFd<'_>, stream: RawFd) -> io::Result<()> {
@@ -255,6 +277,8 @@ impl Inherited {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::FromRawFd;
+
     use super::*;
 
     #[test]
@@ -290,6 +314,25 @@ mod tests {
             let closed = poll(&mut [PollFd::new(&end, PollFlags::empty())], Some(&limit));
             assert_eq!(closed, Ok(usize::from(leads)));
         }
+    }
+
+    #[test]
+    fn a_terminal_that_is_written_to_can_not_be_read() {
+        use std::io::{Read, Write};
+        let (mut near, mut far) = (-1, -1);
+        let (no_name, no_modes, no_size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+        // SAFETY: the call writes two descriptors, and what it does not get it does not use.
+        assert_eq!(unsafe { libc::openpty(&raw mut near, &raw mut far, no_name, no_modes, no_size) }, 0);
+        // SAFETY: both are new.
+        let [mut near, far] = [near, far].map(|fd| unsafe { std::fs::File::from_raw_fd(fd) });
+        let mut own = std::fs::File::from(write_only(far.as_fd()).unwrap());
+        own.write_all(b"said").unwrap();
+        let mut said = [0; 4];
+        near.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"said");
+        near.write_all(b"typed\n").unwrap();
+        assert_eq!(own.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert!(write_only(std::fs::File::open("/dev/null").unwrap().as_fd()).is_ok());
     }
 
     #[test]

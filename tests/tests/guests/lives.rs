@@ -137,6 +137,10 @@ fn one_that_is_left_by_keys_runs_on_and_is_attached_to_again() {
         "sh",
     ]));
     run.wait_for("# ", 1);
+    let (_keeper, vm) = super::life::pids("shell");
+    let errors = std::fs::read_to_string(format!("/proc/{vm}/fdinfo/2")).unwrap();
+    let flags = errors.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+    assert!(flags.ends_with('1'), "the VM's process may read what its user types: {errors}");
     run.press("X=kept; echo $((40+2))\r");
     run.wait_for("42", 1);
     run.press("\x10\x11");
