@@ -12,6 +12,7 @@ use vmm::{ConsoleConfig, NetBackend, SavedVm, Snapshot, Started, VmConfig};
 use super::copies::{Copying, Saved, Source, copy};
 use super::open::MAX_STATE;
 use super::place::{name, scratch, unnamed};
+use super::settle::settle;
 use super::{Description, Opened, Writable, create, describe, manifest};
 use crate::chain;
 
@@ -92,8 +93,10 @@ impl Live {
 
 /// Has the VM save its state and its memory, in files without names in `place`, and its disks as `copies`.
 fn take(vm: &Running, place: &Path, copies: &[Copying]) -> Result<(SavedVm, File), String> {
-    let (mut state, memory) = (scratch(place)?, scratch(place)?);
+    let (mut state, mut memory) = (scratch(place)?, scratch(place)?);
     create(vm, (&state, &memory), copies)?;
+    let own = |file| settle(file, || scratch(place)).map(|settled| settled.file);
+    (state, memory) = (own(state)?, own(memory)?);
     let mut bytes = Vec::new();
     let read = state.seek(SeekFrom::Start(0)).and_then(|_| state.take(MAX_STATE).read_to_end(&mut bytes));
     read.map_err(|error| format!("cannot read its state: {error}"))?;

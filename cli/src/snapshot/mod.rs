@@ -5,6 +5,7 @@ mod live;
 mod manifest;
 mod open;
 mod place;
+mod settle;
 
 use std::fs::File;
 use std::io::Read;
@@ -25,6 +26,7 @@ pub use self::live::{Live, LiveContainer, VolumeCopy};
 pub use self::manifest::SavedDisk;
 pub use self::open::{MAX_STATE, Opened, check, open};
 pub use self::place::digest_of_pages;
+pub use self::settle::{Settled, settle};
 
 use self::copies::{Copying, Source};
 use self::manifest::Manifest;
@@ -90,6 +92,7 @@ impl SnapshotCommand {
         let names: Vec<_> = sources.iter().map(|source| disk_name(source.index)).collect();
         let copies = sources.into_iter().map(copying).collect::<Result<Vec<_>, String>>()?;
         create(&vm, (&place.state, &place.memory), &copies).map_err(of_vm)?;
+        place = place.settled()?;
         place.disks = names.into_iter().zip(copies.into_iter().map(Copying::into_file)).collect();
         let manifest = |files| Manifest::new(config, (disks, pmem), time::now().to_string(), files);
         place.keep(manifest)?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use image::Digest;
 
 use super::manifest::{Digests, Manifest};
+use super::settle::settle;
 
 /// The files of a snapshot.
 pub const MANIFEST: &str = "manifest.json";
@@ -50,6 +51,18 @@ impl Place {
             memory,
             disks: Vec::new(),
         })
+    }
+
+    /// The same once the VM's process has written its files, which it can't change any more then.
+    ///
+    /// # Errors
+    ///
+    /// Why not, on one line.
+    pub fn settled(self) -> Result<Self, String> {
+        let Self { directory, parent, state, memory, disks } = self;
+        let own = |file| settle(file, || unnamed(&parent)).map(|settled| settled.file);
+        let (state, memory) = (own(state)?, own(memory)?);
+        Ok(Self { directory, parent, state, memory, disks })
     }
 
     /// Gives the files their names, with the manifest last, which is made of their digests.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
 use devices::legacy::EVENT_GENERATION;
@@ -250,6 +250,15 @@ fn the_control_socket_saves_in_files_that_come_with_the_request() {
     let files = [state.as_fd(), memory.as_fd(), theirs.as_fd()];
     let refused = client.send_with_files(create, &stays, &files).unwrap_err().to_string();
     assert!(refused.contains("it does not stand still"), "{refused}");
+    // It has closed the files when it answers: those who have saved it rely on that.
+    for file in [state, memory] {
+        let reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        drop(file);
+        // SAFETY: the call takes numbers.
+        let is_leased = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) } == 0;
+        let why = std::io::Error::last_os_error();
+        assert!(is_leased || why.kind() != std::io::ErrorKind::WouldBlock, "it is open for writing");
+    }
     stop(running);
 }
 
