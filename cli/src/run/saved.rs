@@ -35,7 +35,9 @@ use vmm::{SavedVm, Snapshot, Started};
 use super::in_the_background;
 use super::keep::{Side, Which};
 use super::start::prepare;
-use crate::snapshot::{MAX_STATE, SavedDisk, Settled, options, save_memory, settle, with_own_disks};
+use crate::snapshot::{
+    MAX_STATE, SavedDisk, Settled, check_lengths, options, save_memory, settle, with_own_disks,
+};
 use crate::targets::{self, Failure};
 use crate::{boot, chain, complain, events, exit_code};
 
@@ -272,13 +274,15 @@ fn write(kept: &Kept, vm: &Running, directory: &Path, hold: &UnixStream) -> Resu
     let (state, memory) = (file(STATE)?, file(MEMORY)?);
     let vm_and_saver = Vm::of(kept, vm)?;
     save_memory(vm, &state, &memory, hold)?;
-    for (written, name) in [(state, STATE), (memory, MEMORY)] {
+    let own = |written, name| {
         let Settled { file: own, is_copy } = settle(written, || file(COPY))?;
         own.sync_all().map_err(failed)?;
         if is_copy {
             fs::rename(directory.join(COPY), directory.join(name)).map_err(failed)?;
         }
-    }
+        Ok::<_, String>(own)
+    };
+    check_lengths(vm, &own(state, STATE)?, &own(memory, MEMORY)?)?;
     vm_and_saver.disks().and_then(|disks| write_json(&directory.join(DISKS), &disks)).map_err(failed)?;
     file(RESERVE)?.write_all(&[1; ROOM]).map_err(failed)?;
     // With it all is there.

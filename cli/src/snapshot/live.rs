@@ -13,7 +13,7 @@ use super::copies::{Copying, Saved, Source, copy};
 use super::open::MAX_STATE;
 use super::place::{name, scratch, unnamed};
 use super::settle::settle;
-use super::{Description, Opened, Writable, create, describe, manifest};
+use super::{Description, Opened, Writable, check_lengths, create, describe, manifest};
 use crate::chain;
 
 /// A VM as it was at one moment.
@@ -97,6 +97,7 @@ fn take(vm: &Running, place: &Path, copies: &[Copying]) -> Result<(SavedVm, File
     create(vm, (&state, &memory), copies)?;
     let own = |file| settle(file, || scratch(place)).map(|settled| settled.file);
     (state, memory) = (own(state)?, own(memory)?);
+    check_lengths(vm, &state, &memory)?;
     let mut bytes = Vec::new();
     let read = state.seek(SeekFrom::Start(0)).and_then(|_| state.take(MAX_STATE).read_to_end(&mut bytes));
     read.map_err(|error| format!("cannot read its state: {error}"))?;

@@ -93,6 +93,7 @@ impl SnapshotCommand {
         let copies = sources.into_iter().map(copying).collect::<Result<Vec<_>, String>>()?;
         create(&vm, (&place.state, &place.memory), &copies).map_err(of_vm)?;
         place = place.settled()?;
+        check_lengths(&vm, &place.state, &place.memory).map_err(of_vm)?;
         place.disks = names.into_iter().zip(copies.into_iter().map(Copying::into_file)).collect();
         let manifest = |files| Manifest::new(config, (disks, pmem), time::now().to_string(), files);
         place.keep(manifest)?;
@@ -135,8 +136,12 @@ pub fn save_memory(vm: &Running, state: &File, memory: &File, hold: &UnixStream)
 }
 
 /// Checks that a VM's process has made these files no longer than the VM's state and memory are: to read what it has made
-/// of holes could take longer than anybody waits.
-fn check_lengths(vm: &Running, state: &File, memory: &File) -> Result<(), String> {
+/// of holes could take longer than anybody waits. Before it can't write to them any more, that is so for the moment alone.
+///
+/// # Errors
+///
+/// They are longer; on one line.
+pub fn check_lengths(vm: &Running, state: &File, memory: &File) -> Result<(), String> {
     let (_, bytes) = Started::read(&vm.directory)?.size()?;
     for (file, most) in [(state, MAX_STATE), (memory, bytes)] {
         let length =

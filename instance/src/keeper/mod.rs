@@ -296,6 +296,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "it is waited for by its descriptor")]
     fn what_a_process_leaves_in_its_group_ends_with_it() {
         use std::os::unix::process::CommandExt;
         for leads in [true, false] {

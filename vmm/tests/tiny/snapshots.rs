@@ -216,6 +216,7 @@ fn the_control_socket_saves_in_files_that_come_with_the_request() {
     let files: [File; 1] = [state.try_clone().unwrap()];
     let one = client.send_with_files(create, &SnapshotCreate::default(), &[files[0].as_fd()]);
     assert!(one.unwrap_err().to_string().contains("two open, empty files"));
+    drop(files);
     let path = SnapshotCreate { snapshot_path: Some("/tmp/x".into()), ..SnapshotCreate::default() };
     let refused = client.send_with_files(create, &path, &[state.as_fd(), memory.as_fd()]);
     assert!(refused.unwrap_err().to_string().contains("opens no path"));
