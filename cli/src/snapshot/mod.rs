@@ -135,8 +135,9 @@ pub fn save_memory(vm: &Running, state: &File, memory: &File, hold: &UnixStream)
     check_lengths(vm, state, memory)
 }
 
-/// Checks that a VM's process has made these files no longer than the VM's state and memory are: to read what it has made
-/// of holes could take longer than anybody waits. Before it can't write to them any more, that is so for the moment alone.
+/// Checks that a VM's process has made these files no longer than the VM's state and memory are: to read what it has
+/// made of holes could take longer than anybody waits. Before it can't write to them any more, that is so for the moment
+/// alone.
 ///
 /// # Errors
 ///

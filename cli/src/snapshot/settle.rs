@@ -14,8 +14,8 @@ pub struct Settled {
     pub is_copy: bool,
 }
 
-/// Makes sure that what a VM's process has written to `file`, which was given to it, stays as it is. One that was not taken
-/// over has closed it by now; where that can't be proven, what is in it is copied to the file that `make` makes.
+/// Makes sure that what a VM's process has written to `file`, which was given to it, stays as it is. One that was not
+/// taken over has closed it by now; where that can't be proven, what is in it is copied to the file that `make` makes.
 ///
 /// # Errors
 ///

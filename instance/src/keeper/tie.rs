@@ -152,8 +152,8 @@ impl Tie {
         Ok(())
     }
 
-    /// Takes no more messages: those that have come are received, and then the end, also where another process has the other
-    /// end open.
+    /// Takes no more messages: those that have come are received, and then the end, also where another process has the
+    /// other end open.
     pub fn hang_up(&self) {
         // The other end is closed, if this fails.
         let _ = shutdown(&self.0, Shutdown::Read);
