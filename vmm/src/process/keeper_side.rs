@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fs::OpenOptions;
 use std::io::{self, PipeReader, Read};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use devices::virtio::rate_limit::Pace;
 use instance::keeper::{Child, Tie, adopt_orphans, end_orphans};
 use instance::{Identity, Instance};
 use jail::Report;
@@ -28,6 +30,10 @@ use crate::{ConsoleConfig, ExitReason, LOG_NAME, Limits, LogFile, MAX_DEVICES, S
 
 /// The most processes that serve devices of a VM.
 const MOST_HELPERS: usize = MAX_DEVICES;
+
+/// How many of its messages are read in a second. A guest that prints without end has the log renewed for each MiB, by
+/// two of them; each is some microseconds of work, and a file that is made or renamed.
+const MESSAGES_PER_SECOND: NonZeroU64 = NonZeroU64::new(1000).unwrap();
 
 /// How long the process may take to end once it was told to: its own supervisor ends it in less.
 const ENDING: Duration = Duration::from_secs(5);
@@ -70,6 +76,8 @@ pub struct User {
 /// The process of a VM, which the keeper has made.
 pub struct VmProcess {
     tie: Tie,
+    /// How fast what it says is read.
+    pace: Pace,
     child: Child,
     /// The signal that it was first told to end by; 0 before.
     ended_by: AtomicI32,
@@ -216,6 +224,7 @@ impl VmProcess {
     pub fn of(tie: Tie, child: Child) -> Self {
         Self {
             tie,
+            pace: Pace::new(MESSAGES_PER_SECOND),
             child,
             ended_by: AtomicI32::new(0),
             is_open: AtomicBool::new(false),
@@ -253,8 +262,9 @@ impl VmProcess {
         poll(&mut self.ready(), limit.as_ref()).is_ok_and(|ready| ready > 0)
     }
 
-    /// Waits for one message.
+    /// Waits for one message, and before that until it may be read: one that was taken over says too much.
     pub(super) fn take(&self) -> Taken {
+        self.pace.keep();
         while !self.is_ready(true) {}
         if self.child.has_ended() {
             // Copies of it may have its end open, and say something without end.

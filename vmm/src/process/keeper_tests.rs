@@ -1,7 +1,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use instance::keeper::{Child, Tie};
 use jail::Report;
@@ -69,4 +69,34 @@ fn a_vm_that_says_what_is_not_understood_is_killed() {
         theirs.send(&said).unwrap();
         expect_refused(&VmProcess::of(ours, child));
     }
+}
+
+#[test]
+fn a_vm_that_says_too_much_is_read_slowly_and_to_its_end() {
+    let (_process, child) = program();
+    let (ours, theirs) = Tie::pair().unwrap();
+    let vm = VmProcess::of(ours, child);
+    let start = Instant::now();
+    let flood = std::thread::spawn(move || {
+        let mut sent = 0;
+        while sent < 1500 {
+            // There is no room until some are read.
+            match theirs.send(&FromVm::Printed) {
+                Ok(()) => sent += 1,
+                Err(error) => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                    std::thread::yield_now();
+                }
+            }
+        }
+    });
+    let mut heard = 0;
+    while vm.receive().is_some() {
+        heard += 1;
+    }
+    // A thousand at once, and then each millisecond one.
+    let took = start.elapsed();
+    assert!(heard == 1500 && took >= Duration::from_millis(499), "{heard} in {took:?}");
+    flood.join().unwrap();
+    vm.kill();
 }

@@ -1,6 +1,7 @@
 //! Rate limits: bytes and operations a second that a device moves for its guest.
 
 mod bucket;
+mod pace;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use self::bucket::Bucket;
 pub use self::bucket::Limit;
+pub use self::pace::Pace;
 use crate::{Timer, lock};
 
 /// What is limited. By default, nothing.

@@ -6,6 +6,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -16,10 +17,13 @@ use rustix::net::{
     SendFlags, recv, recvmsg, send, sendmsg,
 };
 
+use super::super::rate_limit::Pace;
 use super::stream::{Attempt, HostStream, path_of_port};
 
 /// A number of eight bytes, and a port or an error of four.
 const MESSAGE: usize = 12;
+/// How many connections are made in a second. Each is some microseconds of work.
+const DIALS_PER_SECOND: NonZeroU64 = NonZeroU64::new(10_000).unwrap();
 
 fn message(number: u64, value: u32) -> [u8; MESSAGE] {
     let mut bytes = [0; MESSAGE];
@@ -99,8 +103,10 @@ impl AsFd for Dialer {
 /// Connects the guest's connections for a device in another process, which has the other end of `socket`, until that
 /// process has ended. They go to the sockets at `path` with the ports behind it; see the module above.
 pub fn dial(socket: &OwnedFd, path: &Path) {
+    let pace = Pace::new(DIALS_PER_SECOND);
     let mut bytes = [0; MESSAGE];
     loop {
+        pace.keep();
         let request = match recv(socket, &mut bytes, RecvFlags::empty()) {
             Ok((0, _)) => return,
             // What is not understood is from a process that was taken over, and is not answered.
@@ -206,5 +212,26 @@ mod tests {
         assert_eq!((next(&dialer).number, next(&dialer).number), (0, 9));
         drop(dialer);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn more_connections_than_a_second_has_are_made_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock.sock");
+        let (ours, theirs) = pair();
+        let start = std::time::Instant::now();
+        let asked = std::thread::spawn(move || {
+            let dialer = Dialer::new(theirs);
+            for number in 0..11_000 {
+                while dialer.ask(number, 1).is_err() {
+                    drop(next(&dialer));
+                }
+            }
+            // Dropping the socket would end what is not answered.
+            while next(&dialer).number < 10_999 {}
+        });
+        dial(&ours, &path);
+        asked.join().unwrap();
+        assert!(start.elapsed() >= std::time::Duration::from_millis(99), "{:?}", start.elapsed());
     }
 }
