@@ -17,18 +17,22 @@ const SPARE: u64 = 1 << 20;
 /// How often that is asked.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Which file it is, and its mode.
+/// Which file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileIdentity {
     device: u64,
     inode: u64,
-    mode: u32,
 }
 
 impl FileIdentity {
     fn of(metadata: &fs::Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino(), mode: metadata.permissions().mode() & 0o777 }
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
+}
+
+/// Who may do what with a file.
+pub fn mode_of(metadata: &fs::Metadata) -> u32 {
+    metadata.permissions().mode() & 0o777
 }
 
 /// Another process, which makes a new file where this one may not. It is not waited for.
@@ -103,7 +107,10 @@ impl ConsoleFile {
             Some(Ok(None)) => return Ok(()),
             Some(Ok(Some(file))) => Ok(file),
             Some(Err(error)) => Err(error),
-            None => self.file.metadata().and_then(|file| begin_anew(&regular.path, FileIdentity::of(&file))),
+            None => self
+                .file
+                .metadata()
+                .and_then(|file| begin_anew(&regular.path, FileIdentity::of(&file), mode_of(&file))),
         };
         if let Err(error) = &result
             && !std::mem::replace(&mut regular.failed, true)
@@ -148,20 +155,22 @@ impl Regular {
     }
 }
 
-/// Renames `file`, which is at `path`, and begins another one there.
+/// Renames `file`, which is at `path`, and begins another one there, with its mode. Where it is not there any more, the
+/// new one has `mode`.
 ///
 /// # Errors
 ///
 /// Those of the system calls.
-pub fn begin_anew(path: &Path, file: FileIdentity) -> io::Result<File> {
-    let identity = |file: FileIdentity| (file.device, file.inode);
+pub fn begin_anew(path: &Path, file: FileIdentity, mode: u32) -> io::Result<File> {
+    let there = fs::symlink_metadata(path).ok().filter(|there| FileIdentity::of(there) == file);
     // Another program may have renamed it already.
-    if fs::symlink_metadata(path).is_ok_and(|there| identity(FileIdentity::of(&there)) == identity(file)) {
+    if there.is_some() {
         let mut old = path.as_os_str().to_owned();
         old.push(OLD);
         fs::rename(path, old)?;
     }
-    OpenOptions::new().append(true).create(true).mode(file.mode & 0o777).open(path)
+    let mode = there.as_ref().map_or(mode, mode_of);
+    OpenOptions::new().append(true).create(true).mode(mode).open(path)
 }
 
 impl AsFd for ConsoleFile {
@@ -222,9 +231,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [path, moved, old] = ["console", "moved", "console.1"].map(|name| directory.path().join(name));
         let mut file = ConsoleFile::with_limit(&path, 10).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         append(&mut file, "12345678").unwrap();
         fs::rename(&path, &moved).unwrap();
         append(&mut file, "9abc").unwrap();
+        assert_eq!(mode_of(&path.metadata().unwrap()), 0o640);
         assert_eq!(fs::read_to_string(&moved).unwrap(), "12345678");
         assert_eq!(fs::read_to_string(&path).unwrap(), "9abc");
         assert!(!old.exists());
@@ -271,7 +282,7 @@ mod tests {
         append(&mut file, "left out").unwrap_err();
         let asked = keeper.0.lock().unwrap().0.clone();
         assert!(!asked.is_empty() && asked.iter().all(|file| *file == asked[0]));
-        keeper.0.lock().unwrap().1 = Some(begin_anew(&path, asked[0]).unwrap());
+        keeper.0.lock().unwrap().1 = Some(begin_anew(&path, asked[0], 0o600).unwrap());
         append(&mut file, "9abc").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "9abc");
         assert!(directory.path().join("console.1").metadata().unwrap().len() > SPARE);

@@ -32,7 +32,7 @@ use thiserror::Error;
 
 pub use awaited::{AwaitedText, OnText};
 pub use events::ConsoleEvents;
-pub use file::{ConsoleKeeper, FileIdentity, begin_anew};
+pub use file::{ConsoleKeeper, FileIdentity, begin_anew, mode_of};
 pub use input::InputPort;
 pub use log::{LogFile, LogKeeper};
 pub use sink::Sink;

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use super::started;
 use super::vm_side::{Means, run};
 use crate::background::COPYING_THREAD;
 use crate::confinement::{Noted, Outside};
-use crate::console::{FileIdentity, begin_anew};
+use crate::console::{FileIdentity, begin_anew, mode_of};
 use crate::{ConsoleConfig, ExitReason, LOG_NAME, Limits, LogFile, MAX_DEVICES, Snapshot, VmConfig};
 
 /// The most processes that serve devices of a VM.
@@ -87,8 +87,8 @@ pub struct VmProcess {
     violations: Option<PipeReader>,
     /// Where the console's latest output is kept.
     log: Option<PathBuf>,
-    /// The file of `--console FILE`.
-    console: Option<PathBuf>,
+    /// The file of `--console FILE`, and its mode once it is open.
+    console: Option<(PathBuf, AtomicU32)>,
     /// The sockets that the user named, whose files go with the VM.
     sockets: Vec<PathBuf>,
     /// The processes that serve its devices.
@@ -201,7 +201,7 @@ impl VmProcess {
             outside: Some(outside),
             log: log.or_else(|| directory.as_ref().map(|directory| directory.join(LOG_NAME))),
             console: match &config.console {
-                ConsoleConfig::File(path) => Some(path.clone()),
+                ConsoleConfig::File(path) => Some((path.clone(), AtomicU32::new(0o600))),
                 _ => None,
             },
             sockets,
@@ -238,6 +238,12 @@ impl VmProcess {
             is_in_our_group: false,
             is_out_of_memory: AtomicBool::default(),
         }
+    }
+
+    /// The same with a file of `--console FILE`.
+    #[cfg(test)]
+    pub(super) fn with_console(tie: Tie, child: Child, path: PathBuf) -> Self {
+        Self { console: Some((path, AtomicU32::new(0o600))), ..Self::of(tie, child) }
     }
 
     /// Waits for what it says; `None` when it has ended. One that says what can't be understood is killed.
@@ -306,6 +312,11 @@ impl VmProcess {
     /// Notes how the VM is confined, and which processes are to end with it.
     fn confined(&self, report: Report, helpers: Vec<u32>) {
         self.is_open.store(true, Ordering::SeqCst);
+        if let Some((path, mode)) = &self.console
+            && let Ok(metadata) = path.metadata()
+        {
+            mode.store(mode_of(&metadata), Ordering::SeqCst);
+        }
         self.noted.confined(report);
         let groups = helpers
             .into_iter()
@@ -336,9 +347,10 @@ impl VmProcess {
 
     /// Gives the VM another file for its console, in place of `file`.
     fn give_console(&self, file: FileIdentity) {
-        let Some(path) = &self.console else { return };
-        // A link stays as it is.
-        let file = std::fs::canonicalize(path).and_then(|path| begin_anew(&path, file));
+        let Some((path, mode)) = &self.console else { return };
+        // A link stays as it is; one to nothing, or nothing, is where another program has taken the file away.
+        let at = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let file = begin_anew(&at, file, mode.load(Ordering::SeqCst));
         match file {
             // Where it is not taken, the VM asks again.
             Ok(file) => drop(self.tie.send_with(&ToVm::Console, &[file.as_fd()])),

@@ -1,5 +1,8 @@
+use std::fs::Permissions;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,7 +11,7 @@ use jail::Report;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
-use super::keeper_side::VmProcess;
+use super::keeper_side::{Taken, VmProcess};
 use super::messages::{Fault, FromVm, Message};
 
 /// A program in a group of its own that runs until it is ended.
@@ -98,5 +101,31 @@ fn a_vm_that_says_too_much_is_read_slowly_and_to_its_end() {
     let took = start.elapsed();
     assert!(heard == 1500 && took >= Duration::from_millis(499), "{heard} in {took:?}");
     flood.join().unwrap();
+    vm.kill();
+}
+
+#[test]
+fn a_new_console_file_has_the_mode_of_the_old_one_whatever_the_vm_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let [path, moved] = ["console", "moved"].map(|name| directory.path().join(name));
+    std::fs::write(&path, "old").unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    let (_process, child) = program();
+    let (ours, theirs) = Tie::pair().unwrap();
+    let vm = VmProcess::with_console(ours, child, path.clone());
+    theirs.send(&Message::Confined { report: Report::default(), helpers: Vec::new() }).unwrap();
+    assert!(matches!(vm.take(), Taken::Handled));
+    let file = path.metadata().unwrap();
+    let full = json!({ "NewConsole": { "device": file.dev(), "inode": file.ino(), "mode": 0o777 } });
+    theirs.send(&full).unwrap();
+    assert!(matches!(vm.take(), Taken::Handled));
+    assert_eq!(std::fs::read(directory.path().join("console.1")).unwrap(), b"old");
+    assert_eq!(mode(&path), 0o640);
+    // Another program has renamed it.
+    std::fs::rename(&path, &moved).unwrap();
+    theirs.send(&full).unwrap();
+    assert!(matches!(vm.take(), Taken::Handled));
+    assert_eq!((mode(&path), moved.exists()), (0o640, true));
     vm.kill();
 }
