@@ -55,8 +55,6 @@ const GET_IRQCHIP: u32 = 0xc208_ae62;
 const GET_CLOCK: u32 = 0x8030_ae7c;
 /// `IORING_REGISTER_ENABLE_RINGS` (io_uring_register(2)).
 const ENABLE_RINGS: u32 = 12;
-/// `AT_EMPTY_PATH` (statx(2)).
-const EMPTY_PATH: u32 = 0x1000;
 
 /// What every thread does.
 pub const COMMON: &[Rule] = &[
@@ -139,7 +137,6 @@ pub const MAIN: &[Rule] = &[
     rule!(getrandom: "random numbers of the guest, and hash tables"),
     rule!(pread64: "what the process uses, from a file of /proc that is open"),
     rule!(lseek: "the console's log"),
-    rule!(statx, [Is(2, EMPTY_PATH)]: "the length of a file of persistent memory"),
     rule!(fstat: "the length of a file that is open"),
     rule!(wait4: "the end of a process that serves a device"),
 ];
@@ -198,7 +195,7 @@ pub const VHOST_USER: &[Rule] = &[
 
 /// The thread that writes the console's output.
 pub const CONSOLE: &[Rule] =
-    &[rule!(ppoll: "waits for room"), rule!(statx, [Is(2, EMPTY_PATH)]: "the length of the file")];
+    &[rule!(ppoll: "waits for room"), rule!(fstat: "which file it is that has grown")];
 
 /// The thread that writes log lines.
 pub const LOG: &[Rule] = &[rule!(ppoll: "waits for room")];
@@ -208,7 +205,6 @@ pub const BACKGROUND: &[Rule] = &[
     rule!(ppoll: "waits for devices, and for who copies disks"),
     rule!(sendto: "tells the keeper that the power button was pressed, and who copies disks that the VM stands still"),
     rule!(lseek: "the size of a disk"),
-    rule!(statx, [Is(2, EMPTY_PATH)]: "the size of a disk"),
     rule!(ioctl, [Is(1, GET_IRQCHIP)]: "saves the VM"),
     rule!(ioctl, [Is(1, GET_CLOCK)]: "saves the VM"),
     rule!(ftruncate: "saves the VM's memory"),
@@ -237,7 +233,7 @@ pub const KEEPER: &[Rule] = &[rule!(recvmsg: "messages, with files")];
 /// The thread that puts disks into slots and takes them out.
 pub const SLOTS: &[Rule] = &[
     rule!(sendto: "answers"),
-    rule!(statx, [Is(2, EMPTY_PATH)]: "what a file is"),
+    rule!(fstat: "what a file is"),
     rule!(fcntl, [Is(1, GET_FL)]: "how a file is open"),
     rule!(lseek: "how long a file is"),
     rule!(pread64: "the format of a file"),

@@ -3,10 +3,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Stat, fstat, lstat};
 use serde::{Deserialize, Serialize};
 
 /// The most bytes of the file. Then it gets the suffix [`OLD`], in place of an older one, and a new one begins.
@@ -25,14 +26,14 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
-    fn of(metadata: &fs::Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino() }
+    fn of(stat: &Stat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
     }
 }
 
 /// Who may do what with a file.
-pub fn mode_of(metadata: &fs::Metadata) -> u32 {
-    metadata.permissions().mode() & 0o777
+pub fn mode_of(stat: &Stat) -> u32 {
+    stat.st_mode & 0o777
 }
 
 /// Another process, which makes a new file where this one may not. It is not waited for.
@@ -107,9 +108,8 @@ impl ConsoleFile {
             Some(Ok(None)) => return Ok(()),
             Some(Ok(Some(file))) => Ok(file),
             Some(Err(error)) => Err(error),
-            None => self
-                .file
-                .metadata()
+            None => fstat(&self.file)
+                .map_err(io::Error::from)
                 .and_then(|file| begin_anew(&regular.path, FileIdentity::of(&file), mode_of(&file))),
         };
         if let Err(error) = &result
@@ -143,9 +143,9 @@ impl Regular {
         }
         if self.asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
             self.asked = Some(Instant::now());
-            match file.metadata() {
-                Ok(metadata) => keeper.ask(FileIdentity::of(&metadata)),
-                Err(error) => return Some(Err(error)),
+            match fstat(file) {
+                Ok(stat) => keeper.ask(FileIdentity::of(&stat)),
+                Err(error) => return Some(Err(error.into())),
             }
         }
         if self.length <= self.limit.saturating_add(SPARE) {
@@ -162,7 +162,7 @@ impl Regular {
 ///
 /// Those of the system calls.
 pub fn begin_anew(path: &Path, file: FileIdentity, mode: u32) -> io::Result<File> {
-    let there = fs::symlink_metadata(path).ok().filter(|there| FileIdentity::of(there) == file);
+    let there = lstat(path).ok().filter(|there| FileIdentity::of(there) == file);
     // Another program may have renamed it already.
     if there.is_some() {
         let mut old = path.as_os_str().to_owned();
@@ -190,6 +190,7 @@ impl From<std::os::fd::OwnedFd> for ConsoleFile {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -235,7 +236,7 @@ mod tests {
         append(&mut file, "12345678").unwrap();
         fs::rename(&path, &moved).unwrap();
         append(&mut file, "9abc").unwrap();
-        assert_eq!(mode_of(&path.metadata().unwrap()), 0o640);
+        assert_eq!(mode_of(&lstat(&path).unwrap()), 0o640);
         assert_eq!(fs::read_to_string(&moved).unwrap(), "12345678");
         assert_eq!(fs::read_to_string(&path).unwrap(), "9abc");
         assert!(!old.exists());

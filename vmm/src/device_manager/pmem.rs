@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use devices::virtio::pmem::PmemFile;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::fs::inotify;
+use rustix::fs::{FileType, fstat, inotify};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::MemorySize;
@@ -97,7 +97,11 @@ impl MutEventSubscriber for LengthWatcher {
         // What happened does not matter, only what the files are now. It fails only where nothing happened.
         let _ = rustix::io::read(&self.watch.changes, &mut [0; 4096]);
         let shorter = |(file, size): &(File, u64)| {
-            file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() < *size)
+            // Where File::metadata would be statx(2), which takes any path.
+            fstat(file).is_ok_and(|file| {
+                FileType::from_raw_mode(file.st_mode).is_file()
+                    && u64::try_from(file.st_size).is_ok_and(|length| length < *size)
+            })
         };
         if self.watch.files.iter().any(shorter) {
             self.exit.end(ExitReason::MemoryCutOff);

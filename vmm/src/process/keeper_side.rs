@@ -313,9 +313,9 @@ impl VmProcess {
     fn confined(&self, report: Report, helpers: Vec<u32>) {
         self.is_open.store(true, Ordering::SeqCst);
         if let Some((path, mode)) = &self.console
-            && let Ok(metadata) = path.metadata()
+            && let Ok(file) = rustix::fs::stat(path)
         {
-            mode.store(mode_of(&metadata), Ordering::SeqCst);
+            mode.store(mode_of(&file), Ordering::SeqCst);
         }
         self.noted.confined(report);
         let groups = helpers

@@ -171,6 +171,11 @@ const SURFACE: &[Attack] = &[
     ("leave its session", |_| call!(SYS_setsid)),
     ("be called as another thread", |_| call!(SYS_prctl, libc::PR_SET_NAME, c"main".as_ptr())),
     ("signal by a descriptor", |_| call!(SYS_pidfd_send_signal, 0, 0, 0, 0)),
+    ("look at a path as at an open file", |_| {
+        let mut found = [0_u64; 32];
+        let (flags, what) = (libc::AT_EMPTY_PATH, libc::STATX_BASIC_STATS);
+        call!(SYS_statx, libc::AT_FDCWD, c"/".as_ptr(), flags, what, found.as_mut_ptr())
+    }),
     ("change its name", |_| call!(SYS_chdir, c"/".as_ptr())),
     ("change its root", |_| call!(SYS_chroot, c"/".as_ptr())),
 ];
@@ -225,6 +230,7 @@ const ALLOWED_WITHOUT: &[&str] = &[
     "open another VM's directory",
     "remove a file",
     "look at a file",
+    "look at a path as at an open file",
     "connect to this machine",
     "connect to an abstract socket",
     "make a socket",

@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{OFlags, fcntl_getfl, major, minor};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
 
 use super::{Disk, DiskError, OpenPiece, SECTOR};
 
@@ -72,14 +71,16 @@ impl Disk {
 /// zeros between files.
 fn check_part(file: &File, length: u64, read_only: bool) -> Result<(), DiskError> {
     let unknown = |_| DiskError::Parts("one of them cannot be looked at");
-    let metadata = file.metadata().map_err(unknown)?;
-    let device = metadata.rdev();
+    // File::metadata would be statx(2), which takes any path.
+    let stat = fstat(file).map_err(unknown)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
     // /dev/zero (Documentation/admin-guide/devices.txt of Linux).
-    let is_zeros = metadata.file_type().is_char_device() && (major(device), minor(device)) == (1, 5);
-    if !(metadata.is_file() && metadata.len() >= length || is_zeros && read_only) {
+    let is_zeros = kind.is_char_device() && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 5);
+    let is_long = u64::try_from(stat.st_size).is_ok_and(|size| size >= length);
+    if !(kind.is_file() && is_long || is_zeros && read_only) {
         return Err(DiskError::Parts("one of them is no regular file, or shorter than its place"));
     }
-    let flags = fcntl_getfl(file).map_err(|error| unknown(error.into()))?;
+    let flags = fcntl_getfl(file).map_err(unknown)?;
     let mode = flags & OFlags::RWMODE;
     let is_open = mode == OFlags::RDWR || (read_only && mode == OFlags::RDONLY);
     if !is_open || flags.contains(OFlags::PATH) {
