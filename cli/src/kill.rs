@@ -143,7 +143,8 @@ pub fn kill(vm: &Running) -> Result<(), Failure> {
     if asked && process.wait(Some(DEADLINE)) {
         return Ok(());
     }
-    let killed = client.is_ok_and(|client| client.kill_server().is_ok());
+    // As the keeper has noted it: whoever has taken it over can have another process listen at its socket.
+    let killed = vm.record.running_process().open().is_ok_and(|vm| vm.signal(Signal::KILL).is_ok());
     if !killed || !process.wait(Some(DEADLINE)) {
         process.signal(Signal::KILL)?;
         if !process.wait(Some(DEADLINE)) {
@@ -206,6 +207,13 @@ pub fn signal(text: &str) -> Result<u8, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command};
+
+    use instance::Process;
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -216,5 +224,35 @@ mod tests {
         for text in ["", "SIG", "0", "65", "99", "FOO", "RTMIN+31"] {
             assert!(signal(text).unwrap_err().contains("TERM"), "{text}");
         }
+    }
+
+    /// The process, as a record names it.
+    fn named(child: &Child) -> Process {
+        Process::child_of(&Process::own().unwrap(), i32::try_from(child.id()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn who_listens_at_the_control_socket_of_a_vm_is_not_killed_in_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        // This process, which does not answer.
+        let _listener = UnixListener::bind(directory.path().join("control.sock")).unwrap();
+        let program = || Command::new("sleep").arg("infinity").spawn().unwrap();
+        let (mut keeper, mut process) = (program(), program());
+        let record = json!({
+            "id": "0123456789ab", "name": null, "created": 0,
+            "process": named(&keeper), "vm_process": named(&process),
+            "config": { "cpus": 1, "memory": 1 << 20, "kernel": "/k", "rootfs": null },
+        });
+        let record = serde_json::from_value(record).unwrap();
+        let vm = Running { record, directory: directory.path().to_owned() };
+        // A keeper ends once its VM has.
+        let ended = std::thread::spawn(move || {
+            let code = process.wait().unwrap();
+            keeper.kill().unwrap();
+            keeper.wait().unwrap();
+            code.signal()
+        });
+        kill(&vm).unwrap();
+        assert_eq!(ended.join().unwrap(), Some(libc::SIGKILL));
     }
 }

@@ -7,12 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType, connect, sendmsg, socket_with,
 };
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -64,25 +63,6 @@ pub struct Client {
 }
 
 impl Client {
-    /// Kills the process that listens at the other end, whether it answers or not.
-    ///
-    /// # Errors
-    ///
-    /// It has ended, or is not this user's.
-    pub fn kill_server(&self) -> io::Result<()> {
-        let server = pidfd_open(self.server()?, PidfdFlags::empty())?;
-        Ok(pidfd_send_signal(&server, Signal::KILL)?)
-    }
-
-    /// The process that serves the socket.
-    ///
-    /// # Errors
-    ///
-    /// Those of getsockopt(2).
-    pub fn server(&self) -> io::Result<Pid> {
-        Ok(socket_peercred(&self.stream)?.pid)
-    }
-
     /// Connects to the socket at `path`.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ use instance::{
 };
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -160,7 +161,7 @@ pub fn save(vm: &Running) -> Result<(), Failure> {
     // From here on it is not given up by a signal.
     saves.ending += 1;
     drop(saves);
-    let ended = end(&kept, &mut client, &process);
+    let ended = end(&kept, vm, &process);
     drop(hold);
     lock_saves().ending -= 1;
     ended?;
@@ -192,9 +193,14 @@ fn pause_and_write(
     Ok(vm.record.process.open()?)
 }
 
-/// Ends the VM that was saved, and waits until its keeper has noted that.
-fn end(kept: &Kept, client: &mut Client, keeper: &OpenProcess) -> Result<(), Failure> {
-    client.kill_server().map_err(|error| Failure::Save(format!("cannot end its VM: {error}")))?;
+/// Ends the VM that was saved, whose process is the one that its keeper has noted, and waits until that has noted the
+/// end.
+fn end(kept: &Kept, vm: &Running, keeper: &OpenProcess) -> Result<(), Failure> {
+    let process = vm.record.running_process();
+    process
+        .open()
+        .and_then(|process| process.signal(Signal::KILL))
+        .map_err(|error| Failure::Save(format!("cannot end its VM: {error}")))?;
     if !keeper.wait(Some(DEADLINE)) {
         return Err(Failure::NotEnded);
     }
