@@ -28,6 +28,8 @@ use crate::streams::Place;
 use crate::template;
 use crate::timing::{Step, Timing};
 
+/// How long a VM may take to boot until its agent connects.
+pub const READY: Duration = Duration::from_secs(120);
 /// How long the agent may take to start a container: it mounts file systems and starts a process.
 pub const START: Duration = Duration::from_secs(60);
 /// The same where it copies what the image has to a volume.
@@ -124,8 +126,7 @@ impl Way {
                 Ok((connection, Request::Wait { container: container.id }))
             }
             Self::Own(listener) => {
-                let (socket, _) = listener.0.accept().map_err(ConnectionError::Io)?;
-                Ok((Connection::greet(socket)?, Request::Start(Box::new(container))))
+                Ok((Connection::greet(listener.accept_within(READY)?)?, Request::Start(Box::new(container))))
             }
             Self::Pod { names, disks, control } => {
                 let connection = Connection::open(path)?;

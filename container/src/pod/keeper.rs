@@ -23,12 +23,10 @@ use crate::connection::{Connection, ConnectionError};
 use crate::machine::{SLOTS, VSOCK, pod_machine};
 use crate::mounts::PodFolders;
 use crate::run::{LAST_WORDS, RunError};
-use crate::session::{Listener, POWER_OFF};
+use crate::session::{Listener, POWER_OFF, READY};
 use crate::template::{self, Shape};
 use vmm::{FromVm, Order, Snapshot, Split, VmEnd, VmProcess};
 
-/// How long the guest may take until the pod is ready.
-const READY: Duration = Duration::from_secs(120);
 /// How long a pod's VM runs without a container.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long a client without a container in the pod may take for what it asks next.
