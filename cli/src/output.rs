@@ -19,7 +19,9 @@ pub fn to_file(path: &Path, write: impl FnOnce(&mut File) -> Result<(), String>)
     name.push(".new");
     let new = PathBuf::from(name);
     let mut file = File::create(&new).map_err(cannot)?;
-    let written = write(&mut file).and_then(|()| std::fs::rename(&new, path).map_err(cannot));
+    // After a crash of the host, a name can be there without what is in the file.
+    let name = |file: &File| file.sync_data().and_then(|()| std::fs::rename(&new, path)).map_err(cannot);
+    let written = write(&mut file).and_then(|()| name(&file));
     if written.is_err() {
         let _ = std::fs::remove_file(&new);
     }

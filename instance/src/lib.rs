@@ -39,6 +39,7 @@ mod removal;
 mod signals;
 pub mod time;
 mod volumes;
+mod written;
 
 use std::io;
 use std::path::PathBuf;

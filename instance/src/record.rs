@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Process, VmId, VmName};
+use super::{Process, VmId, VmName, written};
 
 /// The file's name.
 const FILE: &str = "vm.json";
@@ -121,9 +121,8 @@ impl Record {
 
     /// Writes the record to `directory`, in one step, so that no reader sees a part of it.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
-        let new = directory.join("vm.json.new");
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(&new, directory.join(FILE))
+        // No VM outlives a crash of the host.
+        written::replace_for_now(&directory.join(FILE), "vm.json.new", &serde_json::to_vec(self)?)
     }
 
     /// Reads the record of the VM `id` in `directory`. Whatever lies there instead of it, this returns soon.

@@ -10,7 +10,7 @@ use super::directory::{CONSOLE_SOCKET, CONTROL_SOCKET};
 use super::identity::begins_an_id;
 use super::lock::DirectoryLock;
 use super::record::Record;
-use super::{InstanceError, VmId, VmName, cgroup, place};
+use super::{InstanceError, VmId, VmName, cgroup, place, written};
 
 /// The directory of names.
 pub(super) const NAMES: &str = "names";
@@ -186,9 +186,7 @@ impl Registry {
         let _ = fs::remove_file(&link);
         symlink(id.as_str(), &link).map_err(InstanceError::directory("make", link))?;
         // Who removes the directory removes the name. It is written in one step: what is there of it is read as a name.
-        let new = directory.join("name.new");
-        fs::write(&new, name.as_str())
-            .and_then(|()| fs::rename(&new, directory.join(RENAMED)))
+        written::replace_for_now(&directory.join(RENAMED), "name.new", name.as_str().as_bytes())
             .map_err(InstanceError::directory("write to", &directory))?;
         if let Some(earlier) = earlier.filter(|earlier| self.link_of(earlier).as_ref() == Some(id)) {
             let _ = fs::remove_file(self.base.join(NAMES).join(earlier.as_str()));

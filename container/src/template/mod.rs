@@ -157,6 +157,11 @@ fn host(doing: &'static str) -> impl FnOnce(io::Error) -> TemplateError {
     move |source| TemplateError::Vm(RunError::Host { doing, source })
 }
 
+/// Waits until what is in the files of `directory` is on the disk.
+fn sync_files(directory: &Path) -> io::Result<()> {
+    fs::read_dir(directory)?.try_for_each(|entry| File::open(entry?.path())?.sync_data())
+}
+
 /// The templates of a user.
 pub struct Templates {
     base: PathBuf,
@@ -256,6 +261,8 @@ impl Templates {
         let _ = fs::remove_dir_all(&new);
         make_directory(&new).map_err(host("make a template's directory"))?;
         let made = fill(&new, assets, shape, options, digest).and_then(|()| {
+            // After a crash of the host, a name can be there without what is in its files.
+            sync_files(&new).map_err(host("write a template"))?;
             let place = self.base.join(shape.name());
             let _ = fs::remove_dir_all(&place);
             fs::rename(&new, place).map_err(host("name a template"))

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::lock::DirectoryLock;
 use crate::record::Format;
-use crate::{Process, VmId, VmName, VolumeName};
+use crate::{Process, VmId, VmName, VolumeName, written};
 
 pub(super) const RECORD: &str = "record.json";
 pub(super) const END: &str = "end.json";
@@ -311,29 +311,28 @@ impl Kept {
 ///
 /// Those of writing it.
 pub fn write_health(directory: &Path, content: &[u8]) -> io::Result<()> {
-    let new = directory.join("health.json.new");
-    fs::write(&new, content)?;
-    fs::rename(&new, directory.join(HEALTH))
+    written::replace_for_now(&directory.join(HEALTH), "health.json.new", content)
 }
 
 /// Writes the record in one step, so that no reader sees a part of it.
 pub(super) fn write_record(directory: &Path, entry: &Entry) -> io::Result<()> {
     let record = serde_json::to_vec(entry)?;
     check_size(&record)?;
-    let new = directory.join("record.json.new");
-    fs::write(&new, record)?;
-    fs::rename(&new, directory.join(RECORD))
+    replace(entry)(&directory.join(RECORD), "record.json.new", &record)
 }
 
-/// Writes what was asked for, in one step too.
-pub(super) fn write_order(directory: &Path, order: &impl Serialize) -> io::Result<()> {
+/// Writes what was asked for by `entry`, in one step too.
+pub(super) fn write_order(directory: &Path, entry: &Entry, order: &impl Serialize) -> io::Result<()> {
     let content = serde_json::to_vec(order)?;
     check_size(&content)?;
-    let new = directory.join("order.json.new");
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = open(&new, flags, Mode::RUSR | Mode::WUSR)?;
-    File::from(file).write_all(&content)?;
-    fs::rename(&new, directory.join(ORDER))
+    replace(entry)(&directory.join(ORDER), "order.json.new", &content)
+}
+
+/// How a file of `entry` is written. One that runs and is removed at its end is gone after a crash of the host, so that
+/// the disk is not waited for.
+fn replace(entry: &Entry) -> fn(&Path, &str, &[u8]) -> io::Result<()> {
+    let lasts = !entry.removes || matches!(entry.phase, Phase::Created | Phase::Saved);
+    if lasts { written::replace } else { written::replace_for_now }
 }
 
 fn check_size(content: &[u8]) -> io::Result<()> {

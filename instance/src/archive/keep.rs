@@ -13,8 +13,8 @@ use super::entry::{
     END, End, Entry, EntryError, HEALTH, OUTPUT, RECORD, VISITOR, open_in, read_json, read_order,
     write_order, write_record,
 };
-use crate::Process;
 use crate::lock::DirectoryLock;
+use crate::{Process, written};
 
 /// The most bytes of what went wrong, which an agent may have said. As JSON it has up to six times as many.
 const MAX_ERROR: usize = 4 << 10;
@@ -109,7 +109,7 @@ impl Keep {
     ///
     /// Those of writing it.
     pub fn set_order(&self, order: &impl Serialize) -> io::Result<()> {
-        write_order(&self.directory, order)
+        write_order(&self.directory, &self.entry, order)
     }
 
     fn write(&self) -> io::Result<()> {
@@ -147,9 +147,7 @@ impl Keep {
             return fs::remove_file(path);
         }
         let process = Process::own().map_err(io::Error::other)?;
-        let new = self.directory.join("visitor.json.new");
-        fs::write(&new, serde_json::to_vec(&process)?)?;
-        fs::rename(new, path)
+        written::replace_for_now(&path, "visitor.json.new", &serde_json::to_vec(&process)?)
     }
 
     /// Notes that its guest or command has begun.

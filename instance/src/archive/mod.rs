@@ -37,7 +37,7 @@ use serde::Serialize;
 
 use crate::lock::DirectoryLock;
 use crate::registry::{NAMES, Registry, find_among, remove_links};
-use crate::{InstanceError, VmId, VmName, VolumeName, Volumes, place};
+use crate::{InstanceError, VmId, VmName, VolumeName, Volumes, place, written};
 
 /// How many directories one looks at that is added, for remains of others: few enough to cost nothing.
 const SWEPT_AT_START: usize = 8;
@@ -169,7 +169,7 @@ impl Archive {
         let directory = self.directory(id);
         // What may find no space on the disk comes first, and the name is another one when all is there that finds it.
         let new = directory.join("name.new");
-        let renamed = fs::write(&new, name.as_str())
+        let renamed = written::write_whole(&new, name.as_str().as_bytes())
             .map_err(InstanceError::directory("write to", &directory))
             .and_then(|()| self.link(Some(name), id))
             .and_then(|()| Registry::of_user().rename(id, kept.entry.name.as_ref(), name))
@@ -203,10 +203,8 @@ impl Archive {
     pub fn set_order(&self, id: &VmId, order: &impl Serialize) -> Result<(), InstanceError> {
         let _lock = self.lock()?;
         let directory = self.directory(id);
-        if !has_record(&directory) {
-            return Err(InstanceError::NotFound(id.to_string()));
-        }
-        write_order(&directory, order).map_err(InstanceError::directory("write to", directory))
+        let entry = self.read(id)?.entry;
+        write_order(&directory, &entry, order).map_err(InstanceError::directory("write to", directory))
     }
 
     /// Changes the record of `id`, whether it runs or not.

@@ -19,7 +19,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ pub use self::name::{VolumeName, VolumeNameError};
 
 use crate::lock::DirectoryLock;
 use crate::record::Format;
-use crate::{Event, InstanceError, place};
+use crate::{Event, InstanceError, place, written};
 
 const RECORD: &str = "volume.json";
 const NEW_RECORD: &str = "volume.json.new";
@@ -448,10 +448,7 @@ fn write_record(directory: &Path, record: &VolumeRecord) -> io::Result<()> {
     if u64::try_from(text.len()).is_ok_and(|length| length > MAX_SIZE) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "its labels have more than 1 MiB"));
     }
-    let new = directory.join(NEW_RECORD);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(&text)?;
-    fs::rename(new, directory.join(RECORD))
+    written::replace(&directory.join(RECORD), NEW_RECORD, &text)
 }
 
 /// Removes the record and then the rest of `directory`: what is left of it after a crash is no volume any more.
