@@ -280,3 +280,7 @@ fn describe(vm: &Running) -> Result<Description, String> {
 fn as_it_is(path: &Path) -> Result<SavedDisk, String> {
     SavedDisk::of(path).map_err(|error| format!("cannot look at {}: {error}", path.display()))
 }
+
+#[cfg(test)]
+#[path = "lengths_tests.rs"]
+mod lengths_tests;
