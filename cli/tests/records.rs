@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rstest::rstest;
 use serde_json::json;
@@ -140,4 +141,35 @@ fn what_is_no_record_is_said_in_a_line_and_removed_by_force(
     assert!(records.mvm(&["rm", "--force", WEB, GOOD]).status.success());
     assert!(!records.path(WEB).exists() && !records.path(GOOD).exists());
     assert_eq!(String::from_utf8_lossy(&records.mvm(&["ps", "-aq"]).stdout), "");
+}
+
+/// One whose keeper runs, which is this process, and writes on.
+#[test]
+fn a_log_is_followed_until_its_time() {
+    let records = Records::new();
+    let read = |path: &str| fs::read_to_string(path).unwrap();
+    let stat = read("/proc/self/stat");
+    // Behind the name in parentheses, as field 22 (proc_pid_stat(5)).
+    let started: u64 = stat
+        .rsplit(')')
+        .next()
+        .and_then(|fields| fields.split_whitespace().nth(19))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let boot = read("/proc/sys/kernel/random/boot_id");
+    let process = json!({"pid": std::process::id(), "start_time": started, "boot_id": boot.trim_end()});
+    let path = records.path(WEB).join("record.json");
+    let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    record["process"] = process;
+    fs::write(&path, record.to_string()).unwrap();
+    let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 2;
+    let late = "2999-01-01T00:00:02.000000000Z stdout F late\n";
+    let mut log = fs::OpenOptions::new().append(true).open(records.path(WEB).join("output.log")).unwrap();
+    log.write_all(late.as_bytes()).unwrap();
+    let followed = records.mvm(&["logs", "-f", "--until", &until.to_string(), WEB]);
+    assert!(followed.status.success() && followed.stderr.is_empty(), "{followed:?}");
+    assert_eq!(followed.stdout, b"hello\n");
+    let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    assert!(ended >= Duration::from_secs(until), "it did not follow");
 }

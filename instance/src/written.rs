@@ -59,7 +59,7 @@ mod tests {
         for replace in [replace, replace_for_now] {
             fs::write(&path, "before").unwrap();
             // What a killed process has left.
-            fs::write(&new, "longer than the content").unwrap();
+            begin(&new).unwrap().write_all(b"longer than the content").unwrap();
             replace(&path, "file.new", b"content").unwrap();
             assert_eq!(fs::read(&path).unwrap(), b"content");
             assert!(!new.exists());
