@@ -143,7 +143,7 @@ pub fn kill(vm: &Running) -> Result<(), Failure> {
     if asked && process.wait(Some(DEADLINE)) {
         return Ok(());
     }
-    // As the keeper has noted it: whoever has taken it over can have another process listen at its socket.
+    // As the keeper has noted it: a guest that has taken it over can have another process listen at its socket.
     let killed = vm.record.running_process().open().is_ok_and(|vm| vm.signal(Signal::KILL).is_ok());
     if !killed || !process.wait(Some(DEADLINE)) {
         process.signal(Signal::KILL)?;

@@ -30,7 +30,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_data()
 }
 
-/// As [`replace`], for a file that nobody needs after a crash of the host: the disk is not waited for.
+/// As [`replace`], for a file that no process needs after a crash of the host: the disk is not waited for.
 ///
 /// # Errors
 ///
