@@ -11,21 +11,23 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use agent_protocol::{Exec, Reply, Request, Stream};
-use instance::time;
+use instance::api::{InstanceInfo, State};
+use instance::{CONTROL_SOCKET, Client, time};
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, ConnectionError};
 use crate::exec::{ExecError, random_id};
 use crate::machine::VSOCK;
-use crate::requests::{is_frozen, send_signal};
+use crate::pod::pod_directory;
+use crate::requests::{is_frozen, kill_within};
 use crate::streams::{self, Place};
 
 /// The most bytes that are kept of what a check writes.
 const MAX_OUTPUT: usize = 4096;
 /// How many results are kept.
 const MAX_RESULTS: usize = 5;
-/// How long the agent has to start the command.
-const START: Duration = Duration::from_secs(30);
+/// How long a VM has to say whether it is paused.
+const STATE: Duration = Duration::from_secs(1);
 /// How long the last of the output, and the end of a command that is killed, are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -49,6 +51,9 @@ pub struct ImageHealth {
     pub start_interval: u64,
     /// How many failures in a row make it unhealthy.
     pub retries: u32,
+    /// The image's own shell and its options, which runs such lines, the user's as well.
+    #[serde(skip)]
+    pub shell: Vec<String>,
 }
 
 /// What the user says in place of that.
@@ -89,7 +94,12 @@ impl HealthCheck {
         if options.is_off {
             return None;
         }
-        let shell = |line: &str| ["/bin/sh", "-c", line].map(str::to_owned).to_vec();
+        let sh = || ["/bin/sh", "-c"].map(str::to_owned).to_vec();
+        let shell = |line: &str| {
+            let mut command = if image.shell.is_empty() { sh() } else { image.shell.clone() };
+            command.push(line.to_owned());
+            command
+        };
         let of_image = || match image.test.split_first() {
             Some((kind, command)) if kind == "CMD" && !command.is_empty() => Some(command.to_vec()),
             Some((kind, [line])) if kind == "CMD-SHELL" => Some(shell(line)),
@@ -124,6 +134,7 @@ impl HealthCheck {
             start_period: nanoseconds(self.start_period),
             start_interval: nanoseconds(self.start_interval),
             retries: self.retries,
+            shell: Vec::new(),
         }
     }
 }
@@ -229,23 +240,48 @@ pub fn watch(
     Builder::new().name("health".into()).stack_size(256 << 10).spawn(watch).map(drop)
 }
 
-/// Makes a check; `None` where the agent does not answer.
+/// Whether the VM of the container whose directory that is is paused, as far as it says so.
+fn is_paused(directory: &Path) -> bool {
+    let directory = pod_directory(directory).unwrap_or_else(|| directory.to_owned());
+    Client::connect_with_limit(&directory.join(CONTROL_SOCKET), STATE)
+        .and_then(|mut client| client.get::<InstanceInfo>("/"))
+        .is_ok_and(|info| info.state == State::Paused)
+}
+
+/// Makes a check; `None` where the container is paused, or has ended.
 fn perform(check: &HealthCheck, directory: &Path, id: &str) -> Option<HealthResult> {
+    if is_paused(directory) {
+        return None;
+    }
+    // One of a pod may be paused while its VM runs.
+    let stands_still = || is_paused(directory) || is_frozen(directory, id).unwrap_or(false);
     let now = || time::rfc3339(time::since_1970());
     let start = now();
     let (exit_code, output) = match probe(&check.command, check.timeout, directory, id) {
         Ok((Some(code), output)) => (code.into(), output),
+        Ok((None, _)) if stands_still() => return None,
         Ok((None, output)) => {
             let text = format!("Health check exceeded timeout ({:?})", check.timeout);
             (-1, if output.is_empty() { text } else { format!("{text}: {output}") })
         }
-        // One of a pod whose VM runs.
-        Err(ExecError::Failed(_)) if is_frozen(directory, id).unwrap_or(false) => return None,
+        Err(ExecError::Failed(_)) if stands_still() => return None,
         Err(error @ (ExecError::NotFound(_) | ExecError::Failed(_))) => (-1, error.to_string()),
+        // It was paused meanwhile.
+        Err(error) if is_silence(&error) && is_paused(directory) => return None,
+        Err(error) if is_silence(&error) => {
+            (-1, format!("Health check exceeded timeout ({:?}): {error}", check.timeout))
+        }
         Err(_) => return None,
     };
     let output = output.chars().take(MAX_OUTPUT).collect::<String>();
     Some(HealthResult { start, end: now(), exit_code, output })
+}
+
+/// Whether the guest takes connections and does not answer, as one that hangs.
+fn is_silence(error: &ExecError) -> bool {
+    let ExecError::Connection(error) = error else { return false };
+    let error = error.downcast_ref::<ConnectionError>();
+    error.is_some_and(|error| matches!(error, ConnectionError::NoAnswer | ConnectionError::Silent(_)))
 }
 
 /// The beginning of what is written to it.
@@ -278,7 +314,8 @@ impl Drop for Sockets {
     }
 }
 
-/// Runs `command` for up to `timeout`; its exit code, if it ended in that time, and the beginning of what it wrote.
+/// Runs `command` for up to `timeout`, with its start; its exit code, if it ended in that time, and the beginning of
+/// what it wrote.
 fn probe(
     command: &[String],
     timeout: Duration,
@@ -287,12 +324,14 @@ fn probe(
 ) -> Result<(Option<u8>, String), ExecError> {
     let path = directory.join(VSOCK);
     let id = random_id().map_err(|source| ExecError::Host { doing: "draw a random ID", source })?;
-    let mut control = Connection::open_within(&path, START)?;
+    let deadline = Instant::now() + timeout;
+    let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
+    let mut control = Connection::open_within(&path, left())?;
     let exec = Box::new(Exec { args: command.to_vec(), ..Exec::default() });
     control.send(&Request::Exec { container: container.to_owned(), id: id.clone(), exec })?;
     let streams =
-        [Stream::Stdout, Stream::Stderr].map(|stream| (stream, Connection::open_within(&path, START)));
-    match control.receive_within(START)? {
+        [Stream::Stdout, Stream::Stderr].map(|stream| (stream, Connection::open_within(&path, left())));
+    match control.receive_within(left())? {
         Reply::Started => {}
         Reply::Failed(failure) => return Err(failure.into()),
         other => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
@@ -312,11 +351,12 @@ fn probe(
         spawned.map_err(|source| ExecError::Host { doing: "start a thread", source })?;
     }
     drop(alive);
-    let code = match control.receive_within(timeout) {
+    let code = match control.receive_within(left()) {
         Ok(Reply::Exited(exit)) => Some(exit.code),
         Ok(other) => return Err(ConnectionError::Unexpected(format!("{other:?}")).into()),
         Err(ConnectionError::Silent(_)) => {
-            send_signal(directory, &id, 9)?;
+            // A guest that hangs does not take it.
+            let _ = kill_within(directory, &id, LAST_WORDS);
             let _ = control.receive_within::<Reply>(LAST_WORDS);
             None
         }
@@ -329,147 +369,5 @@ fn probe(
 }
 
 #[cfg(test)]
-mod tests {
-    use rstest::rstest;
-    use serde_json::json;
-
-    use super::*;
-
-    fn words(list: &[&str]) -> Vec<String> {
-        list.iter().map(|word| (*word).to_owned()).collect()
-    }
-
-    fn check(options: &HealthOptions) -> HealthCheck {
-        HealthCheck::new(None, options).unwrap()
-    }
-
-    #[rstest]
-    #[case(&["CMD", "a", "b"], Some(&["a", "b"][..]))]
-    #[case(&["CMD-SHELL", "a b"], Some(&["/bin/sh", "-c", "a b"][..]))]
-    #[case(&["NONE"], None)]
-    #[case(&["CMD"], None)]
-    #[case(&["x", "y"], None)]
-    #[case(&[], None)]
-    fn an_image_names_a_command_or_none(#[case] test: &[&str], #[case] command: Option<&[&str]>) {
-        let image = ImageHealth { test: words(test), ..ImageHealth::default() };
-        let made = HealthCheck::new(Some(&image), &HealthOptions::default());
-        assert_eq!(made.map(|check| check.command), command.map(words));
-        let off = HealthOptions { is_off: true, ..HealthOptions::default() };
-        assert_eq!(HealthCheck::new(Some(&image), &off), None);
-    }
-
-    #[test]
-    fn the_users_times_win_over_the_images_and_these_over_dockers() {
-        let image: ImageHealth = serde_json::from_value(json!({
-            "Test": ["CMD", "x"], "Interval": 7_000_000_000_u64, "Retries": 9, "Later": 1
-        }))
-        .unwrap();
-        let options =
-            HealthOptions { timeout: Some(Duration::from_millis(1500)), ..HealthOptions::default() };
-        let check = HealthCheck::new(Some(&image), &options).unwrap();
-        assert_eq!((check.interval, check.timeout), (Duration::from_secs(7), Duration::from_millis(1500)));
-        assert_eq!((check.start_period, check.start_interval), (Duration::ZERO, Duration::from_secs(5)));
-        assert_eq!((check.retries, check.shown().test), (9, words(&["CMD", "x"])));
-    }
-
-    #[test]
-    fn an_images_times_are_no_shorter_than_dockers_shortest() {
-        let image: ImageHealth = serde_json::from_value(json!({
-            "Test": ["CMD", "x"], "Interval": 1, "Timeout": 999_999, "StartPeriod": 1, "StartInterval": 1
-        }))
-        .unwrap();
-        let check = HealthCheck::new(Some(&image), &HealthOptions::default()).unwrap();
-        assert_eq!([check.interval, check.timeout, check.start_period, check.start_interval], [SHORTEST; 4]);
-    }
-
-    #[test]
-    fn failures_count_in_a_row_and_not_while_it_starts() {
-        let options = HealthOptions {
-            command: Some("x".into()),
-            retries: Some(2),
-            start_period: Some(Duration::from_secs(10)),
-            ..HealthOptions::default()
-        };
-        let check = check(&options);
-        let mut health = Health::default();
-        let mut take = |exit_code, age| {
-            let result =
-                HealthResult { start: String::new(), end: String::new(), exit_code, output: String::new() };
-            health.take(result, &check, Duration::from_secs(age));
-            (health.status, health.failing_streak, health.log.len())
-        };
-        assert_eq!(take(1, 1), (HealthStatus::Starting, 0, 1));
-        assert_eq!(take(1, 10), (HealthStatus::Starting, 1, 2));
-        assert_eq!(take(-1, 11), (HealthStatus::Unhealthy, 2, 3));
-        assert_eq!(take(0, 12), (HealthStatus::Healthy, 0, 4));
-        assert_eq!(take(1, 13), (HealthStatus::Healthy, 1, 5));
-        assert_eq!(take(1, 14), (HealthStatus::Unhealthy, 2, 5));
-    }
-
-    /// An agent whose check ends at once, while what it has started keeps the output open.
-    #[test]
-    fn a_check_leaves_no_connection_behind() {
-        use std::io::Read;
-        use std::os::unix::net::UnixListener;
-        use std::thread;
-
-        use agent_protocol::{Decoder, Exit, VERSION, encode};
-        let directory = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(directory.path().join(VSOCK)).unwrap();
-        let serve = |mut socket: UnixStream| {
-            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-            let mut line = [0; "CONNECT 1000\n".len()];
-            socket.read_exact(&mut line).unwrap();
-            socket.write_all(b"OK 1\n").unwrap();
-            socket.write_all(&encode(&Reply::Hello { version: VERSION }).unwrap()).unwrap();
-            let mut decoder = Decoder::default();
-            let request = loop {
-                let mut bytes = vec![0; decoder.wants().unwrap()];
-                socket.read_exact(&mut bytes).unwrap();
-                decoder.push(&bytes);
-                if let Some(request) = decoder.take::<Request>().unwrap() {
-                    break request;
-                }
-            };
-            let replies = match request {
-                Request::Exec { .. } => {
-                    vec![Reply::Started, Reply::Exited(Exit { code: 3, out_of_memory: false })]
-                }
-                Request::Attach { .. } => vec![Reply::Attached { position: 0 }],
-                other => panic!("{other:?}"),
-            };
-            let is_stream = matches!(&replies[..], [Reply::Attached { .. }]);
-            for reply in replies {
-                socket.write_all(&encode(&reply).unwrap()).unwrap();
-            }
-            if is_stream {
-                socket.write_all(b"\x02\0\0\0hi").unwrap();
-            }
-            // The host's end, or an error after the time of waiting for it.
-            socket.read(&mut [0]).unwrap()
-        };
-        let agent = thread::spawn(move || {
-            let accept = |_| {
-                let (socket, _) = listener.accept().unwrap();
-                thread::spawn(move || serve(socket))
-            };
-            // Each is served at once: the next one comes after its answer.
-            let threads: Vec<_> = (0..3).map(accept).collect();
-            let ends: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-            listener.set_nonblocking(true).unwrap();
-            (ends, listener.accept().is_err())
-        });
-        let result = probe(&words(&["x"]), Duration::from_secs(60), directory.path(), "c").unwrap();
-        assert_eq!(result, (Some(3), "hihi".into()));
-        assert_eq!(agent.join().unwrap(), (vec![0, 0, 0], true));
-    }
-
-    #[test]
-    fn what_a_check_writes_is_bounded() {
-        let mut beginning = Beginning::default();
-        for _ in 0..100 {
-            assert_eq!(beginning.write(&[b'x'; 1000]).unwrap(), 1000);
-        }
-        assert_eq!(beginning.0.lock().unwrap().len(), MAX_OUTPUT);
-    }
-}
+#[path = "health_tests.rs"]
+mod tests;

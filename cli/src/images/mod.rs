@@ -127,14 +127,17 @@ fn prepared(store: &Store, image: &image::Image) -> Result<Image, String> {
     Ok(Image { id: image.id.to_string(), config: config.unwrap_or_default(), disk: pieces.collect() })
 }
 
-/// What an image says of its containers' health, which the OCI's specification does not know.
+/// What an image says of its containers' health, which the OCI's specification does not know, and the shell for that.
 fn health(store: &Store, id: Digest) -> Option<ImageHealth> {
-    const NAME: &[u8] = b"\"Healthcheck\"";
     let config = store.configuration(id).ok()?;
-    // Few have one.
-    config.windows(NAME.len()).any(|name| name == NAME).then_some(())?;
+    // Few have one of these.
+    let has = |name: &[u8]| config.windows(name.len()).any(|part| part == name);
+    (has(b"\"Healthcheck\"") || has(b"\"Shell\"")).then_some(())?;
     let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
-    serde_json::from_value(config.pointer("/config/Healthcheck")?.clone()).ok()
+    let read = |name: &str| config.pointer(name).cloned();
+    let health = read("/config/Healthcheck").and_then(|value| serde_json::from_value(value).ok());
+    let shell = read("/config/Shell").and_then(|value| serde_json::from_value(value).ok());
+    Some(ImageHealth { shell: shell.unwrap_or_default(), ..health.unwrap_or_default() })
 }
 
 fn missing(name: &str) -> String {
