@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use instance::{Archive, End, Keep, Kept, Phase, Signals, VmId, time};
+use instance::keeper::fork;
+use instance::{Archive, End, Keep, Kept, Phase, Process, Signals, VmId, time};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::keep::{Side, Which, keep};
@@ -28,14 +29,21 @@ pub struct KeeperCommand {
     /// Milliseconds before it is started
     #[arg(long, value_name = "MS")]
     wait: u64,
+
+    /// Go on in the background, and end the user's command with this exit code
+    #[arg(long, value_name = "CODE")]
+    leave: Option<u8>,
 }
 
-/// Starts the container of `keep` again after `delay`. It returns where that can't be done.
-pub fn start(keep: &Keep, delay: Duration) {
+/// Starts the container of `keep` again after `delay`. Where this process is the user's command, it ends with the exit
+/// code that it is to `leave`, as docker's does: the container's next life has no terminal. It returns where that can't
+/// be done.
+pub fn start(keep: &Keep, delay: Duration, leave: Option<u8>) {
     let error = match keep.lock_descriptor() {
         Ok(lock) => {
             let mut command = Command::new(PROGRAM);
             command.arg("keeper").arg("--wait").arg(delay.as_millis().to_string());
+            command.args(leave.map(|code| format!("--leave={code}")));
             command.arg(keep.entry().id.as_str());
             if let Some(directory) = instance::runtime_directory() {
                 command.env("MVM_RUNTIME_DIR", directory);
@@ -51,17 +59,30 @@ pub fn start(keep: &Keep, delay: Duration) {
 impl KeeperCommand {
     /// Waits, and keeps the container from then on.
     pub fn run(self) -> ExitCode {
-        let delay = Duration::from_millis(self.wait);
-        let error = match self.keep(delay) {
-            Ok(code) => return code.into(),
+        match self.leave {
+            None => self.go_on().into(),
+            // The copy has the lock on what is kept.
+            Some(code) => match fork(|| self.go_on()) {
+                Ok(_) => code.into(),
+                Err(error) => {
+                    crate::complain(&format!("cannot start the container again: {error}"));
+                    exit_code::CONTAINER.into()
+                }
+            },
+        }
+    }
+
+    fn go_on(&self) -> u8 {
+        let error = match self.keep(Duration::from_millis(self.wait)) {
+            Ok(code) => return code,
             Err(error) => error,
         };
         // By now that goes to the file of messages, if to anything.
         crate::complain(&error);
-        exit_code::CONTAINER.into()
+        exit_code::CONTAINER
     }
 
-    fn keep(self, delay: Duration) -> Result<u8, String> {
+    fn keep(&self, delay: Duration) -> Result<u8, String> {
         let deadline = Instant::now() + delay;
         let host = |error: io::Error| format!("cannot start the container again: {error}");
         instance::ignore_limits_and_terminal();
@@ -69,6 +90,10 @@ impl KeeperCommand {
         let lock = io::stdin().as_fd().try_clone_to_owned().map_err(host)?;
         let archive = Archive::of_user().map_err(|error| chain(&error))?;
         let mut kept = archive.adopt(&self.id, lock).map_err(|error| chain(&error))?;
+        if self.leave.is_some() {
+            let process = Process::own().map_err(|error| chain(&error))?;
+            kept.change(|entry| entry.process = process).map_err(host)?;
+        }
         let reporter = background::again().map_err(host)?;
         let is_over = is_over(&signals, deadline) || archive.is_stopped(&self.id);
         drop(signals);

@@ -384,7 +384,7 @@ fn try_keep(
         attachments.finish(code, &text);
     }
     if let Some(delay) = next {
-        again::start(&keep, delay);
+        again::start(&keep, delay, is_attached.then_some(code));
     }
     drop(keep);
     match said {

@@ -86,6 +86,28 @@ fn one_that_fails_is_started_again_as_often_as_its_policy_says() {
 }
 
 #[test]
+fn one_in_front_is_started_again_in_the_background() {
+    let script = "trap 'exit 3' TERM; echo life; while :; do sleep 0.1; done";
+    let run = ["run", "--name", "front", "--network", "none", IMAGE, "sh", "-c", script];
+    let mut front = super::life::command(&run).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(front.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "life");
+    assert_eq!(said(&["update", "--restart", "always", "front"]), "front");
+    said(&["exec", "front", "kill", "1"]);
+    // The command has nothing to do with the next life.
+    assert_eq!(front.wait().unwrap().code(), Some(3));
+    assert!(lines.next().is_none());
+    let mut follow = super::life::command(&["logs", "-f", "front"]).stdout(Stdio::piped()).spawn().unwrap();
+    let again = BufReader::new(follow.stdout.take().unwrap()).lines().take(2);
+    assert_eq!(again.map(|line| line.unwrap()).collect::<Vec<_>>(), ["life", "life"]);
+    assert_eq!(said(&["inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "front"]), "1 running");
+    assert_eq!(said(&["stop", "-t", "-1", "front"]), "front");
+    assert!(follow.wait().unwrap().success());
+    assert_eq!(said(&["inspect", "-f", "{{.State.ExitCode}}", "front"]), "3");
+    said(&["rm", "front"]);
+}
+
+#[test]
 fn one_that_is_always_started_again_is_stopped_for_good() {
     said(&[
         "run",
