@@ -115,6 +115,23 @@ fn a_volume_is_made_listed_shown_and_removed() {
     assert_eq!(random.trim_end().len(), 64);
 }
 
+#[test]
+fn one_that_is_made_without_a_name_is_pruned_and_does_not_go_with_a_container() {
+    let host = Host::new();
+    let image = host.image();
+    let name = host.said(&["volume", "create", "--label", "team=web"]).trim_end().to_owned();
+    assert!(name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()), "{name}");
+    let form = "{{.Anonymous}} {{json .Labels}}";
+    let shown = host.said(&["volume", "inspect", "-f", form, &name]);
+    assert_eq!(shown, "true {\"com.docker.volume.anonymous\":\"\",\"team\":\"web\"}\n");
+    host.said(&["create", "--name", "web", "-v", &format!("{name}:/data"), image]);
+    host.said(&["volume", "prune", "-f"]);
+    host.said(&["rm", "-v", "web"]);
+    assert_eq!(host.names(), [&*name]);
+    assert!(host.said(&["volume", "prune", "-f"]).contains(&name));
+    assert!(host.names().is_empty());
+}
+
 #[rstest]
 #[case(&["volume", "create", "../x"], 2, "invalid volume name \"../x\": use 2 to 255 letters")]
 #[case(&["volume", "create", "a/b"], 2, "invalid volume name \"a/b\"")]

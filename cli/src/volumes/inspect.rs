@@ -6,7 +6,7 @@ use clap::Args;
 use instance::{Volume, VolumeName, time};
 use serde_json::{Value, json};
 
-use super::volumes;
+use super::{is_anonymous, volumes};
 use crate::chain;
 use crate::format::Format;
 use crate::inspect::print_all;
@@ -42,7 +42,7 @@ pub fn value(volume: &Volume) -> Value {
         "Name": record.name,
         "Options": options,
         "Scope": "local",
-        "Anonymous": record.is_anonymous,
+        "Anonymous": is_anonymous(record),
     })
 }
 

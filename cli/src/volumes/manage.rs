@@ -4,7 +4,7 @@ use clap::Args;
 use container::{Assets, create_volume, volume_record, volume_size};
 use instance::{VolumeDriver, VolumeName, VolumeRecord};
 
-use super::{VolumeRemoval, missing, remove, volumes};
+use super::{ANONYMOUS, VolumeRemoval, missing, remove, volumes};
 use crate::complaint::{Complaint, complete};
 use crate::process::ExitCode;
 use crate::{chain, complain, exit_code, print};
@@ -41,7 +41,7 @@ pub struct CreateCommand {
     #[arg(long = "opt", short, value_name = "OPTION", value_parser = crate::run::pair)]
     option: Vec<(String, String)>,
 
-    /// Its name; without one it gets a random one
+    /// Its name; without one it is anonymous: it gets a random one, and `mvm volume prune` removes it
     name: Option<VolumeName>,
 }
 
@@ -63,12 +63,13 @@ impl CreateCommand {
     fn create(self) -> Result<ExitCode, Complaint> {
         volume_size(self.driver, self.option.iter().map(|(name, value)| (name, value)))
             .map_err(|error| Complaint::usage(&error))?;
+        let anonymous = self.name.is_none().then(|| (ANONYMOUS.to_owned(), String::new()));
         let name = match self.name {
             Some(name) => name,
             None => VolumeName::random().map_err(|error| format!("cannot get a random name: {error}"))?,
         };
         let record = VolumeRecord {
-            labels: self.label.into_iter().collect(),
+            labels: self.label.into_iter().chain(anonymous).collect(),
             options: self.option.into_iter().collect(),
             ..volume_record(&name, self.driver)
         };

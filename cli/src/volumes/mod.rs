@@ -6,7 +6,7 @@ mod manage;
 mod prune;
 
 use clap::{Args, Subcommand};
-use instance::{Archive, InstanceError, Volume, VolumeError, VolumeName, Volumes};
+use instance::{Archive, InstanceError, Volume, VolumeError, VolumeName, VolumeRecord, Volumes};
 use serde_json::{Value, json};
 
 use self::inspect::InspectCommand;
@@ -58,6 +58,15 @@ impl VolumeCommand {
             Command::Prune(command) => command.run(),
         }
     }
+}
+
+/// Docker's label of a volume that was made without a name. Unlike one that was made for a container, it does not go
+/// with that.
+const ANONYMOUS: &str = "com.docker.volume.anonymous";
+
+/// Whether the user has given it no name.
+fn is_anonymous(record: &VolumeRecord) -> bool {
+    record.is_anonymous || record.labels.contains_key(ANONYMOUS)
 }
 
 /// This user's volumes.

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::list::chosen;
-use super::{all, check_known, remove};
+use super::{all, check_known, is_anonymous, remove};
 use crate::complaint::{Complaint, complete};
 use crate::events;
 use crate::format::{Filter, Filters};
@@ -58,7 +58,7 @@ fn remove_all(filters: &Filters, all_of_them: bool) -> Result<(String, u64), Com
     check_known()?;
     let (mut removed, mut freed) = (String::new(), 0_u64);
     for one in chosen(all()?, filters)? {
-        let is_meant = all_of_them || one.volume.record.is_anonymous;
+        let is_meant = all_of_them || is_anonymous(&one.volume.record);
         // One that a container has meanwhile stays.
         if is_meant && one.links == 0 && remove(&one.volume.record.name).is_ok() {
             removed += &format!("{}\n", one.volume.record.name);
