@@ -25,7 +25,8 @@ Examples:
 
 The first columns are docker's: what a container uses of its VM, with the
 caches of files left out; of a VM itself, what its process uses. The last
-ones are the VM's on the host.
+ones are the VM's on the host. Of a container in a pod, the network and the
+VM are the pod's.
 Fields of templates: ID, Container, Name, CPUPerc, MemUsage, MemPerc, NetIO,
 BlockIO, PIDs.";
 
@@ -106,6 +107,9 @@ struct Usage {
     /// It is a container's whose agent does not answer, as while it is paused.
     #[serde(skip)]
     silent: bool,
+    /// Its VM is its pod's. What of the disks is its own is not counted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    in_pod: bool,
     /// It does not run, and uses nothing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     ended: bool,
@@ -138,6 +142,10 @@ struct Counters {
     memory_limit: Option<u64>,
     /// It is a container's, which may not have answered.
     is_container: bool,
+    /// It is that of a container which shares a pod's VM, whose other counters these are.
+    in_pod: bool,
+    /// The VM's bytes.
+    memory: u64,
 }
 
 impl StatsCommand {
@@ -220,20 +228,31 @@ fn sample(vms: Vec<Running>) -> Sample {
 }
 
 fn counters(vm: &Running) -> Result<Counters, Failure> {
-    if vm.record.running_process().is_stopped() {
-        return Err(ClientError::Io(io::ErrorKind::TimedOut.into()).into());
-    }
-    let mut client = targets::quick_client(vm)?;
-    let report: MetricsReport = client.get("/metrics.json")?;
     let id = vm.record.id.as_str();
     let kept = Archive::of_user().and_then(|archive| archive.find(id)).ok();
     let entry = kept.map(|kept| kept.entry).filter(|entry| entry.kind == Kind::Container);
+    let pod = match entry.as_ref().and_then(|entry| entry.pod.as_ref()) {
+        Some(pod) => {
+            // Its VM says nothing of its end.
+            vm.record.process.open()?;
+            Some(Registry::of_user().find(pod.as_str())?)
+        }
+        None => None,
+    };
+    let machine = pod.as_ref().unwrap_or(vm);
+    if machine.record.running_process().is_stopped() {
+        return Err(ClientError::Io(io::ErrorKind::TimedOut.into()).into());
+    }
+    let mut client = targets::quick_client(machine)?;
+    let report: MetricsReport = client.get("/metrics.json")?;
     Ok(Counters {
         report,
-        group: CgroupUsage::of(&vm.directory, &vm.record.id),
+        group: CgroupUsage::of(&machine.directory, &machine.record.id),
         container: entry.as_ref().and_then(|_| container::usage(&vm.directory, id).ok()),
         memory_limit: entry.as_ref().and_then(memory_limit),
         is_container: entry.is_some(),
+        in_pod: pod.is_some(),
+        memory: machine.record.config.memory,
     })
 }
 
@@ -258,7 +277,8 @@ fn ended() -> Vec<Usage> {
 
 /// What `vm` used between two samples.
 fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
-    let limit = now.memory_limit.unwrap_or(vm.record.config.memory);
+    let (memory, in_pod) = (now.memory, now.in_pod);
+    let limit = now.memory_limit.unwrap_or(memory);
     let container = now.container.map(|now| of_agent(before.container, now, limit));
     let silent = now.is_container && container.is_none();
     let groups = before.group.zip(now.group);
@@ -282,7 +302,7 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
         cpu_percent: percent(cpu, time),
         resident_bytes,
         shared_bytes: now.process.shared_bytes,
-        memory_bytes: vm.record.config.memory,
+        memory_bytes: memory,
         disk_read_bytes_per_second: rate("block", "read_bytes"),
         disk_write_bytes_per_second: rate("block", "write_bytes"),
         net_receive_bytes_per_second: rate("net", "rx_bytes"),
@@ -293,6 +313,7 @@ fn usage(vm: &Running, before: &Counters, now: &Counters) -> Usage {
         net_receive_bytes: now.sum("net", "rx_bytes"),
         net_transmit_bytes: now.sum("net", "tx_bytes"),
         silent,
+        in_pod,
         ended: false,
     }
 }
@@ -335,7 +356,11 @@ impl Usage {
         }
         let both = |one, other| format!("{} / {}", bytes(one), bytes(other));
         let net = both(self.net_receive_bytes, self.net_transmit_bytes);
-        let disk = both(self.disk_read_bytes, self.disk_write_bytes);
+        let disk = if self.in_pod {
+            "-- / --".to_owned()
+        } else {
+            both(self.disk_read_bytes, self.disk_write_bytes)
+        };
         if self.silent {
             // The VM's own figures would look like the container's.
             let [cpu, memory, share, _, _, pids] = none;

@@ -157,6 +157,10 @@ fn one_container_is_paused_and_what_all_do_is_shown() {
     assert!(top.starts_with("USER   COMMAND\n") && top.contains("root   sleep 1000"), "{top}");
     let stats = said(&["pod", "stats", "--no-stream", "--format", "{{.CID}} {{.Name}} {{.PIDS}}", "still"]);
     assert!(stats.lines().any(|line| line == format!("{other} other 1")), "{stats}");
+    let of_one =
+        ["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.BlockIO}} {{.PIDs}}", "other"];
+    let stats = said(&of_one);
+    assert!(stats.starts_with("other ") && stats.ends_with("/ 1.0GiB -- / -- 1"), "{stats}");
     // A paused one ends as with docker: by its signal, which has it go on, by SIGKILL, and with the rest of its pod.
     said(&["pause", "counts", "other"]);
     assert_eq!(said(&["stop", "-t", "0", "counts"]), "counts");
