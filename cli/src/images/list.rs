@@ -10,8 +10,9 @@ use super::human::{age, date_of, size};
 use super::pattern::names;
 use super::store;
 use crate::complaint::{Complaint, complete};
-use crate::format::{Column, Filter, Filters, Format, invalid};
+use crate::format::{Column, Filter, Filters, Format, fitted_table, invalid};
 use crate::process::ExitCode;
+use crate::table::{self, Cut};
 use crate::{chain, exit_code, print};
 
 const EXAMPLES: &str = "\
@@ -76,7 +77,7 @@ pub struct ImagesCommand {
     #[arg(long, conflicts_with = "json")]
     digests: bool,
 
-    /// Print whole IDs
+    /// Print whole IDs, and names that a terminal has no room for
     #[arg(long)]
     no_trunc: bool,
 
@@ -141,9 +142,23 @@ impl ImagesCommand {
             true => &["Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"],
             false => &["Repository", "Tag", "ID", "CreatedSince", "Size"],
         };
-        let text = format.list(COLUMNS, shown, &rows)?;
+        let text = match format.is_default() {
+            true => table(shown, &rows, if self.no_trunc { None } else { table::terminal_width() }),
+            false => format.list(COLUMNS, shown, &rows)?,
+        };
         Ok(print(text.as_bytes(), exit_code::SUCCESS))
     }
+}
+
+/// The table without a form. On a terminal names are cut where they do not fit.
+fn table(shown: &[&str], rows: &[Value], width: Option<usize>) -> String {
+    let cut = |field: &str| match field {
+        "Repository" => Some(Cut::Start),
+        "Tag" => Some(Cut::End),
+        _ => None,
+    };
+    let shown: Vec<_> = shown.iter().map(|field| (*field, cut(field))).collect();
+    fitted_table(COLUMNS, &shown, rows, width, &["CreatedSince", "Size"])
 }
 
 /// The images that all filters allow, those that were built last first.
@@ -242,4 +257,25 @@ pub fn repository(reference: &Reference) -> String {
     let text = text.split_once('@').map_or(text.as_str(), |(name, _)| name);
     let suffix = reference.tag().map(|tag| format!(":{tag}")).unwrap_or_default();
     text.strip_suffix(&suffix).unwrap_or(text).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_fits_a_terminal() {
+        let row = json!({
+            "ID": "0123456789ab", "Repository": format!("registry.lan/{}", "n".repeat(60)), "Tag": "t".repeat(60),
+            "Digest": format!("sha256:{}", "d".repeat(64)), "CreatedSince": "10 months ago", "Size": "100.5MB",
+        });
+        let shown = ["Repository", "Tag", "ID", "CreatedSince", "Size"];
+        for width in 60..200 {
+            let text = table(&shown, std::slice::from_ref(&row), Some(width));
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
+            assert!(text.contains("0123456789ab"), "{width}: {text}");
+        }
+        let whole = table(&shown, std::slice::from_ref(&row), None);
+        assert!(whole.contains(&"n".repeat(60)) && whole.contains(&"t".repeat(60)), "{whole}");
+    }
 }
