@@ -26,8 +26,9 @@ pub struct StopCommand {
     #[arg(required = true, value_name = "NAME")]
     vms: Vec<String>,
 
-    /// Seconds that it has to end before it is killed [default: its own --stop-timeout]
+    /// Seconds that it has to end before it is killed; -1: no limit [default: its own --stop-timeout]
     #[arg(long, short, alias = "timeout", value_name = "SECONDS", value_parser = crate::values::seconds)]
+    #[arg(allow_negative_numbers = true)]
     time: Option<u64>,
 
     /// Send this signal in place of its stop signal: a name as in INT, or a number from 1 to 64

@@ -33,12 +33,20 @@ pub fn check_memory(memory: Option<u64>) -> Result<(), String> {
     }
 }
 
-/// Reads a number of seconds, at most a year.
+/// The seconds of a wait without a limit.
+pub const NO_LIMIT: u64 = u64::MAX;
+
+/// Reads a number of seconds, at most a year; -1, or another number below 0 as docker, is no limit.
 pub fn seconds(text: &str) -> Result<u64, String> {
     const MOST: u64 = 365 * 24 * 3600;
     let digits = text.strip_suffix('s').unwrap_or(text);
+    if digits.parse::<i64>().is_ok_and(|seconds| seconds < 0) {
+        return Ok(NO_LIMIT);
+    }
     let seconds = digits.parse().ok().filter(|seconds| *seconds <= MOST);
-    seconds.ok_or_else(|| format!("invalid time {text:?}: use a number of seconds, as in 30"))
+    seconds.ok_or_else(|| {
+        format!("invalid time {text:?}: use a number of seconds, as in 30, or -1 for no limit")
+    })
 }
 
 /// Accepts a number; says so where it is in quotes.
@@ -178,7 +186,8 @@ mod tests {
     #[test]
     fn seconds_are_read() {
         assert_eq!(["0", "10", "30s"].map(seconds), [Ok(0), Ok(10), Ok(30)]);
-        for text in ["abc", "", "s", "-1", "99999999999", "1.5"] {
+        assert_eq!(["-1", "-1s", "-5"].map(seconds), [Ok(NO_LIMIT), Ok(NO_LIMIT), Ok(NO_LIMIT)]);
+        for text in ["abc", "", "s", "-", "-x", "99999999999", "1.5"] {
             assert!(seconds(text).unwrap_err().contains("use a number of seconds"), "{text}");
         }
     }

@@ -216,7 +216,7 @@ fn wrong_arguments_say_what_to_write() {
         // Near to a command that is not for users.
         ("docker", "unknown command \"docker\"; see `mvm --help`"),
         ("compose up", "those that reach each other go into one pod"),
-        ("stop --time -1 x", "unknown option -1: where it is the value of an option, write it behind ="),
+        ("kill --signal -1 x", "unknown option -1: where it is the value of an option, write it behind ="),
         ("frobnicate", "unknown command \"frobnicate\"; see `mvm --help`"),
         ("boot --kernle x", "unknown option --kernle: did you mean --kernel?"),
         ("boot --frobnicate", "unknown option --frobnicate; see `mvm boot --help`"),

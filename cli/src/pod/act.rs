@@ -72,8 +72,9 @@ pub struct StopCommand {
     #[command(flatten)]
     pods: PodArguments,
 
-    /// Seconds that containers have to end before they are killed [default: their own --stop-timeout]
+    /// Seconds that containers have to end before they are killed; -1: no limit [default: their own --stop-timeout]
     #[arg(long, short, alias = "timeout", value_name = "SECONDS", value_parser = crate::values::seconds)]
+    #[arg(allow_negative_numbers = true)]
     time: Option<u64>,
 }
 

@@ -169,8 +169,9 @@ pub struct ContainerArguments {
     #[arg(long, value_name = "SIGNAL", hide_short_help = true)]
     stop_signal: Option<String>,
 
-    /// Set how long it has to end when `mvm stop` asks it to
+    /// Set how long it has to end when `mvm stop` asks it to; -1: no limit
     #[arg(long, value_name = "SECONDS", value_parser = crate::values::seconds, hide_short_help = true)]
+    #[arg(allow_negative_numbers = true)]
     pub stop_timeout: Option<u64>,
 }
 

@@ -134,7 +134,7 @@ pub fn details(order: &Order, image: &Image, id: &str, publish: &[PublishConfig]
             "AttachStdout": order.attached.stdout,
             "AttachStderr": order.attached.stderr,
             "StopSignal": options.stop_signal.as_ref().or(image.config.stop_signal.as_ref()),
-            "StopTimeout": order.stop_timeout,
+            "StopTimeout": order.stop_timeout.map(|seconds| i64::try_from(seconds).unwrap_or(-1)),
             "Healthcheck": HealthCheck::new(image.config.health.as_ref(), &order.health).map(|check| check.shown()),
         },
         "HostConfig": {
