@@ -65,6 +65,7 @@ impl KillCommand {
                 return end_keeper(&kept.entry.process);
             }
             let vm = &found?;
+            targets::check_pod(vm)?;
             events::note_of(vm.record.id.as_str(), "kill", &[("signal", &self.signal.to_string())]);
             if let Ok(kept) = targets::kept(vm.record.id.as_str())
                 && (is_kill || self.signal == stop_signal(&kept.entry))

@@ -41,6 +41,9 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Kills one that runs, if it still does.
 fn end(kept: &Kept) -> Result<(), Failure> {
     let id = &kept.entry.id;
+    if let Ok(vm) = Registry::of_user().find(id.as_str()) {
+        targets::check_pod(&vm)?;
+    }
     // It is not started again.
     Archive::of_user()?.set_stopped(id, true)?;
     match Registry::of_user().find(id.as_str()) {

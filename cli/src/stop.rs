@@ -50,6 +50,9 @@ pub fn stop_word(word: &str, seconds: Option<u64>, signal: Option<u8>) -> Result
     if signal.is_some() && kept.as_ref().is_some_and(|kept| kept.entry.kind == Kind::Vm) {
         return Err(Failure::StopSignal);
     }
+    if let Ok(vm) = targets::find(&Registry::of_user(), word) {
+        targets::check_pod(&vm)?;
+    }
     if let Some(kept) = &kept {
         Archive::of_user()?.set_stopped(&kept.entry.id, true)?;
     }

@@ -213,6 +213,15 @@ pub fn check_guest(name: &str, vm: &Running) -> Result<(), String> {
     }
 }
 
+/// Refuses to end a container of a pod that is paused: neither can it end, nor can what it has written be kept, unless
+/// the others of its pod go on too.
+pub fn check_pod(vm: &Running) -> Result<(), Failure> {
+    match container::pod_directory(&vm.directory) {
+        Some(pod) if is_vm_paused(&pod) => Err(Failure::PodPaused),
+        _ => Ok(()),
+    }
+}
+
 /// That `name` is paused, for the user.
 pub fn paused(name: &str) -> String {
     format!("{name}: it is paused: `mvm resume {name}`")

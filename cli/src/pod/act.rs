@@ -205,7 +205,16 @@ fn end(kept: &Kept) -> Result<(), Failure> {
     if wait_for_end(kept) { Ok(()) } else { Err(Failure::Unkillable) }
 }
 
+/// Has a pod that is paused go on, so that its containers can end, and their files be written.
+fn resume(kept: &Kept) -> Result<(), Failure> {
+    match Registry::of_user().find(kept.entry.id.as_str()) {
+        Ok(vm) if targets::is_vm_paused(&vm.directory) => update(kept, WantedState::Resumed),
+        _ => Ok(()),
+    }
+}
+
 fn stop_pod(kept: &Kept, time: Option<u64>) -> Result<(), Failure> {
+    resume(kept)?;
     each_running(kept, |id| stop::stop_word(id, time, None))?;
     end(kept)
 }
@@ -254,6 +263,7 @@ impl KillCommand {
     /// Kills the containers of pods, and their VMs with them; or signals them.
     pub fn run(self) -> ExitCode {
         self.pods.each(|kept| {
+            resume(kept)?;
             if i32::from(self.signal) != libc::SIGKILL {
                 let send = |id: &str| kill::send(&targets::find(&Registry::of_user(), id)?, self.signal);
                 return each_running(kept, send);
@@ -306,6 +316,7 @@ impl RmCommand {
                     }
                 )));
             }
+            resume(kept)?;
             each_running(kept, kill_one)?;
             for container in containers.iter().filter(|container| container.is_running) {
                 if let Ok(process) = container.entry.process.open() {

@@ -177,6 +177,37 @@ fn one_container_is_paused_and_what_all_do_is_shown() {
     assert_eq!((said(&["stop", "trapped"]), said(&["wait", &trapped])), ("trapped".into(), "7".into()));
 }
 
+/// What was written before the pause and is not on the disk yet is not lost with the guest's memory.
+#[test]
+fn a_paused_pod_goes_on_to_be_ended_and_keeps_what_was_written() {
+    let pod = pod("resting", &[]);
+    pod.start("writes", &["-v", "restvol:/vol"], SLEEP);
+    for end in [&["pod", "stop", "resting"][..], &["pod", "kill", "resting"]] {
+        said(&["exec", "writes", "sh", "-c", &format!("echo {} >>/file", end[1])]);
+        said(&["pod", "pause", "resting"]);
+        // It alone can't end: the others would go on too.
+        for one in [&["stop", "writes"][..], &["kill", "writes"], &["rm", "--force", "writes"]] {
+            let refused = mvm(one);
+            assert_eq!(refused.status.code(), Some(1), "{one:?}");
+            let line = text(&refused.stderr);
+            assert!(line.contains("its pod is paused: `mvm pod unpause` it"), "{one:?}: {line}");
+        }
+        let start = Instant::now();
+        said(end);
+        assert!(start.elapsed() < Duration::from_secs(40), "{end:?} took {:?}", start.elapsed());
+        let code = if end[1] == "stop" { "7" } else { "137" };
+        assert_eq!(said(&["wait", "writes"]), code, "{end:?}");
+        said(&["pod", "start", "resting"]);
+    }
+    assert_eq!(said(&["exec", "writes", "cat", "/file"]), "stop\nkill");
+    said(&["exec", "writes", "sh", "-c", "echo kept >/vol/file"]);
+    said(&["pod", "pause", "resting"]);
+    said(&["pod", "rm", "--force", "resting"]);
+    let read = ["run", "--rm", "--network", "none", "-v", "restvol:/vol", IMAGE, "cat", "/vol/file"];
+    assert_eq!(said(&read), "kept");
+    said(&["volume", "rm", "restvol"]);
+}
+
 const SLEEP: &str = "trap 'exit 7' TERM; while :; do sleep 0.1; done";
 
 #[test]
