@@ -62,6 +62,7 @@ pub use frontend::Frontend;
 pub use host::{examine, has_shared_folders, total_memory};
 pub use kvm::{KvmError, open as open_kvm};
 pub use launch::{LOG_NAME, Resources, launch, open, open_snapshot, seal};
+pub use memory::SHARED_MEMORY;
 pub use passt::is_usable as has_user_network;
 pub use pause::{PauseError, Pauser};
 pub use process::{

@@ -3,11 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use devices::virtio::pmem::{PmemFile, PmemMode};
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek, sendfile};
 use rustix::io::Errno;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -20,8 +19,10 @@ use crate::snapshot::Touched;
 const HUGE_PAGE: usize = 2 << 20;
 /// In how many pieces a file is mapped at the most: each is a mapping of the process's.
 const MOST_PIECES: usize = 256;
-/// The most bytes of a file that are read in one go.
+/// The most bytes of a file that are copied in one go.
 const MOST_COPIED: usize = 8 << 20;
+/// The name of the file in memory that is the RAM of a VM which shares it, as /proc/PID/maps shows it.
+pub const SHARED_MEMORY: &str = "mvm-memory";
 /// The size of a page.
 pub const PAGE: u64 = 4096;
 
@@ -100,11 +101,14 @@ pub fn reserve_copy(
 ///
 /// [`MemoryError::Reserve`] where the host refuses.
 pub fn reserve_shared(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
-    build(regions, |length| memory_file(length).map(Backing::Shared))
+    let memory = memory_file(regions)?;
+    let mut place = places(&memory);
+    build(regions, |length| place(length).map(Backing::Shared))
 }
 
 /// As [`reserve_shared`], where the memory begins as the content of `file`, in which the regions lie behind each other.
-/// What has data there is copied: other processes map this memory, and what they write must not be in the file.
+/// What has data there is copied: other processes map this memory, and what they write must not be in the file. What is
+/// `touched` is there without a fault.
 ///
 /// # Errors
 ///
@@ -112,9 +116,23 @@ pub fn reserve_shared(regions: &[(GuestAddress, u64)]) -> Result<Arc<GuestMemory
 pub fn reserve_shared_copy(
     regions: &[(GuestAddress, u64)],
     file: &File,
+    touched: &[Touched],
 ) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
-    let mut place = places(file);
-    build(regions, |length| Ok(Backing::SharedCopy(memory_file(length)?, place(length)?)))
+    let memory = memory_file(regions)?;
+    copy(file, &memory, total(regions))
+        .map_err(|source| MemoryError::Reserve { size: size_of(regions), source })?;
+    let mut place = places(&memory);
+    build(regions, |length| Ok(Backing::SharedCopy(place(length)?, touched)))
+}
+
+/// Bytes of all of them.
+fn total(regions: &[(GuestAddress, u64)]) -> u64 {
+    regions.iter().map(|(_, length)| length).sum()
+}
+
+/// The same as [`MemoryError::Reserve`] has it.
+fn size_of(regions: &[(GuestAddress, u64)]) -> MemorySize {
+    MemorySize::from_bytes(total(regions))
 }
 
 /// What gives each region its place in `file`, in which they lie behind each other, by their lengths in order.
@@ -133,8 +151,8 @@ enum Backing<'a> {
     Anonymous,
     /// A file that other processes map too.
     Shared(FileOffset),
-    /// The same, which gets what another file has.
-    SharedCopy(FileOffset, FileOffset),
+    /// The same, of which these pages are used at once.
+    SharedCopy(FileOffset, &'a [Touched]),
     /// A file that it begins as, and that does not change by it.
     Copy(FileOffset, &'a [Touched]),
 }
@@ -144,7 +162,7 @@ fn build<'a>(
     regions: &[(GuestAddress, u64)],
     mut backing: impl FnMut(u64) -> io::Result<Backing<'a>>,
 ) -> Result<Arc<GuestMemoryMmap>, MemoryError> {
-    let size = MemorySize::from_bytes(regions.iter().map(|(_, length)| length).sum());
+    let size = size_of(regions);
     let regions = regions.iter().map(|(address, length)| {
         let region = backing(*length).and_then(|backing| reserve_region(*address, *length, backing));
         region.map_err(|source| MemoryError::Reserve { size, source })
@@ -153,13 +171,17 @@ fn build<'a>(
     GuestMemoryMmap::from_regions(regions).map(Arc::new).map_err(MemoryError::Layout)
 }
 
-/// A file in memory of `length` bytes, all holes. Its length is sealed: a process that shares it could otherwise cut
-/// it short, and an access to what is gone would end mvm.
-fn memory_file(length: u64) -> io::Result<FileOffset> {
-    let file = File::from(memfd_create("mvm-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    file.set_len(length)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(FileOffset::new(file, 0))
+/// A file in memory for `regions`, all holes, in which they lie behind each other. Its length is sealed: a process that
+/// shares it could otherwise cut it short, and an access to what is gone would end mvm.
+fn memory_file(regions: &[(GuestAddress, u64)]) -> Result<File, MemoryError> {
+    let make = || {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create(SHARED_MEMORY, flags)?);
+        file.set_len(total(regions))?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(file)
+    };
+    make().map_err(|source| MemoryError::Reserve { size: size_of(regions), source })
 }
 
 fn reserve_region(address: GuestAddress, length: u64, backing: Backing<'_>) -> io::Result<GuestRegionMmap> {
@@ -194,11 +216,9 @@ fn reserve_region(address: GuestAddress, length: u64, backing: Backing<'_>) -> i
     // SAFETY: as above. What a guest keeps stays out of core dumps of mvm.
     unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTDUMP) };
     match &backing {
-        Backing::SharedCopy(_, content) => {
-            // SAFETY: the mapping has `size` bytes, and no other user yet.
-            copy(content, unsafe { std::slice::from_raw_parts_mut(start, size) })?;
+        Backing::Copy(file, touched) | Backing::SharedCopy(file, touched) => {
+            populate(start, size, file.start(), touched);
         }
-        Backing::Copy(file, touched) => populate(start, size, file.start(), touched),
         Backing::Anonymous | Backing::Shared(_) => {}
     }
     let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(protection).with_mmap_flags(flags);
@@ -251,27 +271,26 @@ fn populate(start: *mut u8, size: usize, place: u64, touched: &[Touched]) {
     }
 }
 
-/// Copies what has data in `file` to the same places of `memory`, which is all zeros.
-fn copy(file: &FileOffset, memory: &mut [u8]) -> io::Result<()> {
-    let place = |offset: usize| file.start().saturating_add(offset as u64);
-    let offset = |place: u64| usize::try_from(place.saturating_sub(file.start())).unwrap_or(usize::MAX);
+/// Copies what has data in the first `size` bytes of `file` to the same places of `memory`, which is all holes. The kernel
+/// copies it, without a mapping: that makes no page twice, of which most are not used.
+fn copy(file: &File, memory: &File, size: u64) -> io::Result<()> {
     let mut next = 0;
-    while next < memory.len() {
-        let from = match seek(file.file(), SeekFrom::Data(place(next))) {
-            Ok(data) => offset(data),
+    while next < size {
+        let mut from = match seek(file, SeekFrom::Data(next)) {
+            Ok(data) => data,
             // There is none behind it.
             Err(Errno::NXIO) => break,
             // The file system does not say where it is.
             Err(_) => next,
         };
-        let hole = seek(file.file(), SeekFrom::Hole(place(from))).map_or(memory.len(), offset);
-        let end = hole.min(from.saturating_add(MOST_COPIED)).min(memory.len());
-        // What begins behind this memory is another region's.
-        let Some(piece) = memory.get_mut(from..end).filter(|piece| !piece.is_empty()) else { break };
-        // SAFETY: the piece is memory of our own. To make its pages at once takes less than a fault for each; a kernel
-        // that does not know this makes them as they are written.
-        unsafe { libc::madvise(piece.as_mut_ptr().cast(), piece.len(), libc::MADV_POPULATE_WRITE) };
-        file.file().read_exact_at(piece, place(from))?;
+        let end = seek(file, SeekFrom::Hole(from)).unwrap_or(size).min(size);
+        seek(memory, SeekFrom::Start(from))?;
+        while from < end {
+            let most = usize::try_from(end - from).unwrap_or(MOST_COPIED).min(MOST_COPIED);
+            if sendfile(memory, file, Some(&mut from), most)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
         next = end;
     }
     Ok(())

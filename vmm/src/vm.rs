@@ -222,7 +222,7 @@ fn ram(config: &VmConfig, saved: Option<&Snapshot>) -> Result<Arc<GuestMemoryMma
         state.check(config.cpus, &places)?;
         state.check_memory(file)?;
         return Ok(if shared {
-            memory::reserve_shared_copy(&regions, file)?
+            memory::reserve_shared_copy(&regions, file, touched)?
         } else {
             memory::reserve_copy(&regions, file, touched)?
         });
