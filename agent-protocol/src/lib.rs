@@ -22,7 +22,7 @@ pub use frame::{Decoder, FrameError, MAX_MESSAGE, encode};
 pub use relay::{End, Relays};
 pub use spec::{
     Adoption, Awakening, Capabilities, Container, Exec, File, Limit, Mount, MountKind, Network, Pod,
-    PodContainer, PodDisk, Process, Resources, Size, Writable,
+    PodContainer, PodDisk, Preparation, Process, Resources, Size, Writable,
 };
 pub use stream::{MAX_PIECE, Receiver, Sender, StreamError};
 
@@ -31,7 +31,9 @@ use serde::{Deserialize, Serialize};
 /// The version of these messages. It grows by one when there is a new one: requests and replies are added behind the
 /// last, and none is changed, so that agent and host of different versions understand each other as far as the older
 /// one goes. Where one has to change, so does [`OLDEST`].
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
+/// The first version that has [`Request::Prepare`].
+pub const PREPARES: u32 = 7;
 /// The first version that has [`Request::Adopt`].
 pub const ADOPTS: u32 = 6;
 /// The first version that has [`Request::Copy`].
@@ -178,6 +180,10 @@ pub enum Request {
     /// [`Request::Attach`] are about. Its streams begin anew, with what the first one's host was not sent. The answer
     /// is [`Reply::Done`] or [`Reply::Failed`]. Since version 6.
     Adopt(Box<Adoption>),
+    /// The VM is about to be saved as a template for containers of one image: mount the root that they have in common.
+    /// The first container that [`Request::Start`] starts has it. The answer is [`Reply::Done`] or [`Reply::Failed`].
+    /// Since version 7.
+    Prepare(Box<Preparation>),
 }
 
 /// What the agent says.
@@ -311,6 +317,7 @@ mod tests {
             (17, Request::Awake(Box::default())),
             (18, Request::Rest),
             (19, Request::Adopt(Box::default())),
+            (20, Request::Prepare(Box::default())),
         ];
         for (expected, request) in requests {
             assert_eq!(number(&request), expected, "{request:?}");

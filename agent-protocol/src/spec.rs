@@ -228,6 +228,15 @@ pub struct Awakening {
     pub disks: Vec<PodDisk>,
 }
 
+/// A root that is mounted before there is a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// As [`Container::image`].
+    pub image: String,
+    /// As [`Container::writable`].
+    pub writable: Writable,
+}
+
 /// What makes the container of a VM that is a copy of another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adoption {

@@ -19,7 +19,7 @@ use crate::disk;
 use crate::error::{During, Result, failure};
 use crate::flow;
 use crate::init;
-use crate::mounts;
+use crate::mounts::{self, Before};
 use crate::pty;
 use crate::system::set;
 use crate::user::{Accounts, Identity};
@@ -49,11 +49,21 @@ pub struct InPod<'a> {
     pub disks: &'a [PodDisk],
 }
 
+/// What there is before a container.
+pub enum Place<'a> {
+    /// Nothing.
+    Own,
+    /// Its root: see [`mounts::prepare`].
+    Prepared,
+    /// A pod.
+    Pod(InPod<'a>),
+}
+
 /// Becomes the command of a container's first process, or tells the agent why not and ends.
-pub fn run(container: &Container, pod: Option<InPod<'_>>, ends: Ends) -> ! {
+pub fn run(container: &Container, place: &Place<'_>, ends: Ends) -> ! {
     reset();
     let which = if container.has_init { Which::BelowInit } else { Which::First };
-    let made = make_container(container, pod.as_ref(), &ends);
+    let made = make_container(container, place, &ends);
     let Err(failure) = made.and_then(|()| become_command(&container.process, &ends, which));
     end(&ends, &failure)
 }
@@ -144,8 +154,8 @@ pub fn shortened(text: &str) -> String {
 }
 
 /// Makes what further processes find.
-fn make_container(container: &Container, pod: Option<&InPod<'_>>, ends: &Ends) -> Result<()> {
-    if let Some(pod) = pod {
+fn make_container(container: &Container, place: &Place<'_>, ends: &Ends) -> Result<()> {
+    if let Place::Pod(pod) = place {
         let joined = ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
         move_into_thread_name_spaces(pod.first, joined).during("join the pod")?;
@@ -154,10 +164,15 @@ fn make_container(container: &Container, pod: Option<&InPod<'_>>, ends: &Ends) -
     // SAFETY: one thread, and no other owner of what the namespace is for.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
         .during("make a namespace of control groups")?;
-    if pod.is_none() {
+    let before = match place {
+        Place::Own => Before::Nothing,
+        Place::Prepared => Before::Root,
+        Place::Pod(_) => Before::Pod,
+    };
+    if before != Before::Pod {
         rustix::system::sethostname(container.hostname.as_bytes()).during("set the host name")?;
     }
-    let layers = mounts::enter(container, pod.is_some())?;
+    let layers = mounts::enter(container, before)?;
     send_layers(ends, &layers)
 }
 

@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces};
 
 use crate::cgroup::{self, Cgroup};
-use crate::child::{self, Ends};
+use crate::child::{self, Ends, Place};
 use crate::copies::{self, Entered};
 use crate::error::{During, Result, failure};
 use crate::mounts::{self, Layers};
@@ -58,19 +58,34 @@ const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEW
 /// Those of a container in a pod, which has the others.
 const NAMESPACES_IN_POD: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
 
-/// Starts the first process of `container`; one that has its root and does nothing, where the container `is_held`.
-pub fn start(container: &Container, is_held: bool) -> Result<(Started, Home)> {
+/// What the first process of a container does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// It becomes the container's command.
+    Runs,
+    /// The same, in the root that is prepared.
+    RunsInPrepared,
+    /// It has the container's root and does nothing.
+    Holds,
+}
+
+/// Starts the first process of `container`.
+pub fn start(container: &Container, first: First) -> Result<(Started, Home)> {
     let cgroup = Cgroup::new(cgroup::CONTAINERS, &container.id, &container.resources)?;
     let (ours, ends) = Ours::new(&container.process, false)?;
     let directory = cgroup.directory().during("open a control group")?;
     let made = clone_into(&directory, NAMESPACES).during("make a process")?;
     let Some(pid) = made else {
         // The copy of this process; nothing else of it is used.
-        if is_held { child::hold(container, ends) } else { child::run(container, None, ends) }
+        match first {
+            First::Runs => child::run(container, &Place::Own, ends),
+            First::RunsInPrepared => child::run(container, &Place::Prepared, ends),
+            First::Holds => child::hold(container, ends),
+        }
     };
     let mounts = File::open(format!("/proc/{}/ns/mnt", pid.as_raw_nonzero())).during("open a namespace")?;
     let (started, home) = home(ours, pid, cgroup, Some(mounts), container)?;
-    Ok((started, Home { is_held, ..home }))
+    Ok((started, Home { is_held: first == First::Holds, ..home }))
 }
 
 /// Starts the first process of a container in `pod`.
@@ -82,7 +97,7 @@ pub fn start_in(pod: &Pod, started: &PodContainer) -> Result<(Started, Home)> {
     let make = |namespaces| match clone_into(&directory, namespaces) {
         Ok(None) => {
             let pod = child::InPod { first: pod.first(), disks: &started.disks };
-            child::run(container, Some(pod), ends)
+            child::run(container, &Place::Pod(pod), ends)
         }
         made => made,
     };

@@ -81,6 +81,7 @@ pub fn refuse(request: &Request) -> Option<Failure> {
         | Request::Awake(_)
         | Request::Rest
         | Request::Adopt(_)
+        | Request::Prepare(_)
         | Request::PowerOff => true,
     };
     is_of_containers
@@ -136,6 +137,7 @@ mod tests {
             Request::Update { container: container(), resources: Box::<Resources>::default() },
             Request::Processes { container: container() },
             Request::Adopt(Box::default()),
+            Request::Prepare(Box::default()),
             Request::PowerOff,
             copy(CopyWhat::Changes),
             copy(CopyWhat::Layer { pauses: true }),

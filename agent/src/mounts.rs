@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
-use agent_protocol::{Container, Mount, MountKind, Writable};
+use agent_protocol::{Container, Mount, MountKind, Preparation, Writable};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -58,13 +58,51 @@ pub fn targets(container: &Container) -> Vec<Vec<u8>> {
     all
 }
 
-/// Mounts the container's root with all that is below it, and makes it this process's root. In a pod some of that is
-/// the pod's.
-pub fn enter(container: &Container, is_in_pod: bool) -> Result<Layers> {
+/// Where a root is mounted before there is a container.
+const PREPARED: &str = "/run/prepared";
+
+/// Mounts what a container with the image and the disk of `preparation` has as its root.
+pub fn prepare(preparation: &Preparation) -> Result<()> {
+    let Preparation { image, writable } = preparation;
+    make_mtab(&mount_layers(image, writable, MountFlags::NODEV, PREPARED)?)
+}
+
+/// Whether what [`prepare`] has mounted is what `container` has as its root.
+pub fn is_for(preparation: &Preparation, container: &Container) -> bool {
+    let Preparation { image, writable } = preparation;
+    *image == container.image && *writable == container.writable && !container.all_devices
+}
+
+/// Takes away what [`prepare`] has mounted; a process that has a copy of these mounts keeps that.
+pub fn forget_prepared() -> Result<()> {
+    for name in ["root", "changes", "image"] {
+        unmount(format!("{PREPARED}/{name}"), UnmountFlags::DETACH).during("unmount what was prepared")?;
+    }
+    Ok(())
+}
+
+/// How much of a container's root is there before it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    Nothing,
+    /// The root without what is mounted in it: see [`prepare`].
+    Root,
+    /// What the containers of a pod have in common.
+    Pod,
+}
+
+/// Mounts the container's root with all that is below it, and makes it this process's root.
+pub fn enter(container: &Container, before: Before) -> Result<Layers> {
     make_private()?;
     let place = format!("{RUN}/{}", container.id);
-    let root = mount_root(container, &place)?;
+    let root = if before == Before::Root {
+        fs::create_dir(&place).during(format!("make {place}"))?;
+        open_root(PREPARED)?
+    } else {
+        mount_root(container, &place)?
+    };
     make_mtab(&root)?;
+    let is_in_pod = before == Before::Pod;
     let volumes = Volumes::new(&place);
     for mount in &container.mounts {
         let is_shm = mount.target == pod::SHM && matches!(mount.kind, MountKind::FileSystem(_));
@@ -129,15 +167,22 @@ fn root_flags(container: &Container) -> MountFlags {
     if container.all_devices { MountFlags::empty() } else { MountFlags::NODEV }
 }
 
+/// Where a root has the directory that takes its changes.
+const UPPER: &str = "changes/upper";
+
 /// Mounts the image, what takes changes, and both as one at `place`/root.
 pub fn mount_root(container: &Container, place: &str) -> Result<Root> {
+    mount_layers(&container.image, &container.writable, root_flags(container), place)
+}
+
+fn mount_layers(image: &str, writable: &Writable, flags: MountFlags, place: &str) -> Result<Root> {
     let path = |name: &str| format!("{place}/{name}");
     for name in ["", "image", "changes", "root"] {
         fs::create_dir(path(name)).during(format!("make {}", path(name)))?;
     }
-    mount(&container.image, path("image"), "erofs", MountFlags::RDONLY, c"")
-        .during(format!("mount the image {}", container.image))?;
-    match &container.writable {
+    mount(image, path("image"), "erofs", MountFlags::RDONLY, c"")
+        .during(format!("mount the image {image}"))?;
+    match writable {
         Writable::Memory(most) => {
             let size = most.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
             let options = CString::new(format!("mode=755{size}")).unwrap_or_default();
@@ -153,7 +198,7 @@ pub fn mount_root(container: &Container, place: &str) -> Result<Root> {
                 .during(format!("mount {device} for changes"))?;
         }
     }
-    let (upper, work) = (path("changes/upper"), path("changes/work"));
+    let (upper, work) = (path(UPPER), path("changes/work"));
     let make = |directory: &str| match fs::create_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result.during(format!("make {directory}")),
@@ -166,13 +211,18 @@ pub fn mount_root(container: &Container, place: &str) -> Result<Root> {
     }
     let options = format!("lowerdir={},upperdir={upper},workdir={work}", path("image"));
     let options = CString::new(options).map_err(|_| failure("the container's ID has a zero byte".into()))?;
-    mount("overlay", path("root"), "overlay", root_flags(container), &*options).during("mount the root")?;
-    let open = |path: String| {
+    mount("overlay", path("root"), "overlay", flags, &*options).during("mount the root")?;
+    open_root(place)
+}
+
+/// The root at `place`, where [`mount_layers`] has mounted it.
+fn open_root(place: &str) -> Result<Root> {
+    let open = |name: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, Mode::empty()).during("open the root")
+        rustix::fs::open(format!("{place}/{name}"), flags, Mode::empty()).during("open the root")
     };
-    let layers = Layers { changes: open(upper)?, image: open(path("image"))? };
-    Ok(Root { directory: open(path("root"))?, layers })
+    let layers = Layers { changes: open(UPPER)?, image: open("image")? };
+    Ok(Root { directory: open("root")?, layers })
 }
 
 /// The root directory of an overlay has the mode, owner and times of its upper directory.

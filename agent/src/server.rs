@@ -8,7 +8,7 @@ mod requests;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use agent_protocol::{Exit, Failure, PORT, Reply, Stream};
+use agent_protocol::{Exit, Failure, PORT, Preparation, Reply, Stream};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
@@ -69,6 +69,8 @@ pub struct Server {
     flow: Flow,
     /// The devices that have no driver while the VM is saved.
     resting: Vec<String>,
+    /// The root that is mounted for the first container.
+    prepared: Option<Preparation>,
 }
 
 impl Server {
@@ -103,6 +105,7 @@ impl Server {
             freezing: Vec::new(),
             flow: Flow::default(),
             resting: Vec::new(),
+            prepared: None,
         })
     }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use container::{
-    Assets, ListedTemplate, NetworkOption, Origin, Prepared, RunOptions, Shape, TemplateError, Templates,
-    VerifiedTemplate,
+    Assets, Image, ListedTemplate, NetworkOption, Origin, Prepared, RunOptions, Shape, Template,
+    TemplateError, TemplateRoot, Templates, VerifiedTemplate,
 };
 use serde_json::{Value, json};
-use vmm::{MemorySize, Snapshot};
+use vmm::MemorySize;
 
 use crate::complaint::{Complaint, complete};
 use crate::defaults::{Defaults, TemplateUse};
@@ -21,12 +21,13 @@ use crate::images::human;
 use crate::process::ExitCode;
 use crate::run::{default_network, milli_cpus};
 use crate::values::check_memory;
-use crate::{exit_code, print, snapshot};
+use crate::{exit_code, images, print, snapshot};
 
 const EXAMPLES: &str = "\
 Examples:
   mvm template build
   mvm template build --cpus 2 --memory 512m --network none
+  mvm template build --rm alpine
   mvm template ls
   mvm template verify
   mvm template prune";
@@ -38,6 +39,7 @@ Examples:
   mvm template build
   mvm template build --cpus 2 --memory 512m --network none
   mvm template build --folders
+  mvm template build --rm --network none alpine
 
 Exit codes: 0, 1 while another process makes one, 2 for wrong usage,
 3 where the host cannot make it.";
@@ -49,7 +51,8 @@ Examples:
 
 MEMORY is what the VM has: the containers' --memory, a sixteenth of it and
 96 MiB for the guest's kernel and agent (640M with --memory 512m).
-Fields of templates: Name, CPUs, Memory, Network, For, Folders, Size, Used.";
+Fields of templates: Name, CPUs, Memory, Network, For, Folders, Image, Size,
+Used.";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
@@ -69,6 +72,7 @@ const COLUMNS: &[Column] = &[
     ("Network", "NETWORK"),
     ("For", "FOR"),
     ("Folders", "FOLDERS"),
+    ("Image", "IMAGE"),
     ("Size", "SIZE"),
     ("Used", "USED"),
 ];
@@ -83,7 +87,7 @@ pub struct TemplateCommand {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make the template for containers with these options
+    /// Make the template for containers with these options, or of an image
     Build(BuildCommand),
     /// List templates
     #[command(alias = "list")]
@@ -98,6 +102,9 @@ enum Command {
 #[derive(Args)]
 #[command(after_long_help = BUILD_EXAMPLES)]
 struct BuildCommand {
+    /// Make the template for containers of this image alone; it has to be in the store
+    image: Option<String>,
+
     /// Set how many processors the containers have
     #[arg(long, value_name = "N", value_parser = milli_cpus)]
     cpus: Option<u64>,
@@ -115,8 +122,12 @@ struct BuildCommand {
     folders: bool,
 
     /// Make it for pods with these options
-    #[arg(long)]
+    #[arg(long, conflicts_with = "image")]
     pod: bool,
+
+    /// Make it for containers of IMAGE that are removed when they end, as `mvm run --rm` does
+    #[arg(long, requires = "image")]
+    rm: bool,
 
     /// The same as the VM has them: vCPUs, bytes of memory, whether there is a network, and for what it is
     #[arg(long, hide = true, value_parser = shape)]
@@ -216,7 +227,11 @@ impl BuildCommand {
         let shape = self.shape.or_else(asked).ok_or_else(boots)?;
         // One that a command has started in the background waits for no other.
         let patience = if self.shape.is_some() { Duration::ZERO } else { PATIENCE };
-        let made = templates()?.make(&assets, shape, &options, patience, &digest);
+        let stored = |name: &String| images::open_stored(name, || images::missing(name));
+        let (image, hold) = self.image.as_ref().map(stored).transpose()?.unzip();
+        let root = image.as_ref().and_then(|image| TemplateRoot::of(image, &options, self.rm));
+        let made = templates()?.make(&assets, (shape, root.as_ref()), &options, patience, &digest);
+        drop(hold);
         match made.map_err(|error| Complaint::host(&error))? {
             true => Ok(exit_code::SUCCESS.into()),
             false => {
@@ -241,6 +256,7 @@ impl ListCommand {
                 "Network": of(&|shape| if shape.has_network { "user".into() } else { "none".into() }),
                 "For": of(&|shape| if shape.is_pod { "pods".into() } else { "containers".into() }),
                 "Folders": of(&|shape| if shape.has_share { "yes".into() } else { "no".into() }),
+                "Image": template.image.unwrap_or_else(|| "-".into()),
                 "Size": human::size(template.bytes),
                 "Used": format!("{} ago", human::duration(i64::try_from(age).unwrap_or(i64::MAX))),
             })
@@ -248,7 +264,7 @@ impl ListCommand {
         let rows: Vec<Value> = templates()?.all().into_iter().map(row).collect();
         let format = self.format.unwrap_or(Format::Table(None));
         // What it is for is in its name.
-        let is_shown = |field: &&str| !["For", "Folders"].contains(field);
+        let is_shown = |field: &&str| !["For", "Folders", "Image"].contains(field);
         let shown: Vec<&str> = COLUMNS.iter().map(|(field, _)| *field).filter(is_shown).collect();
         Ok(print(format.list(COLUMNS, &shown, &rows)?.as_bytes(), exit_code::SUCCESS))
     }
@@ -282,38 +298,79 @@ fn prune() -> Result<ExitCode, Complaint> {
     Ok(print(format!("{text}Total reclaimed space: {}\n", human::size(freed)).as_bytes(), exit_code::SUCCESS))
 }
 
-/// What the VM of a container with `options` and `mounts` starts from. Where it boots only because a template is missing,
-/// its shape is in `missing`.
-pub fn find(assets: &Assets, options: &RunOptions, mounts: &Prepared, missing: &mut Option<Shape>) -> Origin {
-    let of = |shape| find_of(assets, shape, missing);
-    Shape::of(options, mounts)
-        .and_then(of)
-        .map_or(Origin::Boot, |(shape, snapshot)| Origin::Template(shape, snapshot))
+/// A template that a VM would have started from.
+pub struct Missing {
+    shape: Shape,
+    root: Option<TemplateRoot>,
+}
+
+/// A container whose VM is about to start.
+pub struct Start<'a> {
+    /// Its image.
+    pub image: &'a Image,
+    /// Its options.
+    pub options: &'a RunOptions,
+    /// Its volumes, and folders and files of the host.
+    pub mounts: &'a Prepared,
+    /// It has not run before: there is no disk for its changes yet.
+    pub is_new: bool,
+    /// It is removed when it ends.
+    pub removes: bool,
+}
+
+/// What the VM of a container starts from: a template of its image, one for all images, or its kernel. The one that it
+/// would rather have started from is in `missing`; that of an image is made of one that is for all.
+pub fn find(assets: &Assets, start: &Start<'_>, missing: &mut Option<Missing>) -> Origin {
+    let Start { image, options, mounts, is_new, removes } = *start;
+    let Some(shape) = Shape::of(options, mounts) else { return Origin::Boot };
+    let root = is_new.then(|| TemplateRoot::of(image, options, removes)).flatten();
+    let of_image = root.as_ref().and_then(|root| open(assets, shape, Some(root)));
+    let is_of_image = of_image.is_some();
+    match of_image.or_else(|| find_of(assets, shape, missing)) {
+        Some(template) => {
+            if !is_of_image && let Some(root) = root {
+                *missing = Some(Missing { shape, root: Some(root) });
+            }
+            Origin::Template(template)
+        }
+        None => Origin::Boot,
+    }
 }
 
 /// The template for a VM of `shape`.
-pub fn find_of(assets: &Assets, shape: Shape, missing: &mut Option<Shape>) -> Option<(Shape, Snapshot)> {
-    let templates = Templates::of_user().ok()?;
-    let opened = templates.open(assets, shape).unwrap_or_else(|error: TemplateError| {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a template is damaged: it is made again");
-        templates.discard(shape);
-        None
-    });
-    match &opened {
-        Some(_) => tracing::info!("the VM goes on from template {}", shape.name()),
-        None => *missing = Some(shape),
+pub fn find_of(assets: &Assets, shape: Shape, missing: &mut Option<Missing>) -> Option<Template> {
+    let opened = open(assets, shape, None);
+    if opened.is_none() {
+        *missing = Some(Missing { shape, root: None });
     }
-    opened.map(|snapshot| (shape, snapshot))
+    opened
 }
 
-/// Starts a process in the background that makes the template for VMs of `shape`, when nothing else wants the
-/// processor.
-pub fn make_in_the_background(shape: Shape) {
+fn open(assets: &Assets, shape: Shape, root: Option<&TemplateRoot>) -> Option<Template> {
+    let templates = Templates::of_user().ok()?;
+    let opened = templates.open(assets, shape, root).unwrap_or_else(|error: TemplateError| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a template is damaged: it is made again");
+        templates.discard(shape, root);
+        None
+    });
+    if opened.is_some() {
+        let of = if root.is_some() { " of its image" } else { "" };
+        tracing::info!("the VM goes on from template {}{of}", shape.name());
+    }
+    opened
+}
+
+/// Starts a process in the background that makes a template, when nothing else wants the processor.
+pub fn make_in_the_background(missing: Missing) {
+    let Missing { shape, root } = missing;
     if Defaults::read().is_ok_and(|defaults| defaults.templates == Some(TemplateUse::Manual)) {
         return;
     }
     let mut program = Program::new("/proc/self/exe");
     program.args(["template", "build", "--shape", &text_of(shape)]);
+    if let Some((image, removes)) = root.as_ref().map(TemplateRoot::words) {
+        program.args(removes.then_some("--rm")).arg(image);
+    }
     program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     // SAFETY: both are system calls, which may be made between fork and exec.
     unsafe {

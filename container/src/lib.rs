@@ -67,7 +67,10 @@ pub use requests::{freeze, is_frozen, kill_within, processes, send_signal, usage
 pub use run::{Attachment, Copied, Ended, Keeper, Left, MakeDisk, Origin, Plan, RunError, check};
 pub use signal::number as signal_number;
 pub use spec::{SHM_SIZE, command, entrypoint_and_command, storage};
-pub use template::{Listed as ListedTemplate, Shape, TemplateError, Templates, Verified as VerifiedTemplate};
+pub use template::{
+    Listed as ListedTemplate, Root as TemplateRoot, Shape, Template, TemplateError, Templates,
+    Verified as VerifiedTemplate,
+};
 pub use timing::{Step, Timing};
 pub use update::{Update, update};
 pub use visit::Visit;

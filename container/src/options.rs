@@ -158,9 +158,14 @@ pub enum Storage {
     Disk(u64),
 }
 
+impl Storage {
+    /// The bytes of a disk of which nothing else is said.
+    pub const SIZE: u64 = 20 << 30;
+}
+
 impl Default for Storage {
     fn default() -> Self {
-        Self::Disk(20 << 30)
+        Self::Disk(Self::SIZE)
     }
 }
 

@@ -29,9 +29,9 @@ use crate::signal::stop_signal;
 use crate::sockets::Forwards;
 use crate::spec::{container, filters, storage};
 use crate::stdio::Outputs;
-use crate::template::{self, Shape};
+use crate::template::{self, SLOTS_OF_ROOT, Template};
 use crate::timing::{Step, Timing};
-use vmm::{Disk, DiskError, FromVm, Order, Snapshot, Split, VmEnd, VmProcess};
+use vmm::{Disk, DiskError, FromVm, Order, Snapshot, Split, VmConfig, VmEnd, VmProcess};
 
 /// How long the VM's process may take to end after it has said how the VM ended.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -136,8 +136,8 @@ pub fn check(id: &str, image: &ImageConfig, options: &RunOptions) -> Result<(), 
 pub enum Origin {
     /// A kernel.
     Boot,
-    /// A template of this shape.
-    Template(Shape, Snapshot),
+    /// A template.
+    Template(Template),
     /// The VM of another container.
     Copy(Copied),
 }
@@ -175,8 +175,8 @@ pub struct Keeper {
 enum Begin {
     /// It connects when the VM has booted.
     Boots,
-    /// These disks are put into the VM before.
-    Warm(Vec<Disk>),
+    /// These disks are put into the VM before, from this slot on.
+    Warm(Vec<Disk>, usize),
     /// It has this container.
     Copy(String),
 }
@@ -241,21 +241,29 @@ impl Keeper {
         }
         let changes = match storage(options) {
             Storage::Memory => None,
-            Storage::Disk(size) => Some(
-                changes::open_or_create(assets, keep.directory(), size)
-                    .map_err(host("make the disk for the container's changes"))?,
-            ),
+            Storage::Disk(size) => {
+                let of_template = match &origin {
+                    Origin::Template(template) => template.templates_of_disk(),
+                    Origin::Boot | Origin::Copy(_) => None,
+                };
+                let templates = of_template.as_ref().unwrap_or(&assets.changes);
+                let made = changes::open_or_create(templates, keep.directory(), size);
+                Some(made.map_err(host("make the disk for the container's changes"))?)
+            }
         };
         timing.mark(Step::Disk);
         let (changes, publish) = (changes.as_deref(), publish.to_vec());
         let booted = |publish| machine(assets, image, options, instance.path(), changes, mounts, publish);
         let (config, snapshot, begin) = match origin {
             Origin::Boot => (booted(publish), None, Begin::Boots),
-            Origin::Template(shape, snapshot) => {
+            Origin::Template(Template { shape, snapshot, changes: of_template }) => {
                 let config = shape.machine(assets, options, instance.path(), publish, &mounts.parts);
-                let disks = disks(image, changes, mounts);
+                let first = if of_template.is_some() { SLOTS_OF_ROOT } else { 0 };
+                let mut in_slots = booted(Vec::new()).disks;
+                in_slots.truncate(first);
+                let disks = disks(image, changes, mounts, first);
                 let disks = disks.map_err(|error| RunError::Vm(devices::log::chain(&error)))?;
-                (config, Some(snapshot), Begin::Warm(disks))
+                (VmConfig { in_slots, ..config }, Some(snapshot), Begin::Warm(disks, first))
             }
             Origin::Copy(Copied { snapshot, size, container, .. }) => {
                 let config = template::as_saved(booted(publish), &snapshot.state, size);
@@ -316,7 +324,7 @@ impl Keeper {
             let (to_session, said) = sync_channel(SAID);
             let way = match begin {
                 Begin::Boots => Way::Own(listener),
-                Begin::Warm(disks) => Way::Warm { vm: vm.clone(), disks, said },
+                Begin::Warm(disks, first) => Way::Warm { vm: vm.clone(), disks, first, said },
                 Begin::Copy(container) => Way::Copy { container, said },
             };
             let session = |stop| Session {
@@ -344,11 +352,16 @@ impl Keeper {
     }
 }
 
-/// What a container has as disks, in the order in which a VM that boots has them.
-fn disks(image: &Image, changes: Option<&Path>, mounts: &Prepared) -> Result<Vec<Disk>, DiskError> {
-    let image = Disk::compose(&image.disk)?;
-    let writable = changes.into_iter().chain(mounts.disks.iter().map(PathBuf::as_path)).map(open_disk);
-    [Ok(image)].into_iter().chain(writable).collect()
+/// What a container has as disks from the one with the index `first` on, in the order in which a VM that boots has them.
+fn disks(
+    image: &Image,
+    changes: Option<&Path>,
+    mounts: &Prepared,
+    first: usize,
+) -> Result<Vec<Disk>, DiskError> {
+    let image = (first == 0).then(|| Disk::compose(&image.disk));
+    let writable = changes.into_iter().chain(mounts.disks.iter().map(PathBuf::as_path));
+    image.into_iter().chain(writable.skip(first.saturating_sub(1)).map(open_disk)).collect()
 }
 
 /// Those who are attached, and where the container's input comes from if it is from them.

@@ -88,6 +88,8 @@ pub enum Way {
         vm: Arc<VmProcess>,
         /// What is put into its slots.
         disks: Vec<Disk>,
+        /// The first of these slots.
+        first: usize,
         /// What it says meanwhile.
         said: Receiver<Said>,
     },
@@ -113,8 +115,8 @@ impl Way {
     /// A connection to the agent, and what it is asked for on it.
     fn begin(self, path: &Path, container: Container) -> Result<(Connection, Request), SessionError> {
         match self {
-            Self::Warm { vm, disks, said } => {
-                let disks = put(&vm, disks, &mut || next(&said))?;
+            Self::Warm { vm, disks, first, said } => {
+                let disks = put(&vm, disks, first, &mut || next(&said))?;
                 let connection = template::awake(path, disks, START)?;
                 connection.without_deadline()?;
                 Ok((connection, Request::Start(Box::new(container))))
@@ -170,15 +172,17 @@ fn adopt(path: &Path, before: String, container: &Container) -> Result<Connectio
     }
 }
 
-/// Puts `disks` into the first slots of `vm`, one after the other, as soon as it runs. `next` waits for what it says.
+/// Puts `disks` into the slots of `vm` from the one with the index `first` on, one after the other, as soon as it runs.
+/// `next` waits for what it says.
 pub fn put(
     vm: &VmProcess,
     disks: Vec<Disk>,
+    first: usize,
     next: &mut dyn FnMut() -> Result<Said, SessionError>,
 ) -> Result<Vec<PodDisk>, SessionError> {
     while !matches!(next()?, Said::Built) {}
     let mut put = Vec::new();
-    for (slot, disk) in disks.into_iter().enumerate() {
+    for (slot, disk) in (first..).zip(disks) {
         let number = u64::try_from(slot).unwrap_or(u64::MAX);
         let ends = ends(&disk);
         let sectors = ends.last().map_or(0, |end| end / 512);

@@ -61,7 +61,7 @@ impl Visit {
         let changes = match storage(options) {
             Storage::Memory => None,
             Storage::Disk(size) => Some(
-                changes::open_or_create(assets, keep.directory(), size)
+                changes::open_or_create(&assets.changes, keep.directory(), size)
                     .map_err(host("make the disk for the container's changes"))?,
             ),
         };

@@ -114,3 +114,5 @@ mod volumes;
 mod vsock;
 #[path = "guests/warm.rs"]
 mod warm;
+#[path = "guests/warm_images.rs"]
+mod warm_images;

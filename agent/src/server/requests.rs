@@ -1,15 +1,17 @@
 //! What the host asks for.
 
 use agent_protocol::{
-    Adoption, Container, Exec, Failure, FailureKind, GUEST, MAX_EXECS, PodContainer, Reply, Request, Stream,
+    Adoption, Container, Exec, Failure, FailureKind, GUEST, MAX_EXECS, PodContainer, Preparation, Reply,
+    Request, Stream,
 };
 
 use super::Server;
 use crate::adopt;
 use crate::awake::{awake, rest};
-use crate::container;
+use crate::container::{self, First};
 use crate::error::{Result, failure};
 use crate::guest;
+use crate::mounts;
 use crate::network;
 use crate::pod::Pod;
 use crate::process::{Role, Running};
@@ -25,7 +27,7 @@ impl Server {
             return self.answer(id, &Reply::Failed(failure));
         }
         let reply = match request {
-            Request::Start(container) => match self.start(id, &container, false) {
+            Request::Start(container) => match self.start(id, &container, First::Runs) {
                 Ok(()) => return,
                 Err(failure) => Reply::Failed(failure),
             },
@@ -72,7 +74,7 @@ impl Server {
                 Some(home) => Reply::Processes(processes::list(&home.cgroup.processes()), system::uptime()),
                 None => Reply::Failed(unknown(&container)),
             },
-            Request::Hold(container) => match self.start(id, &container, true) {
+            Request::Hold(container) => match self.start(id, &container, First::Holds) {
                 Ok(()) => return,
                 Err(failure) => Reply::Failed(failure),
             },
@@ -117,17 +119,26 @@ impl Server {
                 Ok(()) => Reply::Done,
                 Err(failure) => Reply::Failed(failure),
             },
+            Request::Prepare(preparation) => match self.prepare(*preparation) {
+                Ok(()) => Reply::Done,
+                Err(failure) => Reply::Failed(failure),
+            },
         };
         self.answer(id, &reply);
     }
 
-    /// Starts a container, or has its root alone where that `is_held`.
-    pub(super) fn start(
-        &mut self,
-        control: ConnectionId,
-        container: &Container,
-        is_held: bool,
-    ) -> Result<()> {
+    /// Mounts the root of a container that is still to come.
+    fn prepare(&mut self, preparation: Preparation) -> Result<()> {
+        if self.prepared.is_some() || self.pod.is_some() || !self.processes.is_empty() {
+            return Err(failure("there is a root, a pod, or a container, in this VM".into()));
+        }
+        mounts::prepare(&preparation)?;
+        self.prepared = Some(preparation);
+        Ok(())
+    }
+
+    /// Starts a container.
+    pub(super) fn start(&mut self, control: ConnectionId, container: &Container, first: First) -> Result<()> {
         if !is_plain(&container.id) || self.processes.contains_key(&container.id) {
             return Err(failure(format!("cannot use {:?} as a container's ID", container.id)));
         }
@@ -136,7 +147,22 @@ impl Server {
             self.has_network = true;
         }
         self.sockets.add(container)?;
-        let (started, home) = container::start(container, is_held)?;
+        let prepared = self.prepared.take();
+        let fits = prepared.as_ref().map(|prepared| mounts::is_for(prepared, container));
+        let (first, is_of_no_use) = match (first, fits) {
+            (First::Runs, Some(true)) => (First::RunsInPrepared, false),
+            (first, fits) => (first, fits.is_some()),
+        };
+        if is_of_no_use {
+            mounts::forget_prepared()?;
+        }
+        let started = container::start(container, first);
+        if first == First::RunsInPrepared {
+            // The container's process has its own: as long as these are there, nothing is written as it is to be found
+            // again.
+            mounts::forget_prepared()?;
+        }
+        let (started, home) = started?;
         let running = Running::new(started, Role::First(Box::new(home)), control);
         self.processes.insert(container.id.clone(), running);
         Ok(())
@@ -169,8 +195,8 @@ impl Server {
     }
 
     pub(super) fn make_pod(&mut self, pod: &agent_protocol::Pod) -> Result<()> {
-        if self.pod.is_some() || !self.processes.is_empty() {
-            return Err(failure("there is a pod, or a container, in this VM".into()));
+        if self.pod.is_some() || self.prepared.is_some() || !self.processes.is_empty() {
+            return Err(failure("there is a pod, a root, or a container, in this VM".into()));
         }
         self.pod = Some(Pod::new(pod, self.has_network)?);
         self.has_network = true;

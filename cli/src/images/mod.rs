@@ -102,11 +102,19 @@ pub fn open(
 ///
 /// A line for the user.
 pub fn open_kept(id: &str) -> Result<(Image, Hold), String> {
+    open_stored(id, || format!("its image {id} is not in the store any more: `mvm pull` it again"))
+}
+
+/// The image that `name` means, as far as it is in the store, ready to be used, and what keeps its files there until
+/// they are open. Where it is not there, the error is `missing`.
+///
+/// # Errors
+///
+/// A line for the user.
+pub fn open_stored(name: &str, missing: impl FnOnce() -> String) -> Result<(Image, Hold), String> {
     let store = store()?;
     let hold = store.hold().map_err(|error| chain(&error))?;
-    let image = store.resolve(id).map_err(|error| chain(&error))?;
-    let image =
-        image.ok_or_else(|| format!("its image {id} is not in the store any more: `mvm pull` it again"))?;
+    let image = store.resolve(name).map_err(|error| chain(&error))?.ok_or_else(missing)?;
     Ok((prepared(&store, &image)?, hold))
 }
 
@@ -140,7 +148,8 @@ fn health(store: &Store, id: Digest) -> Option<ImageHealth> {
     Some(ImageHealth { shell: shell.unwrap_or_default(), ..health.unwrap_or_default() })
 }
 
-fn missing(name: &str) -> String {
+/// That the store has no such image.
+pub fn missing(name: &str) -> String {
     StoreError::NoImage(name.to_owned()).to_string()
 }
 

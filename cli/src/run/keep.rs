@@ -277,7 +277,12 @@ fn try_keep(
     let mut missing = None;
     let origin = match (&order.pod, copied) {
         (None, Some(copied)) => Origin::Copy(copied),
-        (None, None) => template::find(&assets, &order.options, &mounts, &mut missing),
+        (None, None) => {
+            let (options, removes) = (&order.options, keep.entry().removes);
+            let is_new = !container::changes_path(keep.directory()).exists();
+            let start = template::Start { image: &image, options, mounts: &mounts, is_new, removes };
+            template::find(&assets, &start, &mut missing)
+        }
         (Some(_), _) => Origin::Boot,
     };
     let leave = || drop((signals.take(), front.take(), lock(reporter).take()));

@@ -24,8 +24,8 @@ use crate::machine::{SLOTS, VSOCK, pod_machine};
 use crate::mounts::PodFolders;
 use crate::run::{LAST_WORDS, RunError};
 use crate::session::{Listener, POWER_OFF, READY};
-use crate::template::{self, Shape};
-use vmm::{FromVm, Order, Snapshot, Split, VmEnd, VmProcess};
+use crate::template::{self, Template};
+use vmm::{FromVm, Order, Split, VmEnd, VmProcess};
 
 /// How long a pod's VM runs without a container.
 const IDLE: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ impl PodKeeper {
         instance: Instance,
         keep: Keep,
         split: Split<'_>,
-        template: Option<(Shape, Snapshot)>,
+        template: Option<Template>,
     ) -> Result<Self, RunError> {
         let PodPlan { assets, options, publish, folders, volumes } = plan;
         let pod = options.of_agent()?;
@@ -96,7 +96,7 @@ impl PodKeeper {
         let is_warm = template.is_some();
         let (config, snapshot) = match template {
             None => (pod_machine(assets, &options.options, directory, publish, parts), None),
-            Some((shape, snapshot)) => {
+            Some(Template { shape, snapshot, .. }) => {
                 (shape.machine(assets, &options.options, directory, publish, parts), Some(snapshot))
             }
         };

@@ -125,7 +125,7 @@ impl Member {
         let changes = match storage(&options) {
             Storage::Memory => None,
             Storage::Disk(size) => {
-                let path = changes::open_or_create(assets, keep.directory(), size)
+                let path = changes::open_or_create(&assets.changes, keep.directory(), size)
                     .map_err(host("make the disk for the container's changes"))?;
                 Some(open_disk(&path).map_err(disk)?)
             }

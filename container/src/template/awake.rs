@@ -56,7 +56,8 @@ pub fn rest(connection: &mut Connection) -> Result<(), ConnectionError> {
     done(connection, START)
 }
 
-fn done(connection: &mut Connection, limit: Duration) -> Result<(), ConnectionError> {
+/// Waits for the agent to say that it has done it.
+pub(super) fn done(connection: &mut Connection, limit: Duration) -> Result<(), ConnectionError> {
     match connection.receive_within(limit)? {
         Reply::Done => Ok(()),
         Reply::Failed(failure) => Err(ConnectionError::Refused(failure.message)),

@@ -3,7 +3,7 @@
 //!
 //! A template has no container and no disk but the agent's root. What a container has is put into slots of the VM that
 //! goes on, which are there in the order in which a VM that boots has its disks, so that their devices have the same
-//! names.
+//! names. Of such a template others are made, each for containers of one image: see [`Root`].
 //!
 //! ```text
 //! $MVM_DATA_DIR/templates/       0700; `lock` is held while one is made
@@ -16,6 +16,7 @@
 
 mod awake;
 mod make;
+mod root;
 mod shape;
 mod touched;
 
@@ -34,9 +35,10 @@ use thiserror::Error;
 use vmm::{SavedVm, Snapshot, SnapshotError};
 
 pub use self::awake::awake;
+pub use self::root::{Root, SLOTS_OF_ROOT};
 pub use self::shape::{Shape, as_saved};
 
-use self::make::fill;
+use self::root::RootKey;
 use crate::assets::Assets;
 use crate::connection::ConnectionError;
 use crate::options::RunOptions;
@@ -44,7 +46,7 @@ use crate::run::RunError;
 
 /// The version of a template's files.
 const FORMAT: u32 = 1;
-/// How many templates are kept; those that were not used for longest go.
+/// How many templates of each level are kept; those that were not used for longest go.
 const MOST: usize = 8;
 /// The most bytes of a manifest, and of a state.
 const MAX_MANIFEST: u64 = 64 << 10;
@@ -57,8 +59,7 @@ const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const TOUCHED: &str = "touched";
-/// Those that have digests.
-const FILES: [&str; 2] = [STATE, MEMORY];
+const CHANGES: &str = "changes.templates";
 const LOCK: &str = "lock";
 
 /// What tells whether a file is as it was.
@@ -88,6 +89,9 @@ impl Facts {
 struct Key {
     format: u32,
     shape: Shape,
+    /// The root that is mounted in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    root: Option<RootKey>,
     /// mvm itself, and what the guest is made of.
     files: [Facts; 3],
     /// The host's kernel.
@@ -97,16 +101,41 @@ struct Key {
 }
 
 impl Key {
-    fn new(assets: &Assets, shape: Shape) -> io::Result<Self> {
+    fn new(assets: &Assets, shape: Shape, root: Option<&Root>) -> io::Result<Self> {
         let program = Path::new("/proc/self/exe");
         let system = rustix::system::uname();
         Ok(Self {
             format: FORMAT,
             shape,
+            root: root.map(|root| root.key(assets)).transpose()?,
             files: [Facts::of(program)?, Facts::of(&assets.kernel)?, Facts::of(&assets.root)?],
             host: format!("{} {}", system.release().to_string_lossy(), system.version().to_string_lossy()),
             processor: vmm::processor_identity(),
         })
+    }
+}
+
+/// Those that have digests, in a template with this key.
+fn files(key: &Key) -> &'static [&'static str] {
+    if key.root.is_some() { &[STATE, MEMORY, CHANGES] } else { &[STATE, MEMORY] }
+}
+
+/// What a container's VM goes on from.
+#[derive(Debug)]
+pub struct Template {
+    /// What the VM has in common with others.
+    pub shape: Shape,
+    /// Its state and memory.
+    pub snapshot: Snapshot,
+    /// The templates of the disk for changes, if the container's root is mounted.
+    pub changes: Option<File>,
+}
+
+impl Template {
+    /// The file of templates with the disk for changes, by a path that leads to it whatever takes the place of the
+    /// template's directory; `None` if the container's root is not mounted.
+    pub fn templates_of_disk(&self) -> Option<PathBuf> {
+        self.changes.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
     }
 }
 
@@ -174,6 +203,8 @@ pub struct Listed {
     pub name: String,
     /// What its VMs have in common; `None` where it is damaged, or another version's.
     pub shape: Option<Shape>,
+    /// The ID of the image that it is for; `None` for those that are for all.
+    pub image: Option<String>,
     /// Bytes on the disk.
     pub bytes: u64,
     /// When it was last used.
@@ -191,15 +222,20 @@ impl Templates {
         Ok(Self { base: data.join("templates") })
     }
 
-    /// The state of the template for VMs of `shape`, made with `assets` on this host; `None` where there is none, or
+    /// The template for VMs of `shape`, with this `root`, made with `assets` on this host; `None` where there is none, or
     /// one of something else.
     ///
     /// # Errors
     ///
     /// [`TemplateError`]: it is damaged.
-    pub fn open(&self, assets: &Assets, shape: Shape) -> Result<Option<Snapshot>, TemplateError> {
+    pub fn open(
+        &self,
+        assets: &Assets,
+        shape: Shape,
+        root: Option<&Root>,
+    ) -> Result<Option<Template>, TemplateError> {
         // One directory, whatever takes its place meanwhile.
-        let opened = match File::open(self.base.join(shape.name())) {
+        let opened = match File::open(self.base.join(name_of(shape, root))) {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(host("read a template")(error)),
@@ -210,7 +246,7 @@ impl Templates {
         else {
             return Ok(None);
         };
-        let key = Key::new(assets, shape).map_err(host("look at what templates are made of"))?;
+        let key = Key::new(assets, shape, root).map_err(host("look at what templates are made of"))?;
         if !serde_json::from_slice(&manifest).is_ok_and(|made_of: Key| made_of == key) {
             return Ok(None);
         }
@@ -220,17 +256,21 @@ impl Templates {
         ) else {
             return Ok(None);
         };
+        let changes = root.map(|_| File::open(directory.join(CHANGES))).transpose();
+        let Ok(changes) = changes else { return Ok(None) };
         // By which it is known which were not used for long.
         let _ = opened.set_modified(SystemTime::now());
         let state = SavedVm::decode(&state)?;
         state.check_memory(&memory)?;
         // Without it, it takes longer.
         let touched = read(&directory.join(TOUCHED), MAX_TOUCHED).ok().flatten().unwrap_or_default();
-        Ok(Some(Snapshot { touched: touched::decode(&touched), ..Snapshot::new(state, memory) }))
+        let snapshot = Snapshot { touched: touched::decode(&touched), ..Snapshot::new(state, memory) };
+        Ok(Some(Template { shape, snapshot, changes }))
     }
 
-    /// Makes the template for VMs of `shape`, unless another process makes one for longer than `patience`: whether
-    /// it is made, with what gives the digests of its files. This process has one thread yet.
+    /// Makes the template for VMs of `shape`, or, with a `root`, the one that has it mounted, of the other one, which is
+    /// made where it is not there. Another process that makes one is waited for, up to `patience`. Returns whether it is
+    /// made, with what gives the digests of its files. This process has one thread yet.
     ///
     /// # Errors
     ///
@@ -238,7 +278,7 @@ impl Templates {
     pub fn make(
         &self,
         assets: &Assets,
-        shape: Shape,
+        (shape, root): (Shape, Option<&Root>),
         options: &RunOptions,
         patience: Duration,
         digest: Digest<'_>,
@@ -256,23 +296,46 @@ impl Templates {
             // A lock of flock(2) is not waited for with a deadline but so.
             std::thread::sleep(LOOK);
         }
+        let first = |new: &Path| make::fill(new, assets, shape, options, digest);
+        if let Some(root) = root {
+            let open = || self.open(assets, shape, None).ok().flatten();
+            let opened = match open() {
+                None => self.place(&name_of(shape, None), first).map(|()| open())?,
+                opened => opened,
+            };
+            let gone = || host("make a template")(io::ErrorKind::NotFound.into());
+            let from = opened.ok_or_else(gone)?.snapshot;
+            self.place(&name_of(shape, Some(root)), |new| {
+                root::fill(new, (assets, shape, root), from, options, digest)
+            })?;
+        } else {
+            self.place(&name_of(shape, None), first)?;
+        }
+        self.forget(MOST);
+        Ok(true)
+    }
+
+    /// Has a template made in a new directory, which is called `name` when it is whole.
+    fn place(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&Path) -> Result<(), TemplateError>,
+    ) -> Result<(), TemplateError> {
         let new = self.base.join("new");
         // What a killed process has left.
         let _ = fs::remove_dir_all(&new);
         make_directory(&new).map_err(host("make a template's directory"))?;
-        let made = fill(&new, assets, shape, options, digest).and_then(|()| {
+        let made = fill(&new).and_then(|()| {
             // After a crash of the host, a name can be there without what is in its files.
             sync_files(&new).map_err(host("write a template"))?;
-            let place = self.base.join(shape.name());
+            let place = self.base.join(name);
             let _ = fs::remove_dir_all(&place);
             fs::rename(&new, place).map_err(host("name a template"))
         });
         if made.is_err() {
             let _ = fs::remove_dir_all(&new);
         }
-        made?;
-        self.forget(MOST);
-        Ok(true)
+        made
     }
 
     /// All of them, the last used first.
@@ -292,18 +355,26 @@ impl Templates {
         self.all().into_iter().map(looked).collect()
     }
 
-    /// Removes all but the `kept` that were used last, and returns those that are gone. VMs that run from one have its
-    /// memory as long as they run.
+    /// Removes all but the `kept` of each level that were used last, and those of images that are gone; returns what it
+    /// has removed. VMs that run from one have its memory as long as they run.
     pub fn forget(&self, kept: usize) -> Vec<Listed> {
-        let mut all = self.all();
-        let gone = all.split_off(kept.min(all.len()));
+        let (of_images, others): (Vec<_>, Vec<_>) =
+            self.all().into_iter().partition(|template| template.image.is_some());
+        let (of_images, mut gone): (Vec<_>, Vec<_>) =
+            of_images.into_iter().partition(|template| !self.is_gone(&template.name));
+        gone.extend(of_images.into_iter().skip(kept).chain(others.into_iter().skip(kept)));
         gone.iter().for_each(|template| self.remove(&template.name));
         gone
     }
 
-    /// Removes the template for VMs of `shape`, as one that can't be used.
-    pub fn discard(&self, shape: Shape) {
-        self.remove(&shape.name());
+    /// Whether the image of the template `name` is not there any more.
+    fn is_gone(&self, name: &str) -> bool {
+        key_in(&self.base.join(name)).and_then(|key| key.root).is_some_and(|root| root.is_gone())
+    }
+
+    /// Removes the template for VMs of `shape` with this `root`, as one that can't be used.
+    pub fn discard(&self, shape: Shape, root: Option<&Root>) {
+        self.remove(&name_of(shape, root));
     }
 
     fn remove(&self, name: &str) {
@@ -319,17 +390,28 @@ impl Templates {
     }
 }
 
+/// The name of a template's directory.
+fn name_of(shape: Shape, root: Option<&Root>) -> String {
+    root.map_or_else(|| shape.name(), |root| format!("{}-{}", shape.name(), root.name()))
+}
+
+/// What the template in `directory` was made of.
+fn key_in(directory: &Path) -> Option<Key> {
+    let manifest = read(&directory.join(MANIFEST), MAX_MANIFEST).ok().flatten()?;
+    serde_json::from_slice(&manifest).ok()
+}
+
 fn listed(directory: &Path) -> Option<Listed> {
     let data = fs::symlink_metadata(directory).ok().filter(fs::Metadata::is_dir)?;
     let path = directory.join(MANIFEST);
     // Without it it is none, or not made yet; with one that can't be read it is damaged.
     fs::symlink_metadata(&path).ok()?;
-    let manifest = read(&path, MAX_MANIFEST).ok().flatten();
-    let made_of: Option<Key> = manifest.and_then(|manifest| serde_json::from_slice(&manifest).ok());
-    let bytes = FILES.iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
+    let made_of = key_in(directory);
+    let bytes = [STATE, MEMORY, CHANGES].iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
     Some(Listed {
         name: directory.file_name()?.to_str()?.to_owned(),
-        shape: made_of.map(|key| key.shape),
+        shape: made_of.as_ref().map(|key| key.shape),
+        image: made_of.and_then(|key| key.root).map(|root| root.image().to_owned()),
         bytes: bytes.map(|data| data.blocks().saturating_mul(512)).sum(),
         used: data.modified().ok()?,
     })
@@ -340,10 +422,10 @@ fn verify(directory: &Path, digest: Digest<'_>) -> Verified {
     let Ok(Some(manifest)) = read(&directory.join(MANIFEST), MAX_MANIFEST) else {
         return Verified::Altered(MANIFEST);
     };
-    let Ok(Manifest { digests, .. }) = serde_json::from_slice(&manifest) else {
+    let Ok(Manifest { digests, key }) = serde_json::from_slice(&manifest) else {
         return if is_others(&manifest) { Verified::Unknown } else { Verified::Altered(MANIFEST) };
     };
-    let mut files = FILES.into_iter().zip(digests.iter().map(Some).chain([None, None]));
+    let mut files = files(&key).iter().zip(digests.iter().map(Some).chain(std::iter::repeat(None)));
     let altered = files.find(|(name, digest_then)| {
         let now = File::open(directory.join(name)).and_then(|mut file| digest(&mut file));
         !now.is_ok_and(|now| *digest_then == Some(&now))
@@ -384,7 +466,7 @@ mod tests {
     fn fake(base: &Path, assets: &Assets, shape: Shape) -> PathBuf {
         let directory = base.join(shape.name());
         fs::create_dir_all(&directory).unwrap();
-        let key = Key::new(assets, shape).unwrap();
+        let key = Key::new(assets, shape, None).unwrap();
         fs::write(directory.join(MANIFEST), serde_json::to_vec(&key).unwrap()).unwrap();
         fs::write(directory.join(STATE), "state").unwrap();
         fs::write(directory.join(MEMORY), "memory").unwrap();
@@ -400,19 +482,76 @@ mod tests {
         fs::write(&assets.root, "root").unwrap();
         let templates = Templates { base: path("templates") };
         let shape = Shape { cpus: 1, memory: 1 << 30, ..Shape::default() };
-        assert!(templates.open(&assets, shape).unwrap().is_none());
+        assert!(templates.open(&assets, shape, None).unwrap().is_none());
         let directory = fake(&templates.base, &assets, shape);
         // It is looked at, and its state is none.
-        assert!(matches!(templates.open(&assets, shape), Err(TemplateError::State(_))));
-        assert!(templates.open(&assets, Shape { cpus: 2, ..shape }).unwrap().is_none());
+        assert!(matches!(templates.open(&assets, shape, None), Err(TemplateError::State(_))));
+        assert!(templates.open(&assets, Shape { cpus: 2, ..shape }, None).unwrap().is_none());
         fs::write(&assets.kernel, "another kernel").unwrap();
-        assert!(templates.open(&assets, shape).unwrap().is_none());
+        assert!(templates.open(&assets, shape, None).unwrap().is_none());
         fake(&templates.base, &assets, shape);
         fs::remove_file(directory.join(STATE)).unwrap();
-        assert!(templates.open(&assets, shape).unwrap().is_none());
+        assert!(templates.open(&assets, shape, None).unwrap().is_none());
         for manifest in [&b"{"[..], b"null", b"{\"format\":1}", &[b' '; (64 << 10) + 1]] {
             fs::write(directory.join(MANIFEST), manifest).unwrap();
-            assert!(templates.open(&assets, shape).unwrap().is_none());
+            assert!(templates.open(&assets, shape, None).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn a_template_of_an_image_is_of_use_as_long_as_the_image_is_there() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        let assets = Assets { kernel: "/dev/null".into(), root: "/dev/null".into(), changes: path("disks") };
+        fs::write(&assets.changes, "disks").unwrap();
+        let layer = path("layer");
+        fs::write(&layer, "layer").unwrap();
+        let disk = vec![vmm::Piece { path: layer.clone(), start: 0 }];
+        let image = crate::Image { id: format!("sha256:{:064}", 7), disk, ..crate::Image::default() };
+        let templates = Templates { base: path("templates") };
+        let shape = Shape { cpus: 1, memory: 1 << 30, ..Shape::default() };
+        let options = RunOptions::default();
+        let root = Root::of(&image, &options, true).unwrap();
+        let other = Root::of(&image, &options, false).unwrap();
+        let make = |root: &Root| {
+            let directory = templates.base.join(name_of(shape, Some(root)));
+            fs::create_dir_all(&directory).unwrap();
+            let key = Key::new(&assets, shape, Some(root)).unwrap();
+            let manifest = Manifest { key, digests: Vec::new() };
+            fs::write(directory.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
+            for name in [STATE, MEMORY, CHANGES] {
+                fs::write(directory.join(name), name).unwrap();
+            }
+        };
+        fake(&templates.base, &assets, shape);
+        make(&root);
+        assert_eq!(name_of(shape, Some(&root)), "1c-1024m-none-000000000000-rm");
+        let open = |root| templates.open(&assets, shape, Some(root));
+        // It is looked at, and its state is none.
+        assert!(matches!(open(&root), Err(TemplateError::State(_))));
+        assert!(open(&other).unwrap().is_none());
+        make(&other);
+        assert!(matches!(open(&other), Err(TemplateError::State(_))));
+        let all = templates.all();
+        let of_images = all.iter().filter(|template| template.image.as_ref() == Some(&image.id));
+        assert_eq!((all.len(), of_images.count()), (3, 2));
+        // Of each level so many are kept.
+        assert_eq!(templates.forget(1).len(), 1);
+        make(&root);
+        make(&other);
+        fs::remove_file(templates.base.join(name_of(shape, Some(&other))).join(CHANGES)).unwrap();
+        assert!(open(&other).unwrap().is_none());
+        // Another file in its place is another image.
+        fs::write(&layer, "another layer").unwrap();
+        assert!(open(&root).unwrap().is_none());
+        assert_eq!(templates.forget(MOST).len(), 2);
+        assert_eq!(templates.all().len(), 1);
+        for options in [
+            RunOptions { privileged: true, ..RunOptions::default() },
+            RunOptions { read_only: true, ..RunOptions::default() },
+            RunOptions { storage: crate::Storage::Disk(1 << 30), ..RunOptions::default() },
+        ] {
+            assert_eq!(Root::of(&image, &options, true), None);
         }
     }
 
@@ -434,12 +573,12 @@ mod tests {
         assert_eq!(verified(), [Verified::Unknown]);
         let write = |digests: &[&str]| {
             let digests = digests.iter().map(|digest| (*digest).to_owned()).collect();
-            let manifest = Manifest { key: Key::new(&assets, shape).unwrap(), digests };
+            let manifest = Manifest { key: Key::new(&assets, shape, None).unwrap(), digests };
             fs::write(directory.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
         };
         write(&["digest of state", "digest of memory"]);
         assert_eq!(verified(), [Verified::Whole]);
-        assert!(matches!(templates.open(&assets, shape), Err(TemplateError::State(_))));
+        assert!(matches!(templates.open(&assets, shape, None), Err(TemplateError::State(_))));
         fs::write(directory.join(MEMORY), "memorx").unwrap();
         assert_eq!(verified(), [Verified::Altered(MEMORY)]);
         write(&["digest of state"]);

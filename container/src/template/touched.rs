@@ -1,17 +1,20 @@
 //! Which pages of a template's memory a VM uses as soon as it goes on: one goes on from it once, and is looked at.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use agent_protocol::{Reply, Request};
-use instance::{Identity, VmId};
-use vmm::{Disk, FromVm, ImageFormat, Order, SavedVm, Snapshot, Split, Touched, VmConfig, VmProcess};
+use instance::VmId;
+use instance::keeper::Tie;
+use vmm::{Disk, FromVm, ImageFormat, SavedVm, Snapshot, Touched, VmProcess};
 
 use super::awake::awake;
+use super::make::Making;
+use super::root::Root;
 use super::{MAX_STATE, MEMORY, STATE, Shape, TemplateError, host, read};
 use crate::assets::Assets;
 use crate::changes;
@@ -21,53 +24,57 @@ use crate::machine::VSOCK;
 use crate::mounts::Prepared;
 use crate::options::{RunOptions, Storage};
 use crate::pod::open_disk;
-use crate::run::{LAST_WORDS, RunError};
+use crate::run::RunError;
 use crate::session::{START, Said, SessionError, put};
 use crate::spec::{container, filters, storage};
 
 const PAGE: u64 = 4096;
+/// The most bytes of /proc/PID/maps, which the process has as many of as it maps.
+const MAX_MAPS: u64 = 1 << 20;
 /// Of an entry of /proc/PID/pagemap: the page is there, and it is the file's and not a copy.
 const IS_PRESENT: u64 = 1 << 63;
 const IS_FILES: u64 = 1 << 61;
 
 /// The pages that a VM uses of the template in `directory`, which has no manifest yet, until a container has run in it;
-/// in that of a pod, until its agent is awake. This process has one thread.
+/// in that of a pod, until its agent is awake. Of an image, whose `root` is mounted in it, nothing is executed. This
+/// process has one thread.
 pub(super) fn look(
     directory: &Path,
-    assets: &Assets,
-    shape: Shape,
+    (assets, shape, root): (&Assets, Shape, Option<&Root>),
     options: &RunOptions,
 ) -> Result<Vec<Touched>, TemplateError> {
-    let reading = || host("read a template");
+    let (reading, looking) = (|| host("read a template"), || host("look at the pages of a VM"));
     let state = read(&directory.join(STATE), MAX_STATE).map_err(reading())?.unwrap_or_default();
     let memory = File::open(directory.join(MEMORY)).map_err(reading())?;
     let inode = memory.metadata().map_err(reading())?.ino();
     let snapshot = Some(Snapshot::new(SavedVm::decode(&state)?, memory));
-    let id = VmId::random().map_err(host("draw a random ID"))?;
-    let identity = Identity { id: Some(id.clone()), name: None, directory: Some(directory.to_owned()) };
-    // The pages of a process that is confined cannot be looked at. What runs in it is the agent alone.
-    let jail = jail::Mode::Off;
-    let config = VmConfig { jail, ..shape.machine(assets, options, directory, Vec::new(), &[]) };
-    let split = Split { until_open: Box::new(()), leave: Box::new(|| {}) };
-    let (log, user, start) = (None, None, Instant::now());
-    let order = Order { config: &config, identity: &identity, log, user, snapshot, split, start };
-    let (vm, _, ()) =
-        VmProcess::start_for(order, None, ()).map_err(host("make a process for the template's VM"))?;
-    let vm = Arc::new(vm);
-    let used = if shape.is_pod {
-        wake(&vm, directory, Vec::new()).map(drop)
-    } else {
-        run_container(&vm, directory, assets, &id, options)
+    let in_slots = match root {
+        Some(root) => root.disks(assets, directory)?,
+        None => Vec::new(),
     };
-    let looked = used.and_then(|()| pages(vm.pid(), inode).map_err(host("look at the pages of a VM")));
-    vm.kill();
-    vm.wait(LAST_WORDS);
-    looked
+    let machine = (assets, shape, options);
+    let (tell, told) = Tie::pair().map_err(looking())?;
+    // The pages of a process that is confined can't be looked at by others. It opens them itself before it is.
+    let leave = move || drop(send_pages(&tell));
+    let (making, told) = Making::start(directory, machine, in_slots, snapshot, leave, told)?;
+    let vm = &making.vm;
+    if shape.is_pod {
+        wake(vm, directory, Vec::new())?;
+    } else {
+        run_container(vm, directory, (assets, root), &making.id, options)?;
+    }
+    pages(&told, inode).map_err(looking())
+}
+
+/// Sends what says which pages this process has.
+fn send_pages(tell: &Tie) -> io::Result<()> {
+    let files = [File::open("/proc/self/maps")?, File::open("/proc/self/pagemap")?];
+    tell.send_with(&(), &files.each_ref().map(AsFd::as_fd))
 }
 
 /// Makes the VM one with `disks`.
-fn wake(vm: &VmProcess, directory: &Path, disks: Vec<Disk>) -> Result<Connection, TemplateError> {
-    let disks = put(vm, disks, &mut || said(vm)).map_err(outcome)?;
+pub(super) fn wake(vm: &VmProcess, directory: &Path, disks: Vec<Disk>) -> Result<Connection, TemplateError> {
+    let disks = put(vm, disks, 0, &mut || said(vm)).map_err(outcome)?;
     Ok(awake(&directory.join(VSOCK), disks, START)?)
 }
 
@@ -89,27 +96,33 @@ fn outcome(error: SessionError) -> TemplateError {
     RunError::Session(Box::new(error)).into()
 }
 
-/// Runs a container as `mvm run` does, to its end. Its image is the agent's own disk.
+/// Runs a container as `mvm run` does, to its end. Its image is the agent's own disk, unless there is a `root`; its program
+/// is the agent.
 fn run_container(
     vm: &VmProcess,
     directory: &Path,
-    assets: &Assets,
+    (assets, root): (&Assets, Option<&Root>),
     id: &VmId,
     options: &RunOptions,
 ) -> Result<(), TemplateError> {
     let options = RunOptions { network: options.network.clone(), init: true, ..RunOptions::default() };
     let of_options = |error| TemplateError::from(RunError::from(error));
-    let mut disks = vec![Disk::open(&assets.root, true, ImageFormat::Raw)];
-    if let Storage::Disk(size) = storage(&options) {
-        let changes = changes::open_or_create(assets, directory, size);
-        disks.push(open_disk(&changes.map_err(host("make a disk for a container's changes"))?));
+    let mut disks = Vec::new();
+    if let (None, Storage::Disk(size)) = (root, storage(&options)) {
+        let changes = changes::open_or_create(&assets.changes, directory, size);
+        let changes = changes.map_err(host("make a disk for a container's changes"))?;
+        disks = vec![Disk::open(&assets.root, true, ImageFormat::Raw), open_disk(&changes)];
     }
     let disks: Result<_, _> = disks.into_iter().collect();
     let disks = disks.map_err(|error| RunError::Vm(devices::log::chain(&error)))?;
     let mut connection = wake(vm, directory, disks)?;
-    let command = ["/sbin/init", "--version"].map(ToOwned::to_owned).to_vec();
+    let program = if root.is_some() { "/proc/self/exe" } else { "/sbin/init" };
+    let command = [program, "--version"].map(ToOwned::to_owned).to_vec();
     let image = ImageConfig { command, ..ImageConfig::default() };
     let mut container = container(id.as_str(), &image, &options, &Prepared::default()).map_err(of_options)?;
+    if let Some(root) = root {
+        container.writable = root.writable();
+    }
     container.process.seccomp = filters(&options).map_err(of_options)?;
     connection.send(&Request::Start(Box::new(container)))?;
     loop {
@@ -122,10 +135,12 @@ fn run_container(
     }
 }
 
-/// The pages that the process `pid` has of the file with that inode.
-fn pages(pid: u32, inode: u64) -> io::Result<Vec<Touched>> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let entries = File::open(format!("/proc/{pid}/pagemap"))?;
+/// The pages that the process that has called [`send_pages`] has of the file with that inode.
+fn pages(told: &Tie, inode: u64) -> io::Result<Vec<Touched>> {
+    let received = told.receive_with_by::<()>(Instant::now() + START)?;
+    let files = received.map(|((), files)| files).unwrap_or_default();
+    let Ok([maps, entries]) = <[_; 2]>::try_from(files) else { return Err(io::ErrorKind::NotFound.into()) };
+    let (maps, entries) = (io::read_to_string(File::from(maps).take(MAX_MAPS))?, File::from(entries));
     let mut runs = Vec::new();
     for (start, end, place) in maps.lines().filter_map(|line| mapping(line, inode)) {
         let pages = usize::try_from(end.saturating_sub(start) / PAGE).map_err(io::Error::other)?;
@@ -137,14 +152,17 @@ fn pages(pid: u32, inode: u64) -> io::Result<Vec<Touched>> {
     Ok(runs)
 }
 
-/// Where a line of /proc/PID/maps says that the file with that inode is mapped: from, to, and the place in the file.
+/// Where a line of /proc/PID/maps says that the memory is mapped, as the file with that inode or as what a VM shares:
+/// from, to, and the place in the file.
 fn mapping(line: &str, inode: u64) -> Option<(u64, u64, u64)> {
     let mut words = line.split_ascii_whitespace();
     let (from, to) = words.next()?.split_once('-')?;
     let place = words.nth(1)?;
     let hex = |text| u64::from_str_radix(text, 16).ok();
     let found = words.nth(1)?.parse::<u64>().ok()?;
-    (found == inode).then_some((hex(from)?, hex(to)?, hex(place)?))
+    let name = words.next().and_then(|path| path.strip_prefix("/memfd:"));
+    let is_memory = found == inode || name == Some(vmm::SHARED_MEMORY);
+    is_memory.then_some((hex(from)?, hex(to)?, hex(place)?))
 }
 
 /// Adds the pages at `place` and behind it to `runs`, as the entries of /proc/PID/pagemap say.
@@ -223,7 +241,9 @@ mod tests {
         };
         // SAFETY: the page is in the mapping.
         unsafe { start.add(3 << 12).write_volatile(9) };
-        let runs = pages(std::process::id(), file.metadata().unwrap().ino()).unwrap();
+        let (told, tell) = Tie::pair().unwrap();
+        send_pages(&tell).unwrap();
+        let runs = pages(&told, file.metadata().unwrap().ino()).unwrap();
         let written: Vec<_> = runs.iter().filter(|run| run.is_written).collect();
         assert_eq!(written, [&Touched { place: 7 * PAGE, bytes: PAGE, is_written: true }], "{runs:?}");
     }

@@ -1,6 +1,7 @@
 //! Containers whose VMs go on from a template.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,16 +24,34 @@ impl Warm {
     }
 
     /// When templates are made and used.
-    fn configure(&self, templates: &str) {
+    pub fn configure(&self, templates: &str) {
         fs::create_dir_all(self.0.path().join("mvm")).unwrap();
         fs::write(self.0.path().join("mvm/config.toml"), format!("templates = {templates:?}")).unwrap();
     }
 
-    fn mvm(&self, arguments: &[&str]) -> Command {
+    pub fn mvm(&self, arguments: &[&str]) -> Command {
         let mut command = stores().mvm();
         command.env("MVM_DATA_DIR", self.0.path()).env("XDG_CONFIG_HOME", self.0.path());
         command.env_remove("MVM_COLD").args(arguments);
         command
+    }
+
+    /// Where the templates and containers are.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Waits until a process in the background has made a template, so that `is_there`.
+    pub fn wait_until(&self, deadline: Instant, is_there: impl Fn() -> bool) {
+        // Who makes one has the lock meanwhile. To ask all the time would leave it no processor: it makes room for all
+        // others.
+        let lock = fs::OpenOptions::new().write(true).open(self.0.path().join("templates/lock")).unwrap();
+        while !is_there() {
+            assert!(Instant::now() < deadline, "no template is made");
+            std::thread::sleep(Duration::from_secs(1));
+            flock(&lock, FlockOperation::LockExclusive).unwrap();
+            flock(&lock, FlockOperation::Unlock).unwrap();
+        }
     }
 
     /// Runs mvm with these arguments, and returns what it prints.
@@ -262,15 +281,7 @@ fn a_template_that_is_damaged_or_of_something_else_is_not_used() {
     // In the background, once a container has found none.
     warm.configure("auto");
     run(false);
-    // Who makes one has the lock meanwhile. To ask all the time would leave it no processor: it makes room for all others.
-    let lock = fs::OpenOptions::new().write(true).open(warm.0.path().join("templates/lock")).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while listed().is_empty() {
-        assert!(Instant::now() < deadline, "no template is made");
-        std::thread::sleep(Duration::from_secs(1));
-        flock(&lock, FlockOperation::LockExclusive).unwrap();
-        flock(&lock, FlockOperation::Unlock).unwrap();
-    }
+    warm.wait_until(Instant::now() + Duration::from_secs(120), || !listed().is_empty());
     run(true);
     warm.configure("off");
     run(false);
