@@ -71,7 +71,9 @@ def measure_warm(job):
         "cold, folder": shared,
     }
     build = [job["mvm"], "template", "build", "--network", "none"]
-    for load in [*loads, build, [*build, "--folders"], [*build, "-m", LIMIT]]:
+    of_image = ["--rm", IMAGE]
+    builds = [[*build, *of_image], [*build, "--folders", *of_image], [*build, "-m", LIMIT, IMAGE]]
+    for load in [*loads, *builds]:
         subprocess.run(load, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     whole = {name: [] for name in runs}
     for counts, name, command in in_turns(runs, job["runs"]):

@@ -90,8 +90,8 @@ def measure_faults(job):
         run("mount", "-t", "debugfs", "none", DEBUG)
     _, loads = commands(job, "true")
     run(*loads[0], **QUIETLY)
-    run(job["mvm"], "template", "build", "--network", "none", **QUIETLY)
-    [touched] = glob.glob(os.path.join(os.environ["MVM_DATA_DIR"], "templates", "*", "touched"))
+    run(job["mvm"], "template", "build", "--network", "none", IMAGE, **QUIETLY)
+    [touched] = glob.glob(os.path.join(os.environ["MVM_DATA_DIR"], "templates", "*none-*", "touched"))
     away = os.path.join(job["work"], "touched")
     start = ["env", "-u", "MVM_COLD", job["mvm"], "run", "-d", "--network", "none", "--name", "bench", IMAGE, "sleep", "100000"]
     counted = {"prefetch": [], "lazy": []}
