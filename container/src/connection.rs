@@ -357,7 +357,7 @@ mod tests {
     #[case(VERSION, None)]
     #[case(0, Some("have version 0, and this mvm knows none before 3: use"))]
     #[case(OLDEST - 1, Some("knows none before 3"))]
-    #[case(VERSION + 1, Some("knows none after 6: use the mvm that has started the VM, or a newer one"))]
+    #[case(VERSION + 1, Some("knows none after 7: use the mvm that has started the VM, or a newer one"))]
     #[case(u32::MAX, Some("have version 4294967295, and"))]
     fn agents_of_other_versions_are_talked_to_or_named(#[case] version: u32, #[case] says: Option<&str>) {
         let (near, mut far) = UnixStream::pair().unwrap();

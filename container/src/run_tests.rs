@@ -10,6 +10,9 @@ use serde_json::json;
 
 use super::*;
 
+/// Bytes of a pipe.
+const PIPE: usize = 4096;
+
 /// A process that does not end by itself, and what it says.
 #[expect(clippy::zombie_processes, reason = "it is waited for by its descriptor")]
 fn taken_over() -> (Arc<VmProcess>, Tie) {
@@ -24,6 +27,8 @@ fn kept(vm: &Arc<VmProcess>) -> Result<Ended, RunError> {
     // No process reads it.
     let (_stop, asked) = io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&asked, true).unwrap();
+    // As small as one can be: it is full sooner than a keeper hears so many presses.
+    rustix::pipe::fcntl_setpipe_size(&asked, PIPE).unwrap();
     let (to_session, _said) = sync_channel(1);
     listen(vm, (&receiver, &to_session), &asked, &Timing::starting_at(Instant::now()))
 }
@@ -53,7 +58,7 @@ fn one_that_closes_its_socket_and_lives_on_is_killed() {
 fn a_flood_of_requests_is_taken_as_one_and_its_end_is_seen() {
     let (vm, theirs) = taken_over();
     let flood = std::thread::spawn(move || {
-        for _ in 0..200_000 {
+        for _ in 0..PIPE + 1000 {
             let _ = send(theirs.as_fd(), b"\"Pressed\"", SendFlags::empty());
         }
         let end = VmEnd::without_a_word(None, "x".repeat(60_000));
