@@ -214,10 +214,9 @@ pub fn go_to_the_background(messages: BorrowedFd<'_>) -> io::Result<()> {
 /// Those of the system calls.
 pub fn leave_the_terminal() -> io::Result<()> {
     // As long as the terminal is this session's.
-    let stderr = io::stderr();
-    if stderr.is_terminal() {
-        let own = write_only(stderr.as_fd())
-            .or_else(|_| rustix::fs::open("/dev/null", WRITE_ONLY, Mode::empty()))?;
+    let [_, _, errors] = standard_streams();
+    if errors.is_terminal() {
+        let own = write_only(errors).or_else(|_| rustix::fs::open("/dev/null", WRITE_ONLY, Mode::empty()))?;
         become_standard(own.as_fd(), 2)?;
     }
     // It fails where this process leads a group already.
@@ -227,6 +226,13 @@ pub fn leave_the_terminal() -> io::Result<()> {
     become_standard(null.as_fd(), 1)?;
     Inherited::find().close();
     Ok(())
+}
+
+/// Standard input, output and error, to be looked at: what is written goes by the log.
+pub fn standard_streams() -> [BorrowedFd<'static>; 3] {
+    // SAFETY: they are open for as long as the process lives, as Rust's start-up code opens what was closed, and only
+    // replaced.
+    [0, 1, 2].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
 }
 
 /// How a terminal is opened to be written to.

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fs::OpenOptions;
 use std::io::{self, PipeReader, Read};
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -13,7 +13,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use devices::virtio::rate_limit::Pace;
-use instance::keeper::{Child, Tie, adopt_orphans, end_orphans};
+use instance::keeper::{Child, Tie, adopt_orphans, end_orphans, standard_streams};
 use instance::{Identity, Instance};
 use jail::Report;
 use jail::seccomp::Violation;
@@ -474,8 +474,7 @@ pub struct Files {
 /// Whether one of the standard streams is the terminal of this session: a process that is not in the group which has
 /// that can't read it, and a shell stops and continues groups.
 fn has_terminal() -> bool {
-    let is_ours = |stream: BorrowedFd<'_>| rustix::termios::tcgetpgrp(stream).is_ok();
-    is_ours(io::stdin().as_fd()) || is_ours(io::stdout().as_fd()) || is_ours(io::stderr().as_fd())
+    standard_streams().iter().any(|stream| rustix::termios::tcgetpgrp(stream).is_ok())
 }
 
 /// The line for the user about a process that was ended by a system call.
