@@ -162,10 +162,8 @@ impl Child {
     /// The same. What it has left in the group that it leads, if it leads one, is killed.
     pub fn wait_with_group(&self, limit: Option<Duration>) -> Option<u8> {
         self.wait_and(limit, || {
-            // All at once: what is copied meanwhile is killed as well.
-            if getpgid(Some(self.pid)) == Ok(self.pid) {
-                let _ = kill_process_group(self.pid, Signal::KILL);
-            }
+            // All at once: what is copied meanwhile is killed as well. No other group has its number as long as it has.
+            let _ = kill_process_group(self.pid, Signal::KILL);
         })
     }
 

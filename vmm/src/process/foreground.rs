@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::keeper_side::{Taken, VmProcess};
 use super::messages::{Failure, FromVm};
+use super::ready::Ready;
 use crate::supervisor::{ORDERLY_END, SAME_REQUEST};
 use crate::{ExitReason, FORCED_END, Limits};
 
@@ -66,7 +67,7 @@ impl Keeping {
         let mut request = Request::new(limits, start);
         let (mut removal, mut terminal) = (removal, None);
         let outcome = loop {
-            wait(&vm, &signals, removal.as_ref(), terminal.as_ref(), request.next());
+            let ready = wait(&vm, &signals, removal.as_ref(), terminal.as_ref(), request.next());
             let now = Instant::now();
             while let Some(signal) = signals.next() {
                 vm.signal(signal);
@@ -77,10 +78,8 @@ impl Keeping {
             }
             look_for_directory(&mut removal);
             terminal.iter_mut().for_each(Terminal::look);
-            if !vm.is_ready(false) {
-                continue;
-            }
-            match vm.take() {
+            let Some(ready) = ready else { continue };
+            match vm.take(ready) {
                 Taken::Said(FromVm::Built) => {
                     terminal = reads_stdin.then(Terminal::enter).flatten();
                     on_progress(Progress::Built);
@@ -106,24 +105,24 @@ impl Keeping {
     }
 }
 
-/// Waits until there is something to do.
+/// Waits until there is something to do; returns whether it is of the VM's process.
 fn wait(
     vm: &VmProcess,
     signals: &Signals,
     removal: Option<&RemovalWatch>,
     terminal: Option<&Terminal>,
     next: Option<Instant>,
-) {
+) -> Option<Ready> {
     let left = next.map(|next| next.saturating_duration_since(Instant::now()));
     let look = terminal.filter(|terminal| !terminal.is_ours).map(|_| LOOK_AGAIN);
     let timeout = left.into_iter().chain(look).min();
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    let mut fds = Vec::from(vm.ready());
+    let mut fds = Vec::from(vm.polled());
     fds.push(PollFd::new(signals, PollFlags::IN));
     fds.extend(removal.map(|removal| PollFd::new(removal, PollFlags::IN)));
     fds.extend(terminal.map(|terminal| PollFd::new(&terminal.resumed, PollFlags::IN)));
-    // Interrupted or failed, what there is to do is looked for all the same.
-    let _ = poll(&mut fds, timeout.as_ref());
+    // Interrupted or failed, what else there is to do is looked for all the same.
+    poll(&mut fds, timeout.as_ref()).ok().and_then(|_| Ready::of(&fds))
 }
 
 fn look_for_directory(removal: &mut Option<RemovalWatch>) {

@@ -17,10 +17,12 @@ use instance::keeper::{Child, Tie, adopt_orphans, end_orphans, standard_streams}
 use instance::{Identity, Instance};
 use jail::Report;
 use jail::seccomp::Violation;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::messages::{Failure, Fault, FromVm, Message, ToVm};
+use super::ready::Ready;
 use super::started;
 use super::vm_side::{Means, run};
 use crate::background::COPYING_THREAD;
@@ -249,7 +251,7 @@ impl VmProcess {
     /// Waits for what it says; `None` when it has ended. One that says what can't be understood is killed.
     pub fn receive(&self) -> Option<FromVm> {
         loop {
-            match self.take() {
+            match self.take(self.wait_for_message()) {
                 Taken::Handled => {}
                 Taken::Said(said) => return Some(said),
                 Taken::Ended => return None,
@@ -257,22 +259,26 @@ impl VmProcess {
         }
     }
 
-    /// What is readable when it says something, or has ended.
-    pub(super) fn ready(&self) -> [PollFd<'_>; 2] {
+    /// What is polled for [`Ready`].
+    pub(super) fn polled(&self) -> [PollFd<'_>; 2] {
         [PollFd::new(&self.tie, PollFlags::IN), PollFd::new(&self.child, PollFlags::IN)]
     }
 
-    /// Whether it has said something, or has ended; where it `waits`, when that is so.
-    pub(super) fn is_ready(&self, waits: bool) -> bool {
-        let limit = (!waits).then(Timespec::default);
-        poll(&mut self.ready(), limit.as_ref()).is_ok_and(|ready| ready > 0)
+    /// Waits until there is a message.
+    pub(super) fn wait_for_message(&self) -> Ready {
+        loop {
+            let mut polled = self.polled();
+            let ready = poll(&mut polled, None).ok().and_then(|_| Ready::of(&polled));
+            if let Some(ready) = ready {
+                return ready;
+            }
+        }
     }
 
-    /// Waits for one message, and before that until it may be read: one that was taken over says too much.
-    pub(super) fn take(&self) -> Taken {
+    /// Takes one message. It waits until that may be read, as one that was taken over says too much.
+    pub(super) fn take(&self, ready: Ready) -> Taken {
         self.pace.keep();
-        while !self.is_ready(true) {}
-        if self.child.has_ended() {
+        if ready.needs_hang_up() {
             // Copies of it may have its end open, and say something without end.
             self.tie.hang_up();
         }
@@ -474,7 +480,10 @@ pub struct Files {
 /// Whether one of the standard streams is the terminal of this session: a process that is not in the group which has
 /// that can't read it, and a shell stops and continues groups.
 fn has_terminal() -> bool {
-    standard_streams().iter().any(|stream| rustix::termios::tcgetpgrp(stream).is_ok())
+    // Where the session has none, none of them is.
+    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/tty", flags, Mode::empty()).is_ok()
+        && standard_streams().iter().any(|stream| rustix::termios::tcgetpgrp(stream).is_ok())
 }
 
 /// The line for the user about a process that was ended by a system call.

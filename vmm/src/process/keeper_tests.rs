@@ -115,17 +115,17 @@ fn a_new_console_file_has_the_mode_of_the_old_one_whatever_the_vm_says() {
     let (ours, theirs) = Tie::pair().unwrap();
     let vm = VmProcess::with_console(ours, child, path.clone());
     theirs.send(&Message::Confined { report: Report::default(), helpers: Vec::new() }).unwrap();
-    assert!(matches!(vm.take(), Taken::Handled));
+    assert!(matches!(vm.take(vm.wait_for_message()), Taken::Handled));
     let file = path.metadata().unwrap();
     let full = json!({ "NewConsole": { "device": file.dev(), "inode": file.ino(), "mode": 0o777 } });
     theirs.send(&full).unwrap();
-    assert!(matches!(vm.take(), Taken::Handled));
+    assert!(matches!(vm.take(vm.wait_for_message()), Taken::Handled));
     assert_eq!(std::fs::read(directory.path().join("console.1")).unwrap(), b"old");
     assert_eq!(mode(&path), 0o640);
     // Another program has renamed it.
     std::fs::rename(&path, &moved).unwrap();
     theirs.send(&full).unwrap();
-    assert!(matches!(vm.take(), Taken::Handled));
+    assert!(matches!(vm.take(vm.wait_for_message()), Taken::Handled));
     assert_eq!((mode(&path), moved.exists()), (0o640, true));
     vm.kill();
 }

@@ -6,6 +6,7 @@ mod keeper_side;
 #[cfg(test)]
 mod keeper_tests;
 mod messages;
+mod ready;
 mod slots;
 mod started;
 mod vm_side;
