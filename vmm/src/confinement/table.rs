@@ -7,7 +7,6 @@ use jail::rule;
 use jail::seccomp::Argument::{Is, IsThisProcess, Lacks};
 use jail::seccomp::Rule;
 
-use crate::background::COPYING_THREAD;
 use crate::snapshot::CLONE_FLAGS;
 
 /// `PROT_EXEC` (mmap(2)).
@@ -263,7 +262,7 @@ pub const KINDS: &[(&str, &[Rule])] = &[
     ("vhost-user", VHOST_USER),
     ("console", CONSOLE),
     ("log", LOG),
-    (COPYING_THREAD, BACKGROUND),
+    ("background", BACKGROUND),
     ("supervisor", SUPERVISOR),
     ("keeper", KEEPER),
     ("slots", SLOTS),
