@@ -312,7 +312,7 @@ pub struct Start<'a> {
     pub options: &'a RunOptions,
     /// Its volumes, and folders and files of the host.
     pub mounts: &'a Prepared,
-    /// It has not run before: there is no disk for its changes yet.
+    /// It has not run before, and so has no changes.
     pub is_new: bool,
     /// It is removed when it ends.
     pub removes: bool,

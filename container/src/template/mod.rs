@@ -222,8 +222,8 @@ impl Templates {
         Ok(Self { base: data.join("templates") })
     }
 
-    /// The template for VMs of `shape`, with this `root`, made with `assets` on this host; `None` where there is none, or
-    /// one of something else.
+    /// The template for VMs of `shape`, with this `root`, made with `assets` on this host; `None` where there is none,
+    /// or one of something else.
     ///
     /// # Errors
     ///
@@ -268,9 +268,9 @@ impl Templates {
         Ok(Some(Template { shape, snapshot, changes }))
     }
 
-    /// Makes the template for VMs of `shape`, or, with a `root`, the one that has it mounted, of the other one, which is
-    /// made where it is not there. Another process that makes one is waited for, up to `patience`. Returns whether it is
-    /// made, with what gives the digests of its files. This process has one thread yet.
+    /// Makes the template for VMs of `shape`; with a `root`, the one in which that is mounted, for which the other one
+    /// is made first if it is missing. Another process that makes one is waited for, up to `patience`. Returns whether
+    /// it is made; `digest` gives the digests of its files. This process has one thread yet.
     ///
     /// # Errors
     ///
