@@ -412,11 +412,6 @@ impl VmProcess {
         self.tie.send(&ToVm::Eject { number, slot })
     }
 
-    /// The number of the process.
-    pub fn pid(&self) -> u32 {
-        self.child.id().unsigned_abs()
-    }
-
     /// Kills the process at once.
     pub fn kill(&self) {
         self.child.kill();
